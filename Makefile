@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+# One door to everything a developer does here; "make help" lists it.
+
+PYTHON ?= python3
+VENV := .venv
+# What to hand on, for example: make test ARGS="-k recover"
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL: # the order of the prerequisites is the order of the work
+.PHONY: help setup deps demo test check bench format clean root
+
+help: ## List these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
+
+setup: $(VENV)/tapster.stamp ## Make .venv, with Tapster in it (editable)
+
+deps: ## Install the Debian packages that tests and demo need (root)
+	@:$(if $(MISSING),$(need_root))
+	$(if $(MISSING),$(APT_INSTALL) $(MISSING))
+
+demo: root deps setup ## Show the race and its end, with real VMs (root)
+	$(VENV)/bin/python demo/race.py $(ARGS)
+
+test: root deps setup ## Run the tests; some of them: ARGS="-k recover" (root)
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+bench: root deps setup ## Measure Tapster beside the other ways (root)
+	$(VENV)/bin/python -m bench $(ARGS)
+
+check: setup ## Check format, lint, types, spelling, manual pages
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/codespell
+	mandoc -T lint -W warning man/*.1
+
+format: setup ## Format the code, mend what lint can mend
+	$(VENV)/bin/ruff check --fix --exit-zero
+	$(VENV)/bin/ruff format
+
+clean: ## Remove what the other targets made
+	rm -rf $(VENV) dist htmlcov .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Two stamps, so that an edit of pyproject.toml fetches nothing. After sudo, .venv goes
+# to the owner of the tree, who could not renew it otherwise.
+$(VENV)/tapster.stamp: pyproject.toml $(VENV)/requirements.stamp
+	$(PIP_INSTALL) --no-build-isolation --no-deps --editable .
+	@touch $@
+	$(if $(filter 0,$(UID)),@chown -hR --reference=. $(VENV))
+
+$(VENV)/requirements.stamp: requirements-dev.txt
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || $(GET_VENV)
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PIP_INSTALL) --require-hashes --requirement requirements-dev.txt
+	@touch $@
+
+PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+
+UID := $(shell id -u)
+need_root = $(if $(filter-out 0,$(UID)),$(error "make $(MAKECMDGOALS)" needs root; type: sudo make $(MAKECMDGOALS)))
+root:
+	@:$(need_root)
+
+PACKAGES = $(shell grep -o '^[a-z][a-z0-9.+-]*' debian-packages.txt)
+INSTALLED = $(shell dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(PACKAGES) 2>/dev/null | sed -n 's/^installed //p')
+MISSING = $(filter-out $(INSTALLED),$(PACKAGES))
+APT_INSTALL = apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq \
+	-o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=120 install --no-install-recommends
+# Debian's python3 comes without venv.
+GET_VENV = $(if $(filter 0,$(UID)),{ $(APT_INSTALL) python3-venv; },{ \
+	echo '$(PYTHON) has no venv; type: sudo apt-get install python3-venv' >&2; exit 1; })

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run every measurement. Needs root."""
+
+from bench import picking
+
+if __name__ == "__main__":
+    picking.main()

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The race that Tapster ends, shown with real VMs: first without it, then with it.
+
+Run it as root. It exits with 0 only when both were seen: a VM that loses its network
+to a dead neighbour's cleanup, and one that keeps it.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from demo.lab import BRIDGE, TOOLS, Lab, open_lab
+from demo.ways import KernelNames, TapsterNames, Way
+
+MAC_A = "52:54:00:00:00:0a"
+MAC_B = "52:54:00:00:00:0b"
+
+ASKS = 3
+"""VM A is answered at its first DHCPDISCOVER: who has asked so often gets nothing."""
+
+TIMEOUT = 30.0
+
+INTRODUCTION = f"""\
+Two real VMs, A and B, on a bridge ({BRIDGE}) with a DHCP server, in a private network.
+A dies, B starts at once, and then A's manager, late, cleans up after A by name.
+"""
+
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was observed of one run of the story."""
+
+    tap_a: str
+    address_a: str | None
+    tap_b: str
+    bridge_b: str | None
+    up_b: bool
+    asked_b: int
+    heard_b: int
+    address_b: str | None
+
+    def is_the_harm(self) -> bool:
+        """B got A's name, and A's cleanup took B off the network."""
+        return (
+            self.address_a is not None
+            and self.tap_b == self.tap_a
+            and self.bridge_b is None
+            and self.asked_b >= ASKS
+            and self.address_b is None
+        )
+
+    def is_the_cure(self) -> bool:
+        """B got another name, and its address."""
+        return (
+            self.address_a is not None
+            and self.tap_b != self.tap_a
+            and self.bridge_b == BRIDGE
+            and self.address_b is not None
+        )
+
+
+def play(lab: Lab, way: Way) -> Seen:
+    """Play the story once, and tell it while it happens."""
+    say = _teller()
+    tap_a, address_a = live_and_die(lab, way, say)
+    b = way.start("B", MAC_B)
+    tap_b = b.tap()
+    say(f"VM B runs on {tap_b}{', as A did' if tap_b == tap_a else ''}")
+    lab.clean_up_by_name(tap_a)
+    say(f"A's manager has cleaned up {tap_a}: nomaster, down")
+    answered = b.nic.wait_for_answer(MAC_B, ASKS, TIMEOUT)
+    address_b = lab.wire.wait_for_ack(MAC_B, TIMEOUT if answered else 0)
+    asked_b = len(b.nic.heard("Discover", MAC_B))
+    say(f"B has asked for an address {_times(asked_b)}: {address_b or 'no answer'}")
+    return Seen(
+        tap_a=tap_a,
+        address_a=address_a,
+        tap_b=tap_b,
+        bridge_b=lab.bridge_of(tap_b),
+        up_b="UP" in lab.links()[tap_b]["flags"],
+        asked_b=asked_b,
+        heard_b=len(lab.wire.heard("Discover", MAC_B)),
+        address_b=address_b,
+    )
+
+
+def live_and_die(lab: Lab, way: Way, say: Say) -> tuple[str, str | None]:
+    """Let VM A have its network, then kill it; its tap and its address."""
+    a = way.start("A", MAC_A)
+    tap = a.tap()
+    say(f"VM A runs on {tap}")
+    address = lab.wire.wait_for_ack(MAC_A, TIMEOUT)
+    say(f"A has asked for an address: {address or 'no answer'}")
+    os.kill(a.pid, signal.SIGKILL)
+    say("A is killed")
+    say(way.wait_until_gone(a, tap))
+    return tap, address
+
+
+def table(before: Seen, after: Seen) -> str:
+    """The two runs side by side."""
+    rows = [
+        ("", "kernel's names", "Tapster"),
+        ("A's tap", before.tap_a, after.tap_a),
+        ("A's address", before.address_a, after.address_a),
+        ("B's tap", before.tap_b, after.tap_b),
+        ("after the late cleanup:", "", ""),
+        ("  B's bridge", before.bridge_b, after.bridge_b),
+        ("  B's tap is", _up(before), _up(after)),
+        ("  B asked for an address", _times(before.asked_b), _times(after.asked_b)),
+        ("  heard on the bridge", _times(before.heard_b), _times(after.heard_b)),
+        ("  B's address", before.address_b, after.address_b),
+    ]
+    return "\n".join(
+        f"  {what:<28}{one if one is not None else 'none':<18}"
+        f"{other if other is not None else 'none'}".rstrip()
+        for what, one, other in rows
+    )
+
+
+def verdict(before: Seen, after: Seen) -> int:
+    """Say whether the runs showed what they should; the exit status."""
+    if not before.is_the_harm():
+        print("The kernel's names did no harm this time: see the left column.")
+    if not after.is_the_cure():
+        print("Tapster did not keep B on the network: see the right column.")
+    return 0 if before.is_the_harm() and after.is_the_cure() else 1
+
+
+def tell() -> int:
+    """Play the story in both ways, each in a lab of its own, and compare."""
+    print(INTRODUCTION)
+    print("1. The kernel picks the names", flush=True)
+    with open_lab() as lab:
+        before = play(lab, KernelNames(lab))
+    print("\n2. Tapster picks the names", flush=True)
+    with open_lab() as lab:
+        after = play(lab, TapsterNames(lab))
+    print(f"\n{table(before, after)}\n")
+    return verdict(before, after)
+
+
+def main() -> int:
+    """The command: the exit status, and one line when it cannot be done."""
+    try:
+        if (obstacle := _obstacle()) is None:
+            return tell()
+    except KeyboardInterrupt:
+        return _fail("stopped", 130)
+    except (OSError, LookupError, subprocess.CalledProcessError) as error:
+        obstacle = str(error)
+    return _fail(obstacle, 1)
+
+
+def _obstacle() -> str | None:
+    if os.geteuid() != 0:
+        return "needs root: it makes a private network with a bridge and taps"
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    return f"needs {', '.join(missing)}" if missing else None
+
+
+def _fail(reason: str, status: int) -> int:
+    print(f"race.py: {reason}", file=sys.stderr)
+    return status
+
+
+def _teller() -> Say:
+    start = time.monotonic()
+
+    def say(what: str) -> None:
+        print(f"  {time.monotonic() - start:5.1f} s  {what}", flush=True)
+
+    return say
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def _up(seen: Seen) -> str:
+    return "up" if seen.up_b else "down"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

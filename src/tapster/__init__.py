@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Network devices for virtual machines that no other machine's stop can hurt.
+
+import tapster
+
+with tapster.Host() as host:
+    lease = host.acquire(tapster.Tap(bridge="br0"))
+    ...  # start the VM with lease.fds, lease.name, lease.mac
+    host.release(lease.id)
+"""
+
+from tapster.errors import (
+    BadName,
+    BridgeFull,
+    ConflictError,
+    HostError,
+    KernelError,
+    LeaseBusy,
+    LedgerDamaged,
+    LedgerError,
+    LedgerTooNew,
+    MissingCapability,
+    NamesExhausted,
+    NameTaken,
+    NoSuchLease,
+    NoSuchLink,
+    RequestError,
+    TapsterError,
+)
+from tapster.host import Host, Mended
+from tapster.lifecycle import Action
+from tapster.model import (
+    Kind,
+    Lease,
+    Link,
+    Macvtap,
+    Mode,
+    Naming,
+    Netns,
+    Process,
+    State,
+    Tap,
+    Tenure,
+)
+
+__all__ = [
+    "Action",
+    "BadName",
+    "BridgeFull",
+    "ConflictError",
+    "Host",
+    "HostError",
+    "KernelError",
+    "Kind",
+    "Lease",
+    "LeaseBusy",
+    "LedgerDamaged",
+    "LedgerError",
+    "LedgerTooNew",
+    "Link",
+    "Macvtap",
+    "Mended",
+    "MissingCapability",
+    "Mode",
+    "NameTaken",
+    "NamesExhausted",
+    "Naming",
+    "Netns",
+    "NoSuchLease",
+    "NoSuchLink",
+    "Process",
+    "RequestError",
+    "State",
+    "Tap",
+    "TapsterError",
+    "Tenure",
+]

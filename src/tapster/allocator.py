@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Picks names, inside a transaction of the ledger.
+
+Each template's free numbers are kept as intervals (see schema.sql), so that a
+pick is a few index look-ups whatever the number of leases: `lowest` is the
+first number of the first interval, `next` the first one at or after the
+counter, and an empty set means at once that no name is left.
+
+Names of foreign devices are found out when they are picked: they leave the
+intervals, are remembered, and come back when `recheck` finds them gone.
+"""
+
+import sqlite3
+from collections.abc import Callable
+
+from tapster import names
+from tapster.errors import NamesExhausted, NameTaken
+from tapster.model import Naming
+from tapster.names import Template
+
+Taken = Callable[[str], int]
+"""The ifindex of the device that has a name or altname in the kernel, or 0."""
+
+
+class Allocator:
+    """Picks names in one network namespace.
+
+    `db` is in a transaction for as long as the allocator is used; `netns` is
+    the namespace's row.
+    """
+
+    def __init__(self, db: sqlite3.Connection, netns: int) -> None:
+        self._db = db
+        self._netns = netns
+
+    def pick(
+        self, template: Template, naming: Naming, key: str | None, taken: Taken
+    ) -> str:
+        """A name that nobody has, now the caller's to insert as a lease.
+
+        Raises NameTaken if the request allows one name and it is in use, and
+        NamesExhausted if every name of the template is.
+        """
+        if not template.numbered:
+            return self._only(template.prefix, taken)
+        if naming is Naming.STABLE:
+            assert key is not None
+            name = template.name(self._stable_number(template, key))
+            return self._only(name, taken)
+        number = self._counter(template) if naming is Naming.NEXT else 0
+        row = self._template_row(template)
+        while True:
+            number = self._take_from(row, number, template)
+            name = template.name(number)
+            if not self._blocked(name, taken):
+                break
+        if naming is Naming.NEXT:
+            self._db.execute(
+                "INSERT OR REPLACE INTO counter VALUES (?, ?)",
+                (str(template), (number + 1) % template.capacity),
+            )
+        return name
+
+    def give_back(self, name: str) -> None:
+        """Make `name` available again to every template that can make it."""
+        for row, text in self._db.execute(
+            "SELECT id, text FROM template WHERE netns = ?", (self._netns,)
+        ).fetchall():
+            number = names.parse(text).number(name)
+            if number is not None:
+                self._give(row, number)
+
+    def has_foreign(self) -> bool:
+        """Whether any foreign name is remembered."""
+        query = "SELECT 1 FROM foreign_name WHERE netns = ? LIMIT 1"
+        return self._db.execute(query, (self._netns,)).fetchone() is not None
+
+    def note_foreign(self, name: str, ifindex: int) -> None:
+        """Remember that a foreign device has `name`."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO foreign_name VALUES (?, ?, ?)",
+            (self._netns, name, ifindex),
+        )
+
+    def recheck(self, changed: set[int] | None, taken: Taken) -> None:
+        """Give back the foreign names that are gone.
+
+        Only devices in `changed` are asked about; None stands for all.
+        """
+        for name, ifindex in self._foreign(changed):
+            if holder := taken(name):
+                if holder != ifindex:
+                    self.note_foreign(name, holder)
+                continue
+            self._db.execute(
+                "DELETE FROM foreign_name WHERE netns = ? AND name = ?",
+                (self._netns, name),
+            )
+            self.give_back(name)
+
+    def _foreign(self, changed: set[int] | None) -> list[tuple[str, int]]:
+        query = "SELECT name, ifindex FROM foreign_name WHERE netns = ?"
+        if changed is None:
+            return self._db.execute(query, (self._netns,)).fetchall()
+        # 0 stands for a device that was gone before it could be asked about.
+        return [
+            row
+            for ifindex in {0, *changed}
+            for row in self._db.execute(
+                query + " AND ifindex = ?", (self._netns, ifindex)
+            )
+        ]
+
+    def _only(self, name: str, taken: Taken) -> str:
+        lease = self._db.execute(
+            "SELECT id, owner, fin_wait, deadline FROM lease "
+            "WHERE netns = ? AND name = ?",
+            (self._netns, name),
+        ).fetchone()
+        if lease:
+            id_, owner, fin_wait, deadline = lease
+            what = (
+                "is leased" if deadline is None else f"waits {fin_wait:g} s (FIN WAIT)"
+            )
+            raise NameTaken(f"name {name!r} {what}: lease {id_}, owner {owner!r}")
+        if holder := taken(name):
+            raise NameTaken(
+                f"name {name!r} belongs to a foreign device (ifindex {holder})"
+            )
+        return name
+
+    def _blocked(self, name: str, taken: Taken) -> bool:
+        query = "SELECT 1 FROM lease WHERE netns = ? AND name = ?"
+        if self._db.execute(query, (self._netns, name)).fetchone():
+            return True
+        if holder := taken(name):
+            self.note_foreign(name, holder)
+        return bool(holder)
+
+    def _template_row(self, template: Template) -> int:
+        known = self._db.execute(
+            "SELECT id FROM template WHERE netns = ? AND text = ?",
+            (self._netns, str(template)),
+        ).fetchone()
+        if known:
+            return int(known[0])
+        row = self._db.execute(
+            "INSERT INTO template (netns, text) VALUES (?, ?) RETURNING id",
+            (self._netns, str(template)),
+        ).fetchone()[0]
+        self._insert(row, 0, template.capacity - 1)
+        return int(row)
+
+    def _counter(self, template: Template) -> int:
+        query = "SELECT next FROM counter WHERE template = ?"
+        found = self._db.execute(query, (str(template),)).fetchone()
+        return int(found[0]) if found else 0
+
+    def _stable_number(self, template: Template, key: str) -> int:
+        text = str(template)
+        query = "SELECT number FROM stable WHERE template = ? AND key = ?"
+        if found := self._db.execute(query, (text, key)).fetchone():
+            return int(found[0])
+        query = "SELECT count(*) FROM stable WHERE template = ?"
+        if self._db.execute(query, (text,)).fetchone()[0] >= template.capacity:
+            raise NamesExhausted(
+                f"all {template.capacity} names of template {text!r} "
+                f"belong to other keys"
+            )
+        number = names.home(template, key)
+        query = "SELECT 1 FROM stable WHERE template = ? AND number = ?"
+        while self._db.execute(query, (text, number)).fetchone():
+            number = (number + 1) % template.capacity
+        self._db.execute("INSERT INTO stable VALUES (?, ?, ?)", (text, key, number))
+        return number
+
+    def _take_from(self, row: int, number: int, template: Template) -> int:
+        """Take the first free number at or after `number`, else the lowest one."""
+        interval = self._interval_before(row, number)
+        if interval is None or interval[1] < number:
+            interval = (
+                self._interval_from(row, number)
+                or self._interval_from(row, 0)
+                or self._exhausted(template)
+            )
+            number = interval[0]
+        first, last = interval
+        self._remove(row, first)
+        if first < number:
+            self._insert(row, first, number - 1)
+        if number < last:
+            self._insert(row, number + 1, last)
+        return number
+
+    def _give(self, row: int, number: int) -> None:
+        first = last = number
+        if before := self._interval_before(row, number):
+            if before[1] >= number:
+                return
+            if before[1] == number - 1:
+                first = before[0]
+                self._remove(row, first)
+        after = self._interval_from(row, number)
+        if after and after[0] == number + 1:
+            last = after[1]
+            self._remove(row, after[0])
+        self._insert(row, first, last)
+
+    def _exhausted(self, template: Template) -> tuple[int, int]:
+        raise NamesExhausted(
+            f"all {template.capacity} names of template {str(template)!r} are in use"
+        )
+
+    def _interval_before(self, row: int, number: int) -> tuple[int, int] | None:
+        """The last interval that begins at or before `number`."""
+        found: tuple[int, int] | None = self._db.execute(
+            "SELECT first, last FROM free WHERE template = ? AND first <= ? "
+            "ORDER BY first DESC LIMIT 1",
+            (row, number),
+        ).fetchone()
+        return found
+
+    def _interval_from(self, row: int, number: int) -> tuple[int, int] | None:
+        """The first interval that begins at or after `number`."""
+        found: tuple[int, int] | None = self._db.execute(
+            "SELECT first, last FROM free WHERE template = ? AND first >= ? "
+            "ORDER BY first LIMIT 1",
+            (row, number),
+        ).fetchone()
+        return found
+
+    def _insert(self, row: int, first: int, last: int) -> None:
+        self._db.execute("INSERT INTO free VALUES (?, ?, ?)", (row, first, last))
+
+    def _remove(self, row: int, first: int) -> None:
+        query = "DELETE FROM free WHERE template = ? AND first = ?"
+        self._db.execute(query, (row, first))

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command: a table of verbs, one file a verb.
+
+Only the module of the verb that was typed is imported: the command sits in the
+start path of virtual machines. It is also the only place that prints, and that
+turns errors into exit codes: 1 for failure, 2 for wrong usage, 130 for Ctrl-C.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, NoReturn
+
+from tapster.errors import (
+    ConflictError,
+    HostError,
+    MissingCapability,
+    NoSuchLease,
+    NoSuchLink,
+    RequestError,
+    TapsterError,
+)
+from tapster.kernel import failure
+
+if TYPE_CHECKING:
+    from tapster.host import Host
+
+VERBS = {
+    "add": "make a device and print its name",
+    "rm": "release devices",
+    "ls": "list the leases (what tapster alone does)",
+    "show": "show all of one lease, and its device as it is now",
+    "who": "say who holds or held a name",
+    "run": "run a command with devices that end with it",
+    "reap": "delete the devices whose FIN WAIT is over",
+    "recover": "mend what crashes left",
+    "doctor": "say what is wrong on this host and what would mend it",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaint is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}; see: {self.prog} --help", file=sys.stderr)
+        sys.exit(2)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit code."""
+    try:
+        return _run(sys.argv[1:] if arguments is None else list(arguments))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # or Python would complain about stdout at its end
+        return 1
+    except (NoSuchLease, NoSuchLink) as error:
+        return _fail(error, 1)
+    except RequestError as error:
+        return _fail(error, 2)
+    except TapsterError as error:
+        return _fail(error, 1)
+
+
+def _run(arguments: list[str]) -> int:
+    top = _top_parser()
+    options = top.parse_args(arguments)
+    if options.version:
+        from importlib.metadata import version
+
+        print(f"tapster {version('tapster')}")
+        return 0
+    verb = options.verb or "ls"
+    if verb not in VERBS:
+        top.error(f"there is no verb {verb!r}")
+    module = import_module(f"tapster.cli.{verb}")
+    parser = Parser(prog=f"tapster {verb}", description=module.__doc__)
+    parser.add_argument("--ledger", default=options.ledger, help=_LEDGER_HELP)
+    module.declare(parser)
+    chosen = parser.parse_args(options.arguments)
+    if not failure.has("CAP_NET_ADMIN"):
+        raise MissingCapability(
+            f"tapster {verb} needs CAP_NET_ADMIN; run it as root: sudo tapster {verb}"
+        )
+
+    from tapster.host import Host
+
+    with Host(chosen.ledger, netns=getattr(chosen, "netns", None)) as host:
+        if verb not in ("recover", "doctor"):
+            _settle(host)
+        return int(module.run(chosen, host))
+
+
+_LEDGER_HELP = "the ledger (else $TAPSTER_LEDGER, else /var/lib/tapster/ledger.db)"
+
+
+def _top_parser() -> Parser:
+    verbs = "\n".join(f"  {verb:<9}{what}" for verb, what in VERBS.items())
+    parser = Parser(
+        prog="tapster",
+        usage="tapster [--ledger PATH] [VERB ...]",
+        description="Network devices for virtual machines, safe from one another.",
+        epilog=f"verbs:\n{verbs}\n\ntapster VERB --help says more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--ledger", help=_LEDGER_HELP)
+    parser.add_argument("--version", action="store_true", help="print it and exit")
+    parser.add_argument("verb", nargs="?", help=argparse.SUPPRESS)
+    parser.add_argument("arguments", nargs="...", help=argparse.SUPPRESS)
+    return parser
+
+
+def _settle(host: "Host") -> None:
+    """Mend what dead processes left; what cannot be mended hinders nobody else."""
+    try:
+        host.settle()
+    except (HostError, ConflictError) as error:
+        print(f"tapster: {error}; going on", file=sys.stderr)
+
+
+def _fail(error: TapsterError, code: int) -> int:
+    for line in (str(error), *getattr(error, "__notes__", ())):
+        print(f"tapster: {line}", file=sys.stderr)
+    return code

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Make a device and print its name. It stays until `tapster rm`."""
+
+import argparse
+import os
+
+from tapster.cli import nic, output
+from tapster.host import Host
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    nic.declare(parser)
+    parser.add_argument("--netns", metavar="NS", help="make it in there (name or path)")
+    parser.add_argument("--json", action="store_true", help="print the lease as JSON")
+
+
+def run(options: argparse.Namespace, host: Host) -> int:
+    lease = host.acquire(nic.spec(options))
+    for fd in lease.fds:
+        os.close(fd)
+    if options.json:
+        output.print_json(lease=output.lease_json(lease))
+    else:
+        print(lease.name)
+    return 0

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options that describe one network device, shared by `add` and `run`."""
+
+import argparse
+
+from tapster.errors import RequestError
+from tapster.model import (
+    DEFAULT_FIN_WAIT,
+    DEFAULT_TEMPLATE,
+    Kind,
+    Macvtap,
+    Mode,
+    Naming,
+    Spec,
+    Tap,
+)
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Add the options to `parser`."""
+    option = parser.add_argument
+    option("--kind", choices=[*Kind], help="default: tap, or macvtap with --link")
+    option("--bridge", metavar="BR", help="the bridge that a tap joins")
+    option("--link", metavar="LOWER", help="the device that a macvtap sits on")
+    option("--mode", choices=[*Mode], help="of a macvtap; default: bridge")
+    option(
+        "--name",
+        metavar="TEMPLATE",
+        default=DEFAULT_TEMPLATE,
+        help="vnet%%d (the default), or a plain name",
+    )
+    option(
+        "--naming",
+        choices=[*Naming],
+        default=Naming.LOWEST,
+        help="how the number is picked; default: lowest",
+    )
+    option("--key", metavar="K", help="what --naming stable derives the number from")
+    option("--owner", metavar="TEXT", default="", help="whose it is: free text")
+    option("--mac", help="the guest's MAC; one is made up otherwise")
+    option("--mtu", type=int, metavar="N", help="default: the bridge's")
+    option("--queues", type=int, metavar="N", default=1, help="default: 1")
+    option("--isolated", action="store_true", help="isolate the bridge port")
+    option("--user", metavar="U", help="who may open the tap by name, beside root")
+    option("--group", metavar="G", help="which group may")
+    option(
+        "--fin-wait",
+        type=float,
+        metavar="SECONDS",
+        default=DEFAULT_FIN_WAIT,
+        help=f"how long the name waits after release; default: {DEFAULT_FIN_WAIT:g}",
+    )
+
+
+def spec(options: argparse.Namespace) -> Spec:
+    """The request that the options make. Raises RequestError."""
+    kind = options.kind or (Kind.MACVTAP if options.link else Kind.TAP)
+    if kind == Kind.TAP:
+        _refuse(options, "link", "mode", kind=kind)
+        return Tap(
+            bridge=options.bridge,
+            name=options.name,
+            naming=Naming(options.naming),
+            key=options.key,
+            owner=options.owner,
+            mac=options.mac,
+            mtu=options.mtu,
+            queues=options.queues,
+            isolated=options.isolated,
+            uid=_uid(options.user),
+            gid=_gid(options.group),
+            fin_wait=options.fin_wait,
+        )
+    _refuse(options, "bridge", "isolated", "user", "group", kind=kind)
+    if not options.link:
+        raise RequestError("a macvtap needs a lower device: give --link")
+    return Macvtap(
+        link=options.link,
+        mode=Mode(options.mode or Mode.BRIDGE),
+        name=options.name,
+        naming=Naming(options.naming),
+        key=options.key,
+        owner=options.owner,
+        mac=options.mac,
+        mtu=options.mtu,
+        queues=options.queues,
+        fin_wait=options.fin_wait,
+    )
+
+
+def _refuse(options: argparse.Namespace, *unfit: str, kind: str) -> None:
+    for option in unfit:
+        if getattr(options, option):
+            raise RequestError(f"--{option} does not go with a {kind}")
+
+
+def _uid(user: str | None) -> int | None:
+    if user is None or user.isdecimal():
+        return None if user is None else int(user)
+    from pwd import getpwnam
+
+    try:
+        return getpwnam(user).pw_uid
+    except KeyError:
+        raise RequestError(f"there is no user {user!r}") from None
+
+
+def _gid(group: str | None) -> int | None:
+    if group is None or group.isdecimal():
+        return None if group is None else int(group)
+    from grp import getgrnam
+
+    try:
+        return getgrnam(group).gr_gid
+    except KeyError:
+        raise RequestError(f"there is no group {group!r}") from None

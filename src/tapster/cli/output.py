@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the command prints: tables for people, versioned JSON for programs.
+
+The JSON is a contract. Within version 1 a field may be added; none changes its
+meaning or goes.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from tapster.kernel.netns import NAMED
+from tapster.model import Lease, Link, Tenure
+
+VERSION = 1
+
+
+def print_json(**content: Any) -> None:
+    """Print one versioned document."""
+    json.dump({"version": VERSION, **content}, sys.stdout, indent=2)
+    print()
+
+
+def lease_json(lease: Lease) -> dict[str, Any]:
+    """A lease as programs see it."""
+    return {
+        "id": lease.id,
+        "name": lease.name,
+        "ifindex": lease.ifindex,
+        "kind": lease.kind,
+        "state": lease.state,
+        "owner": lease.owner,
+        "mac": lease.mac,
+        "bridge": lease.bridge,
+        "link": lease.link,
+        "mode": lease.mode,
+        "mtu": lease.mtu,
+        "queues": lease.queues,
+        "isolated": lease.isolated,
+        "netns": netns_name(lease.netns.path) or None,
+        "created": timestamp(lease.created),
+        "released": timestamp(lease.released),
+        "fin_wait": lease.fin_wait,
+        "fin_wait_left": wait_left(lease),
+        "pid": lease.process.pid if lease.process else None,
+        "placeholder": lease.placeholder,
+    }
+
+
+def link_json(link: Link | None) -> dict[str, Any] | None:
+    """A device as the kernel shows it."""
+    return None if link is None else link._asdict()
+
+
+def tenure_json(tenure: Tenure) -> dict[str, Any]:
+    """A line of the history as programs see it."""
+    return {
+        **tenure._asdict(),
+        "netns": netns_name(tenure.netns) or None,
+        "created": timestamp(tenure.created),
+        "released": timestamp(tenure.released),
+        "ended": timestamp(tenure.ended),
+    }
+
+
+def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows in columns as wide as they need to be."""
+    widths = [
+        max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))
+    ]
+    for row in [heads, *rows]:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def wait_left(lease: Lease) -> float | None:
+    """The seconds left of a lease's FIN WAIT; None before its release."""
+    if lease.deadline is None:
+        return None
+    left = lease.deadline - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return round(max(left, 0.0), 3)
+
+
+def netns_name(path: str) -> str:
+    """How people call the namespace at `path`."""
+    return path.removeprefix(f"{NAMED}/")
+
+
+def timestamp(seconds: float | None) -> str | None:
+    """Wall clock as RFC 3339, in UTC."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Delete the devices whose FIN WAIT is over. It also happens by itself."""
+
+import argparse
+
+from tapster.host import Host
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--now", action="store_true", help="end every FIN WAIT at this moment"
+    )
+
+
+def run(options: argparse.Namespace, host: Host) -> int:
+    print(f"reaped {host.reap(now=options.now)}")
+    return 0

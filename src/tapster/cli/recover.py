@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bring ledger and kernel into agreement after a crash. May always be run."""
+
+import argparse
+
+from tapster.cli import output
+from tapster.host import Host
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="only say what it would")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(options: argparse.Namespace, host: Host) -> int:
+    mended = host.recover(dry_run=options.dry_run)
+    if options.json:
+        output.print_json(
+            mended=[
+                {"action": one.action, "lease": output.lease_json(one.lease)}
+                for one in mended
+            ]
+        )
+        return 0
+    for lease, action in mended:
+        print(f"{action} {lease.name} ({lease.state}, {lease.owner or '-'}) {lease.id}")
+    return 0

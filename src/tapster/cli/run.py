@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run a command with network devices that end with it.
+
+In COMMAND, {fd} {fds} {name} {mac} {ifindex} stand for the device's; {fds} is
+one descriptor a queue, as 3:4:5. With several --nic, {fd0} {mac1} and so on
+say which; without a number it is the first.
+"""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from errno import ENOENT
+from typing import NoReturn
+
+from tapster.cli import nic
+from tapster.cli.supervise import Child, signals_blocked
+from tapster.errors import RequestError
+from tapster.host import Host
+from tapster.model import Lease
+
+_PLACE = re.compile(r"\{(fds?|name|mac|ifindex)(\d*)\}")
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.usage = "tapster run [OPTIONS] [--nic KEY=VALUE,...]... -- COMMAND ..."
+    parser.add_argument(
+        "--nic",
+        action="append",
+        metavar="KEY=VALUE,...",
+        help="a device, by the options below: bridge=br0,queues=2,isolated",
+    )
+    parser.add_argument("--netns", metavar="NS", help="make them in there")
+    nic.declare(parser)
+    parser.add_argument("command", nargs="...", metavar="COMMAND", help="what to run")
+
+
+def run(options: argparse.Namespace, host: Host) -> int:
+    command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    if not command:
+        raise RequestError("tapster run needs a COMMAND after --")
+    specs = [nic.spec(one) for one in _nics(options)]
+    _check_places(command, len(specs))
+    with signals_blocked() as mask, ExitStack() as ending:
+        # Bound to this process until there is a child to bind them to.
+        leases = host.acquire_all(specs, pid=os.getpid())
+        for lease in leases:
+            ending.callback(host.release, lease.id)
+        fds = [fd for lease in leases for fd in lease.fds]
+        with Child(fill_in(command, leases), fds, mask) as child:
+            for fd in fds:
+                os.close(fd)
+            host.bind(leases, child.pid)
+            try:
+                child.go()
+            except OSError as error:
+                print(f"tapster: {command[0]}: {error.strerror}", file=sys.stderr)
+                return 127 if error.errno == ENOENT else 126
+            return child.wait()
+
+
+def fill_in(command: Sequence[str], leases: Sequence[Lease]) -> list[str]:
+    """The command with the devices' properties in their places."""
+
+    def value(match: re.Match[str]) -> str:
+        lease = leases[int(match[2] or 0)]
+        return {
+            "fd": str(lease.fds[0]),
+            "fds": ":".join(str(fd) for fd in lease.fds),
+            "name": lease.name,
+            "mac": lease.mac,
+            "ifindex": str(lease.ifindex),
+        }[match[1]]
+
+    return [_PLACE.sub(value, word) for word in command]
+
+
+def _check_places(command: Sequence[str], nics: int) -> None:
+    for word in command:
+        for match in _PLACE.finditer(word):
+            if int(match[2] or 0) >= nics:
+                raise RequestError(
+                    f"{match[0]} in COMMAND: the devices are numbered 0 to {nics - 1}"
+                )
+
+
+def _nics(options: argparse.Namespace) -> list[argparse.Namespace]:
+    """The options of each device; those on the command line are the defaults."""
+    if not options.nic:
+        return [options]
+    parser = _NicParser(prog="--nic", add_help=False, allow_abbrev=False)
+    nic.declare(parser)
+    given = vars(options)
+    parser.set_defaults(**{dest: given[dest] for dest in vars(parser.parse_args([]))})
+    return [
+        parser.parse_args([f"--{pair}" for pair in text.split(",")])
+        for text in options.nic
+    ]
+
+
+class _NicParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise RequestError(f"--nic: {message.replace('--', '')}")

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A child process that starts when told to, and whose supervisor may die.
+
+The child is forked first and waits; its pid is written to the ledger; then it
+may exec. So there is no moment at which it runs and the ledger does not know
+it. If the supervisor is killed before that, the child sees the pipe close and
+ends; if later, the child goes on, and the ledger knows with whom the lease ends.
+"""
+
+import os
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Self
+
+PASSED_ON = {
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+}
+Mask = set[int | signal.Signals]
+"""What pthread_sigmask takes and returns."""
+
+SI_KERNEL = 128
+"""The `si_code` of a signal that the terminal made: sigaction(2)."""
+
+
+@contextmanager
+def signals_blocked() -> Iterator[Mask]:
+    """Block what `Child.wait` waits for; the value is what was blocked before."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON | {signal.SIGCHLD})
+    try:
+        yield before
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class Child:
+    """A forked process that is to become a command. Use it in `signals_blocked`."""
+
+    def __init__(self, command: Sequence[str], fds: Iterable[int], mask: Mask) -> None:
+        """Fork; the child inherits `fds`, blocks `mask`, and waits for `go`."""
+        may_go, self._go = os.pipe()
+        self._failure, failed = os.pipe()  # both close-on-exec
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                os.close(self._go)
+                _become(command, fds, mask, may_go, failed)
+            finally:
+                os._exit(127)
+        os.close(may_go)
+        os.close(failed)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the pipes. A child that was not told to go ends."""
+        self._close_go()
+        os.close(self._failure)
+
+    def go(self) -> None:
+        """Let the child become the command. Raises OSError if it cannot.
+
+        Raises KeyboardInterrupt if a signal to stop has come meanwhile: one from
+        the terminal that came before the fork has not reached the child.
+        """
+        if signal.sigpending() & PASSED_ON:
+            raise KeyboardInterrupt
+        os.write(self._go, b"!")
+        self._close_go()
+        if code := os.read(self._failure, 16):
+            os.waitpid(self.pid, 0)
+            raise OSError(int(code), os.strerror(int(code)))
+
+    def wait(self) -> int:
+        """Pass signals on until the child ends; its status, as a shell's `$?`."""
+        while True:
+            caught = signal.sigwaitinfo(PASSED_ON | {signal.SIGCHLD})
+            if caught.si_signo == signal.SIGCHLD:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+                if pid:
+                    code = os.waitstatus_to_exitcode(status)
+                    return code if code >= 0 else 128 - code
+            elif caught.si_code != SI_KERNEL:
+                # What the terminal sends reaches the whole process group.
+                os.kill(self.pid, caught.si_signo)
+
+    def _close_go(self) -> None:
+        if self._go >= 0:
+            os.close(self._go)
+            self._go = -1
+
+
+def _become(
+    command: Sequence[str],
+    fds: Iterable[int],
+    mask: Mask,
+    may_go: int,
+    failed: int,
+) -> None:
+    if not os.read(may_go, 1):
+        return
+    for fd in fds:
+        os.set_inheritable(fd, True)
+    # Python ignores these two, and exec would hand that on.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    try:
+        os.execvp(command[0], list(command))
+    except OSError as error:
+        os.write(failed, str(error.errno).encode())

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is wrong on a host, and what would mend it. Looks, and changes nothing."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from tapster import names
+from tapster.host import Host
+from tapster.kernel import failure
+from tapster.kernel.port import Kernel
+from tapster.model import Lease, Link, parse_stamp
+from tapster.wiring.bridge import MAX_PORTS
+
+NEARLY_FULL = MAX_PORTS * 9 // 10
+"""Ports of a bridge from which on a word of warning is due."""
+
+
+class Finding(NamedTuple):
+    """One thing that is wrong."""
+
+    problem: str
+    remedy: str
+
+
+def examine(host: Host) -> list[Finding]:
+    """Everything that is wrong, as seen from the Host's network namespace."""
+    with host.looking() as (ledger, kernel):
+        links = kernel.links()
+        here = [
+            lease
+            for lease in ledger.leases()
+            if lease.netns.cookie == kernel.netns.cookie
+        ]
+        return [
+            *_privileges(),
+            *_tun(),
+            *(
+                Finding(f"the ledger is damaged: {said}", "restore it from a backup")
+                for said in ledger.check()
+            ),
+            *_unmended(host),
+            *_leftovers(ledger.id, links, here),
+            *_squatters(ledger.templates(), links, here),
+            *_bridges(kernel, links),
+        ]
+
+
+def _privileges() -> Iterator[Finding]:
+    needed = {
+        "CAP_NET_ADMIN": "nothing works",
+        "CAP_SYS_ADMIN": "neither --netns nor macvtap works",
+        "CAP_MKNOD": "macvtap does not work",
+    }
+    for capability, consequence in needed.items():
+        if not failure.has(capability):
+            yield Finding(
+                f"{capability} is missing: {consequence}", "run tapster as root"
+            )
+
+
+def _tun() -> Iterator[Finding]:
+    try:
+        with open("/dev/net/tun", "rb"):
+            return
+    except FileNotFoundError:
+        yield Finding("/dev/net/tun is missing: no tap can be made", "modprobe tun")
+    except OSError as error:
+        yield Finding(
+            f"/dev/net/tun cannot be opened: {error.strerror}",
+            "let this user open it, and load the module: modprobe tun",
+        )
+
+
+def _unmended(host: Host) -> Iterator[Finding]:
+    for lease, action in host.recover(dry_run=True):
+        yield Finding(
+            f"lease {lease.name} ({lease.id}, {lease.state}) does not agree with "
+            f"the kernel: {action}",
+            "tapster recover",
+        )
+
+
+def _leftovers(
+    ledger: str, links: list[Link], leases: list[Lease]
+) -> Iterator[Finding]:
+    known = {lease.id for lease in leases}
+    for link in links:
+        if (stamp := parse_stamp(link.alias)) is None:
+            continue
+        if stamp.ledger != ledger:
+            yield Finding(
+                f"device {link.name} belongs to another ledger, {stamp.ledger}",
+                f"only if that ledger is lost: tapster doctor --remove {stamp.ledger}",
+            )
+        elif stamp.lease not in known:
+            yield Finding(
+                f"device {link.name} carries our stamp, but no lease of ours",
+                f"tapster doctor --remove {ledger}",
+            )
+
+
+def _squatters(
+    templates: list[str], links: list[Link], leases: list[Lease]
+) -> Iterator[Finding]:
+    ours = {lease.ifindex for lease in leases}
+    for link in links:
+        if link.ifindex in ours or parse_stamp(link.alias):
+            continue
+        for template in templates:
+            if names.parse(template).number(link.name) is not None:
+                yield Finding(
+                    f"device {link.name} is foreign, and in the way of {template}",
+                    f"none is needed; to have the name, end whoever made {link.name}",
+                )
+                break
+
+
+def _bridges(kernel: Kernel, links: list[Link]) -> Iterator[Finding]:
+    for link in links:
+        if link.kind == "bridge" and (ports := kernel.ports(link)) >= NEARLY_FULL:
+            yield Finding(
+                f"bridge {link.name} has {ports} of {MAX_PORTS} possible ports",
+                "spread the machines over several bridges",
+            )

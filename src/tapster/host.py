@@ -1,0 +1,642 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Acquire, release, reap, recover: where ledger, kernel and wiring meet.
+
+Every change of a device is keyed by (network namespace, ifindex), an identity
+that is in the ledger before the device is in the kernel. So at every moment
+each device of ours has a row that names it, whoever is killed when.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from errno import EBUSY, EEXIST, ENODEV, EXFULL
+from math import inf
+from typing import NamedTuple, Self
+
+from tapster import lifecycle, model
+from tapster.errors import (
+    ConflictError,
+    KernelError,
+    LeaseBusy,
+    NameTaken,
+    NoSuchLease,
+    RequestError,
+    TapsterError,
+)
+from tapster.kernel.linux import LinuxSystem
+from tapster.kernel.lock import REAPER, LockFile
+from tapster.kernel.port import Kernel, LinkChange, System
+from tapster.ledger import DEFAULT_PATH, Ledger, Reservation
+from tapster.lifecycle import Action, Facts, Seen
+from tapster.model import (
+    Lease,
+    Link,
+    Macvtap,
+    Mode,
+    Naming,
+    Netns,
+    Process,
+    Spec,
+    Tap,
+    Tenure,
+)
+from tapster.wiring import bridge, lower
+
+REAP_BATCH = 32
+"""Devices deleted at a time. The kernel lets nobody else make a device for
+about 0.5 ms for each, so this bounds how long an acquire waits for a reap."""
+
+
+def ledger_path(path: str | os.PathLike[str] | None = None) -> str:
+    """The ledger to use: `path`, else `TAPSTER_LEDGER`, else the default."""
+    return os.fspath(path or os.environ.get("TAPSTER_LEDGER") or DEFAULT_PATH)
+
+
+class Plan(NamedTuple):
+    """A checked request, with what it was resolved to."""
+
+    reservation: Reservation
+    bridge: bridge.Bridge | None
+    lower: lower.Lower | None
+
+    @property
+    def spec(self) -> Spec:
+        return self.reservation.spec
+
+
+class Mended(NamedTuple):
+    """What recover did, or would do, with a lease."""
+
+    lease: Lease
+    action: Action
+
+
+class Host:
+    """The devices of one ledger on this host.
+
+    May be shared by the threads of a process, which it lets in one at a time,
+    but not by a forked child. Close it, or use it as a context manager; that
+    ends no lease.
+    """
+
+    def __init__(
+        self,
+        ledger: str | os.PathLike[str] | None = None,
+        *,
+        netns: str | None = None,
+        system: System | None = None,
+        reaper: Callable[[str], None] | None = None,
+    ) -> None:
+        """Open the ledger, by default `TAPSTER_LEDGER` or /var/lib/tapster.
+
+        New devices are made in the network namespace `netns` (a name or a path;
+        None is the caller's). After a release `reaper` is called if no process
+        waits to reap it; by default one is started that ends when nothing is
+        left. Raises LedgerError, NoSuchLink and MissingCapability.
+        """
+        self._start_reaper = reaper or _start_reaper
+        self._lock = threading.RLock()
+        self._system = system or LinuxSystem()
+        self._ledger = Ledger(ledger_path(ledger))
+        self._locks: LockFile | None = None
+        self._manager = 0
+        try:
+            self._kernel = self._system.netns(netns)
+        except BaseException:
+            self._ledger.close()
+            raise
+
+    def close(self) -> None:
+        """Close everything but the leases."""
+        with self._lock:
+            if self._locks is not None:
+                self._locks.leave()
+                self._locks = None
+            self._kernel.close()
+            self._ledger.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Acquire
+
+    def acquire(self, spec: Spec, *, pid: int | None = None) -> Lease:
+        """Make a device and wire it; the lease has its open descriptors.
+
+        The caller closes them. The lease lasts until `release`, or, if `pid` is
+        given, until that process has ended and a manager sees it. Raises
+        RequestError, ConflictError, HostError or LedgerError; then nothing is
+        left behind.
+        """
+        (lease,) = self.acquire_all([spec], pid=pid)
+        return lease
+
+    def acquire_all(
+        self, specs: Sequence[Spec], *, pid: int | None = None
+    ) -> tuple[Lease, ...]:
+        """As `acquire`, for all the devices of one machine, or for none."""
+        process = None if pid is None else self._process(pid)
+        with self._lock:
+            plans = [self._plan(spec) for spec in specs]
+            leases = self._reserve(plans)
+            ids = [lease.id for lease in leases]
+            made: list[Lease] = []
+            try:
+                for plan, lease in zip(plans, leases, strict=True):
+                    made.append(self._make(plan, lease))
+                    self._wire(plan, made[-1])
+                active = self._ledger.activate(ids, process)
+            except BaseException as error:
+                self._undo(ids, made, error)
+                raise
+            return tuple(
+                lease._replace(fds=one.fds)
+                for lease, one in zip(active, made, strict=True)
+            )
+
+    @contextmanager
+    def holding(self, *specs: Spec) -> Iterator[tuple[Lease, ...]]:
+        """Hold leases for the time of a block; then close and release them."""
+        leases = self.acquire_all(specs)
+        try:
+            yield leases
+        finally:
+            for lease in leases:
+                _close_fds(lease)
+                self.release(lease.id)
+
+    def bind(self, leases: Sequence[Lease], pid: int) -> None:
+        """Let active leases end with the process `pid`, and with no other.
+
+        Once it has ended, whichever manager next looks releases them.
+        """
+        process = self._process(pid)
+        with self._lock:
+            self._ledger.bind([lease.id for lease in leases], process)
+
+    def _plan(self, spec: Spec) -> Plan:
+        template = model.check_spec(spec)
+        if isinstance(spec, Macvtap):
+            found = lower.find(self._kernel, spec)
+            mac = found.mac if spec.mode is Mode.PASSTHRU else spec.mac
+            carried = Reservation(spec, template, mac, spec.mtu or found.mtu)
+            return Plan(carried, None, found)
+        on = bridge.find(self._kernel, spec.bridge) if spec.bridge else None
+        mtu = spec.mtu or (on.mtu if on else None)
+        mac = spec.mac and spec.mac.lower()
+        return Plan(Reservation(spec, template, mac, mtu), on, None)
+
+    def _reserve(self, plans: Sequence[Plan]) -> list[Lease]:
+        try:
+            return self._ledger.reserve(
+                self._kernel.netns,
+                [plan.reservation for plan in plans],
+                manager=self._me(),
+                now=self._system.wallclock(),
+                taken=self._kernel.ifindex,
+                changed=self._kernel.changed_links,
+            )
+        except BaseException:
+            # What was rolled back may include what the changes led to.
+            self._kernel.forget_changes()
+            raise
+
+    def _make(self, plan: Plan, lease: Lease) -> Lease:
+        """Make the device, under another name or ifindex if these are taken."""
+        while True:
+            try:
+                return lease._replace(fds=self._create(plan, lease))
+            except KernelError as error:
+                if error.errno not in (EBUSY, EEXIST):
+                    raise
+                lease = self._step_aside(plan, lease)
+
+    def _create(self, plan: Plan, lease: Lease) -> tuple[int, ...]:
+        spec = plan.spec
+        if isinstance(spec, Tap):
+            return self._kernel.create_tap(
+                lease.name,
+                lease.ifindex,
+                queues=spec.queues,
+                vnet_hdr=spec.vnet_hdr,
+                uid=spec.uid,
+                gid=spec.gid,
+            )
+        assert plan.lower is not None
+        passthru = spec.mode is Mode.PASSTHRU
+        self._kernel.create_macvtap(
+            lease.name,
+            lease.ifindex,
+            lower=plan.lower.ifindex,
+            mode=spec.mode,
+            mac=None if passthru else lease.mac,
+            mtu=lease.mtu,
+            queues=spec.queues,
+        )
+        try:
+            return self._kernel.open_macvtap(
+                lease.ifindex, queues=spec.queues, vnet_hdr=spec.vnet_hdr
+            )
+        except BaseException:
+            self._kernel.delete_links([lease.ifindex])
+            raise
+
+    def _step_aside(self, plan: Plan, lease: Lease) -> Lease:
+        """Another name or ifindex for a device that could not be made."""
+        holder = self._kernel.ifindex(lease.name)
+        if not holder and self._kernel.link(lease.ifindex):
+            return self._ledger.reindex(lease.id)
+        reservation = plan.reservation
+        spec, template = reservation.spec, reservation.template
+        if not template.numbered or spec.naming is Naming.STABLE:
+            raise NameTaken(
+                f"name {lease.name!r} was taken by a foreign device "
+                "at the moment it was to be made"
+            )
+        return self._ledger.rename(lease.id, template, spec, self._kernel.ifindex)
+
+    def _wire(self, plan: Plan, lease: Lease) -> None:
+        spec = plan.spec
+        mac = model.host_mac(lease.mac) if isinstance(spec, Tap) else None
+        mark = model.stamp(self._ledger.id, lease.id)
+        changes = [
+            LinkChange(lease.ifindex, mac=mac, mtu=lease.mtu, alias=mark, no_ipv6=True)
+        ]
+        if isinstance(spec, Tap):
+            changes += bridge.wire(lease.ifindex, spec, plan.bridge)
+        else:
+            changes += [LinkChange(lease.ifindex, up=True)]
+        try:
+            self._kernel.set_links(changes)
+        except KernelError as error:
+            if error.errno == EXFULL and plan.bridge:
+                raise bridge.full(plan.bridge.name) from error
+            raise
+
+    def _undo(
+        self, ids: Sequence[str], made: Sequence[Lease], error: BaseException
+    ) -> None:
+        """Take back an acquire that failed; nobody else has seen its devices."""
+        try:
+            for lease in made:
+                _close_fds(lease)
+            # By the ledger, not by `made`: Ctrl-C may have come between the two.
+            rows = [row for id in ids if (row := self._ledger.lease(id))]
+            self._delete(self._kernel, rows)
+            self._ledger.forget(ids)
+        except TapsterError as second:
+            error.add_note(f"taking it back failed too ({second}); recover will do it")
+
+    # Release
+
+    def release(self, id: str) -> None:
+        """End the lease with this id: the device goes down and off its bridge.
+
+        It stays, holding its name, until its FIN WAIT is over. May be repeated.
+        Raises NoSuchLease, LeaseBusy, HostError or LedgerError.
+        """
+        with self._lock:
+            try:
+                lease = self._ledger.begin_release(
+                    id,
+                    boottime=self._system.boottime(),
+                    now=self._system.wallclock(),
+                )
+            except NoSuchLease:
+                if self._ledger.ended(id):
+                    return
+                raise
+            with self._world(lease.netns) as kernel:
+                if kernel is not None:
+                    self._quiet(kernel, lease)
+                if lease.fin_wait == 0:
+                    self._mend(kernel, lease)
+            self._wake_reaper()
+
+    def _quiet(self, kernel: Kernel, lease: Lease) -> None:
+        """Take a released lease's device down, whatever became of it."""
+        # A passthru macvtap excludes everything else from its lower device: a
+        # waiting one would keep the next machine from starting.
+        exclusive = lease.mode is Mode.PASSTHRU and not lease.placeholder
+        if exclusive or self._seen(kernel, lease) is Seen.ABSENT:
+            self._replant(kernel, lease)
+            return
+        try:
+            kernel.set_links([bridge.unwire(lease.ifindex)])
+        except KernelError as error:
+            if error.errno != ENODEV:
+                raise
+            self._replant(kernel, lease)
+
+    def _replant(self, kernel: Kernel, lease: Lease) -> None:
+        """Let a bare tap hold the name until FIN WAIT ends."""
+        try:
+            lease = self._ledger.claim(lease.id, self._me(), self._alive)
+        except (LeaseBusy, NoSuchLease):
+            return  # somebody else is at it, or it is over
+        try:
+            self._plant(kernel, lease)
+        finally:
+            self._ledger.give_back([lease.id])
+
+    def _plant(self, kernel: Kernel, lease: Lease) -> None:
+        self._delete(kernel, [lease])
+        while True:
+            lease = self._ledger.replant(lease.id)
+            try:
+                fds = kernel.create_tap(
+                    lease.name,
+                    lease.ifindex,
+                    queues=1,
+                    vnet_hdr=False,
+                    uid=None,
+                    gid=None,
+                )
+            except KernelError as error:
+                if error.errno != EBUSY:
+                    raise
+                if kernel.ifindex(lease.name):
+                    return  # a foreign device has the name: nobody else can get it
+                continue
+            _close_fds(lease._replace(fds=fds))
+            mark = model.stamp(self._ledger.id, lease.id)
+            kernel.set_links([LinkChange(lease.ifindex, alias=mark)])
+            return
+
+    # Reap
+
+    def reap(self, *, now: bool = False) -> int:
+        """Delete the devices whose FIN WAIT is over, or all that wait if `now`.
+
+        Returns how many leases ended. What cannot be reaped keeps waiting, and
+        the first reason is raised after the rest is done.
+        """
+        boottime = inf if now else self._system.boottime()
+        ended = 0
+        stuck: list[Lease] = []
+        reason: TapsterError | None = None
+        with self._lock:
+            while due := self._ledger.claim_due(
+                self._me(), self._alive, boottime=boottime, limit=REAP_BATCH
+            ):
+                for netns in {lease.netns for lease in due}:
+                    batch = [lease for lease in due if lease.netns == netns]
+                    try:
+                        ended += self._end(netns, batch)
+                    except TapsterError as error:
+                        stuck += batch
+                        reason = reason or error
+            if reason is not None:
+                self._ledger.give_back([lease.id for lease in stuck])
+                raise reason
+        return ended
+
+    def next_deadline(self) -> float | None:
+        """When the next FIN WAIT ends, on `CLOCK_BOOTTIME`; None if none waits."""
+        return self._ledger.next_deadline()
+
+    def quit_if_idle(self, quit: Callable[[], None]) -> bool:
+        """Call `quit` if nothing waits, while nobody else can release anything."""
+        return self._ledger.quit_if_idle(quit)
+
+    def _end(self, netns: Netns, leases: Sequence[Lease]) -> int:
+        """Delete claimed leases' devices and end the leases."""
+        with self._world(netns) as kernel:
+            if kernel is not None:
+                self._delete(kernel, leases)
+        self._ledger.finish(
+            [lease.id for lease in leases], now=self._system.wallclock()
+        )
+        return len(leases)
+
+    def _delete(self, kernel: Kernel, leases: Sequence[Lease]) -> None:
+        """Delete what there is of these leases' devices, and see that it is gone."""
+        ours = [
+            lease.ifindex
+            for lease in leases
+            if self._seen(kernel, lease) is not Seen.ABSENT
+        ]
+        if ours:
+            kernel.delete_links(ours)
+        for lease in leases:
+            if self._seen(kernel, lease) is not Seen.ABSENT:
+                raise ConflictError(
+                    f"device {lease.name!r} (ifindex {lease.ifindex}) was not deleted: "
+                    "somebody moved it to another group meanwhile"
+                )
+
+    # Recover
+
+    def recover(self, *, dry_run: bool = False) -> list[Mended]:
+        """Bring ledger and kernel into agreement; say what was (to be) done.
+
+        Leases that a living manager works on are left alone. May be repeated.
+        """
+        with self._lock:
+            return self._mend_all(self._ledger.leases(), dry_run=dry_run)
+
+    def settle(self) -> list[Mended]:
+        """Mend what dead processes left: a cheap recover, for before other work.
+
+        Leases bound to a process that has ended are released, and operations
+        of managers that died are finished or undone.
+        """
+        with self._lock:
+            left = [
+                lease
+                for lease in self._ledger.suspects()
+                if (lease.manager is not None and not self._alive(lease.manager))
+                or (lease.process is not None and self._system.ended(lease.process))
+            ]
+            mended = self._mend_all(left, dry_run=False)
+            self._wake_reaper()
+            return mended
+
+    def _mend_all(self, leases: Sequence[Lease], *, dry_run: bool) -> list[Mended]:
+        mended: list[Mended] = []
+        for netns in dict.fromkeys(lease.netns for lease in leases):
+            with self._world(netns) as kernel:
+                links = (
+                    {link.ifindex: link for link in kernel.links()} if kernel else {}
+                )
+                for lease in leases:
+                    if lease.netns != netns:
+                        continue
+                    link = links.get(lease.ifindex)
+                    action = self._decide(kernel, lease, link)
+                    if action is not Action.LEAVE and not dry_run:
+                        action = self._mend(kernel, lease)
+                    if action is not Action.LEAVE:
+                        mended.append(Mended(lease, action))
+        return mended
+
+    def _mend(self, kernel: Kernel | None, lease: Lease) -> Action:
+        """Look again under a claim, and do what the table says."""
+        try:
+            lease = self._ledger.claim(lease.id, self._me(), self._alive)
+        except (LeaseBusy, NoSuchLease):
+            return Action.LEAVE
+        try:
+            link = kernel.link(lease.ifindex) if kernel else None
+            action = self._decide(kernel, lease._replace(manager=None), link)
+            self._act(action, kernel, lease)
+        finally:
+            self._ledger.give_back([lease.id])
+        return action
+
+    def _act(self, action: Action, kernel: Kernel | None, lease: Lease) -> None:
+        if kernel is not None and action in (Action.UNDO, Action.CLOSE):
+            self._delete(kernel, [lease])
+        now = self._system.wallclock()
+        if action is Action.UNDO:
+            self._ledger.forget([lease.id])
+        elif action is Action.CLOSE:
+            self._ledger.finish([lease.id], now=now)
+        elif action is not Action.LEAVE and kernel is not None:
+            boottime = self._system.boottime()
+            lease = self._ledger.begin_release(lease.id, boottime=boottime, now=now)
+            self._quiet(kernel, lease)
+
+    def _decide(self, kernel: Kernel | None, lease: Lease, link: Link | None) -> Action:
+        deadline = inf if lease.deadline is None else lease.deadline
+        facts = Facts(
+            worked_on=lease.manager is not None and self._alive(lease.manager),
+            world_gone=kernel is None,
+            due=deadline <= self._system.boottime(),
+            process_ended=lease.process is not None
+            and self._system.ended(lease.process),
+        )
+        seen = lifecycle.look(self._ledger.id, lease, link)
+        return lifecycle.decide(lease.state, seen, facts)
+
+    # Looking
+
+    def leases(self, *, all: bool = True) -> list[Lease]:
+        """Every lease, oldest first; without those in FIN WAIT if not `all`."""
+        with self._lock:
+            return self._ledger.leases(all=all)
+
+    def find(self, name_or_id: str) -> Lease:
+        """The lease of this id, or of this name here, or else anywhere.
+
+        "Here" is the Host's network namespace. Raises NoSuchLease.
+        """
+        with self._lock:
+            if lease := self._ledger.lease(name_or_id):
+                return lease
+            named = self._ledger.named(name_or_id)
+        here = [one for one in named if one.netns.cookie == self._kernel.netns.cookie]
+        found = here or named
+        if not found:
+            raise NoSuchLease(f"no lease has the name or id {name_or_id!r}")
+        if len(found) > 1:
+            ids = ", ".join(f"{one.id} in {one.netns.path}" for one in found)
+            raise NoSuchLease(f"several leases have the name {name_or_id!r}: {ids}")
+        return found[0]
+
+    def link(self, lease: Lease) -> Link | None:
+        """The lease's device as the kernel shows it now, if it is there."""
+        with self._lock, self._world(lease.netns) as kernel:
+            link = kernel.link(lease.ifindex) if kernel else None
+            if link and lifecycle.is_ours(self._ledger.id, lease, link):
+                return link
+            return None
+
+    def who(self, name: str, at: float | None = None) -> list[Tenure]:
+        """Who holds or held `name`, latest first; at wall clock `at` if given."""
+        with self._lock:
+            tenures = self._ledger.tenures(name)
+        if at is None:
+            return tenures
+        return [
+            one
+            for one in tenures
+            if one.created <= at and (one.ended is None or at < one.ended)
+        ]
+
+    @contextmanager
+    def looking(self) -> Iterator[tuple[Ledger, Kernel]]:
+        """The ledger and the Host's own namespace, for whoever only reads."""
+        with self._lock:
+            yield self._ledger, self._kernel
+
+    def remove_leftovers(self, ledger: str) -> list[str]:
+        """Delete the devices here that carry the stamp of a lost ledger.
+
+        Of this Host's own ledger, only those without a lease. Whether a ledger
+        is lost nobody can know but the caller. Returns the devices' names.
+        """
+        with self._lock:
+            known = {lease.id for lease in self._ledger.leases()}
+            found = [
+                link
+                for link in self._kernel.links()
+                if (stamp := model.parse_stamp(link.alias))
+                and stamp.ledger == ledger
+                and stamp.lease not in known
+            ]
+            self._kernel.delete_links([link.ifindex for link in found])
+            return [link.name for link in found]
+
+    # Helpers
+
+    @contextmanager
+    def _world(self, netns: Netns) -> Iterator[Kernel | None]:
+        """The kernel of a lease's namespace for a moment; None if it is gone.
+
+        No longer than that: an open namespace cannot end.
+        """
+        own = self._kernel.netns
+        if (own.boot, own.cookie) == (netns.boot, netns.cookie):
+            yield self._kernel
+            return
+        kernel = self._system.find(netns)
+        try:
+            yield kernel
+        finally:
+            if kernel is not None:
+                kernel.close()
+
+    def _process(self, pid: int) -> Process:
+        if process := self._system.process(pid):
+            return process
+        raise RequestError(f"there is no process {pid} to bind a lease to")
+
+    def _seen(self, kernel: Kernel, lease: Lease) -> Seen:
+        return lifecycle.look(self._ledger.id, lease, kernel.link(lease.ifindex))
+
+    def _me(self) -> int:
+        """This manager's number, taken when first needed: reading needs none."""
+        if not self._manager:
+            manager = self._ledger.new_manager()
+            self._open_locks().enter(manager)
+            self._manager = manager
+        return self._manager
+
+    def _alive(self, manager: int) -> bool:
+        return manager == self._manager or self._open_locks().alive(manager)
+
+    def _open_locks(self) -> LockFile:
+        if self._locks is None:
+            self._locks = LockFile(self._ledger.path)
+        return self._locks
+
+    def _wake_reaper(self) -> None:
+        if self._ledger.next_deadline() is None or self._open_locks().alive(REAPER):
+            return
+        self._start_reaper(self._ledger.path)
+
+
+def _start_reaper(ledger: str) -> None:
+    from tapster.reaper import start  # it imports this module
+
+    start(ledger)
+
+
+def _close_fds(lease: Lease) -> None:
+    for fd in lease.fds:
+        os.close(fd)

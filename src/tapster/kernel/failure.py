@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turns the kernel's refusals into Tapster's errors."""
+
+from errno import EACCES, EPERM
+
+from tapster.errors import HostError, KernelError, MissingCapability
+
+CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_MKNOD": 27}
+"""The numbers in include/uapi/linux/capability.h."""
+
+
+def failure(
+    error: OSError, action: str, capability: str = "CAP_NET_ADMIN"
+) -> HostError:
+    """The error to raise when `action`, which needs `capability`, failed."""
+    code = error.errno or 0
+    if code in (EPERM, EACCES) and not has(capability):
+        return MissingCapability(f"{action} needs {capability}: run as root")
+    return KernelError(code, action, error.strerror or "")
+
+
+def has(capability: str) -> bool:
+    """Whether this process has a capability in effect (proc_pid_status(5))."""
+    with open("/proc/self/status", errors="replace") as file:
+        for line in file:
+            if line.startswith("CapEff:"):
+                return bool(int(line.split()[1], 16) >> CAPABILITIES[capability] & 1)
+    return False

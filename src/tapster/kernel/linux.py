@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real kernel, behind the port."""
+
+import array
+import fcntl
+import os
+import socket
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from errno import EAFNOSUPPORT, ENODEV
+from functools import cached_property
+
+from tapster.errors import HostError, KernelError, NoSuchLink
+from tapster.kernel import netns, process, rtnl, tun
+from tapster.kernel.failure import failure
+from tapster.kernel.port import Kernel, LinkChange
+from tapster.model import Link, Mode, Netns, Process
+
+SIOCGIFINDEX = 0x8933
+SIOCDEVPRIVATE = 0x89F0
+BRCTL_GET_PORT_LIST = 7
+BR_MAX_PORTS = 1024
+"""Size of the kernel's table of ports; number 0 is reserved, so 1,023 fit."""
+
+_IFREQ_INDEX = struct.Struct("16si20x")  # ifr_name, ifr_ifindex
+_IFREQ_DATA = struct.Struct("16sQ16x")  # ifr_name, ifr_data
+
+
+class LinuxSystem:
+    """The machine this runs on."""
+
+    @cached_property
+    def boot_id(self) -> str:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read().strip()
+
+    def boottime(self) -> float:
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def wallclock(self) -> float:
+        # No finer than it is printed, so that what is printed can be asked for.
+        return round(time.time(), 3)
+
+    def netns(self, where: str | None) -> "LinuxKernel":
+        path = "" if where is None else netns.path_of(where)
+        try:
+            fd = netns.open_netns(path or netns.OWN)
+        except FileNotFoundError:
+            raise NoSuchLink(f"there is no network namespace {where!r}") from None
+        except OSError as error:
+            raise failure(error, f"opening {path!r}", "CAP_SYS_ADMIN") from error
+        try:
+            return LinuxKernel(fd, self.boot_id, path)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def find(self, wanted: Netns) -> Kernel | None:
+        if wanted.boot != self.boot_id:
+            return None
+        if netns.cookie() == wanted.cookie:
+            return self.netns(None)
+        if wanted.path and os.path.exists(wanted.path):
+            kernel = self.netns(wanted.path)
+            if kernel.netns.cookie == wanted.cookie:
+                return kernel
+            kernel.close()
+        try:
+            for fd in netns.everywhere():
+                with netns.inside(fd):
+                    if netns.cookie() == wanted.cookie:
+                        return LinuxKernel(os.dup(fd), self.boot_id, wanted.path)
+        except OSError as error:
+            raise failure(
+                error, "looking for a network namespace", "CAP_SYS_ADMIN"
+            ) from error
+        return None
+
+    def process(self, pid: int) -> Process | None:
+        return process.process(pid)
+
+    def ended(self, bound: Process) -> bool:
+        return process.ended(bound)
+
+
+class LinuxKernel:
+    """One network namespace, with a socket in it for each kind of question."""
+
+    def __init__(self, fd: int, boot_id: str, path: str) -> None:
+        """Owns `fd`, a descriptor of the namespace, from here on."""
+        self._fd = fd
+        self._watch: rtnl.Watch | None = None
+        try:
+            with self._inside():
+                self._netns = Netns(boot_id, netns.cookie(), path)
+                self._rtnl = rtnl.Rtnl()
+                self._ioctl = socket.socket(
+                    socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
+                )
+        except OSError as error:
+            raise failure(error, "entering a namespace", "CAP_SYS_ADMIN") from error
+
+    @property
+    def netns(self) -> Netns:
+        return self._netns
+
+    def close(self) -> None:
+        for opened in (self._rtnl, self._ioctl, self._watch):
+            if opened is not None:
+                opened.close()
+        if "_nodes" in self.__dict__:
+            os.close(self._nodes)
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def ifindex(self, name: str) -> int:
+        request = _IFREQ_INDEX.pack(os.fsencode(name), 0)
+        try:
+            answer = fcntl.ioctl(self._ioctl, SIOCGIFINDEX, request)
+        except OSError as error:
+            if error.errno == ENODEV:
+                return 0
+            raise failure(error, f"looking up {name!r}") from error
+        return int(_IFREQ_INDEX.unpack(answer)[1])
+
+    def link(self, ifindex: int) -> Link | None:
+        try:
+            return self._rtnl.get(ifindex) if ifindex else None
+        except OSError as error:
+            raise failure(error, f"reading device {ifindex}") from error
+
+    def links(self) -> list[Link]:
+        try:
+            return self._rtnl.dump()
+        except OSError as error:
+            raise failure(error, "reading the devices") from error
+
+    def ports(self, bridge: Link) -> int:
+        # The request that brctl(8) made (net/bridge/br_ioctl.c): one small copy,
+        # where listing the ports otherwise costs as much as making a device. It
+        # is private to bridges and means something else to another driver.
+        assert bridge.kind == "bridge"
+        ports = array.array("i", bytes(4 * BR_MAX_PORTS))
+        request = array.array(
+            "L", [BRCTL_GET_PORT_LIST, ports.buffer_info()[0], BR_MAX_PORTS, 0]
+        )
+        name = os.fsencode(bridge.name)
+        try:
+            fcntl.ioctl(
+                self._ioctl,
+                SIOCDEVPRIVATE,
+                _IFREQ_DATA.pack(name, request.buffer_info()[0]),
+            )
+        except OSError as error:
+            raise failure(error, f"counting the ports of {bridge.name!r}") from error
+        return BR_MAX_PORTS - ports.count(0)
+
+    def create_tap(
+        self,
+        name: str,
+        ifindex: int,
+        *,
+        queues: int,
+        vnet_hdr: bool,
+        uid: int | None,
+        gid: int | None,
+    ) -> tuple[int, ...]:
+        flags = tun.flags(queues=queues, vnet_hdr=vnet_hdr)
+        try:
+            with self._inside():
+                return tun.create(
+                    name, ifindex, queues=queues, flags=flags, uid=uid, gid=gid
+                )
+        except FileNotFoundError:
+            raise HostError("/dev/net/tun is missing: modprobe tun") from None
+        except OSError as error:
+            raise failure(error, f"making tap {name!r}") from error
+
+    def create_macvtap(
+        self,
+        name: str,
+        ifindex: int,
+        *,
+        lower: int,
+        mode: Mode,
+        mac: str | None,
+        mtu: int | None,
+        queues: int,
+    ) -> None:
+        message = rtnl.macvtap_message(
+            name, ifindex, lower=lower, mode=mode, mac=mac, mtu=mtu, queues=queues
+        )
+        self._execute([message], f"making macvtap {name!r}")
+
+    def open_macvtap(
+        self, ifindex: int, *, queues: int, vnet_hdr: bool
+    ) -> tuple[int, ...]:
+        # /dev/tapN is not namespaced: two namespaces with a macvtap of the same
+        # ifindex share one node, which belongs to the first. So the device's
+        # number is read from a sysfs of this namespace, and opened through a
+        # node of our own, which nobody else sees and no crash leaves behind.
+        flags = tun.flags(queues=queues, vnet_hdr=vnet_hdr)
+        node = f"tap{ifindex}"
+        try:
+            os.mknod(node, 0o020600, self._device_number(node), dir_fd=self._nodes)
+            try:
+                with tun.closing_on_error() as fds:
+                    for _ in range(queues):
+                        fds.append(
+                            os.open(node, os.O_RDWR | os.O_CLOEXEC, dir_fd=self._nodes)
+                        )
+                        tun.set_flags(fds[-1], flags)
+            finally:
+                os.unlink(node, dir_fd=self._nodes)
+        except OSError as error:
+            raise failure(error, f"opening macvtap {ifindex}", "CAP_MKNOD") from error
+        return tuple(fds)
+
+    def set_links(self, changes: Sequence[LinkChange]) -> None:
+        action = f"configuring device {changes[0].ifindex}"
+        try:
+            self._execute(_messages(changes), action)
+        except KernelError as error:
+            if error.errno != EAFNOSUPPORT:
+                raise
+            # No IPv6 in this kernel, or none at an MTU below 1280: then there is
+            # nothing to switch off.
+            plain = [change._replace(no_ipv6=None) for change in changes]
+            self._execute(_messages(plain), action)
+
+    def delete_links(self, ifindexes: Sequence[int]) -> None:
+        if len(ifindexes) < 2:
+            messages = [rtnl.delete_message(ifindex) for ifindex in ifindexes]
+            self._execute(messages, "deleting a device", ignore=ENODEV)
+            return
+        # A fresh random group: nobody else's device is in it, unless its owner
+        # drew one of the same 2^30 numbers, which people and tools do not use.
+        group = (1 << 30) + int.from_bytes(os.urandom(4), "big") % (1 << 30)
+        joined = [rtnl.group_message(ifindex, group) for ifindex in ifindexes]
+        deleted = rtnl.delete_group_message(group)
+        self._execute([*joined, deleted], "deleting devices", ignore=ENODEV)
+
+    def changed_links(self) -> set[int] | None:
+        try:
+            if self._watch is None:
+                with self._inside():
+                    self._watch = rtnl.Watch()
+                return None
+            return self._watch.changed()
+        except OSError as error:
+            raise failure(error, "watching the devices") from error
+
+    def forget_changes(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+    @cached_property
+    def _nodes(self) -> int:
+        """A directory for device nodes, on a mount that nobody else sees."""
+        # Made once: unmounting a tmpfs takes the kernel 12 ms.
+        from tapster.kernel.libc import mount_detached
+
+        return mount_detached("tmpfs")
+
+    def _device_number(self, node: str) -> int:
+        from tapster.kernel.libc import mount_detached
+
+        with self._inside():
+            sysfs = mount_detached("sysfs")
+        try:
+            fd = os.open(
+                f"class/macvtap/{node}/dev", os.O_RDONLY | os.O_CLOEXEC, dir_fd=sysfs
+            )
+        finally:
+            os.close(sysfs)
+        try:
+            major, _, minor = os.read(fd, 32).decode().partition(":")
+        finally:
+            os.close(fd)
+        return os.makedev(int(major), int(minor))
+
+    @contextmanager
+    def _inside(self) -> Iterator[None]:
+        with netns.inside(self._fd):
+            yield
+
+    def _execute(
+        self, messages: Sequence[rtnl.Message], action: str, *, ignore: int = 0
+    ) -> None:
+        try:
+            results = self._rtnl.execute(messages)
+        except OSError as error:
+            raise failure(error, action) from error
+        for error_ in results:
+            if error_ is not None and error_.errno != ignore:
+                raise failure(error_, action)
+
+
+def _messages(changes: Sequence[LinkChange]) -> list[rtnl.Message]:
+    return [message for change in changes for message in rtnl.set_messages(change)]

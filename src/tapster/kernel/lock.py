@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which managers live, told by locks that the kernel drops at their death.
+
+A manager holds an open file description lock (fcntl(2), F_OFD_SETLK) on the
+byte of its number in a file beside the ledger. A pid would not do: it can be
+reused, and means another process in another pid namespace.
+
+The lock belongs to the open file description, which a forked child shares: a
+child that lives on without exec keeps its parent's locks.
+"""
+
+import fcntl
+import os
+import struct
+from contextlib import suppress
+from errno import EACCES, EAGAIN
+
+from tapster.errors import LedgerError
+
+# include/uapi/asm-generic/fcntl.h; the fcntl module has no names for them.
+F_OFD_GETLK = 36
+F_OFD_SETLK = 37
+F_OFD_SETLKW = 38
+
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, len, pid
+
+REAPER = 0
+"""The byte of the one reaper of a ledger; managers are numbered from 1."""
+
+
+class LockFile:
+    """The bytes of one lock file, through one open file description."""
+
+    def __init__(self, ledger: str) -> None:
+        path = f"{ledger}.lock"
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise LedgerError(f"lock file {path!r}: {error.strerror}") from error
+
+    def enter(self, byte: int) -> None:
+        """Lock `byte`, which nobody else has."""
+        if not self.try_enter(byte):
+            raise LedgerError(f"byte {byte} of the lock file is locked by another")
+
+    def try_enter(self, byte: int) -> bool:
+        """Lock `byte` unless somebody else has it; whether it is ours now."""
+        try:
+            fcntl.fcntl(self._fd, F_OFD_SETLK, _flock(fcntl.F_WRLCK, byte))
+        except OSError as error:
+            if error.errno in (EAGAIN, EACCES):
+                return False
+            raise LedgerError(f"lock file: {error.strerror}") from error
+        return True
+
+    def wait_enter(self, byte: int) -> None:
+        """Lock `byte`, waiting for as long as somebody else has it."""
+        fcntl.fcntl(self._fd, F_OFD_SETLKW, _flock(fcntl.F_WRLCK, byte))
+
+    def free(self, byte: int) -> None:
+        """Unlock `byte`."""
+        fcntl.fcntl(self._fd, F_OFD_SETLK, _flock(fcntl.F_UNLCK, byte))
+
+    def alive(self, byte: int) -> bool:
+        """Whether somebody else has locked `byte`."""
+        request = _flock(fcntl.F_WRLCK, byte)
+        answer = fcntl.fcntl(self._fd, F_OFD_GETLK, request)
+        return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
+    def leave(self) -> None:
+        """Close the file, and with it drop every lock."""
+        with suppress(OSError):
+            os.close(self._fd)
+        self._fd = -1
+
+
+def _flock(kind: int, byte: int) -> bytes:
+    return _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0)

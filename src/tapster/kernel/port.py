@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Tapster asks of the kernel, in its own verbs.
+
+`System` is the machine, `Kernel` one network namespace of it. Failures are
+KernelError with the kernel's errno, or MissingCapability. Every verb that
+changes a device names it by ifindex; none takes a name, except to create.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from tapster.model import Link, Mode, Netns, Process
+
+
+class LinkChange(NamedTuple):
+    """A change of one device; what is None stays as it is."""
+
+    ifindex: int
+    mac: str | None = None
+    mtu: int | None = None
+    alias: str | None = None
+    no_ipv6: bool | None = None
+    """True: the device makes itself no IPv6 link-local address."""
+    master: int | None = None
+    """The ifindex of a bridge, or 0 for none."""
+    isolated: bool | None = None
+    """Of a bridge port: it reaches only the ports that are not isolated."""
+    up: bool | None = None
+
+
+class Kernel(Protocol):
+    """One network namespace."""
+
+    @property
+    def netns(self) -> Netns: ...
+
+    def ifindex(self, name: str) -> int:
+        """The ifindex of the device that has `name` as name or altname, or 0."""
+
+    def link(self, ifindex: int) -> Link | None:
+        """The device with this ifindex; None if there is none, as for 0."""
+
+    def links(self) -> list[Link]:
+        """Every device."""
+
+    def ports(self, bridge: Link) -> int:
+        """How many ports a bridge has."""
+
+    def create_tap(
+        self,
+        name: str,
+        ifindex: int,
+        *,
+        queues: int,
+        vnet_hdr: bool,
+        uid: int | None,
+        gid: int | None,
+    ) -> tuple[int, ...]:
+        """Make a persistent tap, exclusively, down; return a descriptor a queue.
+
+        The caller closes the descriptors, which are close-on-exec. EBUSY: a
+        device has the name or the ifindex. On failure no device stays.
+        """
+
+    def create_macvtap(
+        self,
+        name: str,
+        ifindex: int,
+        *,
+        lower: int,
+        mode: Mode,
+        mac: str | None,
+        mtu: int | None,
+        queues: int,
+    ) -> None:
+        """Make a macvtap, exclusively, down. EEXIST or EBUSY as for a tap."""
+
+    def open_macvtap(
+        self, ifindex: int, *, queues: int, vnet_hdr: bool
+    ) -> tuple[int, ...]:
+        """Open a macvtap once for each queue; the caller closes the descriptors."""
+
+    def set_links(self, changes: Sequence[LinkChange]) -> None:
+        """Make all changes, in order; raise the first failure after the last."""
+
+    def delete_links(self, ifindexes: Sequence[int]) -> None:
+        """Delete devices, several at a time as one group; absent ones are fine.
+
+        The kernel holds the rtnl lock for about 0.5 ms a device.
+        """
+
+    def changed_links(self) -> set[int] | None:
+        """The ifindexes of devices that changed since the last call.
+
+        None for "any may have": at the first call, and when too much happened.
+        """
+
+    def forget_changes(self) -> None:
+        """Let the next `changed_links` be as the first."""
+
+    def close(self) -> None: ...
+
+
+class System(Protocol):
+    """The machine."""
+
+    @property
+    def boot_id(self) -> str: ...
+
+    def boottime(self) -> float:
+        """`CLOCK_BOOTTIME` in seconds: it counts suspend, and nobody sets it."""
+
+    def wallclock(self) -> float:
+        """Seconds since the epoch, in whole milliseconds."""
+
+    def netns(self, where: str | None) -> Kernel:
+        """The namespace of this name or path; None is the caller's own.
+
+        Raises NoSuchLink if there is none.
+        """
+
+    def find(self, netns: Netns) -> Kernel | None:
+        """The namespace with this cookie, or None if no way leads to it.
+
+        Raises MissingCapability if that cannot be told.
+        """
+
+    def process(self, pid: int) -> Process | None:
+        """The process that has `pid` now."""
+
+    def ended(self, process: Process) -> bool:
+        """Whether the process is surely over.
+
+        False also if it counts in a pid namespace that cannot be seen from here.
+        """
+
+
+class Managers(Protocol):
+    """Which managers live: see lock.py."""
+
+    def enter(self, manager: int) -> None:
+        """Be this manager until `leave`, or until this process dies."""
+
+    def alive(self, manager: int) -> bool:
+        """Whether this manager lives."""
+
+    def leave(self) -> None: ...

@@ -1,0 +1,366 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Links over rtnetlink: the few messages that Tapster needs, and no more.
+
+rtnetlink(7), include/uapi/linux/if_link.h. A message that changes a device
+carries its ifindex and never a name, with the one exception of creation: a
+request that has both is executed by ifindex and the name, ignored or worse,
+becomes a rename.
+"""
+
+import os
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from errno import EAGAIN, ENOBUFS, ENODEV
+from typing import NamedTuple
+
+from tapster.kernel.port import LinkChange
+from tapster.model import Link, Mode, parse_mac
+
+NLM_F_REQUEST = 0x1
+NLM_F_ACK = 0x4
+NLM_F_DUMP_INTR = 0x10
+NLM_F_DUMP = 0x300
+NLM_F_EXCL = 0x200
+NLM_F_CREATE = 0x400
+NLM_F_ACK_TLVS = 0x200
+NLMSG_ERROR = 2
+NLMSG_DONE = 3
+NLMSGERR_ATTR_MSG = 1
+
+SOL_NETLINK = 270
+NETLINK_CAP_ACK = 10
+NETLINK_EXT_ACK = 11
+NETLINK_GET_STRICT_CHK = 12
+RTMGRP_LINK = 1
+
+RTM_NEWLINK = 16
+RTM_DELLINK = 17
+RTM_GETLINK = 18
+RTM_SETLINK = 19
+
+IFLA_ADDRESS = 1
+IFLA_IFNAME = 3
+IFLA_MTU = 4
+IFLA_LINK = 5
+IFLA_MASTER = 10
+IFLA_LINKINFO = 18
+IFLA_IFALIAS = 20
+IFLA_AF_SPEC = 26
+IFLA_GROUP = 27
+IFLA_EXT_MASK = 29
+IFLA_NUM_TX_QUEUES = 31
+IFLA_NUM_RX_QUEUES = 32
+IFLA_INFO_KIND = 1
+IFLA_INFO_DATA = 2
+IFLA_INFO_SLAVE_KIND = 4
+IFLA_INFO_SLAVE_DATA = 5
+IFLA_BRPORT_ISOLATED = 33
+IFLA_MACVLAN_MODE = 1
+IFLA_INET6_ADDR_GEN_MODE = 8
+IN6_ADDR_GEN_MODE_NONE = 1
+RTEXT_FILTER_SKIP_STATS = 8
+IFF_UP = 1
+NLA_F_NESTED = 0x8000
+NLA_TYPE_MASK = 0x3FFF
+
+MACVLAN_MODE = {Mode.PRIVATE: 1, Mode.VEPA: 2, Mode.BRIDGE: 4, Mode.PASSTHRU: 8}
+
+_HEADER = struct.Struct("IHHII")  # nlmsghdr: len, type, flags, seq, pid
+_IFINFO = struct.Struct("BxHiII")  # ifinfomsg: family, type, index, flags, change
+_ATTR = struct.Struct("HH")  # rtattr: len, type
+_U32 = struct.Struct("I")
+_I32 = struct.Struct("i")
+
+_BATCH = 64
+"""Messages in one send: their acknowledgements must fit the receive buffer."""
+
+
+class Message(NamedTuple):
+    """One request, without its sequence number."""
+
+    type: int
+    flags: int
+    payload: bytes
+
+
+class Rtnl:
+    """A socket for requests, in the network namespace of the thread that made it."""
+
+    def __init__(self) -> None:
+        self._socket = _netlink()
+        for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK):
+            self._socket.setsockopt(SOL_NETLINK, option, 1)
+        self._sequence = 0
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def execute(self, messages: Sequence[Message]) -> list[OSError | None]:
+        """Execute requests in order, whatever becomes of each; one result each."""
+        results: list[OSError | None] = []
+        for start in range(0, len(messages), _BATCH):
+            batch = messages[start : start + _BATCH]
+            first = self._send(batch)
+            answers: dict[int, OSError | None] = {}
+            while len(answers) < len(batch):
+                for type_, flags, sequence, body in self._receive():
+                    if type_ == NLMSG_ERROR and 0 <= sequence - first < len(batch):
+                        answers[sequence] = _error(flags, body)
+            results += [answers[first + n] for n in range(len(batch))]
+        return results
+
+    def get(self, ifindex: int) -> Link | None:
+        """The link with this ifindex."""
+        attributes = _attr(IFLA_EXT_MASK, _U32.pack(RTEXT_FILTER_SKIP_STATS))
+        request = Message(RTM_GETLINK, 0, _ifinfo(ifindex) + attributes)
+        sequence = self._send([request])
+        while True:
+            for type_, flags, answered, body in self._receive():
+                if answered != sequence:
+                    continue
+                if type_ == RTM_NEWLINK:
+                    return _link(body)
+                if type_ == NLMSG_ERROR and (error := _error(flags, body)):
+                    if error.errno == ENODEV:
+                        return None
+                    raise error
+
+    def dump(self) -> list[Link]:
+        """Every link, read again for as long as the list changes meanwhile."""
+        while True:
+            links, whole = self._dump()
+            if whole:
+                return links
+
+    def _dump(self) -> tuple[list[Link], bool]:
+        attributes = _attr(IFLA_EXT_MASK, _U32.pack(RTEXT_FILTER_SKIP_STATS))
+        request = Message(RTM_GETLINK, NLM_F_DUMP, _ifinfo(0) + attributes)
+        sequence = self._send([request])
+        links: list[Link] = []
+        whole = True
+        while True:
+            for type_, flags, answered, body in self._receive():
+                if answered != sequence:
+                    continue
+                whole = whole and not flags & NLM_F_DUMP_INTR
+                if type_ == RTM_NEWLINK:
+                    links.append(_link(body))
+                elif type_ == NLMSG_DONE:
+                    return links, whole
+                elif type_ == NLMSG_ERROR and (error := _error(flags, body)):
+                    raise error
+
+    def _send(self, messages: Sequence[Message]) -> int:
+        """Send requests; return the sequence number of the first."""
+        first = self._sequence + 1
+        packets = []
+        for type_, flags, payload in messages:
+            self._sequence += 1
+            flags |= NLM_F_REQUEST | (
+                0 if flags & NLM_F_DUMP == NLM_F_DUMP else NLM_F_ACK
+            )
+            if type_ == RTM_GETLINK:
+                flags &= ~NLM_F_ACK
+            length = _HEADER.size + len(payload)
+            packets.append(_HEADER.pack(length, type_, flags, self._sequence, 0))
+            packets.append(payload)
+        self._socket.send(b"".join(packets))
+        return first
+
+    def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
+        yield from _messages(self._socket.recv(1 << 18))
+
+
+class Watch:
+    """Notes which links change, in the namespace of the thread that made it."""
+
+    def __init__(self) -> None:
+        self._socket = _netlink(RTMGRP_LINK)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def changed(self) -> set[int] | None:
+        """The ifindexes seen since the last call; None if some were missed."""
+        changed: set[int] = set()
+        while True:
+            try:
+                data = self._socket.recv(1 << 16, socket.MSG_DONTWAIT)
+            except OSError as error:
+                if error.errno == EAGAIN:
+                    return changed
+                if error.errno != ENOBUFS:
+                    raise
+                self._drain()
+                return None
+            for _, _, _, body in _messages(data):
+                changed.add(_IFINFO.unpack_from(body)[2])
+
+    def _drain(self) -> None:
+        while True:
+            try:
+                self._socket.recv(1 << 16, socket.MSG_DONTWAIT)
+            except OSError as error:
+                if error.errno == EAGAIN:
+                    return
+                if error.errno != ENOBUFS:
+                    raise
+
+
+def set_messages(change: LinkChange) -> list[Message]:
+    """The requests that make one change."""
+    attributes = b""
+    if change.mac is not None:
+        attributes += _attr(IFLA_ADDRESS, parse_mac(change.mac))
+    if change.mtu is not None:
+        attributes += _attr(IFLA_MTU, _U32.pack(change.mtu))
+    if change.alias is not None:
+        attributes += _attr(IFLA_IFALIAS, change.alias.encode())
+    if change.no_ipv6:
+        attributes += _nest(
+            IFLA_AF_SPEC,
+            _nest(
+                socket.AF_INET6,
+                _attr(IFLA_INET6_ADDR_GEN_MODE, bytes([IN6_ADDR_GEN_MODE_NONE])),
+            ),
+        )
+    if change.master is not None:
+        attributes += _attr(IFLA_MASTER, _U32.pack(change.master))
+    flags = 0 if change.up is None else IFF_UP
+    header = _ifinfo(change.ifindex, IFF_UP if change.up else 0, flags)
+    messages = []
+    if attributes or flags:
+        messages.append(Message(RTM_SETLINK, 0, header + attributes))
+    if change.isolated is not None:
+        messages.append(_isolated(change.ifindex, change.isolated))
+    return messages
+
+
+def macvtap_message(
+    name: str,
+    ifindex: int,
+    *,
+    lower: int,
+    mode: Mode,
+    mac: str | None,
+    mtu: int | None,
+    queues: int,
+) -> Message:
+    """The request that makes a macvtap, exclusively."""
+    attributes = (
+        _attr(IFLA_IFNAME, os.fsencode(name) + b"\0")
+        + _attr(IFLA_LINK, _I32.pack(lower))
+        + _attr(IFLA_NUM_TX_QUEUES, _U32.pack(queues))
+        + _attr(IFLA_NUM_RX_QUEUES, _U32.pack(queues))
+        + _nest(
+            IFLA_LINKINFO,
+            _attr(IFLA_INFO_KIND, b"macvtap")
+            + _nest(
+                IFLA_INFO_DATA, _attr(IFLA_MACVLAN_MODE, _U32.pack(MACVLAN_MODE[mode]))
+            ),
+        )
+    )
+    if mac is not None:
+        attributes += _attr(IFLA_ADDRESS, parse_mac(mac))
+    if mtu is not None:
+        attributes += _attr(IFLA_MTU, _U32.pack(mtu))
+    flags = NLM_F_CREATE | NLM_F_EXCL
+    return Message(RTM_NEWLINK, flags, _ifinfo(ifindex) + attributes)
+
+
+def group_message(ifindex: int, group: int) -> Message:
+    """The request that puts a device into a group."""
+    return Message(
+        RTM_SETLINK, 0, _ifinfo(ifindex) + _attr(IFLA_GROUP, _U32.pack(group))
+    )
+
+
+def delete_message(ifindex: int) -> Message:
+    """The request that deletes one device."""
+    return Message(RTM_DELLINK, 0, _ifinfo(ifindex))
+
+
+def delete_group_message(group: int) -> Message:
+    """The request that deletes every device of a group."""
+    return Message(RTM_DELLINK, 0, _ifinfo(0) + _attr(IFLA_GROUP, _U32.pack(group)))
+
+
+def _isolated(ifindex: int, isolated: bool) -> Message:
+    # RTM_NEWLINK without NLM_F_CREATE changes; only it takes IFLA_INFO_SLAVE_DATA.
+    data = _attr(IFLA_BRPORT_ISOLATED, bytes([isolated]))
+    info = _attr(IFLA_INFO_SLAVE_KIND, b"bridge") + _nest(IFLA_INFO_SLAVE_DATA, data)
+    return Message(RTM_NEWLINK, 0, _ifinfo(ifindex) + _nest(IFLA_LINKINFO, info))
+
+
+def _netlink(groups: int = 0) -> socket.socket:
+    made = socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+    )
+    made.bind((0, groups))
+    return made
+
+
+def _ifinfo(ifindex: int, flags: int = 0, change: int = 0) -> bytes:
+    return _IFINFO.pack(socket.AF_UNSPEC, 0, ifindex, flags, change)
+
+
+def _attr(type_: int, value: bytes) -> bytes:
+    padding = -len(value) % 4
+    return _ATTR.pack(_ATTR.size + len(value), type_) + value + bytes(padding)
+
+
+def _nest(type_: int, attributes: bytes) -> bytes:
+    return _attr(type_ | NLA_F_NESTED, attributes)
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """Type, flags, sequence number and body of each message."""
+    offset = 0
+    while offset + _HEADER.size <= len(data):
+        length, type_, flags, sequence, _ = _HEADER.unpack_from(data, offset)
+        yield type_, flags, sequence, data[offset + _HEADER.size : offset + length]
+        offset += length + 3 & ~3
+
+
+def _attributes(data: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
+    while offset + _ATTR.size <= len(data):
+        length, type_ = _ATTR.unpack_from(data, offset)
+        if length < _ATTR.size:
+            return
+        yield type_ & NLA_TYPE_MASK, data[offset + _ATTR.size : offset + length]
+        offset += length + 3 & ~3
+
+
+def _link(body: bytes) -> Link:
+    _, _, ifindex, flags, _ = _IFINFO.unpack_from(body)
+    found = dict(_attributes(body, _IFINFO.size))
+    info = dict(_attributes(found.get(IFLA_LINKINFO, b""), 0))
+    return Link(
+        ifindex=ifindex,
+        name=os.fsdecode(found[IFLA_IFNAME].rstrip(b"\0")),
+        kind=info.get(IFLA_INFO_KIND, b"").rstrip(b"\0").decode(),
+        alias=os.fsdecode(found.get(IFLA_IFALIAS, b"").rstrip(b"\0")),
+        mac=found.get(IFLA_ADDRESS, b"").hex(":"),
+        mtu=_number(found.get(IFLA_MTU)),
+        up=bool(flags & IFF_UP),
+        master=_number(found.get(IFLA_MASTER)),
+    )
+
+
+def _number(value: bytes | None) -> int:
+    return _U32.unpack(value)[0] if value else 0
+
+
+def _error(flags: int, body: bytes) -> OSError | None:
+    """What an acknowledgement says: None for success."""
+    (code,) = _I32.unpack_from(body)
+    if code == 0:
+        return None
+    text = os.strerror(-code)
+    if flags & NLM_F_ACK_TLVS:
+        # With NETLINK_CAP_ACK only the header of the request is repeated.
+        texts = dict(_attributes(body, _I32.size + _HEADER.size))
+        if said := texts.get(NLMSGERR_ATTR_MSG):
+            text = said.rstrip(b"\0").decode(errors="replace")
+    return OSError(-code, text)

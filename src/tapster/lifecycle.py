@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What recover does with a lease: one pure table.
+
+Rule 1: the ledger says who owns, the kernel says what exists; this file only
+compares the two and touches neither.
+Rule 2: whatever is not provably our device counts as absent. It is never
+touched, only stepped around.
+Rule 3: each action may be repeated; after it the same lease is left alone.
+"""
+
+from enum import StrEnum
+from typing import NamedTuple
+
+from tapster.model import Lease, Link, State, parse_stamp
+
+
+class Seen(StrEnum):
+    """How a lease's device looks."""
+
+    WIRED = "wired"
+    """It is there, up or on a bridge."""
+    QUIET = "quiet"
+    """It is there, down and on no bridge."""
+    ABSENT = "absent"
+    """It is not there; what has its ifindex, if anything, is not ours."""
+
+
+class Action(StrEnum):
+    """What recover does."""
+
+    LEAVE = "leave"
+    UNDO = "undo"
+    """Delete the device of an acquire that never ended, and forget the lease."""
+    RELEASE = "release"
+    """Release the lease of a process that has ended."""
+    FINISH = "finish"
+    """Take the device of a released lease down and off its bridge."""
+    REPLANT = "replant"
+    """Let a placeholder hold the name of a lost device until FIN WAIT ends."""
+    CLOSE = "close"
+    """End the lease: delete what is left of it and write its history."""
+
+
+class Facts(NamedTuple):
+    """What is known of a lease beside its row and its device."""
+
+    worked_on: bool = False
+    """A living manager has claimed it."""
+    world_gone: bool = False
+    """Its boot or its network namespace is over."""
+    due: bool = False
+    """Its FIN WAIT is over."""
+    process_ended: bool = False
+    """It was bound to a process that has ended."""
+
+
+TABLE: dict[tuple[State, Seen], Action] = {
+    (State.RESERVED, Seen.WIRED): Action.UNDO,
+    (State.RESERVED, Seen.QUIET): Action.UNDO,
+    (State.RESERVED, Seen.ABSENT): Action.UNDO,
+    (State.ACTIVE, Seen.WIRED): Action.LEAVE,
+    (State.ACTIVE, Seen.QUIET): Action.LEAVE,
+    (State.ACTIVE, Seen.ABSENT): Action.REPLANT,
+    (State.FIN_WAIT, Seen.WIRED): Action.FINISH,
+    (State.FIN_WAIT, Seen.QUIET): Action.LEAVE,
+    (State.FIN_WAIT, Seen.ABSENT): Action.REPLANT,
+}
+
+
+def decide(state: State, seen: Seen, facts: Facts) -> Action:
+    """What recover does with a lease in `state` whose device looks like `seen`."""
+    if facts.worked_on:
+        return Action.LEAVE
+    if facts.world_gone:
+        return Action.CLOSE
+    if state is State.FIN_WAIT and facts.due:
+        return Action.CLOSE
+    if state is State.ACTIVE and facts.process_ended:
+        return Action.RELEASE
+    return TABLE[state, seen]
+
+
+def look(ledger: str, lease: Lease, link: Link | None) -> Seen:
+    """How `link`, the device that has the lease's ifindex, looks to the lease."""
+    if link is None or not is_ours(ledger, lease, link):
+        return Seen.ABSENT
+    return Seen.WIRED if link.up or link.master else Seen.QUIET
+
+
+def is_ours(ledger: str, lease: Lease, link: Link) -> bool:
+    """Whether the device with the lease's ifindex is the lease's device.
+
+    The ifindex was chosen by the ledger and requested exclusively, so it nearly
+    says all. It may be another's only if another ledger drew the same number
+    after ours was lost, and then the device carries that ledger's stamp. An
+    unstamped device is one that a crash left between creation and stamp (or
+    whose alias somebody changed): then the name must agree.
+    """
+    if link.ifindex != lease.ifindex:
+        return False
+    if marked := parse_stamp(link.alias):
+        return marked == (ledger, lease.id)
+    return link.name == lease.name

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The values that everything else speaks of: requests, leases, identities.
+
+Plain immutable records, without behaviour that has effects. They are named
+tuples because the command sits in a virtual machine's start path and importing
+`dataclasses` alone costs as much as acquiring ten devices.
+"""
+
+from enum import StrEnum
+from typing import NamedTuple
+
+from tapster import names
+from tapster.errors import RequestError
+
+DEFAULT_TEMPLATE = "vnet%d"
+DEFAULT_FIN_WAIT = 5.0
+MAX_QUEUES = 256
+"""`MAX_TAP_QUEUES` in the kernel's include/linux/if_tap.h."""
+
+
+class Kind(StrEnum):
+    """What kind of device a lease is for."""
+
+    TAP = "tap"
+    MACVTAP = "macvtap"
+
+
+class State(StrEnum):
+    """Where a lease is in its life. After FIN WAIT only a history row stays."""
+
+    RESERVED = "reserved"
+    ACTIVE = "active"
+    FIN_WAIT = "fin_wait"
+
+
+class Naming(StrEnum):
+    """The policy that picks the number for a template."""
+
+    LOWEST = "lowest"
+    NEXT = "next"
+    STABLE = "stable"
+
+
+class Mode(StrEnum):
+    """Modes of a macvtap, as in ip-link(8)."""
+
+    BRIDGE = "bridge"
+    VEPA = "vepa"
+    PRIVATE = "private"
+    PASSTHRU = "passthru"
+
+
+class Tap(NamedTuple):
+    """A request for a tap device.
+
+    `name` is a template or a plain name; `key` is what `stable` naming derives
+    the number from. `mac` is the guest's; one is made up when it is None. `mtu`
+    is the bridge's when None. `uid` and `gid` may open the device by name.
+    """
+
+    bridge: str | None = None
+    name: str = DEFAULT_TEMPLATE
+    naming: Naming = Naming.LOWEST
+    key: str | None = None
+    owner: str = ""
+    mac: str | None = None
+    mtu: int | None = None
+    queues: int = 1
+    vnet_hdr: bool = True
+    isolated: bool = False
+    uid: int | None = None
+    gid: int | None = None
+    fin_wait: float = DEFAULT_FIN_WAIT
+
+    @property
+    def kind(self) -> Kind:
+        return Kind.TAP
+
+
+class Macvtap(NamedTuple):
+    """A request for a macvtap on the lower device `link`.
+
+    In mode `passthru` the guest uses the lower device's MAC, and the lower
+    device can carry nothing else.
+    """
+
+    link: str
+    mode: Mode = Mode.BRIDGE
+    name: str = DEFAULT_TEMPLATE
+    naming: Naming = Naming.LOWEST
+    key: str | None = None
+    owner: str = ""
+    mac: str | None = None
+    mtu: int | None = None
+    queues: int = 1
+    vnet_hdr: bool = True
+    fin_wait: float = DEFAULT_FIN_WAIT
+
+    @property
+    def kind(self) -> Kind:
+        return Kind.MACVTAP
+
+
+Spec = Tap | Macvtap
+
+
+class Process(NamedTuple):
+    """A process, told apart from every other that had or will have its pid."""
+
+    pid: int
+    start: int
+    """Its start in clock ticks since boot: field 22 of /proc/PID/stat."""
+    pidns: int
+    """The inode of the pid namespace in which `pid` counts."""
+
+
+class Netns(NamedTuple):
+    """A network namespace, as this boot knows it."""
+
+    boot: str
+    """The boot id: cookies start anew with every boot."""
+    cookie: int
+    """`SO_NETNS_COOKIE`: never used twice in one boot."""
+    path: str
+    """Where it was found, or "" for the namespace its caller ran in."""
+
+
+class Lease(NamedTuple):
+    """The recorded right of one owner to one device."""
+
+    id: str
+    name: str
+    ifindex: int
+    kind: Kind
+    state: State
+    owner: str
+    mac: str
+    """The guest's MAC; the host's side of a tap has another first byte."""
+    bridge: str | None
+    link: str | None
+    mode: Mode | None
+    mtu: int | None
+    queues: int
+    isolated: bool
+    netns: Netns
+    created: float
+    """Wall clock, seconds since the epoch."""
+    fin_wait: float
+    """How long the name will wait, in seconds."""
+    deadline: float | None
+    """`CLOCK_BOOTTIME` at which FIN WAIT ends; None before release."""
+    released: float | None
+    """Wall clock of the release; None before it."""
+    process: Process | None
+    """The lease ends with this process."""
+    placeholder: bool
+    """The device was lost or exclusive: a bare tap now holds the name."""
+    manager: int | None
+    """The manager that works on the lease at this moment."""
+    fds: tuple[int, ...] = ()
+    """One open descriptor for each queue, in what `acquire` returned and there
+    alone. They are close-on-exec, and whoever acquired them closes them."""
+
+
+class Tenure(NamedTuple):
+    """Who held a name, from when until when: a line of the history."""
+
+    name: str
+    lease: str
+    owner: str
+    kind: Kind
+    mac: str
+    ifindex: int
+    netns: str
+    created: float
+    released: float | None
+    """None while the owner has it."""
+    ended: float | None
+    """When FIN WAIT was over; None before that."""
+
+
+class Link(NamedTuple):
+    """What the kernel says of one device."""
+
+    ifindex: int
+    name: str
+    kind: str
+    """`IFLA_INFO_KIND` ("bridge", "tun", "macvtap", ...); "" for hardware."""
+    alias: str
+    mac: str
+    mtu: int
+    up: bool
+    master: int
+    """The ifindex of its bridge, or 0."""
+
+
+def stamp(ledger: str, lease: str) -> str:
+    """The `ifalias` that tells people and other ledgers whose a device is."""
+    return f"tapster:{ledger}:{lease}"
+
+
+class Stamp(NamedTuple):
+    """The ids that a stamp is made of."""
+
+    ledger: str
+    lease: str
+
+
+def parse_stamp(alias: str) -> Stamp | None:
+    """The stamp that an `ifalias` is, or None if it is none."""
+    mark, *ids = alias.split(":")
+    return Stamp(*ids) if mark == "tapster" and len(ids) == 2 else None
+
+
+def check_spec(spec: Spec) -> names.Template:
+    """Check a request by itself; return its template. Raises RequestError."""
+    template = names.parse(spec.name)
+    if spec.naming is not Naming.LOWEST and not template.numbered:
+        raise RequestError(
+            f"naming {spec.naming} needs a template with '%d', not {spec.name!r}"
+        )
+    if (spec.naming is Naming.STABLE) != (spec.key is not None):
+        raise RequestError("naming stable and a key go together")
+    if not 1 <= spec.queues <= MAX_QUEUES:
+        raise RequestError(f"queues must be 1 to {MAX_QUEUES}, not {spec.queues}")
+    if spec.mtu is not None and not 68 <= spec.mtu <= 65521:
+        raise RequestError(f"mtu must be 68 to 65521, not {spec.mtu}")
+    if not 0 <= spec.fin_wait <= 86400:
+        raise RequestError(f"fin_wait must be 0 to 86400 s, not {spec.fin_wait}")
+    if isinstance(spec, Tap) and spec.isolated and spec.bridge is None:
+        raise RequestError("isolated is a property of a bridge port: name a bridge")
+    if spec.mac is not None:
+        parse_mac(spec.mac)
+    return template
+
+
+def parse_mac(text: str) -> bytes:
+    """The six bytes of a unicast MAC such as `52:54:00:12:34:56`."""
+    parts = text.split(":")
+    try:
+        mac = bytes.fromhex("".join(parts))
+    except ValueError:
+        mac = b""
+    if len(parts) != 6 or any(len(part) != 2 for part in parts) or len(mac) != 6:
+        raise RequestError(f"MAC {text!r} is not of the form 52:54:00:12:34:56")
+    if mac[0] & 1 or not any(mac):
+        raise RequestError(f"MAC {text!r} is not a unicast address")
+    return mac
+
+
+def format_mac(mac: bytes) -> str:
+    return mac.hex(":")
+
+
+def host_mac(guest: str) -> str:
+    """The MAC of the host's side of a tap.
+
+    A bridge takes the lowest MAC among its ports as its own, and loses it when
+    that port goes; 0xfe is high enough never to be taken. A guest whose MAC
+    starts so itself gets 0xfa on the host's side: the two must differ, or the
+    bridge would keep the guest's frames for the host.
+    """
+    return ("fa" if guest.lower().startswith("fe") else "fe") + guest[2:].lower()

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lower devices: what a macvtap sits on."""
+
+from typing import NamedTuple
+
+from tapster.errors import NoSuchLink, RequestError
+from tapster.kernel.port import Kernel
+from tapster.model import Macvtap, Mode
+
+
+class Lower(NamedTuple):
+    """A lower device that can carry the macvtap asked for."""
+
+    ifindex: int
+    mac: str
+    mtu: int
+
+
+def find(kernel: Kernel, spec: Macvtap) -> Lower:
+    """The lower device of a request. Raises NoSuchLink or RequestError."""
+    name = spec.link
+    link = kernel.link(kernel.ifindex(name))
+    if link is None:
+        raise NoSuchLink(f"there is no device {name!r} to put a macvtap on")
+    if not link.up:
+        raise NoSuchLink(f"{name!r} is down; bring it up with: ip link set {name} up")
+    if spec.mtu is not None and spec.mtu > link.mtu:
+        raise RequestError(
+            f"mtu {spec.mtu} is more than the {link.mtu} of the lower device {name!r}"
+        )
+    if spec.mode is Mode.PASSTHRU and spec.mac not in (None, link.mac):
+        raise RequestError(
+            f"in mode passthru the guest has the MAC of {name!r}, {link.mac}; "
+            f"{spec.mac} would have to be set on {name!r} first"
+        )
+    return Lower(link.ifindex, link.mac, link.mtu)

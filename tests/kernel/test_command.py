@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command, as its users run it."""
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kernel import tools
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def environment(ledger: Path) -> dict[str, str]:
+    return {**os.environ, "TAPSTER_LEDGER": str(ledger)}
+
+
+@pytest.fixture
+def tapster(environment: dict[str, str]) -> Run:
+    def run(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [tools.TAPSTER, *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == status, done
+        return done
+
+    return run
+
+
+def parsed(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(done.stdout)
+    assert document["version"] == 1
+    return document
+
+
+LEASE_FIELDS = {
+    *("id", "name", "ifindex", "kind", "state", "owner", "mac", "bridge", "link"),
+    *("mode", "mtu", "queues", "isolated", "netns", "created", "released"),
+    *("fin_wait", "fin_wait_left", "pid", "placeholder"),
+}
+
+
+def test_add_prints_the_name_alone(tapster: Run) -> None:
+    done = tapster("add", "--bridge", "br0")
+    assert (done.stdout, done.stderr) == ("vnet0\n", "")
+    assert tools.ports() == {"vnet0"}
+
+
+def test_json_is_versioned_and_has_these_fields(tapster: Run) -> None:
+    lease = parsed(tapster("add", "--bridge", "br0", "--owner", "vm1", "--json"))[
+        "lease"
+    ]
+    assert set(lease) == LEASE_FIELDS
+    assert lease["name"] == "vnet0"
+    assert lease["ifindex"] == tools.links()["vnet0"]["ifindex"]
+    assert (lease["state"], lease["kind"], lease["owner"]) == ("active", "tap", "vm1")
+    assert (lease["bridge"], lease["netns"], lease["pid"]) == ("br0", None, None)
+    assert parsed(tapster("ls", "--json"))["leases"] == [lease]
+    shown = parsed(tapster("show", "vnet0", "--json"))
+    assert shown["lease"] == lease
+    assert shown["device"]["alias"].endswith(lease["id"])
+    tapster("rm", lease["id"])
+    assert parsed(tapster("ls", "--json"))["leases"] == []
+    (waiting,) = parsed(tapster("ls", "--all", "--json"))["leases"]
+    assert waiting["state"] == "fin_wait"
+    assert 0 < waiting["fin_wait_left"] <= 5
+    (tenure,) = parsed(tapster("who", "vnet0", "--json"))["tenures"]
+    assert (tenure["owner"], tenure["lease"]) == ("vm1", lease["id"])
+
+
+def test_tapster_alone_shows_the_leases(tapster: Run) -> None:
+    tapster("add", "--bridge", "br0", "--owner", "vm1")
+    assert tapster().stdout == tapster("ls").stdout
+    assert "vnet0" in tapster().stdout
+
+
+def test_every_option_of_add_reaches_the_device(tapster: Run) -> None:
+    tools.sh("ip link add low type veth peer name far")
+    tools.sh("ip link set low up")
+    options = "--name ci%d-a --naming stable --key k --mac 52:54:00:AA:00:01 --mtu 1300"
+    more = "--queues 3 --isolated --user nobody --group 12345 --fin-wait 9 --bridge br0"
+    name = tapster("add", *options.split(), *more.split()).stdout.strip()
+    assert name.startswith("ci")
+    assert name.endswith("-a")
+    link = tools.links()[name]
+    assert (link["mtu"], link["address"]) == (1300, "fe:54:00:aa:00:01")
+    assert link["linkinfo"]["info_slave_data"]["isolated"] is True
+    data = link["linkinfo"]["info_data"]
+    assert data["multi_queue"] is True
+    assert (data["user"], data["group"]) == ("nobody", 12345)
+    macvtap = tapster("add", "--link", "low", "--mode", "vepa").stdout.strip()
+    assert tools.links()[macvtap]["linkinfo"]["info_data"]["mode"] == "vepa"
+
+
+def test_who_at_a_time(tapster: Run) -> None:
+    for owner in ("first", "second"):
+        tapster("add", "--name", "web", "--owner", owner)
+        tapster("rm", "web")
+        tapster("reap", "--now")
+    second, first = parsed(tapster("who", "web", "--json"))["tenures"]
+    assert (second["owner"], first["owner"]) == ("second", "first")
+    (then,) = parsed(tapster("who", "web", "--at", first["created"], "--json"))[
+        "tenures"
+    ]
+    assert then["owner"] == "first"
+    assert parsed(tapster("who", "web", "--at", "0", "--json"))["tenures"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["frob"], 2, "no verb 'frob'"),
+        (["add", "--frob"], 2, "unrecognized arguments: --frob"),
+        (["add", "--queues", "x"], 2, "invalid int value: 'x'"),
+        (["add", "--name", "sixteen-letters-"], 2, "at most 15"),
+        (["add", "--naming", "stable"], 2, "stable and a key"),
+        (["add", "--mac", "01:00:00:00:00:00"], 2, "not a unicast"),
+        (["add", "--kind", "macvtap"], 2, "give --link"),
+        (["add", "--link", "lo", "--bridge", "br0"], 2, "does not go with a macvtap"),
+        (["add", "--user", "nobody-at-all"], 2, "no user 'nobody-at-all'"),
+        (["add", "--bridge", "nix"], 1, "no bridge 'nix'"),
+        (["add", "--netns", "nix"], 1, "no network namespace 'nix'"),
+        (["rm", "nix"], 1, "'nix'"),
+        (["show", "nix"], 1, "'nix'"),
+        (["who", "vnet0", "--at", "noon"], 2, "'noon'"),
+        (["run"], 2, "needs a COMMAND"),
+        (["run", "--", "true", "{fd1}"], 2, "numbered 0 to 0"),
+        (["run", "--nic", "frob=1", "--", "true"], 2, "frob"),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(
+    tapster: Run, arguments: Sequence[str], status: int, said: str
+) -> None:
+    done = tapster(*arguments, status=status)
+    assert done.stdout == ""
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert set(tools.links()) == {"lo", "br0"}
+
+
+def test_without_root_the_missing_capability_is_named(
+    environment: dict[str, str],
+) -> None:
+    done = subprocess.run(
+        ["setpriv", "--bounding-set=-net_admin", tools.TAPSTER, "add"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "CAP_NET_ADMIN" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_run_fills_in_and_exits_with_the_commands_status(tapster: Run) -> None:
+    show = 'echo "$@"; readlink /proc/self/fd/$1; exit 7'
+    places = ["{fd0}", "{fds1}", "{name0}", "{mac1}", "{ifindex0}", '{"json": {}}']
+    nics = ["--nic", "bridge=br0,name=a%d", "--nic", "bridge=br0,queues=2,mac="]
+    nics[3] += "52:54:00:00:00:02"
+    done = tapster("run", *nics, "--", "sh", "-c", show, "sh", *places, status=7)
+    words, device = done.stdout.splitlines()
+    fd, fds, name, mac, ifindex, rest = words.split(" ", 5)
+    assert device == "/dev/net/tun"
+    assert len({fd, *fds.split(":")}) == 3
+    assert (name, mac, rest) == ("a0", "52:54:00:00:00:02", '{"json": {}}')
+    assert int(ifindex) == tools.links()["a0"]["ifindex"]
+    assert tools.ports() == set()
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        (["sh", "-c", "kill -TERM $$"], 128 + signal.SIGTERM),
+        (["/nowhere/nothing"], 127),
+        (["/etc/passwd"], 126),
+    ],
+)
+def test_run_releases_whatever_way_the_command_ends(
+    tapster: Run, command: list[str], status: int
+) -> None:
+    tapster("run", "--bridge", "br0", "--", *command, status=status)
+    assert tools.ports() == set()
+    assert parsed(tapster("ls", "--json"))["leases"] == []
+
+
+def start_run(environment: dict[str, str], script: str) -> subprocess.Popen[str]:
+    """`tapster run` of a shell script; returns when the script has said a line."""
+    started = subprocess.Popen(
+        [tools.TAPSTER, "run", "--bridge", "br0", "--", "sh", "-c", script],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE,
+        text=True,
+    )
+    return started
+
+
+def test_run_passes_signals_on(environment: dict[str, str]) -> None:
+    script = "trap 'exit 5' TERM; echo up; while read line; do :; done"
+    started = start_run(environment, script)
+    assert started.stdout
+    started.stdout.readline()
+    started.terminate()
+    started.communicate()
+    assert started.returncode == 5
+    assert tools.ports() == set()
+
+
+def test_ctrl_c_reaches_the_command_once(environment: dict[str, str]) -> None:
+    script = "trap 'echo int' INT; echo up; read a; read b"
+    pid, terminal = pty.fork()
+    if pid == 0:
+        command = [tools.TAPSTER, "run", "--bridge", "br0", "--", "bash", "-c", script]
+        os.execve(command[0], command, environment)
+    said = b""
+
+    def until(word: bytes) -> None:
+        nonlocal said
+        while word not in said:
+            assert select.select([terminal], [], [], 30)[0], said
+            said += os.read(terminal, 1000)
+
+    until(b"up")
+    os.write(terminal, b"\x03")
+    until(b"int")
+    os.write(terminal, b"a\nb\n")
+    _, status = os.waitpid(pid, 0)
+    with suppress(OSError):  # the other end is closed: there is nothing more
+        said += os.read(terminal, 1000)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(status) in (0, 1)
+    assert said.count(b"int\r\n") == 1
+    assert tools.ports() == set()
+
+
+def test_a_machine_that_outlives_a_killed_run_keeps_its_port(
+    environment: dict[str, str], tapster: Run
+) -> None:
+    started = start_run(environment, "echo $$; read line")
+    assert started.stdout
+    child = int(started.stdout.readline())
+    ended = os.pidfd_open(child)
+    started.kill()
+    started.wait()
+    for _ in range(2):
+        (lease,) = parsed(tapster("ls", "--json"))["leases"]
+        assert lease["pid"] == child
+        tapster("recover")
+        assert tools.ports() == {"vnet0"}
+    os.kill(child, signal.SIGKILL)
+    assert select.select([ended], [], [], 10)[0]
+    os.close(ended)
+    started.communicate()
+    assert parsed(tapster("ls", "--json"))["leases"] == []
+    assert tools.ports() == set()
+
+
+def test_recover_says_what_it_would_do_and_then_does_it(tapster: Run) -> None:
+    tapster("add", "--bridge", "br0")
+    tools.sh("ip link del vnet0")
+    dry = tapster("recover", "--dry-run").stdout
+    assert dry.startswith("replant vnet0 (active")
+    assert "vnet0" not in tools.links()
+    assert tapster("recover").stdout == dry
+    assert "vnet0" in tools.links()
+    assert tapster("recover").stdout == ""
+
+
+def test_doctor_finds_what_is_wrong_and_names_a_remedy(
+    tapster: Run, tmp_path: Path
+) -> None:
+    done = tapster("doctor")
+    assert (done.stdout, done.stderr) == ("", "nothing is wrong\n")
+    tapster("add", "--bridge", "br0")
+    tools.sh("ip tuntap add vnet7 mode tap")
+    other = tmp_path / "lost.db"
+    tapster("add", "--ledger", str(other), "--bridge", "br0")
+    for file in tmp_path.glob("lost.db*"):
+        file.unlink()
+    tools.sh("ip link set vnet0 nomaster")
+    tools.sh("ip link del vnet0")
+    found = parsed(tapster("doctor", "--json", status=1))["findings"]
+    problems = " / ".join(one["problem"] for one in found)
+    assert "vnet7 is foreign" in problems
+    assert "lease vnet0" in problems
+    assert "vnet1 belongs to another ledger" in problems
+    (remedy,) = (one["remedy"] for one in found if "vnet1" in one["problem"])
+    assert tapster(*remedy.rpartition("tapster ")[2].split()).stdout == (
+        "deleted vnet1\n"
+    )
+    assert "vnet1" not in tools.links()
+    assert "vnet7" in tools.links()

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Namespaces: devices are made inside, names are counted apart, ends are noticed."""
+
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+import tapster
+from tapster import Action, Host, Tap
+from tests.kernel import tools
+
+
+@pytest.fixture
+def blue(world: None) -> None:
+    tools.sh("ip netns add blue")
+    tools.sh("ip -n blue link add br0 type bridge")
+
+
+def test_a_device_is_made_inside(blue: None, ledger: Path) -> None:
+    with Host(ledger, netns="blue", reaper=tools.no_reaper) as host:
+        lease = host.acquire(Tap(bridge="br0"))
+        tools.close(lease.fds)
+    assert lease.netns.path == "/run/netns/blue"
+    assert tools.links("blue")["vnet0"]["master"] == "br0"
+    assert "vnet0" not in tools.links()
+
+
+def test_one_ledger_serves_every_namespace_I1(blue: None, ledger: Path) -> None:
+    with (
+        Host(ledger, reaper=tools.no_reaper) as here,
+        Host(ledger, netns="/run/netns/blue", reaper=tools.no_reaper) as there,
+    ):
+        ours, theirs = here.acquire(Tap(bridge="br0")), there.acquire(Tap(bridge="br0"))
+        tools.close([*ours.fds, *theirs.fds])
+        assert ours.name == theirs.name == "vnet0"
+        assert here.find("vnet0").id == ours.id
+        assert there.find("vnet0").id == theirs.id
+        here.release(theirs.id)
+        assert tools.ports() == {"vnet0"}, "ours is untouched"
+        assert "master" not in tools.links("blue")["vnet0"]
+        assert here.reap(now=True) == 1
+        assert "vnet0" not in tools.links("blue")
+        assert "vnet0" in tools.links()
+
+
+def test_a_namespace_that_is_gone_closes_its_leases(blue: None, ledger: Path) -> None:
+    with Host(ledger, netns="blue", reaper=tools.no_reaper) as there:
+        lease = there.acquire(Tap(bridge="br0"))
+        tools.close(lease.fds)
+    tools.sh("ip netns del blue")
+    with Host(ledger, reaper=tools.no_reaper) as host:
+        (mended,) = host.recover()
+        assert (mended.lease.id, mended.action) == (lease.id, Action.CLOSE)
+        assert host.leases() == []
+        (tenure,) = host.who("vnet0")
+        assert (tenure.lease, tenure.netns) == (lease.id, "/run/netns/blue")
+        assert host.recover() == []
+
+
+def test_a_namespace_that_lost_its_name_is_found_by_its_processes(
+    blue: None, ledger: Path
+) -> None:
+    with Host(ledger, netns="blue", reaper=tools.no_reaper) as there:
+        lease = there.acquire(Tap(bridge="br0"))
+        tools.close(lease.fds)
+    inhabitant = subprocess.Popen(
+        ["ip", "netns", "exec", "blue", "cat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert inhabitant.stdin
+    assert inhabitant.stdout
+    inhabitant.stdin.write(b"!")
+    inhabitant.stdin.flush()
+    assert inhabitant.stdout.read(1) == b"!", "it is inside now"
+    tools.sh("ip netns del blue")
+    with Host(ledger, reaper=tools.no_reaper) as host:
+        assert host.recover() == []
+        host.release(lease.id)
+        inside = ["nsenter", f"--net=/proc/{inhabitant.pid}/ns/net", "ip", "link"]
+        assert "master" not in subprocess.check_output(inside, text=True)
+        assert host.reap(now=True) == 1
+        assert "vnet0" not in subprocess.check_output(inside, text=True)
+    inhabitant.communicate()
+
+
+def test_another_namespace_of_the_same_name_is_not_it(blue: None, ledger: Path) -> None:
+    with Host(ledger, netns="blue", reaper=tools.no_reaper) as there:
+        lease = there.acquire(Tap(bridge="br0"))
+        tools.close(lease.fds)
+    tools.sh("ip netns del blue")
+    tools.sh("ip netns add blue")
+    tools.sh("ip -n blue link add vnet0 type bridge")
+    with Host(ledger, reaper=tools.no_reaper) as host:
+        host.release(lease.id)
+        assert host.reap(now=True) == 1
+    assert "vnet0" in tools.links("blue")
+
+
+def test_an_unknown_namespace_is_refused(ledger: Path) -> None:
+    with pytest.raises(tapster.NoSuchLink, match="'green'"):
+        Host(ledger, netns="green")
+
+
+def test_a_thread_elsewhere_makes_devices_where_the_host_is(
+    blue: None, ledger: Path
+) -> None:
+    from tapster.kernel.libc import CLONE_NEWNET, setns
+    from tapster.kernel.netns import open_netns
+
+    host = Host(ledger, reaper=tools.no_reaper)
+    made = []
+
+    def elsewhere() -> None:
+        fd = open_netns("/run/netns/blue")
+        setns(fd, CLONE_NEWNET)
+        tools.close([fd])
+        made.append(host.acquire(Tap(bridge="br0")))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    tools.close(made[0].fds)
+    assert tools.ports() == {"vnet0"}
+    host.close()
+
+
+def test_a_lease_of_an_earlier_boot_is_closed(host: Host, ledger: Path) -> None:
+    lease = host.acquire(Tap(bridge="br0"))
+    tools.close(lease.fds)
+    with host.looking() as (opened, _):
+        opened._db.execute("UPDATE netns SET boot = 'earlier'")
+    (mended,) = host.recover()
+    assert (mended.lease.id, mended.action) == (lease.id, Action.CLOSE)
+    assert "vnet0" in tools.links(), "whatever has its name and ifindex now"

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What release and reap promise, on the real kernel."""
+
+import os
+
+import pytest
+
+import tapster
+from tapster import Host, State, Tap
+from tapster.host import REAP_BATCH
+from tests.kernel import tools
+
+
+def test_a_released_device_is_down_off_its_bridge_and_holds_its_name(
+    host: Host,
+) -> None:
+    lease = host.acquire(Tap(bridge="br0"))
+    host.release(lease.id)
+    link = tools.links()["vnet0"]
+    assert link["ifindex"] == lease.ifindex
+    assert "master" not in link
+    assert "UP" not in link["flags"]
+    assert host.find("vnet0").state is State.FIN_WAIT
+    tools.close(lease.fds)
+    assert "vnet0" in tools.links(), "although its machine has ended"
+
+
+def test_release_may_be_repeated_I7(host: Host) -> None:
+    lease = host.acquire(Tap(bridge="br0"))
+    tools.close(lease.fds)
+    host.release(lease.id)
+    deadline = host.find(lease.id).deadline
+    host.release(lease.id)
+    assert host.find(lease.id).deadline == deadline, "the wait does not begin anew"
+    host.reap(now=True)
+    host.release(lease.id)
+    assert host.leases() == []
+    with pytest.raises(tapster.NoSuchLease, match="0000"):
+        host.release("0000")
+
+
+def test_a_late_cleanup_by_name_hits_a_dead_device(host: Host) -> None:
+    old = host.acquire(Tap(bridge="br0"))
+    tools.close(old.fds)
+    host.release(old.id)
+    new = host.acquire(Tap(bridge="br0"))
+    tools.sh("ip link set dev vnet0 nomaster down")
+    assert tools.ports() == {new.name} == {"vnet1"}
+    tools.sh("ip link del vnet0")
+    assert tools.ports() == {"vnet1"}
+    tools.close(new.fds)
+
+
+def test_a_name_is_held_although_its_device_was_deleted_I2(host: Host) -> None:
+    lease = host.acquire(Tap(bridge="br0"))
+    tools.close(lease.fds)
+    tools.sh("ip link del vnet0")
+    host.release(lease.id)
+    link = tools.links()["vnet0"]
+    assert link["ifindex"] != lease.ifindex
+    assert link["ifalias"].endswith(lease.id)
+    assert "master" not in link
+    assert "UP" not in link["flags"]
+    tools.sh("ip link del vnet0")
+    host.recover()
+    assert "vnet0" in tools.links(), "as often as it is deleted"
+    assert host.reap() == 0
+    assert host.reap(now=True) == 1
+    assert "vnet0" not in tools.links()
+
+
+def test_a_name_lost_to_a_foreign_device_is_not_fought_for_I4(host: Host) -> None:
+    lease = host.acquire(Tap(bridge="br0"))
+    tools.close(lease.fds)
+    tools.sh("ip link del vnet0")
+    tools.sh("ip tuntap add vnet0 mode tap")
+    before = tools.steady(tools.links()["vnet0"])
+    host.release(lease.id)
+    host.recover()
+    assert tools.steady(tools.links()["vnet0"]) == before
+    assert host.reap(now=True) == 1
+    assert tools.steady(tools.links()["vnet0"]) == before
+
+
+def test_reap_waits_for_the_deadline_and_takes_no_more(host: Host) -> None:
+    ended, waiting, running = (
+        host.acquire(Tap(bridge="br0", fin_wait=wait)) for wait in (0.0, 60.0, 60.0)
+    )
+    for lease in (ended, waiting, running):
+        tools.close(lease.fds)
+    host.release(waiting.id)
+    host.release(ended.id)
+    assert set(tools.links()) == {"lo", "br0", waiting.name, running.name}
+    assert host.reap() == 0
+    assert host.reap(now=True) == 1
+    assert set(tools.links()) == {"lo", "br0", running.name}
+    (tenure,) = host.who(waiting.name)
+    assert tenure.lease == waiting.id
+    assert tenure.created <= (tenure.released or 0) <= (tenure.ended or 0)
+
+
+def test_many_are_reaped_in_batches_and_nothing_else_goes(host: Host) -> None:
+    tools.sh("ip tuntap add bystander mode tap")
+    many = [host.acquire(Tap(bridge="br0")) for _ in range(2 * REAP_BATCH + 3)]
+    kept, *gone = many
+    for lease in many:
+        tools.close(lease.fds)
+    for lease in gone:
+        host.release(lease.id)
+    assert host.reap(now=True) == len(gone)
+    assert set(tools.links()) == {"lo", "br0", "bystander", kept.name}
+
+
+def test_a_device_whose_machine_still_runs_can_be_reaped(host: Host) -> None:
+    lease = host.acquire(Tap(bridge="br0"))
+    host.release(lease.id)
+    assert host.reap(now=True) == 1
+    with pytest.raises(OSError, match="bad state"):
+        os.read(lease.fds[0], 1)
+    tools.close(lease.fds)
+
+
+def test_a_renamed_device_is_still_ours(host: Host) -> None:
+    lease = host.acquire(Tap(bridge="br0"))
+    tools.close(lease.fds)
+    tools.sh("ip link set vnet0 name renamed")
+    host.release(lease.id)
+    assert "master" not in tools.links()["renamed"]
+    host.reap(now=True)
+    assert "renamed" not in tools.links()

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The independent witnesses: iproute2, and plain system calls of our own."""
+
+import fcntl
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+TAPSTER = str(Path(sys.executable).with_name("tapster"))
+
+TUNSETIFF = 0x400454CA
+TUNSETPERSIST = 0x400454CB
+IFF_TAP_NO_PI = 0x1002
+
+
+def no_reaper(_: str) -> None:
+    """For a Host: start none."""
+
+
+def sh(command: str) -> str:
+    """Run a command; its output. Fails the test if it fails."""
+    done = subprocess.run(command.split(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}: {done.stderr}"
+    return done.stdout
+
+
+def refused(command: str) -> str:
+    """Run a command that must fail; what it complains of."""
+    done = subprocess.run(command.split(), capture_output=True, text=True, check=False)
+    assert done.returncode != 0, f"{command} succeeded: {done.stdout}"
+    return done.stderr
+
+
+def links(netns: str | None = None) -> dict[str, dict[str, Any]]:
+    """Every device by name, as `ip -d -j link` shows it."""
+    inside = f"-n {netns} " if netns else ""
+    found = json.loads(sh(f"ip {inside}-d -j link"))
+    return {link["ifname"]: link for link in found}
+
+
+def steady(link: dict[str, Any]) -> dict[str, Any]:
+    """What of a device does not change by itself."""
+    # The kernel works a bridge's tso_max_size out anew from the ports it has.
+    moving = {"stats", "stats64", "operstate", "flags", "tso_max_size"}
+    kept = {key: value for key, value in link.items() if key not in moving}
+    data = kept.get("linkinfo", {}).get("info_data", {})
+    for timer in [key for key in data if key.endswith("timer")]:
+        del data[timer]
+    return kept
+
+
+def ports(bridge: str = "br0") -> set[str]:
+    """The names of a bridge's ports, as `bridge -j link` shows them."""
+    found = json.loads(sh("bridge -j link"))
+    return {port["ifname"] for port in found if port.get("master") == bridge}
+
+
+def foreign_tap(name: str, *, persist: bool = False, flags: int = 0) -> int:
+    """A tap as any other program makes it; returns its descriptor."""
+    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+    request = struct.pack("16sH22x", name.encode(), IFF_TAP_NO_PI | flags)
+    fcntl.ioctl(fd, TUNSETIFF, request)
+    if persist:
+        fcntl.ioctl(fd, TUNSETPERSIST, 1)
+    return fd
+
+
+def close(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)
