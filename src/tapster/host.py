@@ -262,7 +262,7 @@ class Host:
     def _wire(self, plan: Plan, lease: Lease) -> None:
         spec = plan.spec
         mac = model.host_mac(lease.mac) if isinstance(spec, Tap) else None
-        mark = model.stamp(self._ledger.id, lease.id)
+        mark = self._mark(lease)
         changes = [
             LinkChange(lease.ifindex, mac=mac, mtu=lease.mtu, alias=mark, no_ipv6=True)
         ]
@@ -326,7 +326,8 @@ class Host:
             self._replant(kernel, lease)
             return
         try:
-            kernel.set_links([bridge.unwire(lease.ifindex)])
+            rest = bridge.unwire(lease.ifindex)
+            kernel.set_links([rest._replace(alias=self._mark(lease))])
         except KernelError as error:
             if error.errno != ENODEV:
                 raise
@@ -363,8 +364,7 @@ class Host:
                     return  # a foreign device has the name: nobody else can get it
                 continue
             _close_fds(lease._replace(fds=fds))
-            mark = model.stamp(self._ledger.id, lease.id)
-            kernel.set_links([LinkChange(lease.ifindex, alias=mark)])
+            kernel.set_links([LinkChange(lease.ifindex, alias=self._mark(lease))])
             return
 
     # Reap
@@ -608,6 +608,9 @@ class Host:
 
     def _seen(self, kernel: Kernel, lease: Lease) -> Seen:
         return lifecycle.look(self._ledger.id, lease, kernel.link(lease.ifindex))
+
+    def _mark(self, lease: Lease) -> str:
+        return model.stamp(self._ledger.id, lease.id)
 
     def _me(self) -> int:
         """This manager's number, taken when first needed: reading needs none."""

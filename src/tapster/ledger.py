@@ -555,6 +555,7 @@ def _open(path: str) -> sqlite3.Connection:
     _refuse_unknown(path)
     # Only root may read it: owners and MACs are nobody else's business.
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     # isolation_level None: transactions begin and end where the code says so.
     # A Host may be shared by threads; it lets one in at a time.
     db = sqlite3.connect(

@@ -18,9 +18,10 @@ class Seen(StrEnum):
     """How a lease's device looks."""
 
     WIRED = "wired"
-    """It is there, up or on a bridge."""
+    """It is there, and something is to be done until it is at rest: it is up, or
+    on a bridge, or not stamped."""
     QUIET = "quiet"
-    """It is there, down and on no bridge."""
+    """It is there and at rest."""
     ABSENT = "absent"
     """It is not there; what has its ifindex, if anything, is not ours."""
 
@@ -34,7 +35,7 @@ class Action(StrEnum):
     RELEASE = "release"
     """Release the lease of a process that has ended."""
     FINISH = "finish"
-    """Take the device of a released lease down and off its bridge."""
+    """Bring the device of a released lease to rest: down, off its bridge, stamped."""
     REPLANT = "replant"
     """Let a placeholder hold the name of a lost device until FIN WAIT ends."""
     CLOSE = "close"
@@ -84,7 +85,8 @@ def look(ledger: str, lease: Lease, link: Link | None) -> Seen:
     """How `link`, the device that has the lease's ifindex, looks to the lease."""
     if link is None or not is_ours(ledger, lease, link):
         return Seen.ABSENT
-    return Seen.WIRED if link.up or link.master else Seen.QUIET
+    at_rest = not link.up and not link.master and parse_stamp(link.alias)
+    return Seen.QUIET if at_rest else Seen.WIRED
 
 
 def is_ours(ledger: str, lease: Lease, link: Link) -> bool:

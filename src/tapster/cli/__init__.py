@@ -7,6 +7,7 @@ turns errors into exit codes: 1 for failure, 2 for wrong usage, 130 for Ctrl-C.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -50,12 +51,14 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code."""
     try:
-        return _run(sys.argv[1:] if arguments is None else list(arguments))
+        status = _run(sys.argv[1:] if arguments is None else list(arguments))
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()  # or Python would complain about stdout at its end
-        return 1
+    except OSError as error:
+        # Tapster's own are errors of its own: this one is of what was printed.
+        return _fail_to_print(error)
     except (NoSuchLease, NoSuchLink) as error:
         return _fail(error, 1)
     except RequestError as error:
@@ -118,6 +121,14 @@ def _settle(host: "Host") -> None:
         host.settle()
     except (HostError, ConflictError) as error:
         print(f"tapster: {error}; going on", file=sys.stderr)
+
+
+def _fail_to_print(error: OSError) -> int:
+    # Python would try to print the rest once more at its end, and complain.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if not isinstance(error, BrokenPipeError):
+        print(f"tapster: {error.strerror}", file=sys.stderr)
+    return 1
 
 
 def _fail(error: TapsterError, code: int) -> int:

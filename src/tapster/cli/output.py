@@ -5,7 +5,6 @@ The JSON is a contract. Within version 1 a field may be added; none changes its
 meaning or goes.
 """
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +19,8 @@ VERSION = 1
 
 def print_json(**content: Any) -> None:
     """Print one versioned document."""
+    import json  # only here: `tapster add` mostly does without
+
     json.dump({"version": VERSION, **content}, sys.stdout, indent=2)
     print()
 

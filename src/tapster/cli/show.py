@@ -21,10 +21,10 @@ def run(options: argparse.Namespace, host: Host) -> int:
         return 0
     for field, value in output.lease_json(lease).items():
         if value is not None:
-            print(f"{field:<14}{value}")
+            print(f"{field:<15}{value}")
     if link is None:
-        print(f"{'device':<14}is not there: tapster recover")
+        print(f"{'device':<15}is not there: tapster recover")
         return 0
     for field, value in link._asdict().items():
-        print(f"device {field:<7}{value}")
+        print(f"device {field:<8}{value}")
     return 0

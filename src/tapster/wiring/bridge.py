@@ -53,5 +53,5 @@ def wire(ifindex: int, spec: Tap, bridge: Bridge | None) -> list[LinkChange]:
 
 
 def unwire(ifindex: int) -> LinkChange:
-    """The change that takes a device down and off whatever bridge it is on."""
+    """The change that takes a device down, and off whatever bridge it is on."""
     return LinkChange(ifindex, master=0, up=False)

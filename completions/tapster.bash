@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+# Completion of tapster(1) in bash.
+#
+# Devices are found with ip(8): it needs no root, takes milliseconds and changes
+# nothing. Names that a shell could misread are not offered.
+
+_tapster_links() { # PATTERN IP-OPTION...: what sed prints of the devices in $netns
+    ip ${netns:+-n "$netns"} -o link show "${@:2}" 2>/dev/null |
+        sed -En "s/^[0-9]+: ([[:alnum:]_.-]+)[@:].*$1/p"
+}
+
+_tapster_command() { # INDEX: COMP_WORDS from there on are the COMMAND of run
+    if declare -F _command_offset >/dev/null; then # it is in bash-completion
+        _command_offset "$1"
+    elif ((COMP_CWORD == $1)) && [[ $word != */* ]]; then
+        mapfile -t COMPREPLY < <(compgen -c -- "$word")
+    else
+        compopt -o default
+    fi
+}
+
+_tapster() {
+    local IFS=$' \t\n' i part words=("$1") dashes='' verb='' netns=''
+    local word option value options='' operands
+    local ours='alias tapster:[^:]*:([[:xdigit:]]+)$'
+    local nic=(kind= bridge= link= mode= name= naming= key= owner= mac= mtu= queues=
+        isolated user= group= fin-wait=)
+    COMPREPLY=()
+
+    # Bash splits words at = and : too; here --bridge=br0 is one word.
+    for ((i = 1; i <= COMP_CWORD; i++)); do
+        part=${COMP_WORDS[i]}
+        if [[ $part == [=:]* || ($part && ${COMP_WORDS[i - 1]} == *[=:]) ]]; then
+            words[-1]+=$part
+        else
+            words+=("$part")
+        fi
+        [[ $part == -- && ! $dashes && $i -lt $COMP_CWORD ]] && dashes=$i
+    done
+
+    word=${words[-1]} option=${words[-2]} value=$word
+    for ((i = 1; i < ${#words[@]} - 1; i++)); do
+        case ${words[i]} in
+            --ledger) ((i++)) ;;
+            --netns) netns=${words[++i]} ;;
+            --netns=*) netns=${words[i]#*=} ;;
+            -*) ;;
+            *) verb=${verb:-${words[i]}} ;;
+        esac
+    done
+    if [[ $verb == run && $dashes ]]; then
+        _tapster_command $((dashes + 1))
+        return
+    fi
+
+    [[ $word == --*=* ]] && option=${word%%=*} value=${word#*=}
+    if [[ $option == --nic ]]; then
+        part=${value##*,} value=${value##*[=:]}
+        if [[ $part != *=* ]]; then
+            compopt -o nospace
+            mapfile -t COMPREPLY < <(
+                compgen -P "${value%"$part"}" -W "${nic[*]}" -- "$part"
+            )
+            return
+        fi
+        option=--${part%%=*}
+    fi
+
+    case $option in
+        --kind) operands='tap macvtap' ;;
+        --mode) operands='bridge vepa private passthru' ;;
+        --naming) operands='lowest next stable' ;;
+        --bridge) operands=$(_tapster_links '/\1' type bridge) ;;
+        --link) operands=$(_tapster_links '/\1' up) ;;
+        --user | --group)
+            mapfile -t COMPREPLY < <(compgen -A "${option#--}" -- "$value")
+            return
+            ;;
+        --netns)
+            compopt -o default # or a path
+            [[ $value == */* ]] ||
+                mapfile -t COMPREPLY < <(cd /run/netns 2>/dev/null && compgen -f -- "$value")
+            return
+            ;;
+        --ledger)
+            compopt -o default # files
+            return
+            ;;
+        --name | --key | --owner | --mac | --mtu | --queues | --fin-wait | --at | --remove)
+            return
+            ;;
+        *)
+            nic=("${nic[@]%=}")
+            case $verb in
+                '')
+                    options=--version
+                    operands='add rm ls show who run reap recover doctor'
+                    ;;
+                add) options="${nic[*]/#/--} --netns --json" ;;
+                rm) options=--netns operands=$(_tapster_links "$ours/\1 \2") ;;
+                ls) options='--all --json' ;;
+                show) options='--netns --json' operands=$(_tapster_links "$ours/\1 \2") ;;
+                who) options='--at --json' operands=$(_tapster_links "$ours/\1") ;;
+                run) options="${nic[*]/#/--} --nic --netns" ;;
+                reap) options=--now ;;
+                recover) options='--dry-run --json' ;;
+                doctor) options='--json --remove' ;;
+                *) return ;;
+            esac
+            [[ $word == -* || ! -v operands ]] && operands="$options --help --ledger"
+            ;;
+    esac
+    mapfile -t COMPREPLY < <(compgen -W "$operands" -- "$value")
+}
+
+complete -F _tapster tapster

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The manual page names what the command has, no less and no more, and is right."""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from tapster import cli
+
+PAGE = Path(__file__).parents[2] / "man/tapster.1"
+TEXT = PAGE.read_text("utf-8")
+
+# The body of each section and subsection by its title.
+_, *_PARTS = re.split(r"^\.S[hs] (.+)\n", TEXT, flags=re.MULTILINE)
+SECTIONS = dict(zip(_PARTS[::2], _PARTS[1::2], strict=True))
+
+EXAMPLES = [
+    (display or line).replace("\\e", "\\")
+    for display, line in re.findall(
+        r"^\.Bd .*\n((?:[^.].*\n)+)\.Ed|^\.Dl (.+)", SECTIONS["EXAMPLES"], re.MULTILINE
+    )
+]
+
+# What the examples take for granted. QEMU gets as far as it can without a guest.
+LAB = r"""
+mount -t tmpfs tmpfs /run
+(cat /etc/passwd; echo ci:x:4242:4242::/:/bin/false) >passwd
+mount --bind passwd /etc/passwd
+for bridge in br0 br1; do ip link add $bridge type bridge; done
+ip link add eth0 type veth peer name eth1
+ip link set eth0 up
+truncate -s 1M disk.qcow2
+qemu=$(command -v qemu-system-x86_64)
+mkdir bin
+cat >bin/qemu-system-x86_64 <<END
+#!/bin/sh
+echo '{"execute": "qmp_capabilities"} {"execute": "quit"}' |
+    $qemu "\$@" -display none -S -qmp stdio
+END
+chmod +x bin/qemu-system-x86_64
+PATH=$PWD/bin:$PATH
+"""
+
+
+def options_of(verb: str) -> dict[str, argparse.Action]:
+    """The options that a verb declares, or with "" the command itself."""
+    if verb:
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--ledger")
+        import_module(f"tapster.cli.{verb}").declare(parser)
+    else:
+        parser = cli._top_parser()
+    return {option: one for one in parser._actions for option in one.option_strings}
+
+
+def items(section: str) -> set[str]:
+    """The options that the lists of a section explain."""
+    heads = re.findall(r"^\.It (Fl .+)", SECTIONS[section], re.MULTILINE)
+    return {f"-{name}" for head in heads for name in re.findall(r"Fl (\S+)", head)}
+
+
+def test_it_lints() -> None:
+    lint = ["mandoc", "-T", "lint", "-W", "warning", str(PAGE)]
+    done = subprocess.run(lint, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_it_has_every_verb_in_the_order_of_the_help() -> None:
+    assert re.findall(r"^\.Ss (.+)", TEXT, re.MULTILINE) == list(cli.VERBS)
+
+
+def test_it_has_the_options_of_the_command_itself() -> None:
+    assert items("DESCRIPTION") == set(options_of(""))
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_it_has_every_option_of(verb: str) -> None:
+    explained = items(verb) | items("DESCRIPTION") - {"--version"}
+    if ".Sx DEVICE OPTIONS" in SECTIONS[verb]:
+        explained |= items("DEVICE OPTIONS")
+    assert explained == set(options_of(verb))
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_the_synopsis_has_every_option_of(verb: str) -> None:
+    _, *usages = SECTIONS["SYNOPSIS"].split(".Nm tapster\n")
+    (usage,) = (one for one in usages if one.startswith(f".Cm {verb}\n"))
+    named = {f"-{name}" for name in re.findall(r"^\.Op Fl (\S+)", usage, re.MULTILINE)}
+    assert named == items(verb)
+    assert ("device options" in usage) == (".Sx DEVICE OPTIONS" in SECTIONS[verb])
+
+
+def test_it_has_every_value_of_an_option() -> None:
+    for option, action in options_of("add").items():
+        if action.choices:
+            head = f".It Fl {option[1:]} Cm {' | '.join(action.choices)}\n"
+            assert head in SECTIONS["DEVICE OPTIONS"]
+
+
+@pytest.mark.kernel
+@pytest.mark.e2e
+def test_its_examples_work(tmp_path: Path) -> None:
+    """Each is run as it stands, with no name in FIN WAIT from the one before."""
+    script = "\ntapster reap --now\n".join([LAB, *EXAMPLES])
+    done = subprocess.run(
+        ["unshare", "--net", "--mount", "sh", "-euxc", script],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ
+        | {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "TAPSTER_LEDGER": str(tmp_path / "ledger.db"),
+        },
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('"SHUTDOWN"') == TEXT.count("qemu-system-x86_64 -")
