@@ -29,7 +29,7 @@ class Bench:
     """A ledger with some leases in it, in a namespace with some devices."""
 
     def __init__(self, directory: Path, leases: int, kernel: LinuxKernel) -> None:
-        self.ledger = Ledger(directory / "ledger.db")
+        self.ledger = Ledger(directory / "ledger.db", LinuxSystem())
         self._kernel = kernel
         for start in range(0, leases, 10_000):
             self._reserve(min(10_000, leases - start), Naming.LOWEST)
@@ -51,7 +51,6 @@ class Bench:
             self._kernel.netns,
             [Reservation(spec, parse(spec.name), None, None)] * count,
             manager=1,
-            now=0.0,
             taken=self._kernel.ifindex,
             changed=self._kernel.changed_links,
         )

@@ -98,7 +98,7 @@ class Host:
         self._start_reaper = reaper or _start_reaper
         self._lock = threading.RLock()
         self._system = system or LinuxSystem()
-        self._ledger = Ledger(ledger_path(ledger))
+        self._ledger = Ledger(ledger_path(ledger), self._system)
         self._locks: LockFile | None = None
         self._manager = 0
         try:
@@ -196,7 +196,6 @@ class Host:
                 self._kernel.netns,
                 [plan.reservation for plan in plans],
                 manager=self._me(),
-                now=self._system.wallclock(),
                 taken=self._kernel.ifindex,
                 changed=self._kernel.changed_links,
             )
@@ -301,11 +300,7 @@ class Host:
         """
         with self._lock:
             try:
-                lease = self._ledger.begin_release(
-                    id,
-                    boottime=self._system.boottime(),
-                    now=self._system.wallclock(),
-                )
+                lease = self._ledger.begin_release(id)
             except NoSuchLease:
                 if self._ledger.ended(id):
                     return
@@ -408,9 +403,7 @@ class Host:
         with self._world(netns) as kernel:
             if kernel is not None:
                 self._delete(kernel, leases)
-        self._ledger.finish(
-            [lease.id for lease in leases], now=self._system.wallclock()
-        )
+        self._ledger.finish([lease.id for lease in leases])
         return len(leases)
 
     def _delete(self, kernel: Kernel, leases: Sequence[Lease]) -> None:
@@ -491,15 +484,12 @@ class Host:
     def _act(self, action: Action, kernel: Kernel | None, lease: Lease) -> None:
         if kernel is not None and action in (Action.UNDO, Action.CLOSE):
             self._delete(kernel, [lease])
-        now = self._system.wallclock()
         if action is Action.UNDO:
             self._ledger.forget([lease.id])
         elif action is Action.CLOSE:
-            self._ledger.finish([lease.id], now=now)
+            self._ledger.finish([lease.id])
         elif action is not Action.LEAVE and kernel is not None:
-            boottime = self._system.boottime()
-            lease = self._ledger.begin_release(lease.id, boottime=boottime, now=now)
-            self._quiet(kernel, lease)
+            self._quiet(kernel, self._ledger.begin_release(lease.id))
 
     def _decide(self, kernel: Kernel | None, lease: Lease, link: Link | None) -> Action:
         deadline = inf if lease.deadline is None else lease.deadline

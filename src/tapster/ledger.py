@@ -14,7 +14,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from tapster.allocator import Allocator, Taken
 from tapster.errors import (
@@ -78,6 +78,17 @@ class Reservation(NamedTuple):
     mtu: int | None
 
 
+class Clock(Protocol):
+    """The two clocks. They are read inside transactions, so that what the ledger
+    says happened later did."""
+
+    def boottime(self) -> float:
+        """`CLOCK_BOOTTIME` in seconds: it counts suspend, and nobody sets it."""
+
+    def wallclock(self) -> float:
+        """Seconds since the epoch, in whole milliseconds."""
+
+
 class Ledger:
     """One open ledger. May be used by one thread at a time.
 
@@ -88,11 +99,13 @@ class Ledger:
     def __init__(
         self,
         path: str | os.PathLike[str],
+        clock: Clock,
         *,
         randomness: Callable[[int], bytes] = os.urandom,
     ) -> None:
         """Open the ledger at `path`; make it, and its directory, if missing."""
         self.path = os.path.abspath(path)
+        self._clock = clock
         self._randomness = randomness
         with _translated(self.path):
             self._db = _open(self.path)
@@ -199,24 +212,20 @@ class Ledger:
         wanted: Sequence[Reservation],
         *,
         manager: int,
-        now: float,
         taken: Taken,
         changed: Callable[[], set[int] | None],
     ) -> list[Lease]:
         """Reserve a name and an ifindex for each of `wanted`, or for none.
 
-        `now` is wall clock. `changed` is asked only if foreign names are
-        remembered: which devices changed since it was last asked, None for
-        "any may have".
+        `changed` is asked only if foreign names are remembered: which devices
+        changed since it was last asked, None for "any may have".
         """
         with self._transaction():
             row = self._netns_row(netns)
             allocator = Allocator(self._db, row)
             if allocator.has_foreign():
                 allocator.recheck(changed(), taken)
-            ids = [
-                self._insert(row, allocator, one, manager, now, taken) for one in wanted
-            ]
+            ids = [self._insert(row, allocator, one, manager, taken) for one in wanted]
             return [self._get(id) for id in ids]
 
     def rename(self, id: str, template: Template, spec: Spec, taken: Taken) -> Lease:
@@ -228,7 +237,11 @@ class Ledger:
             if template.numbered:
                 allocator.note_foreign(lease.name, taken(lease.name))
             name = allocator.pick(template, spec.naming, spec.key, taken)
-            self._db.execute("UPDATE lease SET name = ? WHERE id = ?", (name, id))
+            # It holds this name from now on: the history must not say longer.
+            self._db.execute(
+                "UPDATE lease SET name = ?, created = ? WHERE id = ?",
+                (name, self._clock.wallclock(), id),
+            )
             return self._get(id)
 
     def reindex(self, id: str) -> Lease:
@@ -261,7 +274,7 @@ class Ledger:
                 [(*process, id) for id in ids],
             )
 
-    def begin_release(self, id: str, *, boottime: float, now: float) -> Lease:
+    def begin_release(self, id: str) -> Lease:
         """Let a lease's FIN WAIT begin; one that is in it already stays as it is.
 
         Raises NoSuchLease, and LeaseBusy if it is still being acquired.
@@ -277,7 +290,11 @@ class Ledger:
                 self._db.execute(
                     "UPDATE lease SET state = 'fin_wait', deadline = ?, released = ? "
                     "WHERE id = ?",
-                    (boottime + lease.fin_wait, now, id),
+                    (
+                        self._clock.boottime() + lease.fin_wait,
+                        self._clock.wallclock(),
+                        id,
+                    ),
                 )
             return self._get(id)
 
@@ -343,9 +360,10 @@ class Ledger:
                 if lease := next(iter(self._leases("WHERE lease.id = ?", id)), None):
                     self._remove(lease)
 
-    def finish(self, ids: Iterable[str], *, now: float) -> None:
+    def finish(self, ids: Iterable[str]) -> None:
         """End leases: only their history stays."""
         with self._transaction():
+            now = self._clock.wallclock()
             for id in ids:
                 if lease := next(iter(self._leases("WHERE lease.id = ?", id)), None):
                     self._db.execute(
@@ -396,7 +414,6 @@ class Ledger:
         allocator: Allocator,
         one: Reservation,
         manager: int,
-        now: float,
         taken: Taken,
     ) -> str:
         spec = one.spec
@@ -422,7 +439,7 @@ class Ledger:
                 one.mtu,
                 spec.queues,
                 tap.isolated if tap else False,
-                now,
+                self._clock.wallclock(),
                 spec.fin_wait,
                 manager,
             ),

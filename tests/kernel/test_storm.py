@@ -3,9 +3,11 @@
 
 import os
 import random
+import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -75,12 +77,11 @@ def test_a_storm_of_commands_I1_I2_I4(ledger: Path) -> None:
 
 
 def assert_no_name_was_shared(ledger: Path, expected: int) -> None:
-    """By the history, read with SQLite's own shell of sorts: plain SQL."""
-    import sqlite3
-
-    rows = sqlite3.connect(ledger).execute(
-        "SELECT name, created, ended FROM history ORDER BY name, created"
-    )
+    """By the history, read as any program can."""
+    with closing(sqlite3.connect(ledger)) as db:
+        rows = db.execute(
+            "SELECT name, created, ended FROM history ORDER BY name, created"
+        ).fetchall()
     total = 0
     last_name, last_end = "", 0.0
     for name, created, ended in rows:

@@ -108,10 +108,10 @@ class System(Protocol):
     def boot_id(self) -> str: ...
 
     def boottime(self) -> float:
-        """`CLOCK_BOOTTIME` in seconds: it counts suspend, and nobody sets it."""
+        """As in `tapster.ledger.Clock`."""
 
     def wallclock(self) -> float:
-        """Seconds since the epoch, in whole milliseconds."""
+        """As in `tapster.ledger.Clock`."""
 
     def netns(self, where: str | None) -> Kernel:
         """The namespace of this name or path; None is the caller's own.
