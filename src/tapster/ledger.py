@@ -4,24 +4,18 @@
 Every public method is one transaction: it happens wholly or not at all, also
 when the process is killed, and it excludes every other process's. Nothing here
 looks at the kernel; what must be known of it is passed in.
-
-The file is in WAL mode with `synchronous=NORMAL`: a transaction survives any
-death of the process. A power cut may lose the last ones, and takes the devices
-with it.
 """
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from tapster.allocator import Allocator, Taken
+from tapster.database import Database
 from tapster.errors import (
     LeaseBusy,
     LedgerDamaged,
-    LedgerError,
-    LedgerTooNew,
     NoSuchLease,
 )
 from tapster.model import (
@@ -40,17 +34,11 @@ from tapster.model import (
 from tapster.names import Template
 
 DEFAULT_PATH = "/var/lib/tapster/ledger.db"
-APPLICATION_ID = 0x54415053
-SCHEMA_VERSION = 1
 HISTORY_ROWS = 100_000
 """How many ended leases are remembered."""
 FIRST_IFINDEX = 1 << 30
 """Where our interface indexes begin: the kernel counts its own up from 1."""
 LAST_IFINDEX = (1 << 31) - 1
-BUSY_SECONDS = 30.0
-
-_MIGRATIONS: dict[int, str] = {}
-"""SQL that brings schema version n to n + 1. None has been needed yet."""
 
 _LEASE = """
 SELECT lease.id, name, ifindex, kind, state, owner, mac, bridge, link, mode, mtu,
@@ -107,20 +95,12 @@ class Ledger:
         self.path = os.path.abspath(path)
         self._clock = clock
         self._randomness = randomness
-        with _translated(self.path):
-            self._db = _open(self.path)
-            try:
-                self._prepare()
-                (self.id,) = self._db.execute(
-                    "SELECT value FROM meta WHERE key = 'ledger'"
-                ).fetchone()
-            except BaseException:
-                self._db.close()
-                raise
-        self._inode = os.stat(self.path).st_ino
+        self._file = Database(self.path, self._populate)
+        self._db = self._file.connection
+        self.id = self._setting("ledger")
 
     def close(self) -> None:
-        self._db.close()
+        self._file.close()
 
     # Reading
 
@@ -140,18 +120,20 @@ class Ledger:
     def suspects(self) -> list[Lease]:
         """The leases that are bound to a process, or claimed by a manager."""
         return self._leases(
-            "WHERE manager IS NOT NULL OR (pid IS NOT NULL AND state = 'active')"
+            "WHERE lease.rowid IN ("
+            "SELECT rowid FROM lease WHERE manager IS NOT NULL UNION "
+            "SELECT rowid FROM lease WHERE pid IS NOT NULL AND state = 'active')"
         )
 
     def ended(self, id: str) -> bool:
         """Whether the history has a lease of this id."""
-        with _translated(self.path):
+        with self._file.translated():
             query = "SELECT 1 FROM history WHERE lease = ?"
             return self._db.execute(query, (id,)).fetchone() is not None
 
     def next_deadline(self) -> float | None:
         """When the next FIN WAIT ends (`CLOCK_BOOTTIME`), if any."""
-        with _translated(self.path):
+        with self._file.translated():
             (deadline,) = self._db.execute(
                 "SELECT min(deadline) FROM lease WHERE state = 'fin_wait'"
             ).fetchone()
@@ -159,7 +141,7 @@ class Ledger:
 
     def tenures(self, name: str) -> list[Tenure]:
         """Who holds and held `name`, latest first."""
-        with _translated(self.path):
+        with self._file.translated():
             rows = self._db.execute(_TENURES, (name, name)).fetchall()
         return [
             Tenure(
@@ -189,13 +171,13 @@ class Ledger:
 
     def templates(self) -> list[str]:
         """The templates that names were picked by."""
-        with _translated(self.path):
+        with self._file.translated():
             rows = self._db.execute("SELECT DISTINCT text FROM template").fetchall()
         return [text for (text,) in rows]
 
     def check(self) -> list[str]:
         """What SQLite finds wrong with the file; reads all of it."""
-        with _translated(self.path):
+        with self._file.translated():
             rows = self._db.execute("PRAGMA quick_check").fetchall()
         return [row[0] for row in rows if row[0] != "ok"]
 
@@ -203,7 +185,7 @@ class Ledger:
 
     def new_manager(self) -> int:
         """A number for a manager that no other ever had."""
-        with self._transaction():
+        with self._file.transaction():
             return self._count("next_manager")
 
     def reserve(
@@ -220,7 +202,7 @@ class Ledger:
         `changed` is asked only if foreign names are remembered: which devices
         changed since it was last asked, None for "any may have".
         """
-        with self._transaction():
+        with self._file.transaction():
             row = self._netns_row(netns)
             allocator = Allocator(self._db, row)
             if allocator.has_foreign():
@@ -230,7 +212,7 @@ class Ledger:
 
     def rename(self, id: str, template: Template, spec: Spec, taken: Taken) -> Lease:
         """Give a reserved lease another name: a foreign device has taken its own."""
-        with self._transaction():
+        with self._file.transaction():
             lease = self._get(id)
             row = self._netns_row(lease.netns)
             allocator = Allocator(self._db, row)
@@ -246,7 +228,7 @@ class Ledger:
 
     def reindex(self, id: str) -> Lease:
         """Give a lease another ifindex: another device has its own."""
-        with self._transaction():
+        with self._file.transaction():
             lease = self._get(id)
             self._db.execute(
                 "UPDATE lease SET ifindex = ? WHERE id = ?",
@@ -256,7 +238,7 @@ class Ledger:
 
     def activate(self, ids: Sequence[str], process: Process | None) -> list[Lease]:
         """Make reserved leases active, bound to `process`, and give them back."""
-        with self._transaction():
+        with self._file.transaction():
             for id in ids:
                 self._db.execute(
                     "UPDATE lease SET state = 'active', manager = NULL, "
@@ -267,7 +249,7 @@ class Ledger:
 
     def bind(self, ids: Sequence[str], process: Process) -> None:
         """Bind active leases to a process: they end with it."""
-        with self._transaction():
+        with self._file.transaction():
             self._db.executemany(
                 "UPDATE lease SET pid = ?, pid_start = ?, pidns = ? "
                 "WHERE id = ? AND state = 'active'",
@@ -279,7 +261,7 @@ class Ledger:
 
         Raises NoSuchLease, and LeaseBusy if it is still being acquired.
         """
-        with self._transaction():
+        with self._file.transaction():
             lease = self._get(id)
             if lease.state is State.RESERVED:
                 raise LeaseBusy(
@@ -303,7 +285,7 @@ class Ledger:
 
         Raises NoSuchLease, and LeaseBusy while another living manager has it.
         """
-        with self._transaction():
+        with self._file.transaction():
             lease = self._get(id)
             if lease.manager not in (None, manager) and alive(lease.manager):
                 raise LeaseBusy(
@@ -314,7 +296,7 @@ class Ledger:
 
     def give_back(self, ids: Iterable[str]) -> None:
         """End claims."""
-        with self._transaction():
+        with self._file.transaction():
             self._db.executemany(
                 "UPDATE lease SET manager = NULL WHERE id = ?", [(id,) for id in ids]
             )
@@ -326,17 +308,21 @@ class Ledger:
 
         Those that a living manager has claimed, this one included, are left out.
         """
-        with self._transaction():
-            due: list[Lease] = []
-            for row in self._db.execute(
-                _LEASE + "WHERE state = 'fin_wait' AND deadline <= ? ORDER BY deadline",
-                (boottime,),
-            ):
-                lease = _lease(row)
-                if lease.manager is None or not alive(lease.manager):
-                    due.append(lease)
-                if len(due) == limit:
-                    break
+        with self._file.transaction():
+            claimants = "SELECT DISTINCT manager FROM lease WHERE manager IS NOT NULL"
+            for (other,) in self._db.execute(claimants).fetchall():
+                if not alive(other):
+                    self._db.execute(
+                        "UPDATE lease SET manager = NULL WHERE manager = ? "
+                        "AND state = 'fin_wait' AND deadline <= ?",
+                        (other, boottime),
+                    )
+            due = self._leases(
+                "WHERE state = 'fin_wait' AND deadline <= ? AND manager IS NULL "
+                "ORDER BY deadline LIMIT ?",
+                boottime,
+                limit,
+            )
             self._db.executemany(
                 "UPDATE lease SET manager = ? WHERE id = ?",
                 [(manager, lease.id) for lease in due],
@@ -345,7 +331,7 @@ class Ledger:
 
     def replant(self, id: str) -> Lease:
         """Record that a placeholder, of a new ifindex, is to hold the name."""
-        with self._transaction():
+        with self._file.transaction():
             row = self._netns_row(self._get(id).netns)
             self._db.execute(
                 "UPDATE lease SET ifindex = ?, placeholder = 1 WHERE id = ?",
@@ -355,14 +341,14 @@ class Ledger:
 
     def forget(self, ids: Iterable[str]) -> None:
         """Remove leases that were never active; their names are free at once."""
-        with self._transaction():
+        with self._file.transaction():
             for id in ids:
                 if lease := next(iter(self._leases("WHERE lease.id = ?", id)), None):
                     self._remove(lease)
 
     def finish(self, ids: Iterable[str]) -> None:
         """End leases: only their history stays."""
-        with self._transaction():
+        with self._file.transaction():
             now = self._clock.wallclock()
             for id in ids:
                 if lease := next(iter(self._leases("WHERE lease.id = ?", id)), None):
@@ -391,7 +377,7 @@ class Ledger:
 
     def quit_if_idle(self, quit: Callable[[], None]) -> bool:
         """Call `quit` if no lease waits, while no other process can change that."""
-        with self._transaction():
+        with self._file.transaction():
             if self.next_deadline() is not None:
                 return False
             # What is known of a namespace without leases can be found out anew.
@@ -472,9 +458,7 @@ class Ledger:
                 return mac
 
     def _count(self, key: str, first: int = 1, last: int = (1 << 63) - 1) -> int:
-        (value,) = self._db.execute(
-            "SELECT value FROM meta WHERE key = ?", (key,)
-        ).fetchone()
+        value = self._setting(key)
         self._db.execute(
             "UPDATE meta SET value = ? WHERE key = ?",
             (value + 1 if value < last else first, key),
@@ -500,64 +484,25 @@ class Ledger:
         return int(found[0])
 
     def _leases(self, where: str, *values: object) -> list[Lease]:
-        with _translated(self.path):
-            return [_lease(row) for row in self._db.execute(_LEASE + where, values)]
-
-    # The file
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with _translated(self.path):
-            self._refuse_another_file()
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                # SQLite itself rolls back after some errors, a full disk say.
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-
-    def _refuse_another_file(self) -> None:
-        """A ledger deleted or replaced under us would take writes and lose them."""
+        with self._file.translated():
+            rows = self._db.execute(_LEASE + where, values).fetchall()
         try:
-            inode = os.stat(self.path).st_ino
-        except FileNotFoundError:
-            inode = None
-        if inode != self._inode:
-            raise LedgerError(
-                f"ledger {self.path!r} was deleted or replaced while in use"
-            )
+            return [_lease(row) for row in rows]
+        except ValueError as error:
+            raise LedgerDamaged(f"ledger {self.path!r} is damaged: {error}") from error
 
-    def _prepare(self) -> None:
-        version = _version(self._db)
-        if version == SCHEMA_VERSION:
-            return
-        self._db.execute("BEGIN EXCLUSIVE")
-        try:
-            version = _version(self._db)
-            if version == 0:
-                self._create()
-            else:
-                for step in range(version, SCHEMA_VERSION):
-                    _run(self._db, _MIGRATIONS[step])
-            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
-        # After the schema is there, so that whoever reads the file's header
-        # finds the version in it and not only in the write-ahead log.
-        self._db.execute("PRAGMA journal_mode = WAL")
+    def _setting(self, key: str) -> Any:
+        with self._file.translated():
+            query = "SELECT value FROM meta WHERE key = ?"
+            row = self._db.execute(query, (key,)).fetchone()
+        if row is None:
+            raise LedgerDamaged(f"ledger {self.path!r} is damaged: it has no {key!r}")
+        return row[0]
 
-    def _create(self) -> None:
-        _run(self._db, _schema())
-        self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    def _populate(self, db: sqlite3.Connection) -> None:
         room = LAST_IFINDEX - FIRST_IFINDEX + 1
         start = int.from_bytes(self._randomness(4), "big") % room
-        self._db.executemany(
+        db.executemany(
             "INSERT INTO meta VALUES (?, ?)",
             [
                 ("ledger", self._randomness(4).hex()),
@@ -566,78 +511,6 @@ class Ledger:
                 ("next_manager", 1),
             ],
         )
-
-
-def _open(path: str) -> sqlite3.Connection:
-    _refuse_unknown(path)
-    # Only root may read it: owners and MACs are nobody else's business.
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    # isolation_level None: transactions begin and end where the code says so.
-    # A Host may be shared by threads; it lets one in at a time.
-    db = sqlite3.connect(
-        path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-    )
-    db.execute("PRAGMA synchronous = NORMAL")
-    db.execute("PRAGMA foreign_keys = ON")
-    return db
-
-
-def _refuse_unknown(path: str) -> None:
-    """Refuse a file that is not ours by its header, before SQLite can touch it.
-
-    The header's layout is at https://www.sqlite.org/fileformat2.html: user
-    version at byte 60, application id at byte 68, both big-endian.
-    """
-    try:
-        with open(path, "rb") as file:
-            header = file.read(100)
-    except FileNotFoundError:
-        return
-    if not header:
-        return
-    if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
-        raise LedgerDamaged(f"{path!r} is not a ledger, or a damaged one")
-    if int.from_bytes(header[68:72], "big") != APPLICATION_ID:
-        raise LedgerDamaged(f"{path!r} is a database, but not a ledger")
-    version = int.from_bytes(header[60:64], "big")
-    if version > SCHEMA_VERSION:
-        raise LedgerTooNew(
-            f"ledger {path!r} has schema {version}; "
-            f"this release knows schemas up to {SCHEMA_VERSION}"
-        )
-
-
-@contextmanager
-def _translated(path: str) -> Iterator[None]:
-    """Errors of SQLite and of the file as errors of the ledger."""
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        raise LedgerError(f"ledger {path!r}: {error}") from error
-    except sqlite3.DatabaseError as error:
-        raise LedgerDamaged(f"ledger {path!r}: {error}") from error
-    except OSError as error:
-        raise LedgerError(f"ledger {path!r}: {error.strerror}") from error
-
-
-def _schema() -> str:
-    with open(os.path.join(os.path.dirname(__file__), "schema.sql")) as file:
-        return file.read()
-
-
-def _version(db: sqlite3.Connection) -> int:
-    return int(db.execute("PRAGMA user_version").fetchone()[0])
-
-
-def _run(db: sqlite3.Connection, script: str) -> None:
-    """Run a script inside the open transaction (`executescript` would end it)."""
-    statement = ""
-    for line in script.splitlines(keepends=True):
-        statement += line
-        if sqlite3.complete_statement(statement):
-            db.execute(statement)
-            statement = ""
 
 
 def _lease(row: tuple[Any, ...]) -> Lease:

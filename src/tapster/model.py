@@ -215,6 +215,9 @@ def parse_stamp(alias: str) -> Stamp | None:
 def check_spec(spec: Spec) -> names.Template:
     """Check a request by itself; return its template. Raises RequestError."""
     template = names.parse(spec.name)
+    for field, value in spec._asdict().items():
+        if isinstance(value, str) and not _is_text(value):
+            raise RequestError(f"{field} {value!r} is not text: it has lone surrogates")
     if spec.naming is not Naming.LOWEST and not template.numbered:
         raise RequestError(
             f"naming {spec.naming} needs a template with '%d', not {spec.name!r}"
@@ -232,6 +235,15 @@ def check_spec(spec: Spec) -> names.Template:
     if spec.mac is not None:
         parse_mac(spec.mac)
     return template
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be stored: an argument that is not UTF-8 becomes what cannot."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def parse_mac(text: str) -> bytes:

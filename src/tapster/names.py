@@ -20,6 +20,7 @@ MAX_BYTES = 15
 # `isspace` in the kernel is Latin-1 (lib/ctype.c): a no-break space counts, and
 # so does the byte 0xa0 inside a longer UTF-8 character.
 _SPACE = frozenset(b"\t\n\v\f\r \xa0")
+_UNPRINTABLE = "contains a character that cannot be printed"
 
 
 class Template(NamedTuple):
@@ -61,6 +62,8 @@ def parse(text: str) -> Template:
     if not percent:
         check(text)
         return Template(text, "", numbered=False)
+    if not text.isprintable():
+        raise BadName(f"template {text!r} {_UNPRINTABLE}")
     if not rest.startswith("d") or "%" in rest:
         raise BadName(f"template {text!r}: '%' may stand only once, as '%d'")
     template = Template(prefix, rest[1:], numbered=True)
@@ -75,14 +78,15 @@ def parse(text: str) -> Template:
 
 def check(name: str) -> None:
     """Raise BadName, with the reason, if Linux would refuse `name`."""
-    encoded = name.encode(errors="surrogateescape")
-    if reason := _objection(name, encoded):
+    if reason := _objection(name):
         raise BadName(f"name {name!r} {reason}")
 
 
-def _objection(name: str, encoded: bytes) -> str | None:
-    if not encoded:
+def _objection(name: str) -> str | None:
+    if not name:
         return "is empty"
+    # Bytes that are no UTF-8 come as surrogates, which cannot be printed either.
+    encoded = name.encode(errors="replace")
     if len(encoded) > MAX_BYTES:
         return f"has {len(encoded)} bytes: Linux takes at most {MAX_BYTES}"
     if name in {".", "..", "all", "default"}:
@@ -93,7 +97,7 @@ def _objection(name: str, encoded: bytes) -> str | None:
     if not _SPACE.isdisjoint(encoded):
         return "contains white space"
     if not name.isprintable():
-        return "contains a character that cannot be printed"
+        return _UNPRINTABLE
     return None
 
 

@@ -39,7 +39,7 @@ CREATE TABLE lease (
     placeholder INTEGER NOT NULL DEFAULT 0,
     manager     INTEGER
 ) STRICT;
-CREATE UNIQUE INDEX lease_name ON lease (netns, name);
+CREATE UNIQUE INDEX lease_name ON lease (name, netns);
 CREATE UNIQUE INDEX lease_ifindex ON lease (netns, ifindex);
 CREATE INDEX lease_mac ON lease (mac);
 CREATE INDEX lease_deadline ON lease (deadline) WHERE state = 'fin_wait';

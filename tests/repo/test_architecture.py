@@ -1,0 +1,384 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rooms of the tree: who may import whom, and what belongs in no file."""
+
+import ast
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import tapster
+
+ROOT = Path(__file__).parents[2]
+SOURCE = Path(tapster.__file__).parent
+FOLDERS = ("tests", "demo", "bench")
+
+FIRST_LINE = "SPDX-License-Identifier: Apache-2.0"
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in sorted(SOURCE.rglob("*.py"))}
+
+
+def imports(code: str) -> set[str]:
+    """What a file imports: at its top, inside functions, and for typing."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module is not None
+            assert node.level == 0, "a relative import hides the room"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                found.add(full if full in MODULES else node.module)
+    return found
+
+
+IMPORTS = {module: imports(path.read_text()) for module, path in MODULES.items()}
+
+
+def inside(module: str, *rooms: str) -> bool:
+    """Whether a module is one of these, or in one of these packages."""
+    return any(module == room or module.startswith(f"{room}.") for room in rooms)
+
+
+# Who may import whom
+
+
+class Room(NamedTuple):
+    """A module or package, and what of Tapster it may import beside itself."""
+
+    name: str
+    may: tuple[str, ...]
+    why: str
+
+
+ROOMS = [
+    Room("tapster.errors", (), "everything raises them"),
+    Room("tapster.names", ("tapster.errors",), "pure rules"),
+    Room("tapster.model", ("tapster.errors", "tapster.names"), "plain values"),
+    Room("tapster.lifecycle", ("tapster.model",), "a pure table"),
+    Room(
+        "tapster.kernel",
+        ("tapster.errors", "tapster.model"),
+        "system calls know nothing of leases that are kept, or of policy",
+    ),
+    Room(
+        "tapster.allocator",
+        ("tapster.errors", "tapster.model", "tapster.names"),
+        "what must be known of the kernel is passed in: a transaction is short",
+    ),
+    Room("tapster.database", ("tapster.errors",), "a file, whatever is in it"),
+    Room(
+        "tapster.ledger",
+        (
+            "tapster.allocator",
+            "tapster.database",
+            "tapster.errors",
+            "tapster.model",
+            "tapster.names",
+        ),
+        "what must be known of the kernel is passed in: a transaction is short",
+    ),
+    Room(
+        "tapster.wiring",
+        ("tapster.errors", "tapster.kernel.port", "tapster.model"),
+        "a plane asks for verbs of the port, and works on any kernel behind it",
+    ),
+    Room(
+        "tapster.host",
+        (
+            "tapster.errors",
+            "tapster.kernel",
+            "tapster.ledger",
+            "tapster.lifecycle",
+            "tapster.model",
+            "tapster.reaper",
+            "tapster.wiring",
+        ),
+        "the one place where ledger, kernel and wiring meet",
+    ),
+    Room(
+        "tapster.reaper",
+        ("tapster.errors", "tapster.host", "tapster.kernel.lock"),
+        "it does what any user of a Host could do",
+    ),
+    Room(
+        "tapster.doctor",
+        (
+            "tapster.host",
+            "tapster.kernel",
+            "tapster.model",
+            "tapster.names",
+            "tapster.wiring",
+        ),
+        "it looks everywhere and changes nothing",
+    ),
+    Room("tapster.cli", ("tapster",), "the top: it may use all there is"),
+]
+
+# The package itself only says what is public.
+PUBLIC = Room(
+    "tapster",
+    ("tapster.errors", "tapster.host", "tapster.lifecycle", "tapster.model"),
+    "it shows the world what these rooms define",
+)
+
+
+def room_of(module: str) -> Room:
+    found = [room for room in ROOMS if inside(module, room.name)]
+    if module == PUBLIC.name:
+        return PUBLIC
+    assert len(found) == 1, f"{module} needs a room in the table"
+    return found[0]
+
+
+class Keeper(NamedTuple):
+    """A module of Python that only some rooms may import."""
+
+    name: str
+    rooms: tuple[str, ...]
+    why: str
+
+
+KEEPERS = [
+    Keeper("fcntl", ("tapster.kernel",), "system calls live in one room"),
+    Keeper("ctypes", ("tapster.kernel",), "system calls live in one room"),
+    Keeper("socket", ("tapster.kernel",), "netlink is the kernel's"),
+    Keeper(
+        "sqlite3",
+        ("tapster.allocator", "tapster.database", "tapster.ledger"),
+        "one owner of the file",
+    ),
+    Keeper("argparse", ("tapster.cli",), "a library has no command line"),
+    Keeper("json", ("tapster.cli",), "what is printed is the command's"),
+    Keeper("importlib", ("tapster.cli",), "it would hide an import from this test"),
+    Keeper("signal", ("tapster.cli", "tapster.reaper"), "a library takes no signals"),
+    Keeper("hashlib", ("tapster.names",), "it costs a third of a verb's start"),
+    Keeper("subprocess", (), "it is slow to import; os.posix_spawn is not"),
+    Keeper("asyncio", (), "it is slow to import, and nothing here is concurrent"),
+    Keeper("dataclasses", (), "it is slow to import; named tuples do"),
+    Keeper("random", (), "names and identities come from os.urandom"),
+    Keeper("logging", (), "a library raises; only the command speaks"),
+]
+
+PURE = {
+    "tapster.errors": {"os"},  # os.strerror
+    "tapster.names": {"hashlib", "typing"},
+    "tapster.model": {"enum", "typing"},
+    "tapster.lifecycle": {"enum", "typing"},
+}
+"""The rooms that have no effects, with what of Python they may import."""
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_each_room_imports_only_what_it_may(module: str) -> None:
+    room = room_of(module)
+    ours = {name for name in IMPORTS[module] if inside(name, "tapster")}
+    wrong = {name for name in ours if not inside(name, room.name, *room.may)}
+    if room is PUBLIC:
+        wrong = ours - set(room.may)
+    assert not wrong, f"{module}: {room.why}"
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_pure_rooms_import_nothing_that_has_effects(module: str) -> None:
+    python = {name for name in IMPORTS[module] if not inside(name, "tapster")}
+    assert python <= PURE[module]
+
+
+def test_nothing_imports_the_command() -> None:
+    users = {
+        module
+        for module, names in IMPORTS.items()
+        if any(inside(name, "tapster.cli") for name in names)
+    }
+    assert users
+    assert all(inside(user, "tapster.cli") for user in users)
+
+
+@pytest.mark.parametrize("keeper", KEEPERS, ids=lambda keeper: keeper.name)
+def test_what_one_room_keeps_no_other_imports(keeper: Keeper) -> None:
+    users = {
+        module
+        for module, names in IMPORTS.items()
+        if any(inside(name, keeper.name) for name in names)
+    }
+    assert all(inside(user, *keeper.rooms) for user in users), keeper.why
+
+
+def test_the_tables_name_only_what_exists() -> None:
+    rooms = {room.name for room in ROOMS} | {name for r in ROOMS for name in r.may}
+    keepers = {name for keeper in KEEPERS for name in keeper.rooms}
+    assert rooms | keepers | set(PURE) | set(PUBLIC.may) <= set(MODULES)
+    assert all(importlib.util.find_spec(keeper.name) for keeper in KEEPERS)
+
+
+def test_every_allowance_is_used() -> None:
+    for room in [*ROOMS, PUBLIC]:
+        used = {name for m in MODULES if room_of(m) == room for name in IMPORTS[m]}
+        for allowed in room.may:
+            assert any(inside(name, allowed) for name in used), (room.name, allowed)
+    for keeper in KEEPERS:
+        for name in keeper.rooms:
+            used = {i for m in MODULES if inside(m, name) for i in IMPORTS[m]}
+            assert any(inside(one, keeper.name) for one in used), (keeper.name, name)
+
+
+def test_the_walk_sees_every_kind_of_import() -> None:
+    code = """
+import os.path, fcntl as f
+from tapster.kernel import linux
+from tapster.kernel.port import Kernel
+def function():
+    import socket
+    if TYPE_CHECKING:
+        from tapster import cli, Host
+"""
+    assert imports(code) == {
+        "os.path",
+        "fcntl",
+        "tapster.kernel.linux",
+        "tapster.kernel.port",
+        "socket",
+        "tapster.cli",
+        "tapster",
+    }
+
+
+# What a verb costs to start
+
+# Each of these costs as much as acquiring several devices, or more.
+SLOW = {
+    "asyncio",
+    "ctypes",
+    "dataclasses",
+    "hashlib",
+    "inspect",
+    "json",
+    "logging",
+    "random",
+    "subprocess",
+    "typing_extensions",
+}
+
+
+def loaded_by(*modules: str) -> set[str]:
+    """What a fresh Python has loaded after it imported these."""
+    code = f"import sys; sys.path.insert(0, {str(SOURCE.parent)!r})\n"
+    code += "".join(f"import {module}\n" for module in modules)
+    code += "print(*sys.modules, sep='\\n')"
+    # -S and -E: what the machine's Python adds at its start is not ours.
+    command = [sys.executable, "-S", "-E", "-c", code]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True)
+    return set(shown.stdout.split())
+
+
+def test_a_verb_in_a_machines_start_path_loads_nothing_slow() -> None:
+    loaded = loaded_by("tapster.cli", "tapster.cli.add", "tapster.host")
+    assert "tapster.host" in loaded
+    assert sorted(loaded & SLOW) == []
+
+
+# What belongs in no file
+
+
+def calls(path: Path) -> Iterator[str]:
+    """The functions that a file calls or takes from a module, as they are written."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_only_the_reaper_sleeps() -> None:
+    sleepers = {m for m, path in MODULES.items() if "time.sleep" in calls(path)}
+    assert sleepers <= {"tapster.reaper"}
+
+
+def test_only_the_command_prints() -> None:
+    printers = {m for m, path in MODULES.items() if "print" in calls(path)}
+    assert printers
+    assert all(inside(printer, "tapster.cli") for printer in printers)
+
+
+PYTHON = sorted(
+    [
+        *MODULES.values(),
+        *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")),
+    ]
+)
+
+
+def short(path: Path) -> str:
+    base = ROOT if path.is_relative_to(ROOT) else SOURCE.parent
+    return str(path.relative_to(base))
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=short)
+def test_every_python_file_has_its_licence_and_says_what_it_is(path: Path) -> None:
+    text = path.read_text("utf-8")
+    assert text.startswith(f"# {FIRST_LINE}\n")
+    assert ast.get_docstring(ast.parse(text))
+
+
+def repository() -> Iterator[Path]:
+    """Every file that is kept: not what tools leave behind."""
+    for top, folders, files in os.walk(ROOT):
+        folders[:] = sorted(set(folders) - {"__pycache__", "dist", "htmlcov"})
+        for names in (folders, files):
+            hidden = {name for name in names if name.startswith(".")}
+            names[:] = [n for n in names if n not in hidden - {".ci", ".gitignore"}]
+        yield from (Path(top, name) for name in sorted(files))
+
+
+OTHERS = [
+    path
+    for path in repository()
+    if path.suffix in (".sql", ".1", ".bash", ".zsh", ".fish", ".toml", ".in")
+    or path.name in ("Makefile", "_tapster")
+    or path.read_bytes().startswith(b"#!")
+]
+
+
+@pytest.mark.parametrize("path", OTHERS, ids=short)
+def test_every_other_source_file_has_its_licence(path: Path) -> None:
+    assert FIRST_LINE in "".join(path.read_text("utf-8").splitlines()[:2])
+
+
+# A home, the place of this very tree, and where packages come from. The place is
+# looked for only as a whole path: "/src" alone says nothing.
+MACHINE = [r"/home/\w", r"/Users/\w", r"/root/"]
+if len(ROOT.parts) > 2:
+    MACHINE.append(rf"(?<![\w./-]){re.escape(str(ROOT))}(?![\w.-])")
+REGISTRY = [
+    r"pypi\.",
+    r"pythonhosted",
+    r"index-url",
+    r"find-links",
+    r"trusted-host",
+    r"/simple\b",
+]
+
+
+@pytest.mark.parametrize("pattern", MACHINE + REGISTRY)
+def test_no_file_names_a_developers_machine_or_a_registry(pattern: str) -> None:
+    found = [
+        short(path)
+        for path in repository()
+        if path != Path(__file__)
+        and re.search(pattern, path.read_bytes().decode("utf-8", "replace"))
+    ]
+    assert found == []

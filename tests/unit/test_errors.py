@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tree of errors, and what the package shows the world."""
+
+import errno
+import re
+from types import ModuleType
+
+import pytest
+
+import tapster
+from tapster import errors
+from tapster.errors import KernelError, RequestError, TapsterError
+
+CLASSES = {
+    name: kind
+    for name, kind in vars(errors).items()
+    if isinstance(kind, type) and kind.__module__ == errors.__name__
+}
+
+
+def drawn_tree() -> dict[str, str | None]:
+    """Each class that the module's docstring draws, with its parent."""
+    parents: dict[str, str | None] = {}
+    above: list[tuple[int, str]] = []
+    for line in (errors.__doc__ or "").splitlines():
+        if found := re.fullmatch(r"    ((?:[| ]   )*(?:\+-- )?)([A-Z]\w+)( .*)?", line):
+            depth, name = len(found[1]), found[2]
+            while above and above[-1][0] >= depth:
+                above.pop()
+            parents[name] = above[-1][1] if above else None
+            above.append((depth, name))
+    return parents
+
+
+def test_the_tree_in_the_docstring_is_the_tree_of_classes() -> None:
+    tree = drawn_tree()
+    assert tree.pop("TapsterError") is None
+    assert tree == {
+        name: kind.__bases__[0].__name__
+        for name, kind in CLASSES.items()
+        if kind is not TapsterError
+    }
+
+
+def test_one_clause_catches_everything() -> None:
+    assert all(issubclass(kind, TapsterError) for kind in CLASSES.values())
+    assert issubclass(TapsterError, Exception)
+
+
+def test_a_wrong_request_is_a_value_error_too() -> None:
+    assert issubclass(RequestError, ValueError)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_error_says_what_it_is_for(name: str) -> None:
+    assert CLASSES[name].__doc__
+
+
+def test_a_kernel_error_says_what_was_tried_and_how_it_failed() -> None:
+    error = KernelError(errno.EBUSY, "make tap 'vnet0'")
+    assert error.errno == errno.EBUSY
+    assert str(error) == "make tap 'vnet0': Device or resource busy"
+    said = KernelError(errno.EINVAL, "make tap 'vnet0'", "the kernel's own words")
+    assert str(said) == "make tap 'vnet0': the kernel's own words"
+
+
+def test_all_names_exactly_what_is_public() -> None:
+    public = {
+        name
+        for name, value in vars(tapster).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType)
+    }
+    assert len(set(tapster.__all__)) == len(tapster.__all__)
+    assert set(tapster.__all__) == public
+
+
+def test_every_error_is_public() -> None:
+    assert set(CLASSES) <= set(tapster.__all__)
