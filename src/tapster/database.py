@@ -20,6 +20,7 @@ from tapster.errors import LedgerDamaged, LedgerError, LedgerTooNew
 APPLICATION_ID = 0x54415053
 SCHEMA_VERSION = 1
 BUSY_SECONDS = 30.0
+LOG_TRIES = 100
 
 MIGRATIONS: dict[int, str] = {}
 """SQL that brings schema version n to n + 1. None has been needed yet."""
@@ -86,9 +87,25 @@ class Database:
                 for step in range(version, SCHEMA_VERSION):
                     _run(self.connection, MIGRATIONS[step])
                 self.connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        # After the schema is there: so the version is in the file itself, where
-        # an earlier release looks, and not only in the write-ahead log.
-        self.connection.execute("PRAGMA journal_mode = WAL")
+        self._use_log()
+
+    def _use_log(self) -> None:
+        """Switch to the write-ahead log, if nobody has: a maker may have died first.
+
+        After the schema is there: so it is in the file itself, where an earlier
+        release looks, and not only in the log. Two that switch at once refuse
+        each other without waiting, whatever the timeout; so wait for a turn.
+        """
+        for _ in range(LOG_TRIES):
+            (mode,) = self.connection.execute("PRAGMA journal_mode").fetchone()
+            if mode == "wal":
+                return
+            with suppress(sqlite3.OperationalError):
+                self.connection.execute("PRAGMA journal_mode = WAL")
+                return
+            with _transaction(self.connection, "EXCLUSIVE"):
+                pass
+        raise LedgerError(f"ledger {self.path!r} cannot be switched to its log")
 
     def _refuse_another_file(self) -> None:
         """A ledger deleted or replaced under us would take writes and lose them."""
@@ -99,6 +116,9 @@ class Database:
             raise LedgerError(
                 f"ledger {self.path!r} was deleted or replaced while in use"
             )
+
+
+_OF_ANOTHER_KIND = "it is a database of another kind"
 
 
 def _connect(path: str) -> sqlite3.Connection:
@@ -122,15 +142,21 @@ def _refuse_unknown(path: str) -> None:
     """Refuse a file that is no ledger of ours before SQLite can leave a trace.
 
     `immutable` makes SQLite read and nothing else. It also makes it believe the
-    file alone: with a journal or a log beside it, only a proper look will do.
+    file alone: with a journal beside it that is nothing to go by, and with a log
+    only that the application id has been in the file since it was made.
     """
     if not os.path.exists(path) or os.stat(path).st_size == 0:
         return
-    if any(os.path.exists(path + suffix) for suffix in ("-wal", "-journal")):
+    if os.path.exists(path + "-journal"):
         return
     quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
     uri = f"file:{quoted}?mode=ro&immutable=1"
     with closing(sqlite3.connect(uri, uri=True)) as connection:
+        if os.path.exists(path + "-wal"):
+            (application,) = connection.execute("PRAGMA application_id").fetchone()
+            if application != APPLICATION_ID:
+                raise _damaged(path, _OF_ANOTHER_KIND)
+            return
         if _version(connection, path) == 0:
             raise _damaged(path, "it has no schema")
         connection.execute("SELECT sql FROM sqlite_schema").fetchall()
@@ -148,7 +174,7 @@ def _version(connection: sqlite3.Connection, path: str) -> int:
     if application == 0 and version == 0 and tables == 0:
         return 0
     if application != APPLICATION_ID:
-        raise _damaged(path, "it is a database of another kind")
+        raise _damaged(path, _OF_ANOTHER_KIND)
     if version > SCHEMA_VERSION:
         raise LedgerTooNew(
             f"ledger {path!r} has schema {version}; "

@@ -180,14 +180,15 @@ class Host:
 
     def _plan(self, spec: Spec) -> Plan:
         template = model.check_spec(spec)
+        mac = spec.mac and spec.mac.lower()
         if isinstance(spec, Macvtap):
             found = lower.find(self._kernel, spec)
-            mac = found.mac if spec.mode is Mode.PASSTHRU else spec.mac
+            if spec.mode is Mode.PASSTHRU:
+                mac = found.mac
             carried = Reservation(spec, template, mac, spec.mtu or found.mtu)
             return Plan(carried, None, found)
         on = bridge.find(self._kernel, spec.bridge) if spec.bridge else None
         mtu = spec.mtu or (on.mtu if on else None)
-        mac = spec.mac and spec.mac.lower()
         return Plan(Reservation(spec, template, mac, mtu), on, None)
 
     def _reserve(self, plans: Sequence[Plan]) -> list[Lease]:

@@ -846,6 +846,21 @@ def test_another_programs_database_is_no_ledger(path: Path, mode: str) -> None:
     assert snapshot(path.parent) == before
 
 
+def test_another_programs_log_is_not_worked_off(path: Path, tmp_path: Path) -> None:
+    # Its program was killed, or runs: what is in the log is not ours to move.
+    other = sqlite3.connect(tmp_path / "other.db", isolation_level=None)
+    other.executescript("PRAGMA journal_mode = wal; CREATE TABLE t (x)")
+    path.parent.mkdir()
+    for suffix in ("", "-wal"):
+        copy = (tmp_path / f"other.db{suffix}").read_bytes()
+        path.with_name(path.name + suffix).write_bytes(copy)
+    other.close()
+    before = snapshot(path.parent)
+    with pytest.raises(LedgerDamaged, match=str(path)):
+        Ledger(path, Clock())
+    assert snapshot(path.parent) == before
+
+
 def test_a_ledger_of_a_later_release_is_refused(path: Path, whole: bytes) -> None:
     later = database.SCHEMA_VERSION + 1
     path.write_bytes(over(whole, 60, later.to_bytes(4, "big")))

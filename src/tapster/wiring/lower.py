@@ -28,7 +28,7 @@ def find(kernel: Kernel, spec: Macvtap) -> Lower:
         raise RequestError(
             f"mtu {spec.mtu} is more than the {link.mtu} of the lower device {name!r}"
         )
-    if spec.mode is Mode.PASSTHRU and spec.mac not in (None, link.mac):
+    if spec.mode is Mode.PASSTHRU and spec.mac and spec.mac.lower() != link.mac:
         raise RequestError(
             f"in mode passthru the guest has the MAC of {name!r}, {link.mac}; "
             f"{spec.mac} would have to be set on {name!r} first"
