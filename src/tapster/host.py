@@ -24,6 +24,7 @@ from tapster.errors import (
     RequestError,
     TapsterError,
 )
+from tapster.kernel.detached import start as start_detached
 from tapster.kernel.linux import LinuxSystem
 from tapster.kernel.lock import REAPER, LockFile
 from tapster.kernel.port import Kernel, LinkChange, System
@@ -626,9 +627,7 @@ class Host:
 
 
 def _start_reaper(ledger: str) -> None:
-    from tapster.reaper import start  # it imports this module
-
-    start(ledger)
+    start_detached("tapster.reaper", ledger)
 
 
 def _close_fds(lease: Lease) -> None:

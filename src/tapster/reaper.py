@@ -24,15 +24,6 @@ LONGEST_NAP = 1.0
 """Seconds: a lease released meanwhile may wait for less than the others."""
 
 
-def start(ledger: str) -> None:
-    """Start a reaper for `ledger`, detached; it needs no looking after."""
-    # The shell's child is init's: no zombie is left to the caller. -P, so that
-    # no module is taken from the directory the caller happens to be in.
-    command = [sys.executable, "-P", "-m", "tapster.reaper", ledger]
-    shell = ["sh", "-c", '"$@" </dev/null >/dev/null 2>&1 &', "sh", *command]
-    os.waitpid(os.posix_spawn("/bin/sh", shell, os.environ, setsid=True), 0)
-
-
 def run(ledger: str) -> None:
     """Reap until nothing waits, unless another reaper of the ledger runs."""
     locks = LockFile(ledger)
@@ -42,10 +33,14 @@ def run(ledger: str) -> None:
     while not _done(ledger, locks):
         standby = os.fork()
         if standby:
-            if not _lead(ledger, locks):
-                # What stopped the leader would stop the standby too. The next
-                # command tries again, and shows its user the reason.
-                os.kill(standby, signal.SIGKILL)
+            done = False
+            try:
+                done = _lead(ledger, locks)
+            finally:
+                if not done:
+                    # What stopped the leader would stop the standby too. The next
+                    # command tries again, and shows its user the reason.
+                    os.kill(standby, signal.SIGKILL)
             return
         # The lock belongs to the open file, which the leader shares with us
         # until we close it; our own is another.
