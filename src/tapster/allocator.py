@@ -43,18 +43,18 @@ class Allocator:
         """
         if not template.numbered:
             return self._only(template.prefix, taken)
-        if naming is Naming.STABLE:
+        if naming == Naming.STABLE:
             assert key is not None
             name = template.name(self._stable_number(template, key))
             return self._only(name, taken)
-        number = self._counter(template) if naming is Naming.NEXT else 0
+        number = self._counter(template) if naming == Naming.NEXT else 0
         row = self._template_row(template)
         while True:
             number = self._take_from(row, number, template)
             name = template.name(number)
             if not self._blocked(name, taken):
                 break
-        if naming is Naming.NEXT:
+        if naming == Naming.NEXT:
             self._db.execute(
                 "INSERT OR REPLACE INTO counter VALUES (?, ?)",
                 (str(template), (number + 1) % template.capacity),

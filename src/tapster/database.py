@@ -72,7 +72,11 @@ class Database:
             if str(error).startswith("Could not decode"):
                 raise _damaged(self.path, str(error)) from error
             raise LedgerError(f"ledger {self.path!r}: {error}") from error
+        except (sqlite3.ProgrammingError, sqlite3.IntegrityError) as error:
+            raise LedgerError(f"ledger {self.path!r}: {error}") from error
         except sqlite3.DatabaseError as error:
+            raise _damaged(self.path, str(error)) from error
+        except UnicodeDecodeError as error:  # even SQLite's complaint is garbled
             raise _damaged(self.path, str(error)) from error
         except OSError as error:
             raise LedgerError(f"ledger {self.path!r}: {error.strerror}") from error
@@ -187,8 +191,10 @@ def _version(connection: sqlite3.Connection, path: str) -> int:
 
 @contextmanager
 def _transaction(connection: sqlite3.Connection, kind: str) -> Iterator[None]:
-    connection.execute(f"BEGIN {kind}")
     try:
+        # Inside: while it waits for its turn, Ctrl-C may come, and is raised
+        # when the transaction has begun.
+        connection.execute(f"BEGIN {kind}")
         yield
         connection.execute("COMMIT")
     except BaseException:

@@ -25,11 +25,12 @@ class Finding(NamedTuple):
 def examine(host: Host) -> list[Finding]:
     """Everything that is wrong, as seen from the Host's network namespace."""
     with host.looking() as (ledger, kernel):
-        links = kernel.links()
+        links = kernel.links()  # before the leases, each of which precedes its device
+        own = (kernel.netns.boot, kernel.netns.cookie)
         here = [
             lease
             for lease in ledger.leases()
-            if lease.netns.cookie == kernel.netns.cookie
+            if (lease.netns.boot, lease.netns.cookie) == own
         ]
         return [
             *_privileges(),
@@ -41,7 +42,7 @@ def examine(host: Host) -> list[Finding]:
             *_unmended(host),
             *_leftovers(ledger.id, links, here),
             *_squatters(ledger.templates(), links, here),
-            *_bridges(kernel, links),
+            *_bridges(kernel, links, here),
         ]
 
 
@@ -94,8 +95,8 @@ def _leftovers(
             )
         elif stamp.lease not in known:
             yield Finding(
-                f"device {link.name} carries our stamp, but no lease of ours",
-                f"tapster doctor --remove {ledger}",
+                f"device {link.name} carries our stamp, but has no lease of ours",
+                f"only if no machine uses it: tapster doctor --remove {ledger}",
             )
 
 
@@ -115,8 +116,16 @@ def _squatters(
                 break
 
 
-def _bridges(kernel: Kernel, links: list[Link]) -> Iterator[Finding]:
+def _bridges(
+    kernel: Kernel, links: list[Link], leases: list[Lease]
+) -> Iterator[Finding]:
+    used = {lease.bridge for lease in leases}
     for link in links:
+        if link.name in used and not link.up:
+            yield Finding(
+                f"bridge {link.name} is down, with machines on it",
+                f"ip link set {link.name} up",
+            )
         if link.kind == "bridge" and (ports := kernel.ports(link)) >= NEARLY_FULL:
             yield Finding(
                 f"bridge {link.name} has {ports} of {MAX_PORTS} possible ports",

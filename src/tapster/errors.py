@@ -72,9 +72,13 @@ class KernelError(HostError):
     """A system call failed."""
 
     def __init__(self, errno: int, action: str, said: str = "") -> None:
-        super().__init__(f"{action}: {said or os.strerror(errno)}")
+        super().__init__(errno, action, said)
         self.errno = errno
         """The kernel's error number, as in `errno`."""
+
+    def __str__(self) -> str:
+        errno, action, said = self.args
+        return f"{action}: {said or os.strerror(errno)}"
 
 
 class MissingCapability(HostError):

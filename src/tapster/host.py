@@ -9,7 +9,7 @@ each device of ours has a row that names it, whoever is killed when.
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from errno import EBUSY, EEXIST, ENODEV, EXFULL
 from math import inf
 from typing import NamedTuple, Self
@@ -39,6 +39,7 @@ from tapster.model import (
     Netns,
     Process,
     Spec,
+    State,
     Tap,
     Tenure,
 )
@@ -51,7 +52,11 @@ about 0.5 ms for each, so this bounds how long an acquire waits for a reap."""
 
 def ledger_path(path: str | os.PathLike[str] | None = None) -> str:
     """The ledger to use: `path`, else `TAPSTER_LEDGER`, else the default."""
-    return os.fspath(path or os.environ.get("TAPSTER_LEDGER") or DEFAULT_PATH)
+    if path is None:
+        path = os.environ.get("TAPSTER_LEDGER") or DEFAULT_PATH
+    if not os.fspath(path):
+        raise RequestError("the ledger's path is empty")
+    return os.fspath(path)
 
 
 class Plan(NamedTuple):
@@ -163,12 +168,11 @@ class Host:
     def holding(self, *specs: Spec) -> Iterator[tuple[Lease, ...]]:
         """Hold leases for the time of a block; then close and release them."""
         leases = self.acquire_all(specs)
-        try:
-            yield leases
-        finally:
+        with ExitStack() as ending:  # each, whatever becomes of the others
             for lease in leases:
-                _close_fds(lease)
-                self.release(lease.id)
+                ending.callback(self.release, lease.id)
+                ending.callback(_close_fds, lease)
+            yield leases
 
     def bind(self, leases: Sequence[Lease], pid: int) -> None:
         """Let active leases end with the process `pid`, and with no other.
@@ -184,11 +188,11 @@ class Host:
         mac = spec.mac and spec.mac.lower()
         if isinstance(spec, Macvtap):
             found = lower.find(self._kernel, spec)
-            if spec.mode is Mode.PASSTHRU:
+            if spec.mode == Mode.PASSTHRU:
                 mac = found.mac
             carried = Reservation(spec, template, mac, spec.mtu or found.mtu)
             return Plan(carried, None, found)
-        on = bridge.find(self._kernel, spec.bridge) if spec.bridge else None
+        on = bridge.find(self._kernel, spec.bridge) if spec.bridge is not None else None
         mtu = spec.mtu or (on.mtu if on else None)
         return Plan(Reservation(spec, template, mac, mtu), on, None)
 
@@ -214,7 +218,7 @@ class Host:
             except KernelError as error:
                 if error.errno not in (EBUSY, EEXIST):
                     raise
-                lease = self._step_aside(plan, lease)
+                lease = self._step_aside(plan, lease, error)
 
     def _create(self, plan: Plan, lease: Lease) -> tuple[int, ...]:
         spec = plan.spec
@@ -228,12 +232,12 @@ class Host:
                 gid=spec.gid,
             )
         assert plan.lower is not None
-        passthru = spec.mode is Mode.PASSTHRU
+        passthru = spec.mode == Mode.PASSTHRU
         self._kernel.create_macvtap(
             lease.name,
             lease.ifindex,
             lower=plan.lower.ifindex,
-            mode=spec.mode,
+            mode=Mode(spec.mode),
             mac=None if passthru else lease.mac,
             mtu=lease.mtu,
             queues=spec.queues,
@@ -246,14 +250,16 @@ class Host:
             self._kernel.delete_links([lease.ifindex])
             raise
 
-    def _step_aside(self, plan: Plan, lease: Lease) -> Lease:
+    def _step_aside(self, plan: Plan, lease: Lease, error: KernelError) -> Lease:
         """Another name or ifindex for a device that could not be made."""
         holder = self._kernel.ifindex(lease.name)
         if not holder and self._kernel.link(lease.ifindex):
             return self._ledger.reindex(lease.id)
+        if not holder and plan.lower and error.errno == EBUSY:
+            raise error  # it is the lower device that is busy
         reservation = plan.reservation
         spec, template = reservation.spec, reservation.template
-        if not template.numbered or spec.naming is Naming.STABLE:
+        if not template.numbered or spec.naming == Naming.STABLE:
             raise NameTaken(
                 f"name {lease.name!r} was taken by a foreign device "
                 "at the moment it was to be made"
@@ -316,30 +322,43 @@ class Host:
 
     def _quiet(self, kernel: Kernel, lease: Lease) -> None:
         """Take a released lease's device down, whatever became of it."""
+        if not self._bring_to_rest(kernel, lease):
+            self._replant(kernel, lease)
+
+    def _bring_to_rest(self, kernel: Kernel, lease: Lease) -> bool:
+        """Take a device down and off its bridge; False if it must be replaced."""
         # A passthru macvtap excludes everything else from its lower device: a
         # waiting one would keep the next machine from starting.
         exclusive = lease.mode is Mode.PASSTHRU and not lease.placeholder
         if exclusive or self._seen(kernel, lease) is Seen.ABSENT:
-            self._replant(kernel, lease)
-            return
+            return False
         try:
             rest = bridge.unwire(lease.ifindex)
             kernel.set_links([rest._replace(alias=self._mark(lease))])
         except KernelError as error:
             if error.errno != ENODEV:
                 raise
-            self._replant(kernel, lease)
+            return False
+        return True
 
     def _replant(self, kernel: Kernel, lease: Lease) -> None:
         """Let a bare tap hold the name until FIN WAIT ends."""
+        with self._claimed(lease.id) as claimed:
+            if claimed is not None:
+                self._plant(kernel, claimed)
+
+    @contextmanager
+    def _claimed(self, id: str) -> Iterator[Lease | None]:
+        """A lease, claimed; None if somebody else is at it, or if it is over."""
         try:
-            lease = self._ledger.claim(lease.id, self._me(), self._alive)
+            lease = self._ledger.claim(id, self._me(), self._alive)
         except (LeaseBusy, NoSuchLease):
-            return  # somebody else is at it, or it is over
+            yield None
+            return
         try:
-            self._plant(kernel, lease)
+            yield lease
         finally:
-            self._ledger.give_back([lease.id])
+            self._ledger.give_back(self._me())
 
     def _plant(self, kernel: Kernel, lease: Lease) -> None:
         self._delete(kernel, [lease])
@@ -374,31 +393,36 @@ class Host:
         """
         boottime = inf if now else self._system.boottime()
         ended = 0
-        stuck: list[Lease] = []
         reason: TapsterError | None = None
         with self._lock:
-            while due := self._ledger.claim_due(
-                self._me(), self._alive, boottime=boottime, limit=REAP_BATCH
-            ):
-                for netns in {lease.netns for lease in due}:
-                    batch = [lease for lease in due if lease.netns == netns]
-                    try:
-                        ended += self._end(netns, batch)
-                    except TapsterError as error:
-                        stuck += batch
-                        reason = reason or error
-            if reason is not None:
-                self._ledger.give_back([lease.id for lease in stuck])
-                raise reason
+            self._drop_stale_claims()
+            try:
+                while due := self._ledger.claim_due(
+                    self._me(), self._alive, boottime=boottime, limit=REAP_BATCH
+                ):
+                    for netns in {lease.netns for lease in due}:
+                        batch = [lease for lease in due if lease.netns == netns]
+                        try:
+                            ended += self._end(netns, batch)
+                        except TapsterError as error:
+                            reason = reason or error
+            finally:
+                # Those that could not be ended: until then they stay claimed, or
+                # they would be due again at once.
+                self._ledger.give_back(self._me())
+        if reason is not None:
+            raise reason
         return ended
 
     def next_deadline(self) -> float | None:
         """When the next FIN WAIT ends, on `CLOCK_BOOTTIME`; None if none waits."""
-        return self._ledger.next_deadline()
+        with self._lock:
+            return self._ledger.next_deadline()
 
     def quit_if_idle(self, quit: Callable[[], None]) -> bool:
         """Call `quit` if nothing waits, while nobody else can release anything."""
-        return self._ledger.quit_if_idle(quit)
+        with self._lock:
+            return self._ledger.quit_if_idle(quit)
 
     def _end(self, netns: Netns, leases: Sequence[Lease]) -> int:
         """Delete claimed leases' devices and end the leases."""
@@ -432,56 +456,61 @@ class Host:
         Leases that a living manager works on are left alone. May be repeated.
         """
         with self._lock:
+            if not dry_run:
+                self._drop_stale_claims()
             return self._mend_all(self._ledger.leases(), dry_run=dry_run)
 
     def settle(self) -> list[Mended]:
         """Mend what dead processes left: a cheap recover, for before other work.
 
-        Leases bound to a process that has ended are released, and operations
-        of managers that died are finished or undone.
+        Leases bound to a process that has ended are released, operations of
+        managers that died are finished or undone, and leases of an earlier boot
+        are closed. Raises as `recover`, after the rest is done.
         """
         with self._lock:
+            self._drop_stale_claims()
             left = [
                 lease
-                for lease in self._ledger.suspects()
+                for lease in self._ledger.suspects(self._system.boot_id)
                 if (lease.manager is not None and not self._alive(lease.manager))
+                or (lease.manager is None and lease.state is State.RESERVED)
                 or (lease.process is not None and self._system.ended(lease.process))
+                or lease.netns.boot != self._system.boot_id
             ]
-            mended = self._mend_all(left, dry_run=False)
-            self._wake_reaper()
-            return mended
+            try:
+                return self._mend_all(left, dry_run=False)
+            finally:
+                self._wake_reaper()
 
     def _mend_all(self, leases: Sequence[Lease], *, dry_run: bool) -> list[Mended]:
+        """Mend each; what cannot be mended hinders no other, and is raised last."""
         mended: list[Mended] = []
+        reason: TapsterError | None = None
         for netns in dict.fromkeys(lease.netns for lease in leases):
-            with self._world(netns) as kernel:
-                links = (
-                    {link.ifindex: link for link in kernel.links()} if kernel else {}
-                )
-                for lease in leases:
-                    if lease.netns != netns:
-                        continue
-                    link = links.get(lease.ifindex)
-                    action = self._decide(kernel, lease, link)
-                    if action is not Action.LEAVE and not dry_run:
-                        action = self._mend(kernel, lease)
-                    if action is not Action.LEAVE:
-                        mended.append(Mended(lease, action))
+            batch = [lease for lease in leases if lease.netns == netns]
+            try:
+                with self._world(netns) as kernel:
+                    for lease, link in _observed(kernel, batch):
+                        action = self._decide(kernel, lease, link)
+                        if action is not Action.LEAVE and not dry_run:
+                            action = self._mend(kernel, lease)
+                        if action is not Action.LEAVE:
+                            mended.append(Mended(lease, action))
+            except TapsterError as error:
+                reason = reason or error
+        if reason is not None:
+            raise reason
         return mended
 
     def _mend(self, kernel: Kernel | None, lease: Lease) -> Action:
         """Look again under a claim, and do what the table says."""
-        try:
-            lease = self._ledger.claim(lease.id, self._me(), self._alive)
-        except (LeaseBusy, NoSuchLease):
-            return Action.LEAVE
-        try:
-            link = kernel.link(lease.ifindex) if kernel else None
-            action = self._decide(kernel, lease._replace(manager=None), link)
-            self._act(action, kernel, lease)
-        finally:
-            self._ledger.give_back([lease.id])
-        return action
+        with self._claimed(lease.id) as claimed:
+            if claimed is None:
+                return Action.LEAVE
+            link = kernel.link(claimed.ifindex) if kernel else None
+            action = self._decide(kernel, claimed._replace(manager=None), link)
+            self._act(action, kernel, claimed)
+            return action
 
     def _act(self, action: Action, kernel: Kernel | None, lease: Lease) -> None:
         if kernel is not None and action in (Action.UNDO, Action.CLOSE):
@@ -491,7 +520,9 @@ class Host:
         elif action is Action.CLOSE:
             self._ledger.finish([lease.id])
         elif action is not Action.LEAVE and kernel is not None:
-            self._quiet(kernel, self._ledger.begin_release(lease.id))
+            lease = self._ledger.begin_release(lease.id)
+            if not self._bring_to_rest(kernel, lease):
+                self._plant(kernel, lease)
 
     def _decide(self, kernel: Kernel | None, lease: Lease, link: Link | None) -> Action:
         deadline = inf if lease.deadline is None else lease.deadline
@@ -521,13 +552,15 @@ class Host:
             if lease := self._ledger.lease(name_or_id):
                 return lease
             named = self._ledger.named(name_or_id)
-        here = [one for one in named if one.netns.cookie == self._kernel.netns.cookie]
+        here = [one for one in named if self._is_here(one.netns)]
         found = here or named
         if not found:
             raise NoSuchLease(f"no lease has the name or id {name_or_id!r}")
         if len(found) > 1:
-            ids = ", ".join(f"{one.id} in {one.netns.path}" for one in found)
-            raise NoSuchLease(f"several leases have the name {name_or_id!r}: {ids}")
+            ids = ", ".join(one.id for one in found)
+            raise NoSuchLease(
+                f"{name_or_id!r} is leased in several namespaces; use an id: {ids}"
+            )
         return found[0]
 
     def link(self, lease: Lease) -> Link | None:
@@ -559,17 +592,21 @@ class Host:
     def remove_leftovers(self, ledger: str) -> list[str]:
         """Delete the devices here that carry the stamp of a lost ledger.
 
-        Of this Host's own ledger, only those without a lease. Whether a ledger
-        is lost nobody can know but the caller. Returns the devices' names.
+        Of this Host's own ledger, only those without a lease; and no tap that
+        somebody has open, a running machine say. Whether a ledger is lost nobody
+        can know but the caller. Returns the devices' names.
         """
         with self._lock:
+            links = self._kernel.links()
+            # Read after the devices: a lease is written before its device is made.
             known = {lease.id for lease in self._ledger.leases()}
             found = [
                 link
-                for link in self._kernel.links()
+                for link in links
                 if (stamp := model.parse_stamp(link.alias))
                 and stamp.ledger == ledger
                 and stamp.lease not in known
+                and not (link.kind == "tun" and link.carrier)
             ]
             self._kernel.delete_links([link.ifindex for link in found])
             return [link.name for link in found]
@@ -582,8 +619,7 @@ class Host:
 
         No longer than that: an open namespace cannot end.
         """
-        own = self._kernel.netns
-        if (own.boot, own.cookie) == (netns.boot, netns.cookie):
+        if self._is_here(netns):
             yield self._kernel
             return
         kernel = self._system.find(netns)
@@ -592,6 +628,18 @@ class Host:
         finally:
             if kernel is not None:
                 kernel.close()
+
+    def _is_here(self, netns: Netns) -> bool:
+        own = self._kernel.netns
+        return (own.boot, own.cookie) == (netns.boot, netns.cookie)
+
+    def _drop_stale_claims(self) -> None:
+        """End what an operation of this Host left claimed when it was interrupted.
+
+        They exclude each other, so at the beginning of one there is no other.
+        """
+        if self._manager:
+            self._ledger.give_back(self._manager)
 
     def _process(self, pid: int) -> Process:
         if process := self._system.process(pid):
@@ -624,6 +672,16 @@ class Host:
         if self._ledger.next_deadline() is None or self._open_locks().alive(REAPER):
             return
         self._start_reaper(self._ledger.path)
+
+
+def _observed(
+    kernel: Kernel | None, leases: Sequence[Lease]
+) -> Iterator[tuple[Lease, Link | None]]:
+    """Each lease with the device that has its ifindex, by one look at all of them."""
+    links = kernel.links() if kernel else []
+    by_ifindex = {link.ifindex: link for link in links}
+    for lease in leases:
+        yield lease, by_ifindex.get(lease.ifindex)
 
 
 def _start_reaper(ledger: str) -> None:

@@ -42,8 +42,8 @@ LAST_IFINDEX = (1 << 31) - 1
 
 _LEASE = """
 SELECT lease.id, name, ifindex, kind, state, owner, mac, bridge, link, mode, mtu,
-       queues, isolated, boot, cookie, path, created, fin_wait, deadline, released,
-       pid, pid_start, pidns, placeholder, manager
+       queues, isolated, boot, cookie, path, pidns, created, fin_wait, deadline,
+       released, pid, pid_start, pid_pidns, placeholder, manager
 FROM lease JOIN netns ON netns.id = lease.netns
 """
 
@@ -92,7 +92,8 @@ class Ledger:
         randomness: Callable[[int], bytes] = os.urandom,
     ) -> None:
         """Open the ledger at `path`; make it, and its directory, if missing."""
-        self.path = os.path.abspath(path)
+        # One ledger, one lock file beside it, by whatever path they are reached.
+        self.path = os.path.realpath(path)
         self._clock = clock
         self._randomness = randomness
         self._file = Database(self.path, self._populate)
@@ -117,12 +118,20 @@ class Ledger:
         """The leases that hold `name`, at most one in each network namespace."""
         return self._leases("WHERE name = ?", name)
 
-    def suspects(self) -> list[Lease]:
-        """The leases that are bound to a process, or claimed by a manager."""
+    def suspects(self, boot: str) -> list[Lease]:
+        """The leases that may be in need of mending.
+
+        They are bound to a process, worked on by a manager, not yet active, or
+        of another boot than `boot`.
+        """
         return self._leases(
             "WHERE lease.rowid IN ("
             "SELECT rowid FROM lease WHERE manager IS NOT NULL UNION "
-            "SELECT rowid FROM lease WHERE pid IS NOT NULL AND state = 'active')"
+            "SELECT rowid FROM lease WHERE state = 'reserved' UNION "
+            "SELECT rowid FROM lease WHERE pid IS NOT NULL AND state = 'active' UNION "
+            "SELECT rowid FROM lease WHERE netns IN "
+            "(SELECT id FROM netns WHERE boot != ?))",
+            boot,
         )
 
     def ended(self, id: str) -> bool:
@@ -242,7 +251,7 @@ class Ledger:
             for id in ids:
                 self._db.execute(
                     "UPDATE lease SET state = 'active', manager = NULL, "
-                    "pid = ?, pid_start = ?, pidns = ? WHERE id = ?",
+                    "pid = ?, pid_start = ?, pid_pidns = ? WHERE id = ?",
                     (*(process or (None, None, None)), id),
                 )
             return [self._get(id) for id in ids]
@@ -251,7 +260,7 @@ class Ledger:
         """Bind active leases to a process: they end with it."""
         with self._file.transaction():
             self._db.executemany(
-                "UPDATE lease SET pid = ?, pid_start = ?, pidns = ? "
+                "UPDATE lease SET pid = ?, pid_start = ?, pid_pidns = ? "
                 "WHERE id = ? AND state = 'active'",
                 [(*process, id) for id in ids],
             )
@@ -294,11 +303,11 @@ class Ledger:
             self._db.execute("UPDATE lease SET manager = ? WHERE id = ?", (manager, id))
             return self._get(id)
 
-    def give_back(self, ids: Iterable[str]) -> None:
-        """End claims."""
+    def give_back(self, manager: int) -> None:
+        """End every claim of this manager, and nobody else's."""
         with self._file.transaction():
-            self._db.executemany(
-                "UPDATE lease SET manager = NULL WHERE id = ?", [(id,) for id in ids]
+            self._db.execute(
+                "UPDATE lease SET manager = NULL WHERE manager = ?", (manager,)
             )
 
     def claim_due(
@@ -472,7 +481,7 @@ class Ledger:
         ).fetchone()
         if found is None:
             found = self._db.execute(
-                "INSERT INTO netns (boot, cookie, path) VALUES (?, ?, ?) "
+                "INSERT INTO netns (boot, cookie, path, pidns) VALUES (?, ?, ?, ?) "
                 "RETURNING id, path",
                 netns,
             ).fetchone()
@@ -508,7 +517,8 @@ class Ledger:
                 ("ledger", self._randomness(4).hex()),
                 # A random start keeps two ledgers of one host apart.
                 ("next_ifindex", FIRST_IFINDEX + start),
-                ("next_manager", 1),
+                # So does one here: a new ledger may find an old one's lock file.
+                ("next_manager", 1 + int.from_bytes(self._randomness(5), "big")),
             ],
         )
 
@@ -531,13 +541,14 @@ def _lease(row: tuple[Any, ...]) -> Lease:
         boot,
         cookie,
         path,
+        pidns,
         created,
         fin_wait,
         deadline,
         released,
         pid,
         pid_start,
-        pidns,
+        pid_pidns,
         placeholder,
         manager,
     ) = row
@@ -555,12 +566,12 @@ def _lease(row: tuple[Any, ...]) -> Lease:
         mtu=mtu,
         queues=queues,
         isolated=bool(isolated),
-        netns=Netns(boot, cookie, path),
+        netns=Netns(boot, cookie, path, pidns),
         created=created,
         fin_wait=fin_wait,
         deadline=deadline,
         released=released,
-        process=None if pid is None else Process(pid, pid_start, pidns),
+        process=None if pid is None else Process(pid, pid_start, pid_pidns),
         placeholder=bool(placeholder),
         manager=manager,
     )

@@ -14,6 +14,7 @@ from tapster.errors import RequestError
 
 DEFAULT_TEMPLATE = "vnet%d"
 DEFAULT_FIN_WAIT = 5.0
+MAX_OWNER = 255
 MAX_QUEUES = 256
 """`MAX_TAP_QUEUES` in the kernel's include/linux/if_tap.h."""
 
@@ -122,7 +123,10 @@ class Netns(NamedTuple):
     cookie: int
     """`SO_NETNS_COOKIE`: never used twice in one boot."""
     path: str
-    """Where it was found, or "" for the namespace its caller ran in."""
+    """Where it was found, or "" if it has no path."""
+    pidns: int = 0
+    """The inode of the pid namespace from which it was found: only from there can
+    it be told that no process is in it any more."""
 
 
 class Lease(NamedTuple):
@@ -192,6 +196,8 @@ class Link(NamedTuple):
     up: bool
     master: int
     """The ifindex of its bridge, or 0."""
+    carrier: bool = False
+    """Of a tap that is up: somebody has it open."""
 
 
 def stamp(ledger: str, lease: str) -> str:
@@ -216,13 +222,25 @@ def check_spec(spec: Spec) -> names.Template:
     """Check a request by itself; return its template. Raises RequestError."""
     template = names.parse(spec.name)
     for field, value in spec._asdict().items():
-        if isinstance(value, str) and not _is_text(value):
-            raise RequestError(f"{field} {value!r} is not text: it has lone surrogates")
-    if spec.naming is not Naming.LOWEST and not template.numbered:
+        if isinstance(value, str) and not value.isprintable():
+            raise RequestError(f"{field} {value!r} is not text that can be printed")
+    if len(spec.owner) > MAX_OWNER:
+        raise RequestError(
+            f"owner has {len(spec.owner)} characters: at most {MAX_OWNER} will do"
+        )
+    if spec.naming not in [*Naming]:
+        raise RequestError(f"naming must be one of {[*Naming]}, not {spec.naming!r}")
+    if isinstance(spec, Macvtap):
+        if spec.mode not in [*Mode]:
+            raise RequestError(f"mode must be one of {[*Mode]}, not {spec.mode!r}")
+        names.check(spec.link)
+    elif spec.bridge is not None:
+        names.check(spec.bridge)
+    if spec.naming != Naming.LOWEST and not template.numbered:
         raise RequestError(
             f"naming {spec.naming} needs a template with '%d', not {spec.name!r}"
         )
-    if (spec.naming is Naming.STABLE) != (spec.key is not None):
+    if (spec.naming == Naming.STABLE) != (spec.key is not None):
         raise RequestError("naming stable and a key go together")
     if not 1 <= spec.queues <= MAX_QUEUES:
         raise RequestError(f"queues must be 1 to {MAX_QUEUES}, not {spec.queues}")
@@ -230,20 +248,14 @@ def check_spec(spec: Spec) -> names.Template:
         raise RequestError(f"mtu must be 68 to 65521, not {spec.mtu}")
     if not 0 <= spec.fin_wait <= 86400:
         raise RequestError(f"fin_wait must be 0 to 86400 s, not {spec.fin_wait}")
+    for id_ in (spec.uid, spec.gid) if isinstance(spec, Tap) else ():
+        if id_ is not None and not 0 <= id_ < (1 << 32) - 1:
+            raise RequestError(f"a user or group id is 0 to 4294967294, not {id_}")
     if isinstance(spec, Tap) and spec.isolated and spec.bridge is None:
         raise RequestError("isolated is a property of a bridge port: name a bridge")
     if spec.mac is not None:
         parse_mac(spec.mac)
     return template
-
-
-def _is_text(value: str) -> bool:
-    """Whether it can be stored: an argument that is not UTF-8 becomes what cannot."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def parse_mac(text: str) -> bytes:

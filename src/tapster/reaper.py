@@ -64,6 +64,7 @@ def _lead(ledger: str, locks: LockFile) -> bool:
         try:
             # Opened anew each time: an idle process should hold nothing open.
             with Host(ledger, reaper=_nobody) as host:
+                host.settle()
                 host.reap()
                 if host.quit_if_idle(lambda: locks.free(REAPER)):
                     return True

@@ -11,6 +11,7 @@ CREATE TABLE netns (
     boot   TEXT NOT NULL,
     cookie INTEGER NOT NULL,
     path   TEXT NOT NULL,
+    pidns  INTEGER NOT NULL,
     UNIQUE (boot, cookie)
 ) STRICT;
 
@@ -35,7 +36,7 @@ CREATE TABLE lease (
     released    REAL,
     pid         INTEGER,
     pid_start   INTEGER,
-    pidns       INTEGER,
+    pid_pidns   INTEGER,
     placeholder INTEGER NOT NULL DEFAULT 0,
     manager     INTEGER
 ) STRICT;
@@ -45,6 +46,8 @@ CREATE INDEX lease_mac ON lease (mac);
 CREATE INDEX lease_deadline ON lease (deadline) WHERE state = 'fin_wait';
 CREATE INDEX lease_process ON lease (pid) WHERE pid IS NOT NULL;
 CREATE INDEX lease_manager ON lease (manager) WHERE manager IS NOT NULL;
+CREATE INDEX lease_reserved ON lease (state) WHERE state = 'reserved';
+CREATE INDEX lease_netns ON lease (netns);
 
 CREATE TABLE history (
     seq      INTEGER PRIMARY KEY,

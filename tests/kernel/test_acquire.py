@@ -88,6 +88,17 @@ def test_many_nics_are_acquired_together_or_not_at_all(host: Host) -> None:
         tools.close(lease.fds)
 
 
+def test_holding_ends_each_lease_whatever_becomes_of_the_others(host: Host) -> None:
+    with (
+        pytest.raises(OSError, match="Bad file descriptor"),
+        host.holding(Tap(bridge="br0"), Tap(bridge="br0")) as leases,
+    ):
+        tools.close(leases[1].fds)
+    assert tools.ports() == set()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.close(leases[0].fds[0])
+
+
 def test_holding_releases_and_closes(host: Host) -> None:
     with host.holding(Tap(bridge="br0")) as (lease,):
         assert tools.ports() == {lease.name}
@@ -106,6 +117,53 @@ def test_a_bridge_that_is_none_is_refused_before_anything_is_made(
     with pytest.raises(tapster.NoSuchLink, match=error):
         host.acquire(Tap(bridge=bridge))
     assert host.who("vnet0") == []
+
+
+@pytest.mark.parametrize("name", ["verylongbridge0X", "br0:1", "br0 ", ""])
+def test_the_name_of_a_bridge_is_not_cut(host: Host, name: str) -> None:
+    tools.sh("ip link add verylongbridge0 type bridge")
+    with pytest.raises(tapster.BadName):
+        host.acquire(Tap(bridge=name))
+    assert host.leases() == []
+
+
+def test_policies_may_be_given_as_plain_text(host: Host) -> None:
+    names = []
+    for _ in range(2):
+        lease = host.acquire(Tap(naming="next", fin_wait=0))  # type: ignore[arg-type]
+        tools.close(lease.fds)
+        host.release(lease.id)
+        names.append(lease.name)
+    assert names == ["vnet0", "vnet1"]
+    with pytest.raises(tapster.RequestError, match="naming must be one of"):
+        host.acquire(Tap(naming="highest"))  # type: ignore[arg-type]
+
+
+def test_a_device_that_cannot_be_configured_never_comes_up(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tapster.kernel.linux import LinuxKernel
+    from tapster.kernel.port import LinkChange
+
+    seen = []
+    delete = LinuxKernel.delete_links
+
+    def look_first(kernel: LinuxKernel, ifindexes: list[int]) -> None:
+        seen.append(tools.links()["vnet0"])
+        delete(kernel, ifindexes)
+
+    monkeypatch.setattr(LinuxKernel, "delete_links", look_first)
+    real = LinuxKernel.set_links
+
+    def spoil(kernel: LinuxKernel, changes: list[LinkChange]) -> None:
+        real(kernel, [changes[0]._replace(mtu=1 << 30), *changes[1:]])
+
+    monkeypatch.setattr(LinuxKernel, "set_links", spoil)
+    with pytest.raises(tapster.KernelError, match="mtu"):
+        host.acquire(Tap(bridge="br0"))
+    assert "UP" not in seen[0]["flags"]
+    assert "master" not in seen[0]
+    assert host.leases() == []
 
 
 def test_a_full_bridge_is_refused_before_anything_is_made(

@@ -7,6 +7,7 @@ import pty
 import select
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -215,8 +216,8 @@ def test_run_passes_signals_on(environment: dict[str, str]) -> None:
     assert started.stdout
     started.stdout.readline()
     started.terminate()
+    assert started.wait() == 5
     started.communicate()
-    assert started.returncode == 5
     assert tools.ports() == set()
 
 
@@ -267,6 +268,57 @@ def test_a_machine_that_outlives_a_killed_run_keeps_its_port(
     started.communicate()
     assert parsed(tapster("ls", "--json"))["leases"] == []
     assert tools.ports() == set()
+
+
+def test_run_works_where_the_caller_ignores_its_children(
+    environment: dict[str, str],
+) -> None:
+    code = (
+        "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); "
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    command = [tools.TAPSTER, "run", "--bridge", "br0", "--", "sh", "-c", "exit 3"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command], env=environment, check=False
+    )
+    assert done.returncode == 3
+    assert tools.ports() == set()
+
+
+def test_a_name_that_could_not_be_printed_leaves_no_device(
+    environment: dict[str, str],
+) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [tools.TAPSTER, "add", "--bridge", "br0"],
+            env=environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "tapster: No space left on device\n")
+    assert tools.ports() == set()
+
+
+def test_a_shells_own_braces_are_left_to_it(tapster: Run) -> None:
+    script = "name=mine; echo ${name} {name}"
+    done = tapster("run", "--bridge", "br0", "--", "sh", "-c", script)
+    assert done.stdout == "mine vnet0\n"
+
+
+def test_the_reaper_holds_nothing_of_whoever_started_it(
+    tapster: Run, environment: dict[str, str], tmp_path: Path
+) -> None:
+    tapster("add", "--name", "web", "--fin-wait", "30")
+    lock = tmp_path / "lock"
+    script = 'exec 9>"$1"; flock 9; "$2" rm web; exec 9>&-; flock -n "$1" true'
+    subprocess.run(
+        ["bash", "-c", script, "bash", str(lock), tools.TAPSTER],
+        env=environment,
+        check=True,
+        timeout=20,
+    )
 
 
 def test_recover_says_what_it_would_do_and_then_does_it(tapster: Run) -> None:

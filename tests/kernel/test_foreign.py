@@ -152,6 +152,39 @@ def test_two_ledgers_on_one_host_leave_each_other_alone(
         assert "vnet1" in tools.links()
 
 
+def test_leftovers_in_use_or_with_a_lease_are_not_removed(host: Host) -> None:
+    used, idle, leased = (host.acquire(Tap(bridge="br0")) for _ in range(3))
+    with host.looking() as (ledger, _):
+        ledger.forget([used.id, idle.id])  # as an older ledger would have it
+        own = ledger.id
+    tools.close([*idle.fds, *leased.fds])
+    assert host.remove_leftovers(own) == [idle.name]
+    assert tools.ports() == {used.name, leased.name}
+    tools.close(used.fds)
+
+
+def test_one_ledger_by_two_paths_has_one_lock_file(
+    host: Host, ledger: Path, tmp_path: Path
+) -> None:
+    """Else a living manager would be taken for dead, and its acquire undone."""
+    link = tmp_path / "elsewhere" / "link.db"
+    link.parent.mkdir()
+    link.symlink_to(ledger)
+    settled = []
+    create = host._kernel.create_tap
+
+    def settle_meanwhile(*arguments: Any, **options: Any) -> tuple[int, ...]:
+        fds = create(*arguments, **options)
+        with Host(link, reaper=tools.no_reaper) as other:
+            settled.extend([*other.settle(), *other.recover()])
+        return fds
+
+    host._kernel.create_tap = settle_meanwhile  # type: ignore[method-assign]
+    tools.close(host.acquire(Tap(bridge="br0")).fds)
+    assert settled == []
+    assert tools.ports() == {"vnet0"}
+
+
 def test_a_rename_between_queues_fails_and_leaves_nothing(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:

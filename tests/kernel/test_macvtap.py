@@ -123,6 +123,13 @@ def test_a_released_macvtap_frees_its_mac(host: Host) -> None:
         host.release(lease.id)
 
 
+def test_a_bridge_port_carries_no_macvtap(host: Host) -> None:
+    tools.sh("ip link set low master br0")
+    with pytest.raises(tapster.NoSuchLink, match="port of a bridge"):
+        host.acquire(Macvtap(link="low"))
+    assert host.leases() == []
+
+
 def test_taps_and_macvtaps_share_one_list_of_names(host: Host) -> None:
     leases = [host.acquire(spec) for spec in (Tap(), Macvtap(link="low"), Tap())]
     assert [lease.name for lease in leases] == ["vnet0", "vnet1", "vnet2"]

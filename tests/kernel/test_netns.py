@@ -86,6 +86,42 @@ def test_a_namespace_that_lost_its_name_is_found_by_its_processes(
     inhabitant.communicate()
 
 
+def test_a_namespace_that_was_entered_is_known_by_its_name(
+    blue: None, ledger: Path
+) -> None:
+    add = f"ip netns exec blue {tools.TAPSTER} add --bridge br0 --ledger {ledger}"
+    assert tools.sh(add) == "vnet0\n"
+    with Host(ledger, reaper=tools.no_reaper) as host:
+        (lease,) = host.leases()
+        assert lease.netns.path == "/run/netns/blue"
+        assert host.recover() == []
+
+
+def test_a_path_that_leads_nowhere_hinders_nobody_else(
+    blue: None, ledger: Path
+) -> None:
+    with Host(ledger, netns="blue", reaper=tools.no_reaper) as there:
+        tools.close(there.acquire(Tap(bridge="br0")).fds)
+    tools.sh("umount /run/netns/blue")  # an empty file stays
+    with Host(ledger, reaper=tools.no_reaper) as host:
+        tools.close(host.acquire(Tap(bridge="br0")).fds)
+        assert [one.action for one in host.recover()] == [Action.CLOSE]
+        assert [lease.name for lease in host.leases()] == ["vnet0"]
+        assert tools.ports() == {"vnet0"}
+
+
+def test_another_pid_namespace_cannot_tell_that_a_namespace_is_gone(
+    ledger: Path,
+) -> None:
+    elsewhere = f"unshare -n {tools.TAPSTER} add --ledger {ledger}"
+    tools.sh(elsewhere)
+    recover = f"unshare -p -f --mount-proc {tools.TAPSTER} recover --ledger {ledger}"
+    assert "can only be told from the pid namespace" in tools.refused(recover)
+    with Host(ledger, reaper=tools.no_reaper) as host:
+        assert len(host.leases()) == 1
+        assert [one.action for one in host.recover()] == [Action.CLOSE]
+
+
 def test_another_namespace_of_the_same_name_is_not_it(blue: None, ledger: Path) -> None:
     with Host(ledger, netns="blue", reaper=tools.no_reaper) as there:
         lease = there.acquire(Tap(bridge="br0"))
@@ -135,3 +171,16 @@ def test_a_lease_of_an_earlier_boot_is_closed(host: Host, ledger: Path) -> None:
     (mended,) = host.recover()
     assert (mended.lease.id, mended.action) == (lease.id, Action.CLOSE)
     assert "vnet0" in tools.links(), "whatever has its name and ifindex now"
+
+
+def test_what_a_boot_left_in_fin_wait_is_closed_before_other_work(host: Host) -> None:
+    lease = host.acquire(Tap(name="web"))
+    tools.close(lease.fds)
+    host.release(lease.id)
+    with host.looking() as (opened, _):
+        opened._db.execute("UPDATE netns SET boot = 'earlier'")
+    tools.sh("ip link del web")
+    assert [one.action for one in host.settle()] == [Action.CLOSE]
+    again = host.acquire(Tap(name="web"))
+    tools.close(again.fds)
+    assert host.find("web") == again._replace(fds=())

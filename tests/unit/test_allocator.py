@@ -30,7 +30,7 @@ class Namespace:
         self.foreign: dict[str, int] = {}
         self.asked: list[str] = []
         self._numbers = count()
-        db.execute("INSERT INTO netns VALUES (?, 'boot', ?, '')", (row, row))
+        db.execute("INSERT INTO netns VALUES (?, 'boot', ?, '', 0)", (row, row))
 
     def taken(self, name: str) -> int:
         self.asked.append(name)

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, NoReturn
 
 from tapster.errors import (
@@ -51,6 +52,7 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code."""
     try:
+        _ready_to_print()
         status = _run(sys.argv[1:] if arguments is None else list(arguments))
         sys.stdout.flush()
         return status
@@ -121,6 +123,14 @@ def _settle(host: "Host") -> None:
         host.settle()
     except (HostError, ConflictError) as error:
         print(f"tapster: {error}; going on", file=sys.stderr)
+
+
+def _ready_to_print() -> None:
+    """Whatever a device is called and the terminal can show: no traceback."""
+    if sys.stdout is None:  # closed by the caller, as by >&-
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _fail_to_print(error: OSError) -> int:

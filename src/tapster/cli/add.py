@@ -3,6 +3,7 @@
 
 import argparse
 import os
+import sys
 
 from tapster.cli import nic, output
 from tapster.host import Host
@@ -18,8 +19,13 @@ def run(options: argparse.Namespace, host: Host) -> int:
     lease = host.acquire(nic.spec(options))
     for fd in lease.fds:
         os.close(fd)
-    if options.json:
-        output.print_json(lease=output.lease_json(lease))
-    else:
-        print(lease.name)
+    try:
+        if options.json:
+            output.print_json(lease=output.lease_json(lease))
+        else:
+            print(lease.name)
+        sys.stdout.flush()
+    except OSError:
+        host.release(lease.id)  # nobody has learnt of it
+        raise
     return 0

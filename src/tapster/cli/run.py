@@ -17,11 +17,12 @@ from typing import NoReturn
 
 from tapster.cli import nic
 from tapster.cli.supervise import Child, signals_blocked
-from tapster.errors import RequestError
+from tapster.errors import RequestError, TapsterError
 from tapster.host import Host
 from tapster.model import Lease
 
-_PLACE = re.compile(r"\{(fds?|name|mac|ifindex)(\d*)\}")
+_PLACE = re.compile(r"(?<!\$)\{(fds?|name|mac|ifindex)(\d*)\}")
+"""Not after a dollar: that is a shell's own."""
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace, host: Host) -> int:
         # Bound to this process until there is a child to bind them to.
         leases = host.acquire_all(specs, pid=os.getpid())
         for lease in leases:
-            ending.callback(host.release, lease.id)
+            ending.callback(_release, host, lease)
         fds = [fd for lease in leases for fd in lease.fds]
         with Child(fill_in(command, leases), fds, mask) as child:
             for fd in fds:
@@ -60,6 +61,14 @@ def run(options: argparse.Namespace, host: Host) -> int:
                 print(f"tapster: {command[0]}: {error.strerror}", file=sys.stderr)
                 return 127 if error.errno == ENOENT else 126
             return child.wait()
+
+
+def _release(host: Host, lease: Lease) -> None:
+    """Release; if that fails say so, but keep the command's status."""
+    try:
+        host.release(lease.id)
+    except TapsterError as error:
+        print(f"tapster: {error}", file=sys.stderr)
 
 
 def fill_in(command: Sequence[str], leases: Sequence[Lease]) -> list[str]:

@@ -31,6 +31,8 @@ SI_KERNEL = 128
 @contextmanager
 def signals_blocked() -> Iterator[Mask]:
     """Block what `Child.wait` waits for; the value is what was blocked before."""
+    # Who ignores it, as many daemons do, gets no status of a child.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON | {signal.SIGCHLD})
     try:
         yield before
@@ -69,7 +71,7 @@ class Child:
         Raises KeyboardInterrupt if a signal to stop has come meanwhile: one from
         the terminal that came before the fork has not reached the child.
         """
-        if signal.sigpending() & PASSED_ON:
+        if any(signal.getsignal(one) != signal.SIG_IGN for one in _pending()):
             raise KeyboardInterrupt
         os.write(self._go, b"!")
         self._close_go()
@@ -96,6 +98,10 @@ class Child:
             self._go = -1
 
 
+def _pending() -> set[int | signal.Signals]:
+    return set(signal.sigpending()) & PASSED_ON
+
+
 def _become(
     command: Sequence[str],
     fds: Iterable[int],
@@ -110,7 +116,8 @@ def _become(
     # Python ignores these two, and exec would hand that on.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
         os.execvp(command[0], list(command))

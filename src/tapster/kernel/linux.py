@@ -18,13 +18,11 @@ from tapster.kernel.failure import failure
 from tapster.kernel.port import Kernel, LinkChange
 from tapster.model import Link, Mode, Netns, Process
 
-SIOCGIFINDEX = 0x8933
 SIOCDEVPRIVATE = 0x89F0
 BRCTL_GET_PORT_LIST = 7
 BR_MAX_PORTS = 1024
 """Size of the kernel's table of ports; number 0 is reserved, so 1,023 fit."""
 
-_IFREQ_INDEX = struct.Struct("16si20x")  # ifr_name, ifr_ifindex
 _IFREQ_DATA = struct.Struct("16sQ16x")  # ifr_name, ifr_data
 
 
@@ -51,32 +49,51 @@ class LinuxSystem:
             raise NoSuchLink(f"there is no network namespace {where!r}") from None
         except OSError as error:
             raise failure(error, f"opening {path!r}", "CAP_SYS_ADMIN") from error
-        try:
-            return LinuxKernel(fd, self.boot_id, path)
-        except BaseException:
-            os.close(fd)
-            raise
+        return self._kernel(fd, path or netns.known_path(fd))
 
     def find(self, wanted: Netns) -> Kernel | None:
         if wanted.boot != self.boot_id:
             return None
         if netns.cookie() == wanted.cookie:
             return self.netns(None)
-        if wanted.path and os.path.exists(wanted.path):
-            kernel = self.netns(wanted.path)
-            if kernel.netns.cookie == wanted.cookie:
+        for path in dict.fromkeys([wanted.path, *netns.named()]):
+            if kernel := self._at(path, wanted.cookie):
                 return kernel
-            kernel.close()
+        if wanted.pidns != netns.pidns() or not wanted.pidns:
+            raise HostError(
+                f"whether a process is in network namespace {wanted.cookie} "
+                f"({wanted.path or 'which has no path'}) can only be told from the "
+                "pid namespace in which its lease was made"
+            )
         try:
             for fd in netns.everywhere():
                 with netns.inside(fd):
-                    if netns.cookie() == wanted.cookie:
-                        return LinuxKernel(os.dup(fd), self.boot_id, wanted.path)
+                    found = netns.cookie() == wanted.cookie
+                if found:
+                    return self._kernel(os.dup(fd), wanted.path)
         except OSError as error:
             raise failure(
                 error, "looking for a network namespace", "CAP_SYS_ADMIN"
             ) from error
         return None
+
+    def _at(self, path: str, cookie: int) -> "LinuxKernel | None":
+        """The namespace at `path`, if it has this cookie."""
+        try:
+            kernel = self._kernel(netns.open_netns(path), path)
+        except (OSError, KernelError):
+            return None  # nothing there, or no namespace any more
+        if kernel.netns.cookie == cookie:
+            return kernel
+        kernel.close()
+        return None
+
+    def _kernel(self, fd: int, path: str) -> "LinuxKernel":
+        try:
+            return LinuxKernel(fd, self.boot_id, path)
+        except BaseException:
+            os.close(fd)
+            raise
 
     def process(self, pid: int) -> Process | None:
         return process.process(pid)
@@ -89,18 +106,20 @@ class LinuxKernel:
     """One network namespace, with a socket in it for each kind of question."""
 
     def __init__(self, fd: int, boot_id: str, path: str) -> None:
-        """Owns `fd`, a descriptor of the namespace, from here on."""
+        """Owns `fd`, a descriptor of the namespace, unless this raises."""
         self._fd = fd
         self._watch: rtnl.Watch | None = None
         try:
             with self._inside():
-                self._netns = Netns(boot_id, netns.cookie(), path)
+                self._netns = Netns(boot_id, netns.cookie(), path, netns.pidns())
                 self._rtnl = rtnl.Rtnl()
                 self._ioctl = socket.socket(
                     socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
                 )
         except OSError as error:
-            raise failure(error, "entering a namespace", "CAP_SYS_ADMIN") from error
+            raise failure(
+                error, f"entering network namespace {path!r}", "CAP_SYS_ADMIN"
+            ) from error
 
     @property
     def netns(self) -> Netns:
@@ -117,14 +136,10 @@ class LinuxKernel:
             self._fd = -1
 
     def ifindex(self, name: str) -> int:
-        request = _IFREQ_INDEX.pack(os.fsencode(name), 0)
         try:
-            answer = fcntl.ioctl(self._ioctl, SIOCGIFINDEX, request)
+            return self._rtnl.find(name)
         except OSError as error:
-            if error.errno == ENODEV:
-                return 0
             raise failure(error, f"looking up {name!r}") from error
-        return int(_IFREQ_INDEX.unpack(answer)[1])
 
     def link(self, ifindex: int) -> Link | None:
         try:
@@ -220,16 +235,20 @@ class LinuxKernel:
         return tuple(fds)
 
     def set_links(self, changes: Sequence[LinkChange]) -> None:
-        action = f"configuring device {changes[0].ifindex}"
-        try:
-            self._execute(_messages(changes), action)
-        except KernelError as error:
-            if error.errno != EAFNOSUPPORT:
-                raise
-            # No IPv6 in this kernel, or none at an MTU below 1280: then there is
-            # nothing to switch off.
-            plain = [change._replace(no_ipv6=None) for change in changes]
-            self._execute(_messages(plain), action)
+        for change in changes:
+            try:
+                self._set(change)
+            except KernelError as error:
+                if error.errno != EAFNOSUPPORT:
+                    raise
+                # No IPv6 in this kernel, or none at an MTU below 1280: then
+                # there is nothing to switch off.
+                self._set(change._replace(no_ipv6=None))
+
+    def _set(self, change: LinkChange) -> None:
+        # One by one: a device that could not get its MAC must not come up.
+        for message in rtnl.set_messages(change):
+            self._execute([message], f"configuring device {change.ifindex}")
 
     def delete_links(self, ifindexes: Sequence[int]) -> None:
         if len(ifindexes) < 2:
@@ -298,7 +317,3 @@ class LinuxKernel:
         for error_ in results:
             if error_ is not None and error_.errno != ignore:
                 raise failure(error_, action)
-
-
-def _messages(changes: Sequence[LinkChange]) -> list[rtnl.Message]:
-    return [message for change in changes for message in rtnl.set_messages(change)]

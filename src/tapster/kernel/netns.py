@@ -20,7 +20,35 @@ NAMED = "/run/netns"
 
 def path_of(where: str) -> str:
     """The path of a namespace given by name or path."""
-    return where if "/" in where else f"{NAMED}/{where}"
+    return os.path.abspath(where) if "/" in where else f"{NAMED}/{where}"
+
+
+def known_path(fd: int) -> str:
+    """A path that leads to the namespace `fd`, or "" if none is known."""
+    wanted = os.fstat(fd)
+    for path in named():
+        found = os.stat(path)
+        if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
+            return path
+    return ""
+
+
+def named() -> list[str]:
+    """The paths of the namespaces that have a name."""
+    try:
+        return [f"{NAMED}/{name}" for name in sorted(os.listdir(NAMED))]
+    except FileNotFoundError:
+        return []
+
+
+def pidns() -> int:
+    """The inode of the pid namespace whose processes /proc shows, or 0.
+
+    It shows those of whoever mounted it, which need not be the caller's.
+    """
+    if os.readlink("/proc/self") != str(os.getpid()):
+        return 0
+    return os.stat("/proc/self/ns/pid").st_ino
 
 
 def open_netns(path: str) -> int:
@@ -49,6 +77,7 @@ def inside(fd: int) -> Iterator[None]:
             return
         from tapster.kernel.libc import CLONE_NEWNET, setns
 
+        setns(own, CLONE_NEWNET)  # who may not come back must not leave
         setns(fd, CLONE_NEWNET)
         try:
             yield
@@ -61,7 +90,7 @@ def inside(fd: int) -> Iterator[None]:
 def everywhere() -> Iterator[int]:
     """A descriptor of each namespace that a process is in, closed when passed.
 
-    Raises PermissionError at the end if there is one that may not be opened.
+    Raises OSError, at the end, if there is one that may not be opened.
     """
     # Opening /proc/PID/ns/net asks for more than root may have: every capability
     # of the process. Looking at /proc/PID/net does not, and the inode of a file
@@ -69,17 +98,23 @@ def everywhere() -> Iterator[int]:
     # is enough.
     opened: set[int] = set()
     refused: dict[int, PermissionError] = {}
+    os.stat("/proc/1/net/dev")  # where processes are hidden (hidepid), this one is
     for pid in filter(str.isdecimal, os.listdir("/proc")):
         try:
             inode = os.stat(f"/proc/{pid}/net/dev").st_ino
-            if inode in opened:
-                continue
+        except PermissionError:
+            raise
+        except OSError:
+            continue  # it has ended meanwhile
+        if inode in opened:
+            continue
+        try:
             fd = open_netns(f"/proc/{pid}/ns/net")
         except PermissionError as error:
             refused.setdefault(inode, error)
             continue
         except OSError:
-            continue  # it has ended meanwhile
+            continue
         opened.add(inode)
         try:
             yield fd

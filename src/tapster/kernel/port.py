@@ -81,7 +81,7 @@ class Kernel(Protocol):
         """Open a macvtap once for each queue; the caller closes the descriptors."""
 
     def set_links(self, changes: Sequence[LinkChange]) -> None:
-        """Make all changes, in order; raise the first failure after the last."""
+        """Make all changes, in order, up to the first that fails."""
 
     def delete_links(self, ifindexes: Sequence[int]) -> None:
         """Delete devices, several at a time as one group; absent ones are fine.

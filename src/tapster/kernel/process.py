@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Processes, told apart although pids are reused: proc_pid_stat(5)."""
 
-import os
-
+from tapster.kernel import netns
 from tapster.model import Process
 
 _STATE, _START = 0, 19
@@ -12,7 +11,7 @@ _STATE, _START = 0, 19
 def process(pid: int) -> Process | None:
     """The process that has `pid` now, or None."""
     fields = _stat(pid)
-    return Process(pid, int(fields[_START]), _pidns()) if fields else None
+    return Process(pid, int(fields[_START]), netns.pidns()) if fields else None
 
 
 def ended(process: Process) -> bool:
@@ -20,7 +19,7 @@ def ended(process: Process) -> bool:
 
     A pid says nothing in another pid namespace: then the answer is no.
     """
-    if process.pidns != _pidns():
+    if process.pidns == 0 or process.pidns != netns.pidns():
         return False
     fields = _stat(process.pid)
     return (
@@ -38,7 +37,3 @@ def _stat(pid: int) -> list[str] | None:
         return None
     # The command may contain spaces and parentheses: the last one ends it.
     return text.rpartition(")")[2].split()
-
-
-def _pidns() -> int:
-    return os.stat("/proc/self/ns/pid").st_ino

@@ -61,6 +61,7 @@ IFLA_INET6_ADDR_GEN_MODE = 8
 IN6_ADDR_GEN_MODE_NONE = 1
 RTEXT_FILTER_SKIP_STATS = 8
 IFF_UP = 1
+IFF_LOWER_UP = 0x10000
 NLA_F_NESTED = 0x8000
 NLA_TYPE_MASK = 0x3FFF
 
@@ -71,6 +72,8 @@ _IFINFO = struct.Struct("BxHiII")  # ifinfomsg: family, type, index, flags, chan
 _ATTR = struct.Struct("HH")  # rtattr: len, type
 _U32 = struct.Struct("I")
 _I32 = struct.Struct("i")
+
+_DUMPS = 5
 
 _BATCH = 64
 """Messages in one send: their acknowledgements must fit the receive buffer."""
@@ -112,26 +115,43 @@ class Rtnl:
 
     def get(self, ifindex: int) -> Link | None:
         """The link with this ifindex."""
+        body = self._get(_ifinfo(ifindex))
+        return None if body is None else _link(body)
+
+    def find(self, name: str) -> int:
+        """The ifindex of the link that has this name or altname, or 0.
+
+        SIOCGIFINDEX would tell, too, but for a name that nobody has it loads
+        modules called so (`dev_load` in net/core/dev_ioctl.c), and it cuts a
+        long name.
+        """
+        body = self._get(_ifinfo(0) + _attr(IFLA_IFNAME, os.fsencode(name) + b"\0"))
+        return 0 if body is None else int(_IFINFO.unpack_from(body)[2])
+
+    def _get(self, wanted: bytes) -> bytes | None:
         attributes = _attr(IFLA_EXT_MASK, _U32.pack(RTEXT_FILTER_SKIP_STATS))
-        request = Message(RTM_GETLINK, 0, _ifinfo(ifindex) + attributes)
-        sequence = self._send([request])
+        sequence = self._send([Message(RTM_GETLINK, 0, wanted + attributes)])
         while True:
             for type_, flags, answered, body in self._receive():
                 if answered != sequence:
                     continue
                 if type_ == RTM_NEWLINK:
-                    return _link(body)
+                    return body
                 if type_ == NLMSG_ERROR and (error := _error(flags, body)):
                     if error.errno == ENODEV:
                         return None
                     raise error
 
     def dump(self) -> list[Link]:
-        """Every link, read again for as long as the list changes meanwhile."""
-        while True:
+        """Every link, read again while the list changes meanwhile, to a bound.
+
+        A link that comes or goes all the while may then be missing or too many.
+        """
+        for _ in range(_DUMPS):
             links, whole = self._dump()
             if whole:
-                return links
+                break
+        return links
 
     def _dump(self) -> tuple[list[Link], bool]:
         attributes = _attr(IFLA_EXT_MASK, _U32.pack(RTEXT_FILTER_SKIP_STATS))
@@ -319,6 +339,8 @@ def _messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
     offset = 0
     while offset + _HEADER.size <= len(data):
         length, type_, flags, sequence, _ = _HEADER.unpack_from(data, offset)
+        if length < _HEADER.size:
+            return
         yield type_, flags, sequence, data[offset + _HEADER.size : offset + length]
         offset += length + 3 & ~3
 
@@ -344,6 +366,7 @@ def _link(body: bytes) -> Link:
         mac=found.get(IFLA_ADDRESS, b"").hex(":"),
         mtu=_number(found.get(IFLA_MTU)),
         up=bool(flags & IFF_UP),
+        carrier=bool(flags & IFF_LOWER_UP),
         master=_number(found.get(IFLA_MASTER)),
     )
 

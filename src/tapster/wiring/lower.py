@@ -24,11 +24,13 @@ def find(kernel: Kernel, spec: Macvtap) -> Lower:
         raise NoSuchLink(f"there is no device {name!r} to put a macvtap on")
     if not link.up:
         raise NoSuchLink(f"{name!r} is down; bring it up with: ip link set {name} up")
+    if link.master:
+        raise NoSuchLink(f"{name!r} is a port of a bridge: no macvtap can be on it")
     if spec.mtu is not None and spec.mtu > link.mtu:
         raise RequestError(
             f"mtu {spec.mtu} is more than the {link.mtu} of the lower device {name!r}"
         )
-    if spec.mode is Mode.PASSTHRU and spec.mac and spec.mac.lower() != link.mac:
+    if spec.mode == Mode.PASSTHRU and spec.mac and spec.mac.lower() != link.mac:
         raise RequestError(
             f"in mode passthru the guest has the MAC of {name!r}, {link.mac}; "
             f"{spec.mac} would have to be set on {name!r} first"
