@@ -9,7 +9,7 @@ ARGS ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # the order of the prerequisites is the order of the work
-.PHONY: help setup deps demo test check bench format clean root
+.PHONY: help setup deps demo test check explore bench format clean root
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
@@ -25,6 +25,9 @@ demo: root deps setup ## Show the race and its end, with real VMs (root)
 
 test: root deps setup ## Run the tests; some of them: ARGS="-k recover" (root)
 	$(VENV)/bin/python -m pytest $(ARGS)
+
+explore: setup ## Run Tapster through every schedule; BOUND=full takes an hour or more
+	$(VENV)/bin/python -m tapster.testing.explorer --bound $(or $(BOUND),small)
 
 bench: root deps setup ## Measure Tapster beside the other ways (root)
 	$(VENV)/bin/python -m bench $(ARGS)

@@ -380,7 +380,12 @@ class Host:
                     return  # a foreign device has the name: nobody else can get it
                 continue
             _close_fds(lease._replace(fds=fds))
-            kernel.set_links([LinkChange(lease.ifindex, alias=self._mark(lease))])
+            try:
+                kernel.set_links([LinkChange(lease.ifindex, alias=self._mark(lease))])
+            except KernelError as error:
+                if error.errno != ENODEV:
+                    raise
+                continue  # deleted once more
             return
 
     # Reap

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A machine in memory, to test programs that use Tapster without root.
+
+import tapster
+from tapster.testing import FakeSystem
+
+system = FakeSystem()
+system.stranger().add_bridge("br0")
+with tapster.Host(ledger, system=system, reaper=lambda _: None) as host:
+    lease = host.acquire(tapster.Tap(bridge="br0"))
+    system.advance(5)
+"""
+
+from tapster.testing.fake import FakeKernel, FakeSystem
+from tapster.testing.space import Device
+from tapster.testing.stranger import Stranger
+from tapster.testing.world import World
+
+__all__ = ["Device", "FakeKernel", "FakeSystem", "Stranger", "World"]

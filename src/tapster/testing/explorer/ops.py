@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What actors do: the operations that scenarios are made of."""
+
+from typing import Any
+
+from tapster.errors import TapsterError
+from tapster.model import Tap
+from tapster.testing.explorer.calls import Call
+from tapster.testing.explorer.kernels import BRIDGE
+from tapster.testing.explorer.script import (
+    Actor,
+    ExploredHost,
+    Failed,
+    Held,
+    Op,
+    Script,
+)
+
+FIN_WAIT = 5.0
+ADMINISTRATOR = "administrator"
+
+# Tapster
+
+
+def acquire(
+    name: str = "vnet%d",
+    *,
+    fin_wait: float = FIN_WAIT,
+    bound: bool = False,
+    make: type[ExploredHost] = ExploredHost,
+) -> Op:
+    """Acquire a tap on the bridge, and start a machine with it.
+
+    If `bound`, the lease ends with the machine's process.
+    """
+
+    def run(actor: Actor) -> Held | Failed:
+        spec = Tap(bridge=BRIDGE, name=name, owner=actor.name, fin_wait=fin_wait)
+        pid = actor.ask(Call("machine", "pid")) if bound else None
+        try:
+            return Held.of(actor.host(make).acquire(spec, pid=pid))
+        except TapsterError as error:
+            return Failed(type(error).__name__)
+
+    return Op("acquire", run)
+
+
+def _stop(actor: Actor) -> Any:
+    actor.ask(Call("machine", "stop", (actor.name,)))
+    return actor.memory
+
+
+STOP = Op("stop", _stop)
+"""The machine stops. Nobody has noticed yet."""
+
+
+def release(*, make: type[ExploredHost] = ExploredHost) -> Op:
+    """Release what was acquired."""
+    return _op("release", lambda host, memory: host.release(memory.lease), make)
+
+
+def recover(*, after: int = 0, make: type[ExploredHost] = ExploredHost) -> Op:
+    """Recover; not before so many actors were killed."""
+    return _op("recover", lambda host, _: host.recover(), make, after)
+
+
+def settle() -> Op:
+    """Mend what the dead have left, as every command does first."""
+    return _op("settle", lambda host, _: host.settle(), ExploredHost)
+
+
+def reap(*, make: type[ExploredHost] = ExploredHost) -> Op:
+    """Delete what has waited long enough."""
+    return _op("reap", lambda host, _: host.reap(), make)
+
+
+def _op(name: str, do: Any, make: type[ExploredHost], after: int = 0) -> Op:
+    def run(actor: Actor) -> Any:
+        if after:
+            actor.ask(Call("machine", "killed", (after,)))
+        try:
+            do(actor.host(make), actor.memory)
+        except TapsterError as error:
+            return Failed(type(error).__name__)
+        return actor.memory
+
+    return Op(name, run)
+
+
+def manager(
+    name: str, template: str = "vnet%d", *, fin_wait: float = FIN_WAIT
+) -> Script:
+    """Whoever runs one machine: it acquires, the machine stops, it releases."""
+    return Script(
+        name, (acquire(template, fin_wait=fin_wait), STOP, release()), mortal=True
+    )
+
+
+def bound(name: str) -> Script:
+    """A manager of a machine that stops by itself: see `machine`."""
+
+    def notice(actor: Actor) -> Any:
+        actor.ask(Call("machine", "stopped", (name,)))
+        return actor.memory
+
+    return Script(
+        name, (acquire(bound=True), Op("notice", notice), release()), mortal=True
+    )
+
+
+def machine(owner: str) -> Script:
+    """The machine of a `bound` manager; it outlives that, and stops some time."""
+
+    def run(actor: Actor) -> Any:
+        actor.ask(Call("machine", "stop", (owner,)))
+
+    return outsider(f"{owner}'s machine", Op("run", run))
+
+
+# Others
+
+
+def outsider(name: str, *ops: Op) -> Script:
+    return Script(name, ops, ours=False)
+
+
+def outside(name: str, *calls: tuple[str, *tuple[Any, ...]]) -> Op:
+    """Some calls one after the other; what fails is left."""
+
+    def run(actor: Actor) -> Any:
+        for verb, *args in calls:
+            _try(actor, verb, *args)
+        return actor.memory
+
+    return Op(name, run)
+
+
+def _try(actor: Actor, verb: str, *args: Any) -> Any:
+    try:
+        return actor.ask(Call("outside", verb, args))
+    except TapsterError:
+        return None
+
+
+def foreign(name: str = "vnet0") -> Script:
+    """A program that takes a name for a device of its own, then frees it."""
+
+    def take(actor: Actor) -> Any:
+        made = _try(actor, "take", name)
+        return Failed("taken") if made is None else made
+
+    def free(actor: Actor) -> Any:
+        _try(actor, "free", actor.memory)
+
+    return outsider("foreign", Op("take", take), Op("free", free))
+
+
+def late_cleanup(owner: str, *verbs: str, by: str = "stranger") -> Script:
+    """Somebody who cleans up by name after a machine has stopped, and is late."""
+
+    def run(actor: Actor) -> Any:
+        name = actor.ask(Call("machine", "stopped", (owner,)))
+        for verb in verbs or ("nomaster", "down", "delete"):
+            _try(actor, verb, name)
+
+    return outsider(by, Op("late", run))
+
+
+def administrator(verb: str, *args: str) -> Script:
+    """A person who does one thing to one device, by name."""
+    return outsider(ADMINISTRATOR, outside("meddle", (verb, *args)))
+
+
+def clock() -> Script:
+    """FIN WAIT passes, once."""
+
+    def run(actor: Actor) -> Any:
+        actor.ask(Call("clock", "pass"))
+
+    return outsider("time", Op("pass", run))
+
+
+def _wait(actor: Actor) -> Any:
+    actor.ask(Call("clock", "pass"))
+
+
+AGAIN = "again"
+
+
+def ending(make: type[ExploredHost] = ExploredHost) -> Script:
+    """What is done when nobody can go on: a last recover, then a last reap."""
+    return Script(
+        "end",
+        (
+            recover(make=make),
+            recover(make=make)._replace(name=AGAIN),
+            Op("wait", _wait),
+            reap(make=make),
+            reap(make=make)._replace(name=AGAIN),
+        ),
+    )

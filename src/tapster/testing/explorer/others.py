@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ways to name devices that are known to be broken, as small models.
+
+Each is what some program does, or Tapster with one of its protections taken
+away. The explorer has to find what is wrong with every one of them; it would
+be no judge of Tapster if it did not.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from tapster.errors import NameTaken, TapsterError
+from tapster.host import Plan
+from tapster.kernel.port import Kernel
+from tapster.model import Lease
+from tapster.testing.explorer.calls import Call, RemoteKernel, RemoteLedger
+from tapster.testing.explorer.invariants import HARM, STEP
+from tapster.testing.explorer.kernels import BRIDGE
+from tapster.testing.explorer.ops import (
+    STOP,
+    acquire,
+    ending,
+    foreign,
+    late_cleanup,
+    manager,
+    outsider,
+    recover,
+    release,
+)
+from tapster.testing.explorer.script import (
+    Actor,
+    ExploredHost,
+    Failed,
+    Held,
+    Op,
+    Script,
+)
+from tapster.testing.explorer.search import Scenario
+
+# Programs that name devices in other ways. The machine's process holds the
+# device open: when it stops, the kernel deletes the device at once. Its manager
+# learns of that later, and then cleans up by name.
+
+
+def _outside(actor: Actor, verb: str, *args: Any) -> Any:
+    return actor.ask(Call("outside", verb, args))
+
+
+def _daemon(actor: Actor, verb: str, *args: Any) -> Any:
+    return actor.ask(Call("daemon", verb, args))
+
+
+def _by_kernel(actor: Actor) -> Any:
+    """The kernel chooses the name."""
+    return _outside(actor, "open", "vnet%d")
+
+
+def _by_bitmap(actor: Actor) -> Any:
+    """The lowest number that this daemon has not given out."""
+    return _outside(actor, "open", f"vnet{_daemon(actor, 'lowest')}")
+
+
+def _by_counter(actor: Actor) -> Any:
+    """The next number whose name is not in use: asked first, made then."""
+    while True:
+        name = f"vnet{_daemon(actor, 'next')}"
+        if not _outside(actor, "exists", name):
+            return _outside(actor, "open", name)
+
+
+def _by_force(actor: Actor) -> Any:
+    """One name for each machine; whatever has it is deleted first."""
+    name = "vnet0" if actor.name == "A" else "vnet1"
+    if _outside(actor, "exists", name):
+        _outside(actor, "delete", name)
+    return _outside(actor, "open", name)
+
+
+def program(name: str, make: Callable[[Actor], Any]) -> Script:
+    """A manager's part for one machine: make, wire, and later clean up by name."""
+
+    def start(actor: Actor) -> Held | Failed:
+        try:
+            handle, ifindex, device = make(actor)
+            _outside(actor, "wire", device)
+        except TapsterError as error:
+            return Failed(str(error))
+        return Held(str(handle), device, ifindex, BRIDGE)
+
+    def stop(actor: Actor) -> Any:
+        actor.ask(Call("machine", "stop", (actor.name,)))
+        _try_outside(actor, "close", int(actor.memory.lease))
+        return actor.memory
+
+    def clean(actor: Actor) -> None:
+        _daemon(actor, "give_back", actor.memory.name)
+        _try_outside(actor, "nomaster", actor.memory.name)
+
+    return Script(name, (Op("acquire", start), Op("stop", stop), Op("clean", clean)))
+
+
+def restart() -> Script:
+    """The daemon is started anew: what it had in memory is lost."""
+    return outsider("restart", Op("restart", lambda actor: _daemon(actor, "restart")))
+
+
+# Tapster, each time with one protection taken away
+
+
+class Inclusive(RemoteKernel):
+    """Taps are made without the flag that refuses to attach to another's."""
+
+    def create_tap(self, *args: object, **_: object) -> tuple[int, ...]:
+        self._ask(Call("outside", "attach", args))
+        return ()
+
+
+class WithoutExclusive(ExploredHost):
+    kernel: type[RemoteKernel] = Inclusive
+
+
+class RowLast(ExploredHost):
+    """The row is written when the device is there, not before."""
+
+    def _reserve(self, plans: Sequence[Plan]) -> list[Lease]:
+        (plan,) = plans
+        ledger: Any = self._ledger
+        named = {"manager": self._me(), "changed": self._kernel.changed_links}
+        wanted = self._kernel.netns, [plan.reservation]
+        (guess,) = ledger.peek(*wanted, taken=self._kernel.ifindex, **named)
+        self._create(plan, guess)
+        (lease,) = ledger.reserve(*wanted, taken=lambda _: 0, **named)
+        if lease.ifindex != guess.ifindex:
+            self._kernel.delete_links([guess.ifindex])
+            ledger.forget([lease.id])
+            raise NameTaken(lease.name)
+        return [lease]
+
+    def _make(self, plan: Plan, lease: Lease) -> Lease:
+        return lease
+
+
+class DeletesByName(ExploredHost):
+    def _delete(self, kernel: Kernel, leases: Sequence[Lease]) -> None:
+        for lease in leases:
+            if ifindex := kernel.ifindex(lease.name):
+                kernel.delete_links([ifindex])
+
+
+class Unclaimed(RemoteLedger):
+    """A ledger in which nobody claims what is worked on."""
+
+    def claim(self, id: str, _: int, alive: object) -> Any:
+        return self._put("claim", (id, None, alive), {})
+
+    def claim_due(self, _: int, alive: object, **named: Any) -> Any:
+        return self._put("claim_due", (None, alive), named)
+
+
+class WithoutClaims(ExploredHost):
+    ledger: type[RemoteLedger] = Unclaimed
+
+
+class UnclaimedReservations(RemoteLedger):
+    """A ledger in which a lease that is being acquired looks abandoned."""
+
+    def reserve(self, *args: Any, **named: Any) -> Any:
+        return self._put("reserve", args, {**named, "manager": None})
+
+
+class WithoutReservationClaims(ExploredHost):
+    ledger: type[RemoteLedger] = UnclaimedReservations
+
+
+class WithoutPlaceholder(ExploredHost):
+    def _plant(self, kernel: Kernel, lease: Lease) -> None:
+        """Let the name go."""
+
+
+def known_bugs() -> list[Scenario]:
+    """Each has a violation that must be found."""
+    late = late_cleanup("A", "delete")
+    return [
+        _program("kernel chooses the name", _by_kernel),
+        _program("lowest free number, in memory", _by_bitmap),
+        _program("counter in memory, and a restart", _by_counter, restart()),
+        _program("counter: looks, then makes", _by_counter, foreign()),
+        _program("exists? delete it, then make", _by_force, foreign("vnet1")),
+        Scenario(
+            "Tapster without FIN WAIT",
+            (manager("A", fin_wait=0), manager("B", fin_wait=0), late_cleanup("A")),
+            checks=STEP,
+        ),
+        _without("the exclusive flag", WithoutExclusive, foreign()),
+        _without("the row written first", RowLast),
+        _without("deleting by identity", DeletesByName, late, foreign()),
+        _without("claims", WithoutClaims, late),
+        _without("claims on reservations", WithoutReservationClaims),
+        _without("placeholders", WithoutPlaceholder, late),
+    ]
+
+
+def _program(name: str, make: Callable[[Actor], Any], *more: Script) -> Scenario:
+    scripts = (program("A", make), program("B", make), *more)
+    return Scenario(name, scripts, checks=HARM, end=None)
+
+
+def _without(what: str, make: type[ExploredHost], *more: Script) -> Scenario:
+    """One machine, and a recover at any time. Only harm counts as a violation."""
+    manager = Script("A", (acquire(make=make), STOP, release(make=make)), mortal=True)
+    mending = Script("recover", (recover(make=make),))
+    return Scenario(
+        f"Tapster without {what}",
+        (manager, mending, *more),
+        kills=1,
+        checks=STEP,
+        end=ending(make),
+    )
+
+
+def _try_outside(actor: Actor, verb: str, *args: Any) -> None:
+    with suppress(TapsterError):
+        _outside(actor, verb, *args)

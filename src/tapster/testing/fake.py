@@ -1,0 +1,412 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The port in front of a machine in memory.
+
+It is made of the same steps as the real one: each message and each ioctl is
+atomic, and between two of them anybody may come in, or die. `FakeSystem.step`
+is called before each, so a test can be that anybody.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from errno import EBADFD, ENODEV, EOPNOTSUPP
+
+from tapster.errors import HostError, KernelError, NoSuchLink
+from tapster.kernel.port import LinkChange
+from tapster.model import Link, Mode, Netns, Process
+from tapster.testing.descriptors import Descriptors
+from tapster.testing.space import Device, Space, check_length, refusal
+from tapster.testing.stranger import Stranger
+from tapster.testing.world import PIDNS, World
+
+NAMED = "/run/netns"
+FIRST_GROUP = 1 << 30
+
+
+def _nothing(_: str) -> None:
+    """The usual step."""
+
+
+class FakeSystem:
+    """A machine in memory, with one network namespace that has a `lo`.
+
+    The descriptors it hands out are real, and the fake sees them closed.
+    """
+
+    def __init__(self) -> None:
+        self.world = World()
+        self.step: Callable[[str], None] = _nothing
+        """Called before each step of ours, with what it is: "attach vnet0 1073741824",
+        "join vnet0" (a further queue), "set 7 master=2 up=True", "delete group", and
+        so on. It may act as a stranger. What it raises comes out of the verb, as if
+        the process had been killed there."""
+        self._descriptors = Descriptors()
+
+    # The port
+
+    @property
+    def boot_id(self) -> str:
+        return self.world.boot_id
+
+    def boottime(self) -> float:
+        return self.world.boottime
+
+    def wallclock(self) -> float:
+        return self.world.wallclock
+
+    def netns(self, where: str | None) -> "FakeKernel":
+        self.begin("open namespace")
+        if where is None:
+            return self._at(self.world.own)
+        path = _path_of(where)
+        if path not in self.world.paths:
+            raise NoSuchLink(f"there is no network namespace {where!r}")
+        return FakeKernel(self, self.world.paths[path], path)
+
+    def find(self, netns: Netns) -> "FakeKernel | None":
+        self.begin("find namespace")
+        world, cookie = self.looked_at(), netns.cookie
+        if netns.boot != world.boot_id:
+            return None
+        if cookie == world.own or cookie in world.paths.values():
+            return self._at(cookie, netns.path)
+        if netns.pidns != PIDNS:
+            raise HostError(f"processes of pid namespace {netns.pidns} are not seen")
+        if cookie in world.inhabitants.values():
+            return FakeKernel(self, cookie, netns.path)
+        return None
+
+    def process(self, pid: int) -> Process | None:
+        return self.world.processes.get(pid)
+
+    def ended(self, process: Process) -> bool:
+        if process.pidns != PIDNS:
+            return False
+        return self.world.processes.get(process.pid) != process
+
+    def _at(self, cookie: int, path: str = "") -> "FakeKernel":
+        """The namespace with this cookie, by the best path that leads to it."""
+        paths = sorted(path for path, of in self.world.paths.items() if of == cookie)
+        if path not in paths:
+            path = paths[0] if paths else ""
+        return FakeKernel(self, cookie, path)
+
+    # What a test does with the machine
+
+    def stranger(self, netns: str | None = None) -> Stranger:
+        """Other programs, in this namespace."""
+        cookie = self.world.own
+        if netns is not None:
+            cookie = self.world.paths[_path_of(netns)]
+        return Stranger(self.looked_at, cookie)
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self.world.boottime = round(self.world.boottime + seconds, 3)
+        self.set_wallclock(self.world.wallclock + seconds)
+
+    def set_wallclock(self, seconds: float) -> None:
+        """Set the clock that people see, as they do."""
+        self.world.wallclock = round(seconds, 3)
+
+    def add_netns(self, name: str) -> None:
+        """`ip netns add`."""
+        path = _path_of(name)
+        if path in self.world.paths:
+            raise ValueError(f"there is a network namespace {name!r}")
+        self.world.paths[path] = self.world.new_space()
+
+    def delete_netns(self, name: str) -> None:
+        """`ip netns del`: it goes when nobody is in it and nothing of it open."""
+        del self.world.paths[_path_of(name)]
+        self.world.bury()
+
+    def start(self, pid: int, netns: str | None = None) -> Process:
+        """Start a process, inside this namespace."""
+        path = netns and _path_of(netns)
+        cookie = self.world.paths[path] if path else self.world.own
+        return self.world.start(pid, cookie)
+
+    def end(self, pid: int) -> None:
+        """End a process."""
+        self.world.end(pid)
+
+    def reboot(self) -> None:
+        """Start the machine anew; its open descriptors are closed."""
+        self.world.reboot()
+        self._descriptors.close_all_but(())
+
+    def close_fd(self, fd: int) -> None:
+        """os.close, also for a descriptor that only a restored world has."""
+        self.looked_at()
+        file = self.world.descriptors[fd]
+        if self._descriptors.has(file):
+            os.close(fd)
+            self.looked_at()
+        else:
+            self.world.close(file)
+
+    def snapshot(self) -> World:
+        """The world as it is now."""
+        return self.looked_at().copy()
+
+    def restore(self, snapshot: World) -> None:
+        """Make the world what it was; the snapshot can be used again.
+
+        What was opened since is closed. A descriptor that was closed since is
+        open in this world only: `close_fd` closes it.
+        """
+        self.world = snapshot.copy()
+        self._descriptors.close_all_but(self.world.files)
+
+    def render(self) -> str:
+        """The whole world as text: equal for worlds that cannot be told apart."""
+        return self.looked_at().render()
+
+    # For FakeKernel
+
+    def space(self, cookie: int) -> Space:
+        """The namespace with this cookie, as it is now."""
+        return self.looked_at().spaces[cookie]
+
+    def begin(self, step: str) -> None:
+        """Begin a step."""
+        self.step(step)
+
+    def looked_at(self) -> World:
+        """The world, with note taken of the descriptors that were closed."""
+        for file in self._descriptors.hung_up():
+            if file in self.world.files:
+                self.world.close(file)
+        return self.world
+
+    def open(self, cookie: int) -> tuple[int, int]:
+        """Open a file from inside a namespace; the file and its descriptor."""
+        file = self.world.open(cookie)
+        fd = self._descriptors.open(file)
+        self.world.descriptors[fd] = file
+        return file, fd
+
+
+class FakeKernel:
+    """One network namespace of a FakeSystem."""
+
+    def __init__(self, system: FakeSystem, cookie: int, path: str) -> None:
+        self._system = system
+        self._cookie = cookie
+        self._netns = Netns(system.boot_id, cookie, path, PIDNS)
+        self._handle = system.world.number()
+        system.world.handles[self._handle] = cookie
+
+    @property
+    def netns(self) -> Netns:
+        return self._netns
+
+    def close(self) -> None:
+        self.forget_changes()
+        if self._system.world.handles.pop(self._handle, None):
+            self._system.world.bury()
+
+    def ifindex(self, name: str) -> int:
+        with _failing(f"looking up {name!r}"):
+            check_length(name)
+            device = self._step(f"look up {name}").find(name)
+            return device.ifindex if device else 0
+
+    def link(self, ifindex: int) -> Link | None:
+        if not ifindex:
+            return None
+        space = self._step(f"get {ifindex}")
+        device = space.devices.get(ifindex)
+        return _link(space, device) if device else None
+
+    def links(self) -> list[Link]:
+        space = self._step("dump")
+        return [_link(space, one) for _, one in sorted(space.devices.items())]
+
+    def ports(self, bridge: Link) -> int:
+        with _failing(f"counting the ports of {bridge.name!r}"):
+            space = self._step(f"count ports of {bridge.name}")
+            found = space.find(bridge.name)
+            if found is None:
+                raise refusal(ENODEV)
+            if found.kind != "bridge":
+                raise refusal(EOPNOTSUPP)
+            return len(space.ports(found.ifindex))
+
+    def create_tap(
+        self,
+        name: str,
+        ifindex: int,
+        *,
+        queues: int,
+        vnet_hdr: bool,
+        uid: int | None,
+        gid: int | None,
+    ) -> tuple[int, ...]:
+        # As tapster.kernel.tun.create, step by step.
+        with _failing(f"making tap {name!r}"), _closing_on_error() as fds:
+            first = self._open(fds)
+            tap = self._step(f"attach {name} {ifindex}").attach(
+                first,
+                name,
+                exclusive=True,
+                multi_queue=queues > 1,
+                vnet_hdr=vnet_hdr,
+                ifindex=ifindex,
+            )
+            for _ in range(queues - 1):
+                file = self._open(fds)
+                joined = self._step(f"join {name}").attach(
+                    file, name, exclusive=False, multi_queue=True, vnet_hdr=vnet_hdr
+                )
+                if joined.ifindex != self._space().attached(first).ifindex:
+                    raise refusal(EBADFD)
+            space = self._step(f"persist {name}")
+            tap = space.attached(first)
+            space.edit(tap.ifindex, persist=True, uid=uid, gid=gid)
+        return tuple(fds)
+
+    def create_macvtap(
+        self,
+        name: str,
+        ifindex: int,
+        *,
+        lower: int,
+        mode: Mode,
+        mac: str | None,
+        mtu: int | None,
+        queues: int,
+    ) -> None:
+        with _failing(f"making macvtap {name!r}"):
+            self._step(f"add {name} {ifindex}").add_macvtap(
+                name, ifindex, lower=lower, mode=mode, mac=mac, mtu=mtu
+            )
+
+    def open_macvtap(
+        self, ifindex: int, *, queues: int, vnet_hdr: bool
+    ) -> tuple[int, ...]:
+        with _failing(f"opening macvtap {ifindex}"), _closing_on_error() as fds:
+            for _ in range(queues):
+                space = self._step(f"open {ifindex}")
+                # The file belongs to the namespace of whoever opens it.
+                file, fd = self._system.open(self._system.world.own)
+                fds.append(fd)
+                space.open_macvtap(file, ifindex)
+        return tuple(fds)
+
+    def set_links(self, changes: Sequence[LinkChange]) -> None:
+        for change in changes:
+            with _failing(f"configuring device {change.ifindex}"):
+                self._set(change)
+
+    def delete_links(self, ifindexes: Sequence[int]) -> None:
+        failures: list[OSError] = []
+        if len(ifindexes) < 2:
+            for ifindex in ifindexes:
+                with _collecting(failures, ignore=ENODEV):
+                    self._step(f"delete {ifindex}").delete(ifindex)
+            _raise_first(failures, "deleting a device")
+            return
+        group = FIRST_GROUP + self._system.world.number()
+        for ifindex in ifindexes:
+            with _collecting(failures, ignore=ENODEV):
+                self._step(f"group {ifindex}").edit(ifindex, group=group)
+        with _collecting(failures, ignore=ENODEV):
+            self._step("delete group").delete_group(group)
+        _raise_first(failures, "deleting devices")
+
+    def changed_links(self) -> set[int] | None:
+        watches = self._step("read changes").watches
+        changed = watches.get(self._handle)
+        watches[self._handle] = set()
+        return changed
+
+    def forget_changes(self) -> None:
+        if self._cookie in self._system.world.spaces:
+            self._space().watches.pop(self._handle, None)
+
+    def _set(self, change: LinkChange) -> None:
+        setting = change._replace(isolated=None)
+        if any(value is not None for value in setting[1:]):
+            self._step(f"set {_shown(setting)}").change(setting)
+        if change.isolated is not None:
+            space = self._step(f"isolate {change.ifindex}")
+            space.isolate(change.ifindex, change.isolated)
+
+    def _step(self, step: str) -> Space:
+        """Begin a step; the namespace, of which nothing must be kept."""
+        self._system.begin(step)
+        return self._space()
+
+    def _space(self) -> Space:
+        return self._system.space(self._cookie)
+
+    def _open(self, fds: list[int]) -> int:
+        """Open /dev/net/tun inside this namespace; the file."""
+        self._system.begin("open tun")
+        file, fd = self._system.open(self._cookie)
+        fds.append(fd)
+        return file
+
+
+def _path_of(where: str) -> str:
+    return where if "/" in where else f"{NAMED}/{where}"
+
+
+def _link(space: Space, device: Device) -> Link:
+    return Link(
+        ifindex=device.ifindex,
+        name=device.name,
+        kind=device.kind,
+        alias=device.alias,
+        mac=device.mac,
+        mtu=device.mtu,
+        up=device.up,
+        master=device.master,
+        carrier=space.carrier(device),
+    )
+
+
+def _shown(change: LinkChange) -> str:
+    fields = zip(change._fields[1:], change[1:], strict=True)
+    values = [f"{key}={value}" for key, value in fields if value is not None]
+    return " ".join([str(change.ifindex), *values])
+
+
+@contextmanager
+def _failing(action: str) -> Iterator[None]:
+    """What the machine refuses, as the port says it."""
+    try:
+        yield
+    except OSError as error:
+        raise _failure(error, action) from error
+
+
+@contextmanager
+def _collecting(failures: list[OSError], *, ignore: int = 0) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != ignore:
+            failures.append(error)
+
+
+def _raise_first(failures: Sequence[OSError], action: str) -> None:
+    for error in failures:
+        raise _failure(error, action) from error
+
+
+def _failure(error: OSError, action: str) -> KernelError:
+    return KernelError(error.errno or 0, action, error.strerror or "")
+
+
+@contextmanager
+def _closing_on_error() -> Iterator[list[int]]:
+    fds: list[int] = []
+    try:
+        yield fds
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise

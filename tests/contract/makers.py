@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Devices of ours, with everything that a test does not care about."""
+
+import pytest
+
+from tapster.errors import KernelError
+from tapster.kernel.port import Kernel
+from tapster.model import Mode
+
+OURS = 1 << 30
+"""An interface index as Tapster chooses them; so are the ones after it."""
+
+
+def taps(
+    kernel: Kernel, name: str, ifindex: int, queues: int = 1, *, vnet_hdr: bool = True
+) -> tuple[int, ...]:
+    """Make a tap; its descriptors."""
+    return kernel.create_tap(
+        name, ifindex, queues=queues, vnet_hdr=vnet_hdr, uid=None, gid=None
+    )
+
+
+def tap(kernel: Kernel, name: str, ifindex: int) -> int:
+    """Make a tap of one queue; its descriptor."""
+    (fd,) = taps(kernel, name, ifindex)
+    return fd
+
+
+def macvtap(
+    kernel: Kernel,
+    name: str,
+    ifindex: int,
+    lower: str,
+    mode: Mode = Mode.BRIDGE,
+    *,
+    mac: str | None = None,
+    mtu: int | None = None,
+) -> None:
+    """Make a macvtap on the device called `lower`."""
+    kernel.create_macvtap(
+        name,
+        ifindex,
+        lower=kernel.ifindex(lower),
+        mode=mode,
+        mac=mac,
+        mtu=mtu,
+        queues=1,
+    )
+
+
+def refused(
+    code: int, kind: type[KernelError | OSError] = KernelError
+) -> pytest.RaisesExc[KernelError | OSError]:
+    """Expects an error with this errno; OSError is what a stranger gets."""
+    return pytest.raises(kind, check=lambda error: error.errno == code)

@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What only the machine in memory can: go back, be stepped into, let time pass."""
+
+import os
+from collections.abc import Callable, Iterator
+from errno import EBADFD
+from pathlib import Path
+
+import pytest
+
+import tapster
+from tapster import Host, Macvtap, Mode, State, Tap
+from tapster.kernel.port import LinkChange
+from tapster.testing import FakeSystem
+from tests.contract.makers import OURS, refused, tap, taps
+from tests.kernel.tools import close, no_reaper
+
+
+@pytest.fixture
+def system() -> FakeSystem:
+    """A machine with a bridge br0 and a device low, and a process 1."""
+    system = FakeSystem()
+    system.stranger().add_bridge("br0", mac="02:00:00:00:00:01")
+    system.stranger().add_veth("low", "far")
+    system.start(1)
+    return system
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.db"
+
+
+@pytest.fixture
+def host(system: FakeSystem, ledger: Path) -> Iterator[Host]:
+    with Host(ledger, system=system, reaper=no_reaper) as host:
+        yield host
+
+
+# Going back
+
+
+def test_the_same_calls_make_the_same_world() -> None:
+    def history() -> str:
+        system = FakeSystem()
+        kernel, others = system.netns(None), system.stranger()
+        others.add_bridge("br0")
+        others.add_tap("vnet%d")
+        close(taps(kernel, "vnet1", OURS, 2))
+        kernel.set_links([LinkChange(OURS, master=2, up=True)])
+        system.start(42)
+        system.advance(1.5)
+        return system.render()
+
+    assert history() == history()
+
+
+def test_all_that_matters_is_shown() -> None:
+    system = FakeSystem()
+    kernel, others = system.netns(None), system.stranger()
+    seen = [system.render()]
+
+    def differs() -> None:
+        assert system.render() not in seen
+        seen.append(system.render())
+
+    fd = tap(kernel, "vnet0", OURS)
+    differs()
+    os.close(fd)
+    differs()
+    others.add_altname("vnet0", "other")
+    differs()
+    kernel.set_links([LinkChange(OURS, up=True)])
+    differs()
+    system.add_netns("blue")
+    differs()
+    system.start(42)
+    differs()
+    system.advance(1)
+    differs()
+
+
+def test_a_snapshot_can_be_gone_back_to_again_and_again(system: FakeSystem) -> None:
+    kernel = system.netns(None)
+    fd = tap(kernel, "vnet0", OURS)
+    snapshot, shown = system.snapshot(), system.render()
+    for name in ("one", "two"):
+        late = tap(kernel, name, OURS + 1)
+        system.stranger().delete_by_name("vnet0")
+        system.add_netns("blue")
+        system.end(1)
+        system.advance(10)
+        system.restore(snapshot)
+        assert system.render() == shown
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.close(late)
+    kernel.set_links([LinkChange(OURS, up=True)])
+    assert system.stranger().carrier("vnet0"), "it was open, and still is"
+    os.close(fd)
+    assert not system.stranger().carrier("vnet0")
+
+
+def test_a_descriptor_of_a_restored_world_can_be_closed(system: FakeSystem) -> None:
+    kernel = system.netns(None)
+    fd = tap(kernel, "vnet0", OURS)
+    kernel.set_links([LinkChange(OURS, up=True)])
+    snapshot = system.snapshot()
+    system.close_fd(fd)
+    assert not system.stranger().carrier("vnet0")
+    system.restore(snapshot)
+    assert system.stranger().carrier("vnet0"), "although no descriptor is open"
+    system.close_fd(fd)
+    assert not system.stranger().carrier("vnet0")
+
+
+def test_no_descriptor_leaks(system: FakeSystem) -> None:
+    def count() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    before, kernel, snapshot = count(), system.netns(None), system.snapshot()
+    close(taps(kernel, "vnet0", OURS, 2))
+    system.step = _renaming(system, "vnet1")
+    with refused(EBADFD):
+        taps(kernel, "vnet1", OURS + 1, 2)
+    taps(kernel, "vnet2", OURS + 2, 2)
+    system.restore(snapshot)
+    assert count() == before
+
+
+# Time
+
+
+def test_a_name_waits_until_its_deadline_I2(system: FakeSystem, host: Host) -> None:
+    lease = host.acquire(Tap(bridge="br0", fin_wait=5))
+    close(lease.fds)
+    host.release(lease.id)
+    system.set_wallclock(0)
+    system.advance(4.999)
+    assert host.reap() == 0
+    system.advance(0.001)
+    assert host.reap() == 1
+    assert system.stranger().show("vnet0") is None
+
+
+def test_a_boot_closes_every_lease(
+    system: FakeSystem, host: Host, ledger: Path
+) -> None:
+    close(host.acquire(Tap(bridge="br0")).fds)
+    host.close()
+    system.reboot()
+    system.stranger().add_bridge("vnet0")
+    shown = system.render()
+    with Host(ledger, system=system, reaper=no_reaper) as later:
+        assert [mended.action for mended in later.recover()] == [tapster.Action.CLOSE]
+        assert later.leases() == []
+    assert system.render() == shown, "whatever has its name now"
+
+
+def test_a_pid_that_is_used_again_is_another_process(system: FakeSystem) -> None:
+    first = system.process(1)
+    assert first
+    system.end(1)
+    second = system.start(1)
+    assert first != second
+    assert system.ended(first)
+    assert not system.ended(second)
+
+
+# Stepping in
+
+
+def _renaming(system: FakeSystem, name: str) -> Callable[[str], None]:
+    """Somebody renames a tap between its first queue and its second, and takes
+    the name for a tap of his own."""
+
+    def step(what: str) -> None:
+        if what == f"join {name}":
+            system.stranger().rename(name, "renamed")
+            system.stranger().add_tap(name, multi_queue=True)
+
+    return step
+
+
+def test_a_queue_of_somebody_elses_tap_is_not_taken_I4(
+    system: FakeSystem, host: Host
+) -> None:
+    system.step = _renaming(system, "vnet0")
+    with pytest.raises(tapster.KernelError, match="vnet0"):
+        host.acquire(Tap(queues=2))
+    assert host.leases() == []
+    assert system.stranger().names() == {"lo", "br0", "low", "far", "vnet0"}
+    theirs = system.stranger().show("vnet0")
+    assert theirs
+    assert (theirs.alias, theirs.persist) == ("", True)
+
+
+def test_a_name_taken_just_before_the_device_is_made_is_stepped_over_I4(
+    system: FakeSystem, host: Host
+) -> None:
+    def steal(what: str) -> None:
+        for name in ("vnet0", "vnet1"):
+            if what.startswith((f"attach {name} ", f"add {name} ")):
+                system.stranger().add_tap(name)
+
+    system.step = steal
+    leases = [host.acquire(Tap()), host.acquire(Macvtap(link="low"))]
+    assert [lease.name for lease in leases] == ["vnet2", "vnet3"]
+    close([fd for lease in leases for fd in lease.fds])
+
+
+def test_a_bridge_that_fills_up_meanwhile_undoes_the_acquire_I6(
+    system: FakeSystem, host: Host
+) -> None:
+    kernel = system.netns(None)
+    bridge = kernel.ifindex("br0")
+    for number in range(1022):
+        os.close(tap(kernel, f"p{number}", number + 100))
+    kernel.set_links([LinkChange(n + 100, master=bridge) for n in range(1022)])
+
+    def fill(what: str) -> None:
+        if "master=" in what:
+            system.step = lambda _: None
+            system.stranger().set_by_name("far", master="br0")
+
+    system.step = fill
+    with pytest.raises(tapster.BridgeFull, match="'br0' is full"):
+        host.acquire(Tap(bridge="br0"))
+    assert host.leases() == []
+    assert system.stranger().show("vnet0") is None
+
+
+def test_a_device_moved_out_of_the_group_keeps_its_lease_I5(
+    system: FakeSystem, host: Host
+) -> None:
+    for _ in range(2):
+        lease = host.acquire(Tap(bridge="br0"))
+        close(lease.fds)
+        host.release(lease.id)
+
+    def move(what: str) -> None:
+        if what == "delete group":
+            system.stranger().set_by_name("vnet1", group=7)
+
+    system.step = move
+    with pytest.raises(tapster.ConflictError, match="another group"):
+        host.reap(now=True)
+    assert system.stranger().show("vnet1")
+    assert "vnet1" in {lease.name for lease in host.leases()}
+    system.step = lambda _: None
+    host.reap(now=True)
+    assert host.leases() == []
+    assert system.stranger().names() == {"lo", "br0", "low", "far"}
+
+
+# Dying
+
+
+class Killed(BaseException):
+    """The process is killed: it does nothing more to the kernel."""
+
+
+def _dying_at(last: int) -> Callable[[str], None]:
+    """A step that nobody survives, and those after it."""
+    left = iter(range(last))
+
+    def step(_: str) -> None:
+        if next(left, None) is None:
+            raise Killed
+
+    return step
+
+
+def _whole_life(host: Host, spec: Tap | Macvtap) -> None:
+    lease = host.acquire(spec)
+    close(lease.fds)
+    host.release(lease.id)
+    host.reap(now=True)
+
+
+SPECS = [
+    Tap(bridge="br0", isolated=True, queues=3),
+    Macvtap(link="low", queues=2),
+    Macvtap(link="low", mode=Mode.PASSTHRU),
+]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=["tap", "macvtap", "passthru"])
+def test_after_death_at_any_step_recover_leaves_nothing_of_ours_I5(
+    system: FakeSystem, ledger: Path, spec: Tap | Macvtap
+) -> None:
+    before = _devices(system)
+    for last in range(1000):
+        host = Host(ledger, system=system, reaper=no_reaper)
+        system.step = _dying_at(last)
+        try:
+            _whole_life(host, spec)
+        except Killed:
+            survived = False
+        else:
+            survived = True
+        system.step = lambda _: None
+        host.close()
+        with Host(ledger, system=system, reaper=no_reaper) as other:
+            other.recover()
+            assert other.recover() == []
+            for lease in other.leases():
+                device = system.stranger().show(lease.name)
+                assert device, "every lease that is left has its device"
+                assert device.ifindex == lease.ifindex
+                assert lease.state is not State.RESERVED
+                other.release(lease.id)
+            other.reap(now=True)
+        assert _devices(system) == before
+        if survived:
+            assert last > 10
+            return
+
+
+def _devices(system: FakeSystem) -> str:
+    """The world without its clocks and counters."""
+    lines = system.render().splitlines()
+    return "\n".join(line for line in lines if line.startswith("  "))

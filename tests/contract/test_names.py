@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names, altnames and interface indexes."""
+
+import os
+
+from tapster.kernel.port import Kernel, LinkChange
+from tapster.testing import Stranger
+from tests.contract.labs import Lab
+from tests.contract.makers import OURS, tap
+
+
+def test_a_device_is_found_by_its_name_and_by_its_altname(
+    kernel: Kernel, others: Stranger
+) -> None:
+    others.add_bridge("br0")
+    others.add_altname("br0", "uplink")
+    assert kernel.ifindex("br0") == kernel.ifindex("uplink") > 0
+    assert kernel.ifindex("br") == kernel.ifindex("br00") == 0
+    others.del_altname("br0", "uplink")
+    assert kernel.ifindex("uplink") == 0
+
+
+def test_what_is_not_there_is_no_error(kernel: Kernel) -> None:
+    assert kernel.ifindex("vnet0") == 0
+    assert kernel.link(0) is None
+    assert kernel.link(OURS) is None
+
+
+def test_every_device_is_listed_as_it_is_shown_alone(
+    kernel: Kernel, others: Stranger
+) -> None:
+    others.add_bridge("br0")
+    os.close(tap(kernel, "vnet0", OURS))
+    links = kernel.links()
+    assert {link.name for link in links} == {"lo", "br0", "vnet0"}
+    assert [kernel.link(link.ifindex) for link in links] == links
+    assert {link.name: link.kind for link in links} == {
+        "lo": "",
+        "br0": "bridge",
+        "vnet0": "tun",
+    }
+
+
+def test_a_template_of_the_kernel_fills_the_lowest_hole(others: Stranger) -> None:
+    names = [others.add_tap("vnet%d") for _ in range(4)]
+    assert names == ["vnet0", "vnet1", "vnet2", "vnet3"]
+    others.delete_by_name("vnet1")
+    others.rename("vnet2", "web")
+    others.add_altname("web", "vnet1")
+    assert others.add_tap("vnet%d") == "vnet2", "an altname is a name, too"
+    assert others.add_tap("") == "tap0"
+
+
+def test_a_large_ifindex_does_not_move_the_kernels_counter(
+    kernel: Kernel, others: Stranger
+) -> None:
+    others.add_tap("one")
+    os.close(tap(kernel, "vnet0", OURS))
+    others.add_tap("two")
+    one, two = kernel.ifindex("one"), kernel.ifindex("two")
+    assert two == one + 1
+    others.delete_by_name("two")
+    others.add_tap("three")
+    assert kernel.ifindex("three") == two + 1, "nor does it go back"
+
+
+def test_a_small_ifindex_that_is_asked_for_is_stepped_over_later(
+    kernel: Kernel, others: Stranger
+) -> None:
+    others.add_tap("one")
+    one = kernel.ifindex("one")
+    os.close(tap(kernel, "vnet0", one + 1))
+    others.add_tap("two")
+    assert kernel.ifindex("two") == one + 2
+
+
+def test_a_rename_changes_no_identity(
+    lab: Lab, kernel: Kernel, others: Stranger
+) -> None:
+    fd = tap(kernel, "vnet0", OURS)
+    kernel.set_links([LinkChange(OURS, up=True)])
+    others.rename("vnet0", "renamed")
+    assert kernel.ifindex("renamed") == OURS
+    assert kernel.ifindex("vnet0") == 0
+    shown = lab.show()["renamed"]
+    assert (shown.up, shown.carrier) == (True, True), "it was up, and is open"
+    os.close(fd)
+    assert lab.show()["renamed"].carrier is False
+
+
+def test_a_name_that_was_given_up_is_free(kernel: Kernel, others: Stranger) -> None:
+    os.close(tap(kernel, "vnet0", OURS))
+    others.rename("vnet0", "renamed")
+    os.close(tap(kernel, "vnet0", OURS + 1))
+    kernel.delete_links([OURS + 1])
+    os.close(tap(kernel, "vnet0", OURS + 1))
+    assert kernel.ifindex("vnet0") == OURS + 1
+
+
+def test_a_deletion_by_altname_deletes_the_device(
+    kernel: Kernel, others: Stranger
+) -> None:
+    os.close(tap(kernel, "vnet0", OURS))
+    others.add_altname("vnet0", "other")
+    others.delete_by_name("other")
+    assert kernel.link(OURS) is None
+    assert kernel.ifindex("vnet0") == 0

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Network namespaces: each a world of its own, found again by its cookie."""
+
+import os
+from errno import EBUSY
+
+import pytest
+
+from tapster.errors import HostError, NoSuchLink
+from tapster.kernel.port import Kernel, LinkChange
+from tapster.model import Netns
+from tests.contract.labs import Lab
+from tests.contract.makers import OURS, macvtap, refused, tap
+from tests.kernel.tools import close
+
+
+@pytest.fixture
+def blue(lab: Lab) -> Netns:
+    lab.add_netns("blue")
+    kernel = lab.system.netns("blue")
+    kernel.close()
+    return kernel.netns
+
+
+def test_a_namespace_has_a_name_a_path_and_a_cookie(
+    lab: Lab, kernel: Kernel, blue: Netns
+) -> None:
+    assert blue.path == "/run/netns/blue"
+    assert blue.boot == kernel.netns.boot == lab.system.boot_id
+    assert blue.cookie != kernel.netns.cookie
+    assert kernel.netns.path == ""
+    for where in ("blue", "/run/netns/blue"):
+        same = lab.system.netns(where)
+        assert same.netns == blue
+        same.close()
+
+
+@pytest.mark.parametrize("where", ["green", "/run/netns/green", "/nowhere/blue"])
+def test_an_unknown_one_is_refused(lab: Lab, where: str) -> None:
+    with pytest.raises(NoSuchLink, match=where):
+        lab.system.netns(where)
+
+
+def test_names_and_ifindexes_are_its_own(lab: Lab, kernel: Kernel, blue: Netns) -> None:
+    there = lab.system.netns("blue")
+    for one in (kernel, there):
+        os.close(tap(one, "vnet0", OURS))
+        with refused(EBUSY):
+            tap(one, "vnet0", OURS + 1)
+    there.set_links([LinkChange(OURS, alias="blue")])
+    assert lab.show("blue")["vnet0"].alias == "blue"
+    assert lab.show()["vnet0"].alias == ""
+    there.delete_links([OURS])
+    assert kernel.ifindex("vnet0") == OURS
+    lab.others("blue").add_tap("vnet0")
+    assert there.ifindex("vnet0") not in (0, OURS)
+    there.close()
+
+
+def test_macvtaps_of_one_ifindex_are_two_devices(
+    lab: Lab, kernel: Kernel, blue: Netns
+) -> None:
+    there = lab.system.netns("blue")
+    fds: list[int] = []
+    for where, one in ((None, kernel), ("blue", there)):
+        lab.others(where).add_veth("low", "far")
+        macvtap(one, "vnet0", OURS, "low")
+        fds += one.open_macvtap(OURS, queues=1, vnet_hdr=True)
+    there.delete_links([OURS])
+    assert kernel.ifindex("vnet0") == OURS
+    close(fds)
+    there.close()
+
+
+def test_only_its_own_changes_are_told(lab: Lab, kernel: Kernel, blue: Netns) -> None:
+    there = lab.system.netns("blue")
+    for one in (kernel, there):
+        one.changed_links()
+    os.close(tap(there, "vnet0", OURS))
+    assert kernel.changed_links() == set()
+    assert there.changed_links()
+    there.close()
+
+
+def test_it_is_found_by_its_cookie(lab: Lab, kernel: Kernel, blue: Netns) -> None:
+    for wanted in (kernel.netns, blue, blue._replace(path="")):
+        found = lab.system.find(wanted)
+        assert found
+        assert found.netns.cookie == wanted.cookie
+        found.close()
+
+
+def test_it_is_found_by_a_process_in_it_when_its_name_is_gone(
+    lab: Lab, blue: Netns
+) -> None:
+    pid = lab.start("blue")
+    lab.others("blue").add_bridge("br0")
+    lab.delete_netns("blue")
+    found = lab.system.find(blue)
+    assert found
+    assert found.ifindex("br0")
+    found.close()
+    lab.end(pid)
+    assert lab.system.find(blue) is None
+
+
+def test_from_another_pid_namespace_it_cannot_be_told_that_it_is_gone(
+    lab: Lab, blue: Netns
+) -> None:
+    there = blue._replace(pidns=blue.pidns + 1)
+    found = lab.system.find(there)
+    assert found, "its path leads to it from everywhere"
+    found.close()
+    lab.delete_netns("blue")
+    with pytest.raises(HostError, match="pid namespace"):
+        lab.system.find(there)
+
+
+def test_one_that_is_gone_is_not_found(lab: Lab, blue: Netns) -> None:
+    lab.delete_netns("blue")
+    assert lab.system.find(blue) is None
+
+
+def test_another_one_of_the_same_name_is_not_it(lab: Lab, blue: Netns) -> None:
+    lab.delete_netns("blue")
+    lab.add_netns("blue")
+    assert lab.system.find(blue) is None
+    again = lab.system.netns("blue")
+    assert again.netns.cookie != blue.cookie
+    again.close()
+
+
+def test_one_of_an_earlier_boot_is_not_found(lab: Lab, kernel: Kernel) -> None:
+    assert lab.system.find(kernel.netns._replace(boot="earlier")) is None
+
+
+def test_an_open_one_does_not_end(lab: Lab, blue: Netns) -> None:
+    there = lab.system.netns("blue")
+    os.close(tap(there, "vnet0", OURS))
+    lab.delete_netns("blue")
+    assert there.ifindex("vnet0") == OURS
+    assert lab.system.find(blue) is None, "but no way leads to it"
+    there.close()

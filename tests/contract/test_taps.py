@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Taps: made exclusively, kept after the last close, and open to hijackers."""
+
+import os
+from collections.abc import Callable
+from errno import EBUSY, EINVAL
+
+import pytest
+
+from tapster.kernel.port import Kernel, LinkChange
+from tapster.testing import Stranger
+from tests.contract.labs import Lab
+from tests.contract.makers import OURS, refused, tap, taps
+from tests.kernel.tools import close
+
+
+def test_a_tap_is_as_it_was_asked_for(lab: Lab, kernel: Kernel) -> None:
+    fds = taps(kernel, "vnet0", OURS, 3)
+    assert len(set(fds)) == 3
+    assert not any(os.get_inheritable(fd) for fd in fds)
+    shown = lab.show()["vnet0"]
+    assert (shown.ifindex, shown.kind) == (OURS, "tun")
+    assert (shown.persist, shown.vnet_hdr, shown.queues) == (True, True, 3)
+    assert (shown.up, shown.master, shown.alias) == (False, "", "")
+    assert (shown.mtu, shown.group) == (1500, "default")
+    close(fds)
+    close(taps(kernel, "vnet1", OURS + 1, vnet_hdr=False))
+    shown = lab.show()["vnet1"]
+    assert (shown.vnet_hdr, shown.queues) == (False, None), "no multi-queue tap"
+
+
+def test_a_user_may_be_let_in(kernel: Kernel) -> None:
+    fds = kernel.create_tap("vnet0", OURS, queues=1, vnet_hdr=True, uid=1234, gid=5678)
+    close(fds)
+    assert kernel.ifindex("vnet0") == OURS
+
+
+Squat = Callable[[Stranger], object]
+
+SQUATS: dict[str, Squat] = {
+    "idle": lambda others: others.add_tap("vnet0"),
+    "open": lambda others: others.open_tap("vnet0"),
+    "idle multi-queue": lambda others: others.add_tap("vnet0", multi_queue=True),
+    "open multi-queue": lambda others: others.open_tap("vnet0", multi_queue=True),
+    "bridge": lambda others: others.add_bridge("vnet0"),
+}
+
+
+@pytest.mark.parametrize("squat", SQUATS.values(), ids=SQUATS)
+@pytest.mark.parametrize("queues", [1, 2])
+def test_a_name_that_is_taken_is_busy_and_its_device_untouched_S8(
+    lab: Lab, kernel: Kernel, others: Stranger, squat: Squat, queues: int
+) -> None:
+    squat(others)
+    before = lab.show()
+    with refused(EBUSY):
+        taps(kernel, "vnet0", OURS, queues)
+    assert lab.show() == before
+
+
+def test_an_altname_is_as_busy_as_a_name(
+    lab: Lab, kernel: Kernel, others: Stranger
+) -> None:
+    others.add_tap("other")
+    others.add_altname("other", "vnet0")
+    before = lab.show()
+    with refused(EBUSY):
+        tap(kernel, "vnet0", OURS)
+    assert lab.show() == before
+
+
+def test_an_ifindex_that_is_taken_is_busy(
+    lab: Lab, kernel: Kernel, others: Stranger
+) -> None:
+    others.add_bridge("br0")
+    os.close(tap(kernel, "vnet0", OURS))
+    before = lab.show()
+    for taken in (OURS, kernel.ifindex("br0")):
+        with refused(EBUSY):
+            tap(kernel, "vnet1", taken)
+    assert lab.show() == before
+
+
+@pytest.mark.parametrize(
+    "name", ["a/b", ".", "..", "a b", "a:b", "all", "default", "x%dy%d", "a%b"]
+)
+def test_a_name_that_linux_refuses_is_invalid(
+    lab: Lab, kernel: Kernel, name: str
+) -> None:
+    before = lab.show()
+    with refused(EINVAL):
+        tap(kernel, name, OURS)
+    assert lab.show() == before
+
+
+def test_a_name_of_sixteen_bytes_is_cut(kernel: Kernel) -> None:
+    """Without a word, which is why names are checked before."""
+    os.close(tap(kernel, "sixteen-bytes-xx", OURS))
+    assert kernel.ifindex("sixteen-bytes-x") == OURS
+
+
+def test_our_tap_outlives_its_last_descriptor_and_shows_the_close(
+    lab: Lab, kernel: Kernel
+) -> None:
+    fds = taps(kernel, "vnet0", OURS, 2)
+    assert lab.show()["vnet0"].carrier is False, "it is down"
+    kernel.set_links([LinkChange(OURS, up=True)])
+    assert _carrier(kernel)
+    copy = os.dup(fds[0])
+    close(fds)
+    assert _carrier(kernel), "a copy is open"
+    os.close(copy)
+    assert not _carrier(kernel)
+    link = kernel.link(OURS)
+    assert link
+    assert link.up
+
+
+def _carrier(kernel: Kernel) -> bool:
+    link = kernel.link(OURS)
+    assert link
+    return link.carrier
+
+
+def test_any_other_tap_goes_with_its_last_descriptor(
+    kernel: Kernel, others: Stranger
+) -> None:
+    first, second = (others.open_tap("vnet0", multi_queue=True) for _ in range(2))
+    others.close(first)
+    assert kernel.ifindex("vnet0")
+    others.close(second)
+    assert kernel.ifindex("vnet0") == 0
+    os.close(tap(kernel, "vnet0", OURS))
+
+
+@pytest.mark.parametrize("name", ["vnet0", "other"])
+def test_an_idle_tap_is_hijacked_by_who_does_not_ask_for_a_new_one(
+    lab: Lab, kernel: Kernel, others: Stranger, name: str
+) -> None:
+    os.close(tap(kernel, "vnet0", OURS))
+    others.add_altname("vnet0", "other")
+    handle = others.open_tap(name)
+    shown = lab.show()["vnet0"]
+    assert (shown.ifindex, shown.persist) == (OURS, True), "the same device"
+    assert shown.vnet_hdr is False, "with other flags"
+    with refused(EBUSY, OSError):
+        others.open_tap(name)
+    others.close(handle)
+    with refused(EBUSY, OSError):
+        others.open_tap(name, exclusive=True)
+    with refused(EINVAL, OSError):
+        others.open_tap(name, multi_queue=True)
+    assert kernel.ifindex("vnet0") == OURS
+
+
+def test_a_tap_in_use_is_not_hijacked(kernel: Kernel, others: Stranger) -> None:
+    fd = tap(kernel, "vnet0", OURS)
+    with refused(EBUSY, OSError):
+        others.open_tap("vnet0")
+    os.close(fd)
+
+
+def test_a_multi_queue_tap_is_joined_by_anybody(
+    lab: Lab, kernel: Kernel, others: Stranger
+) -> None:
+    fds = taps(kernel, "vnet0", OURS, 2)
+    handle = others.open_tap("vnet0", multi_queue=True)
+    shown = lab.show()["vnet0"]
+    assert (shown.queues, shown.vnet_hdr) == (3, True)
+    with refused(EINVAL, OSError):
+        others.open_tap("vnet0")
+    close(fds)
+    assert lab.show()["vnet0"].queues == 1
+    others.close(handle)
+    assert lab.show()["vnet0"].queues == 0
+
+
+def test_what_is_no_tap_is_not_opened_as_one(others: Stranger) -> None:
+    others.add_bridge("br0")
+    with refused(EINVAL, OSError):
+        others.open_tap("br0")
+
+
+def test_a_tap_can_be_deleted_while_it_is_open(
+    kernel: Kernel, others: Stranger
+) -> None:
+    fds = taps(kernel, "vnet0", OURS, 2)
+    others.delete_by_name("vnet0")
+    assert kernel.link(OURS) is None
+    again = tap(kernel, "vnet0", OURS)
+    close(fds)
+    assert kernel.ifindex("vnet0") == OURS, "the old descriptors are not its own"
+    os.close(again)
