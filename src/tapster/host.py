@@ -177,7 +177,8 @@ class Host:
     def bind(self, leases: Sequence[Lease], pid: int) -> None:
         """Let active leases end with the process `pid`, and with no other.
 
-        Once it has ended, whichever manager next looks releases them.
+        Once it has ended, whichever manager next looks releases them. Raises
+        NoSuchLease, and binds none, if one has been released meanwhile.
         """
         process = self._process(pid)
         with self._lock:
@@ -497,8 +498,11 @@ class Host:
                 with self._world(netns) as kernel:
                     for lease, link in _observed(kernel, batch):
                         action = self._decide(kernel, lease, link)
-                        if action is not Action.LEAVE and not dry_run:
-                            action = self._mend(kernel, lease)
+                        if not dry_run and self._needs_mending(lease, action):
+                            try:
+                                action = self._mend(kernel, lease)
+                            except TapsterError as error:
+                                reason = reason or error
                         if action is not Action.LEAVE:
                             mended.append(Mended(lease, action))
             except TapsterError as error:
@@ -506,6 +510,11 @@ class Host:
         if reason is not None:
             raise reason
         return mended
+
+    def _needs_mending(self, lease: Lease, action: Action) -> bool:
+        """Whether there is anything to do: the claim of a dead manager is to go."""
+        claimed = lease.manager is not None and not self._alive(lease.manager)
+        return claimed or action is not Action.LEAVE
 
     def _mend(self, kernel: Kernel | None, lease: Lease) -> Action:
         """Look again under a claim, and do what the table says."""

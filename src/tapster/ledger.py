@@ -257,13 +257,19 @@ class Ledger:
             return [self._get(id) for id in ids]
 
     def bind(self, ids: Sequence[str], process: Process) -> None:
-        """Bind active leases to a process: they end with it."""
+        """Bind active leases to a process: they end with it.
+
+        Raises NoSuchLease, and binds none, if one is not active any more.
+        """
         with self._file.transaction():
-            self._db.executemany(
-                "UPDATE lease SET pid = ?, pid_start = ?, pid_pidns = ? "
-                "WHERE id = ? AND state = 'active'",
-                [(*process, id) for id in ids],
-            )
+            for id in ids:
+                bound = self._db.execute(
+                    "UPDATE lease SET pid = ?, pid_start = ?, pid_pidns = ? "
+                    "WHERE id = ? AND state = 'active'",
+                    (*process, id),
+                )
+                if not bound.rowcount:
+                    raise NoSuchLease(f"lease {id} was released meanwhile")
 
     def begin_release(self, id: str) -> Lease:
         """Let a lease's FIN WAIT begin; one that is in it already stays as it is.

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tapster import Host, Tap
 from tests.kernel import tools
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -356,3 +357,16 @@ def test_doctor_finds_what_is_wrong_and_names_a_remedy(
     )
     assert "vnet1" not in tools.links()
     assert "vnet7" in tools.links()
+
+
+def test_the_claim_of_a_dead_manager_on_a_sound_lease_is_dropped(
+    ledger: Path,
+) -> None:
+    with Host(ledger, reaper=tools.no_reaper) as host:
+        lease = host.acquire(Tap(bridge="br0"))
+        tools.close(lease.fds)
+        with host.looking() as (opened, _):
+            opened.claim(lease.id, 1, lambda manager: False)
+        assert host.settle() == []
+        assert host.find(lease.id).manager is None
+        assert tools.ports() == {"vnet0"}

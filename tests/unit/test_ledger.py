@@ -286,7 +286,10 @@ def test_a_lease_that_is_gone_is_named(ledger: Ledger) -> None:
 def test_only_active_leases_are_bound_to_a_process(ledger: Ledger) -> None:
     active, waiting = hold(ledger, Tap(), Tap())
     release(ledger, waiting)
-    ledger.bind([active.id, waiting.id], PROCESS)
+    with pytest.raises(NoSuchLease, match=f"{waiting.id} was released meanwhile"):
+        ledger.bind([active.id, waiting.id], PROCESS)
+    assert [lease.process for lease in ledger.leases()] == [None, None]
+    ledger.bind([active.id], PROCESS)
     assert [lease.process for lease in ledger.leases()] == [PROCESS, None]
 
 
