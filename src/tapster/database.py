@@ -21,6 +21,7 @@ APPLICATION_ID = 0x54415053
 SCHEMA_VERSION = 1
 BUSY_SECONDS = 30.0
 LOG_TRIES = 100
+LOOKS = 3
 
 MIGRATIONS: dict[int, str] = {}
 """SQL that brings schema version n to n + 1. None has been needed yet."""
@@ -151,8 +152,24 @@ def _refuse_unknown(path: str) -> None:
     """
     if not os.path.exists(path) or os.stat(path).st_size == 0:
         return
-    if os.path.exists(path + "-journal"):
-        return
+    for look in range(LOOKS):
+        if os.path.exists(path + "-journal"):
+            return
+        try:
+            _look(path)
+            return
+        except sqlite3.DatabaseError:
+            # Half of another process's checkpoint looks like damage. While that
+            # goes on there is a log, and SQLite, which waits for it, will judge;
+            # if it has just ended, another look is right.
+            if os.path.exists(path + "-wal"):
+                return
+            if look == LOOKS - 1:
+                raise
+
+
+def _look(path: str) -> None:
+    """Look at the file without leaving a trace. Raises if it is no ledger of ours."""
     quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
     uri = f"file:{quoted}?mode=ro&immutable=1"
     with closing(sqlite3.connect(uri, uri=True)) as connection:
