@@ -127,6 +127,17 @@ def test_no_descriptor_leaks(system: FakeSystem) -> None:
     assert count() == before
 
 
+def test_an_open_tap_keeps_its_namespace(system: FakeSystem) -> None:
+    system.add_netns("blue")
+    kernel = system.netns("blue")
+    fd = tap(kernel, "vnet0", OURS)
+    kernel.close()
+    system.delete_netns("blue")
+    assert "vnet0" in system.render()
+    os.close(fd)
+    assert "vnet0" not in system.render()
+
+
 # Time
 
 

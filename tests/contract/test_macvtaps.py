@@ -7,7 +7,7 @@ from errno import EADDRINUSE, EBUSY, EEXIST, EINVAL, ENODEV, ENOENT
 import pytest
 
 from tapster.kernel.port import Kernel, LinkChange
-from tapster.model import Mode
+from tapster.model import MAX_QUEUES, Mode
 from tapster.testing import Stranger
 from tests.contract.labs import Lab
 from tests.contract.makers import OURS, macvtap, refused, tap
@@ -175,6 +175,15 @@ def test_it_is_opened_once_for_each_queue_and_stays_when_closed(
     close(fds)
     assert kernel.ifindex("vnet0") == OURS
     close(kernel.open_macvtap(OURS, queues=1, vnet_hdr=False))
+
+
+def test_it_is_opened_at_most_256_times(kernel: Kernel) -> None:
+    macvtap(kernel, "vnet0", OURS, "low")
+    fds = kernel.open_macvtap(OURS, queues=MAX_QUEUES, vnet_hdr=True)
+    with refused(EBUSY):
+        kernel.open_macvtap(OURS, queues=1, vnet_hdr=True)
+    close(fds)
+    close(kernel.open_macvtap(OURS, queues=1, vnet_hdr=True))
 
 
 def test_what_is_no_macvtap_cannot_be_opened_as_one(kernel: Kernel) -> None:

@@ -3,15 +3,19 @@
 
 After each step they must show the same devices and have refused the same things
 with the same errno. Where they differ, the one in memory is wrong.
+
+Run as `python -m tests.contract.test_side_by_side EXAMPLES STEPS SEED` it takes
+longer, and other ways.
 """
 
 import os
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -28,40 +32,34 @@ from tapster.kernel.linux import LinuxSystem
 from tapster.kernel.port import Kernel, LinkChange
 from tapster.model import Link, Mode
 from tapster.testing import FakeSystem
+from tapster.testing.space import Space
 from tests.contract import witness
 from tests.contract.strangers import RealStranger
 from tests.contract.witness import Shown
 
-OURS = [1 << 30, (1 << 30) + 1, (1 << 30) + 2, (1 << 31) - 1]
-"""Interface indexes as Tapster chooses them."""
-SMALL = [*range(1, 16)]
-"""Those that the kernel gives by itself."""
-FIXED = ["br0", "br1", "low", "far"]
+OURS = [(1 << 30) + number for number in range(3)] + [(1 << 31) - 1]
+"""Interface indexes as Tapster chooses them; the others are the kernel's."""
 NAMES = ["vnet0", "vnet1", "vnet2", "alt"]
-TEMPLATES = ["vnet%d", "", "a/b", "all", "x%dy%d", "b r", "sixteen-bytes-xx"]
+TEMPLATE = "vnet%d"
+BAD_NAMES = ["a/b", "b r", "all", "x%dy%d", "sixteen-bytes-xx"]
 MACS = [f"52:54:00:00:00:0{n}" for n in range(3)] + ["fe:54:00:00:00:01"]
 
-ours = st.sampled_from(OURS)
-anything = st.sampled_from(OURS + SMALL)
-names = st.sampled_from(NAMES)
-every_name = st.sampled_from(NAMES + FIXED)
-new_name = st.sampled_from(NAMES * 2 + TEMPLATES[1:])
-strange_name = st.sampled_from(NAMES + TEMPLATES[:1])
-maybe = st.none() | st.booleans()
+new_ifindex = st.sampled_from([*OURS * 3, *range(1, 12)])
+new_name = st.sampled_from([*NAMES * 4, "", *BAD_NAMES])
 macs = st.sampled_from(MACS)
 mtus = st.sampled_from([67, 68, 576, 1280, 1400, 1500, 9000, 65521, 65522])
-masters = st.sampled_from([0, *SMALL[1:5], *OURS[:2], 99])
-changes = st.builds(
-    LinkChange,
-    anything,
-    mac=st.none() | macs,
-    mtu=st.none() | mtus,
-    alias=st.sampled_from([None, "", "one", "two", "x" * 255, "x" * 256]),
-    no_ipv6=st.sampled_from([None, True]),
-    master=st.none() | masters,
-    isolated=maybe,
-    up=maybe,
+changes = st.fixed_dictionaries(
+    {},
+    optional={
+        "mac": macs,
+        "mtu": mtus,
+        "alias": st.sampled_from(["", "one", "two", "x" * 255, "x" * 256]),
+        "no_ipv6": st.just(True),
+        "isolated": st.booleans(),
+        "up": st.booleans(),
+    },
 )
+"""All of a LinkChange but what depends on the devices there are."""
 
 
 class SideBySide(RuleBasedStateMachine):
@@ -97,45 +95,61 @@ class SideBySide(RuleBasedStateMachine):
 
     # Ours
 
-    @rule(name=new_name, ifindex=anything, queues=st.integers(1, 3), hdr=st.booleans())
-    def create_tap(self, name: str, ifindex: int, queues: int, hdr: bool) -> None:
-        options = {"queues": queues, "vnet_hdr": hdr, "uid": None, "gid": None}
-        self._ours("create_tap", name, ifindex, **options)
+    @rule(
+        name=new_name,
+        ifindex=new_ifindex,
+        queues=st.integers(1, 3),
+        vnet_hdr=st.booleans(),
+    )
+    def create_tap(self, name: str, ifindex: int, **options: Any) -> None:
+        self._ours("create_tap", name, ifindex, uid=None, gid=None, **options)
 
     @rule(
         name=new_name,
-        ifindex=anything,
-        lower=st.sampled_from([*SMALL[:6], *OURS[:2], 99]),
+        ifindex=new_ifindex,
         mode=st.sampled_from(Mode),
         mac=st.none() | macs,
         mtu=st.none() | mtus,
+        data=st.data(),
     )
-    def create_macvtap(self, name: str, ifindex: int, **options: Any) -> None:
-        self._ours("create_macvtap", name, ifindex, queues=1, **options)
+    def create_macvtap(
+        self, name: str, ifindex: int, data: st.DataObject, **options: Any
+    ) -> None:
+        lower = data.draw(self._ifindexes())
+        self._ours("create_macvtap", name, ifindex, lower=lower, queues=1, **options)
 
-    @rule(ifindex=anything, queues=st.integers(1, 2))
-    def open_macvtap(self, ifindex: int, queues: int) -> None:
+    @rule(queues=st.integers(1, 2), data=st.data())
+    def open_macvtap(self, queues: int, data: st.DataObject) -> None:
+        ifindex = data.draw(self._ifindexes("macvtap"))
         self._ours("open_macvtap", ifindex, queues=queues, vnet_hdr=True)
 
-    @rule(changes=st.lists(changes, min_size=1, max_size=3))
-    def set_links(self, changes: list[LinkChange]) -> None:
-        self._ours("set_links", changes)
+    @rule(changes=st.lists(changes, min_size=1, max_size=3), data=st.data())
+    def set_links(self, changes: list[dict[str, Any]], data: st.DataObject) -> None:
+        made = [LinkChange(data.draw(self._ifindexes()), **one) for one in changes]
+        self._ours("set_links", made)
 
-    @rule(ifindexes=st.lists(anything, max_size=3))
-    def delete_links(self, ifindexes: list[int]) -> None:
-        self._ours("delete_links", ifindexes)
+    @rule(up=st.none() | st.booleans(), alone=st.booleans(), data=st.data())
+    def set_master(self, up: bool | None, alone: bool, data: st.DataObject) -> None:
+        ifindex = data.draw(self._ifindexes())
+        master = data.draw(st.just(0) | self._ifindexes("bridge"))
+        isolated = None if alone else True
+        change = LinkChange(ifindex, master=master, isolated=isolated, up=up)
+        self._ours("set_links", [change])
 
-    @rule()
-    def forget_changes(self) -> None:
-        self._ours("forget_changes")
-        self._seen = None
+    @rule(count=st.integers(0, 3), data=st.data())
+    def delete_links(self, count: int, data: st.DataObject) -> None:
+        gone = [data.draw(self._ifindexes()) for _ in range(count)]
+        self._ours("delete_links", gone)
 
-    @rule()
-    def changed_links(self) -> None:
+    @rule(forget=st.booleans())
+    def changed_links(self, forget: bool) -> None:
         """What got or lost a name is in both answers; more may be.
 
         Not an altname: of a device that is down the kernel tells nobody.
         """
+        if forget:
+            self._ours("forget_changes")
+            self._seen = None
         real, fake = self._real.changed_links(), self._fake.changed_links()
         before, self._seen = self._seen, self._named()
         if before is None:
@@ -158,30 +172,32 @@ class SideBySide(RuleBasedStateMachine):
 
     # Everybody else's
 
-    @rule(name=strange_name, exclusive=st.booleans(), multi_queue=st.booleans())
+    @rule(
+        name=st.sampled_from([*NAMES, TEMPLATE]),
+        exclusive=st.booleans(),
+        multi_queue=st.booleans(),
+    )
     def add_tap(self, name: str, **options: Any) -> None:
         self._strange("add_tap", name, **options)
 
-    @rule(name=strange_name | every_name, exclusive=st.booleans(), multi=st.booleans())
-    def open_tap(self, name: str, exclusive: bool, multi: bool) -> None:
-        options = {"exclusive": exclusive, "multi_queue": multi}
+    @rule(exclusive=st.booleans(), multi_queue=st.booleans(), data=st.data())
+    def open_tap(self, data: st.DataObject, **options: Any) -> None:
+        name = data.draw(st.just(TEMPLATE) | self._names())
         self._strange("open_tap", name, **options)
 
     @rule(
-        name=names,
-        lower=st.sampled_from(["low", "far", "br0", "vnet0"]),
+        name=st.sampled_from(NAMES),
         mode=st.sampled_from(Mode),
         mac=st.none() | macs,
+        data=st.data(),
     )
-    def add_macvtap(self, name: str, lower: str, **options: Any) -> None:
-        self._strange("add_macvtap", name, lower, **options)
+    def add_macvtap(self, name: str, data: st.DataObject, **options: Any) -> None:
+        self._strange("add_macvtap", name, data.draw(self._names()), **options)
 
     @rule(
-        name=every_name,
         options=st.fixed_dictionaries(
             {},
             optional={
-                "master": st.sampled_from(["", "br0", "br1", "vnet0", "low"]),
                 "up": st.booleans(),
                 "alias": st.sampled_from(["", "one"]),
                 "mac": macs,
@@ -189,39 +205,59 @@ class SideBySide(RuleBasedStateMachine):
                 "group": st.integers(0, 2),
             },
         ),
+        data=st.data(),
     )
-    def set_by_name(self, name: str, options: dict[str, Any]) -> None:
-        self._strange("set_by_name", name, **options)
+    def set_by_name(self, options: dict[str, Any], data: st.DataObject) -> None:
+        name = data.draw(self._names())
+        master = data.draw(st.none() | st.sampled_from(["", "br0", "br1", "low"]))
+        self._strange("set_by_name", name, master=master, **options)
 
-    @rule(name=every_name, to=new_name | strange_name)
-    def rename(self, name: str, to: str) -> None:
-        self._strange("rename", name, to)
+    @rule(to=new_name | st.just(TEMPLATE), data=st.data())
+    def rename(self, to: str, data: st.DataObject) -> None:
+        self._strange("rename", data.draw(self._names()), to)
 
-    @rule(name=every_name, altname=every_name)
-    def add_altname(self, name: str, altname: str) -> None:
-        self._strange("add_altname", name, altname)
+    @rule(altname=st.sampled_from([*NAMES, "br0", "far"]), data=st.data())
+    def add_altname(self, altname: str, data: st.DataObject) -> None:
+        self._strange("add_altname", data.draw(self._names()), altname)
 
-    @rule(name=every_name, altname=every_name)
-    def del_altname(self, name: str, altname: str) -> None:
+    @rule(data=st.data())
+    def del_altname(self, data: st.DataObject) -> None:
+        name, altname = data.draw(self._names()), data.draw(self._names())
         self._strange("del_altname", name, altname)
 
-    @rule(name=names)
-    def delete_by_name(self, name: str) -> None:
-        self._strange("delete_by_name", name)
+    @rule(data=st.data())
+    def delete_by_name(self, data: st.DataObject) -> None:
+        self._strange("delete_by_name", data.draw(self._names()))
 
-    @rule(ifindex=anything)
-    def delete_by_ifindex(self, ifindex: int) -> None:
-        self._strange("delete_by_ifindex", ifindex)
+    @rule(data=st.data())
+    def delete_by_ifindex(self, data: st.DataObject) -> None:
+        self._strange("delete_by_ifindex", data.draw(self._ifindexes()))
+
+    # Choosing
+
+    def _ifindexes(self, kind: str | None = None) -> st.SearchStrategy[int]:
+        """Mostly of a device that there is, of this kind if one is given."""
+        devices = self._space.devices.values()
+        found = [one.ifindex for one in devices if kind in (None, one.kind)]
+        return st.sampled_from([*found * 3, *self._space.devices, 99])
+
+    def _names(self) -> st.SearchStrategy[str]:
+        """Mostly a name that some device has."""
+        return st.sampled_from([*self._space.names, *self._space.names, *NAMES])
+
+    @property
+    def _space(self) -> Space:
+        world = self._system.looked_at()
+        return world.spaces[world.own]
 
     # Comparing
 
     @invariant()
     def they_show_the_same(self) -> None:
         self._share_macs()
-        world = self._system.looked_at()
-        inside, outside = witness.in_memory(world.spaces[world.own]), witness.by_ip()
+        inside, outside = witness.in_memory(self._space), witness.by_ip()
         assert inside == outside, _differences(inside, outside)
-        for name in [*NAMES, *FIXED, "sixteen-bytes-xx"]:
+        for name in {*self._space.names, *NAMES, *BAD_NAMES[-1:]}:
             self._ours("ifindex", name)
         links = self._real.links()
         assert _steady(self._fake.links()) == _steady(links)
@@ -234,7 +270,7 @@ class SideBySide(RuleBasedStateMachine):
 
     def _share_macs(self) -> None:
         """Give a device in memory the MAC that the kernel has made up for it."""
-        space = self._system.world.spaces[self._system.world.own]
+        space = self._space
         for link in self._real.links():
             device = space.devices.get(link.ifindex)
             if device and device.mac.startswith("02:00:") and link.mac not in MACS:
@@ -287,15 +323,26 @@ def _differences(
     ]
 
 
+def run(examples: int, steps: int, **more: Any) -> None:
+    """Run so many examples of at most so many steps each."""
+    how = settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        phases=[Phase.generate],  # making a failure smaller takes minutes
+        deadline=None,
+        database=None,
+        suppress_health_check=[*HealthCheck],
+        **more,
+    )
+    run_state_machine_as_test(SideBySide, settings=how)
+
+
 @pytest.mark.kernel
 def test_side_by_side() -> None:
-    run_state_machine_as_test(
-        SideBySide,
-        settings=settings(
-            derandomize=True,
-            max_examples=60,
-            stateful_step_count=30,
-            deadline=None,
-            suppress_health_check=[*HealthCheck],
-        ),
-    )
+    run(40, 30, derandomize=True)
+
+
+if __name__ == "__main__":
+    examples, steps, number = map(int, sys.argv[1:])
+    seed(number)(SideBySide)
+    run(examples, steps)

@@ -3,11 +3,12 @@
 
 import os
 from collections.abc import Callable
-from errno import EBUSY, EINVAL
+from errno import E2BIG, EBUSY, EINVAL
 
 import pytest
 
 from tapster.kernel.port import Kernel, LinkChange
+from tapster.model import MAX_QUEUES
 from tapster.testing import Stranger
 from tests.contract.labs import Lab
 from tests.contract.makers import OURS, refused, tap, taps
@@ -173,6 +174,16 @@ def test_a_multi_queue_tap_is_joined_by_anybody(
     assert lab.show()["vnet0"].queues == 1
     others.close(handle)
     assert lab.show()["vnet0"].queues == 0
+
+
+def test_a_tap_has_at_most_256_queues(kernel: Kernel, others: Stranger) -> None:
+    fds = taps(kernel, "vnet0", OURS, MAX_QUEUES)
+    with refused(E2BIG, OSError):
+        others.open_tap("vnet0", multi_queue=True)
+    with refused(E2BIG):
+        taps(kernel, "vnet1", OURS + 1, MAX_QUEUES + 1)
+    assert kernel.ifindex("vnet1") == 0
+    close(fds)
 
 
 def test_what_is_no_tap_is_not_opened_as_one(others: Stranger) -> None:

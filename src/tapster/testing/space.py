@@ -12,6 +12,7 @@ dicts, whatever happens to either afterwards.
 
 import os
 from errno import (
+    E2BIG,
     EADDRINUSE,
     EBADFD,
     EBUSY,
@@ -316,7 +317,7 @@ class Space:
         if name in ("", device.name):
             return
         name = self._free_name(name)
-        if name in SYSCTL_NAMES:
+        if name in SYSCTL_NAMES and _has_ipv6(device):
             raise refusal(EINVAL)
         del self.names[device.name]
         self.names[name] = ifindex
@@ -365,6 +366,8 @@ class Space:
         queues = self.open_queues(tap.ifindex)
         if queues and not multi_queue:
             raise refusal(EBUSY)
+        if queues == MAX_QUEUES:
+            raise refusal(E2BIG)
         if not queues:
             # The hijack: its flags are rewritten too.
             self._put(tap._replace(vnet_hdr=vnet_hdr))
@@ -391,10 +394,12 @@ class Space:
         self._follow_ports(device.master)
 
     def _set_mtu(self, device: Device, mtu: int) -> None:
+        if mtu == device.mtu:
+            return
         most = MAX_TAP_MTU if device.kind == "tun" else MAX_MTU
         if device.lower:
             most = self.get(device.lower).mtu
-        if not 68 <= mtu <= most:
+        if device.kind and not 68 <= mtu <= most:
             raise refusal(EINVAL)
         self._assign(device, mtu=mtu, fixed_mtu=device.kind == "bridge")
         self._follow_ports(device.master)
@@ -423,7 +428,7 @@ class Space:
             raise refusal(EINVAL)
         if bridge.kind != "bridge":
             raise refusal(EOPNOTSUPP)
-        if device.kind == "":
+        if device.kind == "" or device.mac == NO_MAC:
             raise refusal(EINVAL)
         if device.kind == "bridge":
             raise refusal(ELOOP)
