@@ -49,7 +49,7 @@ class Bench:
         spec = Tap(naming=naming, key=key)
         return self.ledger.reserve(
             self._kernel.netns,
-            [Reservation(spec, parse(spec.name), None, None)] * count,
+            [Reservation(spec, parse(spec.name), None, spec.wiring)] * count,
             manager=1,
             taken=self._kernel.ifindex,
             changed=self._kernel.changed_links,

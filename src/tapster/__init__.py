@@ -25,6 +25,7 @@ from tapster.errors import (
     NoSuchLease,
     NoSuchLink,
     RequestError,
+    ServiceUnavailable,
     TapsterError,
 )
 from tapster.host import Host, Mended
@@ -38,9 +39,11 @@ from tapster.model import (
     Naming,
     Netns,
     Process,
+    Rate,
     State,
     Tap,
     Tenure,
+    Wiring,
 )
 
 __all__ = [
@@ -69,9 +72,12 @@ __all__ = [
     "NoSuchLease",
     "NoSuchLink",
     "Process",
+    "Rate",
     "RequestError",
+    "ServiceUnavailable",
     "State",
     "Tap",
     "TapsterError",
     "Tenure",
+    "Wiring",
 ]

@@ -40,6 +40,12 @@ def examine(host: Host) -> list[Finding]:
                 for said in ledger.check()
             ),
             *_unmended(host),
+            *(
+                Finding(
+                    f"{stray.what} is left of lease {stray.lease}", "tapster recover"
+                )
+                for _, stray in host.strays()
+            ),
             *_leftovers(ledger.id, links, here),
             *_squatters(ledger.templates(), links, here),
             *_bridges(kernel, links, here),
@@ -119,7 +125,7 @@ def _squatters(
 def _bridges(
     kernel: Kernel, links: list[Link], leases: list[Lease]
 ) -> Iterator[Finding]:
-    used = {lease.bridge for lease in leases}
+    used = {lease.wiring.bridge for lease in leases}
     for link in links:
         if link.name in used and not link.up:
             yield Finding(

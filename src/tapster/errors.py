@@ -14,6 +14,7 @@
     +-- HostError             the host refused
     |   +-- KernelError       a system call failed; `errno` says how
     |   +-- MissingCapability the process may not do this
+    |   +-- ServiceUnavailable a service that keeps part of the wiring is not there
     +-- LedgerError           the ledger cannot be used
         +-- LedgerDamaged     it is not a ledger, or not a whole one
         +-- LedgerTooNew      a later release wrote it
@@ -83,6 +84,10 @@ class KernelError(HostError):
 
 class MissingCapability(HostError):
     """The process lacks the privilege for this."""
+
+
+class ServiceUnavailable(HostError):
+    """A service that keeps part of the wiring, such as OVSDB, cannot be reached."""
 
 
 class LedgerError(TapsterError):

@@ -9,19 +9,21 @@ each device of ours has a row that names it, whoever is killed when.
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from errno import EBUSY, EEXIST, ENODEV, EXFULL
 from math import inf
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
-from tapster import lifecycle, model
+from tapster import lifecycle, model, wiring
 from tapster.errors import (
     ConflictError,
     KernelError,
     LeaseBusy,
     NameTaken,
     NoSuchLease,
+    NoSuchLink,
     RequestError,
+    ServiceUnavailable,
     TapsterError,
 )
 from tapster.kernel.detached import start as start_detached
@@ -31,6 +33,7 @@ from tapster.kernel.port import Kernel, LinkChange, System
 from tapster.ledger import DEFAULT_PATH, Ledger, Reservation
 from tapster.lifecycle import Action, Facts, Seen
 from tapster.model import (
+    Kind,
     Lease,
     Link,
     Macvtap,
@@ -42,8 +45,10 @@ from tapster.model import (
     State,
     Tap,
     Tenure,
+    Wiring,
 )
 from tapster.wiring import bridge, lower
+from tapster.wiring.plane import Plane, Stray
 
 REAP_BATCH = 32
 """Devices deleted at a time. The kernel lets nobody else make a device for
@@ -59,11 +64,16 @@ def ledger_path(path: str | os.PathLike[str] | None = None) -> str:
     return os.fspath(path)
 
 
+POSTPONED = 1.0
+"""Seconds after which another attempt is made to end a lease that could not be."""
+
+
 class Plan(NamedTuple):
     """A checked request, with what it was resolved to."""
 
     reservation: Reservation
-    bridge: bridge.Bridge | None
+    bridge: int
+    """Its ifindex, or 0."""
     lower: lower.Lower | None
 
     @property
@@ -92,6 +102,7 @@ class Host:
         *,
         netns: str | None = None,
         system: System | None = None,
+        planes: Sequence[Plane] | None = None,
         reaper: Callable[[str], None] | None = None,
     ) -> None:
         """Open the ledger, by default `TAPSTER_LEDGER` or /var/lib/tapster.
@@ -107,6 +118,7 @@ class Host:
         self._ledger = Ledger(ledger_path(ledger), self._system)
         self._locks: LockFile | None = None
         self._manager = 0
+        self._planes = wiring.planes(self._ledger.id) if planes is None else planes
         try:
             self._kernel = self._system.netns(netns)
         except BaseException:
@@ -184,18 +196,74 @@ class Host:
         with self._lock:
             self._ledger.bind([lease.id for lease in leases], process)
 
+    def set(self, id: str, **changes: Any) -> Lease:
+        """Change what an active lease's device is connected to, all or nothing.
+
+        `changes` are fields of `Wiring`. The machine keeps its descriptors. May
+        be repeated. Raises NoSuchLease, LeaseBusy, and as `acquire`.
+        """
+        if unknown := sorted(changes.keys() - set(Wiring._fields)):
+            raise RequestError(
+                f"{', '.join(unknown)} cannot be changed, but these can: "
+                f"{', '.join(Wiring._fields)}"
+            )
+        with self._lock:
+            lease = self._ledger.claim(id, self._me(), self._alive)
+            try:
+                return self._set(lease, lease.wiring._replace(**changes))
+            finally:
+                self._ledger.give_back(self._me())
+
+    def _set(self, lease: Lease, wanted: Wiring) -> Lease:
+        if lease.state is not State.ACTIVE:
+            raise NoSuchLease(f"lease {lease.id} ({lease.name}) is released")
+        model.check_wiring(wanted)
+        if lease.kind is Kind.MACVTAP:
+            model.check_macvtap_wiring(wanted)
+        with self._world(lease.netns) as kernel:
+            if kernel is None or self._seen(kernel, lease) is Seen.ABSENT:
+                raise NoSuchLink(f"device {lease.name!r} is gone: tapster recover")
+            if wanted.bridge not in (None, lease.wiring.bridge):
+                bridge.find_room(kernel, wanted.bridge)
+            try:
+                return self._rewire(kernel, lease, wanted)
+            except BaseException as error:
+                try:
+                    now = self._ledger.lease(lease.id) or lease
+                    self._rewire(kernel, now, lease.wiring)
+                except TapsterError as second:
+                    error.add_note(
+                        f"going back failed too ({second}); recover will do it"
+                    )
+                raise
+
     def _plan(self, spec: Spec) -> Plan:
         template = model.check_spec(spec)
         mac = spec.mac and spec.mac.lower()
+        wanted = spec.wiring
+        under = on = None
         if isinstance(spec, Macvtap):
-            found = lower.find(self._kernel, spec)
+            under = lower.find(self._kernel, spec)
             if spec.mode == Mode.PASSTHRU:
-                mac = found.mac
-            carried = Reservation(spec, template, mac, spec.mtu or found.mtu)
-            return Plan(carried, None, found)
-        on = bridge.find(self._kernel, spec.bridge) if spec.bridge is not None else None
-        mtu = spec.mtu or (on.mtu if on else None)
-        return Plan(Reservation(spec, template, mac, mtu), on, None)
+                mac = under.mac
+            wanted = wanted._replace(mtu=spec.mtu or under.mtu)
+        elif wanted.bridge is not None:
+            on = bridge.find_room(self._kernel, wanted.bridge)
+            wanted = wanted._replace(mtu=wanted.mtu or on.mtu)
+        elif wanted.ovs is not None:
+            local = self._kernel.link(self._kernel.ifindex(wanted.ovs))
+            wanted = wanted._replace(mtu=wanted.mtu or (local and local.mtu))
+        reservation = Reservation(
+            spec, template, mac, wanted, self._check_planes(self._kernel, wanted)
+        )
+        return Plan(reservation, on.ifindex if on else 0, under)
+
+    def _check_planes(self, kernel: Kernel, wanted: Wiring) -> tuple[str, ...]:
+        """The planes that a wiring concerns, if they can be had."""
+        concerned = [plane for plane in self._planes if plane.concerns(wanted)]
+        for plane in concerned:
+            plane.check(kernel, wanted)
+        return tuple(plane.name for plane in concerned)
 
     def _reserve(self, plans: Sequence[Plan]) -> list[Lease]:
         try:
@@ -240,7 +308,7 @@ class Host:
             lower=plan.lower.ifindex,
             mode=Mode(spec.mode),
             mac=None if passthru else lease.mac,
-            mtu=lease.mtu,
+            mtu=lease.wiring.mtu,
             queues=spec.queues,
         )
         try:
@@ -268,21 +336,35 @@ class Host:
         return self._ledger.rename(lease.id, template, spec, self._kernel.ifindex)
 
     def _wire(self, plan: Plan, lease: Lease) -> None:
-        spec = plan.spec
-        mac = model.host_mac(lease.mac) if isinstance(spec, Tap) else None
-        mark = self._mark(lease)
-        changes = [
-            LinkChange(lease.ifindex, mac=mac, mtu=lease.mtu, alias=mark, no_ipv6=True)
-        ]
-        if isinstance(spec, Tap):
-            changes += bridge.wire(lease.ifindex, spec, plan.bridge)
-        else:
-            changes += [LinkChange(lease.ifindex, up=True)]
+        mac = model.host_mac(lease.mac) if lease.kind is Kind.TAP else None
+        named = LinkChange(
+            lease.ifindex,
+            mac=mac,
+            mtu=lease.wiring.mtu,
+            alias=self._mark(lease),
+            no_ipv6=True,
+        )
+        self._connect(self._kernel, lease, named, bridge.wire(lease, plan.bridge))
+
+    def _connect(
+        self,
+        kernel: Kernel,
+        lease: Lease,
+        first: LinkChange,
+        joining: Sequence[LinkChange],
+    ) -> None:
+        """Change a device, let its planes put up what they have, then join it."""
+        if lease.wired:
+            # What guards a port has to be there before the port.
+            kernel.set_links([first])
+            for plane in self._planes:
+                if plane.name in lease.wired:
+                    plane.wire(kernel, lease)
         try:
-            self._kernel.set_links(changes)
+            kernel.set_links(joining if lease.wired else [first, *joining])
         except KernelError as error:
-            if error.errno == EXFULL and plan.bridge:
-                raise bridge.full(plan.bridge.name) from error
+            if error.errno == EXFULL and lease.wiring.bridge:
+                raise bridge.full(lease.wiring.bridge) from error
             raise
 
     def _undo(
@@ -294,6 +376,8 @@ class Host:
                 _close_fds(lease)
             # By the ledger, not by `made`: Ctrl-C may have come between the two.
             rows = [row for id in ids if (row := self._ledger.lease(id))]
+            for lease in rows:
+                self._unwire(self._kernel, lease)
             self._delete(self._kernel, rows)
             self._ledger.forget(ids)
         except TapsterError as second:
@@ -317,8 +401,11 @@ class Host:
             with self._world(lease.netns) as kernel:
                 if kernel is not None:
                     self._quiet(kernel, lease)
-                if lease.fin_wait == 0:
-                    self._mend(kernel, lease)
+                with suppress(ServiceUnavailable):  # it will be tried again
+                    if lease.fin_wait == 0:
+                        self._mend(kernel, lease)
+                    elif lease.wired:
+                        self._take_down(kernel, lease)
             self._wake_reaper()
 
     def _quiet(self, kernel: Kernel, lease: Lease) -> None:
@@ -342,6 +429,27 @@ class Host:
             return False
         return True
 
+    def _take_down(self, kernel: Kernel | None, lease: Lease) -> None:
+        """Let every plane take down what it has of a released lease."""
+        with self._claimed(lease.id) as claimed:
+            if claimed is not None:
+                self._unwire(kernel, claimed)
+
+    def _unwire(self, kernel: Kernel | None, lease: Lease) -> None:
+        """Let every plane take down what it has of a claimed lease."""
+        if not lease.wired:
+            return
+        reason: TapsterError | None = None
+        for plane in self._planes:
+            if plane.name in lease.wired:
+                try:
+                    plane.unwire(kernel, lease)
+                except TapsterError as error:
+                    reason = reason or error
+        if reason is not None:
+            raise reason
+        self._ledger.unwired(lease.id)
+
     def _replant(self, kernel: Kernel, lease: Lease) -> None:
         """Let a bare tap hold the name until FIN WAIT ends."""
         with self._claimed(lease.id) as claimed:
@@ -362,6 +470,8 @@ class Host:
             self._ledger.give_back(self._me())
 
     def _plant(self, kernel: Kernel, lease: Lease) -> None:
+        with suppress(TapsterError):  # it will be tried again
+            self._unwire(kernel, lease)
         self._delete(kernel, [lease])
         while True:
             lease = self._ledger.replant(lease.id)
@@ -412,6 +522,7 @@ class Host:
                             ended += self._end(netns, batch)
                         except TapsterError as error:
                             reason = reason or error
+                            self._postpone(batch)
             finally:
                 # Those that could not be ended: until then they stay claimed, or
                 # they would be due again at once.
@@ -431,12 +542,27 @@ class Host:
             return self._ledger.quit_if_idle(quit)
 
     def _end(self, netns: Netns, leases: Sequence[Lease]) -> int:
-        """Delete claimed leases' devices and end the leases."""
+        """Delete claimed leases' devices and end the leases; how many."""
+        reason: TapsterError | None = None
+        ready: list[Lease] = []
         with self._world(netns) as kernel:
+            for lease in leases:
+                try:
+                    self._unwire(kernel, lease)
+                    ready.append(lease)
+                except TapsterError as error:
+                    reason = reason or error
             if kernel is not None:
-                self._delete(kernel, leases)
-        self._ledger.finish([lease.id for lease in leases])
+                self._delete(kernel, ready)
+        self._ledger.finish([lease.id for lease in ready])
+        if reason is not None:
+            raise reason
         return len(leases)
+
+    def _postpone(self, leases: Sequence[Lease]) -> None:
+        """Try again later to end what is left of these leases."""
+        later = self._system.boottime() + POSTPONED
+        self._ledger.postpone([lease.id for lease in leases], later)
 
     def _delete(self, kernel: Kernel, leases: Sequence[Lease]) -> None:
         """Delete what there is of these leases' devices, and see that it is gone."""
@@ -464,7 +590,10 @@ class Host:
         with self._lock:
             if not dry_run:
                 self._drop_stale_claims()
-            return self._mend_all(self._ledger.leases(), dry_run=dry_run)
+            mended = self._mend_all(self._ledger.leases(), dry_run=dry_run, wiring=True)
+            for plane, stray in [] if dry_run else self.strays():
+                plane.remove(self._kernel, stray)
+            return mended
 
     def settle(self) -> list[Mended]:
         """Mend what dead processes left: a cheap recover, for before other work.
@@ -484,11 +613,13 @@ class Host:
                 or lease.netns.boot != self._system.boot_id
             ]
             try:
-                return self._mend_all(left, dry_run=False)
+                return self._mend_all(left, dry_run=False, wiring=False)
             finally:
                 self._wake_reaper()
 
-    def _mend_all(self, leases: Sequence[Lease], *, dry_run: bool) -> list[Mended]:
+    def _mend_all(
+        self, leases: Sequence[Lease], *, dry_run: bool, wiring: bool
+    ) -> list[Mended]:
         """Mend each; what cannot be mended hinders no other, and is raised last."""
         mended: list[Mended] = []
         reason: TapsterError | None = None
@@ -496,11 +627,15 @@ class Host:
             batch = [lease for lease in leases if lease.netns == netns]
             try:
                 with self._world(netns) as kernel:
-                    for lease, link in _observed(kernel, batch):
-                        action = self._decide(kernel, lease, link)
+                    links = _links(kernel)
+                    differ = self._differences(kernel, batch, links) if wiring else {}
+                    for lease in batch:
+                        link = links.get(lease.ifindex)
+                        differs = lease.id in differ
+                        action = self._decide(kernel, lease, link, differs=differs)
                         if not dry_run and self._needs_mending(lease, action):
                             try:
-                                action = self._mend(kernel, lease)
+                                action = self._mend(kernel, lease, wiring=differs)
                             except TapsterError as error:
                                 reason = reason or error
                         if action is not Action.LEAVE:
@@ -516,29 +651,91 @@ class Host:
         claimed = lease.manager is not None and not self._alive(lease.manager)
         return claimed or action is not Action.LEAVE
 
-    def _mend(self, kernel: Kernel | None, lease: Lease) -> Action:
+    def _mend(
+        self, kernel: Kernel | None, lease: Lease, *, wiring: bool = False
+    ) -> Action:
         """Look again under a claim, and do what the table says."""
         with self._claimed(lease.id) as claimed:
             if claimed is None:
                 return Action.LEAVE
             link = kernel.link(claimed.ifindex) if kernel else None
-            action = self._decide(kernel, claimed._replace(manager=None), link)
+            links = {link.ifindex: link} if link else {}
+            differs = wiring and bool(self._differences(kernel, [claimed], links))
+            unclaimed = claimed._replace(manager=None)
+            action = self._decide(kernel, unclaimed, link, differs=differs)
             self._act(action, kernel, claimed)
             return action
 
     def _act(self, action: Action, kernel: Kernel | None, lease: Lease) -> None:
-        if kernel is not None and action in (Action.UNDO, Action.CLOSE):
-            self._delete(kernel, [lease])
+        if action in (Action.UNDO, Action.CLOSE):
+            self._unwire(kernel, lease)
+            if kernel is not None:
+                self._delete(kernel, [lease])
         if action is Action.UNDO:
             self._ledger.forget([lease.id])
         elif action is Action.CLOSE:
             self._ledger.finish([lease.id])
+        elif action is Action.REWIRE and kernel is not None:
+            self._rewire(kernel, lease, lease.wiring)
         elif action is not Action.LEAVE and kernel is not None:
             lease = self._ledger.begin_release(lease.id)
             if not self._bring_to_rest(kernel, lease):
                 self._plant(kernel, lease)
+            else:
+                self._unwire(kernel, lease)
 
-    def _decide(self, kernel: Kernel | None, lease: Lease, link: Link | None) -> Action:
+    def _rewire(self, kernel: Kernel, lease: Lease, wanted: Wiring) -> Lease:
+        """Connect the device of a claimed lease as `wanted`, wherever it is now."""
+        on = bridge.find(kernel, wanted.bridge).ifindex if wanted.bridge else 0
+        concerned = self._check_planes(kernel, wanted)
+        link = kernel.link(lease.ifindex)
+        if link is None:
+            raise NoSuchLink(f"device {lease.name!r} is gone: tapster recover")
+        changed = lease._replace(wiring=wanted, wired=concerned)
+        joining = bridge.rewire(changed, link, on)
+        both = dict.fromkeys([*lease.wired, *concerned])
+        if tuple(both) != lease.wired:
+            self._ledger.rewire(lease.id, lease.wiring, both)
+        for plane in self._planes:
+            if plane.name in lease.wired and plane.name not in concerned:
+                plane.unwire(kernel, changed)
+        self._connect(kernel, changed, bridge.leave(changed, link, on), joining)
+        changed = self._ledger.rewire(lease.id, wanted, concerned)
+        if changed.state is State.FIN_WAIT:
+            # It was released meanwhile: a release waits for nobody.
+            self._bring_to_rest(kernel, changed)
+            self._unwire(kernel, changed)
+        return changed
+
+    def _differences(
+        self, kernel: Kernel | None, leases: Sequence[Lease], links: dict[int, Link]
+    ) -> dict[str, dict[str, str]]:
+        """How leases are not wired as they should be: by id and plane."""
+        if kernel is None:
+            return {}
+        found: dict[str, dict[str, str]] = {}
+        for lease in leases:
+            link = links.get(lease.ifindex)
+            if (
+                lease.state is State.ACTIVE
+                and link is not None
+                and lifecycle.is_ours(self._ledger.id, lease, link)
+                and (wrong := bridge.differs(lease, link, kernel))
+            ):
+                found.setdefault(lease.id, {})["link"] = wrong
+        for plane in self._planes:
+            for id, wrong in plane.observe(kernel, leases).wrong.items():
+                found.setdefault(id, {})[plane.name] = wrong
+        return found
+
+    def _decide(
+        self,
+        kernel: Kernel | None,
+        lease: Lease,
+        link: Link | None,
+        *,
+        differs: bool = False,
+    ) -> Action:
         deadline = inf if lease.deadline is None else lease.deadline
         facts = Facts(
             worked_on=lease.manager is not None and self._alive(lease.manager),
@@ -546,6 +743,8 @@ class Host:
             due=deadline <= self._system.boottime(),
             process_ended=lease.process is not None
             and self._system.ended(lease.process),
+            differs=differs,
+            wired=bool(lease.wired),
         )
         seen = lifecycle.look(self._ledger.id, lease, link)
         return lifecycle.decide(lease.state, seen, facts)
@@ -584,6 +783,26 @@ class Host:
             if link and lifecycle.is_ours(self._ledger.id, lease, link):
                 return link
             return None
+
+    def differences(self, lease: Lease) -> dict[str, str]:
+        """How an active lease's device is not wired as it should be, by plane."""
+        with self._lock, self._world(lease.netns) as kernel:
+            link = kernel.link(lease.ifindex) if kernel else None
+            links = {link.ifindex: link} if link else {}
+            return self._differences(kernel, [lease], links).get(lease.id, {})
+
+    def strays(self) -> list[tuple[Plane, Stray]]:
+        """What planes have here that carries the ledger's stamp, but no lease's."""
+        with self._lock:
+            leases = [one for one in self._ledger.leases() if self._is_here(one.netns)]
+            found = [
+                (plane, stray)
+                for plane in self._planes
+                for stray in plane.observe(self._kernel, leases).strays
+            ]
+            # Read after what was found: each lease precedes what is made for it.
+            known = {lease.id for lease in self._ledger.leases()}
+            return [one for one in found if one[1].lease not in known]
 
     def who(self, name: str, at: float | None = None) -> list[Tenure]:
         """Who holds or held `name`, latest first; at wall clock `at` if given."""
@@ -688,14 +907,9 @@ class Host:
         self._start_reaper(self._ledger.path)
 
 
-def _observed(
-    kernel: Kernel | None, leases: Sequence[Lease]
-) -> Iterator[tuple[Lease, Link | None]]:
-    """Each lease with the device that has its ifindex, by one look at all of them."""
-    links = kernel.links() if kernel else []
-    by_ifindex = {link.ifindex: link for link in links}
-    for lease in leases:
-        yield lease, by_ifindex.get(lease.ifindex)
+def _links(kernel: Kernel | None) -> dict[int, Link]:
+    """Every device by its ifindex, by one look at all of them."""
+    return {link.ifindex: link for link in kernel.links()} if kernel else {}
 
 
 def _start_reaper(ledger: str) -> None:

@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from tapster import rows
 from tapster.allocator import Allocator, Taken
 from tapster.database import Database
 from tapster.errors import (
@@ -22,13 +23,12 @@ from tapster.model import (
     Kind,
     Lease,
     Macvtap,
-    Mode,
     Netns,
     Process,
     Spec,
     State,
-    Tap,
     Tenure,
+    Wiring,
     format_mac,
 )
 from tapster.names import Template
@@ -39,13 +39,6 @@ HISTORY_ROWS = 100_000
 FIRST_IFINDEX = 1 << 30
 """Where our interface indexes begin: the kernel counts its own up from 1."""
 LAST_IFINDEX = (1 << 31) - 1
-
-_LEASE = """
-SELECT lease.id, name, ifindex, kind, state, owner, mac, bridge, link, mode, mtu,
-       queues, isolated, boot, cookie, path, pidns, created, fin_wait, deadline,
-       released, pid, pid_start, pid_pidns, placeholder, manager
-FROM lease JOIN netns ON netns.id = lease.netns
-"""
 
 _TENURES = """
 SELECT lease, owner, kind, mac, ifindex, netns, created, released, ended
@@ -63,7 +56,9 @@ class Reservation(NamedTuple):
     spec: Spec
     template: Template
     mac: str | None
-    mtu: int | None
+    wiring: Wiring
+    wired: tuple[str, ...] = ()
+    """As in `Lease`."""
 
 
 class Clock(Protocol):
@@ -271,6 +266,31 @@ class Ledger:
                 if not bound.rowcount:
                     raise NoSuchLease(f"lease {id} was released meanwhile")
 
+    def rewire(self, id: str, wiring: Wiring, wired: Iterable[str]) -> Lease:
+        """Record what a lease's device is connected to, and by which planes."""
+        with self._file.transaction():
+            columns = rows.columns_of(wiring) | {"wired": " ".join(wired)}
+            self._db.execute(
+                f"UPDATE lease SET {', '.join(f'{one} = ?' for one in columns)} "  # noqa: S608 - our names
+                "WHERE id = ?",
+                (*columns.values(), id),
+            )
+            return self._get(id)
+
+    def unwired(self, id: str) -> None:
+        """Record that no plane has anything of a lease any more."""
+        with self._file.transaction():
+            self._db.execute("UPDATE lease SET wired = '' WHERE id = ?", (id,))
+
+    def postpone(self, ids: Iterable[str], boottime: float) -> None:
+        """Let FIN WAIT last until `boottime` at least: something is in the way."""
+        with self._file.transaction():
+            self._db.executemany(
+                "UPDATE lease SET deadline = max(deadline, ?) "
+                "WHERE id = ? AND state = 'fin_wait'",
+                [(boottime, id) for id in ids],
+            )
+
     def begin_release(self, id: str) -> Lease:
         """Let a lease's FIN WAIT begin; one that is in it already stays as it is.
 
@@ -419,31 +439,29 @@ class Ledger:
     ) -> str:
         spec = one.spec
         id = self._randomness(8).hex()
-        tap = spec if isinstance(spec, Tap) else None
         macvtap = spec if isinstance(spec, Macvtap) else None
+        columns = {
+            "id": id,
+            "netns": row,
+            "name": allocator.pick(one.template, spec.naming, spec.key, taken),
+            "ifindex": self._next_ifindex(row),
+            "kind": spec.kind,
+            "state": State.RESERVED,
+            "owner": spec.owner,
+            "mac": one.mac or self._new_mac(),
+            "link": macvtap and macvtap.link,
+            "mode": macvtap and macvtap.mode,
+            "queues": spec.queues,
+            **rows.columns_of(one.wiring),
+            "wired": " ".join(one.wired),
+            "created": self._clock.wallclock(),
+            "fin_wait": spec.fin_wait,
+            "manager": manager,
+        }
         self._db.execute(
-            "INSERT INTO lease (id, netns, name, ifindex, kind, state, owner, mac, "
-            "bridge, link, mode, mtu, queues, isolated, created, fin_wait, manager) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                id,
-                row,
-                allocator.pick(one.template, spec.naming, spec.key, taken),
-                self._next_ifindex(row),
-                spec.kind,
-                State.RESERVED,
-                spec.owner,
-                one.mac or self._new_mac(),
-                tap and tap.bridge,
-                macvtap and macvtap.link,
-                macvtap and macvtap.mode,
-                one.mtu,
-                spec.queues,
-                tap.isolated if tap else False,
-                self._clock.wallclock(),
-                spec.fin_wait,
-                manager,
-            ),
+            f"INSERT INTO lease ({', '.join(columns)}) "  # noqa: S608 - our names
+            f"VALUES ({', '.join('?' * len(columns))})",
+            [*columns.values()],
         )
         return id
 
@@ -500,9 +518,9 @@ class Ledger:
 
     def _leases(self, where: str, *values: object) -> list[Lease]:
         with self._file.translated():
-            rows = self._db.execute(_LEASE + where, values).fetchall()
+            found = self._db.execute(rows.SELECT + where, values).fetchall()
         try:
-            return [_lease(row) for row in rows]
+            return [rows.lease_of(row) for row in found]
         except ValueError as error:
             raise LedgerDamaged(f"ledger {self.path!r} is damaged: {error}") from error
 
@@ -527,57 +545,3 @@ class Ledger:
                 ("next_manager", 1 + int.from_bytes(self._randomness(5), "big")),
             ],
         )
-
-
-def _lease(row: tuple[Any, ...]) -> Lease:
-    (
-        id,
-        name,
-        ifindex,
-        kind,
-        state,
-        owner,
-        mac,
-        bridge,
-        link,
-        mode,
-        mtu,
-        queues,
-        isolated,
-        boot,
-        cookie,
-        path,
-        pidns,
-        created,
-        fin_wait,
-        deadline,
-        released,
-        pid,
-        pid_start,
-        pid_pidns,
-        placeholder,
-        manager,
-    ) = row
-    return Lease(
-        id=id,
-        name=name,
-        ifindex=ifindex,
-        kind=Kind(kind),
-        state=State(state),
-        owner=owner,
-        mac=mac,
-        bridge=bridge,
-        link=link,
-        mode=None if mode is None else Mode(mode),
-        mtu=mtu,
-        queues=queues,
-        isolated=bool(isolated),
-        netns=Netns(boot, cookie, path, pidns),
-        created=created,
-        fin_wait=fin_wait,
-        deadline=deadline,
-        released=released,
-        process=None if pid is None else Process(pid, pid_start, pid_pidns),
-        placeholder=bool(placeholder),
-        manager=manager,
-    )

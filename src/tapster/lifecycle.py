@@ -36,6 +36,8 @@ class Action(StrEnum):
     """Release the lease of a process that has ended."""
     FINISH = "finish"
     """Bring the device of a released lease to rest: down, off its bridge, stamped."""
+    REWIRE = "rewire"
+    """Connect the device of an active lease again as it should be."""
     REPLANT = "replant"
     """Let a placeholder hold the name of a lost device until FIN WAIT ends."""
     CLOSE = "close"
@@ -53,6 +55,10 @@ class Facts(NamedTuple):
     """Its FIN WAIT is over."""
     process_ended: bool = False
     """It was bound to a process that has ended."""
+    differs: bool = False
+    """Its device is there, but not connected as its wiring wants."""
+    wired: bool = False
+    """Planes may have something of it."""
 
 
 TABLE: dict[tuple[State, Seen], Action] = {
@@ -78,6 +84,10 @@ def decide(state: State, seen: Seen, facts: Facts) -> Action:
         return Action.CLOSE
     if state is State.ACTIVE and facts.process_ended:
         return Action.RELEASE
+    if state is State.ACTIVE and seen is not Seen.ABSENT and facts.differs:
+        return Action.REWIRE
+    if state is State.FIN_WAIT and seen is Seen.QUIET and facts.wired:
+        return Action.FINISH
     return TABLE[state, seen]
 
 

@@ -51,12 +51,57 @@ class Mode(StrEnum):
     PASSTHRU = "passthru"
 
 
+class Rate(NamedTuple):
+    """A limit of traffic in one direction, as libvirt's `<bandwidth>` has it."""
+
+    average: int
+    """Kilobytes (1,000 bytes) a second, for as long as it may be."""
+    peak: int | None = None
+    """Kilobytes a second at most, while a burst lasts; None is no such limit."""
+    burst: int | None = None
+    """KiB (1,024 bytes) that may go at `peak`; None is what suits `average`."""
+
+
+class Wiring(NamedTuple):
+    """What a device is connected to and how: what may change while it is leased.
+
+    At most one of `bridge` (Linux's) and `ovs` (Open vSwitch's) is given.
+    """
+
+    bridge: str | None = None
+    ovs: str | None = None
+    isolated: bool = False
+    """It reaches only those ports of its Linux bridge that are not isolated."""
+    learning: bool = True
+    """False: the bridge does not learn who is behind this port and floods nothing
+    to it; it knows the guest's MAC, and no other."""
+    vlan: int | None = None
+    """The VLAN of untagged frames; without `trunks` the only one."""
+    trunks: tuple[int, ...] = ()
+    """The VLANs whose frames come and go tagged."""
+    external_ids: tuple[tuple[str, str], ...] = ()
+    """What others shall find in Open vSwitch's Interface row, such as iface-id."""
+    filter: bool = False
+    """The guest can send from its MAC only, and be neither a DHCP server nor an
+    IPv6 router."""
+    addresses: tuple[str, ...] = ()
+    """With `filter`: the IPv4 and IPv6 addresses it can use; () is all."""
+    inbound: Rate | None = None
+    """Of what goes to the guest."""
+    outbound: Rate | None = None
+    """Of what comes from it."""
+    mtu: int | None = None
+    up: bool = True
+    """False: the guest sees its cable pulled out."""
+
+
 class Tap(NamedTuple):
     """A request for a tap device.
 
     `name` is a template or a plain name; `key` is what `stable` naming derives
     the number from. `mac` is the guest's; one is made up when it is None. `mtu`
-    is the bridge's when None. `uid` and `gid` may open the device by name.
+    is the bridge's when None. `uid` and `gid` may open the device by name. The
+    rest is as in `Wiring`.
     """
 
     bridge: str | None = None
@@ -68,14 +113,28 @@ class Tap(NamedTuple):
     mtu: int | None = None
     queues: int = 1
     vnet_hdr: bool = True
-    isolated: bool = False
     uid: int | None = None
     gid: int | None = None
     fin_wait: float = DEFAULT_FIN_WAIT
+    ovs: str | None = None
+    isolated: bool = False
+    learning: bool = True
+    vlan: int | None = None
+    trunks: tuple[int, ...] = ()
+    external_ids: tuple[tuple[str, str], ...] = ()
+    filter: bool = False
+    addresses: tuple[str, ...] = ()
+    inbound: Rate | None = None
+    outbound: Rate | None = None
+    up: bool = True
 
     @property
     def kind(self) -> Kind:
         return Kind.TAP
+
+    @property
+    def wiring(self) -> Wiring:
+        return Wiring(*[getattr(self, field) for field in Wiring._fields])
 
 
 class Macvtap(NamedTuple):
@@ -100,6 +159,10 @@ class Macvtap(NamedTuple):
     @property
     def kind(self) -> Kind:
         return Kind.MACVTAP
+
+    @property
+    def wiring(self) -> Wiring:
+        return Wiring(mtu=self.mtu)
 
 
 Spec = Tap | Macvtap
@@ -140,12 +203,12 @@ class Lease(NamedTuple):
     owner: str
     mac: str
     """The guest's MAC; the host's side of a tap has another first byte."""
-    bridge: str | None
     link: str | None
     mode: Mode | None
-    mtu: int | None
     queues: int
-    isolated: bool
+    wiring: Wiring
+    wired: tuple[str, ...]
+    """The planes, by name, that may have something of it."""
     netns: Netns
     created: float
     """Wall clock, seconds since the epoch."""
@@ -198,6 +261,11 @@ class Link(NamedTuple):
     """The ifindex of its bridge, or 0."""
     carrier: bool = False
     """Of a tap that is up: somebody has it open."""
+    isolated: bool = False
+    """Of a bridge port; so are the next two."""
+    learning: bool = True
+    flood: bool = True
+    """Frames to unknown MACs are sent to it."""
 
 
 def stamp(ledger: str, lease: str) -> str:
@@ -234,8 +302,6 @@ def check_spec(spec: Spec) -> names.Template:
         if spec.mode not in [*Mode]:
             raise RequestError(f"mode must be one of {[*Mode]}, not {spec.mode!r}")
         names.check(spec.link)
-    elif spec.bridge is not None:
-        names.check(spec.bridge)
     if spec.naming != Naming.LOWEST and not template.numbered:
         raise RequestError(
             f"naming {spec.naming} needs a template with '%d', not {spec.name!r}"
@@ -244,18 +310,86 @@ def check_spec(spec: Spec) -> names.Template:
         raise RequestError("naming stable and a key go together")
     if not 1 <= spec.queues <= MAX_QUEUES:
         raise RequestError(f"queues must be 1 to {MAX_QUEUES}, not {spec.queues}")
-    if spec.mtu is not None and not 68 <= spec.mtu <= 65521:
-        raise RequestError(f"mtu must be 68 to 65521, not {spec.mtu}")
     if not 0 <= spec.fin_wait <= 86400:
         raise RequestError(f"fin_wait must be 0 to 86400 s, not {spec.fin_wait}")
     for id_ in (spec.uid, spec.gid) if isinstance(spec, Tap) else ():
         if id_ is not None and not 0 <= id_ < (1 << 32) - 1:
             raise RequestError(f"a user or group id is 0 to 4294967294, not {id_}")
-    if isinstance(spec, Tap) and spec.isolated and spec.bridge is None:
-        raise RequestError("isolated is a property of a bridge port: name a bridge")
     if spec.mac is not None:
         parse_mac(spec.mac)
+    check_wiring(spec.wiring)
     return template
+
+
+def check_wiring(wiring: Wiring) -> None:
+    """Check by itself what a device is to be connected to. Raises RequestError."""
+    if wiring.bridge is not None and wiring.ovs is not None:
+        raise RequestError(
+            f"a device is on one bridge: Linux's {wiring.bridge!r} "
+            f"or Open vSwitch's {wiring.ovs!r}"
+        )
+    for bridge in (wiring.bridge, wiring.ovs):
+        if bridge is not None:
+            names.check(bridge)
+    for field, homes in _HOMES.items():
+        value, default = getattr(wiring, field), getattr(Wiring(), field)
+        if value != default and all(getattr(wiring, home) is None for home in homes):
+            kinds = " or ".join(_KINDS[home] for home in homes)
+            raise RequestError(f"{field} works on a port of {kinds}: name a bridge")
+    if wiring.mtu is not None and not 68 <= wiring.mtu <= 65521:
+        raise RequestError(f"mtu must be 68 to 65521, not {wiring.mtu}")
+    for vlan in (wiring.vlan, *wiring.trunks):
+        if vlan is not None and not 1 <= vlan <= 4094:
+            raise RequestError(f"a VLAN is 1 to 4094, not {vlan}")
+    if len({wiring.vlan, *wiring.trunks}) <= len(wiring.trunks):
+        raise RequestError("each VLAN may be named once, in vlan or in trunks")
+    for key, value in wiring.external_ids:
+        if not key or "=" in key or not f"{key}{value}".isprintable():
+            raise RequestError(f"external id {key!r}={value!r} is not KEY=VALUE")
+    if wiring.addresses and not wiring.filter:
+        raise RequestError("addresses are what the filter allows: ask for filter")
+    for address in wiring.addresses:
+        _check_address(address)
+    for rate in (wiring.inbound, wiring.outbound):
+        if rate is not None:
+            _check_rate(rate)
+
+
+def check_macvtap_wiring(wiring: Wiring) -> None:
+    """Check what a macvtap can have of it. Raises RequestError."""
+    for field, default in Wiring()._asdict().items():
+        if field not in ("mtu", "up") and getattr(wiring, field) != default:
+            raise RequestError(f"{field} does not go with a macvtap")
+
+
+_HOMES = {
+    "isolated": ("bridge",),
+    "learning": ("bridge",),
+    "filter": ("bridge",),
+    "vlan": ("bridge", "ovs"),
+    "trunks": ("bridge", "ovs"),
+    "external_ids": ("ovs",),
+    "outbound": ("bridge", "ovs"),
+}
+"""On which kinds of bridge a thing can be had, if it needs one."""
+_KINDS = {"bridge": "a Linux bridge", "ovs": "an Open vSwitch bridge"}
+
+
+def _check_address(address: str) -> None:
+    from ipaddress import ip_address  # only here: it is slow to import
+
+    try:
+        ip_address(address)
+    except ValueError:
+        raise RequestError(f"{address!r} is not an IPv4 or IPv6 address") from None
+
+
+def _check_rate(rate: Rate) -> None:
+    for field, value in rate._asdict().items():
+        if value is not None and not 1 <= value < 1 << 32:
+            raise RequestError(f"{field} must be 1 to {(1 << 32) - 1}, not {value}")
+    if rate.peak is not None and rate.peak < rate.average:
+        raise RequestError(f"peak {rate.peak} is less than the average, {rate.average}")
 
 
 def parse_mac(text: str) -> bytes:

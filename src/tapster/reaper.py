@@ -15,8 +15,9 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 
-from tapster.errors import TapsterError
+from tapster.errors import ServiceUnavailable, TapsterError
 from tapster.host import Host
 from tapster.kernel.lock import REAPER, LockFile
 
@@ -64,8 +65,11 @@ def _lead(ledger: str, locks: LockFile) -> bool:
         try:
             # Opened anew each time: an idle process should hold nothing open.
             with Host(ledger, reaper=_nobody) as host:
-                host.settle()
-                host.reap()
+                # A service that is away comes back: it is tried again until then.
+                with suppress(ServiceUnavailable):
+                    host.settle()
+                with suppress(ServiceUnavailable):
+                    host.reap()
                 if host.quit_if_idle(lambda: locks.free(REAPER)):
                     return True
                 deadline = host.next_deadline()

@@ -24,12 +24,24 @@ CREATE TABLE lease (
     state       TEXT NOT NULL,
     owner       TEXT NOT NULL,
     mac         TEXT NOT NULL,
-    bridge      TEXT,
     link        TEXT,
     mode        TEXT,
-    mtu         INTEGER,
     queues      INTEGER NOT NULL,
-    isolated    INTEGER NOT NULL,
+    -- Its wiring. A list is separated by spaces, external_ids by newlines.
+    bridge       TEXT,
+    ovs          TEXT,
+    isolated     INTEGER NOT NULL DEFAULT 0,
+    learning     INTEGER NOT NULL DEFAULT 1,
+    vlan         INTEGER,
+    trunks       TEXT NOT NULL DEFAULT '',
+    external_ids TEXT NOT NULL DEFAULT '', -- KEY=VALUE
+    filter       INTEGER NOT NULL DEFAULT 0,
+    addresses    TEXT NOT NULL DEFAULT '',
+    inbound      TEXT,    -- average, peak, burst; '-' is none
+    outbound     TEXT,
+    mtu          INTEGER,
+    up           INTEGER NOT NULL DEFAULT 1,
+    wired        TEXT NOT NULL DEFAULT '', -- the planes that may have something of it
     created     REAL NOT NULL,
     fin_wait    REAL NOT NULL,
     deadline    REAL,

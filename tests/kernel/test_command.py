@@ -52,6 +52,8 @@ LEASE_FIELDS = {
     *("id", "name", "ifindex", "kind", "state", "owner", "mac", "bridge", "link"),
     *("mode", "mtu", "queues", "isolated", "netns", "created", "released"),
     *("fin_wait", "fin_wait_left", "pid", "placeholder"),
+    *("ovs", "learning", "vlan", "trunks", "external_ids", "filter", "addresses"),
+    *("inbound", "outbound", "up"),
 }
 
 

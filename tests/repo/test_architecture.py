@@ -80,6 +80,7 @@ ROOMS = [
         "what must be known of the kernel is passed in: a transaction is short",
     ),
     Room("tapster.database", ("tapster.errors",), "a file, whatever is in it"),
+    Room("tapster.rows", ("tapster.model",), "pure: values of columns"),
     Room(
         "tapster.ledger",
         (
@@ -88,6 +89,7 @@ ROOMS = [
             "tapster.errors",
             "tapster.model",
             "tapster.names",
+            "tapster.rows",
         ),
         "what must be known of the kernel is passed in: a transaction is short",
     ),
@@ -185,7 +187,8 @@ KEEPERS = [
 PURE = {
     "tapster.errors": {"os"},  # os.strerror
     "tapster.names": {"hashlib", "typing"},
-    "tapster.model": {"enum", "typing"},
+    "tapster.model": {"enum", "ipaddress", "typing"},
+    "tapster.rows": {"typing"},
     "tapster.lifecycle": {"enum", "typing"},
 }
 """The rooms that have no effects, with what of Python they may import."""

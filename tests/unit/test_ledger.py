@@ -46,9 +46,11 @@ from tapster.model import (
     Naming,
     Netns,
     Process,
+    Rate,
     Spec,
     State,
     Tap,
+    Wiring,
 )
 
 HERE = Netns("boot", 1, "/run/netns/here")
@@ -92,7 +94,10 @@ def reserve(ledger: Ledger, *specs: Spec, netns: Netns = HERE) -> list[Lease]:
     """Reserve where no foreign device is."""
     return ledger.reserve(
         netns,
-        [Reservation(spec, model.check_spec(spec), spec.mac, None) for spec in specs],
+        [
+            Reservation(spec, model.check_spec(spec), spec.mac, spec.wiring)
+            for spec in specs
+        ],
         manager=ME,
         taken=nobody_has,
         changed=nothing_changed,
@@ -146,9 +151,23 @@ def test_a_reserved_lease_records_the_whole_request(ledger: Ledger) -> None:
         mac="52:54:00:12:34:56",
         queues=4,
         isolated=True,
+        learning=False,
+        vlan=7,
+        trunks=(20, 30),
+        filter=True,
+        addresses=("192.0.2.11", "2001:db8::11"),
+        inbound=Rate(1000, 2000, 64),
+        outbound=Rate(500),
+        up=False,
         fin_wait=7.5,
     )
-    wanted = Reservation(spec, model.check_spec(spec), spec.mac, mtu=1400)
+    wanted = Reservation(
+        spec,
+        model.check_spec(spec),
+        spec.mac,
+        spec.wiring._replace(mtu=1400),
+        wired=("filter", "shape"),
+    )
     (lease,) = ledger.reserve(
         HERE, [wanted], manager=ME, taken=nobody_has, changed=nothing_changed
     )
@@ -160,12 +179,11 @@ def test_a_reserved_lease_records_the_whole_request(ledger: Ledger) -> None:
         state=State.RESERVED,
         owner="vm1",
         mac="52:54:00:12:34:56",
-        bridge="br0",
         link=None,
         mode=None,
-        mtu=1400,
         queues=4,
-        isolated=True,
+        wiring=spec.wiring._replace(mtu=1400),
+        wired=("filter", "shape"),
         netns=HERE,
         created=100.0,
         fin_wait=7.5,
@@ -543,7 +561,7 @@ def test_a_lease_whose_name_a_foreign_device_took_gets_another(
     # The history will say since when it has that name.
     assert renamed == lease._replace(name="vnet2", created=101.0)
     ledger.forget([lease.id])
-    wanted = [Reservation(Tap(), template, None, None)]
+    wanted = [Reservation(Tap(), template, None, Wiring())]
     (again,) = ledger.reserve(
         HERE, wanted, manager=ME, taken=ask, changed=nothing_changed
     )
@@ -563,7 +581,7 @@ def test_changes_are_asked_for_only_if_foreign_names_are_remembered(
         return set()
 
     taken = {"vnet0": 5}
-    wanted = [Reservation(Tap(), names.parse("vnet%d"), None, None)]
+    wanted = [Reservation(Tap(), names.parse("vnet%d"), None, Wiring())]
     counts = []
     for _ in range(2):
         ledger.reserve(
@@ -766,6 +784,11 @@ def page_of(data: bytes, table: str) -> int:
     return (int(page) - 1) * 4096
 
 
+def lease_table(data: bytes) -> int:
+    """Where in the file the schema says what the leases' table is."""
+    return data.rindex(b"CREATE TABLE lease")
+
+
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "cut in the header": lambda data: data[:50],
     "cut in the first page": lambda data: data[:2000],
@@ -778,9 +801,15 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "the application overwritten": lambda data: over(data, 68, b"\xff\xff\xff\xff"),
     "the version zeroed": lambda data: over(data, 60, bytes(4)),
     "the schema's tree overwritten": lambda data: over(data, 100, b"\xff" * 200),
-    "the schema overwritten with letters": lambda data: over(data, 3000, b"x" * 500),
-    "the schema overwritten with 0xff": lambda data: over(data, 3000, b"\xff" * 500),
-    "the schema overwritten with zeros": lambda data: over(data, 3000, bytes(500)),
+    "the schema overwritten with letters": lambda data: over(
+        data, lease_table(data), b"x" * 500
+    ),
+    "the schema overwritten with 0xff": lambda data: over(
+        data, lease_table(data), b"\xff" * 500
+    ),
+    "the schema overwritten with zeros": lambda data: over(
+        data, lease_table(data), bytes(500)
+    ),
     "the settings overwritten": lambda data: over(
         data, page_of(data, "meta"), b"\xff" * 4096
     ),
@@ -1145,7 +1174,9 @@ def acquire(path: Path) -> None:
     ledger = Ledger(path, Clock())
     foreign = {"vnet0": 5, "vnet4": 6}
     specs = [Tap(), Tap(naming=Naming.NEXT), Tap(naming=Naming.STABLE, key="k")]
-    wanted = [Reservation(spec, names.parse("vnet%d"), None, None) for spec in specs]
+    wanted = [
+        Reservation(spec, names.parse("vnet%d"), None, Wiring()) for spec in specs
+    ]
     ledger.reserve(
         HERE,
         wanted,
@@ -1212,7 +1243,7 @@ def stop(*_: object) -> Any:
     raise Stop
 
 
-WANTED = [Reservation(Tap(), names.parse("vnet%d"), None, None)]
+WANTED = [Reservation(Tap(), names.parse("vnet%d"), None, Wiring())]
 
 INTERRUPTED: dict[str, Callable[[Ledger], object]] = {
     "taken": lambda ledger: ledger.reserve(
@@ -1450,7 +1481,10 @@ class LedgerMachine(RuleBasedStateMachine):
         def act() -> list[Lease]:
             return self.ledger.reserve(
                 netns,
-                [Reservation(tap, names.parse(tap.name), None, None) for tap in taps],
+                [
+                    Reservation(tap, names.parse(tap.name), None, Wiring())
+                    for tap in taps
+                ],
                 manager=ME,
                 taken=self.taken(netns),
                 changed=lambda: self.changed(netns),

@@ -8,7 +8,7 @@ import pytest
 
 from tapster import model
 from tapster.lifecycle import TABLE, Action, Facts, Seen, decide, is_ours, look
-from tapster.model import Kind, Lease, Link, Netns, State
+from tapster.model import Kind, Lease, Link, Netns, State, Wiring
 
 LEDGER = "0a1b2c3d"
 OTHER_LEDGER = "d3c2b1a0"
@@ -21,12 +21,11 @@ LEASE = Lease(
     state=State.ACTIVE,
     owner="vm1",
     mac="52:54:00:12:34:56",
-    bridge="br0",
     link=None,
     mode=None,
-    mtu=1500,
     queues=1,
-    isolated=False,
+    wiring=Wiring(bridge="br0", mtu=1500),
+    wired=(),
     netns=Netns("boot", 1, ""),
     created=0.0,
     fin_wait=5.0,
@@ -74,11 +73,16 @@ def after(action: Action, world: World) -> World | None:
         case Action.UNDO | Action.CLOSE:
             return None
         case Action.FINISH:
-            return world._replace(seen=Seen.QUIET)
+            return world._replace(
+                seen=Seen.QUIET, facts=world.facts._replace(wired=False)
+            )
+        case Action.REWIRE:
+            return world._replace(facts=world.facts._replace(differs=False))
         case Action.RELEASE | Action.REPLANT:
             # The deadline is set now if it was not, so it lies ahead; the device,
             # or the placeholder that took its place, is down.
-            return World(State.FIN_WAIT, Seen.QUIET, world.facts._replace(due=False))
+            facts = world.facts._replace(due=False, wired=False)
+            return World(State.FIN_WAIT, Seen.QUIET, facts)
 
 
 # The table

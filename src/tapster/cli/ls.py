@@ -32,7 +32,7 @@ def _row(lease: Lease) -> tuple[str, ...]:
         lease.name,
         lease.state if left is None else f"{lease.state} {left:.1f}s",
         lease.kind,
-        lease.bridge or lease.link or "-",
+        lease.wiring.bridge or lease.wiring.ovs or lease.link or "-",
         lease.mac,
         lease.owner or "-",
         output.netns_name(lease.netns.path) or "-",

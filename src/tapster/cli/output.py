@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tapster.kernel.netns import NAMED
-from tapster.model import Lease, Link, Tenure
+from tapster.model import Lease, Link, Tenure, Wiring
 
 VERSION = 1
 
@@ -35,12 +35,10 @@ def lease_json(lease: Lease) -> dict[str, Any]:
         "state": lease.state,
         "owner": lease.owner,
         "mac": lease.mac,
-        "bridge": lease.bridge,
         "link": lease.link,
         "mode": lease.mode,
-        "mtu": lease.mtu,
         "queues": lease.queues,
-        "isolated": lease.isolated,
+        **wiring_json(lease.wiring),
         "netns": netns_name(lease.netns.path) or None,
         "created": timestamp(lease.created),
         "released": timestamp(lease.released),
@@ -48,6 +46,15 @@ def lease_json(lease: Lease) -> dict[str, Any]:
         "fin_wait_left": wait_left(lease),
         "pid": lease.process.pid if lease.process else None,
         "placeholder": lease.placeholder,
+    }
+
+
+def wiring_json(wiring: Wiring) -> dict[str, Any]:
+    """What a device is connected to, as programs see it."""
+    return wiring._asdict() | {
+        "external_ids": dict(wiring.external_ids),
+        "inbound": wiring.inbound and wiring.inbound._asdict(),
+        "outbound": wiring.outbound and wiring.outbound._asdict(),
     }
 
 

@@ -110,7 +110,7 @@ class LinuxKernel:
         self._fd = fd
         self._watch: rtnl.Watch | None = None
         try:
-            with self._inside():
+            with self.inside():
                 self._netns = Netns(boot_id, netns.cookie(), path, netns.pidns())
                 self._rtnl = rtnl.Rtnl()
                 self._ioctl = socket.socket(
@@ -124,6 +124,11 @@ class LinuxKernel:
     @property
     def netns(self) -> Netns:
         return self._netns
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        with netns.inside(self._fd):
+            yield
 
     def close(self) -> None:
         for opened in (self._rtnl, self._ioctl, self._watch):
@@ -173,6 +178,13 @@ class LinuxKernel:
             raise failure(error, f"counting the ports of {bridge.name!r}") from error
         return BR_MAX_PORTS - ports.count(0)
 
+    def neighbours(self, ifindex: int) -> set[str]:
+        try:
+            return self._rtnl.neighbours(ifindex)
+        except OSError as error:
+            action = f"reading who is behind device {ifindex}"
+            raise failure(error, action) from error
+
     def create_tap(
         self,
         name: str,
@@ -185,7 +197,7 @@ class LinuxKernel:
     ) -> tuple[int, ...]:
         flags = tun.flags(queues=queues, vnet_hdr=vnet_hdr)
         try:
-            with self._inside():
+            with self.inside():
                 return tun.create(
                     name, ifindex, queues=queues, flags=flags, uid=uid, gid=gid
                 )
@@ -265,7 +277,7 @@ class LinuxKernel:
     def changed_links(self) -> set[int] | None:
         try:
             if self._watch is None:
-                with self._inside():
+                with self.inside():
                     self._watch = rtnl.Watch()
                 return None
             return self._watch.changed()
@@ -288,7 +300,7 @@ class LinuxKernel:
     def _device_number(self, node: str) -> int:
         from tapster.kernel.libc import mount_detached
 
-        with self._inside():
+        with self.inside():
             sysfs = mount_detached("sysfs")
         try:
             fd = os.open(
@@ -301,11 +313,6 @@ class LinuxKernel:
         finally:
             os.close(fd)
         return os.makedev(int(major), int(minor))
-
-    @contextmanager
-    def _inside(self) -> Iterator[None]:
-        with netns.inside(self._fd):
-            yield
 
     def _execute(
         self, messages: Sequence[rtnl.Message], action: str, *, ignore: int = 0

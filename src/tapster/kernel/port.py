@@ -7,6 +7,7 @@ changes a device names it by ifindex; none takes a name, except to create.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 from tapster.model import Link, Mode, Netns, Process
@@ -25,6 +26,11 @@ class LinkChange(NamedTuple):
     """The ifindex of a bridge, or 0 for none."""
     isolated: bool | None = None
     """Of a bridge port: it reaches only the ports that are not isolated."""
+    learning: bool | None = None
+    """Of a bridge port: False if the bridge learns no MAC there and floods nothing
+    to it."""
+    neighbour: str | None = None
+    """A MAC that the bridge is to know behind this port of it, for good."""
     up: bool | None = None
 
 
@@ -45,6 +51,15 @@ class Kernel(Protocol):
 
     def ports(self, bridge: Link) -> int:
         """How many ports a bridge has."""
+
+    def neighbours(self, ifindex: int) -> set[str]:
+        """The MACs that a bridge knows for good behind this port of it."""
+
+    def inside(self) -> AbstractContextManager[None]:
+        """For the time of a block the calling thread is in this namespace.
+
+        It is for libraries that open sockets of their own.
+        """
 
     def create_tap(
         self,

@@ -21,6 +21,7 @@ NLM_F_REQUEST = 0x1
 NLM_F_ACK = 0x4
 NLM_F_DUMP_INTR = 0x10
 NLM_F_DUMP = 0x300
+NLM_F_REPLACE = 0x100
 NLM_F_EXCL = 0x200
 NLM_F_CREATE = 0x400
 NLM_F_ACK_TLVS = 0x200
@@ -38,6 +39,8 @@ RTM_NEWLINK = 16
 RTM_DELLINK = 17
 RTM_GETLINK = 18
 RTM_SETLINK = 19
+RTM_NEWNEIGH = 28
+RTM_GETNEIGH = 30
 
 IFLA_ADDRESS = 1
 IFLA_IFNAME = 3
@@ -55,11 +58,16 @@ IFLA_INFO_KIND = 1
 IFLA_INFO_DATA = 2
 IFLA_INFO_SLAVE_KIND = 4
 IFLA_INFO_SLAVE_DATA = 5
+IFLA_BRPORT_LEARNING = 8
+IFLA_BRPORT_UNICAST_FLOOD = 9
 IFLA_BRPORT_ISOLATED = 33
 IFLA_MACVLAN_MODE = 1
 IFLA_INET6_ADDR_GEN_MODE = 8
 IN6_ADDR_GEN_MODE_NONE = 1
 RTEXT_FILTER_SKIP_STATS = 8
+NDA_LLADDR = 2
+NTF_MASTER = 0x4
+NUD_NOARP = 0x40
 IFF_UP = 1
 IFF_LOWER_UP = 0x10000
 NLA_F_NESTED = 0x8000
@@ -69,6 +77,7 @@ MACVLAN_MODE = {Mode.PRIVATE: 1, Mode.VEPA: 2, Mode.BRIDGE: 4, Mode.PASSTHRU: 8}
 
 _HEADER = struct.Struct("IHHII")  # nlmsghdr: len, type, flags, seq, pid
 _IFINFO = struct.Struct("BxHiII")  # ifinfomsg: family, type, index, flags, change
+_NDMSG = struct.Struct("BxxxiHBB")  # ndmsg: family, ifindex, state, flags, type
 _ATTR = struct.Struct("HH")  # rtattr: len, type
 _U32 = struct.Struct("I")
 _I32 = struct.Struct("i")
@@ -142,33 +151,53 @@ class Rtnl:
                         return None
                     raise error
 
+    def neighbours(self, ifindex: int) -> set[str]:
+        """The MACs that the bridge of this port knows there for good.
+
+        As `bridge fdb show dev`: without the port's own MAC, which is permanent.
+        """
+        for _ in range(_DUMPS):
+            # The filter by ifindex is a bridge's own: rtnl_fdb_dump() in
+            # net/core/rtnetlink.c takes it from ndm_ifindex.
+            request = _NDMSG.pack(socket.AF_BRIDGE, ifindex, 0, 0, 0)
+            bodies, whole = self._dump(RTM_GETNEIGH, request)
+            if whole:
+                break
+        found = set()
+        for body in bodies:
+            _, at, state, flags, _ = _NDMSG.unpack_from(body)
+            mac = dict(_attributes(body, _NDMSG.size)).get(NDA_LLADDR, b"")
+            if at == ifindex and state == NUD_NOARP and flags & NTF_MASTER:
+                found.add(mac.hex(":"))
+        return found
+
     def dump(self) -> list[Link]:
         """Every link, read again while the list changes meanwhile, to a bound.
 
         A link that comes or goes all the while may then be missing or too many.
         """
+        attributes = _attr(IFLA_EXT_MASK, _U32.pack(RTEXT_FILTER_SKIP_STATS))
         for _ in range(_DUMPS):
-            links, whole = self._dump()
+            bodies, whole = self._dump(RTM_GETLINK, _ifinfo(0) + attributes)
             if whole:
                 break
-        return links
+        return [_link(body) for body in bodies]
 
-    def _dump(self) -> tuple[list[Link], bool]:
-        attributes = _attr(IFLA_EXT_MASK, _U32.pack(RTEXT_FILTER_SKIP_STATS))
-        request = Message(RTM_GETLINK, NLM_F_DUMP, _ifinfo(0) + attributes)
-        sequence = self._send([request])
-        links: list[Link] = []
+    def _dump(self, type_: int, wanted: bytes) -> tuple[list[bytes], bool]:
+        """All that answers a request, and whether nothing changed meanwhile."""
+        sequence = self._send([Message(type_, NLM_F_DUMP, wanted)])
+        bodies: list[bytes] = []
         whole = True
         while True:
             for type_, flags, answered, body in self._receive():
                 if answered != sequence:
                     continue
                 whole = whole and not flags & NLM_F_DUMP_INTR
-                if type_ == RTM_NEWLINK:
-                    links.append(_link(body))
-                elif type_ == NLMSG_DONE:
-                    return links, whole
-                elif type_ == NLMSG_ERROR and (error := _error(flags, body)):
+                if type_ == NLMSG_DONE:
+                    return bodies, whole
+                if type_ != NLMSG_ERROR:
+                    bodies.append(body)
+                elif error := _error(flags, body):
                     raise error
 
     def _send(self, messages: Sequence[Message]) -> int:
@@ -252,8 +281,16 @@ def set_messages(change: LinkChange) -> list[Message]:
     messages = []
     if attributes or flags:
         messages.append(Message(RTM_SETLINK, 0, header + attributes))
+    port = b""
     if change.isolated is not None:
-        messages.append(_isolated(change.ifindex, change.isolated))
+        port += _attr(IFLA_BRPORT_ISOLATED, bytes([change.isolated]))
+    if change.learning is not None:
+        port += _attr(IFLA_BRPORT_LEARNING, bytes([change.learning]))
+        port += _attr(IFLA_BRPORT_UNICAST_FLOOD, bytes([change.learning]))
+    if port:
+        messages.append(_port(change.ifindex, port))
+    if change.neighbour is not None:
+        messages.append(_neighbour(change.ifindex, change.neighbour))
     return messages
 
 
@@ -306,11 +343,17 @@ def delete_group_message(group: int) -> Message:
     return Message(RTM_DELLINK, 0, _ifinfo(0) + _attr(IFLA_GROUP, _U32.pack(group)))
 
 
-def _isolated(ifindex: int, isolated: bool) -> Message:
+def _port(ifindex: int, data: bytes) -> Message:
     # RTM_NEWLINK without NLM_F_CREATE changes; only it takes IFLA_INFO_SLAVE_DATA.
-    data = _attr(IFLA_BRPORT_ISOLATED, bytes([isolated]))
     info = _attr(IFLA_INFO_SLAVE_KIND, b"bridge") + _nest(IFLA_INFO_SLAVE_DATA, data)
     return Message(RTM_NEWLINK, 0, _ifinfo(ifindex) + _nest(IFLA_LINKINFO, info))
+
+
+def _neighbour(ifindex: int, mac: str) -> Message:
+    # What `bridge fdb replace MAC dev PORT master static` sends.
+    header = _NDMSG.pack(socket.AF_BRIDGE, ifindex, NUD_NOARP, NTF_MASTER, 0)
+    flags = NLM_F_CREATE | NLM_F_REPLACE
+    return Message(RTM_NEWNEIGH, flags, header + _attr(NDA_LLADDR, parse_mac(mac)))
 
 
 def _netlink(groups: int = 0) -> socket.socket:
@@ -358,6 +401,9 @@ def _link(body: bytes) -> Link:
     _, _, ifindex, flags, _ = _IFINFO.unpack_from(body)
     found = dict(_attributes(body, _IFINFO.size))
     info = dict(_attributes(found.get(IFLA_LINKINFO, b""), 0))
+    port = dict(_attributes(info.get(IFLA_INFO_SLAVE_DATA, b""), 0))
+    if info.get(IFLA_INFO_SLAVE_KIND, b"").rstrip(b"\0") != b"bridge":
+        port = {}
     return Link(
         ifindex=ifindex,
         name=os.fsdecode(found[IFLA_IFNAME].rstrip(b"\0")),
@@ -368,6 +414,9 @@ def _link(body: bytes) -> Link:
         up=bool(flags & IFF_UP),
         carrier=bool(flags & IFF_LOWER_UP),
         master=_number(found.get(IFLA_MASTER)),
+        isolated=port.get(IFLA_BRPORT_ISOLATED) == b"\1",
+        learning=port.get(IFLA_BRPORT_LEARNING) != b"\0",
+        flood=port.get(IFLA_BRPORT_UNICAST_FLOOD) != b"\0",
     )
 
 

@@ -8,7 +8,7 @@ is called before each, so a test can be that anybody.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from errno import EBADFD, ENODEV, EOPNOTSUPP
 
 from tapster.errors import HostError, KernelError, NoSuchLink
@@ -234,6 +234,13 @@ class FakeKernel:
                 raise refusal(EOPNOTSUPP)
             return len(space.ports(found.ifindex))
 
+    def neighbours(self, ifindex: int) -> set[str]:
+        device = self._step(f"list neighbours of {ifindex}").devices.get(ifindex)
+        return set(device.neighbours) if device else set()
+
+    def inside(self) -> nullcontext[None]:
+        return nullcontext()
+
     def create_tap(
         self,
         name: str,
@@ -327,12 +334,16 @@ class FakeKernel:
             self._space().watches.pop(self._handle, None)
 
     def _set(self, change: LinkChange) -> None:
-        setting = change._replace(isolated=None)
+        ifindex, isolated, learning = change.ifindex, change.isolated, change.learning
+        setting = change._replace(isolated=None, learning=None, neighbour=None)
         if any(value is not None for value in setting[1:]):
             self._step(f"set {_shown(setting)}").change(setting)
-        if change.isolated is not None:
-            space = self._step(f"isolate {change.ifindex}")
-            space.isolate(change.ifindex, change.isolated)
+        if (isolated, learning) != (None, None):
+            space = self._step(f"change port {ifindex}")
+            space.change_port(ifindex, isolated=isolated, learning=learning)
+        if change.neighbour is not None:
+            space = self._step(f"add neighbour of {ifindex}")
+            space.add_neighbour(ifindex, change.neighbour)
 
     def _step(self, step: str) -> Space:
         """Begin a step; the namespace, of which nothing must be kept."""
@@ -365,6 +376,9 @@ def _link(space: Space, device: Device) -> Link:
         up=device.up,
         master=device.master,
         carrier=space.carrier(device),
+        isolated=device.isolated,
+        learning=device.learning,
+        flood=device.learning,
     )
 
 

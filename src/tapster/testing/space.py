@@ -54,6 +54,10 @@ class Device(NamedTuple):
     up: bool = False
     master: int = 0
     isolated: bool = False
+    learning: bool = True
+    """False: the bridge does not learn from this port, nor flood to it."""
+    neighbours: frozenset[str] = frozenset()
+    """The MACs that its bridge knows there for good."""
     group: int = 0
     no_ipv6: bool = False
     altnames: tuple[str, ...] = ()
@@ -305,11 +309,25 @@ class Space:
         if change.no_ipv6 and has_ipv6:
             self.edit(ifindex, no_ipv6=True)
 
-    def isolate(self, ifindex: int, isolated: bool) -> None:
+    def change_port(
+        self, ifindex: int, *, isolated: bool | None, learning: bool | None
+    ) -> None:
         """RTM_NEWLINK with IFLA_INFO_SLAVE_DATA."""
-        if not self.get(ifindex).master:
+        port = self.get(ifindex)
+        if not port.master:
             raise refusal(EOPNOTSUPP)
-        self.edit(ifindex, isolated=isolated)
+        self.edit(
+            ifindex,
+            isolated=port.isolated if isolated is None else isolated,
+            learning=port.learning if learning is None else learning,
+        )
+
+    def add_neighbour(self, ifindex: int, mac: str) -> None:
+        """RTM_NEWNEIGH to the bridge of a port."""
+        port = self.get(ifindex)
+        if not port.master:
+            raise refusal(EOPNOTSUPP)
+        self.edit(ifindex, neighbours=port.neighbours | {mac})
 
     def rename(self, ifindex: int, name: str) -> None:
         check_length(name)
@@ -453,7 +471,7 @@ class Space:
         )
 
     def _leave(self, port: Device) -> None:
-        self._put(port._replace(master=0, isolated=False))
+        self._put(_alone(port))
         self._follow_ports(port.master)
 
     def _follow_ports(self, ifindex: int) -> None:
@@ -482,7 +500,7 @@ class Space:
         self._follow_ports(device.master)
         if device.kind == "bridge":
             for port in self.ports(ifindex):
-                self._put(port._replace(master=0, isolated=False))
+                self._put(_alone(port))
         for above in self.macvtaps(ifindex):
             self._remove(above)
         if device.lower_mac and (under := self.devices.get(device.lower)):
@@ -499,6 +517,13 @@ class Space:
     def _note(self, ifindex: int) -> None:
         for seen in self.watches.values():
             seen.add(ifindex)
+
+
+def _alone(port: Device) -> Device:
+    """A device that was a port, and has lost all that made it one."""
+    return port._replace(
+        master=0, isolated=False, learning=True, neighbours=frozenset()
+    )
 
 
 def _has_ipv6(device: Device) -> bool:

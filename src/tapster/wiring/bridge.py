@@ -5,14 +5,14 @@ from typing import NamedTuple
 
 from tapster.errors import BridgeFull, NoSuchLink
 from tapster.kernel.port import Kernel, LinkChange
-from tapster.model import Tap
+from tapster.model import Lease, Link
 
 MAX_PORTS = 1023
 """`BR_MAX_PORTS` in net/bridge/br_private.h, less port number 0, which is reserved."""
 
 
 class Bridge(NamedTuple):
-    """A bridge that has room, as it was found."""
+    """A bridge as it was found."""
 
     name: str
     ifindex: int
@@ -20,7 +20,7 @@ class Bridge(NamedTuple):
 
 
 def find(kernel: Kernel, name: str) -> Bridge:
-    """The bridge called `name`. Raises NoSuchLink or BridgeFull."""
+    """The bridge called `name`. Raises NoSuchLink."""
     link = kernel.link(kernel.ifindex(name))
     if link is None:
         raise NoSuchLink(
@@ -30,9 +30,16 @@ def find(kernel: Kernel, name: str) -> Bridge:
     if link.kind != "bridge":
         kind = link.kind or "hardware"
         raise NoSuchLink(f"{name!r} is not a bridge but a device of kind {kind}")
-    if kernel.ports(link) >= MAX_PORTS:
-        raise full(name)
     return Bridge(name, link.ifindex, link.mtu)
+
+
+def find_room(kernel: Kernel, name: str) -> Bridge:
+    """The bridge called `name`, for one more port. Raises BridgeFull too."""
+    bridge = find(kernel, name)
+    link = kernel.link(bridge.ifindex)
+    if link is not None and kernel.ports(link) >= MAX_PORTS:
+        raise full(name)
+    return bridge
 
 
 def full(name: str) -> BridgeFull:
@@ -41,15 +48,90 @@ def full(name: str) -> BridgeFull:
     )
 
 
-def wire(ifindex: int, spec: Tap, bridge: Bridge | None) -> list[LinkChange]:
-    """The changes that join a tap to its bridge, if it has one, and bring it up."""
-    if bridge is None:
-        return [LinkChange(ifindex, up=True)]
-    if spec.isolated:
-        # Isolation is a property of a port: it can only follow the joining.
-        joined = LinkChange(ifindex, master=bridge.ifindex, isolated=True)
-        return [joined, LinkChange(ifindex, up=True)]
-    return [LinkChange(ifindex, master=bridge.ifindex, up=True)]
+def wire(lease: Lease, bridge: int) -> list[LinkChange]:
+    """The changes that join a device to its bridge, if it has one, and bring it up.
+
+    `bridge` is the bridge's ifindex, or 0.
+    """
+    ifindex, wiring = lease.ifindex, lease.wiring
+    if not bridge:
+        return [LinkChange(ifindex, up=wiring.up)]
+    if not wiring.isolated and wiring.learning:
+        return [LinkChange(ifindex, master=bridge, up=wiring.up)]
+    # These are properties of a port: they can only follow the joining.
+    joined = LinkChange(
+        ifindex,
+        master=bridge,
+        isolated=wiring.isolated,
+        learning=wiring.learning,
+        neighbour=None if wiring.learning else lease.mac,
+    )
+    return [joined, LinkChange(ifindex, up=wiring.up)]
+
+
+def leave(lease: Lease, link: Link, bridge: int) -> LinkChange:
+    """The first change of a device that is wired already, perhaps in another way."""
+    away = bool(link.master) and not _stays(lease, link, bridge)
+    return LinkChange(lease.ifindex, mtu=lease.wiring.mtu, master=0 if away else None)
+
+
+def rewire(lease: Lease, link: Link, bridge: int) -> list[LinkChange]:
+    """The changes that follow `leave`."""
+    if not _stays(lease, link, bridge):
+        return wire(lease, bridge)
+    wiring = lease.wiring
+    port = LinkChange(
+        lease.ifindex,
+        isolated=wiring.isolated,
+        learning=wiring.learning,
+        neighbour=None if wiring.learning else lease.mac,
+    )
+    return [port, LinkChange(lease.ifindex, up=wiring.up)]
+
+
+def _stays(lease: Lease, link: Link, bridge: int) -> bool:
+    """Whether a port can become what it should be where it is."""
+    # What the bridge was told of its MAC is forgotten only when it leaves.
+    forgets = lease.wiring.learning and not link.learning
+    return bool(bridge) and link.master == bridge and not forgets
+
+
+def differs(lease: Lease, link: Link, kernel: Kernel) -> str | None:
+    """How a leased device is not connected as its wiring wants."""
+    wiring = lease.wiring
+    wanted: dict[str, object] = {"up": wiring.up}
+    there: dict[str, object] = {"up": link.up}
+    if wiring.mtu is not None:
+        wanted["mtu"], there["mtu"] = wiring.mtu, link.mtu
+    if wiring.bridge is not None:
+        on = kernel.link(link.master)
+        wanted |= {
+            "bridge": wiring.bridge,
+            "isolated": wiring.isolated,
+            "learning": (wiring.learning, wiring.learning),
+        }
+        there |= {
+            "bridge": on and on.name,
+            "isolated": link.isolated,
+            "learning": (link.learning, link.flood),
+        }
+        if not wiring.learning:
+            wanted["neighbour"] = True
+            there["neighbour"] = lease.mac in kernel.neighbours(link.ifindex)
+    wrong = [
+        f"{key} is {_shown(there[key])}, not {_shown(value)}"
+        for key, value in wanted.items()
+        if there[key] != value
+    ]
+    return "; ".join(wrong) or None
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        value = all(value)
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return str(value)
 
 
 def unwire(ifindex: int) -> LinkChange:

@@ -45,7 +45,7 @@ class Held(NamedTuple):
 
     @classmethod
     def of(cls, lease: Lease) -> "Held":
-        return cls(lease.id, lease.name, lease.ifindex, lease.bridge)
+        return cls(lease.id, lease.name, lease.ifindex, lease.wiring.bridge)
 
 
 class Failed(NamedTuple):
@@ -111,6 +111,7 @@ class ExploredHost(Host):
         self._system, self._ledger = system, ledger
         self._kernel, self._locks = kernel, locks
         self._start_reaper = _nobody
+        self._planes = ()
         self._lock = threading.RLock()
         self._manager = manager
 
