@@ -210,9 +210,10 @@ class Host:
         with self._lock:
             lease = self._ledger.claim(id, self._me(), self._alive)
             try:
-                return self._set(lease, lease.wiring._replace(**changes))
+                changed = self._set(lease, lease.wiring._replace(**changes))
             finally:
                 self._ledger.give_back(self._me())
+            return changed._replace(manager=None)
 
     def _set(self, lease: Lease, wanted: Wiring) -> Lease:
         if lease.state is not State.ACTIVE:
@@ -344,24 +345,24 @@ class Host:
             alias=self._mark(lease),
             no_ipv6=True,
         )
-        self._connect(self._kernel, lease, named, bridge.wire(lease, plan.bridge))
+        self._connect(self._kernel, lease, [named], bridge.wire(lease, plan.bridge))
 
     def _connect(
         self,
         kernel: Kernel,
         lease: Lease,
-        first: LinkChange,
+        first: Sequence[LinkChange],
         joining: Sequence[LinkChange],
     ) -> None:
         """Change a device, let its planes put up what they have, then join it."""
         if lease.wired:
             # What guards a port has to be there before the port.
-            kernel.set_links([first])
+            kernel.set_links(first)
             for plane in self._planes:
                 if plane.name in lease.wired:
                     plane.wire(kernel, lease)
         try:
-            kernel.set_links(joining if lease.wired else [first, *joining])
+            kernel.set_links(joining if lease.wired else [*first, *joining])
         except KernelError as error:
             if error.errno == EXFULL and lease.wiring.bridge:
                 raise bridge.full(lease.wiring.bridge) from error

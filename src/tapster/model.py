@@ -266,6 +266,8 @@ class Link(NamedTuple):
     learning: bool = True
     flood: bool = True
     """Frames to unknown MACs are sent to it."""
+    no_ipv6: bool = True
+    """It makes itself no IPv6 address."""
 
 
 def stamp(ledger: str, lease: str) -> str:

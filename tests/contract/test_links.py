@@ -22,6 +22,7 @@ from tests.contract.makers import OURS, refused, tap
 from tests.kernel.tools import close
 
 MAC = "fe:54:00:00:00:01"
+GUEST = "52:54:00:00:00:01"
 
 
 @pytest.fixture
@@ -154,6 +155,36 @@ def test_a_port_is_isolated_for_as_long_as_it_is_one(
     kernel.set_links([LinkChange(OURS, master=kernel.ifindex("br1"))])
     shown = lab.show()["vnet0"]
     assert (shown.master, shown.isolated) == ("br1", False)
+
+
+def test_a_port_that_learns_nothing_has_neighbours_for_good(
+    lab: Lab, kernel: Kernel, others: Stranger, bridge: int
+) -> None:
+    idle(kernel, 0, 1)
+    with refused(EOPNOTSUPP):
+        kernel.set_links([LinkChange(OURS, neighbour=GUEST)])
+    with refused(EOPNOTSUPP):
+        kernel.set_links([LinkChange(OURS, learning=False)])
+    kernel.set_links([LinkChange(OURS, master=bridge, learning=False, neighbour=GUEST)])
+    kernel.set_links([LinkChange(OURS + 1, master=bridge)])
+    kernel.set_links([LinkChange(OURS, neighbour=GUEST)])  # once more
+    shown = lab.show()
+    assert (shown["vnet0"].learning, shown["vnet0"].neighbours) == (
+        False,
+        frozenset({GUEST}),
+    )
+    assert (shown["vnet1"].learning, shown["vnet1"].neighbours) == (True, frozenset())
+    assert kernel.neighbours(OURS) == {GUEST}
+    assert kernel.neighbours(OURS + 1) == kernel.neighbours(OURS + 7) == set()
+    link = look(kernel, OURS)
+    assert (link.learning, link.flood, link.isolated) == (False, False, False)
+    kernel.set_links([LinkChange(OURS, learning=True, isolated=True)])
+    link = look(kernel, OURS)
+    assert (link.learning, link.flood, link.isolated) == (True, True, True)
+    assert kernel.neighbours(OURS) == {GUEST}, "as long as it is a port"
+    others.add_bridge("br1")
+    kernel.set_links([LinkChange(OURS, master=kernel.ifindex("br1"))])
+    assert kernel.neighbours(OURS) == lab.show()["vnet0"].neighbours == set()
 
 
 def test_what_cannot_be_a_port_or_a_bridge_is_refused(

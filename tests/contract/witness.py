@@ -21,6 +21,9 @@ class Shown(NamedTuple):
     up: bool
     master: str
     isolated: bool
+    learning: bool
+    neighbours: frozenset[str]
+    """The MACs that its bridge knows there for good."""
     group: str
     no_ipv6: bool
     carrier: bool | None
@@ -40,7 +43,10 @@ def in_memory(space: Space) -> dict[str, Shown]:
 
 def by_ip(netns: str | None = None) -> dict[str, Shown]:
     """Every device by name, as `ip -d -j link` shows it."""
-    return {name: _link(link) for name, link in tools.links(netns).items()}
+    found = {name: _link(link) for name, link in tools.links(netns).items()}
+    for name, macs in tools.neighbours(netns).items():
+        found[name] = found[name]._replace(neighbours=frozenset(macs))
+    return found
 
 
 def _device(space: Space, device: Device) -> Shown:
@@ -56,6 +62,8 @@ def _device(space: Space, device: Device) -> Shown:
         up=device.up,
         master=space.devices[device.master].name if device.master else "",
         isolated=device.isolated,
+        learning=device.learning,
+        neighbours=device.neighbours,
         group=_group(str(device.group or "default")),
         no_ipv6=device.no_ipv6,
         carrier=space.carrier(device) if tap else None,
@@ -71,6 +79,7 @@ def _link(link: dict[str, Any]) -> Shown:
     info = link.get("linkinfo", {})
     kind, data = info.get("info_kind", ""), info.get("info_data", {})
     tap, macvtap = kind == "tun", kind == "macvtap"
+    port = info.get("info_slave_data", {})
     return Shown(
         ifindex=link["ifindex"],
         name=link["ifname"],
@@ -81,7 +90,9 @@ def _link(link: dict[str, Any]) -> Shown:
         alias=link.get("ifalias", ""),
         up="UP" in link["flags"],
         master=link.get("master", ""),
-        isolated=info.get("info_slave_data", {}).get("isolated", False),
+        isolated=port.get("isolated", False),
+        learning=port.get("learning", True) and port.get("flood", True),
+        neighbours=frozenset(),
         group=_group(link["group"]),
         no_ipv6=link.get("inet6_addr_gen_mode") == "none",
         carrier="LOWER_UP" in link["flags"] if tap else None,

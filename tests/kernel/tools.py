@@ -60,6 +60,16 @@ def ports(bridge: str = "br0") -> set[str]:
     return {port["ifname"] for port in found if port.get("master") == bridge}
 
 
+def neighbours(netns: str | None = None) -> dict[str, set[str]]:
+    """The MACs that bridges know for good behind their ports."""
+    inside = f"-n {netns} " if netns else ""
+    found: dict[str, set[str]] = {}
+    for entry in json.loads(sh(f"bridge {inside}-j fdb show")):
+        if entry["state"] == "static" and "master" in entry:
+            found.setdefault(entry["ifname"], set()).add(entry["mac"])
+    return found
+
+
 def foreign_tap(name: str, *, persist: bool = False, flags: int = 0) -> int:
     """A tap as any other program makes it; returns its descriptor."""
     fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)

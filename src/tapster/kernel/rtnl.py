@@ -66,6 +66,7 @@ IFLA_INET6_ADDR_GEN_MODE = 8
 IN6_ADDR_GEN_MODE_NONE = 1
 RTEXT_FILTER_SKIP_STATS = 8
 NDA_LLADDR = 2
+NDA_MASTER = 9
 NTF_MASTER = 0x4
 NUD_NOARP = 0x40
 IFF_UP = 1
@@ -165,10 +166,10 @@ class Rtnl:
                 break
         found = set()
         for body in bodies:
-            _, at, state, flags, _ = _NDMSG.unpack_from(body)
-            mac = dict(_attributes(body, _NDMSG.size)).get(NDA_LLADDR, b"")
-            if at == ifindex and state == NUD_NOARP and flags & NTF_MASTER:
-                found.add(mac.hex(":"))
+            _, at, state, _, _ = _NDMSG.unpack_from(body)
+            entry = dict(_attributes(body, _NDMSG.size))
+            if at == ifindex and state == NUD_NOARP and NDA_MASTER in entry:
+                found.add(entry[NDA_LLADDR].hex(":"))
         return found
 
     def dump(self) -> list[Link]:
@@ -417,7 +418,15 @@ def _link(body: bytes) -> Link:
         isolated=port.get(IFLA_BRPORT_ISOLATED) == b"\1",
         learning=port.get(IFLA_BRPORT_LEARNING) != b"\0",
         flood=port.get(IFLA_BRPORT_UNICAST_FLOOD) != b"\0",
+        no_ipv6=_gen_mode(found) in (None, bytes([IN6_ADDR_GEN_MODE_NONE])),
     )
+
+
+def _gen_mode(link: dict[int, bytes]) -> bytes | None:
+    """How a link makes itself an IPv6 address; None if it has no IPv6."""
+    families = dict(_attributes(link.get(IFLA_AF_SPEC, b""), 0))
+    ipv6 = dict(_attributes(families.get(socket.AF_INET6, b""), 0))
+    return ipv6.get(IFLA_INET6_ADDR_GEN_MODE)
 
 
 def _number(value: bytes | None) -> int:

@@ -15,7 +15,7 @@ from tapster.errors import HostError, KernelError, NoSuchLink
 from tapster.kernel.port import LinkChange
 from tapster.model import Link, Mode, Netns, Process
 from tapster.testing.descriptors import Descriptors
-from tapster.testing.space import Device, Space, check_length, refusal
+from tapster.testing.space import Device, Space, check_length, has_ipv6, refusal
 from tapster.testing.stranger import Stranger
 from tapster.testing.world import PIDNS, World
 
@@ -379,6 +379,7 @@ def _link(space: Space, device: Device) -> Link:
         isolated=device.isolated,
         learning=device.learning,
         flood=device.learning,
+        no_ipv6=device.no_ipv6 or not has_ipv6(device),
     )
 
 

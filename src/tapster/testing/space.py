@@ -295,7 +295,7 @@ class Space:
         ifindex = change.ifindex
         if len((change.alias or "").encode()) > 255:
             raise refusal(ERANGE)
-        has_ipv6 = _has_ipv6(self.get(ifindex))
+        had_ipv6 = has_ipv6(self.get(ifindex))
         if change.mac is not None:
             self._set_mac(self.get(ifindex), change.mac)
         if change.mtu is not None:
@@ -306,7 +306,7 @@ class Space:
             self._set_up(self.get(ifindex), change.up)
         if change.master is not None:
             self._set_master(self.get(ifindex), change.master)
-        if change.no_ipv6 and has_ipv6:
+        if change.no_ipv6 and had_ipv6:
             self.edit(ifindex, no_ipv6=True)
 
     def change_port(
@@ -335,7 +335,7 @@ class Space:
         if name in ("", device.name):
             return
         name = self._free_name(name)
-        if name in SYSCTL_NAMES and _has_ipv6(device):
+        if name in SYSCTL_NAMES and has_ipv6(device):
             raise refusal(EINVAL)
         del self.names[device.name]
         self.names[name] = ifindex
@@ -509,7 +509,7 @@ class Space:
             self._remove(peer)
 
     def _put(self, device: Device) -> None:
-        if device.no_ipv6 and not _has_ipv6(device):
+        if device.no_ipv6 and not has_ipv6(device):
             device = device._replace(no_ipv6=False)
         self.devices[device.ifindex] = device
         self._note(device.ifindex)
@@ -526,7 +526,7 @@ def _alone(port: Device) -> Device:
     )
 
 
-def _has_ipv6(device: Device) -> bool:
+def has_ipv6(device: Device) -> bool:
     """Whether a device has IPv6, and with it something to switch off."""
     return device.mtu >= MIN_IPV6_MTU or not device.kind
 

@@ -69,10 +69,20 @@ def wire(lease: Lease, bridge: int) -> list[LinkChange]:
     return [joined, LinkChange(ifindex, up=wiring.up)]
 
 
-def leave(lease: Lease, link: Link, bridge: int) -> LinkChange:
-    """The first change of a device that is wired already, perhaps in another way."""
-    away = bool(link.master) and not _stays(lease, link, bridge)
-    return LinkChange(lease.ifindex, mtu=lease.wiring.mtu, master=0 if away else None)
+MIN_IPV6_MTU = 1280
+"""`IPV6_MIN_MTU`: a device with less has no IPv6, and gets all of it with more."""
+
+
+def leave(lease: Lease, link: Link, bridge: int) -> list[LinkChange]:
+    """The first changes of a device that is wired already, perhaps in another way."""
+    ifindex, mtu = lease.ifindex, lease.wiring.mtu
+    master = None if not link.master or _stays(lease, link, bridge) else 0
+    gets_ipv6 = link.mtu < MIN_IPV6_MTU <= (mtu or link.mtu)
+    if link.no_ipv6 and not gets_ipv6:
+        return [LinkChange(ifindex, mtu=mtu, master=master)]
+    # It may have made itself an address: that goes when it is taken down.
+    down = LinkChange(ifindex, mtu=mtu, master=master, up=False)
+    return [down, LinkChange(ifindex, no_ipv6=True)]
 
 
 def rewire(lease: Lease, link: Link, bridge: int) -> list[LinkChange]:
@@ -99,8 +109,8 @@ def _stays(lease: Lease, link: Link, bridge: int) -> bool:
 def differs(lease: Lease, link: Link, kernel: Kernel) -> str | None:
     """How a leased device is not connected as its wiring wants."""
     wiring = lease.wiring
-    wanted: dict[str, object] = {"up": wiring.up}
-    there: dict[str, object] = {"up": link.up}
+    wanted: dict[str, object] = {"up": wiring.up, "IPv6 of the host": False}
+    there: dict[str, object] = {"up": link.up, "IPv6 of the host": not link.no_ipv6}
     if wiring.mtu is not None:
         wanted["mtu"], there["mtu"] = wiring.mtu, link.mtu
     if wiring.bridge is not None:
