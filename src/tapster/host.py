@@ -228,6 +228,8 @@ class Host:
                 bridge.find_room(kernel, wanted.bridge)
             try:
                 return self._rewire(kernel, lease, wanted)
+            except NoSuchLease:
+                raise
             except BaseException as error:
                 try:
                     now = self._ledger.lease(lease.id) or lease
@@ -377,12 +379,24 @@ class Host:
                 _close_fds(lease)
             # By the ledger, not by `made`: Ctrl-C may have come between the two.
             rows = [row for id in ids if (row := self._ledger.lease(id))]
-            for lease in rows:
-                self._unwire(self._kernel, lease)
-            self._delete(self._kernel, rows)
-            self._ledger.forget(ids)
+            done = [lease for lease in rows if self._unwired(lease)]
+            self._delete(self._kernel, done)
+            self._ledger.forget([lease.id for lease in done])
         except TapsterError as second:
             error.add_note(f"taking it back failed too ({second}); recover will do it")
+
+    def _unwired(self, lease: Lease) -> bool:
+        """Whether no plane has anything of a lease that was never active.
+
+        If that cannot be told now, the lease waits as if it had been released.
+        """
+        try:
+            self._unwire(self._kernel, lease)
+        except ServiceUnavailable:
+            self._bring_to_rest(self._kernel, self._ledger.abandon(lease.id))
+            self._wake_reaper()
+            return False
+        return True
 
     # Release
 
@@ -677,7 +691,8 @@ class Host:
         elif action is Action.CLOSE:
             self._ledger.finish([lease.id])
         elif action is Action.REWIRE and kernel is not None:
-            self._rewire(kernel, lease, lease.wiring)
+            with suppress(NoSuchLease):
+                self._rewire(kernel, lease, lease.wiring)
         elif action is not Action.LEAVE and kernel is not None:
             lease = self._ledger.begin_release(lease.id)
             if not self._bring_to_rest(kernel, lease):
@@ -686,7 +701,33 @@ class Host:
                 self._unwire(kernel, lease)
 
     def _rewire(self, kernel: Kernel, lease: Lease, wanted: Wiring) -> Lease:
-        """Connect the device of a claimed lease as `wanted`, wherever it is now."""
+        """Connect the device of a claimed lease as `wanted`, wherever it is now.
+
+        Raises NoSuchLease if it was released meanwhile: a release waits for nobody.
+        """
+        released = f"lease {lease.id} ({lease.name}) was released meanwhile"
+        try:
+            changed = self._reconnect(kernel, lease, wanted)
+        except TapsterError:
+            if self._rest_if_released(kernel, lease.id):
+                raise NoSuchLease(released) from None
+            raise
+        if self._rest_if_released(kernel, lease.id):
+            raise NoSuchLease(released)
+        return changed
+
+    def _rest_if_released(self, kernel: Kernel, id: str) -> bool:
+        """Bring a claimed lease's device to rest if it has been released."""
+        lease = self._ledger.lease(id)
+        if lease is None or lease.state is State.ACTIVE:
+            return lease is None
+        if not self._bring_to_rest(kernel, lease):
+            self._plant(kernel, lease)
+        with suppress(ServiceUnavailable):  # it will be tried again
+            self._unwire(kernel, lease)
+        return True
+
+    def _reconnect(self, kernel: Kernel, lease: Lease, wanted: Wiring) -> Lease:
         on = bridge.find(kernel, wanted.bridge).ifindex if wanted.bridge else 0
         concerned = self._check_planes(kernel, wanted)
         link = kernel.link(lease.ifindex)
@@ -701,12 +742,7 @@ class Host:
             if plane.name in lease.wired and plane.name not in concerned:
                 plane.unwire(kernel, changed)
         self._connect(kernel, changed, bridge.leave(changed, link, on), joining)
-        changed = self._ledger.rewire(lease.id, wanted, concerned)
-        if changed.state is State.FIN_WAIT:
-            # It was released meanwhile: a release waits for nobody.
-            self._bring_to_rest(kernel, changed)
-            self._unwire(kernel, changed)
-        return changed
+        return self._ledger.rewire(lease.id, wanted, concerned)
 
     def _differences(
         self, kernel: Kernel | None, leases: Sequence[Lease], links: dict[int, Link]
@@ -795,6 +831,8 @@ class Host:
     def strays(self) -> list[tuple[Plane, Stray]]:
         """What planes have here that carries the ledger's stamp, but no lease's."""
         with self._lock:
+            if not self._planes:
+                return []
             leases = [one for one in self._ledger.leases() if self._is_here(one.netns)]
             found = [
                 (plane, stray)

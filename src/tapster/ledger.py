@@ -315,6 +315,16 @@ class Ledger:
                 )
             return self._get(id)
 
+    def abandon(self, id: str) -> Lease:
+        """Let a lease that never became active wait as a released one does."""
+        with self._file.transaction():
+            self._db.execute(
+                "UPDATE lease SET state = 'fin_wait', deadline = ?, released = ?, "
+                "manager = NULL WHERE id = ? AND state = 'reserved'",
+                (self._clock.boottime(), self._clock.wallclock(), id),
+            )
+            return self._get(id)
+
     def claim(self, id: str, manager: int, alive: Callable[[int], bool]) -> Lease:
         """Claim a lease for an operation of several steps.
 

@@ -7,6 +7,7 @@ import pytest
 
 from tapster.testing.explorer import Explorer, Scenario, replay
 from tapster.testing.explorer.ops import (
+    TAP,
     administrator,
     foreign,
     late_cleanup,
@@ -100,7 +101,7 @@ def test_no_shorter_schedule_is_bad() -> None:
 
 
 def test_a_scenario_in_which_nothing_is_acquired_shows() -> None:
-    scenario = Scenario("", (manager("A", "lo"),))
+    scenario = Scenario("", (manager("A", TAP._replace(name="lo")),))
     with Explorer(scenario) as explorer:
         assert not explorer.explore().broken
         assert explorer.idle() == {"A"}

@@ -10,7 +10,7 @@ from tapster.lifecycle import Seen, look
 from tapster.model import Lease, Link, State
 from tapster.testing import Device
 from tapster.testing.explorer.kernels import BRIDGE_IFINDEX, View
-from tapster.testing.explorer.script import LEDGER, Failed, Held
+from tapster.testing.explorer.script import LEDGER, Failed, Held, held_in
 from tapster.testing.explorer.world import Moment, Rest
 
 
@@ -31,6 +31,8 @@ def i2_a_name_waits(moment: Moment) -> str | None:
             continue
         if lease.deadline is None or lease.deadline > moment.now:
             return f"{lease.name} is free before its FIN WAIT is over"
+        if any(entry.lease == lease.id for entry in moment.rest.entries):
+            return f"{lease.name} is free before a plane has let go of it"
     return None
 
 
@@ -47,6 +49,23 @@ def i3_only_its_own_device(moment: Moment) -> str | None:
         alive = any(manager == lease.manager for _, manager in moment.rest.locks)
         if event.op in ("acquire", "release") or (claimed and alive):
             return f"{event.actor} {change.what} {_named(change.device)}, not its own"
+    return None
+
+
+def i3_only_its_own_entries(moment: Moment) -> str | None:
+    """I3, I4: an operation changes nothing in a plane of a lease that others hold."""
+    event = moment.event
+    if not event.ours:
+        return None
+    leases = {lease.id: lease for lease in moment.leases_before}
+    for entry in moment.rest_before.entries ^ moment.rest.entries:
+        lease = leases.get(entry.lease)
+        if not entry.lease:
+            return f"{event.actor} changed {entry.plane} {entry.key}, a stranger's"
+        if lease is None or lease.owner == event.actor:
+            continue
+        if event.op in ("acquire", "release") or lease.manager != moment.manager:
+            return f"{event.actor} changed {entry.plane} {entry.key}, not its own"
     return None
 
 
@@ -90,25 +109,36 @@ def i6_wired_or_nothing(moment: Moment) -> str | None:
     if event.op != "acquire" or event.done is None:
         return None
     (memory,) = event.done
-    if isinstance(memory, Held):
-        if memory.ifindex in moment.kernel.moved:
-            return None
-        return _cut_off(moment.kernel, memory)
+    for held in held_in(memory):
+        if held.ifindex not in moment.kernel.moved and (
+            wrong := _cut_off(moment.kernel, held, moment.rest)
+        ):
+            return wrong
     if isinstance(memory, Failed):
-        for ifindex, author in moment.kernel.authors.items():
-            if author == event.actor:
-                return f"{event.actor}'s acquire failed and left device {ifindex}"
-        if any(lease.owner == event.actor for lease in moment.leases):
+        # A name that a service may still know waits, and then ends by itself.
+        waiting = {one for one in moment.leases if one.state is State.FIN_WAIT}
+        left = {one for one in moment.leases if one.owner == event.actor} - waiting
+        if left:
             return f"{event.actor}'s acquire failed and left a lease"
+        waits = {one.ifindex for one in waiting}
+        for ifindex, author in moment.kernel.authors.items():
+            if author == event.actor and ifindex not in waits:
+                return f"{event.actor}'s acquire failed and left device {ifindex}"
+        known = {one.id for one in moment.leases} | {""}
+        if any(entry.lease not in known for entry in moment.rest.entries):
+            return f"{event.actor}'s acquire failed and left something in a plane"
     return None
+
+
+MAY_FAIL = ("acquire", "change")
 
 
 def i7_may_be_done_at_any_time(moment: Moment) -> str | None:
     """I7: release, reap and recover do not fail, whatever others do meanwhile."""
     event = moment.event
-    if event.ours and event.op != "acquire" and event.done is not None:
+    if event.ours and event.op not in MAY_FAIL and event.done is not None:
         (memory,) = event.done
-        if isinstance(memory, Failed):
+        if isinstance(memory, Failed) and memory.why != "ServiceUnavailable":
             return f"{event.actor}'s {event.op} failed: {memory.why}"
     return None
 
@@ -120,7 +150,7 @@ def machines_stay_connected(moment: Moment) -> str | None:
 
 def all_connected(kernel: View, rest: Rest) -> str | None:
     for owner, held in rest.running:
-        wrong = None if held.ifindex in kernel.moved else _cut_off(kernel, held)
+        wrong = None if held.ifindex in kernel.moved else _cut_off(kernel, held, rest)
         if wrong:
             return f"{owner}'s running machine is cut off: {wrong}"
     return None
@@ -133,6 +163,7 @@ STEP: tuple[Callable[[Moment], str | None], ...] = (
     i1_no_two_leases_share,
     i2_a_name_waits,
     i3_only_its_own_device,
+    i3_only_its_own_entries,
     *HARM,
 )
 """What is looked at after each step: promises to users."""
@@ -161,6 +192,31 @@ def i5_leased_or_gone(
     return None
 
 
+def released_is_at_rest(kernel: View, leases: tuple[Lease, ...]) -> str | None:
+    """Who releases a device finds it at rest, whatever others did to it meanwhile."""
+    for lease in leases:
+        device = kernel.devices.get(lease.ifindex)
+        if lease.state is not State.FIN_WAIT or device is None:
+            continue
+        if look(LEDGER, lease, _link(device)) is Seen.WIRED:
+            return f"{lease.name} is released, but {_named(device)} is not at rest"
+    return None
+
+
+def i5_planes_agree(leases: tuple[Lease, ...], rest: Rest) -> str | None:
+    """I5: after recover, planes hold what active leases want, and nothing else."""
+    held = {(entry.plane, entry.lease) for entry in rest.entries if entry.lease}
+    wanted = {
+        (plane, lease.id)
+        for lease in leases
+        if lease.state is State.ACTIVE
+        for plane in lease.wired
+    }
+    if held != wanted:
+        return f"planes hold {sorted(held)}, but leases want {sorted(wanted)}"
+    return None
+
+
 def i5_only_running_ones_stay(
     kernel: View, leases: tuple[Lease, ...], ours: frozenset[str], rest: Rest
 ) -> str | None:
@@ -174,7 +230,7 @@ def i5_only_running_ones_stay(
     return i5_leased_or_gone(kernel, leases, ours)
 
 
-def _cut_off(kernel: View, held: Held) -> str | None:
+def _cut_off(kernel: View, held: Held, rest: Rest) -> str | None:
     device = kernel.devices.get(held.ifindex)
     if device is None:
         return f"{held.name} is gone"
@@ -182,6 +238,9 @@ def _cut_off(kernel: View, held: Held) -> str | None:
         return f"{_named(device)} is down"
     if held.bridge and device.master != BRIDGE_IFINDEX:
         return f"{_named(device)} is off its bridge"
+    for plane in held.planes:
+        if not any(one[::2] == (plane, held.lease) for one in rest.entries):
+            return f"{_named(device)} is not in {plane} any more"
     return None
 
 

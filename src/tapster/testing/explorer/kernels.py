@@ -15,6 +15,11 @@ from tapster.testing.space import Space
 BRIDGE = "br0"
 """The bridge of every scenario. Nobody touches it."""
 BRIDGE_IFINDEX = 2
+LOWER = "low"
+"""What macvtaps sit on in every scenario. Nobody touches it either."""
+LOWER_IFINDEX = 4
+LOOKS = ((BRIDGE,), (BRIDGE_IFINDEX,), (LOWER,), (LOWER_IFINDEX,))
+"""Questions to the kernel that have one answer for ever."""
 HOST = "the host"
 """Who made what was there from the start."""
 
@@ -58,6 +63,8 @@ class Kernels:
         stranger = self._system.stranger()
         stranger.add_bridge(BRIDGE, mac="02:00:00:00:00:fe")
         stranger.set_by_name(BRIDGE, mtu=1500)
+        stranger.add_veth(LOWER, "far")
+        assert stranger.show(LOWER) == self._system.space(1).devices[LOWER_IFINDEX]
         self._kernels = {user: FakeKernel(self._system, 1, "") for user in users}
         self._worlds: list[World] = []
         self.views: list[View] = []

@@ -4,9 +4,10 @@
 from typing import Any
 
 from tapster.errors import TapsterError
-from tapster.model import Tap
+from tapster.model import Macvtap, Spec, Tap
 from tapster.testing.explorer.calls import Call
-from tapster.testing.explorer.kernels import BRIDGE
+from tapster.testing.explorer.kernels import BRIDGE, LOWER
+from tapster.testing.explorer.planes import PORTS
 from tapster.testing.explorer.script import (
     Actor,
     ExploredHost,
@@ -14,6 +15,7 @@ from tapster.testing.explorer.script import (
     Held,
     Op,
     Script,
+    held_in,
 )
 
 FIN_WAIT = 5.0
@@ -22,23 +24,28 @@ ADMINISTRATOR = "administrator"
 # Tapster
 
 
-def acquire(
-    name: str = "vnet%d",
-    *,
-    fin_wait: float = FIN_WAIT,
-    bound: bool = False,
-    make: type[ExploredHost] = ExploredHost,
-) -> Op:
-    """Acquire a tap on the bridge, and start a machine with it.
+TAP = Tap(bridge=BRIDGE, fin_wait=FIN_WAIT)
+"""The usual request."""
+GUARDED = TAP._replace(filter=True)
+PORT = Tap(ovs="ovs0", fin_wait=FIN_WAIT)
+MACVTAP = Macvtap(link=LOWER, fin_wait=FIN_WAIT)
 
-    If `bound`, the lease ends with the machine's process.
+
+def acquire(
+    *specs: Spec, bound: bool = False, make: type[ExploredHost] = ExploredHost
+) -> Op:
+    """Acquire devices, by default one TAP, and start a machine with them.
+
+    If `bound`, the leases end with the machine's process.
     """
 
-    def run(actor: Actor) -> Held | Failed:
-        spec = Tap(bridge=BRIDGE, name=name, owner=actor.name, fin_wait=fin_wait)
+    def run(actor: Actor) -> Held | tuple[Held, ...] | Failed:
+        wanted = [spec._replace(owner=actor.name) for spec in specs or (TAP,)]
         pid = actor.ask(Call("machine", "pid")) if bound else None
         try:
-            return Held.of(actor.host(make).acquire(spec, pid=pid))
+            leases = actor.host(make).acquire_all(wanted, pid=pid)
+            got = tuple(Held.of(lease) for lease in leases)
+            return got if len(got) > 1 else got[0]
         except TapsterError as error:
             return Failed(type(error).__name__)
 
@@ -56,7 +63,25 @@ STOP = Op("stop", _stop)
 
 def release(*, make: type[ExploredHost] = ExploredHost) -> Op:
     """Release what was acquired."""
-    return _op("release", lambda host, memory: host.release(memory.lease), make)
+
+    def do(host: ExploredHost, memory: Any) -> None:
+        for held in held_in(memory):
+            host.release(held.lease)
+
+    return _op("release", do, make)
+
+
+def change(
+    owner: str, *, make: type[ExploredHost] = ExploredHost, **changes: Any
+) -> Op:
+    """Change what somebody's device is connected to, if there is one."""
+
+    def do(host: ExploredHost, _: Any) -> None:
+        for lease in host.leases():
+            if lease.owner == owner:
+                host.set(lease.id, **changes)
+
+    return _op("change", do, make)
 
 
 def recover(*, after: int = 0, make: type[ExploredHost] = ExploredHost) -> Op:
@@ -87,13 +112,19 @@ def _op(name: str, do: Any, make: type[ExploredHost], after: int = 0) -> Op:
     return Op(name, run)
 
 
-def manager(
-    name: str, template: str = "vnet%d", *, fin_wait: float = FIN_WAIT
-) -> Script:
+def manager(name: str, *specs: Spec, make: type[ExploredHost] = ExploredHost) -> Script:
     """Whoever runs one machine: it acquires, the machine stops, it releases."""
     return Script(
-        name, (acquire(template, fin_wait=fin_wait), STOP, release()), mortal=True
+        name, (acquire(*specs, make=make), STOP, release(make=make)), mortal=True
     )
+
+
+def setter(
+    owner: str, *, make: type[ExploredHost] = ExploredHost, **changes: Any
+) -> Script:
+    """Somebody who changes what another's device is connected to."""
+    changes = changes or {"isolated": True}
+    return Script("setter", (change(owner, make=make, **changes),), mortal=True)
 
 
 def bound(name: str) -> Script:
@@ -164,6 +195,35 @@ def late_cleanup(owner: str, *verbs: str, by: str = "stranger") -> Script:
             _try(actor, verb, name)
 
     return outsider(by, Op("late", run))
+
+
+def switch() -> Script:
+    """The switch's service goes away, and comes back."""
+
+    def run(verb: str) -> Op:
+        return Op(verb, lambda actor: actor.ask(Call("plane", verb)))
+
+    return outsider("switch", run("stop"), run("start"))
+
+
+def late_port_cleanup(owner: str) -> Script:
+    """Somebody who deletes a stopped machine's port by name, and is late."""
+
+    def run(actor: Actor) -> Any:
+        name = actor.ask(Call("machine", "stopped", (owner,)))
+        actor.ask(Call("plane", "del_port", (PORTS, name)))
+
+    return outsider("stranger", Op("late", run))
+
+
+def foreign_port(name: str = "vnet0") -> Script:
+    """A program that makes a device of its own with this name, and a port for it."""
+
+    def run(actor: Actor) -> Any:
+        if _try(actor, "take", name) is not None:
+            actor.ask(Call("plane", "add_port", (PORTS, name)))
+
+    return outsider("foreign", Op("take", run))
 
 
 def administrator(verb: str, *args: str) -> Script:

@@ -18,16 +18,23 @@ from tapster.testing.explorer.calls import Call, RemoteKernel, RemoteLedger
 from tapster.testing.explorer.invariants import HARM, STEP
 from tapster.testing.explorer.kernels import BRIDGE
 from tapster.testing.explorer.ops import (
+    PORT,
     STOP,
+    TAP,
     acquire,
+    administrator,
     ending,
     foreign,
+    foreign_port,
     late_cleanup,
     manager,
     outsider,
     recover,
     release,
+    setter,
+    switch,
 )
+from tapster.testing.explorer.planes import RemotePlane
 from tapster.testing.explorer.script import (
     Actor,
     ExploredHost,
@@ -35,6 +42,7 @@ from tapster.testing.explorer.script import (
     Held,
     Op,
     Script,
+    Wired,
 )
 from tapster.testing.explorer.search import Scenario
 
@@ -178,6 +186,32 @@ class WithoutPlaceholder(ExploredHost):
         """Let the name go."""
 
 
+AT_ONCE = TAP._replace(fin_wait=0)
+
+
+class DeletesByNameInPlanes(RemotePlane):
+    """A plane that takes down whatever has the device's name."""
+
+    def unwire(self, _: Kernel | None, lease: Lease) -> None:
+        self._put("del_port", (self.name, lease.name), {})
+
+
+class WithoutPortIdentity(Wired):
+    plane: type[RemotePlane] = DeletesByNameInPlanes
+
+
+class WithoutWaitingForPlanes(Wired):
+    def _unwire(self, kernel: Kernel | None, lease: Lease) -> None:
+        """Go on if a plane cannot be reached."""
+        with suppress(TapsterError):
+            super()._unwire(kernel, lease)
+
+
+class WithoutLookingForReleases(ExploredHost):
+    def _rest_if_released(self, _: Kernel, __: str) -> bool:
+        return False
+
+
 def known_bugs() -> list[Scenario]:
     """Each has a violation that must be found."""
     late = late_cleanup("A", "delete")
@@ -189,7 +223,7 @@ def known_bugs() -> list[Scenario]:
         _program("exists? delete it, then make", _by_force, foreign("vnet1")),
         Scenario(
             "Tapster without FIN WAIT",
-            (manager("A", fin_wait=0), manager("B", fin_wait=0), late_cleanup("A")),
+            (manager("A", AT_ONCE), manager("B", AT_ONCE), late_cleanup("A")),
             checks=STEP,
         ),
         _without("the exclusive flag", WithoutExclusive, foreign()),
@@ -198,6 +232,18 @@ def known_bugs() -> list[Scenario]:
         _without("claims", WithoutClaims, late),
         _without("claims on reservations", WithoutReservationClaims),
         _without("placeholders", WithoutPlaceholder, late),
+        _with_port(
+            "the lease's mark on its port",
+            WithoutPortIdentity,
+            administrator("delete", "vnet0"),
+            foreign_port(),
+        ),
+        _with_port("waiting for its port", WithoutWaitingForPlanes, switch()),
+        Scenario(
+            "Tapster without looking for a release when it rewires",
+            (manager("A"), setter("A", make=WithoutLookingForReleases)),
+            checks=STEP,
+        ),
     ]
 
 
@@ -217,6 +263,13 @@ def _without(what: str, make: type[ExploredHost], *more: Script) -> Scenario:
         checks=STEP,
         end=ending(make),
     )
+
+
+def _with_port(what: str, make: type[ExploredHost], *more: Script) -> Scenario:
+    """One machine on a switch that knows ports by name."""
+    scripts = (manager("A", PORT._replace(fin_wait=0), make=make), *more)
+    name = f"Tapster without {what}"
+    return Scenario(name, scripts, checks=STEP, end=ending(make))
 
 
 def _try_outside(actor: Actor, verb: str, *args: Any) -> None:

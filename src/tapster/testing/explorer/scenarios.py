@@ -2,27 +2,38 @@
 """What Tapster is put through, within each bound."""
 
 from tapster.testing.explorer.ops import (
+    GUARDED,
+    MACVTAP,
+    PORT,
+    TAP,
     administrator,
     bound,
     clock,
+    ending,
     foreign,
+    foreign_port,
     late_cleanup,
+    late_port_cleanup,
     machine,
     manager,
     reap,
     recover,
+    setter,
     settle,
+    switch,
 )
-from tapster.testing.explorer.script import Script
+from tapster.testing.explorer.script import ExploredHost, Script, Wired
 from tapster.testing.explorer.search import Scenario
 
 
-def _recover(name: str = "recover", after: int = 0) -> Script:
-    return Script(name, (recover(after=after),), mortal=True)
+def _recover(
+    name: str = "recover", after: int = 0, make: type[ExploredHost] = ExploredHost
+) -> Script:
+    return Script(name, (recover(after=after, make=make),), mortal=True)
 
 
-def _reaper() -> Script:
-    return Script("reaper", (reap(),), mortal=True)
+def _reaper(make: type[ExploredHost] = ExploredHost) -> Script:
+    return Script("reaper", (reap(make=make),), mortal=True)
 
 
 def _settler() -> Script:
@@ -58,8 +69,8 @@ def small() -> list[Scenario]:
         Scenario(
             "one name, two managers, a late delete, time, a reaper",
             (
-                manager("A", "web"),
-                manager("B", "web"),
+                manager("A", TAP._replace(name="web")),
+                manager("B", TAP._replace(name="web")),
                 late_cleanup("A", "delete"),
                 clock(),
                 _reaper(),
@@ -82,7 +93,82 @@ def small() -> list[Scenario]:
         Scenario(
             "a crash, and one in recover", (a, once, _recover("second", after=2)), 2
         ),
+        Scenario(
+            "an administrator takes a device off its bridge, recover",
+            (a, administrator("nomaster", "vnet0"), ever),
+        ),
+        Scenario(
+            "an administrator takes a device down, recover, a crash",
+            (a, administrator("down", "vnet0"), ever),
+            1,
+        ),
+        Scenario(
+            "a change while the machine stops, a crash, recover",
+            (a, setter("A"), once),
+            1,
+        ),
+        Scenario(
+            "two machines with macvtaps", (manager("A", MACVTAP), manager("B", MACVTAP))
+        ),
+        Scenario(
+            "a machine with a tap and a macvtap, a foreign program, a crash, recover",
+            (manager("A", TAP, MACVTAP), foreign(), once),
+            1,
+        ),
+        *(one for one in with_planes() if one.name in SMALL_WITH_PLANES),
     ]
+
+
+SMALL_WITH_PLANES = (
+    "two ports of a switch, a late cleanup by name",
+    "a port, a crash, recover",
+    "rules, a crash, recover",
+    "a port, its switch goes and comes, a reaper, time",
+    "two ports without FIN WAIT",
+)
+
+
+def with_planes() -> list[Scenario]:
+    """Machines whose devices are in planes that outlive them."""
+    a, b = manager("A", PORT, make=Wired), manager("B", PORT, make=Wired)
+    at_once = PORT._replace(fin_wait=0)
+    a0, b0 = manager("A", at_once, make=Wired), manager("B", at_once, make=Wired)
+    guarded = manager("A", GUARDED, make=Wired)
+    once = _recover(after=1, make=Wired)
+    reaper, end = _reaper(Wired), ending(Wired)
+    scenarios = [
+        Scenario(
+            "two ports of a switch, a late cleanup by name",
+            (a, b, late_port_cleanup("A")),
+        ),
+        Scenario("a port, a crash, recover", (a, once), 1),
+        Scenario("rules, a crash, recover", (guarded, once), 1),
+        Scenario(
+            "a port, its switch goes and comes, a reaper, time",
+            (a, switch(), reaper, clock()),
+        ),
+        Scenario("two ports without FIN WAIT", (a0, b0)),
+        Scenario("two ports without FIN WAIT, a crash, recover", (a0, b0, once), 1),
+        Scenario(
+            "two ports without FIN WAIT, the switch goes and comes",
+            (a0, b0, switch()),
+        ),
+        Scenario(
+            "a port, its switch goes and comes, a crash, recover",
+            (a, switch(), once),
+            1,
+        ),
+        Scenario(
+            "a port, an administrator deletes, a foreign port, recover",
+            (a, administrator("delete", "vnet0"), foreign_port(), _recover(make=Wired)),
+        ),
+        Scenario(
+            "rules, a change while the machine stops, a crash, recover",
+            (guarded, setter("A", make=Wired, filter=False), once),
+            1,
+        ),
+    ]
+    return [one._replace(end=end) for one in scenarios]
 
 
 def full() -> list[Scenario]:
@@ -129,4 +215,15 @@ def full() -> list[Scenario]:
             (a, b, late, clock(), _reaper(), once),
             1,
         ),
+        Scenario(
+            "a change while the machine stops, recover any time, a crash",
+            (a, setter("A"), ever),
+            1,
+        ),
+        Scenario(
+            "two machines with macvtaps, a foreign program, a crash, recover",
+            (manager("A", MACVTAP), manager("B", MACVTAP), foreign(), once),
+            1,
+        ),
+        *(one for one in with_planes() if one.name not in SMALL_WITH_PLANES),
     ]

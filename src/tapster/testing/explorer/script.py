@@ -28,6 +28,7 @@ from tapster.testing.explorer.calls import (
     RemoteKernel,
     RemoteLedger,
 )
+from tapster.testing.explorer.planes import PORTS, RULES, RemotePlane
 
 LEDGER = "00000000"
 """The id of the ledger in every scenario."""
@@ -42,10 +43,20 @@ class Held(NamedTuple):
     name: str
     ifindex: int
     bridge: str | None
+    planes: tuple[str, ...] = ()
+    """The planes that have something of it."""
 
     @classmethod
     def of(cls, lease: Lease) -> "Held":
-        return cls(lease.id, lease.name, lease.ifindex, lease.wiring.bridge)
+        bridge = lease.wiring.bridge
+        return cls(lease.id, lease.name, lease.ifindex, bridge, lease.wired)
+
+
+def held_in(memory: "Memory") -> tuple[Held, ...]:
+    """The devices that an actor remembers: it acquired one, or several, or none."""
+    if isinstance(memory, Held):
+        return (memory,)
+    return memory if type(memory) is tuple else ()
 
 
 class Failed(NamedTuple):
@@ -101,6 +112,8 @@ class ExploredHost(Host):
 
     kernel: type[RemoteKernel] = RemoteKernel
     ledger: type[RemoteLedger] = RemoteLedger
+    plane: type[RemotePlane] = RemotePlane
+    planes: tuple[str, ...] = ()
 
     def __init__(self, ask: Ask, manager: int) -> None:
         # Not Host.__init__, which opens what is stood in for here.
@@ -111,13 +124,19 @@ class ExploredHost(Host):
         self._system, self._ledger = system, ledger
         self._kernel, self._locks = kernel, locks
         self._start_reaper = _nobody
-        self._planes = ()
+        self._planes = [self.plane(ask, "plane", name=one) for one in self.planes]
         self._lock = threading.RLock()
         self._manager = manager
 
     @property
     def manager(self) -> int:
         return self._manager
+
+
+class Wired(ExploredHost):
+    """A Host with planes."""
+
+    planes: tuple[str, ...] = (PORTS, RULES)
 
 
 def _nobody(_: str) -> None:

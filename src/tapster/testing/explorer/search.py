@@ -11,6 +11,7 @@ from typing import NamedTuple, Self
 from tapster.testing.explorer import invariants
 from tapster.testing.explorer.invariants import broken
 from tapster.testing.explorer.ops import AGAIN, ending
+from tapster.testing.explorer.planes import Entry
 from tapster.testing.explorer.script import Failed, Script
 from tapster.testing.explorer.world import (
     NIGH,
@@ -251,6 +252,7 @@ class Explorer:
             before.kernel == after.kernel
             and before.ledger == after.ledger
             and before.rest.running == after.rest.running
+            and before.rest.entries == after.rest.entries
             and event.done is None
             and not event.changes
         ):
@@ -267,15 +269,24 @@ class Explorer:
             leases_before=ledgers[before.ledger],
             now=after.rest.time * NIGH,
             rest=after.rest,
+            rest_before=before.rest,
             ours=self.universe.ours,
         )
         return next(broken(self.scenario.checks, moment), None)
 
+    def _not_at_rest(self, state: State) -> str | None:
+        kernel = self.universe.kernels.views[state.kernel]
+        leases = self.universe.ledgers.leases[state.ledger]
+        return invariants.released_is_at_rest(kernel, leases)
+
     def _finish(self, state: State) -> tuple[str | None, tuple[str, ...]]:
         universe = self.universe
         end = len(self._actors)
-        state = state._replace(rest=state.rest._replace(locks=frozenset(), writer=-1))
+        rest = state.rest._replace(locks=frozenset(), writer=-1, away=False)
+        state = state._replace(rest=rest)
         lines: list[str] = []
+        if not rest.kills and (wrong := self._not_at_rest(state)):
+            return wrong, ()
         last: State | None = None
         while done := universe.step(state, end):
             before, (state, event) = state, done
@@ -287,18 +298,23 @@ class Explorer:
             kernel = universe.kernels.views[state.kernel]
             leases = universe.ledgers.leases[state.ledger]
             wrong = invariants.i5_leased_or_gone(kernel, leases, universe.ours)
+            wrong = wrong or invariants.i5_planes_agree(leases, state.rest)
             if isinstance(event.done[0], Failed):
                 wrong = f"{event.op} failed: {event.done[0].why}"
             if event.op == "reap":
                 wrong = wrong or invariants.i5_only_running_ones_stay(
                     kernel, leases, universe.ours, state.rest
                 )
-            if event.op == AGAIN and last is not None and last[:2] != state[:2]:
+            if event.op == AGAIN and last is not None and _world(last) != _world(state):
                 wrong = wrong or "I7: done once more, it changed something"
             if wrong:
                 return f"at the end: {wrong}", tuple(lines)
             last = state
         return None, ()
+
+
+def _world(state: State) -> tuple[int, int, frozenset[Entry]]:
+    return state.kernel, state.ledger, state.rest.entries
 
 
 class _Frame:

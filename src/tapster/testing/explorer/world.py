@@ -4,16 +4,24 @@
 from typing import Any, NamedTuple
 
 from tapster.model import Lease, Process
+from tapster.testing.explorer import planes
 from tapster.testing.explorer.calls import Call, Question, Raised
 from tapster.testing.explorer.kernels import (
-    BRIDGE,
-    BRIDGE_IFINDEX,
+    LOOKS,
     Change,
     Kernels,
     View,
 )
 from tapster.testing.explorer.ledgers import READS, Ledgers
-from tapster.testing.explorer.script import Failed, Held, Node, Script, Scripts
+from tapster.testing.explorer.planes import Entry
+from tapster.testing.explorer.script import (
+    Failed,
+    Held,
+    Node,
+    Script,
+    Scripts,
+    held_in,
+)
 
 NIGH = 10.0
 """Seconds that pass when time passes: more than any FIN WAIT here."""
@@ -40,6 +48,10 @@ class Rest(NamedTuple):
     running: frozenset[Machine] = frozenset()
     stopped: frozenset[tuple[str, str]] = frozenset()
     """Whose machine has stopped, and the name that its device had."""
+    entries: frozenset[Entry] = frozenset()
+    """What the planes hold."""
+    away: bool = False
+    """Whether the switch cannot be reached."""
     counter: int = 0
     given: frozenset[int] = frozenset()
     """What a daemon that is not Tapster has in memory."""
@@ -78,6 +90,7 @@ class Moment(NamedTuple):
     leases_before: tuple[Lease, ...]
     now: float
     rest: Rest
+    rest_before: Rest
     ours: frozenset[str]
     """The names of all actors that are Tapster."""
 
@@ -167,6 +180,10 @@ class Universe:
             rest, answer = found
         elif call.on == "daemon":
             rest, answer = _daemon(rest, call)
+        elif call.on == "plane":
+            entries, away, answer = planes.answer(rest.entries, rest.away, call)
+            if (entries, away) != (rest.entries, rest.away):
+                rest = rest._replace(entries=entries, away=away)
         else:
             found = self._machine(rest, actor, call)
             if found is None:
@@ -253,7 +270,7 @@ class Universe:
         ):
             return True
         if call.on == "kernel":
-            return call.args in ((BRIDGE,), (BRIDGE_IFINDEX,))
+            return call.args in LOOKS
         if call.verb == "ended":
             return bool(answer)
         if call.verb == "alive":
@@ -266,9 +283,9 @@ class Universe:
         """The end of an operation, and perhaps of the actor's process."""
         rest = state.rest
         memory = after.memory
-        if op == "acquire" and isinstance(memory, Held):
-            machine = Machine(self.scripts[actor].name, memory)
-            rest = rest._replace(running=rest.running | {machine})
+        if op == "acquire" and (got := held_in(memory)):
+            machines = {Machine(self.scripts[actor].name, held) for held in got}
+            rest = rest._replace(running=rest.running | machines)
         if after.call is None:
             rest = _without(rest, actor)
         return state._replace(rest=rest), (memory,)
