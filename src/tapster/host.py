@@ -252,6 +252,7 @@ class Host:
             wanted = wanted._replace(mtu=spec.mtu or under.mtu)
         elif wanted.bridge is not None:
             on = bridge.find_room(self._kernel, wanted.bridge)
+            bridge.check(on, wanted)
             wanted = wanted._replace(mtu=wanted.mtu or on.mtu)
         elif wanted.ovs is not None:
             local = self._kernel.link(self._kernel.ifindex(wanted.ovs))
@@ -728,20 +729,25 @@ class Host:
         return True
 
     def _reconnect(self, kernel: Kernel, lease: Lease, wanted: Wiring) -> Lease:
-        on = bridge.find(kernel, wanted.bridge).ifindex if wanted.bridge else 0
+        on = bridge.find(kernel, wanted.bridge) if wanted.bridge else None
+        if on is not None:
+            bridge.check(on, wanted)
         concerned = self._check_planes(kernel, wanted)
         link = kernel.link(lease.ifindex)
         if link is None:
             raise NoSuchLink(f"device {lease.name!r} is gone: tapster recover")
         changed = lease._replace(wiring=wanted, wired=concerned)
-        joining = bridge.rewire(changed, link, on)
+        to = on.ifindex if on else 0
+        joining = bridge.rewire(changed, lease.wiring, link, to)
         both = dict.fromkeys([*lease.wired, *concerned])
         if tuple(both) != lease.wired:
             self._ledger.rewire(lease.id, lease.wiring, both)
         for plane in self._planes:
             if plane.name in lease.wired and plane.name not in concerned:
                 plane.unwire(kernel, changed)
-        self._connect(kernel, changed, bridge.leave(changed, link, on), joining)
+        self._connect(
+            kernel, changed, bridge.leave(changed, lease.wiring, link, to), joining
+        )
         return self._ledger.rewire(lease.id, wanted, concerned)
 
     def _differences(

@@ -266,6 +266,8 @@ class Link(NamedTuple):
     learning: bool = True
     flood: bool = True
     """Frames to unknown MACs are sent to it."""
+    vlan_filtering: bool = False
+    """Of a bridge: its ports are in VLANs."""
     no_ipv6: bool = True
     """It makes itself no IPv6 address."""
 

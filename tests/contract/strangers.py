@@ -40,9 +40,12 @@ class RealStranger:
 
     # Making
 
-    def add_bridge(self, name: str, *, mac: str | None = None) -> None:
+    def add_bridge(
+        self, name: str, *, mac: str | None = None, vlan_filtering: bool = False
+    ) -> None:
         address = b"" if mac is None else _mac(mac)
-        self._new(_name(name) + address + _kind(b"bridge"))
+        data = rtnl._attr(rtnl.IFLA_BR_VLAN_FILTERING, b"\1") if vlan_filtering else b""
+        self._new(_name(name) + address + _kind(b"bridge", data))
         self.set_by_name(name, up=True)
 
     def add_veth(self, name: str, peer: str) -> None:

@@ -16,6 +16,7 @@ from tapster import (
     RequestError,
     Tap,
 )
+from tapster.kernel.port import LinkChange, Vlans
 from tapster.testing import Stranger
 from tests.contract.labs import Lab
 from tests.kernel.tools import close, no_reaper
@@ -131,6 +132,71 @@ def test_a_lost_device_is_not_changed(
     others.add_tap("vnet0")
     with pytest.raises(NoSuchLink, match="recover"):
         host.set(lease.id, up=False)
+
+
+# VLANs
+
+
+@pytest.fixture
+def filtering(lab: Lab, others: Stranger) -> None:
+    """A bridge brv that tells VLANs apart."""
+    reason = "CONFIG_BRIDGE_VLAN_FILTERING: no bridge of this kernel tells VLANs apart"
+    try:
+        others.add_bridge("brv", vlan_filtering=True)
+    except OSError:
+        pytest.skip(reason)
+    kernel = lab.system.netns(None)
+    link = kernel.link(kernel.ifindex("brv"))
+    kernel.close()
+    if link is None or not link.vlan_filtering:
+        pytest.skip(reason)
+
+
+@pytest.mark.usefixtures("filtering")
+def test_a_port_is_in_the_vlans_of_its_lease_and_in_no_other(
+    lab: Lab, host: Host
+) -> None:
+    access = host.acquire(Tap(bridge="brv", vlan=7))
+    trunk = host.acquire(Tap(bridge="brv", trunks=(30, 20)))
+    both = host.acquire(Tap(bridge="brv", vlan=4094, trunks=(1, 2)))
+    plain = host.acquire(Tap(bridge="brv"))
+    shown = lab.show()
+    assert shown[access.name].vlans == Vlans(7, ())
+    assert shown[trunk.name].vlans == Vlans(None, (20, 30))
+    assert shown[both.name].vlans == Vlans(4094, (1, 2))
+    assert shown[plain.name].vlans == Vlans(1, ())
+    host.set(access.id, vlan=8, trunks=(9,))
+    host.set(both.id, vlan=None, trunks=())
+    host.set(trunk.id, bridge="br0", trunks=())
+    shown = lab.show()
+    assert shown[access.name].vlans == Vlans(8, (9,))
+    assert shown[both.name].vlans == Vlans(1, ())
+    assert shown[trunk.name].master == "br0"
+    assert not any(host.differences(lease) for lease in host.leases())
+    for lease in (access, trunk, both, plain):
+        close(lease.fds)
+
+
+@pytest.mark.usefixtures("filtering")
+def test_vlans_that_others_changed_are_put_back(lab: Lab, host: Host) -> None:
+    lease = host.acquire(Tap(bridge="brv", vlan=7))
+    close(lease.fds)
+    kernel = lab.system.netns(None)
+    kernel.set_links([LinkChange(lease.ifindex, vlans=Vlans(8, (9,)))])
+    kernel.close()
+    assert host.differences(lease) == {"link": "vlans is 8/9, not 7/-"}
+    host.recover()
+    assert lab.show()["vnet0"].vlans == Vlans(7, ())
+
+
+def test_a_bridge_that_tells_no_vlans_apart_is_refused(
+    host: Host, lease: Lease
+) -> None:
+    with pytest.raises(NoSuchLink, match="vlan_filtering 1"):
+        host.acquire(Tap(bridge="br0", vlan=7))
+    with pytest.raises(NoSuchLink, match="vlan_filtering 1"):
+        host.set(lease.id, vlan=7)
+    assert host.leases() == [lease._replace(fds=())]
 
 
 # Mending

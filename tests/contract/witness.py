@@ -3,6 +3,7 @@
 
 from typing import Any, NamedTuple
 
+from tapster.kernel.port import Vlans
 from tapster.testing import Device
 from tapster.testing.space import Space
 from tests.kernel import tools
@@ -24,6 +25,7 @@ class Shown(NamedTuple):
     learning: bool
     neighbours: frozenset[str]
     """The MACs that its bridge knows there for good."""
+    vlans: Vlans | None
     group: str
     no_ipv6: bool
     carrier: bool | None
@@ -46,6 +48,9 @@ def by_ip(netns: str | None = None) -> dict[str, Shown]:
     found = {name: _link(link) for name, link in tools.links(netns).items()}
     for name, macs in tools.neighbours(netns).items():
         found[name] = found[name]._replace(neighbours=frozenset(macs))
+    for name, vlans in tools.vlans(netns).items():
+        if found[name].master:
+            found[name] = found[name]._replace(vlans=vlans)
     return found
 
 
@@ -64,6 +69,7 @@ def _device(space: Space, device: Device) -> Shown:
         isolated=device.isolated,
         learning=device.learning,
         neighbours=device.neighbours,
+        vlans=device.vlans,
         group=_group(str(device.group or "default")),
         no_ipv6=device.no_ipv6,
         carrier=space.carrier(device) if tap else None,
@@ -93,6 +99,7 @@ def _link(link: dict[str, Any]) -> Shown:
         isolated=port.get("isolated", False),
         learning=port.get("learning", True) and port.get("flood", True),
         neighbours=frozenset(),
+        vlans=None,
         group=_group(link["group"]),
         no_ipv6=link.get("inet6_addr_gen_mode") == "none",
         carrier="LOWER_UP" in link["flags"] if tap else None,

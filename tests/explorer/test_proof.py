@@ -10,7 +10,9 @@ from tapster.testing.explorer import Explorer
 from tapster.testing.explorer.others import known_bugs
 
 PAGE = Path(__file__).parents[2] / "docs" / "proof.md"
-SHOWN = dict(re.findall(r"<!-- ([^\n]+) -->\n```\n(.*?)\n```", PAGE.read_text(), re.S))
+SHOWN = dict(
+    re.findall(r"<!-- ([^\n]+) -->\n```\n(.*?)\n```", PAGE.read_text(), re.DOTALL)
+)
 KNOWN = {scenario.name: scenario for scenario in known_bugs()}
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tapster.kernel.port import Vlans
+
 TAPSTER = str(Path(sys.executable).with_name("tapster"))
 
 TUNSETIFF = 0x400454CA
@@ -67,6 +69,23 @@ def neighbours(netns: str | None = None) -> dict[str, set[str]]:
     for entry in json.loads(sh(f"bridge {inside}-j fdb show")):
         if entry["state"] == "static" and "master" in entry:
             found.setdefault(entry["ifname"], set()).add(entry["mac"])
+    return found
+
+
+def vlans(netns: str | None = None) -> dict[str, Vlans]:
+    """The VLANs of bridge ports, and of bridges, where the kernel has them."""
+    inside = f"-n {netns} " if netns else ""
+    found = {}
+    for port in json.loads(sh(f"bridge {inside}-j vlan show")):
+        native: int | None = None
+        tagged: list[int] = []
+        for entry in port["vlans"]:
+            last = entry.get("vlanEnd", entry["vlan"])
+            if "PVID" in entry.get("flags", ()):
+                native = entry["vlan"]
+            else:
+                tagged += range(entry["vlan"], last + 1)
+        found[port["ifname"]] = Vlans(native, tuple(tagged))
     return found
 
 

@@ -15,7 +15,7 @@ from functools import cached_property
 from tapster.errors import HostError, KernelError, NoSuchLink
 from tapster.kernel import netns, process, rtnl, tun
 from tapster.kernel.failure import failure
-from tapster.kernel.port import Kernel, LinkChange
+from tapster.kernel.port import Kernel, LinkChange, Vlans
 from tapster.model import Link, Mode, Netns, Process
 
 SIOCDEVPRIVATE = 0x89F0
@@ -184,6 +184,12 @@ class LinuxKernel:
         except OSError as error:
             action = f"reading who is behind device {ifindex}"
             raise failure(error, action) from error
+
+    def vlans(self, ifindex: int) -> Vlans | None:
+        try:
+            return self._rtnl.vlans(ifindex)
+        except OSError as error:
+            raise failure(error, f"reading the VLANs of device {ifindex}") from error
 
     def create_tap(
         self,

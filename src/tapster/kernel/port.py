@@ -13,6 +13,15 @@ from typing import NamedTuple, Protocol
 from tapster.model import Link, Mode, Netns, Process
 
 
+class Vlans(NamedTuple):
+    """The VLANs that a bridge port is in."""
+
+    native: int | None
+    """Of untagged frames, both ways."""
+    tagged: tuple[int, ...]
+    """In rising order."""
+
+
 class LinkChange(NamedTuple):
     """A change of one device; what is None stays as it is."""
 
@@ -31,6 +40,8 @@ class LinkChange(NamedTuple):
     to it."""
     neighbour: str | None = None
     """A MAC that the bridge is to know behind this port of it, for good."""
+    vlans: Vlans | None = None
+    """Of a bridge port: these and no others."""
     up: bool | None = None
 
 
@@ -54,6 +65,9 @@ class Kernel(Protocol):
 
     def neighbours(self, ifindex: int) -> set[str]:
         """The MACs that a bridge knows for good behind this port of it."""
+
+    def vlans(self, ifindex: int) -> Vlans | None:
+        """The VLANs of a bridge port; None if it has none, or is none."""
 
     def inside(self) -> AbstractContextManager[None]:
         """For the time of a block the calling thread is in this namespace.

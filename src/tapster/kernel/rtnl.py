@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from errno import EAGAIN, ENOBUFS, ENODEV
 from typing import NamedTuple
 
-from tapster.kernel.port import LinkChange
+from tapster.kernel.port import LinkChange, Vlans
 from tapster.model import Link, Mode, parse_mac
 
 NLM_F_REQUEST = 0x1
@@ -58,6 +58,12 @@ IFLA_INFO_KIND = 1
 IFLA_INFO_DATA = 2
 IFLA_INFO_SLAVE_KIND = 4
 IFLA_INFO_SLAVE_DATA = 5
+IFLA_BR_VLAN_FILTERING = 7
+IFLA_BRIDGE_VLAN_INFO = 2
+BRIDGE_VLAN_INFO_PVID = 0x2
+BRIDGE_VLAN_INFO_UNTAGGED = 0x4
+BRIDGE_VLAN_INFO_RANGE_BEGIN = 0x8
+BRIDGE_VLAN_INFO_RANGE_END = 0x10
 IFLA_BRPORT_LEARNING = 8
 IFLA_BRPORT_UNICAST_FLOOD = 9
 IFLA_BRPORT_ISOLATED = 33
@@ -65,6 +71,8 @@ IFLA_MACVLAN_MODE = 1
 IFLA_INET6_ADDR_GEN_MODE = 8
 IN6_ADDR_GEN_MODE_NONE = 1
 RTEXT_FILTER_SKIP_STATS = 8
+RTEXT_FILTER_BRVLAN = 2
+LAST_VLAN = 4094
 NDA_LLADDR = 2
 NDA_MASTER = 9
 NTF_MASTER = 0x4
@@ -80,6 +88,7 @@ _HEADER = struct.Struct("IHHII")  # nlmsghdr: len, type, flags, seq, pid
 _IFINFO = struct.Struct("BxHiII")  # ifinfomsg: family, type, index, flags, change
 _NDMSG = struct.Struct("BxxxiHBB")  # ndmsg: family, ifindex, state, flags, type
 _ATTR = struct.Struct("HH")  # rtattr: len, type
+_VLAN = struct.Struct("HH")  # bridge_vlan_info: flags, vid
 _U32 = struct.Struct("I")
 _I32 = struct.Struct("i")
 
@@ -171,6 +180,22 @@ class Rtnl:
             if at == ifindex and state == NUD_NOARP and NDA_MASTER in entry:
                 found.add(entry[NDA_LLADDR].hex(":"))
         return found
+
+    def vlans(self, ifindex: int) -> Vlans | None:
+        """The VLANs of a bridge port, as `bridge vlan show`."""
+        mask = _attr(IFLA_EXT_MASK, _U32.pack(RTEXT_FILTER_BRVLAN))
+        for _ in range(_DUMPS):
+            # Only a dump has them, and that has every port of every bridge.
+            bodies, whole = self._dump(
+                RTM_GETLINK, _ifinfo(0, family=socket.AF_BRIDGE) + mask
+            )
+            if whole:
+                break
+        for body in bodies:
+            if _IFINFO.unpack_from(body)[2] == ifindex:
+                port = dict(_attributes(body, _IFINFO.size))
+                return _port_vlans(port.get(IFLA_AF_SPEC, b""))
+        return None
 
     def dump(self) -> list[Link]:
         """Every link, read again while the list changes meanwhile, to a bound.
@@ -290,6 +315,8 @@ def set_messages(change: LinkChange) -> list[Message]:
         port += _attr(IFLA_BRPORT_UNICAST_FLOOD, bytes([change.learning]))
     if port:
         messages.append(_port(change.ifindex, port))
+    if change.vlans is not None:
+        messages += _vlans(change.ifindex, change.vlans)
     if change.neighbour is not None:
         messages.append(_neighbour(change.ifindex, change.neighbour))
     return messages
@@ -350,6 +377,41 @@ def _port(ifindex: int, data: bytes) -> Message:
     return Message(RTM_NEWLINK, 0, _ifinfo(ifindex) + _nest(IFLA_LINKINFO, info))
 
 
+def _vlans(ifindex: int, vlans: Vlans) -> list[Message]:
+    """What `bridge vlan add` and `bridge vlan del` send, for all of them at once.
+
+    Deleting one that is not there is no error (`br_vlan_info()` in
+    net/bridge/br_netlink.c), so nothing has to be looked at before.
+    """
+    untagged = BRIDGE_VLAN_INFO_PVID | BRIDGE_VLAN_INFO_UNTAGGED
+    native = [] if vlans.native is None else [(untagged, vlans.native)]
+    wanted = [*native, *((0, vlan) for vlan in vlans.tagged)]
+    others = []
+    first = 1
+    for last in [*sorted(vlan for _, vlan in wanted), LAST_VLAN + 1]:
+        if first < last - 1:
+            others.append((BRIDGE_VLAN_INFO_RANGE_BEGIN, first))
+            others.append((BRIDGE_VLAN_INFO_RANGE_END, last - 1))
+        elif first == last - 1:
+            others.append((0, first))
+        first = last + 1
+    return [
+        Message(
+            type_,
+            0,
+            _ifinfo(ifindex, family=socket.AF_BRIDGE)
+            + _nest(
+                IFLA_AF_SPEC,
+                b"".join(
+                    _attr(IFLA_BRIDGE_VLAN_INFO, _VLAN.pack(*one)) for one in entries
+                ),
+            ),
+        )
+        for type_, entries in ((RTM_SETLINK, wanted), (RTM_DELLINK, others))
+        if entries
+    ]
+
+
 def _neighbour(ifindex: int, mac: str) -> Message:
     # What `bridge fdb replace MAC dev PORT master static` sends.
     header = _NDMSG.pack(socket.AF_BRIDGE, ifindex, NUD_NOARP, NTF_MASTER, 0)
@@ -365,8 +427,10 @@ def _netlink(groups: int = 0) -> socket.socket:
     return made
 
 
-def _ifinfo(ifindex: int, flags: int = 0, change: int = 0) -> bytes:
-    return _IFINFO.pack(socket.AF_UNSPEC, 0, ifindex, flags, change)
+def _ifinfo(
+    ifindex: int, flags: int = 0, change: int = 0, family: int = socket.AF_UNSPEC
+) -> bytes:
+    return _IFINFO.pack(family, 0, ifindex, flags, change)
 
 
 def _attr(type_: int, value: bytes) -> bytes:
@@ -418,8 +482,16 @@ def _link(body: bytes) -> Link:
         isolated=port.get(IFLA_BRPORT_ISOLATED) == b"\1",
         learning=port.get(IFLA_BRPORT_LEARNING) != b"\0",
         flood=port.get(IFLA_BRPORT_UNICAST_FLOOD) != b"\0",
+        vlan_filtering=_filters_vlans(info),
         no_ipv6=_gen_mode(found) in (None, bytes([IN6_ADDR_GEN_MODE_NONE])),
     )
+
+
+def _filters_vlans(info: dict[int, bytes]) -> bool:
+    if info.get(IFLA_INFO_KIND, b"").rstrip(b"\0") != b"bridge":
+        return False
+    data = dict(_attributes(info.get(IFLA_INFO_DATA, b""), 0))
+    return data.get(IFLA_BR_VLAN_FILTERING) == b"\1"
 
 
 def _gen_mode(link: dict[int, bytes]) -> bytes | None:
@@ -427,6 +499,17 @@ def _gen_mode(link: dict[int, bytes]) -> bytes | None:
     families = dict(_attributes(link.get(IFLA_AF_SPEC, b""), 0))
     ipv6 = dict(_attributes(families.get(socket.AF_INET6, b""), 0))
     return ipv6.get(IFLA_INET6_ADDR_GEN_MODE)
+
+
+def _port_vlans(data: bytes) -> Vlans | None:
+    entries = [
+        _VLAN.unpack(value)
+        for type_, value in _attributes(data, 0)
+        if type_ == IFLA_BRIDGE_VLAN_INFO
+    ]
+    native = [vlan for flags, vlan in entries if flags & BRIDGE_VLAN_INFO_PVID]
+    tagged = sorted(vlan for _, vlan in entries if vlan not in native)
+    return Vlans(next(iter(native), None), tuple(tagged)) if entries else None
 
 
 def _number(value: bytes | None) -> int:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from errno import EBADFD, ENODEV, EOPNOTSUPP
 
 from tapster.errors import HostError, KernelError, NoSuchLink
-from tapster.kernel.port import LinkChange
+from tapster.kernel.port import LinkChange, Vlans
 from tapster.model import Link, Mode, Netns, Process
 from tapster.testing.descriptors import Descriptors
 from tapster.testing.space import Device, Space, check_length, has_ipv6, refusal
@@ -238,6 +238,10 @@ class FakeKernel:
         device = self._step(f"list neighbours of {ifindex}").devices.get(ifindex)
         return set(device.neighbours) if device else set()
 
+    def vlans(self, ifindex: int) -> Vlans | None:
+        device = self._step(f"list VLANs of {ifindex}").devices.get(ifindex)
+        return device.vlans if device else None
+
     def inside(self) -> nullcontext[None]:
         return nullcontext()
 
@@ -335,12 +339,16 @@ class FakeKernel:
 
     def _set(self, change: LinkChange) -> None:
         ifindex, isolated, learning = change.ifindex, change.isolated, change.learning
-        setting = change._replace(isolated=None, learning=None, neighbour=None)
+        setting = change._replace(
+            isolated=None, learning=None, neighbour=None, vlans=None
+        )
         if any(value is not None for value in setting[1:]):
             self._step(f"set {_shown(setting)}").change(setting)
         if (isolated, learning) != (None, None):
             space = self._step(f"change port {ifindex}")
             space.change_port(ifindex, isolated=isolated, learning=learning)
+        if change.vlans is not None:
+            self._step(f"set VLANs of {ifindex}").set_vlans(ifindex, change.vlans)
         if change.neighbour is not None:
             space = self._step(f"add neighbour of {ifindex}")
             space.add_neighbour(ifindex, change.neighbour)
@@ -379,6 +387,7 @@ def _link(space: Space, device: Device) -> Link:
         isolated=device.isolated,
         learning=device.learning,
         flood=device.learning,
+        vlan_filtering=device.vlan_filtering,
         no_ipv6=device.no_ipv6 or not has_ipv6(device),
     )
 

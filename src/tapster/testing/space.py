@@ -27,7 +27,7 @@ from errno import (
 )
 from typing import Any, NamedTuple
 
-from tapster.kernel.port import LinkChange
+from tapster.kernel.port import LinkChange, Vlans
 from tapster.model import Mode
 
 MAX_BYTES = 15
@@ -58,6 +58,9 @@ class Device(NamedTuple):
     """False: the bridge does not learn from this port, nor flood to it."""
     neighbours: frozenset[str] = frozenset()
     """The MACs that its bridge knows there for good."""
+    vlan_filtering: bool = False
+    vlans: Vlans | None = None
+    """Of a port: the VLANs that it is in."""
     group: int = 0
     no_ipv6: bool = False
     altnames: tuple[str, ...] = ()
@@ -322,6 +325,12 @@ class Space:
             learning=port.learning if learning is None else learning,
         )
 
+    def set_vlans(self, ifindex: int, vlans: Vlans) -> None:
+        """RTM_SETLINK and RTM_DELLINK with IFLA_BRIDGE_VLAN_INFO."""
+        if not self.get(ifindex).master:
+            raise refusal(EOPNOTSUPP)
+        self.edit(ifindex, vlans=vlans)
+
     def add_neighbour(self, ifindex: int, mac: str) -> None:
         """RTM_NEWNEIGH to the bridge of a port."""
         port = self.get(ifindex)
@@ -454,7 +463,8 @@ class Space:
             raise refusal(EXFULL)
         if device.kind == "macvtap" or self.macvtaps(device.ifindex):
             raise refusal(EBUSY)
-        self._put(device._replace(master=master))
+        vlans = Vlans(1, ()) if bridge.vlan_filtering else None
+        self._put(device._replace(master=master, vlans=vlans))
         self._follow_ports(master)
 
     def _set_up(self, device: Device, up: bool) -> None:
@@ -522,7 +532,7 @@ class Space:
 def _alone(port: Device) -> Device:
     """A device that was a port, and has lost all that made it one."""
     return port._replace(
-        master=0, isolated=False, learning=True, neighbours=frozenset()
+        master=0, isolated=False, learning=True, neighbours=frozenset(), vlans=None
     )
 
 

@@ -37,9 +37,13 @@ class Stranger:
 
     # Making
 
-    def add_bridge(self, name: str, *, mac: str | None = None) -> None:
+    def add_bridge(
+        self, name: str, *, mac: str | None = None, vlan_filtering: bool = False
+    ) -> None:
         """A bridge that is up."""
-        made = self._space.register(name, "bridge", up=True)
+        made = self._space.register(
+            name, "bridge", up=True, vlan_filtering=vlan_filtering
+        )
         if mac is not None:
             self._space.change(LinkChange(made.ifindex, mac=mac))
 

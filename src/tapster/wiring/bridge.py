@@ -4,8 +4,8 @@
 from typing import NamedTuple
 
 from tapster.errors import BridgeFull, NoSuchLink
-from tapster.kernel.port import Kernel, LinkChange
-from tapster.model import Lease, Link
+from tapster.kernel.port import Kernel, LinkChange, Vlans
+from tapster.model import Lease, Link, Wiring
 
 MAX_PORTS = 1023
 """`BR_MAX_PORTS` in net/bridge/br_private.h, less port number 0, which is reserved."""
@@ -17,6 +17,7 @@ class Bridge(NamedTuple):
     name: str
     ifindex: int
     mtu: int
+    vlan_filtering: bool
 
 
 def find(kernel: Kernel, name: str) -> Bridge:
@@ -30,7 +31,17 @@ def find(kernel: Kernel, name: str) -> Bridge:
     if link.kind != "bridge":
         kind = link.kind or "hardware"
         raise NoSuchLink(f"{name!r} is not a bridge but a device of kind {kind}")
-    return Bridge(name, link.ifindex, link.mtu)
+    return Bridge(name, link.ifindex, link.mtu, link.vlan_filtering)
+
+
+def check(bridge: Bridge, wiring: Wiring) -> None:
+    """Whether a bridge can do what is wanted of it. Raises NoSuchLink."""
+    if vlans(wiring) is not None and not bridge.vlan_filtering:
+        name = bridge.name
+        raise NoSuchLink(
+            f"bridge {name!r} does not tell VLANs apart; where the kernel can, let it: "
+            f"ip link set {name} type bridge vlan_filtering 1"
+        )
 
 
 def find_room(kernel: Kernel, name: str) -> Bridge:
@@ -56,27 +67,40 @@ def wire(lease: Lease, bridge: int) -> list[LinkChange]:
     ifindex, wiring = lease.ifindex, lease.wiring
     if not bridge:
         return [LinkChange(ifindex, up=wiring.up)]
-    if not wiring.isolated and wiring.learning:
+    if not wiring.isolated and wiring.learning and vlans(wiring) is None:
         return [LinkChange(ifindex, master=bridge, up=wiring.up)]
     # These are properties of a port: they can only follow the joining.
-    joined = LinkChange(
-        ifindex,
-        master=bridge,
+    joined = _port(lease)._replace(master=bridge)
+    return [joined, LinkChange(ifindex, up=wiring.up)]
+
+
+def vlans(wiring: Wiring) -> Vlans | None:
+    """The VLANs that a port is to be in; None leaves it to its bridge."""
+    if wiring.vlan is None and not wiring.trunks:
+        return None
+    return Vlans(wiring.vlan, tuple(sorted(wiring.trunks)))
+
+
+def _port(lease: Lease) -> LinkChange:
+    """All that a port is to be."""
+    wiring = lease.wiring
+    return LinkChange(
+        lease.ifindex,
         isolated=wiring.isolated,
         learning=wiring.learning,
         neighbour=None if wiring.learning else lease.mac,
+        vlans=vlans(wiring),
     )
-    return [joined, LinkChange(ifindex, up=wiring.up)]
 
 
 MIN_IPV6_MTU = 1280
 """`IPV6_MIN_MTU`: a device with less has no IPv6, and gets all of it with more."""
 
 
-def leave(lease: Lease, link: Link, bridge: int) -> list[LinkChange]:
+def leave(lease: Lease, was: Wiring, link: Link, bridge: int) -> list[LinkChange]:
     """The first changes of a device that is wired already, perhaps in another way."""
     ifindex, mtu = lease.ifindex, lease.wiring.mtu
-    master = None if not link.master or _stays(lease, link, bridge) else 0
+    master = None if not link.master or _stays(lease, was, link, bridge) else 0
     gets_ipv6 = link.mtu < MIN_IPV6_MTU <= (mtu or link.mtu)
     if link.no_ipv6 and not gets_ipv6:
         return [LinkChange(ifindex, mtu=mtu, master=master)]
@@ -85,24 +109,20 @@ def leave(lease: Lease, link: Link, bridge: int) -> list[LinkChange]:
     return [down, LinkChange(ifindex, no_ipv6=True)]
 
 
-def rewire(lease: Lease, link: Link, bridge: int) -> list[LinkChange]:
+def rewire(lease: Lease, was: Wiring, link: Link, bridge: int) -> list[LinkChange]:
     """The changes that follow `leave`."""
-    if not _stays(lease, link, bridge):
+    if not _stays(lease, was, link, bridge):
         return wire(lease, bridge)
-    wiring = lease.wiring
-    port = LinkChange(
-        lease.ifindex,
-        isolated=wiring.isolated,
-        learning=wiring.learning,
-        neighbour=None if wiring.learning else lease.mac,
-    )
-    return [port, LinkChange(lease.ifindex, up=wiring.up)]
+    return [_port(lease), LinkChange(lease.ifindex, up=lease.wiring.up)]
 
 
-def _stays(lease: Lease, link: Link, bridge: int) -> bool:
+def _stays(lease: Lease, was: Wiring, link: Link, bridge: int) -> bool:
     """Whether a port can become what it should be where it is."""
-    # What the bridge was told of its MAC is forgotten only when it leaves.
-    forgets = lease.wiring.learning and not link.learning
+    # What the bridge was told of a port is forgotten only when that leaves.
+    wiring = lease.wiring
+    forgets = (wiring.learning and not link.learning) or (
+        vlans(wiring) is None and vlans(was) is not None
+    )
     return bool(bridge) and link.master == bridge and not forgets
 
 
@@ -128,6 +148,9 @@ def differs(lease: Lease, link: Link, kernel: Kernel) -> str | None:
         if not wiring.learning:
             wanted["neighbour"] = True
             there["neighbour"] = lease.mac in kernel.neighbours(link.ifindex)
+        if vlans(wiring) is not None:
+            wanted["vlans"] = vlans(wiring)
+            there["vlans"] = kernel.vlans(link.ifindex)
     wrong = [
         f"{key} is {_shown(there[key])}, not {_shown(value)}"
         for key, value in wanted.items()
@@ -137,6 +160,8 @@ def differs(lease: Lease, link: Link, kernel: Kernel) -> str | None:
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, Vlans):
+        return f"{value.native or '-'}/{','.join(map(str, value.tagged)) or '-'}"
     if isinstance(value, tuple):
         value = all(value)
     if isinstance(value, bool):
