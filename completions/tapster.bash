@@ -23,8 +23,10 @@ _tapster() {
     local IFS=$' \t\n' i part words=("$1") dashes='' verb='' netns=''
     local word option value options='' operands
     local ours='alias tapster:[^:]*:([[:xdigit:]]+)$'
-    local nic=(kind= bridge= link= mode= name= naming= key= owner= mac= mtu= queues=
-        isolated user= group= fin-wait=)
+    local wire=(bridge= ovs= mtu= isolated learning vlan= trunk= external-id= filter
+        address= inbound= outbound= up down)
+    local nic=(kind= link= mode= name= naming= key= owner= mac= queues= user= group=
+        fin-wait= "${wire[@]}")
     COMPREPLY=()
 
     # Bash splits words at = and : too; here --bridge=br0 is one word.
@@ -86,19 +88,25 @@ _tapster() {
             compopt -o default # files
             return
             ;;
-        --name | --key | --owner | --mac | --mtu | --queues | --fin-wait | --at | --remove)
+        --name | --key | --owner | --mac | --mtu | --queues | --fin-wait | --at | --remove | \
+            --ovs | --vlan | --trunk | --external-id | --address | --inbound | --outbound)
             return
             ;;
         *)
-            nic=("${nic[@]%=}")
+            wire=("${wire[@]%=}" no-isolated no-learning no-filter)
+            nic=("${nic[@]%=}" no-isolated no-learning no-filter)
             case $verb in
                 '')
                     options=--version
-                    operands='add rm ls show who run reap recover doctor'
+                    operands='add rm ls set show who run reap recover doctor'
                     ;;
                 add) options="${nic[*]/#/--} --netns --json" ;;
                 rm) options=--netns operands=$(_tapster_links "$ours/\1 \2") ;;
                 ls) options='--all --json' ;;
+                set)
+                    options="${wire[*]/#/--} --netns --json"
+                    operands=$(_tapster_links "$ours/\1 \2")
+                    ;;
                 show) options='--netns --json' operands=$(_tapster_links "$ours/\1 \2") ;;
                 who) options='--at --json' operands=$(_tapster_links "$ours/\1") ;;
                 run) options="${nic[*]/#/--} --nic --netns" ;;

@@ -8,6 +8,7 @@ from tapster import names
 from tapster.host import Host
 from tapster.kernel import failure
 from tapster.kernel.port import Kernel
+from tapster.lifecycle import Action
 from tapster.model import Lease, Link, parse_stamp
 from tapster.wiring.bridge import MAX_PORTS
 
@@ -80,10 +81,14 @@ def _tun() -> Iterator[Finding]:
 
 def _unmended(host: Host) -> Iterator[Finding]:
     for lease, action in host.recover(dry_run=True):
+        which = f"lease {lease.name} ({lease.id}, {lease.state})"
+        if action is Action.REWIRE:
+            for plane, wrong in host.differences(lease).items():
+                problem = f"{which} is not wired as it should be: {plane}: {wrong}"
+                yield Finding(problem, "tapster recover")
+            continue
         yield Finding(
-            f"lease {lease.name} ({lease.id}, {lease.state}) does not agree with "
-            f"the kernel: {action}",
-            "tapster recover",
+            f"{which} does not agree with the kernel: {action}", "tapster recover"
         )
 
 

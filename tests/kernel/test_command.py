@@ -384,3 +384,53 @@ def test_the_claim_of_a_dead_manager_on_a_sound_lease_is_dropped(
         assert host.settle() == []
         assert host.find(lease.id).manager is None
         assert tools.ports() == {"vnet0"}
+
+
+def test_set_changes_a_live_device_and_an_empty_value_takes_away(
+    tapster: Run,
+) -> None:
+    tapster("add", "--bridge", "br0", "--isolated", "--mtu", "1400")
+    tapster("set", "vnet0", "--no-isolated", "--no-learning", "--down")
+    link = tools.links()["vnet0"]
+    port = link["linkinfo"]["info_slave_data"]
+    assert (port["isolated"], port["learning"], port["flood"]) == (False, False, False)
+    assert "UP" not in link["flags"]
+    changed = parsed(
+        tapster("set", "vnet0", "--bridge=", "--learning", "--up", "--json")
+    )["lease"]
+    assert (changed["bridge"], changed["learning"], changed["mtu"]) == (
+        None,
+        True,
+        1400,
+    )
+    assert "UP" in tools.links()["vnet0"]["flags"]
+    assert tools.ports() == set()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "nothing to change"),
+        (["--vlan", "7"], "name a bridge"),
+        (["--inbound", "9:8"], "peak 8 is less than the average, 9"),
+        (["--external-id", "x"], "'x' is not KEY=VALUE"),
+        (["--trunk", "x"], "--trunk: invalid value: 'x'"),
+        (["--inbound", "1:2:3:4"], "invalid rate value: '1:2:3:4'"),
+    ],
+    ids=str,
+)
+def test_set_says_what_is_wrong(tapster: Run, options: list[str], said: str) -> None:
+    tapster("add")
+    done = tapster("set", "vnet0", *options, status=2)
+    assert said in done.stderr
+
+
+def test_show_and_doctor_say_what_differs(tapster: Run) -> None:
+    tapster("add", "--bridge", "br0")
+    tools.sh("ip link set vnet0 nomaster")
+    wrong = "bridge is None, not br0"
+    assert wrong in tapster("show", "vnet0").stdout
+    assert parsed(tapster("show", "vnet0", "--json"))["differences"] == {"link": wrong}
+    assert wrong in tapster("doctor", status=1).stdout
+    assert "rewire vnet0" in tapster("recover").stdout
+    assert tools.ports() == {"vnet0"}

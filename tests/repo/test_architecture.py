@@ -120,6 +120,7 @@ ROOMS = [
         (
             "tapster.host",
             "tapster.kernel",
+            "tapster.lifecycle",
             "tapster.model",
             "tapster.names",
             "tapster.wiring",

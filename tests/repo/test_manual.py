@@ -82,8 +82,9 @@ def test_it_has_the_options_of_the_command_itself() -> None:
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_it_has_every_option_of(verb: str) -> None:
     explained = items(verb) | items("DESCRIPTION") - {"--version"}
-    if ".Sx DEVICE OPTIONS" in SECTIONS[verb]:
-        explained |= items("DEVICE OPTIONS")
+    for section in ("DEVICE OPTIONS", "WIRING OPTIONS"):
+        if f".Sx {section}" in SECTIONS[verb]:
+            explained |= items(section)
     assert explained == set(options_of(verb))
 
 
@@ -93,7 +94,8 @@ def test_the_synopsis_has_every_option_of(verb: str) -> None:
     (usage,) = (one for one in usages if one.startswith(f".Cm {verb}\n"))
     named = {f"-{name}" for name in re.findall(r"^\.Op Fl (\S+)", usage, re.MULTILINE)}
     assert named == items(verb)
-    assert ("device options" in usage) == (".Sx DEVICE OPTIONS" in SECTIONS[verb])
+    for section in ("DEVICE OPTIONS", "WIRING OPTIONS"):
+        assert (section.lower() in usage) == (f".Sx {section}" in SECTIONS[verb])
 
 
 def test_it_has_every_value_of_an_option() -> None:

@@ -32,6 +32,7 @@ VERBS = {
     "add": "make a device and print its name",
     "rm": "release devices",
     "ls": "list the leases (what tapster alone does)",
+    "set": "change what a device is connected to",
     "show": "show all of one lease, and its device as it is now",
     "who": "say who holds or held a name",
     "run": "run a command with devices that end with it",

@@ -3,6 +3,8 @@
 
 import argparse
 
+from tapster import model
+from tapster.cli import wire
 from tapster.errors import RequestError
 from tapster.model import (
     DEFAULT_FIN_WAIT,
@@ -13,6 +15,7 @@ from tapster.model import (
     Naming,
     Spec,
     Tap,
+    Wiring,
 )
 
 
@@ -20,7 +23,6 @@ def declare(parser: argparse.ArgumentParser) -> None:
     """Add the options to `parser`."""
     option = parser.add_argument
     option("--kind", choices=[*Kind], help="default: tap, or macvtap with --link")
-    option("--bridge", metavar="BR", help="the bridge that a tap joins")
     option("--link", metavar="LOWER", help="the device that a macvtap sits on")
     option("--mode", choices=[*Mode], help="of a macvtap; default: bridge")
     option(
@@ -38,9 +40,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     option("--key", metavar="K", help="what --naming stable derives the number from")
     option("--owner", metavar="TEXT", default="", help="whose it is: free text")
     option("--mac", help="the guest's MAC; one is made up otherwise")
-    option("--mtu", type=int, metavar="N", help="default: the bridge's")
     option("--queues", type=int, metavar="N", default=1, help="default: 1")
-    option("--isolated", action="store_true", help="isolate the bridge port")
     option("--user", metavar="U", help="who may open the tap by name, beside root")
     option("--group", metavar="G", help="which group may")
     option(
@@ -50,28 +50,29 @@ def declare(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_FIN_WAIT,
         help=f"how long the name waits after release; default: {DEFAULT_FIN_WAIT:g}",
     )
+    wire.declare(parser)
 
 
 def spec(options: argparse.Namespace) -> Spec:
     """The request that the options make. Raises RequestError."""
     kind = options.kind or (Kind.MACVTAP if options.link else Kind.TAP)
+    wiring = wire.changes(options)
     if kind == Kind.TAP:
         _refuse(options, "link", "mode", kind=kind)
         return Tap(
-            bridge=options.bridge,
             name=options.name,
             naming=Naming(options.naming),
             key=options.key,
             owner=options.owner,
             mac=options.mac,
-            mtu=options.mtu,
             queues=options.queues,
-            isolated=options.isolated,
             uid=_uid(options.user),
             gid=_gid(options.group),
             fin_wait=options.fin_wait,
+            **wiring,
         )
-    _refuse(options, "bridge", "isolated", "user", "group", kind=kind)
+    _refuse(options, "user", "group", kind=kind)
+    model.check_macvtap_wiring(Wiring(**wiring))
     if not options.link:
         raise RequestError("a macvtap needs a lower device: give --link")
     return Macvtap(
@@ -82,7 +83,7 @@ def spec(options: argparse.Namespace) -> Spec:
         key=options.key,
         owner=options.owner,
         mac=options.mac,
-        mtu=options.mtu,
+        mtu=wiring.get("mtu"),
         queues=options.queues,
         fin_wait=options.fin_wait,
     )

@@ -102,8 +102,8 @@ def _nics(options: argparse.Namespace) -> list[argparse.Namespace]:
         return [options]
     parser = _NicParser(prog="--nic", add_help=False, allow_abbrev=False)
     nic.declare(parser)
-    given = vars(options)
-    parser.set_defaults(**{dest: given[dest] for dest in vars(parser.parse_args([]))})
+    own = {action.dest for action in parser._actions}
+    parser.set_defaults(**{k: v for k, v in vars(options).items() if k in own})
     return [
         parser.parse_args([f"--{pair}" for pair in text.split(",")])
         for text in options.nic

@@ -16,15 +16,29 @@ def declare(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, host: Host) -> int:
     lease = host.find(options.lease)
     link = host.link(lease)
+    differences = host.differences(lease)
     if options.json:
-        output.print_json(lease=output.lease_json(lease), device=output.link_json(link))
+        output.print_json(
+            lease=output.lease_json(lease),
+            device=output.link_json(link),
+            differences=differences,
+        )
         return 0
     for field, value in output.lease_json(lease).items():
-        if value is not None:
-            print(f"{field:<15}{value}")
+        if value not in (None, (), {}):
+            print(f"{field:<22}{_shown(value)}")
     if link is None:
-        print(f"{'device':<15}is not there: tapster recover")
-        return 0
-    for field, value in link._asdict().items():
-        print(f"device {field:<8}{value}")
+        print(f"{'device':<22}is not there: tapster recover")
+    for field, value in link._asdict().items() if link else ():
+        print(f"device {field:<15}{value}")
+    for plane, wrong in differences.items():
+        print(f"differs {plane:<14}{wrong}: tapster recover")
     return 0
+
+
+def _shown(value: object) -> object:
+    if isinstance(value, dict):
+        return " ".join(f"{key}={one}" for key, one in value.items() if one is not None)
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    return value

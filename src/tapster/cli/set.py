@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Change what a leased device is connected to, while its machine runs."""
+
+import argparse
+
+from tapster.cli import output, wire
+from tapster.errors import RequestError
+from tapster.host import Host
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    wire.declare(parser)
+    parser.add_argument("lease", metavar="NAME|ID", help="which lease")
+    parser.add_argument("--netns", metavar="NS", help="where to look for names first")
+    parser.add_argument("--json", action="store_true", help="print the lease as JSON")
+
+
+def run(options: argparse.Namespace, host: Host) -> int:
+    changes = wire.changes(options)
+    if not changes:
+        raise RequestError("nothing to change was given; see: tapster set --help")
+    lease = host.set(host.find(options.lease).id, **changes)
+    if options.json:
+        output.print_json(lease=output.lease_json(lease))
+    return 0
