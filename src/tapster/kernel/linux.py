@@ -239,15 +239,15 @@ class LinuxKernel:
         node = f"tap{ifindex}"
         try:
             os.mknod(node, 0o020600, self._device_number(node), dir_fd=self._nodes)
-            try:
-                with tun.closing_on_error() as fds:
+            with tun.closing_on_error() as fds:
+                try:
                     for _ in range(queues):
                         fds.append(
                             os.open(node, os.O_RDWR | os.O_CLOEXEC, dir_fd=self._nodes)
                         )
                         tun.set_flags(fds[-1], flags)
-            finally:
-                os.unlink(node, dir_fd=self._nodes)
+                finally:
+                    os.unlink(node, dir_fd=self._nodes)
         except OSError as error:
             raise failure(error, f"opening macvtap {ifindex}", "CAP_MKNOD") from error
         return tuple(fds)
