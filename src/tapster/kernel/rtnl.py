@@ -211,6 +211,7 @@ class Rtnl:
 
     def _dump(self, type_: int, wanted: bytes) -> tuple[list[bytes], bool]:
         """All that answers a request, and whether nothing changed meanwhile."""
+        _drain(self._socket)  # of a dump that failed: until then there is no other
         sequence = self._send([Message(type_, NLM_F_DUMP, wanted)])
         bodies: list[bytes] = []
         whole = True
@@ -267,20 +268,10 @@ class Watch:
                     return changed
                 if error.errno != ENOBUFS:
                     raise
-                self._drain()
+                _drain(self._socket)
                 return None
             for _, _, _, body in _messages(data):
                 changed.add(_IFINFO.unpack_from(body)[2])
-
-    def _drain(self) -> None:
-        while True:
-            try:
-                self._socket.recv(1 << 16, socket.MSG_DONTWAIT)
-            except OSError as error:
-                if error.errno == EAGAIN:
-                    return
-                if error.errno != ENOBUFS:
-                    raise
 
 
 def set_messages(change: LinkChange) -> list[Message]:
@@ -425,6 +416,18 @@ def _netlink(groups: int = 0) -> socket.socket:
     )
     made.bind((0, groups))
     return made
+
+
+def _drain(opened: socket.socket) -> None:
+    """Throw away what waits to be read."""
+    while True:
+        try:
+            opened.recv(1 << 16, socket.MSG_DONTWAIT)
+        except OSError as error:
+            if error.errno == EAGAIN:
+                return
+            if error.errno != ENOBUFS:
+                raise
 
 
 def _ifinfo(
