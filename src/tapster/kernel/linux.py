@@ -4,7 +4,6 @@
 import array
 import fcntl
 import os
-import socket
 import struct
 import time
 from collections.abc import Iterator, Sequence
@@ -103,7 +102,7 @@ class LinuxSystem:
 
 
 class LinuxKernel:
-    """One network namespace, with a socket in it for each kind of question."""
+    """One network namespace, with sockets in it to ask and to watch."""
 
     def __init__(self, fd: int, boot_id: str, path: str) -> None:
         """Owns `fd`, a descriptor of the namespace, unless this raises."""
@@ -113,9 +112,6 @@ class LinuxKernel:
             with self.inside():
                 self._netns = Netns(boot_id, netns.cookie(), path, netns.pidns())
                 self._rtnl = rtnl.Rtnl()
-                self._ioctl = socket.socket(
-                    socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
-                )
         except OSError as error:
             raise failure(
                 error, f"entering network namespace {path!r}", "CAP_SYS_ADMIN"
@@ -131,7 +127,7 @@ class LinuxKernel:
             yield
 
     def close(self) -> None:
-        for opened in (self._rtnl, self._ioctl, self._watch):
+        for opened in (self._rtnl, self._watch):
             if opened is not None:
                 opened.close()
         if "_nodes" in self.__dict__:
@@ -170,7 +166,7 @@ class LinuxKernel:
         name = os.fsencode(bridge.name)
         try:
             fcntl.ioctl(
-                self._ioctl,
+                self._rtnl,  # any socket in the namespace will do
                 SIOCDEVPRIVATE,
                 _IFREQ_DATA.pack(name, request.buffer_info()[0]),
             )

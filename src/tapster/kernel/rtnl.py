@@ -111,9 +111,10 @@ class Rtnl:
 
     def __init__(self) -> None:
         self._socket = _netlink()
-        for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK):
-            self._socket.setsockopt(SOL_NETLINK, option, 1)
         self._sequence = 0
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
 
     def close(self) -> None:
         self._socket.close()
@@ -414,7 +415,13 @@ def _netlink(groups: int = 0) -> socket.socket:
     made = socket.socket(
         socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
     )
-    made.bind((0, groups))
+    try:
+        for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK):
+            made.setsockopt(SOL_NETLINK, option, 1)
+        made.bind((0, groups))
+    except OSError:
+        made.close()
+        raise
     return made
 
 
