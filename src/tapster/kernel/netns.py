@@ -82,7 +82,12 @@ def inside(fd: int) -> Iterator[None]:
         try:
             yield
         finally:
-            setns(own, CLONE_NEWNET)
+            try:
+                setns(own, CLONE_NEWNET)
+            except OSError:
+                # The kernel was short of memory. Once more: a thread that stayed
+                # would do all its other work in the wrong namespace.
+                setns(own, CLONE_NEWNET)
     finally:
         os.close(own)
 
