@@ -8,7 +8,7 @@ import struct
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from errno import EAFNOSUPPORT, ENODEV
+from errno import EAFNOSUPPORT, EINVAL, ENODEV
 from functools import cached_property
 
 from tapster.errors import HostError, KernelError, NoSuchLink
@@ -30,8 +30,11 @@ class LinuxSystem:
 
     @cached_property
     def boot_id(self) -> str:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            return file.read().strip()
+        try:
+            with open("/proc/sys/kernel/random/boot_id") as file:
+                return file.read().strip()
+        except OSError as error:
+            raise failure(error, "reading the boot's id") from error
 
     def boottime(self) -> float:
         return time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -42,15 +45,25 @@ class LinuxSystem:
 
     def netns(self, where: str | None) -> "LinuxKernel":
         path = "" if where is None else netns.path_of(where)
+        opened = path or netns.OWN
         try:
-            fd = netns.open_netns(path or netns.OWN)
+            path = path or netns.known_path()
+            fd = netns.open_netns(opened)
         except FileNotFoundError:
             raise NoSuchLink(f"there is no network namespace {where!r}") from None
         except OSError as error:
-            raise failure(error, f"opening {path!r}", "CAP_SYS_ADMIN") from error
-        return self._kernel(fd, path or netns.known_path(fd))
+            raise failure(error, f"opening {opened!r}", "CAP_SYS_ADMIN") from error
+        return self._kernel(fd, path)
 
     def find(self, wanted: Netns) -> Kernel | None:
+        try:
+            return self._find(wanted)
+        except OSError as error:
+            raise failure(
+                error, "looking for a network namespace", "CAP_SYS_ADMIN"
+            ) from error
+
+    def _find(self, wanted: Netns) -> Kernel | None:
         if wanted.boot != self.boot_id:
             return None
         if netns.cookie() == wanted.cookie:
@@ -64,24 +77,27 @@ class LinuxSystem:
                 f"({wanted.path or 'which has no path'}) can only be told from the "
                 "pid namespace in which its lease was made"
             )
-        try:
-            for fd in netns.everywhere():
-                with netns.inside(fd):
-                    found = netns.cookie() == wanted.cookie
-                if found:
-                    return self._kernel(os.dup(fd), wanted.path)
-        except OSError as error:
-            raise failure(
-                error, "looking for a network namespace", "CAP_SYS_ADMIN"
-            ) from error
+        for fd in netns.everywhere():
+            with netns.inside(fd):
+                found = netns.cookie() == wanted.cookie
+            if found:
+                return self._kernel(os.dup(fd), wanted.path)
         return None
 
     def _at(self, path: str, cookie: int) -> "LinuxKernel | None":
         """The namespace at `path`, if it has this cookie."""
         try:
             kernel = self._kernel(netns.open_netns(path), path)
-        except (OSError, KernelError):
-            return None  # nothing there, or no namespace any more
+        except netns.GONE:
+            return None
+        except PermissionError:
+            if path.startswith("/proc/"):
+                return None  # some process's: all of them are looked at below
+            raise
+        except KernelError as error:
+            if error.errno == EINVAL:
+                return None  # no namespace any more
+            raise
         if kernel.netns.cookie == cookie:
             return kernel
         kernel.close()
@@ -95,10 +111,16 @@ class LinuxSystem:
             raise
 
     def process(self, pid: int) -> Process | None:
-        return process.process(pid)
+        try:
+            return process.process(pid)
+        except OSError as error:
+            raise failure(error, f"looking at process {pid}") from error
 
     def ended(self, bound: Process) -> bool:
-        return process.ended(bound)
+        try:
+            return process.ended(bound)
+        except OSError as error:
+            raise failure(error, f"looking at process {bound.pid}") from error
 
 
 class LinuxKernel:

@@ -16,6 +16,8 @@ SO_NETNS_COOKIE = 71
 OWN = "/proc/thread-self/ns/net"
 NAMED = "/run/netns"
 """Where `ip netns` keeps its names: ip-netns(8)."""
+GONE = (FileNotFoundError, NotADirectoryError, ProcessLookupError)
+"""What says that there is nothing at a path. Any other error says nothing of it."""
 
 
 def path_of(where: str) -> str:
@@ -23,11 +25,14 @@ def path_of(where: str) -> str:
     return os.path.abspath(where) if "/" in where else f"{NAMED}/{where}"
 
 
-def known_path(fd: int) -> str:
-    """A path that leads to the namespace `fd`, or "" if none is known."""
-    wanted = os.fstat(fd)
+def known_path() -> str:
+    """A path that leads to the calling thread's namespace, or "" if none is known."""
+    wanted = os.stat(OWN)
     for path in named():
-        found = os.stat(path)
+        try:
+            found = os.stat(path)
+        except GONE:
+            continue
         if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
             return path
     return ""
@@ -95,7 +100,8 @@ def inside(fd: int) -> Iterator[None]:
 def everywhere() -> Iterator[int]:
     """A descriptor of each namespace that a process is in, closed when passed.
 
-    Raises OSError, at the end, if there is one that may not be opened.
+    Raises OSError if that cannot be told; at the end, if there is one that may not
+    be opened.
     """
     # Opening /proc/PID/ns/net asks for more than root may have: every capability
     # of the process. Looking at /proc/PID/net does not, and the inode of a file
@@ -107,10 +113,8 @@ def everywhere() -> Iterator[int]:
     for pid in filter(str.isdecimal, os.listdir("/proc")):
         try:
             inode = os.stat(f"/proc/{pid}/net/dev").st_ino
-        except PermissionError:
-            raise
-        except OSError:
-            continue  # it has ended meanwhile
+        except GONE:
+            continue
         if inode in opened:
             continue
         try:
@@ -118,7 +122,7 @@ def everywhere() -> Iterator[int]:
         except PermissionError as error:
             refused.setdefault(inode, error)
             continue
-        except OSError:
+        except GONE:
             continue
         opened.add(inode)
         try:
