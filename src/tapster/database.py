@@ -48,10 +48,10 @@ class Database:
             self.connection = _connect(path)
             try:
                 self._prepare(populate)
+                self._inode = os.stat(path).st_ino
             except BaseException:
                 self.connection.close()
                 raise
-            self._inode = os.stat(path).st_ino
 
     def close(self) -> None:
         self.connection.close()
@@ -138,8 +138,12 @@ def _connect(path: str) -> sqlite3.Connection:
     connection = sqlite3.connect(
         path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
     )
-    connection.execute("PRAGMA synchronous = NORMAL")
-    connection.execute("PRAGMA foreign_keys = ON")
+    try:
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA foreign_keys = ON")
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 

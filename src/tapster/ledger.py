@@ -93,7 +93,11 @@ class Ledger:
         self._randomness = randomness
         self._file = Database(self.path, self._populate)
         self._db = self._file.connection
-        self.id = self._setting("ledger")
+        try:
+            self.id = self._setting("ledger")
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         self._file.close()
