@@ -606,10 +606,15 @@ class Host:
         with self._lock:
             if not dry_run:
                 self._drop_stale_claims()
-            mended = self._mend_all(self._ledger.leases(), dry_run=dry_run, wiring=True)
-            for plane, stray in [] if dry_run else self.strays():
-                plane.remove(self._kernel, stray)
-            return mended
+            leases = self._ledger.leases()
+            try:
+                mended = self._mend_all(leases, dry_run=dry_run, wiring=True)
+                for plane, stray in [] if dry_run else self.strays():
+                    plane.remove(self._kernel, stray)
+                return mended
+            finally:
+                if not dry_run:
+                    self._wake_reaper()
 
     def settle(self) -> list[Mended]:
         """Mend what dead processes left: a cheap recover, for before other work.

@@ -109,6 +109,19 @@ def test_a_release_is_reaped_by_itself_and_the_reaper_ends(
     assert reapers(ledger) == []
 
 
+def test_what_recover_lets_wait_is_reaped_by_itself_too(ledger: Path) -> None:
+    with Host(ledger) as host:
+        tools.close(host.acquire(Tap(bridge="br0", fin_wait=1.0)).fds)
+        tools.sh("ip link del vnet0")
+        host.recover()
+        wait_reaping(ledger)
+        both = reapers(ledger)
+        with Monitor() as monitor:
+            monitor.wait_deleted("vnet0")
+        wait_dead(both)
+        assert host.leases() == []
+
+
 def test_it_survives_the_death_of_its_leader(released: Host, ledger: Path) -> None:
     leader, standby = reapers(ledger)
     with Monitor() as monitor:
