@@ -31,6 +31,7 @@ explore: setup ## Run Tapster through every schedule; BOUND=full takes an hour o
 
 bench: root deps setup ## Measure Tapster beside the other ways (root)
 	$(VENV)/bin/python -m bench $(ARGS)
+	@chown -hR --reference=. docs
 
 check: setup ## Check format, lint, types, spelling, manual pages
 	$(VENV)/bin/ruff format --check

@@ -1,7 +1,74 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run every measurement. Needs root."""
+"""Measure, print, and write docs/performance.md with its pictures. Needs root."""
 
-from bench import picking
+import argparse
+import os
+import resource
+import tempfile
+import time
+from importlib import import_module
+from pathlib import Path
+
+from bench import report
+from bench.floor import compile_floor
+from bench.measurements import Run
+
+MEASUREMENTS = (
+    "startstop",
+    "reaping",
+    "waiting",
+    "sustained",
+    "command",
+    "picking",
+    "bookkeeping",
+    "growth",
+    "drift",
+)
+LONG = {"drift": "15 minutes"}
+"""What takes long is only measured when it is named."""
+DOCS = Path(__file__).parent.parent / "docs"
+ROUNDS = 5
+FILES = 20_000
+"""Descriptors that a measurement may have open: one a device."""
+
+
+def main() -> None:
+    options = _options()
+    # A process that is measured starts as a user's does.
+    for variable in ("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"):
+        os.environ.pop(variable, None)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, FILES))
+    with tempfile.TemporaryDirectory() as directory:
+        run = Run(options.rounds, compile_floor(Path(directory)), options.small)
+        usual = [name for name in MEASUREMENTS if name not in LONG]
+        for name in options.measurements or usual:
+            module = import_module(f"bench.measurements.{name}")
+            begin = time.monotonic()
+            tables = []
+            for table in module.measure(run):
+                tables.append(table)
+                print(report.text(table), flush=True)
+            report.write(options.out, name, tables, run.rounds)
+            print(f"{name} took {time.monotonic() - begin:.0f} s\n", flush=True)
+    report.write_page(options.out, MEASUREMENTS)
+    if not options.measurements:
+        for name, duration in LONG.items():
+            print(f"left out, as it takes {duration}: make bench ARGS={name}")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
+    option = parser.add_argument
+    option("measurements", nargs="*", metavar="NAME", help=", ".join(MEASUREMENTS))
+    option("--rounds", type=int, default=ROUNDS, metavar="N", help="default: 5")
+    option("--small", action="store_true", help="only see that the harness works")
+    option("--out", type=Path, default=DOCS, metavar="DIR", help="default: docs")
+    options = parser.parse_args()
+    for name in options.measurements:
+        if name not in MEASUREMENTS:
+            parser.error(f"there is no measurement {name!r}")
+    return options
+
 
 if __name__ == "__main__":
-    picking.main()
+    main()

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network of our own to measure in, with bridges as full as is wanted."""
+
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.floor import Floor
+from demo.private import namespaces
+
+SYSFS = Path("/sys/class/net")
+GROUP = 200
+"""Devices deleted at a time when all is over."""
+
+
+class World:
+    """What is there to work with."""
+
+    def __init__(self, directory: Path, floor: Floor) -> None:
+        self.directory = directory
+        """For files; it goes with the world."""
+        self.floor = floor
+        self._bridges = 0
+
+    def bridge(self, name: str, ports: int = 0) -> int:
+        """Make a bridge with that many ports, each held open; its ifindex."""
+        self._bridges += 1
+        # A MAC of its own: otherwise it would be looked for at each change of a port.
+        mac = f"02:00:00:00:00:{self._bridges:02x}"
+        _ip("link", "add", name, "address", mac, "type", "bridge")
+        _ip("link", "set", name, "up")
+        ifindex = int(SYSFS.joinpath(name, "ifindex").read_text())
+        for _ in range(ports):
+            self.floor.acquire(ifindex)
+        return ifindex
+
+    def devices(self) -> int:
+        """How many devices there are."""
+        return len(list(SYSFS.iterdir()))
+
+    def clear(self) -> None:
+        """Delete every device: the next to measure shall not wait for that."""
+        found = [
+            int(device.joinpath("ifindex").read_text())
+            for device in SYSFS.iterdir()
+            if device.name != "lo"
+        ]
+        self.floor.reap(found, GROUP)
+
+
+@contextmanager
+def world(program: Path) -> Iterator[World]:
+    """Be in a network of our own; `program` is the compiled floor."""
+    with namespaces(), tempfile.TemporaryDirectory() as directory:
+        _ip("link", "set", "lo", "up")
+        with Floor(program) as floor:
+            made = World(Path(directory), floor)
+            yield made
+            made.clear()
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True)

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each way does what its row says, judged by iproute2."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.floor import ALIAS, compile_floor
+from bench.measurements.startstop import make
+from bench.ways import Way
+from bench.ways.cni import Cni
+from bench.ways.floor import Releasing, ReleasingWithoutIpv6
+from bench.ways.helper import Helper
+from bench.ways.tapster import Library
+from bench.world import World, world
+from tests.kernel import tools
+
+pytestmark = pytest.mark.kernel
+
+TITLES = (
+    "floor",
+    "floor, no IPv6",
+    "Tapster",
+    "ip -batch",
+    "ip, by hand",
+    "pyroute2",
+    "qemu-bridge-helper",
+    "CNI bridge",
+    "floor, deleting",
+)
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compile_floor(tmp_path_factory.mktemp("floor"))
+
+
+@pytest.fixture
+def place(program: Path) -> Iterator[World]:
+    with world(program) as place:
+        yield place
+
+
+@pytest.fixture
+def ways(place: World) -> Iterator[dict[str, Way]]:
+    with ExitStack() as stack:
+        yield {way.title: way for way in make(place, stack, ports=2)}
+
+
+def test_every_way_is_tested_here(ways: dict[str, Way]) -> None:
+    assert tuple(ways) == TITLES
+
+
+@pytest.mark.parametrize("title", TITLES)
+def test_a_way_starts_and_stops_a_device(ways: dict[str, Way], title: str) -> None:
+    before, ports = tools.links(), tools.ports()
+    taken = ways[title].start()
+    (name,) = tools.ports() - ports
+    made = tools.links()[name]
+    assert taken > 0
+    assert "UP" in made["flags"]
+    _check_what_else_it_does(title, made)
+    assert ways[title].stop() > 0
+    assert tools.ports() == ports
+    ways[title].tidy()
+    assert tools.links().keys() == before.keys()
+
+
+def _check_what_else_it_does(title: str, made: dict[str, Any]) -> None:
+    """What the notes say that a way does, and does not."""
+    info = made["linkinfo"]
+    if title == Cni.title:
+        assert info["info_kind"] == "veth"
+        return
+    assert info["info_kind"] == "tun"
+    assert info["info_data"]["persist"] == (title != Helper.title)
+    if title == Helper.title:
+        assert "ifalias" not in made
+        return
+    if title == Library.title:
+        assert made["ifalias"].startswith("tapster:")
+        assert len(made["ifalias"]) == len(ALIAS)
+    else:
+        assert made["ifalias"] == ALIAS
+    assert made["address"].startswith("fe:")
+    quiet = title in (Library.title, ReleasingWithoutIpv6.title)
+    assert (made["inet6_addr_gen_mode"] == "none") == quiet
+
+
+@pytest.mark.parametrize("title", ["floor", "Tapster"])
+def test_a_released_device_is_there_until_it_is_reaped(
+    ways: dict[str, Way], title: str
+) -> None:
+    way = ways[title]
+    assert isinstance(way, Releasing | Library)
+    before = tools.links()
+    way.start()
+    way.stop()
+    (left,) = tools.links().keys() - before.keys()
+    assert "UP" not in tools.links()[left]["flags"]
+    assert way.reap() > 0
+    assert tools.links().keys() == before.keys()
+
+
+def test_a_bridge_has_the_ports_that_were_asked_for(place: World) -> None:
+    place.bridge("br7", ports=5)
+    assert len(tools.ports("br7")) == 5
+
+
+def test_the_floor_says_when_the_kernel_refuses(place: World) -> None:
+    place.floor.make("tap7")
+    with pytest.raises(RuntimeError, match="Device or resource busy"):
+        place.floor.make("tap7")
