@@ -89,8 +89,12 @@ _IFINFO = struct.Struct("BxHiII")  # ifinfomsg: family, type, index, flags, chan
 _NDMSG = struct.Struct("BxxxiHBB")  # ndmsg: family, ifindex, state, flags, type
 _ATTR = struct.Struct("HH")  # rtattr: len, type
 _VLAN = struct.Struct("HH")  # bridge_vlan_info: flags, vid
+_VLAN_INFO = struct.Struct("HHHH")  # the same as an attribute
 _U32 = struct.Struct("I")
 _I32 = struct.Struct("i")
+
+_BUFFER = 1 << 18
+"""Bytes that one answer may have. The kernel sends a dump in parts of 32 KiB."""
 
 _DUMPS = 5
 
@@ -111,6 +115,8 @@ class Rtnl:
 
     def __init__(self) -> None:
         self._socket = _netlink()
+        # Kept: to get so much memory and to give it back costs more than most answers.
+        self._buffer = memoryview(bytearray(_BUFFER))
         self._sequence = 0
 
     def fileno(self) -> int:
@@ -177,7 +183,7 @@ class Rtnl:
         found = set()
         for body in bodies:
             _, at, state, _, _ = _NDMSG.unpack_from(body)
-            entry = dict(_attributes(body, _NDMSG.size))
+            entry = _attributes(body, _NDMSG.size)
             if at == ifindex and state == NUD_NOARP and NDA_MASTER in entry:
                 found.add(entry[NDA_LLADDR].hex(":"))
         return found
@@ -194,7 +200,7 @@ class Rtnl:
                 break
         for body in bodies:
             if _IFINFO.unpack_from(body)[2] == ifindex:
-                port = dict(_attributes(body, _IFINFO.size))
+                port = _attributes(body, _IFINFO.size)
                 return _port_vlans(port.get(IFLA_AF_SPEC, b""))
         return None
 
@@ -246,7 +252,8 @@ class Rtnl:
         return first
 
     def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
-        yield from _messages(self._socket.recv(1 << 18))
+        length = self._socket.recv_into(self._buffer)
+        return _messages(bytes(self._buffer[:length]))
 
 
 class Watch:
@@ -463,20 +470,25 @@ def _messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
         offset += length + 3 & ~3
 
 
-def _attributes(data: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
-    while offset + _ATTR.size <= len(data):
-        length, type_ = _ATTR.unpack_from(data, offset)
+def _attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
+    """The values of attributes, by type."""
+    # A link has a hundred of them: this loop is most of what reading one costs.
+    found: dict[int, bytes] = {}
+    unpack, last = _ATTR.unpack_from, len(data) - _ATTR.size
+    while offset <= last:
+        length, type_ = unpack(data, offset)
         if length < _ATTR.size:
-            return
-        yield type_ & NLA_TYPE_MASK, data[offset + _ATTR.size : offset + length]
+            break
+        found[type_ & NLA_TYPE_MASK] = data[offset + _ATTR.size : offset + length]
         offset += length + 3 & ~3
+    return found
 
 
 def _link(body: bytes) -> Link:
     _, _, ifindex, flags, _ = _IFINFO.unpack_from(body)
-    found = dict(_attributes(body, _IFINFO.size))
-    info = dict(_attributes(found.get(IFLA_LINKINFO, b""), 0))
-    port = dict(_attributes(info.get(IFLA_INFO_SLAVE_DATA, b""), 0))
+    found = _attributes(body, _IFINFO.size)
+    info = _attributes(found.get(IFLA_LINKINFO, b""))
+    port = _attributes(info.get(IFLA_INFO_SLAVE_DATA, b""))
     if info.get(IFLA_INFO_SLAVE_KIND, b"").rstrip(b"\0") != b"bridge":
         port = {}
     return Link(
@@ -500,23 +512,20 @@ def _link(body: bytes) -> Link:
 def _filters_vlans(info: dict[int, bytes]) -> bool:
     if info.get(IFLA_INFO_KIND, b"").rstrip(b"\0") != b"bridge":
         return False
-    data = dict(_attributes(info.get(IFLA_INFO_DATA, b""), 0))
+    data = _attributes(info.get(IFLA_INFO_DATA, b""))
     return data.get(IFLA_BR_VLAN_FILTERING) == b"\1"
 
 
 def _gen_mode(link: dict[int, bytes]) -> bytes | None:
     """How a link makes itself an IPv6 address; None if it has no IPv6."""
-    families = dict(_attributes(link.get(IFLA_AF_SPEC, b""), 0))
-    ipv6 = dict(_attributes(families.get(socket.AF_INET6, b""), 0))
+    families = _attributes(link.get(IFLA_AF_SPEC, b""))
+    ipv6 = _attributes(families.get(socket.AF_INET6, b""))
     return ipv6.get(IFLA_INET6_ADDR_GEN_MODE)
 
 
 def _port_vlans(data: bytes) -> Vlans | None:
-    entries = [
-        _VLAN.unpack(value)
-        for type_, value in _attributes(data, 0)
-        if type_ == IFLA_BRIDGE_VLAN_INFO
-    ]
+    # One attribute for each VLAN, and nothing else: br_fill_ifinfo().
+    entries = [(flags, vlan) for _, _, flags, vlan in _VLAN_INFO.iter_unpack(data)]
     native = [vlan for flags, vlan in entries if flags & BRIDGE_VLAN_INFO_PVID]
     tagged = sorted(vlan for _, vlan in entries if vlan not in native)
     return Vlans(next(iter(native), None), tuple(tagged)) if entries else None
@@ -534,7 +543,7 @@ def _error(flags: int, body: bytes) -> OSError | None:
     text = os.strerror(-code)
     if flags & NLM_F_ACK_TLVS:
         # With NETLINK_CAP_ACK only the header of the request is repeated.
-        texts = dict(_attributes(body, _I32.size + _HEADER.size))
+        texts = _attributes(body, _I32.size + _HEADER.size)
         if said := texts.get(NLMSGERR_ATTR_MSG):
             text = said.rstrip(b"\0").decode(errors="replace")
     return OSError(-code, text)
