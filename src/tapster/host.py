@@ -255,7 +255,7 @@ class Host:
             bridge.check(on, wanted)
             wanted = wanted._replace(mtu=wanted.mtu or on.mtu)
         elif wanted.ovs is not None:
-            local = self._kernel.link(self._kernel.ifindex(wanted.ovs))
+            local = self._kernel.named(wanted.ovs)
             wanted = wanted._replace(mtu=wanted.mtu or (local and local.mtu))
         reservation = Reservation(
             spec, template, mac, wanted, self._check_planes(self._kernel, wanted)

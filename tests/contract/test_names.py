@@ -15,6 +15,8 @@ def test_a_device_is_found_by_its_name_and_by_its_altname(
     others.add_bridge("br0")
     others.add_altname("br0", "uplink")
     assert kernel.ifindex("br0") == kernel.ifindex("uplink") > 0
+    assert kernel.named("br0") == kernel.named("uplink")
+    assert kernel.named("br0") == kernel.link(kernel.ifindex("br0"))
     assert kernel.ifindex("br") == kernel.ifindex("br00") == 0
     others.del_altname("br0", "uplink")
     assert kernel.ifindex("uplink") == 0
@@ -22,6 +24,7 @@ def test_a_device_is_found_by_its_name_and_by_its_altname(
 
 def test_what_is_not_there_is_no_error(kernel: Kernel) -> None:
     assert kernel.ifindex("vnet0") == 0
+    assert kernel.named("vnet0") is None
     assert kernel.link(0) is None
     assert kernel.link(OURS) is None
 

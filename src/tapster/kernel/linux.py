@@ -170,6 +170,12 @@ class LinuxKernel:
         except OSError as error:
             raise failure(error, f"reading device {ifindex}") from error
 
+    def named(self, name: str) -> Link | None:
+        try:
+            return self._rtnl.named(name)
+        except OSError as error:
+            raise failure(error, f"looking up {name!r}") from error
+
     def links(self) -> list[Link]:
         try:
             return self._rtnl.dump()

@@ -57,6 +57,9 @@ class Kernel(Protocol):
     def link(self, ifindex: int) -> Link | None:
         """The device with this ifindex; None if there is none, as for 0."""
 
+    def named(self, name: str) -> Link | None:
+        """The device that has `name` as name or altname."""
+
     def links(self) -> list[Link]:
         """Every device."""
 

@@ -144,6 +144,11 @@ class Rtnl:
         body = self._get(_ifinfo(ifindex))
         return None if body is None else _link(body)
 
+    def named(self, name: str) -> Link | None:
+        """The link that has this name or altname."""
+        body = self._get_named(name)
+        return None if body is None else _link(body)
+
     def find(self, name: str) -> int:
         """The ifindex of the link that has this name or altname, or 0.
 
@@ -151,8 +156,11 @@ class Rtnl:
         modules called so (`dev_load` in net/core/dev_ioctl.c), and it cuts a
         long name.
         """
-        body = self._get(_ifinfo(0) + _attr(IFLA_IFNAME, os.fsencode(name) + b"\0"))
+        body = self._get_named(name)
         return 0 if body is None else int(_IFINFO.unpack_from(body)[2])
+
+    def _get_named(self, name: str) -> bytes | None:
+        return self._get(_ifinfo(0) + _attr(IFLA_IFNAME, os.fsencode(name) + b"\0"))
 
     def _get(self, wanted: bytes) -> bytes | None:
         attributes = _attr(IFLA_EXT_MASK, _U32.pack(RTEXT_FILTER_SKIP_STATS))

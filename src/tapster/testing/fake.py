@@ -208,10 +208,15 @@ class FakeKernel:
             self._system.world.bury()
 
     def ifindex(self, name: str) -> int:
+        link = self.named(name)
+        return link.ifindex if link else 0
+
+    def named(self, name: str) -> Link | None:
         with _failing(f"looking up {name!r}"):
             check_length(name)
-            device = self._step(f"look up {name}").find(name)
-            return device.ifindex if device else 0
+            space = self._step(f"look up {name}")
+            device = space.find(name)
+            return _link(space, device) if device else None
 
     def link(self, ifindex: int) -> Link | None:
         if not ifindex:

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Linux bridges: a tap as a port."""
 
-from typing import NamedTuple
-
 from tapster.errors import BridgeFull, NoSuchLink
 from tapster.kernel.port import Kernel, LinkChange, Vlans
 from tapster.model import Lease, Link, Wiring
@@ -11,18 +9,9 @@ MAX_PORTS = 1023
 """`BR_MAX_PORTS` in net/bridge/br_private.h, less port number 0, which is reserved."""
 
 
-class Bridge(NamedTuple):
-    """A bridge as it was found."""
-
-    name: str
-    ifindex: int
-    mtu: int
-    vlan_filtering: bool
-
-
-def find(kernel: Kernel, name: str) -> Bridge:
+def find(kernel: Kernel, name: str) -> Link:
     """The bridge called `name`. Raises NoSuchLink."""
-    link = kernel.link(kernel.ifindex(name))
+    link = kernel.named(name)
     if link is None:
         raise NoSuchLink(
             f"there is no bridge {name!r}; make it with: "
@@ -31,10 +20,18 @@ def find(kernel: Kernel, name: str) -> Bridge:
     if link.kind != "bridge":
         kind = link.kind or "hardware"
         raise NoSuchLink(f"{name!r} is not a bridge but a device of kind {kind}")
-    return Bridge(name, link.ifindex, link.mtu, link.vlan_filtering)
+    return link
 
 
-def check(bridge: Bridge, wiring: Wiring) -> None:
+def find_room(kernel: Kernel, name: str) -> Link:
+    """The bridge called `name`, for one more port. Raises BridgeFull too."""
+    bridge = find(kernel, name)
+    if kernel.ports(bridge) >= MAX_PORTS:
+        raise full(name)
+    return bridge
+
+
+def check(bridge: Link, wiring: Wiring) -> None:
     """Whether a bridge can do what is wanted of it. Raises NoSuchLink."""
     if vlans(wiring) is not None and not bridge.vlan_filtering:
         name = bridge.name
@@ -42,15 +39,6 @@ def check(bridge: Bridge, wiring: Wiring) -> None:
             f"bridge {name!r} does not tell VLANs apart; where the kernel can, let it: "
             f"ip link set {name} type bridge vlan_filtering 1"
         )
-
-
-def find_room(kernel: Kernel, name: str) -> Bridge:
-    """The bridge called `name`, for one more port. Raises BridgeFull too."""
-    bridge = find(kernel, name)
-    link = kernel.link(bridge.ifindex)
-    if link is not None and kernel.ports(link) >= MAX_PORTS:
-        raise full(name)
-    return bridge
 
 
 def full(name: str) -> BridgeFull:

@@ -19,7 +19,7 @@ class Lower(NamedTuple):
 def find(kernel: Kernel, spec: Macvtap) -> Lower:
     """The lower device of a request. Raises NoSuchLink or RequestError."""
     name = spec.link
-    link = kernel.link(kernel.ifindex(name))
+    link = kernel.named(name)
     if link is None:
         raise NoSuchLink(f"there is no device {name!r} to put a macvtap on")
     if not link.up:

@@ -18,7 +18,7 @@ BRIDGE_IFINDEX = 2
 LOWER = "low"
 """What macvtaps sit on in every scenario. Nobody touches it either."""
 LOWER_IFINDEX = 4
-LOOKS = ((BRIDGE,), (BRIDGE_IFINDEX,), (LOWER,), (LOWER_IFINDEX,))
+LOOKS = ((BRIDGE,), (LOWER,))
 """Questions to the kernel that have one answer for ever."""
 HOST = "the host"
 """Who made what was there from the start."""
