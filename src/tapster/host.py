@@ -649,7 +649,12 @@ class Host:
             try:
                 with self._world(netns) as kernel:
                     links = _links(kernel)
-                    differ = self._differences(kernel, batch, links) if wiring else {}
+                    differ, cannot_tell = (
+                        self._differences(kernel, batch, links)
+                        if wiring
+                        else ({}, None)
+                    )
+                    reason = reason or cannot_tell
                     for lease in batch:
                         link = links.get(lease.ifindex)
                         differs = lease.id in differ
@@ -681,7 +686,7 @@ class Host:
                 return Action.LEAVE
             link = kernel.link(claimed.ifindex) if kernel else None
             links = {link.ifindex: link} if link else {}
-            differs = wiring and bool(self._differences(kernel, [claimed], links))
+            differs = wiring and bool(self._differences(kernel, [claimed], links)[0])
             unclaimed = claimed._replace(manager=None)
             action = self._decide(kernel, unclaimed, link, differs=differs)
             self._act(action, kernel, claimed)
@@ -757,11 +762,15 @@ class Host:
 
     def _differences(
         self, kernel: Kernel | None, leases: Sequence[Lease], links: dict[int, Link]
-    ) -> dict[str, dict[str, str]]:
-        """How leases are not wired as they should be: by id and plane."""
-        if kernel is None:
-            return {}
+    ) -> tuple[dict[str, dict[str, str]], TapsterError | None]:
+        """How leases are not wired as they should be: by id and plane.
+
+        And why that cannot be told of some plane, if so.
+        """
         found: dict[str, dict[str, str]] = {}
+        reason: TapsterError | None = None
+        if kernel is None:
+            return found, reason
         for lease in leases:
             link = links.get(lease.ifindex)
             if (
@@ -772,9 +781,14 @@ class Host:
             ):
                 found.setdefault(lease.id, {})["link"] = wrong
         for plane in self._planes:
-            for id, wrong in plane.observe(kernel, leases).wrong.items():
+            try:
+                observed = plane.observe(kernel, leases)
+            except TapsterError as error:
+                reason = reason or error
+                continue
+            for id, wrong in observed.wrong.items():
                 found.setdefault(id, {})[plane.name] = wrong
-        return found
+        return found, reason
 
     def _decide(
         self,
@@ -833,11 +847,17 @@ class Host:
             return None
 
     def differences(self, lease: Lease) -> dict[str, str]:
-        """How an active lease's device is not wired as it should be, by plane."""
+        """How an active lease's device is not wired as it should be, by plane.
+
+        Raises ServiceUnavailable if that cannot be told.
+        """
         with self._lock, self._world(lease.netns) as kernel:
             link = kernel.link(lease.ifindex) if kernel else None
             links = {link.ifindex: link} if link else {}
-            return self._differences(kernel, [lease], links).get(lease.id, {})
+            differ, cannot_tell = self._differences(kernel, [lease], links)
+            if cannot_tell is not None:
+                raise cannot_tell
+            return differ.get(lease.id, {})
 
     def strays(self) -> list[tuple[Plane, Stray]]:
         """What planes have here that carries the ledger's stamp, but no lease's."""
