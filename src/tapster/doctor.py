@@ -2,9 +2,11 @@
 """What is wrong on a host, and what would mend it. Looks, and changes nothing."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 from tapster import names
+from tapster.errors import ServiceUnavailable, TapsterError
 from tapster.host import Host
 from tapster.kernel import failure
 from tapster.kernel.port import Kernel
@@ -41,12 +43,7 @@ def examine(host: Host) -> list[Finding]:
                 for said in ledger.check()
             ),
             *_unmended(host),
-            *(
-                Finding(
-                    f"{stray.what} is left of lease {stray.lease}", "tapster recover"
-                )
-                for _, stray in host.strays()
-            ),
+            *_strays(host),
             *_leftovers(ledger.id, links, here),
             *_squatters(ledger.templates(), links, here),
             *_bridges(kernel, links, here),
@@ -80,7 +77,12 @@ def _tun() -> Iterator[Finding]:
 
 
 def _unmended(host: Host) -> Iterator[Finding]:
-    for lease, action in host.recover(dry_run=True):
+    try:
+        mended = host.recover(dry_run=True)
+    except TapsterError as error:
+        yield Finding(str(error), "see to that, then: tapster recover")
+        return
+    for lease, action in mended:
         which = f"lease {lease.name} ({lease.id}, {lease.state})"
         if action is Action.REWIRE:
             for plane, wrong in host.differences(lease).items():
@@ -90,6 +92,13 @@ def _unmended(host: Host) -> Iterator[Finding]:
         yield Finding(
             f"{which} does not agree with the kernel: {action}", "tapster recover"
         )
+
+
+def _strays(host: Host) -> Iterator[Finding]:
+    with suppress(ServiceUnavailable):  # it has been said
+        for _, stray in host.strays():
+            problem = f"{stray.what} is left of lease {stray.lease}"
+            yield Finding(problem, "tapster recover")
 
 
 def _leftovers(

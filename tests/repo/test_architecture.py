@@ -118,6 +118,7 @@ ROOMS = [
     Room(
         "tapster.doctor",
         (
+            "tapster.errors",
             "tapster.host",
             "tapster.kernel",
             "tapster.lifecycle",

@@ -4,6 +4,7 @@
 import argparse
 
 from tapster.cli import output
+from tapster.errors import ServiceUnavailable
 from tapster.host import Host
 
 
@@ -16,7 +17,10 @@ def declare(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, host: Host) -> int:
     lease = host.find(options.lease)
     link = host.link(lease)
-    differences = host.differences(lease)
+    try:
+        differences = host.differences(lease)
+    except ServiceUnavailable as error:
+        differences = {"service": str(error)}
     if options.json:
         output.print_json(
             lease=output.lease_json(lease),
