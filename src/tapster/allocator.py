@@ -11,7 +11,7 @@ intervals, are remembered, and come back when `recheck` finds them gone.
 """
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from tapster import names
 from tapster.errors import NamesExhausted, NameTaken
@@ -61,14 +61,18 @@ class Allocator:
             )
         return name
 
-    def give_back(self, name: str) -> None:
-        """Make `name` available again to every template that can make it."""
-        for row, text in self._db.execute(
-            "SELECT id, text FROM template WHERE netns = ?", (self._netns,)
-        ).fetchall():
-            number = names.parse(text).number(name)
-            if number is not None:
-                self._give(row, number)
+    def give_back(self, freed: Iterable[str]) -> None:
+        """Make names available again to every template that can make them."""
+        query = "SELECT id, text FROM template WHERE netns = ?"
+        templates = [
+            (row, names.parse(text))
+            for row, text in self._db.execute(query, (self._netns,))
+        ]
+        for name in freed:
+            for row, template in templates:
+                number = template.number(name)
+                if number is not None:
+                    self._give(row, number)
 
     def has_foreign(self) -> bool:
         """Whether any foreign name is remembered."""
@@ -96,7 +100,7 @@ class Allocator:
                 "DELETE FROM foreign_name WHERE netns = ? AND name = ?",
                 (self._netns, name),
             )
-            self.give_back(name)
+            self.give_back([name])
 
     def _foreign(self, changed: set[int] | None) -> list[tuple[str, int]]:
         query = "SELECT name, ifindex FROM foreign_name WHERE netns = ?"
@@ -176,7 +180,7 @@ class Allocator:
 
     def _take_from(self, row: int, number: int, template: Template) -> int:
         """Take the first free number at or after `number`, else the lowest one."""
-        interval = self._interval_before(row, number)
+        interval = self._interval_before(row, number) if number else None
         if interval is None or interval[1] < number:
             interval = (
                 self._interval_from(row, number)
@@ -185,26 +189,29 @@ class Allocator:
             )
             number = interval[0]
         first, last = interval
-        self._remove(row, first)
-        if first < number:
-            self._insert(row, first, number - 1)
-        if number < last:
-            self._insert(row, number + 1, last)
+        if first == last:
+            self._remove(row, first)
+        elif number == first:
+            self._change(row, first, first + 1, last)
+        else:
+            self._change(row, first, first, number - 1)
+            if number < last:
+                self._insert(row, number + 1, last)
         return number
 
     def _give(self, row: int, number: int) -> None:
-        first = last = number
-        if before := self._interval_before(row, number):
-            if before[1] >= number:
-                return
-            if before[1] == number - 1:
-                first = before[0]
-                self._remove(row, first)
+        last = number
+        before = self._interval_before(row, number)
+        if before and before[1] >= number:
+            return
         after = self._interval_from(row, number)
         if after and after[0] == number + 1:
             last = after[1]
             self._remove(row, after[0])
-        self._insert(row, first, last)
+        if before and before[1] == number - 1:
+            self._change(row, before[0], before[0], last)
+        else:
+            self._insert(row, number, last)
 
     def _exhausted(self, template: Template) -> tuple[int, int]:
         raise NamesExhausted(
@@ -231,6 +238,13 @@ class Allocator:
 
     def _insert(self, row: int, first: int, last: int) -> None:
         self._db.execute("INSERT INTO free VALUES (?, ?, ?)", (row, first, last))
+
+    def _change(self, row: int, first: int, new_first: int, new_last: int) -> None:
+        """Change the interval that begins at `first`."""
+        self._db.execute(
+            "UPDATE free SET first = ?, last = ? WHERE template = ? AND first = ?",
+            (new_first, new_last, row, first),
+        )
 
     def _remove(self, row: int, first: int) -> None:
         query = "DELETE FROM free WHERE template = ? AND first = ?"

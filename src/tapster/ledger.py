@@ -49,6 +49,14 @@ FROM lease JOIN netns ON netns.id = lease.netns WHERE name = ?
 ORDER BY created DESC
 """
 
+_END = """
+INSERT INTO history (name, lease, owner, kind, mac, ifindex, netns, created, released,
+                     ended)
+SELECT name, lease.id, owner, kind, mac, ifindex, path, created,
+       coalesce(released, ?), ?
+FROM lease JOIN netns ON netns.id = lease.netns WHERE lease.id = ?
+"""
+
 
 class Reservation(NamedTuple):
     """One device to reserve: a checked request, with what it was resolved to."""
@@ -391,34 +399,14 @@ class Ledger:
     def forget(self, ids: Iterable[str]) -> None:
         """Remove leases that were never active; their names are free at once."""
         with self._file.transaction():
-            for id in ids:
-                if lease := next(iter(self._leases("WHERE lease.id = ?", id)), None):
-                    self._remove(lease)
+            self._remove(ids)
 
-    def finish(self, ids: Iterable[str]) -> None:
+    def finish(self, ids: Sequence[str]) -> None:
         """End leases: only their history stays."""
         with self._file.transaction():
             now = self._clock.wallclock()
-            for id in ids:
-                if lease := next(iter(self._leases("WHERE lease.id = ?", id)), None):
-                    self._db.execute(
-                        "INSERT INTO history (name, lease, owner, kind, mac, ifindex, "
-                        "netns, created, released, ended) "
-                        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                        (
-                            lease.name,
-                            lease.id,
-                            lease.owner,
-                            lease.kind,
-                            lease.mac,
-                            lease.ifindex,
-                            lease.netns.path,
-                            lease.created,
-                            lease.released or now,
-                            now,
-                        ),
-                    )
-                    self._remove(lease)
+            self._db.executemany(_END, [(now, now, id) for id in ids])
+            self._remove(ids)
             self._db.execute(
                 "DELETE FROM history WHERE seq <= (SELECT max(seq) FROM history) - ?",
                 (HISTORY_ROWS,),
@@ -479,10 +467,15 @@ class Ledger:
         )
         return id
 
-    def _remove(self, lease: Lease) -> None:
-        row = self._netns_row(lease.netns)
-        self._db.execute("DELETE FROM lease WHERE id = ?", (lease.id,))
-        Allocator(self._db, row).give_back(lease.name)
+    def _remove(self, ids: Iterable[str]) -> None:
+        """Remove those leases that are there; their names are free."""
+        freed: dict[int, list[str]] = {}
+        query = "DELETE FROM lease WHERE id = ? RETURNING netns, name"
+        for id in ids:
+            for row, name in self._db.execute(query, (id,)).fetchall():
+                freed.setdefault(row, []).append(name)
+        for row, names in freed.items():
+            Allocator(self._db, row).give_back(names)
 
     def _next_ifindex(self, row: int) -> int:
         """An ifindex that no lease of the namespace has.
