@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Start and stop a device, on a bridge with many ports: every way."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from statistics import median
@@ -56,10 +57,12 @@ def _round(ways: Sequence[Way], samples: int) -> dict[str, tuple[float, float]]:
     """The milliseconds of a start and of a stop by each way, the medians of some."""
     started: dict[str, list[float]] = {way.title: [] for way in ways}
     stopped: dict[str, list[float]] = {way.title: [] for way in ways}
+    order = deque(ways)
     for _ in range(samples):
-        for way in ways:
+        for way in order:
             started[way.title].append(way.start() * 1e3)
             stopped[way.title].append(way.stop() * 1e3)
+        order.rotate()  # what one leaves the kernel to do may hold up the next
     for way in ways:
         way.tidy()
     return {

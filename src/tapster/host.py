@@ -167,14 +167,10 @@ class Host:
                 for plan, lease in zip(plans, leases, strict=True):
                     made.append(self._make(plan, lease))
                     self._wire(plan, made[-1])
-                active = self._ledger.activate(ids, process)
+                return tuple(self._ledger.activate(made, process))
             except BaseException as error:
                 self._undo(ids, made, error)
                 raise
-            return tuple(
-                lease._replace(fds=one.fds)
-                for lease, one in zip(active, made, strict=True)
-            )
 
     @contextmanager
     def holding(self, *specs: Spec) -> Iterator[tuple[Lease, ...]]:

@@ -252,16 +252,10 @@ class Ledger:
             )
             return self._get(id)
 
-    def activate(self, ids: Sequence[str], process: Process | None) -> list[Lease]:
+    def activate(self, leases: Iterable[Lease], process: Process | None) -> list[Lease]:
         """Make reserved leases active, bound to `process`, and give them back."""
         with self._file.transaction():
-            for id in ids:
-                self._db.execute(
-                    "UPDATE lease SET state = 'active', manager = NULL, "
-                    "pid = ?, pid_start = ?, pid_pidns = ? WHERE id = ?",
-                    (*(process or (None, None, None)), id),
-                )
-            return [self._get(id) for id in ids]
+            return [self._activate(lease, process) for lease in leases]
 
     def bind(self, ids: Sequence[str], process: Process) -> None:
         """Bind active leases to a process: they end with it.
@@ -316,16 +310,17 @@ class Ledger:
                     "if its maker was killed, recover removes it"
                 )
             if lease.state is State.ACTIVE:
-                self._db.execute(
-                    "UPDATE lease SET state = 'fin_wait', deadline = ?, released = ? "
-                    "WHERE id = ?",
-                    (
-                        self._clock.boottime() + lease.fin_wait,
-                        self._clock.wallclock(),
-                        id,
-                    ),
+                lease = lease._replace(
+                    state=State.FIN_WAIT,
+                    deadline=self._clock.boottime() + lease.fin_wait,
+                    released=self._clock.wallclock(),
                 )
-            return self._get(id)
+                self._db.execute(
+                    "UPDATE lease SET state = ?, deadline = ?, released = ? "
+                    "WHERE id = ?",
+                    (lease.state, lease.deadline, lease.released, id),
+                )
+            return lease
 
     def abandon(self, id: str) -> Lease:
         """Let a lease that never became active wait as a released one does."""
@@ -349,7 +344,7 @@ class Ledger:
                     f"another process works on lease {id} ({lease.name}); try again"
                 )
             self._db.execute("UPDATE lease SET manager = ? WHERE id = ?", (manager, id))
-            return self._get(id)
+            return lease._replace(manager=manager)
 
     def give_back(self, manager: int) -> None:
         """End every claim of this manager, and nobody else's."""
@@ -429,7 +424,7 @@ class Ledger:
     def _get(self, id: str) -> Lease:
         if lease := self.lease(id):
             return lease
-        raise NoSuchLease(f"no lease has the id {id!r}")
+        raise _no_such(id)
 
     def _insert(
         self,
@@ -466,6 +461,16 @@ class Ledger:
             [*columns.values()],
         )
         return id
+
+    def _activate(self, lease: Lease, process: Process | None) -> Lease:
+        found = self._db.execute(
+            "UPDATE lease SET state = 'active', manager = NULL, "
+            "pid = ?, pid_start = ?, pid_pidns = ? WHERE id = ?",
+            (*(process or (None, None, None)), lease.id),
+        )
+        if not found.rowcount:
+            raise _no_such(lease.id)
+        return lease._replace(state=State.ACTIVE, manager=None, process=process)
 
     def _remove(self, ids: Iterable[str]) -> None:
         """Remove those leases that are there; their names are free."""
@@ -552,3 +557,7 @@ class Ledger:
                 ("next_manager", 1 + int.from_bytes(self._randomness(5), "big")),
             ],
         )
+
+
+def _no_such(id: str) -> NoSuchLease:
+    return NoSuchLease(f"no lease has the id {id!r}")

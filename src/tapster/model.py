@@ -335,9 +335,10 @@ def check_wiring(wiring: Wiring) -> None:
     for bridge in (wiring.bridge, wiring.ovs):
         if bridge is not None:
             names.check(bridge)
+    default = Wiring()
     for field, homes in _HOMES.items():
-        value, default = getattr(wiring, field), getattr(Wiring(), field)
-        if value != default and all(getattr(wiring, home) is None for home in homes):
+        asked = getattr(wiring, field) != getattr(default, field)
+        if asked and all(getattr(wiring, home) is None for home in homes):
             kinds = " or ".join(_KINDS[home] for home in homes)
             raise RequestError(f"{field} works on a port of {kinds}: name a bridge")
     if wiring.mtu is not None and not 68 <= wiring.mtu <= 65521:

@@ -83,18 +83,36 @@ def columns_of(wiring: Wiring) -> dict[str, Any]:
 
 
 def _wiring_of(columns: list[Any]) -> Wiring:
-    found = Wiring(*columns)
-    pairs = [line.partition("=") for line in columns[6].split("\n") if line]
-    return found._replace(
-        isolated=bool(found.isolated),
-        learning=bool(found.learning),
-        trunks=tuple(map(int, columns[5].split())),
+    (
+        bridge,
+        ovs,
+        isolated,
+        learning,
+        vlan,
+        trunks,
+        external_ids,
+        filter,
+        addresses,
+        inbound,
+        outbound,
+        mtu,
+        up,
+    ) = columns
+    pairs = [line.partition("=") for line in external_ids.split("\n") if line]
+    return Wiring(
+        bridge=bridge,
+        ovs=ovs,
+        isolated=bool(isolated),
+        learning=bool(learning),
+        vlan=vlan,
+        trunks=tuple(map(int, trunks.split())),
         external_ids=tuple((key, value) for key, _, value in pairs),
-        filter=bool(found.filter),
-        addresses=tuple(columns[8].split()),
-        inbound=_rate_of(columns[9]),
-        outbound=_rate_of(columns[10]),
-        up=bool(found.up),
+        filter=bool(filter),
+        addresses=tuple(addresses.split()),
+        inbound=_rate_of(inbound),
+        outbound=_rate_of(outbound),
+        mtu=mtu,
+        up=bool(up),
     )
 
 

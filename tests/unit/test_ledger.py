@@ -106,8 +106,7 @@ def reserve(ledger: Ledger, *specs: Spec, netns: Netns = HERE) -> list[Lease]:
 
 def hold(ledger: Ledger, *specs: Spec, netns: Netns = HERE) -> list[Lease]:
     """Active leases."""
-    ids = [lease.id for lease in reserve(ledger, *specs, netns=netns)]
-    return ledger.activate(ids, None)
+    return ledger.activate(reserve(ledger, *specs, netns=netns), None)
 
 
 def release(ledger: Ledger, *leases: Lease) -> None:
@@ -208,7 +207,7 @@ def test_a_macvtap_shares_the_names_of_taps(ledger: Ledger) -> None:
 
 def test_a_lease_lives_from_reserved_to_history(ledger: Ledger, clock: Clock) -> None:
     (lease,) = reserve(ledger, Tap(owner="vm1"))
-    (active,) = ledger.activate([lease.id], PROCESS)
+    (active,) = ledger.activate([lease], PROCESS)
     assert (active.state, active.process, active.manager) == (
         State.ACTIVE,
         PROCESS,
@@ -287,8 +286,9 @@ def test_ending_a_lease_may_be_repeated(ledger: Ledger, verb: str) -> None:
 
 
 def test_a_lease_that_is_gone_is_named(ledger: Ledger) -> None:
+    (lease,) = reserve(ledger, Tap())
     calls: list[Callable[[], object]] = [
-        lambda: ledger.activate(["none"], None),
+        lambda: ledger.activate([lease._replace(id="none")], None),
         lambda: ledger.begin_release("none"),
         lambda: ledger.claim("none", ME, dead),
         lambda: ledger.replant("none"),
@@ -672,7 +672,7 @@ class Two(NamedTuple):
 
     ledger: Ledger
     active: str
-    reserved: str
+    reserved: Lease
 
 
 VERBS: dict[str, Callable[[Two], object]] = {
@@ -684,11 +684,11 @@ VERBS: dict[str, Callable[[Two], object]] = {
     ),
     "reserve plain": lambda two: reserve(two.ledger, Tap(name="plain")),
     "rename": lambda two: two.ledger.rename(
-        two.reserved, names.parse("vnet%d"), Tap(), nobody_has
+        two.reserved.id, names.parse("vnet%d"), Tap(), nobody_has
     ),
-    "reindex": lambda two: two.ledger.reindex(two.reserved),
+    "reindex": lambda two: two.ledger.reindex(two.reserved.id),
     "activate": lambda two: two.ledger.activate([two.reserved], None),
-    "bind": lambda two: two.ledger.bind([two.reserved], PROCESS),
+    "bind": lambda two: two.ledger.bind([two.reserved.id], PROCESS),
     "lease": lambda two: two.ledger.lease(two.active),
     "named": lambda two: two.ledger.named("vnet4"),
     "tenures": lambda two: two.ledger.tenures("vnet4"),
@@ -701,7 +701,7 @@ VERBS: dict[str, Callable[[Two], object]] = {
     "claim_due": lambda two: two.ledger.claim_due(ME, dead, boottime=100, limit=32),
     "finish": lambda two: two.ledger.finish([two.active]),
     "ended": lambda two: two.ledger.ended(two.active),
-    "forget": lambda two: two.ledger.forget([two.reserved]),
+    "forget": lambda two: two.ledger.forget([two.reserved.id]),
     "quit_if_idle": lambda two: two.ledger.quit_if_idle(lambda: None),
 }
 """What is done with a lease from its VM's start to its end, in that order."""
@@ -721,7 +721,7 @@ def costs(ledger: Ledger) -> dict[str, int]:
     ledger._db.set_progress_handler(step, 1)
     for verb, call in VERBS.items():
         steps = 0
-        call(Two(ledger, active.id, reserved.id))
+        call(Two(ledger, active.id, reserved))
         found[verb] = steps
     ledger._db.set_progress_handler(None, 1)
     return found
@@ -1552,8 +1552,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def activate(self, which: int) -> None:
         reserved = self.in_state(State.RESERVED)
         lease = reserved[which % len(reserved)]
-        self.ledger.activate([lease.id], None)
-        self.leases[lease.id] = lease._replace(state=State.ACTIVE, manager=None)
+        (self.leases[lease.id],) = self.ledger.activate([lease], None)
 
     @some_lease(State.RESERVED)
     @rule(which=which)
