@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from errno import EBUSY, EEXIST, ENODEV, EXFULL
+from errno import EBADFD, EBUSY, EEXIST, ENODEV, EXFULL
 from math import inf
 from typing import Any, NamedTuple, Self
 
@@ -497,6 +497,8 @@ class Host:
                     gid=None,
                 )
             except KernelError as error:
+                if error.errno == EBADFD:
+                    continue  # deleted while it was made
                 if error.errno != EBUSY:
                     raise
                 if kernel.ifindex(lease.name):

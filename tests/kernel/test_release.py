@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What release and reap promise, on the real kernel."""
 
+import fcntl
 import os
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 import tapster
 from tapster import Host, State, Tap
 from tapster.host import REAP_BATCH
+from tapster.kernel import tun
 from tests.kernel import tools
 
 
@@ -67,6 +71,29 @@ def test_a_name_is_held_although_its_device_was_deleted_I2(host: Host) -> None:
     assert host.reap() == 0
     assert host.reap(now=True) == 1
     assert "vnet0" not in tools.links()
+
+
+def test_a_placeholder_that_is_deleted_while_it_is_made_is_made_again_I2(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = host.acquire(Tap(bridge="br0"))
+    tools.close(lease.fds)
+    tools.sh("ip link del vnet0")
+    lost = 0
+
+    def ioctl(fd: int, request: int, *arguments: Any) -> Any:
+        nonlocal lost
+        if request == tools.TUNSETPERSIST and lost < 2:
+            tools.sh("ip link del vnet0")
+            lost += 1
+        return fcntl.ioctl(fd, request, *arguments)
+
+    monkeypatch.setattr(tun, "fcntl", SimpleNamespace(ioctl=ioctl))
+    host.release(lease.id)
+    assert lost == 2
+    (waiting,) = host.leases()
+    assert tools.links()["vnet0"]["ifindex"] == waiting.ifindex
+    assert waiting.placeholder
 
 
 def test_a_name_lost_to_a_foreign_device_is_not_fought_for_I4(host: Host) -> None:
