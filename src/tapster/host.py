@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from errno import EBADFD, EBUSY, EEXIST, ENODEV, EXFULL
+from errno import EBADFD, EBUSY, EEXIST, ENODEV, EOPNOTSUPP, EXFULL
 from math import inf
 from typing import Any, NamedTuple, Self
 
@@ -432,9 +432,15 @@ class Host:
         exclusive = lease.mode is Mode.PASSTHRU and not lease.placeholder
         if exclusive or self._seen(kernel, lease) is Seen.ABSENT:
             return False
+        rest = bridge.unwire(lease.ifindex)._replace(alias=self._mark(lease))
         try:
-            rest = bridge.unwire(lease.ifindex)
-            kernel.set_links([rest._replace(alias=self._mark(lease))])
+            try:
+                kernel.set_links([rest])
+            except KernelError as error:
+                if error.errno != EOPNOTSUPP:
+                    raise
+                # A port of Open vSwitch in the kernel: it leaves when its row goes.
+                kernel.set_links([rest._replace(master=None)])
         except KernelError as error:
             if error.errno != ENODEV:
                 raise
@@ -647,12 +653,10 @@ class Host:
             try:
                 with self._world(netns) as kernel:
                     links = _links(kernel)
-                    differ, cannot_tell = (
-                        self._differences(kernel, batch, links)
-                        if wiring
-                        else ({}, None)
-                    )
-                    reason = reason or cannot_tell
+                    differ: dict[str, dict[str, str]] = {}
+                    if wiring:
+                        differ, unseen = self._differences(kernel, batch, links)
+                        reason = reason or unseen
                     for lease in batch:
                         link = links.get(lease.ifindex)
                         differs = lease.id in differ
@@ -691,6 +695,9 @@ class Host:
             return action
 
     def _act(self, action: Action, kernel: Kernel | None, lease: Lease) -> None:
+        if action is Action.CLOSE and lease.state is State.ACTIVE:
+            # Its world is gone. What planes have of it may have to wait for them.
+            lease = self._ledger.begin_release(lease.id)
         if action in (Action.UNDO, Action.CLOSE):
             self._unwire(kernel, lease)
             if kernel is not None:
@@ -763,7 +770,7 @@ class Host:
     ) -> tuple[dict[str, dict[str, str]], TapsterError | None]:
         """How leases are not wired as they should be: by id and plane.
 
-        And why that cannot be told of some plane, if so.
+        And why that cannot be told of some plane: of the others it is.
         """
         found: dict[str, dict[str, str]] = {}
         reason: TapsterError | None = None
@@ -852,9 +859,9 @@ class Host:
         with self._lock, self._world(lease.netns) as kernel:
             link = kernel.link(lease.ifindex) if kernel else None
             links = {link.ifindex: link} if link else {}
-            differ, cannot_tell = self._differences(kernel, [lease], links)
-            if cannot_tell is not None:
-                raise cannot_tell
+            differ, reason = self._differences(kernel, [lease], links)
+            if reason is not None:
+                raise reason
             return differ.get(lease.id, {})
 
     def strays(self) -> list[tuple[Plane, Stray]]:

@@ -258,7 +258,7 @@ class Link(NamedTuple):
     mtu: int
     up: bool
     master: int
-    """The ifindex of its bridge, or 0."""
+    """The ifindex of its bridge, or 0. Open vSwitch's are not among these."""
     carrier: bool = False
     """Of a tap that is up: somebody has it open."""
     isolated: bool = False

@@ -32,7 +32,8 @@ class LinkChange(NamedTuple):
     no_ipv6: bool | None = None
     """True: the device makes itself no IPv6 link-local address."""
     master: int | None = None
-    """The ifindex of a bridge, or 0 for none."""
+    """The ifindex of a bridge, or 0 for none. EOPNOTSUPP: it is a port of Open
+    vSwitch's kernel part, which lets it go only by itself."""
     isolated: bool | None = None
     """Of a bridge port: it reaches only the ports that are not isolated."""
     learning: bool | None = None

@@ -497,8 +497,13 @@ def _link(body: bytes) -> Link:
     found = _attributes(body, _IFINFO.size)
     info = _attributes(found.get(IFLA_LINKINFO, b""))
     port = _attributes(info.get(IFLA_INFO_SLAVE_DATA, b""))
-    if info.get(IFLA_INFO_SLAVE_KIND, b"").rstrip(b"\0") != b"bridge":
+    master = _number(found.get(IFLA_MASTER))
+    on = info.get(IFLA_INFO_SLAVE_KIND, b"").rstrip(b"\0")
+    if on != b"bridge":
         port = {}
+    if on == b"openvswitch":
+        # Its ports are no netlink message's to take off.
+        master = 0
     return Link(
         ifindex=ifindex,
         name=os.fsdecode(found[IFLA_IFNAME].rstrip(b"\0")),
@@ -508,7 +513,7 @@ def _link(body: bytes) -> Link:
         mtu=_number(found.get(IFLA_MTU)),
         up=bool(flags & IFF_UP),
         carrier=bool(flags & IFF_LOWER_UP),
-        master=_number(found.get(IFLA_MASTER)),
+        master=master,
         isolated=port.get(IFLA_BRPORT_ISOLATED) == b"\1",
         learning=port.get(IFLA_BRPORT_LEARNING) != b"\0",
         flood=port.get(IFLA_BRPORT_UNICAST_FLOOD) != b"\0",

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a Host does when a plane, or whoever keeps it, is not there."""
+
+from collections.abc import Iterator, Sequence
+from errno import EOPNOTSUPP
+from pathlib import Path
+
+import pytest
+
+from tapster import Host, Lease, State, Tap, Wiring
+from tapster.errors import KernelError, ServiceUnavailable
+from tapster.kernel.port import Kernel
+from tapster.testing import FakeSystem
+from tapster.wiring.plane import Observed, Stray
+from tests.kernel.tools import close, no_reaper
+
+
+class Switch:
+    """A plane that has one thing for each lease with `ovs`, and can be away."""
+
+    name = "switch"
+
+    def __init__(self) -> None:
+        self.there: set[str] = set()
+        self.away = False
+
+    def concerns(self, wiring: Wiring) -> bool:
+        return wiring.ovs is not None
+
+    def check(self, kernel: Kernel, wiring: Wiring) -> None:
+        self._ask()
+
+    def wire(self, kernel: Kernel, lease: Lease) -> None:
+        self._ask()
+        self.there.add(lease.id)
+
+    def unwire(self, kernel: Kernel | None, lease: Lease) -> None:
+        self._ask()
+        self.there.discard(lease.id)
+
+    def observe(self, kernel: Kernel, leases: Sequence[Lease]) -> Observed:
+        if any(self.concerns(lease.wiring) for lease in leases):
+            self._ask()
+        return Observed({})
+
+    def remove(self, kernel: Kernel, stray: Stray) -> None:
+        self._ask()
+        self.there.discard(stray.lease)
+
+    def _ask(self) -> None:
+        if self.away:
+            raise ServiceUnavailable("nobody is there")
+
+
+@pytest.fixture
+def system() -> FakeSystem:
+    return FakeSystem()
+
+
+@pytest.fixture
+def switch() -> Switch:
+    return Switch()
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.db"
+
+
+@pytest.fixture
+def host(system: FakeSystem, switch: Switch, ledger: Path) -> Iterator[Host]:
+    system.stranger().add_bridge("br0")
+    system.stranger().add_bridge("switch0")
+    with Host(ledger, system=system, reaper=no_reaper, planes=[switch]) as host:
+        yield host
+
+
+def acquire(host: Host, spec: Tap) -> Lease:
+    lease = host.acquire(spec)
+    close(lease.fds)
+    return lease
+
+
+def test_what_a_plane_hinders_hinders_no_other_lease(
+    host: Host, system: FakeSystem, switch: Switch
+) -> None:
+    acquire(host, Tap(ovs="switch0"))
+    lease = acquire(host, Tap(bridge="br0"))
+    system.stranger().set_by_name(lease.name, up=False)
+    switch.away = True
+    with pytest.raises(ServiceUnavailable):
+        host.recover()
+    assert host.differences(lease) == {}
+
+
+def test_a_lease_of_an_earlier_boot_waits_until_its_planes_are_back(
+    host: Host, system: FakeSystem, switch: Switch, ledger: Path
+) -> None:
+    lease = acquire(host, Tap(ovs="switch0"))
+    host.close()
+    system.reboot()
+    switch.away = True
+    woken: list[str] = []
+    with Host(ledger, system=system, reaper=woken.append, planes=[switch]) as after:
+        with pytest.raises(ServiceUnavailable):
+            after.settle()
+        assert woken, "nobody would try again"
+        assert [one.state for one in after.leases()] == [State.FIN_WAIT]
+        switch.away = False
+        system.advance(lease.fin_wait)
+        assert after.reap() == 1
+    assert switch.there == set()
+
+
+def test_a_port_of_open_vswitch_in_the_kernel_goes_down_where_it_is(
+    host: Host, system: FakeSystem
+) -> None:
+    """The kernel refuses to take it off: it goes when Open vSwitch lets it go."""
+    lease = acquire(host, Tap(ovs="switch0"))
+
+    def refuse(step: str) -> None:
+        if step.startswith("set ") and "master=0" in step:
+            raise KernelError(EOPNOTSUPP, "set link")
+
+    system.step = refuse
+    host.release(lease.id)
+    system.step = lambda _: None
+    link = host.link(lease)
+    assert link is not None
+    assert not link.up
