@@ -6,15 +6,19 @@
     |   +-- BadName           a name or template that Linux would refuse
     |   +-- NoSuchLease       no lease has this name or id
     |   +-- NoSuchLink        the bridge, lower device or netns is missing or unfit
+    +-- NotAllowed            the daemon's policy has no rule that allows it
     +-- ConflictError         somebody else holds what is needed
     |   +-- NameTaken         the one name asked for is in use, or waits
     |   +-- NamesExhausted    every name of the template is in use
     |   +-- BridgeFull        the bridge has no port left
     |   +-- LeaseBusy         another manager works on the lease at this moment
+    |   +-- QuotaExceeded     the user has as many devices as the policy gives
+    |   +-- Overloaded        the daemon has more to do than its limits allow
     +-- HostError             the host refused
     |   +-- KernelError       a system call failed; `errno` says how
     |   +-- MissingCapability the process may not do this
     |   +-- ServiceUnavailable a service that keeps part of the wiring is not there
+    |   +-- DaemonError       the daemon does not answer, or not as it should
     +-- LedgerError           the ledger cannot be used
         +-- LedgerDamaged     it is not a ledger, or not a whole one
         +-- LedgerTooNew      a later release wrote it
@@ -45,6 +49,10 @@ class NoSuchLink(RequestError):
     """A bridge, lower device or network namespace is missing or unfit."""
 
 
+class NotAllowed(TapsterError):
+    """No rule of the daemon's policy allows it; the message says which would."""
+
+
 class ConflictError(TapsterError):
     """Somebody else holds what is needed; another name or a later try may do."""
 
@@ -63,6 +71,14 @@ class BridgeFull(ConflictError):
 
 class LeaseBusy(ConflictError):
     """Another living manager works on the lease at this moment."""
+
+
+class QuotaExceeded(ConflictError):
+    """The user has as many devices as the daemon's policy gives."""
+
+
+class Overloaded(ConflictError):
+    """The daemon has more to do than its limits allow; a later try may do."""
 
 
 class HostError(TapsterError):
@@ -88,6 +104,10 @@ class MissingCapability(HostError):
 
 class ServiceUnavailable(HostError):
     """A service that keeps part of the wiring, such as OVSDB, cannot be reached."""
+
+
+class DaemonError(HostError):
+    """The daemon does not answer, or not as it should."""
 
 
 class LedgerError(TapsterError):

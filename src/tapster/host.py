@@ -8,7 +8,7 @@ each device of ours has a row that names it, whoever is killed when.
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from errno import EBADFD, EBUSY, EEXIST, ENODEV, EOPNOTSUPP, EXFULL
 from math import inf
@@ -53,6 +53,10 @@ from tapster.wiring.plane import Plane, Stray
 REAP_BATCH = 32
 """Devices deleted at a time. The kernel lets nobody else make a device for
 about 0.5 ms for each, so this bounds how long an acquire waits for a reap."""
+
+
+FEW = 8
+"""So few devices are better looked at one by one than among all there are."""
 
 
 def ledger_path(path: str | os.PathLike[str] | None = None) -> str:
@@ -119,6 +123,10 @@ class Host:
         self._locks: LockFile | None = None
         self._manager = 0
         self._planes = wiring.planes(self._ledger.id) if planes is None else planes
+        self.collisions = 0
+        """How often a name was found taken by a foreign device."""
+        self.batches = 0
+        """How many batches of devices were reaped."""
         try:
             self._kernel = self._system.netns(netns)
         except BaseException:
@@ -154,12 +162,30 @@ class Host:
         return lease
 
     def acquire_all(
-        self, specs: Sequence[Spec], *, pid: int | None = None
+        self,
+        specs: Sequence[Spec],
+        *,
+        pid: int | None = None,
+        on_close: bool = False,
+        user: int | None = None,
     ) -> tuple[Lease, ...]:
-        """As `acquire`, for all the devices of one machine, or for none."""
+        """As `acquire`, for all the devices of one machine, or for none.
+
+        With `on_close` each lease ends when nobody has its tap open any more and a
+        manager sees it. `user` is recorded: the user id for whom it is done.
+        """
         process = None if pid is None else self._process(pid)
         with self._lock:
-            plans = [self._plan(spec) for spec in specs]
+            plans = [
+                plan._replace(
+                    reservation=plan.reservation._replace(user=user, on_close=on_close)
+                )
+                for plan in map(self._plan, specs)
+            ]
+            if on_close and any(plan.lower for plan in plans):
+                raise RequestError(
+                    "the close of a macvtap cannot be seen: bind it to a process"
+                )
             leases = self._reserve(plans)
             ids = [lease.id for lease in leases]
             made: list[Lease] = []
@@ -236,6 +262,30 @@ class Host:
                     )
                 raise
 
+    def reopen(self, id: str) -> tuple[int, ...]:
+        """Open an active lease's device once more: a descriptor for each queue.
+
+        For a VMM that replaces itself. The caller closes them. Raises LeaseBusy
+        while a tap of one queue is open elsewhere: the kernel lets only one in.
+        """
+        with self._lock:
+            lease = self.find(id)
+            link = self.link(lease)
+            if lease.state is not State.ACTIVE or link is None:
+                raise NoSuchLease(f"lease {id} has no device any more")
+            with self._world(lease.netns) as kernel, ExitStack() as opened:
+                assert kernel is not None, "its device has just been seen"
+                if lease.kind is Kind.MACVTAP:
+                    return kernel.open_macvtap(
+                        lease.ifindex, queues=lease.queues, vnet_hdr=lease.vnet_hdr
+                    )
+                fds: list[int] = []
+                for _ in range(lease.queues):
+                    fds.append(_reopened(kernel, lease, link))
+                    opened.callback(os.close, fds[-1])
+                opened.pop_all()
+                return tuple(fds)
+
     def _plan(self, spec: Spec) -> Plan:
         template = model.check_spec(spec)
         mac = spec.mac and spec.mac.lower()
@@ -271,7 +321,7 @@ class Host:
                 self._kernel.netns,
                 [plan.reservation for plan in plans],
                 manager=self._me(),
-                taken=self._kernel.ifindex,
+                taken=self._taken,
                 changed=self._kernel.changed_links,
             )
         except BaseException:
@@ -333,7 +383,7 @@ class Host:
                 f"name {lease.name!r} was taken by a foreign device "
                 "at the moment it was to be made"
             )
-        return self._ledger.rename(lease.id, template, spec, self._kernel.ifindex)
+        return self._ledger.rename(lease.id, template, spec, self._taken)
 
     def _wire(self, plan: Plan, lease: Lease) -> None:
         mac = model.host_mac(lease.mac) if lease.kind is Kind.TAP else None
@@ -536,6 +586,7 @@ class Host:
                 while due := self._ledger.claim_due(
                     self._me(), self._alive, boottime=boottime, limit=REAP_BATCH
                 ):
+                    self.batches += 1
                     for netns in {lease.netns for lease in due}:
                         batch = [lease for lease in due if lease.netns == netns]
                         try:
@@ -620,6 +671,16 @@ class Host:
                 if not dry_run:
                     self._wake_reaper()
 
+    def mend(self, ids: Iterable[str]) -> list[Mended]:
+        """As `recover`, for these leases alone."""
+        with self._lock:
+            self._drop_stale_claims()
+            leases = [lease for id in ids if (lease := self._ledger.lease(id))]
+            try:
+                return self._mend_all(leases, dry_run=False, wiring=True)
+            finally:
+                self._wake_reaper()
+
     def settle(self) -> list[Mended]:
         """Mend what dead processes left: a cheap recover, for before other work.
 
@@ -652,7 +713,7 @@ class Host:
             batch = [lease for lease in leases if lease.netns == netns]
             try:
                 with self._world(netns) as kernel:
-                    links = _links(kernel)
+                    links = _links(kernel, batch)
                     differ: dict[str, dict[str, str]] = {}
                     if wiring:
                         differ, unseen = self._differences(kernel, batch, links)
@@ -808,13 +869,19 @@ class Host:
             worked_on=lease.manager is not None and self._alive(lease.manager),
             world_gone=kernel is None,
             due=deadline <= self._system.boottime(),
-            process_ended=lease.process is not None
-            and self._system.ended(lease.process),
+            owner_gone=self._owner_gone(lease, link),
             differs=differs,
             wired=bool(lease.wired),
         )
         seen = lifecycle.look(self._ledger.id, lease, link)
         return lifecycle.decide(lease.state, seen, facts)
+
+    def _owner_gone(self, lease: Lease, link: Link | None) -> bool:
+        """Whether that to which the lease is bound is over."""
+        if lease.process is not None and self._system.ended(lease.process):
+            return True
+        # A tap that is down shows no carrier, whoever has it open.
+        return lease.on_close and link is not None and link.up and not link.carrier
 
     # Looking
 
@@ -921,6 +988,12 @@ class Host:
 
     # Helpers
 
+    def _taken(self, name: str) -> int:
+        """The ifindex of the device that has a name no lease has, or 0."""
+        ifindex = self._kernel.ifindex(name)
+        self.collisions += ifindex != 0
+        return ifindex
+
     @contextmanager
     def _world(self, netns: Netns) -> Iterator[Kernel | None]:
         """The kernel of a lease's namespace for a moment; None if it is gone.
@@ -982,9 +1055,31 @@ class Host:
         self._start_reaper(self._ledger.path)
 
 
-def _links(kernel: Kernel | None) -> dict[int, Link]:
-    """Every device by its ifindex, by one look at all of them."""
-    return {link.ifindex: link for link in kernel.links()} if kernel else {}
+def _links(kernel: Kernel | None, leases: Sequence[Lease]) -> dict[int, Link]:
+    """The devices that have these leases' ifindexes."""
+    if kernel is None:
+        return {}
+    if len(leases) < FEW:
+        found = [kernel.link(lease.ifindex) for lease in leases]
+        return {link.ifindex: link for link in found if link}
+    return {link.ifindex: link for link in kernel.links()}
+
+
+def _reopened(kernel: Kernel, lease: Lease, link: Link) -> int:
+    try:
+        return kernel.open_tap(
+            link.name,
+            lease.ifindex,
+            multi_queue=lease.queues > 1,
+            vnet_hdr=lease.vnet_hdr,
+        )
+    except KernelError as error:
+        if error.errno != EBUSY:
+            raise
+        raise LeaseBusy(
+            f"tap {link.name!r} has one queue, and somebody has it open; "
+            "close it there first, or hand that descriptor on"
+        ) from error
 
 
 def _start_reaper(ledger: str) -> None:

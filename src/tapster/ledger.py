@@ -67,6 +67,9 @@ class Reservation(NamedTuple):
     wiring: Wiring
     wired: tuple[str, ...] = ()
     """As in `Lease`."""
+    user: int | None = None
+    """As in `Lease`; so is the next."""
+    on_close: bool = False
 
 
 class Clock(Protocol):
@@ -451,6 +454,9 @@ class Ledger:
             "queues": spec.queues,
             **rows.columns_of(one.wiring),
             "wired": " ".join(one.wired),
+            "vnet_hdr": spec.vnet_hdr,
+            "user": one.user,
+            "on_close": one.on_close,
             "created": self._clock.wallclock(),
             "fin_wait": spec.fin_wait,
             "manager": manager,

@@ -33,7 +33,7 @@ class Action(StrEnum):
     UNDO = "undo"
     """Delete the device of an acquire that never ended, and forget the lease."""
     RELEASE = "release"
-    """Release the lease of a process that has ended."""
+    """Release the lease of an owner that is gone."""
     FINISH = "finish"
     """Bring the device of a released lease to rest: down, off its bridge, stamped."""
     REWIRE = "rewire"
@@ -53,8 +53,8 @@ class Facts(NamedTuple):
     """Its boot or its network namespace is over."""
     due: bool = False
     """Its FIN WAIT is over."""
-    process_ended: bool = False
-    """It was bound to a process that has ended."""
+    owner_gone: bool = False
+    """It was bound to a process that has ended, or to the last close of its tap."""
     differs: bool = False
     """Its device is there, but not connected as its wiring wants."""
     wired: bool = False
@@ -82,7 +82,7 @@ def decide(state: State, seen: Seen, facts: Facts) -> Action:
         return Action.CLOSE
     if state is State.FIN_WAIT and facts.due:
         return Action.CLOSE
-    if state is State.ACTIVE and facts.process_ended:
+    if state is State.ACTIVE and facts.owner_gone:
         return Action.RELEASE
     if state is State.ACTIVE and seen is not Seen.ABSENT and facts.differs:
         return Action.REWIRE

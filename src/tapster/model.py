@@ -224,6 +224,11 @@ class Lease(NamedTuple):
     """The device was lost or exclusive: a bare tap now holds the name."""
     manager: int | None
     """The manager that works on the lease at this moment."""
+    user: int | None = None
+    """The user id for whom the daemon acquired it; None if no daemon did."""
+    on_close: bool = False
+    """The lease ends when nobody has its tap open any more."""
+    vnet_hdr: bool = True
     fds: tuple[int, ...] = ()
     """One open descriptor for each queue, in what `acquire` returned and there
     alone. They are close-on-exec, and whoever acquired them closes them."""

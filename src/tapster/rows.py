@@ -15,9 +15,9 @@ from tapster.model import (
 )
 
 SELECT = f"""
-SELECT lease.id, name, ifindex, kind, state, owner, mac, link, mode, queues, wired,
-       created, fin_wait, deadline, released, placeholder, manager,
-       boot, cookie, path, pidns, pid, pid_start, pid_pidns,
+SELECT lease.id, name, ifindex, kind, state, owner, mac, link, mode, queues, vnet_hdr,
+       wired, user, on_close, created, fin_wait, deadline, released, placeholder,
+       manager, boot, cookie, path, pidns, pid, pid_start, pid_pidns,
        {", ".join(Wiring._fields)}
 FROM lease JOIN netns ON netns.id = lease.netns
 """  # noqa: S608 - our names
@@ -37,7 +37,10 @@ def lease_of(row: tuple[Any, ...]) -> Lease:
         link,
         mode,
         queues,
+        vnet_hdr,
         wired,
+        user,
+        on_close,
         created,
         fin_wait,
         deadline,
@@ -58,8 +61,11 @@ def lease_of(row: tuple[Any, ...]) -> Lease:
         link=link,
         mode=None if mode is None else Mode(mode),
         queues=queues,
+        vnet_hdr=bool(vnet_hdr),
         wiring=_wiring_of(wiring),
         wired=tuple(wired.split()),
+        user=user,
+        on_close=bool(on_close),
         netns=Netns(*netns),
         created=created,
         fin_wait=fin_wait,

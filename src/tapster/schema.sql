@@ -50,7 +50,10 @@ CREATE TABLE lease (
     pid_start   INTEGER,
     pid_pidns   INTEGER,
     placeholder INTEGER NOT NULL DEFAULT 0,
-    manager     INTEGER
+    manager     INTEGER,
+    user        INTEGER,       -- for whom the daemon acquired it
+    on_close    INTEGER NOT NULL DEFAULT 0,
+    vnet_hdr    INTEGER NOT NULL DEFAULT 1
 ) STRICT;
 CREATE UNIQUE INDEX lease_name ON lease (name, netns);
 CREATE UNIQUE INDEX lease_ifindex ON lease (netns, ifindex);

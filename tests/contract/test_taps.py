@@ -3,7 +3,7 @@
 
 import os
 from collections.abc import Callable
-from errno import E2BIG, EBUSY, EINVAL
+from errno import E2BIG, EBADFD, EBUSY, EINVAL
 
 import pytest
 
@@ -202,3 +202,30 @@ def test_a_tap_can_be_deleted_while_it_is_open(
     close(fds)
     assert kernel.ifindex("vnet0") == OURS, "the old descriptors are not its own"
     os.close(again)
+
+
+def test_a_tap_is_opened_once_more_when_it_is_idle(lab: Lab, kernel: Kernel) -> None:
+    close(taps(kernel, "vnet0", OURS, vnet_hdr=False))
+    fd = kernel.open_tap("vnet0", OURS, multi_queue=False, vnet_hdr=False)
+    assert not os.get_inheritable(fd)
+    assert not lab.show()["vnet0"].vnet_hdr, "its flags are as they were"
+    with refused(EBUSY):
+        kernel.open_tap("vnet0", OURS, multi_queue=False, vnet_hdr=False)
+    os.close(fd)
+
+
+def test_a_multi_queue_tap_takes_further_queues(lab: Lab, kernel: Kernel) -> None:
+    fds = taps(kernel, "vnet0", OURS, 2)
+    fd = kernel.open_tap("vnet0", OURS, multi_queue=True, vnet_hdr=True)
+    assert lab.show()["vnet0"].queues == 3
+    close([*fds, fd])
+
+
+def test_a_foreign_device_is_never_opened_by_its_name_I4(
+    lab: Lab, kernel: Kernel, others: Stranger
+) -> None:
+    others.add_tap("vnet0")
+    before = lab.show()
+    with refused(EBADFD):
+        kernel.open_tap("vnet0", OURS, multi_queue=False, vnet_hdr=True)
+    assert lab.show() == before

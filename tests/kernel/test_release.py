@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 import tapster
-from tapster import Host, State, Tap
+from tapster import (
+    Action,
+    Host,
+    LeaseBusy,
+    Macvtap,
+    NoSuchLease,
+    RequestError,
+    State,
+    Tap,
+)
 from tapster.host import REAP_BATCH
 from tapster.kernel import tun
 from tests.kernel import tools
@@ -155,3 +164,46 @@ def test_a_renamed_device_is_still_ours(host: Host) -> None:
     assert "master" not in tools.links()["renamed"]
     host.reap(now=True)
     assert "renamed" not in tools.links()
+
+
+def test_a_lease_bound_to_its_taps_last_close_is_released_by_recover(
+    host: Host,
+) -> None:
+    (lease,) = host.acquire_all([Tap(bridge="br0", queues=2)], on_close=True)
+    os.close(lease.fds[0])
+    assert host.recover() == []
+    os.close(lease.fds[1])
+    assert [one.action for one in host.recover()] == [Action.RELEASE]
+    assert tools.ports() == set()
+    assert host.find(lease.id).state is State.FIN_WAIT
+
+
+def test_the_close_of_a_macvtap_cannot_be_waited_for(host: Host) -> None:
+    tools.sh("ip link add eth0 type veth peer name eth1")
+    tools.sh("ip link set eth0 up")
+    with pytest.raises(RequestError, match="bind it to a process"):
+        host.acquire_all([Macvtap("eth0")], on_close=True)
+    assert host.leases() == []
+
+
+def test_a_second_process_gets_a_descriptor_of_the_same_device(host: Host) -> None:
+    lease = host.acquire(Tap(bridge="br0"))
+    with pytest.raises(LeaseBusy, match="one queue"):
+        host.reopen(lease.id)
+    tools.close(lease.fds)
+    (fd,) = host.reopen(lease.id)
+    assert tools.links()["vnet0"]["flags"].count("LOWER_UP") == 1
+    os.close(fd)
+    host.release(lease.id)
+    with pytest.raises(NoSuchLease):
+        host.reopen(lease.id)
+
+
+def test_one_lease_can_be_mended_alone(host: Host) -> None:
+    one, other = host.acquire_all([Tap(bridge="br0")] * 2)
+    tools.close(one.fds + other.fds)
+    tools.sh(f"ip link del {one.name}")
+    tools.sh(f"ip link del {other.name}")
+    assert [mended.lease.id for mended in host.mend([one.id])] == [one.id]
+    assert list(tools.links()).count(one.name) == 1, "a placeholder has it"
+    assert other.name not in tools.links()

@@ -120,14 +120,14 @@ def test_fin_wait_ends_when_it_is_due_and_not_before(seen: Seen) -> None:
 
 @pytest.mark.parametrize("seen", Seen)
 def test_an_acquire_that_never_ended_is_undone(seen: Seen) -> None:
-    for due, process_ended in product([False, True], repeat=2):
-        facts = Facts(due=due, process_ended=process_ended)
+    for due, owner_gone in product([False, True], repeat=2):
+        facts = Facts(due=due, owner_gone=owner_gone)
         assert decide(State.RESERVED, seen, facts) is Action.UNDO
 
 
 @pytest.mark.parametrize("seen", Seen)
 def test_an_active_lease_ends_with_its_process(seen: Seen) -> None:
-    facts = Facts(process_ended=True)
+    facts = Facts(owner_gone=True)
     assert decide(State.ACTIVE, seen, facts) is Action.RELEASE
 
 

@@ -8,7 +8,7 @@ import struct
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from errno import EAFNOSUPPORT, EINVAL, ENODEV
+from errno import EAFNOSUPPORT, EBADFD, EINVAL, ENODEV
 from functools import cached_property
 
 from tapster.errors import HostError, KernelError, NoSuchLink
@@ -235,6 +235,23 @@ class LinuxKernel:
             raise HostError("/dev/net/tun is missing: modprobe tun") from None
         except OSError as error:
             raise failure(error, f"making tap {name!r}") from error
+
+    def open_tap(
+        self, name: str, ifindex: int, *, multi_queue: bool, vnet_hdr: bool
+    ) -> int:
+        # The kernel opens a tap by name alone. So the name is looked up first, and
+        # once more when the device behind the descriptor can be asked for its name.
+        flags = tun.flags(queues=1 + multi_queue, vnet_hdr=vnet_hdr)
+        try:
+            if self._rtnl.find(name) != ifindex:
+                raise OSError(EBADFD, f"another device is called {name!r}")
+            with self.inside(), tun.closing_on_error() as fds:
+                fds.append(tun.join(name, flags))
+                if self._rtnl.find(tun.name_of(fds[0])) != ifindex:
+                    raise OSError(EBADFD, "the tap was renamed while it was opened")
+        except OSError as error:
+            raise failure(error, f"opening tap {name!r}") from error
+        return fds[0]
 
     def create_macvtap(
         self,

@@ -95,6 +95,15 @@ class Kernel(Protocol):
         device has the name or the ifindex. On failure no device stays.
         """
 
+    def open_tap(
+        self, name: str, ifindex: int, *, multi_queue: bool, vnet_hdr: bool
+    ) -> int:
+        """Open a tap of ours once more; the caller closes the descriptor.
+
+        The flags are those it was made with. EBUSY: it has one queue, and somebody
+        has it open. EBADFD: another device has this name.
+        """
+
     def create_macvtap(
         self,
         name: str,

@@ -66,8 +66,7 @@ def create(
         fcntl.ioctl(first, TUNSETIFINDEX, struct.pack("I", ifindex))
         fcntl.ioctl(first, TUNSETIFF, _ifreq(name, flags | IFF_TUN_EXCL))
         for _ in range(queues - 1):
-            fds.append(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
-            fcntl.ioctl(fds[-1], TUNSETIFF, _ifreq(name, flags))
+            fds.append(join(name, flags))
             if name_of(fds[-1]) != name_of(first):
                 raise OSError(EBADFD, "the tap was renamed while it was opened")
         if uid is not None:
@@ -76,6 +75,14 @@ def create(
             fcntl.ioctl(first, TUNSETGROUP, gid)
         fcntl.ioctl(first, TUNSETPERSIST, 1)
     return tuple(fds)
+
+
+def join(name: str, flags: int) -> int:
+    """A descriptor of the tap that has this name; the caller looks which it is."""
+    with closing_on_error() as fds:
+        fds.append(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
+        fcntl.ioctl(fds[0], TUNSETIFF, _ifreq(name, flags))
+    return fds[0]
 
 
 def name_of(fd: int) -> str:

@@ -283,6 +283,25 @@ class FakeKernel:
             space.edit(tap.ifindex, persist=True, uid=uid, gid=gid)
         return tuple(fds)
 
+    def open_tap(
+        self, name: str, ifindex: int, *, multi_queue: bool, vnet_hdr: bool
+    ) -> int:
+        with _failing(f"opening tap {name!r}"), _closing_on_error() as fds:
+            found = self._step(f"find {name}").find(name)
+            if found is None or found.ifindex != ifindex:
+                raise refusal(EBADFD)
+            file = self._open(fds)
+            joined = self._step(f"join {name}").attach(
+                file,
+                name,
+                exclusive=False,
+                multi_queue=multi_queue,
+                vnet_hdr=vnet_hdr,
+            )
+            if joined.ifindex != ifindex:
+                raise refusal(EBADFD)
+        return fds[0]
+
     def create_macvtap(
         self,
         name: str,
