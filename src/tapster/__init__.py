@@ -32,8 +32,9 @@ from tapster.errors import (
     ServiceUnavailable,
     TapsterError,
 )
-from tapster.host import Host, Mended
+from tapster.host import Host
 from tapster.lifecycle import Action
+from tapster.mending import Mended
 from tapster.model import (
     Kind,
     Lease,

@@ -19,8 +19,8 @@ from tapster import (
     State,
     Tap,
 )
-from tapster.host import REAP_BATCH
 from tapster.kernel import tun
+from tapster.mending import REAP_BATCH
 from tests.kernel import tools
 
 

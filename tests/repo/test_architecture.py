@@ -99,16 +99,53 @@ ROOMS = [
         "a plane asks for verbs of the port, and works on any kernel behind it",
     ),
     Room(
-        "tapster.host",
+        "tapster.manager",
         (
             "tapster.errors",
             "tapster.kernel",
             "tapster.ledger",
-            "tapster.lifecycle",
             "tapster.model",
             "tapster.wiring",
         ),
-        "the one place where ledger, kernel and wiring meet",
+        "here ledger, kernel and wiring are opened; from here on they meet",
+    ),
+    Room(
+        "tapster.devices",
+        (
+            "tapster.errors",
+            "tapster.kernel.port",
+            "tapster.lifecycle",
+            "tapster.manager",
+            "tapster.model",
+            "tapster.wiring",
+        ),
+        "one device at a time, by its identity",
+    ),
+    Room(
+        "tapster.mending",
+        (
+            "tapster.devices",
+            "tapster.errors",
+            "tapster.kernel.port",
+            "tapster.lifecycle",
+            "tapster.model",
+            "tapster.wiring.plane",
+        ),
+        "it does what the table says",
+    ),
+    Room(
+        "tapster.host",
+        (
+            "tapster.devices",
+            "tapster.errors",
+            "tapster.kernel.port",
+            "tapster.ledger",
+            "tapster.lifecycle",
+            "tapster.mending",
+            "tapster.model",
+            "tapster.wiring",
+        ),
+        "what a user calls",
     ),
     Room(
         "tapster.reaper",
@@ -140,7 +177,13 @@ ROOMS = [
 # The package itself only says what is public.
 PUBLIC = Room(
     "tapster",
-    ("tapster.errors", "tapster.host", "tapster.lifecycle", "tapster.model"),
+    (
+        "tapster.errors",
+        "tapster.host",
+        "tapster.lifecycle",
+        "tapster.mending",
+        "tapster.model",
+    ),
     "it shows the world what these rooms define",
 )
 
