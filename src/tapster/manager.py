@@ -14,7 +14,6 @@ from typing import Self
 
 from tapster import wiring
 from tapster.errors import LeaseBusy, NoSuchLease, RequestError
-from tapster.kernel.detached import start as start_detached
 from tapster.kernel.linux import LinuxSystem
 from tapster.kernel.lock import REAPER, LockFile
 from tapster.kernel.port import Kernel, System
@@ -152,4 +151,6 @@ class Manager:
 
 
 def _start_reaper(ledger: str) -> None:
-    start_detached("tapster.reaper", ledger)
+    from tapster.kernel.detached import start  # rarely needed, and slow to import
+
+    start("tapster.reaper", ledger)

@@ -8,7 +8,6 @@ meaning or goes.
 import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from tapster.kernel.netns import NAMED
@@ -101,4 +100,6 @@ def timestamp(seconds: float | None) -> str | None:
     """Wall clock as RFC 3339, in UTC."""
     if seconds is None:
         return None
+    from datetime import UTC, datetime  # only here: `tapster add` does without
+
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
