@@ -12,6 +12,7 @@ from bench.ways import Way, floor
 from bench.ways.cni import Cni
 from bench.ways.helper import Helper
 from bench.ways.ip import Batch, ByHand
+from bench.ways.libvirt import Attached, AttachedToNothing, guest
 from bench.ways.pyroute2 import Pyroute2
 from bench.ways.tapster import Library
 from bench.world import World, world
@@ -22,7 +23,15 @@ SAMPLES = 20
 """A round, of each way."""
 
 TAPSTER, FLOOR, DELETING = Library.title, floor.Releasing.title, floor.Deleting.title
-FLOORS = (FLOOR, floor.ReleasingWithoutIpv6.title)
+LIBVIRT, NO_DEVICE = Attached.title, AttachedToNothing.title
+HOSTS_PART = "libvirt, the host's part"
+HOSTS_NOTE = (
+    "what it takes beyond the same for a guest's card that has nothing on the host"
+)
+NO_PEERS = (FLOOR, floor.ReleasingWithoutIpv6.title, TAPSTER, NO_DEVICE)
+
+Figures = dict[str, tuple[float, float]]
+"""The milliseconds of a start and of a stop, by way."""
 
 
 def measure(run: Run) -> Iterator[Table]:
@@ -30,7 +39,41 @@ def measure(run: Run) -> Iterator[Table]:
         with world(run.program) as place, ExitStack() as stack:
             ways = make(place, stack, run.size(ports, ports // 100))
             rounds = [_round(ways, run.size(SAMPLES, 2)) for _ in range(run.rounds)]
-        yield from _tables(ports, bound, ways, rounds)
+        notes = {way.title: way.note for way in ways}
+        del notes[NO_DEVICE]
+        notes[HOSTS_PART] = HOSTS_NOTE
+        starts = [
+            Row(title, [round_[title][0] for round_ in rounds], note)
+            for title, note in notes.items()
+            if title != DELETING  # it starts as the floor does
+        ]
+        stops = [
+            Row(title, [round_[title][1] for round_ in rounds], note)
+            for title, note in notes.items()
+        ]
+        peers = [row for row in starts if row.title not in (*NO_PEERS, HOSTS_PART)]
+        yield Table(
+            f"acquire-{ports}",
+            f"Acquire: start a device on a bridge with {ports:,} ports",
+            "ms",
+            starts,
+            base=FLOOR,
+            goals=[Goal(TAPSTER, bound, to=FLOOR), Goal(TAPSTER, 1, to=best(peers))],
+            about="Until the device is there, wired and up: the median.",
+        )
+        yield Table(
+            f"release-{ports}",
+            f"Release: stop a device on a bridge with {ports:,} ports",
+            "ms",
+            stops,
+            base=FLOOR,
+            goals=[
+                Goal(TAPSTER, 1.2, to=FLOOR),
+                Goal(DELETING, 15, to=TAPSTER, least=True),
+            ],
+            about="Until it has returned, for which a machine's manager waits: the "
+            "median.",
+        )
 
 
 def make(place: World, stack: ExitStack, ports: int) -> list[Way]:
@@ -40,6 +83,7 @@ def make(place: World, stack: ExitStack, ports: int) -> list[Way]:
     stack.enter_context(library.host)
     pyroute2 = Pyroute2(bridge)
     stack.callback(pyroute2.close)
+    libvirt = stack.enter_context(guest("br0"))
     return [
         floor.Releasing(place.floor, bridge),
         floor.ReleasingWithoutIpv6(place.floor, bridge),
@@ -49,12 +93,14 @@ def make(place: World, stack: ExitStack, ports: int) -> list[Way]:
         pyroute2,
         Helper("br0"),
         Cni("br0"),
+        Attached(libvirt),
+        AttachedToNothing(libvirt),
         floor.Deleting(place.floor, bridge),
     ]
 
 
-def _round(ways: Sequence[Way], samples: int) -> dict[str, tuple[float, float]]:
-    """The milliseconds of a start and of a stop by each way, the medians of some."""
+def _round(ways: Sequence[Way], samples: int) -> Figures:
+    """The medians of some starts and stops by each way."""
     started: dict[str, list[float]] = {way.title: [] for way in ways}
     stopped: dict[str, list[float]] = {way.title: [] for way in ways}
     order = deque(ways)
@@ -65,45 +111,9 @@ def _round(ways: Sequence[Way], samples: int) -> dict[str, tuple[float, float]]:
         order.rotate()  # what one leaves the kernel to do may hold up the next
     for way in ways:
         way.tidy()
-    return {
+    found = {
         title: (median(started[title]), median(stopped[title])) for title in started
     }
-
-
-def _tables(
-    ports: int,
-    bound: float,
-    ways: Sequence[Way],
-    rounds: Sequence[dict[str, tuple[float, float]]],
-) -> Iterator[Table]:
-    starts = {
-        way.title: Row(way.title, [round_[way.title][0] for round_ in rounds], way.note)
-        for way in ways
-    }
-    stops = [
-        Row(way.title, [round_[way.title][1] for round_ in rounds], way.note)
-        for way in ways
-    ]
-    del starts[DELETING]  # it starts as the floor does
-    peers = [row for title, row in starts.items() if title not in (TAPSTER, *FLOORS)]
-    yield Table(
-        f"acquire-{ports}",
-        f"Acquire: start a device on a bridge with {ports:,} ports",
-        "ms",
-        [*starts.values()],
-        base=FLOOR,
-        goals=[Goal(TAPSTER, bound, to=FLOOR), Goal(TAPSTER, 1, to=best(peers))],
-        about="Until the device is there, wired and up. The median.",
-    )
-    yield Table(
-        f"release-{ports}",
-        f"Release: stop a device on a bridge with {ports:,} ports",
-        "ms",
-        stops,
-        base=FLOOR,
-        goals=[
-            Goal(TAPSTER, 1.2, to=FLOOR),
-            Goal(DELETING, 15, to=TAPSTER, least=True),
-        ],
-        about="Until it has returned: so long a machine's manager waits. The median.",
-    )
+    pairs = zip(found[LIBVIRT], found[NO_DEVICE], strict=True)
+    start, stop = (whole - without for whole, without in pairs)
+    return found | {HOSTS_PART: (start, stop)}

@@ -8,11 +8,11 @@ and waits for its end. The tap is not persistent: it goes when QEMU does.
 import array
 import os
 import socket
-import subprocess
 from collections import deque
 from pathlib import Path
 
 from bench.clock import timed
+from bench.overlay import overlay
 
 HELPER = "/usr/lib/qemu/qemu-bridge-helper"
 ACL = Path("/etc/qemu/bridge.conf")
@@ -60,12 +60,6 @@ class Helper:
 
 def _allow(bridge: str) -> None:
     """Let the helper use the bridge, in this mount namespace alone."""
-    if not ACL.is_file():
-        layers = Path("/run/etc")  # below /run, which is private
-        for layer in ("upper", "work"):
-            (layers / layer).mkdir(parents=True)
-        options = f"lowerdir=/etc,upperdir={layers}/upper,workdir={layers}/work"
-        mount = ["mount", "-t", "overlay", "overlay", "-o", options, "/etc"]
-        subprocess.run(mount, check=True)
-        ACL.parent.mkdir(exist_ok=True)
+    overlay("/etc")
+    ACL.parent.mkdir(exist_ok=True)
     ACL.write_text(f"allow {bridge}\n")

@@ -13,7 +13,6 @@ from bench.measurements.startstop import make
 from bench.ways import Way
 from bench.ways.cni import Cni
 from bench.ways.floor import Releasing, ReleasingWithoutIpv6
-from bench.ways.helper import Helper
 from bench.ways.tapster import Library
 from bench.world import World, world
 from tests.kernel import tools
@@ -29,8 +28,12 @@ TITLES = (
     "pyroute2",
     "qemu-bridge-helper",
     "CNI bridge",
+    "libvirt",
     "floor, deleting",
 )
+OPEN = ("qemu-bridge-helper", "libvirt")
+"""These keep the tap open, and it goes when they close it."""
+NO_DEVICE = "libvirt, nothing on the host"
 
 
 @pytest.fixture(scope="module")
@@ -38,20 +41,21 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compile_floor(tmp_path_factory.mktemp("floor"))
 
 
-@pytest.fixture
+# One for all tests: libvirt's guest takes some seconds to start.
+@pytest.fixture(scope="module")
 def place(program: Path) -> Iterator[World]:
     with world(program) as place:
         yield place
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def ways(place: World) -> Iterator[dict[str, Way]]:
     with ExitStack() as stack:
         yield {way.title: way for way in make(place, stack, ports=2)}
 
 
 def test_every_way_is_tested_here(ways: dict[str, Way]) -> None:
-    assert tuple(ways) == TITLES
+    assert set(ways) == {*TITLES, NO_DEVICE}
 
 
 @pytest.mark.parametrize("title", TITLES)
@@ -69,6 +73,15 @@ def test_a_way_starts_and_stops_a_device(ways: dict[str, Way], title: str) -> No
     assert tools.links().keys() == before.keys()
 
 
+def test_libvirts_share_of_the_guest_has_nothing_on_the_host(
+    ways: dict[str, Way],
+) -> None:
+    before = tools.links().keys()
+    assert ways[NO_DEVICE].start() > 0
+    assert tools.links().keys() == before
+    assert ways[NO_DEVICE].stop() > 0
+
+
 def _check_what_else_it_does(title: str, made: dict[str, Any]) -> None:
     """What the notes say that a way does, and does not."""
     info = made["linkinfo"]
@@ -76,8 +89,8 @@ def _check_what_else_it_does(title: str, made: dict[str, Any]) -> None:
         assert info["info_kind"] == "veth"
         return
     assert info["info_kind"] == "tun"
-    assert info["info_data"]["persist"] == (title != Helper.title)
-    if title == Helper.title:
+    assert info["info_data"]["persist"] == (title not in OPEN)
+    if title in OPEN:
         assert "ifalias" not in made
         return
     if title == Library.title:
