@@ -52,7 +52,9 @@ class LinuxSystem:
         except FileNotFoundError:
             raise NoSuchLink(f"there is no network namespace {where!r}") from None
         except OSError as error:
-            raise failure(error, f"opening {opened!r}", "CAP_SYS_ADMIN") from error
+            raise failure(
+                error, f"opening network namespace {opened!r}", "CAP_SYS_ADMIN"
+            ) from error
         return self._kernel(fd, path)
 
     def find(self, wanted: Netns) -> Kernel | None:
@@ -136,7 +138,9 @@ class LinuxKernel:
                 self._rtnl = rtnl.Rtnl()
         except OSError as error:
             raise failure(
-                error, f"entering network namespace {path!r}", "CAP_SYS_ADMIN"
+                error,
+                f"entering network namespace {path or netns.OWN!r}",
+                "CAP_SYS_ADMIN",
             ) from error
 
     @property
