@@ -8,7 +8,17 @@ import struct
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from errno import EAFNOSUPPORT, EBADFD, EINVAL, ENODEV
+from errno import (
+    EAFNOSUPPORT,
+    EBADFD,
+    EINVAL,
+    EISDIR,
+    ENODEV,
+    ENOENT,
+    ENOTDIR,
+    ENOTTY,
+    ENXIO,
+)
 from functools import cached_property
 
 from tapster.errors import HostError, KernelError, NoSuchLink
@@ -21,6 +31,9 @@ SIOCDEVPRIVATE = 0x89F0
 BRCTL_GET_PORT_LIST = 7
 BR_MAX_PORTS = 1024
 """Size of the kernel's table of ports; number 0 is reserved, so 1,023 fit."""
+
+_NO_TUN = (ENOENT, ENOTDIR, EISDIR, ENODEV, ENXIO, ENOTTY)
+"""What /dev/net/tun answers when it is not what it should be."""
 
 _IFREQ_DATA = struct.Struct("16sQ16x")  # ifr_name, ifr_data
 
@@ -235,10 +248,15 @@ class LinuxKernel:
                 return tun.create(
                     name, ifindex, queues=queues, flags=flags, uid=uid, gid=gid
                 )
-        except FileNotFoundError:
-            raise HostError("/dev/net/tun is missing: modprobe tun") from None
         except OSError as error:
-            raise failure(error, f"making tap {name!r}") from error
+            if error.errno in _NO_TUN:
+                raise HostError(
+                    f"{tun.DEVICE} is missing or another device ({error.strerror}): "
+                    "modprobe tun, or make it with: mknod /dev/net/tun c 10 200"
+                ) from error
+            opening = error.filename == tun.DEVICE
+            action = f"opening {tun.DEVICE}" if opening else f"making tap {name!r}"
+            raise failure(error, action) from error
 
     def open_tap(
         self, name: str, ifindex: int, *, multi_queue: bool, vnet_hdr: bool

@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import EBADFD
 
+DEVICE = "/dev/net/tun"
+
 IFF_TAP = 0x0002
 IFF_NO_PI = 0x1000
 IFF_VNET_HDR = 0x4000
@@ -61,7 +63,7 @@ def create(
     the descriptors. Raises OSError; then there is no device.
     """
     with closing_on_error() as fds:
-        first = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+        first = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
         fds.append(first)
         fcntl.ioctl(first, TUNSETIFINDEX, struct.pack("I", ifindex))
         fcntl.ioctl(first, TUNSETIFF, _ifreq(name, flags | IFF_TUN_EXCL))
@@ -80,7 +82,7 @@ def create(
 def join(name: str, flags: int) -> int:
     """A descriptor of the tap that has this name; the caller looks which it is."""
     with closing_on_error() as fds:
-        fds.append(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
+        fds.append(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
         fcntl.ioctl(fds[0], TUNSETIFF, _ifreq(name, flags))
     return fds[0]
 
