@@ -13,7 +13,6 @@ import fcntl
 import os
 import struct
 from contextlib import suppress
-from errno import EACCES, EAGAIN
 
 from tapster.errors import LedgerError
 
@@ -32,11 +31,12 @@ class LockFile:
     """The bytes of one lock file, through one open file description."""
 
     def __init__(self, ledger: str) -> None:
-        path = f"{ledger}.lock"
+        self._path = f"{ledger}.lock"
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._fd = os.open(self._path, flags, 0o600)
         except OSError as error:
-            raise LedgerError(f"lock file {path!r}: {error.strerror}") from error
+            raise self._failure(error) from error
 
     def enter(self, byte: int) -> None:
         """Lock `byte`, which nobody else has."""
@@ -46,26 +46,22 @@ class LockFile:
     def try_enter(self, byte: int) -> bool:
         """Lock `byte` unless somebody else has it; whether it is ours now."""
         try:
-            fcntl.fcntl(self._fd, F_OFD_SETLK, _flock(fcntl.F_WRLCK, byte))
-        except OSError as error:
-            if error.errno in (EAGAIN, EACCES):
-                return False
-            raise LedgerError(f"lock file: {error.strerror}") from error
+            self._call(F_OFD_SETLK, fcntl.F_WRLCK, byte)
+        except (BlockingIOError, PermissionError):
+            return False
         return True
 
     def wait_enter(self, byte: int) -> None:
         """Lock `byte`, waiting for as long as somebody else has it."""
-        fcntl.fcntl(self._fd, F_OFD_SETLKW, _flock(fcntl.F_WRLCK, byte))
+        self._call(F_OFD_SETLKW, fcntl.F_WRLCK, byte)
 
     def free(self, byte: int) -> None:
         """Unlock `byte`."""
-        fcntl.fcntl(self._fd, F_OFD_SETLK, _flock(fcntl.F_UNLCK, byte))
+        self._call(F_OFD_SETLK, fcntl.F_UNLCK, byte)
 
     def alive(self, byte: int) -> bool:
         """Whether somebody else has locked `byte`."""
-        request = _flock(fcntl.F_WRLCK, byte)
-        answer = fcntl.fcntl(self._fd, F_OFD_GETLK, request)
-        return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+        return self._call(F_OFD_GETLK, fcntl.F_WRLCK, byte) != fcntl.F_UNLCK
 
     def leave(self) -> None:
         """Close the file, and with it drop every lock."""
@@ -73,6 +69,16 @@ class LockFile:
             os.close(self._fd)
         self._fd = -1
 
+    def _call(self, command: int, kind: int, byte: int) -> int:
+        """fcntl(2) on one byte; the kind of lock in the answer."""
+        request = _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0)
+        try:
+            answer = fcntl.fcntl(self._fd, command, request)
+        except (BlockingIOError, PermissionError):
+            raise  # somebody else has it: fcntl(2)
+        except OSError as error:
+            raise self._failure(error) from error
+        return int(_FLOCK.unpack(answer)[0])
 
-def _flock(kind: int, byte: int) -> bytes:
-    return _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0)
+    def _failure(self, error: OSError) -> LedgerError:
+        return LedgerError(f"lock file {self._path!r}: {error.strerror}")
