@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self
 
+from tapster.errors import KernelError
+
 PASSED_ON = {
     signal.SIGHUP,
     signal.SIGINT,
@@ -45,9 +47,12 @@ class Child:
 
     def __init__(self, command: Sequence[str], fds: Iterable[int], mask: Mask) -> None:
         """Fork; the child inherits `fds`, blocks `mask`, and waits for `go`."""
-        may_go, self._go = os.pipe()
-        self._failure, failed = os.pipe()  # both close-on-exec
-        self.pid = os.fork()
+        try:
+            may_go, self._go = os.pipe()
+            self._failure, failed = os.pipe()  # both close-on-exec
+            self.pid = os.fork()
+        except OSError as error:
+            raise KernelError(error.errno or 0, f"starting {command[0]!r}") from error
         if self.pid == 0:
             try:
                 os.close(self._go)
