@@ -247,5 +247,5 @@ def _run(connection: sqlite3.Connection, script: str) -> None:
 def _damaged(path: str, said: str) -> LedgerDamaged:
     return LedgerDamaged(
         f"{path!r} is not a ledger, or a damaged one: {said}; "
-        "restore it, or move it away to begin a new one"
+        "if its disk is well, restore it, or move it away to begin a new one"
     )
