@@ -9,7 +9,7 @@ ARGS ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # the order of the prerequisites is the order of the work
-.PHONY: help setup deps demo test check explore bench format clean root
+.PHONY: help setup deps demo test check explore soak bench format clean root
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
@@ -28,6 +28,9 @@ test: root deps setup ## Run the tests; some of them: ARGS="-k recover" (root)
 
 explore: setup ## Run Tapster through every schedule; BOUND=full takes an hour or more
 	$(VENV)/bin/python -m tapster.testing.explorer --bound $(or $(BOUND),small)
+
+soak: root deps setup ## Storms on real devices: MINUTES=10 SEED=1 (root)
+	$(VENV)/bin/python -m soak --minutes $(or $(MINUTES),1) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench: root deps setup ## Measure Tapster beside the other ways (root)
 	$(VENV)/bin/python -m bench $(ARGS)

@@ -34,6 +34,20 @@ def _open_namespace(stack: ExitStack, kind: str) -> int:
     return fd
 
 
+@contextmanager
+def inside(path: str) -> Iterator[None]:
+    """Let the calling thread be in another network namespace for a moment."""
+    with ExitStack() as stack:
+        own = _open_namespace(stack, "net")
+        there = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, there)
+        _call("setns", there, CLONE_NEWNET)
+        try:
+            yield
+        finally:
+            _call("setns", own, CLONE_NEWNET)
+
+
 def _go_home(net: int, mnt: int, cwd: str) -> None:
     _call("setns", net, CLONE_NEWNET)
     # setns refuses a mount namespace to a thread that shares its working directory

@@ -39,7 +39,7 @@ class KernelNames:
 
     def start(self, name: str, mac: str) -> Vm:
         """Open a tap that lives as long as the VM, and hand it over."""
-        fd, tap = _open_tap("vnet%d")
+        fd, tap = open_tap("vnet%d")
         try:
             self._lab.call("ip", "link", "set", "dev", tap, "master", BRIDGE, "up")
             argv = vm.command(name, mac, str(fd))
@@ -74,7 +74,7 @@ class TapsterNames:
         return f"Tapster has released {tap}, and holds its name: {state}"
 
 
-def _open_tap(template: str) -> tuple[int, str]:
+def open_tap(template: str) -> tuple[int, str]:
     """A new tap, and the name that the kernel gave it. The caller closes it."""
     fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
     request = struct.pack("16sH22x", template.encode(), _IFF_TAP | _IFF_NO_PI)

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A machine manager that uses the command, and kills it now and then.
+
+Each of its threads starts machines with `tapster add` or `tapster run`, and mends with
+`recover` and `reap`. What is killed is drawn at random: the command itself, at a random
+moment; the machine that `run` started; `run` but not its machine; or both.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from threading import Event
+
+from demo.lines import Lines
+from soak import books, ground
+from soak.machine import Card, Machine
+from soak.marks import Marker
+from soak.part import (
+    Part,
+    boottime,
+    given,
+    ledger_path,
+    stop_at_end_of_input,
+    wait_ended,
+    work_all,
+)
+from soak.refusals import hindered, refused
+from soak.wishes import options, wishes
+
+TAPSTER = str(Path(sys.executable).with_name("tapster"))
+THREADS = 3
+LONGEST = 1.5
+"""Seconds that a machine runs."""
+KILL_WITHIN = 0.4
+"""Seconds in which a command that is to be killed is; it takes about that long."""
+PATIENCE = 60.0
+"""Seconds for anything to end by itself."""
+
+OVER = "no lease has the name or id"
+"""What `rm` says of a lease that an outsider ended sooner."""
+
+
+class Commander:
+    """One thread of a commander."""
+
+    def __init__(self, part: Part, thread: int, stop: Event) -> None:
+        self._part = part
+        self._stop = stop
+        self._thread = thread
+        self._name = f"{part.process}/{thread}"
+        self._marker = Marker(self._name)
+        self._random = part.random()
+        self._environment = os.environ | {"TAPSTER_LEDGER": ledger_path(part.ledger)}
+
+    def work(self) -> None:
+        """Start and stop machines until told to stop."""
+        number = 0
+        while not self._stop.is_set():
+            number += 1
+            self._random = self._part.random(self._thread, number)
+            draw = self._random.random()
+            if draw < 0.45:
+                self._run(number)
+            elif draw < 0.85:
+                self._add(number)
+            else:
+                self._mend()
+        self._marker.close()
+
+    # tapster add, tapster rm
+
+    def _add(self, number: int) -> None:
+        random, part = self._random, self._part
+        owner = f"{self._name}.{number}"
+        spec = wishes(random, owner)[0]._replace(queues=1)
+        kill_add, kill_rm = random.random() < 0.15, random.random() < 0.15
+        nap = random.random() * LONGEST
+        words = _words(options(spec))
+        done = self._call(kill_add, "add", *words, "--netns", part.netns, "--json")
+        if done is None or done.returncode:
+            if done is not None:
+                refused(self._marker, part, owner, done.stderr)
+            for row in books.rows_of(part.ledger, f"{owner}."):
+                if row.state == "active":  # made, but nobody was told
+                    self._remove(row.id, kill=False)
+            return
+        lease = json.loads(done.stdout)["lease"]
+        card = Card.asked(spec, part.netns, part.ledger)._replace(
+            name=lease["name"], ifindex=lease["ifindex"], mac=lease["mac"]
+        )
+        machine = Machine(self._marker, [card], bound=False)
+        self._look(machine, card)
+        self._stop.wait(nap)
+        self._look(machine, card)
+        machine.stop()
+        self._remove(lease["id"], kill=kill_rm)
+
+    def _look(self, machine: Machine, card: Card) -> None:
+        """Nobody has the device open, so it cannot talk: see where it is."""
+        since = boottime()
+        if card.bridge and ground.bridge_of(card.netns, card.ifindex) != card.bridge:
+            machine.cut(card, since)
+
+    def _remove(self, id: str, *, kill: bool) -> None:
+        if kill:
+            self._call(kill, "rm", id)
+        done = self._call(False, "rm", id)
+        assert done is not None
+        assert done.returncode == 0 or OVER in done.stderr, done
+
+    # tapster run
+
+    def _run(self, number: int) -> None:
+        random, part = self._random, self._part
+        name = f"{part.name}-{self._thread}.{number}"
+        specs = wishes(random, name)
+        nap = random.random() * LONGEST
+        early = random.random() * KILL_WITHIN
+        kill = random.choice(("nobody", "nobody", "early", "run", "machine", "both"))
+        cards = [Card.asked(spec, part.netns, part.ledger) for spec in specs]
+        command = [TAPSTER, "run", "--netns", part.netns]
+        for spec in specs:
+            command += ["--nic", _pairs(options(spec))]
+        command += ["--", sys.executable, "-m", "soak.machine", f"{name}/"]
+        for i, card in enumerate(cards):
+            device = f"{{ifindex{i}}},{{name{i}}},{{mac{i}}},{{fds{i}}}"
+            command += [json.dumps(card), device]
+        with subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=self._environment,
+        ) as run:
+            assert run.stderr
+            if kill == "early":
+                self._kill_within(run, early, "run, early")
+            machine = self._wait_up(run)
+            if machine is not None:
+                self._stop.wait(nap)
+                self._end(run, kill, machine, name)
+                os.close(machine)
+            run.wait(PATIENCE)
+            errors = run.stderr.read().decode()
+        if machine is None and run.returncode >= 0:
+            refused(self._marker, part, name, errors)
+
+    def _wait_up(self, run: subprocess.Popen[bytes]) -> int | None:
+        """A pidfd of the machine, or None if it is not started."""
+        assert run.stdout
+        try:
+            up = Lines(run.stdout).wait_for("^up ([0-9]+)", PATIENCE)
+        except TimeoutError:
+            return None
+        return os.pidfd_open(int(up[1]))
+
+    def _end(
+        self, run: subprocess.Popen[bytes], kill: str, machine: int, name: str
+    ) -> None:
+        assert run.stdin
+        if kill in ("run", "both"):
+            self._marker.say(self._part.netns, "kill", what="run")
+            run.kill()
+        if kill in ("machine", "both"):
+            self._marker.say(self._part.netns, "kill", what="machine", process=name)
+            signal.pidfd_send_signal(machine, signal.SIGKILL)
+        else:
+            run.stdin.write(b"\n")
+            run.stdin.flush()
+        assert wait_ended(machine, PATIENCE), f"{name} goes on"
+
+    # tapster recover, reap, ls
+
+    def _mend(self) -> None:
+        kill = self._random.random() < 0.2
+        verb = self._random.choice((["recover", "--json"], ["reap"], ["ls"]))
+        done = self._call(kill, *verb)
+        if done is None:
+            return
+        if done.returncode:
+            hindered(self._marker, self._part, done.stderr)
+        elif verb[0] == "recover":
+            mended = json.loads(done.stdout)["mended"]
+            what = Counter(f"recover: {one['action']}" for one in mended)
+            self._marker.say(self._part.netns, "count", what=what)
+
+    # Helpers
+
+    def _call(
+        self, kill: bool, *arguments: str
+    ) -> subprocess.CompletedProcess[str] | None:
+        """Run a verb; None if it was killed."""
+        moment = self._random.random() * KILL_WITHIN
+        process = subprocess.Popen(
+            [TAPSTER, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=self._environment,
+            text=True,
+        )
+        if kill:
+            self._kill_within(process, moment, arguments[0])
+        out, errors = process.communicate(timeout=PATIENCE)
+        if process.returncode < 0:
+            return None
+        return subprocess.CompletedProcess(arguments, process.returncode, out, errors)
+
+    def _kill_within(
+        self,
+        process: subprocess.Popen[str] | subprocess.Popen[bytes],
+        seconds: float,
+        what: str,
+    ) -> None:
+        pidfd = os.pidfd_open(process.pid)
+        if not wait_ended(pidfd, seconds):
+            self._marker.say(self._part.netns, "kill", what=what)
+            process.kill()
+        os.close(pidfd)
+
+
+def _words(options: dict[str, str]) -> list[str]:
+    pairs = ((f"--{key}", value) for key, value in options.items())
+    return [word for pair in pairs for word in pair if word]
+
+
+def _pairs(options: dict[str, str]) -> str:
+    return ",".join(
+        f"{key}={value}" if value else key for key, value in options.items()
+    )
+
+
+def main() -> None:
+    part, stop = given(), stop_at_end_of_input()
+    work_all([Commander(part, n, stop).work for n in range(THREADS)], stop)
+
+
+if __name__ == "__main__":
+    main()

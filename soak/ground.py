@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a storm plays on: namespaces with bridges, lower devices, foreign objects."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from soak.marks import DEVICE
+from soak.part import LEDGERS, NAMESPACES, RUN
+
+BRIDGES = ("br0", "br1")
+LOWER = {"low0": "far0", "low1": "far1"}
+"""Lower devices for macvtaps, and what is at the other end of their cables."""
+PASSTHRU = "low1"
+"""Excludes all else: it is for machines in that mode."""
+
+_BUILD = (
+    f"link add {DEVICE} type bridge",
+    f"link set {DEVICE} up",
+    "link set lo up",
+    # An MTU that was set by hand stays when ports come and go, and so does a MAC.
+    "link add br0 address 02:00:00:00:00:01 type bridge",
+    "link set br0 up mtu 1400",
+    "link add br1 address 02:00:00:00:00:02 type bridge",
+    "link set br1 up mtu 1450",
+    *(
+        command
+        for low, far in LOWER.items()
+        for command in (
+            f"link add {low} type veth peer name {far}",
+            f"link set {low} up",
+            f"link set {far} up",
+        )
+    ),
+    # Foreign, in the way, and there all the time.
+    "tuntap add vnet3 mode tap",
+    "link set vnet3 master br0 up",
+    "link add vm2-t type bridge",
+    "link set vm2-t up",
+)
+
+
+def found() -> None:
+    """Make the namespaces, empty, and the directories."""
+    for name in (*LEDGERS, *(f"sys/{netns}" for netns in NAMESPACES)):
+        Path(RUN, name).mkdir(parents=True)
+    for netns in NAMESPACES:
+        _run("ip", "netns", "add", netns)
+        # A sysfs shows the namespace of the one who mounted it.
+        mount = ["mount", "-t", "sysfs", netns, f"{RUN}/sys/{netns}"]
+        _run("nsenter", f"--net=/run/netns/{netns}", *mount)
+
+
+def build() -> None:
+    """Make what belongs in them."""
+    for netns in NAMESPACES:
+        for command in _BUILD:
+            _run("ip", "-n", netns, *command.split())
+
+
+def links(netns: str) -> list[dict[str, Any]]:
+    """All devices there, as `ip` shows them."""
+    shown = _run("ip", "-n", netns, "-d", "-j", "link")
+    found: list[dict[str, Any]] = json.loads(shown)
+    return found
+
+
+def ip(netns: str, *arguments: str) -> bool:
+    """Run `ip` there; whether it succeeded."""
+    command = ["ip", "-n", netns, *arguments]
+    done = subprocess.run(command, capture_output=True, check=False)
+    return done.returncode == 0
+
+
+def bridge_of(netns: str, ifindex: int) -> str | None:
+    """The bridge that a device is a port of, as `bridge` shows it."""
+    ports = json.loads(_run("bridge", "-n", netns, "-j", "link"))
+    return next((p.get("master") for p in ports if p["ifindex"] == ifindex), None)
+
+
+def _run(*command: str) -> str:
+    while True:
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        if "Dump was interrupted" not in done.stderr:  # else something may be missing
+            return done.stdout

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A machine: it knows its network cards, says when it runs, and talks over the wire.
+
+Run by `tapster run`, it is a process of its own: it prints "up" and its pid, and stops
+when somebody writes to it.
+"""
+
+import json
+import os
+import select
+import socket
+import struct
+import sys
+from collections.abc import Callable
+from typing import NamedTuple, Self
+
+from demo.private import inside
+from soak.ground import LOWER
+from soak.marks import Marker
+from soak.part import boottime
+from soak.wishes import Spec
+from tapster import Macvtap, Mode, Naming
+
+ETHERTYPE = 0x88B5
+"""For experiments: IEEE 802."""
+VIRTIO_HEADER = bytes(10)
+TRIES = 8
+PATIENCE = 0.5
+"""Seconds for a frame to arrive; it takes microseconds."""
+
+
+class Card(NamedTuple):
+    """One network card, as the machine knows it."""
+
+    token: str
+    netns: str
+    ledger: str
+    bridge: str
+    peer: str
+    """The device at which its frames come out, "" for none."""
+    wait: float
+    tried: str
+    """The template of which it has the lowest number that was free."""
+    fleeting: bool
+    """See `judge.Machine`."""
+    name: str = ""
+    ifindex: int = 0
+    mac: str = ""
+    fds: tuple[int, ...] = ()
+
+    @classmethod
+    def asked(cls, spec: Spec, netns: str, ledger: str) -> Self:
+        """The card that is asked for; it has no device yet."""
+        numbered = "%d" in spec.name and spec.naming is Naming.LOWEST
+        bridge = "" if isinstance(spec, Macvtap) else spec.bridge or ""
+        return cls(
+            token=spec.owner,
+            netns=netns,
+            ledger=ledger,
+            bridge=bridge,
+            peer=LOWER[spec.link] if isinstance(spec, Macvtap) else bridge,
+            wait=spec.fin_wait,
+            tried=spec.name if numbered else "",
+            fleeting=isinstance(spec, Macvtap) and spec.mode == Mode.PASSTHRU,
+        )
+
+
+class Machine:
+    """A running machine."""
+
+    def __init__(self, marker: Marker, cards: list[Card], *, bound: bool) -> None:
+        """Say that it runs. `bound`: it ends with the process that says so."""
+        self.cards = cards
+        self._marker = marker
+        self._talks = dict.fromkeys((card.token for card in cards), 0)
+        for card in cards:
+            marker.say(
+                card.netns,
+                "begin",
+                token=card.token,
+                ledger=card.ledger,
+                name=card.name,
+                ifindex=card.ifindex,
+                wait=card.wait,
+                bound=bound,
+                fleeting=card.fleeting,
+                on=card.bridge,
+                tried=card.tried,
+            )
+
+    def talk(self) -> None:
+        """Prove that each card is connected, or say that it is not."""
+        for card in self.cards:
+            if not (card.peer and card.fds):
+                continue
+            since = boottime()
+            if talks(card):
+                self._talks[card.token] += 1
+            else:
+                self.cut(card, since)
+
+    def cut(self, card: Card, since: float) -> None:
+        """Say that a card is cut off."""
+        self._marker.say(card.netns, "cut", token=card.token, since=since)
+
+    def move(self, card: Card, bridge: str, move: Callable[[str], None]) -> None:
+        """Have a card moved to another bridge, or see that this fails."""
+        at = self.cards.index(card)
+        self._marker.say(card.netns, "move", token=card.token, on=bridge)
+        try:
+            move(bridge)
+            self.cards[at] = card._replace(bridge=bridge, peer=bridge)
+        finally:
+            on = self.cards[at].bridge
+            self._marker.say(card.netns, "moved", token=card.token, on=on)
+
+    def stop(self) -> None:
+        """Say that it stops, and pull the plugs."""
+        for card in self.cards:
+            self._marker.say(
+                card.netns, "end", token=card.token, talks=self._talks[card.token]
+            )
+            for fd in card.fds:
+                os.close(fd)
+
+
+def talks(card: Card) -> bool:
+    """Whether frames go both ways between the card and the device behind it."""
+    with (
+        inside(f"/run/netns/{card.netns}"),
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC) as peer,
+    ):
+        peer.bind((card.peer, ETHERTYPE))
+        far = peer.getsockname()[4]
+        near = bytes.fromhex(card.mac.replace(":", ""))
+        token = os.urandom(16)
+        kind = struct.pack("!H", ETHERTYPE)
+        there = (far + near + kind + token).ljust(60, b"\0")
+        back = (near + far + kind + token).ljust(60, b"\0")
+        try:
+            return any(
+                _sent_there(card, there, peer, token)
+                and _sent_back(card, back, peer, token)
+                for _ in range(TRIES)
+            )
+        except OSError:  # the card's device is down, or gone
+            return False
+
+
+def _sent_there(card: Card, frame: bytes, peer: socket.socket, token: bytes) -> bool:
+    os.write(card.fds[0], VIRTIO_HEADER + frame)
+    while select.select([peer], [], [], PATIENCE)[0]:
+        if token in peer.recv(2048):
+            return True
+    return False
+
+
+def _sent_back(card: Card, frame: bytes, peer: socket.socket, token: bytes) -> bool:
+    peer.send(frame)
+    while ready := select.select(card.fds, [], [], PATIENCE)[0]:
+        if token in os.read(ready[0], 2048):
+            return True
+    return False
+
+
+def main() -> None:
+    """Be a machine of `tapster run`: NAME, then a card and its device for each."""
+    name, *rest = sys.argv[1:]
+    cards = []
+    for text, device in zip(rest[::2], rest[1::2], strict=True):
+        ifindex, tap, mac, fds = device.split(",")
+        numbers = tuple(int(fd) for fd in fds.split(":"))
+        card = Card(*json.loads(text))
+        cards.append(
+            card._replace(name=tap, ifindex=int(ifindex), mac=mac, fds=numbers)
+        )
+    machine = Machine(Marker(name), cards, bound=True)
+    machine.talk()
+    print("up", os.getpid(), flush=True)
+    sys.stdin.readline()
+    machine.talk()
+    machine.stop()
+
+
+if __name__ == "__main__":
+    main()

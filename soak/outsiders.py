@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""People and programs that do things to our devices, by name and with `ip`.
+
+An administrator picks one of our devices at random, whatever its state, and deletes it,
+renames it, takes it down, or moves it off its bridge. A stranger cleans up after a
+machine that has stopped, as a manager does that learns late of its end and knows only a
+name.
+"""
+
+import heapq
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from queue import Empty, SimpleQueue
+from random import Random
+from threading import Event, Thread
+from typing import Any
+
+from soak import ground
+from soak.judge import ADMIN, EFFECTS, STRANGER, Stopped
+from soak.marks import Marker
+from soak.part import Part, boottime, given, stop_at_end_of_input
+
+ADMIN_NAP = 2.0
+"""Seconds at most between two acts of an administrator in a namespace."""
+RENAMED = (*(f"lost{n}" for n in range(20)), *(f"vnet{n}" for n in range(20)))
+"""What an administrator may call a device: also by a name that a machine could get."""
+CLEANUPS = (("nomaster", "down", "del"), ("nomaster", "down"), ("down",), ("del",))
+CARES = 0.7
+"""How many of the machines that stop have a stranger."""
+SOONER = 0.15
+"""Seconds before the end of FIN WAIT at which a stranger gives up: `ip` takes a while,
+and what it does later proves nothing."""
+
+
+def act(marker: Marker, netns: str, what: str, *words: str, **says: Any) -> None:
+    """Do something with `ip`, between two marks."""
+    marker.say(netns, "act", **says)
+    ground.ip(netns, "link", what, *words)
+    marker.say(netns, "acted")
+
+
+class Administrator:
+    """Somebody at one namespace's keyboard."""
+
+    def __init__(self, part: Part, stop: Event) -> None:
+        self._netns = part.netns
+        self._stop = stop
+        self._marker = Marker(f"{part.process}/")
+        self._random = part.random()
+
+    def work(self) -> None:
+        while not self._stop.wait(self._random.random() * ADMIN_NAP):
+            verb = self._random.choice([*EFFECTS])
+            to = self._random.choice(RENAMED)
+            place, running = self._random.random(), self._random.random() < 0.7
+            ours = [
+                link["ifname"]
+                for link in ground.links(self._netns)
+                if link.get("ifalias", "").startswith("tapster:")
+                and ("UP" in link["flags"] or not running)
+            ]
+            if ours:
+                self._act(ours[int(place * len(ours))], verb, to)
+
+    def _act(self, name: str, verb: str, to: str) -> None:
+        words = {
+            "del": ("del", "dev", name),
+            "rename": ("set", "dev", name, "name", to),
+            "down": ("set", "dev", name, "down"),
+            "nomaster": ("set", "dev", name, "nomaster"),
+            "master": ("set", "dev", name, "master", "br1"),
+        }[verb]
+        act(self._marker, self._netns, *words, kind=ADMIN, verb=verb, name=name)
+
+
+class Strangers:
+    """All who clean up late. They hear of machines' ends on their input."""
+
+    def __init__(self, part: Part) -> None:
+        self._part = part
+        self._due: list[tuple[float, Stopped, str]] = []
+
+    def work(self, hands: int = 3) -> None:
+        """Until the input ends and all is cleaned up."""
+        heard: SimpleQueue[Stopped | None] = SimpleQueue()
+        Thread(target=_listen, args=(heard,), daemon=True).start()
+        listening = True
+        jobs: SimpleQueue[tuple[Stopped, str] | None] = SimpleQueue()
+        with ThreadPoolExecutor(hands) as pool:
+            working = [pool.submit(self._clean, n, jobs) for n in range(hands)]
+            while listening or self._due:
+                left = self._due[0][0] - boottime() if self._due else None
+                try:
+                    news = heard.get(timeout=None if left is None else max(left, 0))
+                except Empty:
+                    _, stopped, verb = heapq.heappop(self._due)
+                    jobs.put((stopped, verb))
+                    continue
+                if news is None:
+                    listening = False
+                    heard = SimpleQueue()
+                else:
+                    self._plan(news)
+            for _ in working:
+                jobs.put(None)
+        for one in working:
+            one.result()
+
+    def _plan(self, stopped: Stopped) -> None:
+        random = Random(f"{self._part.seed}/{stopped.token}")
+        if random.random() > CARES:
+            return
+        verbs = random.choice(CLEANUPS)
+        parts = sorted(random.random() for _ in verbs)
+        now = boottime()
+        for part, verb in zip(parts, verbs, strict=True):
+            heapq.heappush(
+                self._due, (now + part * (stopped.until - now), stopped, verb)
+            )
+
+    def _clean(
+        self, hand: int, jobs: "SimpleQueue[tuple[Stopped, str] | None]"
+    ) -> None:
+        marker = Marker(f"{self._part.process}/{hand}")
+        while job := jobs.get():
+            (token, netns, name, until), verb = job
+            if boottime() > until - SOONER:
+                continue
+            words = (
+                ("del", "dev", name) if verb == "del" else ("set", "dev", name, verb)
+            )
+            says = {"kind": STRANGER, "verb": verb, "name": name, "late_for": token}
+            act(marker, netns, *words, **says)
+
+
+def _listen(heard: "SimpleQueue[Stopped | None]") -> None:
+    for line in sys.stdin:
+        heard.put(Stopped(*json.loads(line)))
+    heard.put(None)
+
+
+def main() -> None:
+    part = given()
+    if part.netns:
+        Administrator(part, stop_at_end_of_input()).work()
+    else:
+        Strangers(part).work()
+
+
+if __name__ == "__main__":
+    main()

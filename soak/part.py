@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every actor of a storm is told at its start, and how it learns of the end."""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from random import Random
+from typing import NamedTuple
+
+from demo.lines import readable
+
+RUN = "/run/soak"
+"""A private tmpfs: all of it vanishes with the storm."""
+NAMESPACES = ("n1", "n2", "n3")
+LEDGERS = ("a", "b")
+
+BY_NAME, NO_WAIT = "by-name", "no-wait"
+BROKEN = {
+    BY_NAME: "managers clean up by name, some time after FIN WAIT",
+    NO_WAIT: "leases have no FIN WAIT, while strangers count on one",
+}
+"""Ways to manage machines that do harm: a storm must count it."""
+
+
+class Part(NamedTuple):
+    """One actor's part. A killed actor is followed by its next generation."""
+
+    seed: int
+    name: str
+    netns: str = ""
+    ledger: str = ""
+    generation: int = 0
+    inside: bool = False
+    """It lives in the namespace, instead of naming it."""
+    broken: str = ""
+
+    @property
+    def process(self) -> str:
+        return f"{self.name}.{self.generation}"
+
+    def random(self, *more: object) -> Random:
+        """A stream of decisions of its own: nobody else's timing changes it."""
+        return Random(f"{self.seed}/{self.process}/{more}")
+
+    def command(self, module: str) -> list[str]:
+        """What starts the actor."""
+        command = [sys.executable, "-X", "faulthandler", "-m", f"soak.{module}"]
+        enter = ["nsenter", f"--net=/run/netns/{self.netns}", "--"]
+        return [*(enter if self.inside else []), *command, json.dumps(self)]
+
+
+def given() -> Part:
+    """The part of the process that asks."""
+    return Part(*json.loads(sys.argv[1]))
+
+
+def ledger_path(ledger: str) -> str:
+    return f"{RUN}/{ledger}/ledger.db"
+
+
+def boottime() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def stop_at_end_of_input() -> threading.Event:
+    """An event that is set when whoever started this process closes its input."""
+    stop = threading.Event()
+
+    def wait() -> None:
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
+        stop.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    return stop
+
+
+def work_all(work: Sequence[Callable[[], None]], stop: threading.Event) -> None:
+    """Do all of it at once; if one fails, let the others stop, and raise."""
+    with ThreadPoolExecutor(len(work)) as pool:
+        working = [pool.submit(one) for one in work]
+        for done in as_completed(working):
+            if done.exception():
+                stop.set()
+    for one in working:
+        one.result()
+
+
+def wait_ended(pidfd: int, seconds: float) -> bool:
+    """Whether the process ends within that time."""
+    return readable(pidfd, time.monotonic() + seconds)

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Foreign programs that take and free names of our templates, also as altnames.
+
+A squatter deletes its devices by ifindex or by closing them. One that deleted by a name
+which an outsider had freed could hit a machine itself: that is not what is tried here.
+"""
+
+import os
+from itertools import count
+from threading import Event
+
+from demo.private import inside
+from demo.ways import open_tap
+from soak import ground
+from soak.marks import Marker
+from soak.part import Part, given, stop_at_end_of_input
+
+MOST = 8
+"""Devices at a time."""
+NAP = 0.25
+"""Seconds at most between two of its acts."""
+NAMES = (
+    *(f"vnet{number}" for number in range(12)),
+    *(f"ci{number}" for number in range(6)),
+    *(f"vm{number}-t" for number in range(6)),
+    "web",
+    "db",
+)
+
+
+class Squatter:
+    """The foreign programs of one namespace."""
+
+    def __init__(self, part: Part, stop: Event) -> None:
+        self._netns = part.netns
+        self._stop = stop
+        self._marker = Marker(f"{part.process}/")
+        self._random = part.random()
+        self._held: list[tuple[int, int]] = []
+        """The ifindex and, if it is open, the descriptor of each device."""
+        self._ifindexes = count(10_000_000)
+
+    def work(self) -> None:
+        while not self._stop.wait(self._random.random() * NAP):
+            if len(self._held) < MOST and self._random.random() < 0.6:
+                self._take()
+            elif self._held:
+                self._free(self._random.randrange(len(self._held)))
+        while self._held:
+            self._free(0)
+
+    def _take(self) -> None:
+        kind = self._random.choice(("bridge", "altname", "tap"))
+        name = self._random.choice(NAMES)
+        use = self._random.random() < 0.5
+        if kind == "tap":
+            self._open(use=use)
+            return
+        ifindex = next(self._ifindexes)
+        device = f"if{ifindex}"  # so it is called for `ip`
+        own = name if kind == "bridge" else f"own{ifindex}"
+        add = f"link add name {own} index {ifindex} type bridge"
+        if not ground.ip(self._netns, *add.split()):
+            return
+        self._held.append((ifindex, -1))
+        if own != name:
+            prop = f"link property add dev {own} altname {name}"
+            ground.ip(self._netns, *prop.split())
+        up = use and ground.ip(self._netns, "link", "set", "dev", device, "up")
+        self._say_taken(ifindex, own, up=up, on="")
+
+    def _open(self, *, use: bool) -> None:
+        """A tap as other programs make it: the kernel picks the name."""
+        with inside(f"/run/netns/{self._netns}"):
+            fd, name = open_tap("vnet%d")
+        links = ground.links(self._netns)
+        ifindex = next((one["ifindex"] for one in links if one["ifname"] == name), None)
+        if ifindex is None:
+            os.close(fd)
+            return
+        self._held.append((ifindex, fd))
+        join = f"link set dev if{ifindex} master br0 up"
+        used = use and ground.ip(self._netns, *join.split())
+        self._say_taken(ifindex, name, up=used, on="br0" if used else "")
+
+    def _say_taken(self, ifindex: int, name: str, *, up: bool, on: str) -> None:
+        self._marker.say(self._netns, "take", ifindex=ifindex, name=name, up=up, on=on)
+
+    def _free(self, place: int) -> None:
+        ifindex, fd = self._held.pop(place)
+        self._marker.say(self._netns, "free", ifindex=ifindex)
+        if fd >= 0:
+            os.close(fd)
+        else:
+            ground.ip(self._netns, "link", "del", "dev", f"if{ifindex}")
+
+
+def main() -> None:
+    Squatter(given(), stop_at_end_of_input()).work()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The watcher's process: hears of every change, reads the ledgers, and has it judged.
+
+It prints "ready" when nothing will be missed any more, and at the end of its input its
+report, a line of JSON. It tells the strangers of each machine that ends, a line each,
+until it reads the line "calm": no more will.
+"""
+
+import json
+import os
+import selectors
+import sys
+from collections import Counter
+from typing import Any, NamedTuple, Self, TextIO
+
+from soak import books
+from soak.events import Listener
+from soak.judge import Finding, Judge, Stopped
+from soak.marks import Marker
+from soak.part import LEDGERS, NAMESPACES, boottime, ledger_path
+
+SAMPLE = 1.0
+"""Seconds from one sample of the ledgers to the next."""
+NEWS = 30.0
+"""Seconds from one line about the state of things to the next."""
+TOLD = 10
+"""How many findings are told with their stories; the rest is counted."""
+
+
+class Report(NamedTuple):
+    """What the watcher has to say in the end."""
+
+    tally: dict[str, int]
+    findings: list[Finding]
+    names: dict[str, list[str]]
+    """The devices that are left in each namespace."""
+
+    @classmethod
+    def read(cls, line: str) -> Self:
+        tally, findings, names = json.loads(line)
+        return cls(tally, [Finding(*finding) for finding in findings], names)
+
+
+class Watcher:
+    """Listens in every namespace; each has its judge."""
+
+    def __init__(self, strangers: TextIO) -> None:
+        self._strangers = strangers
+        self._rows: dict[str, books.Row] = {}
+        self._told = 0
+        self._marker = Marker("watcher")
+        self._listeners = {
+            netns: (Listener(netns), Judge(netns, self._stopped, lambda: self._rows))
+            for netns in NAMESPACES
+        }
+        self._selector = selectors.DefaultSelector()
+        for listener, _ in self._listeners.values():
+            self._selector.register(listener, selectors.EVENT_READ)
+        self._selector.register(sys.stdin, selectors.EVENT_READ)
+
+    def attend(self, until: float) -> bool:
+        """Judge what is reported until then. False at the end of the input."""
+        while (left := until - boottime()) > 0:
+            ready = {key.fileobj for key, _ in self._selector.select(left)}
+            self.judge()
+            if sys.stdin in ready:
+                if not sys.stdin.readline():
+                    return False
+                self._strangers.close()
+        return True
+
+    def judge(self) -> None:
+        """Judge all that has been reported."""
+        for listener, judge in self._listeners.values():
+            try:
+                for event in listener.heard():
+                    judge.event(event, boottime())
+            except OSError as error:
+                judge.blind(f"reports are lost: {error}")
+        findings = self._findings()
+        for finding in findings[self._told : TOLD]:
+            tell(finding)
+        self._told = len(findings)
+
+    def sample(self) -> None:
+        """Read the ledgers, between two marks in every namespace."""
+        self._say("sample")
+        self._rows = {
+            row.owner: row
+            for ledger in LEDGERS
+            if os.path.exists(ledger_path(ledger))
+            for row in books.rows(ledger)
+        }
+        self._say("sampled")
+        self.judge()
+
+    def report(self) -> Report:
+        return Report(
+            self._tally(),
+            self._findings(),
+            {netns: sorted(one.names) for netns, (_, one) in self._listeners.items()},
+        )
+
+    def news(self) -> str:
+        tally = self._tally()
+        kills = sum(count for key, count in tally.items() if key.startswith("kills"))
+        return (
+            f"soak: {tally['machines']} machines, {kills} kills, "
+            f"{tally['events']} events, {len(self._findings())} findings"
+        )
+
+    def _say(self, does: str, **says: Any) -> None:
+        for netns in NAMESPACES:
+            self._marker.say(netns, does, **says)
+
+    def _stopped(self, stopped: Stopped) -> None:
+        if not self._strangers.closed:
+            print(json.dumps(stopped), file=self._strangers, flush=True)
+
+    def _tally(self) -> Counter[str]:
+        return sum((judge.tally for _, judge in self._listeners.values()), Counter())
+
+    def _findings(self) -> list[Finding]:
+        found = [one for _, judge in self._listeners.values() for one in judge.findings]
+        return sorted(found, key=lambda finding: finding.time)
+
+
+def tell(finding: Finding) -> None:
+    """Say what happened: who, when, which object, and what came before it."""
+    head = f"soak: {finding.kind} in {finding.netns} at {finding.time:.3f}:"
+    print(f"{head} {finding.what}", *finding.story, sep="\n    ", file=sys.stderr)
+
+
+def main() -> None:
+    strangers = os.fdopen(int(sys.argv[1]), "w")
+    watcher = Watcher(strangers)
+    print("ready", flush=True)
+    news = boottime() + NEWS
+    while watcher.attend(boottime() + SAMPLE):
+        watcher.sample()
+        if boottime() > news:
+            print(watcher.news(), file=sys.stderr, flush=True)
+            news += NEWS
+    watcher.judge()
+    print(json.dumps(watcher.report()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Half a minute of storm does no harm; a storm that does harm says so."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from demo.lines import Lines
+from soak.judge import BY_NOBODY, BY_STRANGER, NOT_RECORDED, TOO_SOON, WRONG
+from soak.part import BY_NAME, NO_WAIT
+
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(240)]
+
+SOAK = [sys.executable, "-m", "soak", "--seed", "1"]
+HARM = "wrongly touched"
+PATIENCE = 60.0
+
+
+def storm(*options: str) -> tuple[int, dict[str, int]]:
+    """Its exit status and its table. Harm is shown by pytest if the test fails."""
+    done = subprocess.run([*SOAK, *options], stdout=subprocess.PIPE, check=False)
+    sys.stdout.write(done.stdout.decode())
+    rows = re.findall(r"(?m)^ *(\S.*?) +(\d+)$", done.stdout.decode())
+    return done.returncode, {what: int(count) for what, count in rows}
+
+
+def test_a_storm_touches_nothing_and_leaves_nothing_I1_I2_I3_I4_I5() -> None:
+    status, table = storm("--minutes", "0.5")
+    assert (table["leaks"], table[HARM], table["not seen"]) == (0, 0, 0)
+    assert status == 0
+    for what in ("machines", "kills", "admin", "recover", "talks over the wire"):
+        assert table[what] > 0, what
+    # It was a storm: names were contested, and strangers met what waits for them.
+    assert table["foreign names stepped around"] > 0
+    assert table["late cleanups that met a waiting device"] > 0
+
+
+@pytest.mark.parametrize(
+    ("broken", "harm"),
+    [
+        (BY_NAME, {BY_NOBODY}),
+        (NO_WAIT, {BY_STRANGER, TOO_SOON, NOT_RECORDED}),
+    ],
+)
+def test_it_sees_the_harm_that_broken_managers_do(broken: str, harm: set[str]) -> None:
+    status, table = storm("--minutes", "0.3", "--broken", broken)
+    assert status == 1
+    assert harm <= {WRONG + what for what in table}
+    assert table["leaks"] == 0
+
+
+@pytest.fixture
+def badge() -> Iterator[str]:
+    """Something by which every process of a storm is known: it is in their environment.
+
+    Also those that live in other namespaces, or have lost their parents.
+    """
+    badge = f"SOAK_BADGE={uuid.uuid4()}"
+    yield badge
+    assert wearers(badge) == []
+
+
+def wearers(badge: str) -> list[str]:
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if badge.encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_text())
+        except (FileNotFoundError, PermissionError, ProcessLookupError):
+            continue
+    return found
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, 0), (signal.SIGKILL, -signal.SIGKILL)],
+    ids=["ctrl-c", "kill-9"],
+)
+def test_it_leaves_nobody_behind(
+    badge: str, number: signal.Signals, status: int
+) -> None:
+    name, _, value = badge.partition("=")
+    with subprocess.Popen(
+        [*SOAK, "--minutes", "5"],
+        env={**os.environ, name: value},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as soak:
+        assert soak.stdout
+        Lines(soak.stdout).wait_for("the storm begins", PATIENCE)
+        assert wearers(badge)
+        soak.send_signal(number)
+        # To the end of its output, which all of its processes may write to.
+        output, errors = soak.communicate(timeout=PATIENCE)
+    assert soak.returncode == status, errors
+    assert b"Traceback" not in errors
+    assert (HARM in output.decode()) is (number == signal.SIGINT)
