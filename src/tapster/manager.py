@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Self
 
 from tapster import wiring
-from tapster.errors import LeaseBusy, NoSuchLease, RequestError
+from tapster.errors import HostError, LeaseBusy, NoSuchLease, RequestError
 from tapster.kernel.linux import LinuxSystem
 from tapster.kernel.lock import REAPER, LockFile
 from tapster.kernel.port import Kernel, System
@@ -153,4 +153,10 @@ class Manager:
 def _start_reaper(ledger: str) -> None:
     from tapster.kernel.detached import start  # rarely needed, and slow to import
 
-    start("tapster.reaper", ledger)
+    try:
+        start("tapster.reaper", ledger)
+    except OSError as error:
+        raise HostError(
+            f"the reaper could not be started: {error.strerror}; what waits goes on "
+            "waiting until the next command starts it"
+        ) from error
