@@ -7,7 +7,11 @@ with tapster.Host() as host:
     lease = host.acquire(tapster.Tap(bridge="br0"))
     ...  # start the VM with lease.fds, lease.name, lease.mac
     host.release(lease.id)
+
+Without privileges, with `tapster.connect() as host`, the daemon does the same.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from tapster.errors import (
     BadName,
@@ -32,9 +36,7 @@ from tapster.errors import (
     ServiceUnavailable,
     TapsterError,
 )
-from tapster.host import Host
-from tapster.lifecycle import Action
-from tapster.mending import Mended
+from tapster.lifecycle import Action, Mended
 from tapster.model import (
     Kind,
     Lease,
@@ -50,6 +52,10 @@ from tapster.model import (
     Tenure,
     Wiring,
 )
+
+if TYPE_CHECKING:
+    from tapster.client import Remote, connect
+    from tapster.host import Host
 
 __all__ = [
     "Action",
@@ -82,6 +88,7 @@ __all__ = [
     "Process",
     "QuotaExceeded",
     "Rate",
+    "Remote",
     "RequestError",
     "ServiceUnavailable",
     "State",
@@ -89,4 +96,18 @@ __all__ = [
     "TapsterError",
     "Tenure",
     "Wiring",
+    "connect",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Host and the client, when first used: who needs one does not pay for both."""
+    if name == "Host":
+        from tapster.host import Host
+
+        return Host
+    if name in ("Remote", "connect"):
+        from tapster import client
+
+        return getattr(client, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,7 +3,6 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import NamedTuple
 
 from tapster import names
 from tapster.errors import ServiceUnavailable, TapsterError
@@ -11,18 +10,11 @@ from tapster.host import Host
 from tapster.kernel import failure
 from tapster.kernel.port import Kernel
 from tapster.lifecycle import Action
-from tapster.model import Lease, Link, parse_stamp
+from tapster.model import Finding, Lease, Link, parse_stamp
 from tapster.wiring.bridge import MAX_PORTS
 
 NEARLY_FULL = MAX_PORTS * 9 // 10
 """Ports of a bridge from which on a word of warning is due."""
-
-
-class Finding(NamedTuple):
-    """One thing that is wrong."""
-
-    problem: str
-    remedy: str
 
 
 def examine(host: Host) -> list[Finding]:

@@ -7,7 +7,7 @@ each device of ours has a row that names it, whoever is killed when.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from errno import EBUSY, EEXIST
 from typing import Any, NamedTuple
@@ -125,13 +125,14 @@ class Host(Mender):
                 ending.callback(close_fds, lease)
             yield leases
 
-    def bind(self, leases: Sequence[Lease], pid: int) -> None:
-        """Let active leases end with the process `pid`, and with no other.
+    def bind(self, leases: Sequence[Lease], pid: int | None) -> None:
+        """Let active leases end with the process `pid`, and with no other; None: with
+        no process.
 
         Once it has ended, whichever manager next looks releases them. Raises
         NoSuchLease, and binds none, if one has been released meanwhile.
         """
-        process = self._process(pid)
+        process = None if pid is None else self._process(pid)
         with self._lock:
             self._ledger.bind([lease.id for lease in leases], process)
 
@@ -386,6 +387,17 @@ class Host(Mender):
 
     # Looking
 
+    def at(self, ifindexes: Iterable[int]) -> list[tuple[Lease, Link | None]]:
+        """The leases here with one of these ifindexes, each with its device."""
+        with self._lock:
+            found = self._ledger.at(self._kernel.netns, ifindexes)
+            return [(lease, self.link(lease)) for lease in found]
+
+    def joined(self, link: Link, lease: Lease) -> bool:
+        """Whether a tap here is on the bridge that its lease says."""
+        with self._lock:
+            return link.master == self._kernel.ifindex(lease.wiring.bridge or "")
+
     def leases(self, *, all: bool = True) -> list[Lease]:
         """Every lease, oldest first; without those in FIN WAIT if not `all`."""
         with self._lock:
@@ -431,6 +443,11 @@ class Host(Mender):
             if reason is not None:
                 raise reason
             return differ.get(lease.id, {})
+
+    def count(self, user: int | None = None) -> dict[State, int]:
+        """How many leases are in each state: those of a user id, or all."""
+        with self._lock:
+            return self._ledger.count(user)
 
     def who(self, name: str, at: float | None = None) -> list[Tenure]:
         """Who holds or held `name`, latest first; at wall clock `at` if given."""

@@ -41,19 +41,19 @@ FIRST_IFINDEX = 1 << 30
 LAST_IFINDEX = (1 << 31) - 1
 
 _TENURES = """
-SELECT lease, owner, kind, mac, ifindex, netns, created, released, ended
+SELECT lease, owner, kind, mac, ifindex, netns, created, released, ended, user
 FROM history WHERE name = ?
 UNION ALL
-SELECT lease.id, owner, kind, mac, ifindex, path, created, released, NULL
+SELECT lease.id, owner, kind, mac, ifindex, path, created, released, NULL, user
 FROM lease JOIN netns ON netns.id = lease.netns WHERE name = ?
 ORDER BY created DESC
 """
 
 _END = """
 INSERT INTO history (name, lease, owner, kind, mac, ifindex, netns, created, released,
-                     ended)
+                     ended, user)
 SELECT name, lease.id, owner, kind, mac, ifindex, path, created,
-       coalesce(released, ?), ?
+       coalesce(released, ?), ?, user
 FROM lease JOIN netns ON netns.id = lease.netns WHERE lease.id = ?
 """
 
@@ -128,6 +128,15 @@ class Ledger:
         """The leases that hold `name`, at most one in each network namespace."""
         return self._leases("WHERE name = ?", name)
 
+    def at(self, netns: Netns, ifindexes: Iterable[int]) -> list[Lease]:
+        """The leases of a namespace that have one of these ifindexes."""
+        query = "WHERE boot = ? AND cookie = ? AND ifindex = ?"
+        return [
+            lease
+            for ifindex in ifindexes
+            for lease in self._leases(query, netns.boot, netns.cookie, ifindex)
+        ]
+
     def suspects(self, boot: str) -> list[Lease]:
         """The leases that may be in need of mending.
 
@@ -174,6 +183,7 @@ class Ledger:
                 created=created,
                 released=released,
                 ended=ended,
+                user=user,
             )
             for (
                 lease,
@@ -185,8 +195,19 @@ class Ledger:
                 created,
                 released,
                 ended,
+                user,
             ) in rows
         ]
+
+    def count(self, user: int | None = None) -> dict[State, int]:
+        """How many leases are in each state: of one user, or all there are."""
+        query = "SELECT state, count(*) FROM lease GROUP BY state"
+        if user is not None:
+            query = "SELECT state, count(*) FROM lease WHERE user = ? GROUP BY state"
+        with self._file.translated():
+            rows = self._db.execute(query, () if user is None else (user,)).fetchall()
+        found = {State(state): number for state, number in rows}
+        return {state: found.get(state, 0) for state in State}
 
     def templates(self) -> list[str]:
         """The templates that names were picked by."""
@@ -260,8 +281,8 @@ class Ledger:
         with self._file.transaction():
             return [self._activate(lease, process) for lease in leases]
 
-    def bind(self, ids: Sequence[str], process: Process) -> None:
-        """Bind active leases to a process: they end with it.
+    def bind(self, ids: Sequence[str], process: Process | None) -> None:
+        """Bind active leases to a process: they end with it. None: with nothing.
 
         Raises NoSuchLease, and binds none, if one is not active any more.
         """
@@ -270,7 +291,7 @@ class Ledger:
                 bound = self._db.execute(
                     "UPDATE lease SET pid = ?, pid_start = ?, pid_pidns = ? "
                     "WHERE id = ? AND state = 'active'",
-                    (*process, id),
+                    (*(process or (None, None, None)), id),
                 )
                 if not bound.rowcount:
                     raise NoSuchLease(f"lease {id} was released meanwhile")

@@ -44,6 +44,13 @@ class Action(StrEnum):
     """End the lease: delete what is left of it and write its history."""
 
 
+class Mended(NamedTuple):
+    """What recover did, or would do, with a lease."""
+
+    lease: Lease
+    action: Action
+
+
 class Facts(NamedTuple):
     """What is known of a lease beside its row and its device."""
 

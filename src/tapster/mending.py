@@ -4,13 +4,12 @@
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from math import inf
-from typing import NamedTuple
 
 from tapster import lifecycle
 from tapster.devices import Devices
 from tapster.errors import NoSuchLease, TapsterError
 from tapster.kernel.port import Kernel
-from tapster.lifecycle import Action, Facts
+from tapster.lifecycle import Action, Facts, Mended
 from tapster.model import Lease, Link, Netns, State
 from tapster.wiring.plane import Plane, Stray
 
@@ -23,23 +22,23 @@ FEW = 8
 """So few devices are better looked at one by one than among all there are."""
 
 
-class Mended(NamedTuple):
-    """What recover did, or would do, with a lease."""
-
-    lease: Lease
-    action: Action
-
-
 class Mender(Devices):
     """A manager that ends leases whose time is over, and mends what others left."""
 
     # Reap
 
-    def reap(self, *, now: bool = False) -> int:
+    def reap(
+        self,
+        *,
+        now: bool = False,
+        limit: int | None = None,
+        told: Callable[[Sequence[Lease]], None] | None = None,
+    ) -> int:
         """Delete the devices whose FIN WAIT is over, or all that wait if `now`.
 
-        Returns how many leases ended. What cannot be reaped keeps waiting, and
-        the first reason is raised after the rest is done.
+        At most about `limit` of them; `told` is called with those that ended. Returns
+        how many did. What cannot be reaped keeps waiting, and the first reason is
+        raised after the rest is done.
         """
         boottime = inf if now else self._system.boottime()
         ended = 0
@@ -47,14 +46,18 @@ class Mender(Devices):
         with self._lock:
             self._drop_stale_claims()
             try:
-                while due := self._ledger.claim_due(
-                    self._me(), self._alive, boottime=boottime, limit=REAP_BATCH
+                while (limit is None or ended < limit) and (
+                    due := self._ledger.claim_due(
+                        self._me(), self._alive, boottime=boottime, limit=REAP_BATCH
+                    )
                 ):
                     self.batches += 1
                     for netns in {lease.netns for lease in due}:
                         batch = [lease for lease in due if lease.netns == netns]
                         try:
                             ended += self._end(netns, batch)
+                            if told is not None:
+                                told(batch)
                         except TapsterError as error:
                             reason = reason or error
                             self._postpone(batch)
@@ -119,13 +122,13 @@ class Mender(Devices):
                 if not dry_run:
                     self._wake_reaper()
 
-    def mend(self, ids: Iterable[str]) -> list[Mended]:
-        """As `recover`, for these leases alone."""
+    def mend(self, ids: Iterable[str], *, wiring: bool = False) -> list[Mended]:
+        """As `recover`, for these leases alone; how they are wired only if told to."""
         with self._lock:
             self._drop_stale_claims()
             leases = [lease for id in ids if (lease := self._ledger.lease(id))]
             try:
-                return self._mend_all(leases, dry_run=False, wiring=True)
+                return self._mend_all(leases, dry_run=False, wiring=wiring)
             finally:
                 self._wake_reaper()
 

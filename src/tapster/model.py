@@ -229,6 +229,9 @@ class Lease(NamedTuple):
     on_close: bool = False
     """The lease ends when nobody has its tap open any more."""
     vnet_hdr: bool = True
+    vhost: tuple[int, ...] = ()
+    """One descriptor of /dev/vhost-net for each queue, where the daemon was asked
+    for them and the host has it; for the rest as `fds`."""
     fds: tuple[int, ...] = ()
     """One open descriptor for each queue, in what `acquire` returned and there
     alone. They are close-on-exec, and whoever acquired them closes them."""
@@ -249,6 +252,15 @@ class Tenure(NamedTuple):
     """None while the owner has it."""
     ended: float | None
     """When FIN WAIT was over; None before that."""
+    user: int | None = None
+    """As in Lease."""
+
+
+class Finding(NamedTuple):
+    """One thing that is wrong on a host, and what would mend it."""
+
+    problem: str
+    remedy: str
 
 
 class Link(NamedTuple):

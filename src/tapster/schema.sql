@@ -63,6 +63,7 @@ CREATE INDEX lease_process ON lease (pid) WHERE pid IS NOT NULL;
 CREATE INDEX lease_manager ON lease (manager) WHERE manager IS NOT NULL;
 CREATE INDEX lease_reserved ON lease (state) WHERE state = 'reserved';
 CREATE INDEX lease_netns ON lease (netns);
+CREATE INDEX lease_user ON lease (user, state);
 
 CREATE TABLE history (
     seq      INTEGER PRIMARY KEY,
@@ -75,7 +76,8 @@ CREATE TABLE history (
     netns    TEXT NOT NULL,    -- its path
     created  REAL NOT NULL,    -- wall clock, seconds
     released REAL,
-    ended    REAL NOT NULL
+    ended    REAL NOT NULL,
+    user     INTEGER
 ) STRICT;
 CREATE INDEX history_name ON history (name);
 CREATE INDEX history_lease ON history (lease);

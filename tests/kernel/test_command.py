@@ -54,6 +54,7 @@ LEASE_FIELDS = {
     *("fin_wait", "fin_wait_left", "pid", "placeholder"),
     *("ovs", "learning", "vlan", "trunks", "external_ids", "filter", "addresses"),
     *("inbound", "outbound", "up"),
+    *("user", "on_close"),
 }
 
 

@@ -68,6 +68,32 @@ ROOMS = [
     Room("tapster.errors", (), "everything raises them"),
     Room("tapster.names", ("tapster.errors",), "pure rules"),
     Room("tapster.model", ("tapster.errors", "tapster.names"), "plain values"),
+    Room("tapster.varlink", (), "messages and types, whatever they say"),
+    Room(
+        "tapster.interface",
+        ("tapster.errors", "tapster.lifecycle", "tapster.model", "tapster.varlink"),
+        "the interface is made of the model's own types",
+    ),
+    Room(
+        "tapster.client",
+        (
+            "tapster.errors",
+            "tapster.interface",
+            "tapster.kernel.unix",
+            "tapster.lifecycle",
+            "tapster.model",
+            "tapster.varlink",
+        ),
+        "it sits in machines' start path: no more than a socket and messages",
+    ),
+    Room("tapster.integrate", (), "other programs' ways"),
+    Room("tapster.integrate.acl", (), "a file format"),
+    Room("tapster.daemon", ("tapster",), "the top, beside the command"),
+    Room(
+        "tapster.daemon.policy", ("tapster.model",), "who may do what is pure reasoning"
+    ),
+    Room("tapster.daemon.metrics", ("tapster.interface",), "figures, and their text"),
+    Room("tapster.daemon.throttle", (), "arithmetic"),
     Room("tapster.lifecycle", ("tapster.model",), "a pure table"),
     Room(
         "tapster.kernel",
@@ -178,10 +204,10 @@ ROOMS = [
 PUBLIC = Room(
     "tapster",
     (
+        "tapster.client",
         "tapster.errors",
         "tapster.host",
         "tapster.lifecycle",
-        "tapster.mending",
         "tapster.model",
     ),
     "it shows the world what these rooms define",
@@ -208,17 +234,32 @@ KEEPERS = [
     Keeper("fcntl", ("tapster.kernel",), "system calls live in one room"),
     Keeper("ctypes", ("tapster.kernel",), "system calls live in one room"),
     Keeper("_socket", ("tapster.kernel",), "netlink is the kernel's"),
+    Keeper("socket", ("tapster.daemon", "tapster.kernel"), "netlink is the kernel's"),
     Keeper(
         "_sqlite3",
         ("tapster.allocator", "tapster.database", "tapster.ledger"),
         "one owner of the file",
     ),
-    Keeper("argparse", ("tapster.cli",), "a library has no command line"),
-    Keeper("json", ("tapster.cli",), "what is printed is the command's"),
-    Keeper("importlib", ("tapster.cli",), "it would hide an import from this test"),
+    Keeper(
+        "argparse",
+        ("tapster.cli", "tapster.daemon.__main__"),
+        "a library has no command line",
+    ),
+    Keeper("json", ("tapster.cli", "tapster.varlink"), "for who reads it"),
+    Keeper("tomllib", ("tapster.daemon.config",), "only the daemon has a file"),
+    Keeper(
+        "importlib",
+        ("tapster.cli", "tapster.daemon.server"),
+        "it would hide an import from this test",
+    ),
     Keeper(
         "signal",
-        ("tapster.cli", "tapster.reaper", "tapster.kernel.detached"),
+        (
+            "tapster.cli",
+            "tapster.daemon.server",
+            "tapster.reaper",
+            "tapster.kernel.detached",
+        ),
         "a library takes no signals",
     ),
     Keeper("hashlib", ("tapster.names",), "it costs a third of a verb's start"),
@@ -235,6 +276,11 @@ PURE = {
     "tapster.model": {"enum", "ipaddress", "typing"},
     "tapster.rows": {"typing"},
     "tapster.lifecycle": {"enum", "typing"},
+    "tapster.varlink": {"collections.abc", "enum", "json", "types", "typing"},
+    "tapster.interface": {"enum", "typing"},
+    "tapster.daemon.policy": {"collections.abc", "fnmatch", "typing"},
+    "tapster.daemon.metrics": {"bisect", "collections.abc", "typing"},
+    "tapster.daemon.throttle": set(),
 }
 """The rooms that have no effects, with what of Python they may import."""
 
@@ -255,7 +301,7 @@ def test_pure_rooms_import_nothing_that_has_effects(module: str) -> None:
     assert python <= PURE[module]
 
 
-@pytest.mark.parametrize("top", ["tapster.cli", "tapster.testing"])
+@pytest.mark.parametrize("top", ["tapster.cli", "tapster.daemon", "tapster.testing"])
 def test_nothing_imports_what_stands_on_top(top: str) -> None:
     users = {
         module

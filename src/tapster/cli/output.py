@@ -44,6 +44,8 @@ def lease_json(lease: Lease) -> dict[str, Any]:
         "fin_wait": lease.fin_wait,
         "fin_wait_left": wait_left(lease),
         "pid": lease.process.pid if lease.process else None,
+        "user": lease.user,
+        "on_close": lease.on_close,
         "placeholder": lease.placeholder,
     }
 

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Processes, told apart although pids are reused: proc_pid_stat(5)."""
 
+import os
+import select
+
+from tapster.errors import RequestError
 from tapster.kernel import netns
 from tapster.model import Process
 
@@ -37,3 +41,34 @@ def _stat(pid: int) -> list[str] | None:
         return None
     # The command may contain spaces and parentheses: the last one ends it.
     return text.rpartition(")")[2].split()
+
+
+def pid_of(pidfd: int) -> int:
+    """The pid of a pidfd's process, as it is seen here. Raises RequestError if the
+    descriptor is none, or the process cannot be seen or is over."""
+    try:
+        with open(f"/proc/self/fdinfo/{pidfd}") as file:
+            fields = dict(line.split(":", 1) for line in file if ":" in line)
+        pid = int(fields["Pid"])
+    except (OSError, KeyError, ValueError):
+        raise RequestError("the descriptor is not one of a process (pidfd)") from None
+    if pid <= 0:
+        raise RequestError("the process is over, or cannot be seen from here")
+    return pid
+
+
+def owner(pid: int) -> int:
+    """The user id of a process, or -1 if it is over."""
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except (FileNotFoundError, ProcessLookupError):
+        return -1
+
+
+def over(pidfd: int) -> bool:
+    """Whether the process of a pidfd has ended; False for no pidfd."""
+    if pidfd < 0:
+        return False
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))

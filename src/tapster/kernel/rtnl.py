@@ -270,6 +270,10 @@ class Watch:
     def __init__(self) -> None:
         self._socket = _netlink(RTMGRP_LINK)
 
+    def fileno(self) -> int:
+        """To wait for: it can be read when something has changed."""
+        return self._socket.fileno()
+
     def close(self) -> None:
         self._socket.close()
 

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""tapsterd: hand network devices to virtual machines whose users are not root."""
+
+import argparse
+import os
+import resource
+import socket
+import sys
+from collections.abc import Sequence
+
+from tapster.daemon import config, policy
+from tapster.daemon.log import DEBUG, ERROR, INFO, Log
+from tapster.daemon.server import Server
+from tapster.errors import RequestError, TapsterError
+from tapster.host import Host
+from tapster.interface import SOCKET
+from tapster.kernel import failure, systemd, unix
+from tapster.manager import ledger_path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until told to stop; the exit code."""
+    options = _parser().parse_args(arguments)
+    log = Log(DEBUG if options.debug else INFO)
+    try:
+        if options.check_config:
+            return _check(options)
+        _serve(options, log)
+    except TapsterError as error:
+        log(ERROR, "failed", error=error)
+        return 2 if isinstance(error, RequestError) else 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tapsterd", description=__doc__)
+    option = parser.add_argument
+    option("--config", default=config.PATH, metavar="FILE", help="the policy")
+    option("--socket", default=SOCKET, metavar="PATH", help="where to listen")
+    option("--ledger", metavar="PATH", help="the ledger")
+    option("--debug", action="store_true", help="log more")
+    option("--check-config", action="store_true", help="look at the policy, and end")
+    option("--user", metavar="USER", help="with it, say what this user may do")
+    return parser
+
+
+def _check(options: argparse.Namespace) -> int:
+    loaded = config.load(options.config).config
+    rules = len(loaded.allow)
+    lines = [f"{options.config}: {rules} rules, and nothing is wrong"]
+    if options.user is not None:
+        caller = config.caller_named(options.user)
+        lines += policy.explain(loaded.allow, caller, loaded.limits.devices)
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+def _serve(options: argparse.Namespace, log: Log) -> None:
+    os.umask(0o077)
+    _raise_limit()
+    given = systemd.listeners()
+    scrapers = given.pop("metrics", [])
+    listeners = [one for sockets in given.values() for one in sockets]
+    ours: list[str] = []
+    if not listeners:
+        listeners = [_listen(options.socket)]
+        ours.append(options.socket)
+    where = config.load(options.config).config.metrics.listen
+    if where and not scrapers:
+        scrapers = [_listen_for_scrapes(where)]
+        ours += [where] if where.startswith("/") else []
+    ledger = ledger_path(options.ledger)
+    with Host(ledger, reaper=lambda _: None) as host:
+        server = Server(host, ledger, options.config, listeners, scrapers, log)
+        systemd.notify("READY=1")
+        log(INFO, "serving", socket=options.socket, ledger=ledger)
+        for capability in failure.CAPABILITIES:
+            if not failure.has(capability):
+                log(INFO, "lacking", capability=capability)
+        try:
+            server.serve()
+        finally:
+            systemd.notify("STOPPING=1")
+            for path in ours:
+                os.unlink(path)
+
+
+def _raise_limit() -> None:
+    """As many descriptors as may be had: each client and machine takes some."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _listen(path: str) -> socket.socket:
+    try:
+        return unix.listen(path, mode=0o666)
+    except OSError as error:
+        raise RequestError(f"socket {path!r}: {error.strerror or error}") from error
+
+
+def _listen_for_scrapes(where: str) -> socket.socket:
+    if where.startswith("/"):
+        return _listen(where)
+    address, _, port = where.rpartition(":")
+    try:
+        return socket.create_server((address, int(port)))
+    except (OSError, ValueError) as error:
+        raise RequestError(f"metrics.listen {where!r}: {error}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is counted, and how Prometheus wants to read it. Pure."""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from tapster.interface import Count
+
+BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
+"""Upper bounds of the latency histograms, in seconds."""
+
+
+class Kind(NamedTuple):
+    """A family of figures."""
+
+    says: str
+    type: str
+    label: str = ""
+
+
+KINDS: Mapping[str, Kind] = {
+    "leases": Kind("Leases by state.", "gauge", "state"),
+    "connections": Kind("Open connections.", "gauge"),
+    "calls": Kind("Calls by method.", "counter", "method"),
+    "failures": Kind("Calls that failed, by error.", "counter", "error"),
+    "refused": Kind("Calls refused, by reason.", "counter", "reason"),
+    "dropped": Kind("Connections dropped, by reason.", "counter", "reason"),
+    "events": Kind("Events, by what happened.", "counter", "event"),
+    "collisions": Kind("Names found taken by foreign devices.", "counter"),
+    "reap_batches": Kind("Batches of devices reaped.", "counter"),
+    "reaped": Kind("Leases whose FIN WAIT was ended.", "counter"),
+    "recovered": Kind("What recover did, by action.", "counter", "action"),
+}
+HISTOGRAMS: Mapping[str, str] = {
+    "acquire_seconds": "Time that an acquire took.",
+    "release_seconds": "Time that a release took.",
+}
+
+
+class Metrics:
+    """The counts of one daemon since it started."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, str], float] = {}
+        self._buckets = {name: [0] * (len(BUCKETS) + 1) for name in HISTOGRAMS}
+        self._sums = dict.fromkeys(HISTOGRAMS, 0.0)
+
+    def add(self, name: str, label: str = "", by: float = 1) -> None:
+        assert name in KINDS
+        key = (name, label)
+        self._counts[key] = self._counts.get(key, 0) + by
+
+    def put(self, name: str, value: float, label: str = "") -> None:
+        assert name in KINDS
+        self._counts[name, label] = value
+
+    def observe(self, name: str, seconds: float) -> None:
+        self._buckets[name][bisect_left(BUCKETS, seconds)] += 1
+        self._sums[name] += seconds
+
+    def counts(self) -> tuple[Count, ...]:
+        """Every figure; of a histogram the number and the sum."""
+        plain = [
+            Count(name, value, label or None)
+            for (name, label), value in sorted(self._counts.items())
+        ]
+        for name, buckets in self._buckets.items():
+            plain += [
+                Count(f"{name}_count", sum(buckets)),
+                Count(f"{name}_sum", self._sums[name]),
+            ]
+        return tuple(plain)
+
+    def text(self) -> str:
+        """In Prometheus' text format, version 0.0.4."""
+        return "\n".join([*self._simple(), *self._histograms()]) + "\n"
+
+    def _simple(self) -> Iterator[str]:
+        for name, kind in KINDS.items():
+            full = f"tapster_{name}" + ("_total" if kind.type == "counter" else "")
+            yield from _head(full, kind.says, kind.type)
+            found = {
+                label: value
+                for (one, label), value in sorted(self._counts.items())
+                if one == name
+            }
+            for label, value in found.items() if found or kind.label else [("", 0)]:
+                where = f'{{{kind.label}="{label}"}}' if kind.label else ""
+                yield f"{full}{where} {value:g}"
+
+    def _histograms(self) -> Iterator[str]:
+        for name, says in HISTOGRAMS.items():
+            full = f"tapster_{name}"
+            yield from _head(full, says, "histogram")
+            below = 0
+            for bound, number in zip(
+                (*(f"{one:g}" for one in BUCKETS), "+Inf"),
+                self._buckets[name],
+                strict=True,
+            ):
+                below += number
+                yield f'{full}_bucket{{le="{bound}"}} {below}'
+            yield f"{full}_sum {self._sums[name]:.6f}"
+            yield f"{full}_count {below}"
+
+
+def _head(name: str, says: str, type: str) -> Iterable[str]:
+    return (f"# HELP {name} {says}", f"# TYPE {name} {type}")

@@ -1,0 +1,559 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The thread that serves the sockets, and never waits for anything else."""
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from errno import EMFILE, ENFILE
+from functools import partial
+from importlib.metadata import version
+from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
+from typing import Any
+
+from tapster import interface, varlink
+from tapster.daemon import config, policy, scrape
+from tapster.daemon.connection import Connection
+from tapster.daemon.log import ERROR, INFO, WARNING, Log
+from tapster.daemon.metrics import Metrics
+from tapster.daemon.policy import Caller
+from tapster.daemon.service import Answer, Call, Service
+from tapster.daemon.throttle import Throttle
+from tapster.daemon.worker import Worker
+from tapster.errors import Overloaded, RequestError, TapsterError
+from tapster.host import Host
+from tapster.interface import INTERFACE, METHODS, NAME, Event
+from tapster.kernel import rtnl, unix
+from tapster.ledger import FIRST_IFINDEX
+from tapster.model import Process
+from tapster.varlink import SERVICE, SERVICE_INTERFACE
+
+SWEEP = 1.0
+"""Seconds between looks for connections that are idle or stalled."""
+ROOT_RESERVE = 16
+"""Connections kept for root beyond the limit."""
+ACCEPTS = 32
+"""Connections accepted at a time, before others are served."""
+
+_KNOWN = {NAME: INTERFACE, SERVICE: SERVICE_INTERFACE}
+_METHODS = {f"{NAME}.{method.name}": method for method in METHODS}
+
+
+class Server:
+    """The daemon, from its listening sockets to its end."""
+
+    def __init__(
+        self,
+        host: Host,
+        ledger: str,
+        path: str,
+        listeners: Sequence[socket.socket],
+        scrapers: Sequence[socket.socket],
+        log: Log,
+    ) -> None:
+        """Serve `host` by the configuration at `path`. Owns the sockets.
+
+        Recovers before it returns. Raises RequestError if the configuration is
+        wrong, and HostError if the devices cannot be watched.
+        """
+        loaded = config.load(path)
+        self._path = path
+        self._log = log
+        self._metrics = Metrics()
+        self._throttle = Throttle()
+        self._selector = DefaultSelector()
+        self._connections: set[Connection] = set()
+        self._processes: dict[Process, int] = {}
+        self._stopping = False
+        self._reaping = False
+        self._deadline: float | None = None
+        self._patience = 0.0
+        self._swept = 0.0
+        self._paused: list[socket.socket] = []
+        self._worker = Worker(lambda said: log(ERROR, "failed", traceback=said))
+        self._service = Service(
+            host,
+            ledger,
+            loaded,
+            self._metrics,
+            log,
+            tell=partial(self._worker.hand_back, self._tell),
+            watch=partial(self._worker.hand_back, self._watch_process),
+        )
+        # Before recover looks, so that nothing is missed between the two.
+        self._links = rtnl.Watch()
+        self._register(self._links, self._links_changed)
+        self._register(self._worker.wake, lambda _: self._worker.results())
+        self._listeners = list(listeners)
+        for listener in listeners:
+            listener.setblocking(False)
+            self._register(listener, partial(self._accept, listener))
+        scrape.serve(self._selector, scrapers, self._scrape)
+        self._catch_signals()
+        self._service.recover()
+        self._deadline = self._service.next_deadline()
+
+    def serve(self) -> None:
+        """Serve until told to stop by SIGTERM or SIGINT."""
+        try:
+            while not self._stopping:
+                for key, events in self._selector.select(self._timeout()):
+                    key.data(events)
+                self._keep_time()
+        finally:
+            self._stop()
+
+    # The loop
+
+    def _register(self, thing: Any, call: Callable[[int], None]) -> None:
+        self._selector.register(thing, EVENT_READ, call)
+
+    def _timeout(self) -> float:
+        return min(SWEEP, max(self._until_reap(), 0.0))
+
+    def _until_reap(self) -> float:
+        """Seconds until there is something to reap."""
+        if self._deadline is None or self._reaping:
+            return SWEEP
+        due = self._deadline - time.clock_gettime(time.CLOCK_BOOTTIME)
+        return max(due, self._patience - time.monotonic())
+
+    def _keep_time(self) -> None:
+        now = time.monotonic()
+        if self._until_reap() <= 0:
+            self._reaping = True
+            self._submit(self._service.reap, self._reaped)
+        if now - self._swept >= SWEEP:
+            self._swept = now
+            self._sweep(now)
+
+    def _submit(
+        self, job: Callable[[], Any], then: Callable[[Any], None] = lambda _: None
+    ) -> None:
+        self._worker.submit(job, then)
+        self._worker.submit(self._service.next_deadline, self._refresh_deadline)
+
+    def _refresh_deadline(self, deadline: Any) -> None:
+        if deadline is None or isinstance(deadline, float):
+            self._deadline = deadline
+
+    def _reaped(self, result: Any) -> None:
+        self._reaping = False
+        if isinstance(result, TapsterError):
+            self._log(WARNING, "not-reaped", error=result)
+            self._patience = time.monotonic() + SWEEP  # it stays due
+
+    def _catch_signals(self) -> None:
+        reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._signals = (reader, writer)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: None)
+        self._register(reader, self._signalled)
+
+    def _signalled(self, _: int) -> None:
+        for number in os.read(self._signals[0], 64):
+            if number == signal.SIGHUP:
+                self.reload()
+            elif number in (signal.SIGTERM, signal.SIGINT):
+                self._stopping = True
+
+    def reload(self) -> None:
+        """Read the configuration again; a broken one changes nothing."""
+        try:
+            self._service.loaded = config.load(self._path)
+        except RequestError as error:
+            self._log(ERROR, "config-kept", error=error)
+            return
+        self._log(INFO, "config-read", path=self._path)
+
+    def _stop(self) -> None:
+        self._log(INFO, "stopping")
+        for listener in self._listeners:
+            listener.close()
+        # What is under way is finished and answered: no lease is lost.
+        self._worker.finish()
+        for connection in list(self._connections):
+            self._drop(connection, "stopping")
+        signal.set_wakeup_fd(-1)
+        self._links.close()
+        for pidfd in self._processes.values():
+            os.close(pidfd)
+        for fd in self._signals:
+            os.close(fd)
+        self._selector.close()
+
+    # What happens on the host
+
+    def _links_changed(self, _: int) -> None:
+        changed = self._links.changed()
+        if changed is None:  # too much at once: look at everything
+            self._submit(self._service.recover)
+            return
+        if ours := {one for one in changed if one >= FIRST_IFINDEX}:
+            self._submit(partial(self._service.changed, ours))
+
+    def _watch_process(self, wanted: Process) -> None:
+        """Look out for the end of a process that a lease is bound to."""
+        if wanted in self._processes:
+            return
+        try:
+            pidfd = os.pidfd_open(wanted.pid)
+        except OSError:  # over, or out of descriptors: then the sweep sees it
+            self._submit(partial(self._service.ended, wanted))
+            return
+        self._processes[wanted] = pidfd
+        self._register(pidfd, lambda _: self._process_ended(wanted))
+
+    def _process_ended(self, over: Process) -> None:
+        pidfd = self._processes.pop(over)
+        self._selector.unregister(pidfd)
+        os.close(pidfd)
+        self._submit(partial(self._service.ended, over))
+
+    def _tell(self, event: Event) -> None:
+        message = None
+        rules = self._service.loaded.config.allow
+        for connection in [one for one in self._connections if one.watching]:
+            if not policy.may_see(rules, connection.caller, event.user):
+                continue
+            if message is None:
+                happened = varlink.to_json(interface.Happened(event))
+                message = varlink.encode({"parameters": happened, "continues": True})
+            self._send(connection, message)
+            if connection.full:
+                self._drop(connection, "behind")
+
+    # Connections
+
+    def _accept(self, listener: socket.socket, _: int) -> None:
+        for _ in range(ACCEPTS):
+            try:
+                accepted, _ = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno not in (EMFILE, ENFILE):
+                    return  # it was gone before it was accepted
+                # Until somebody leaves: waiting for it would only burn time.
+                self._log(WARNING, "no-descriptors-left", error=error)
+                self._selector.unregister(listener)
+                self._paused.append(listener)
+                return
+            try:
+                self._welcome(accepted)
+            except OSError as error:
+                accepted.close()
+                self._log(WARNING, "not-welcomed", error=error)
+
+    def _welcome(self, accepted: socket.socket) -> None:
+        caller = config.caller_of(unix.peer(accepted))
+        pidfd = unix.peer_pidfd(accepted)
+        if pidfd is None:
+            pidfd = _pidfd_of(caller.pid)
+        connection = Connection(accepted, caller, pidfd, time.monotonic())
+        self._connections.add(connection)
+        self._selector.register(accepted, EVENT_READ, partial(self._on, connection))
+        if reason := self._crowded(caller):
+            connection.closing = True
+            self._metrics.add("refused", "connections")
+            self._fail(connection, Overloaded(reason))
+            self._drop(connection, "crowded")
+
+    def _crowded(self, caller: Caller) -> str | None:
+        if caller.root:
+            return None
+        limits = self._service.loaded.config.limits
+        everybody = len(self._connections)
+        own = sum(one.caller.uid == caller.uid for one in self._connections)
+        if own > limits.connections_per_user:
+            return f"{caller} has {limits.connections_per_user} connections: close some"
+        if everybody > limits.connections:
+            return f"there are {limits.connections} connections: try again later"
+        return None
+
+    def _on(self, connection: Connection, events: int) -> None:
+        if connection.closed:
+            return  # by an earlier event of the same turn
+        now = time.monotonic()
+        try:
+            if events & EVENT_WRITE:
+                connection.since = now
+                connection.flush()
+            if events & EVENT_READ and connection.events & EVENT_READ:
+                connection.receive(now)
+        except OSError as error:
+            self._drop(connection, error.strerror or "lost")
+            return
+        self._go_on(connection)
+
+    def _go_on(self, connection: Connection) -> None:
+        """Answer what has come, as far as that can be done now."""
+        limit = self._service.loaded.config.limits.message
+        while not (connection.closed or connection.busy or connection.closing):
+            if connection.sending or connection.watching or self._stopping:
+                break
+            message = connection.next_message()
+            if message is None:
+                if connection.size > limit:
+                    self._reject(connection, f"a request has at most {limit} bytes")
+                break
+            if len(message) > limit:
+                self._reject(connection, f"a request has at most {limit} bytes")
+                break
+            self._received(connection, message)
+        self._settle(connection)
+
+    def _settle(self, connection: Connection) -> None:
+        """Wait for what comes next, or close."""
+        if connection.closed:
+            return
+        over = connection.closing or connection.ended
+        if over and not connection.busy and not connection.sending:
+            self._drop(connection, "closed")
+            return
+        if connection.ended and connection.watching:
+            self._drop(connection, "closed")
+            return
+        key = self._selector.get_map().get(connection.socket)
+        if events := connection.events:
+            if key is None:
+                call = partial(self._on, connection)
+                self._selector.register(connection.socket, events, call)
+            elif key.events != events:
+                self._selector.modify(connection.socket, events, key.data)
+        elif key is not None:
+            self._selector.unregister(connection.socket)
+
+    def _drop(self, connection: Connection, reason: str) -> None:
+        if connection.closed:
+            return
+        if connection.socket in self._selector.get_map():
+            self._selector.unregister(connection.socket)
+        if connection.undo is not None:
+            self._submit_unless_stopped(connection.undo)
+        connection.close()
+        self._connections.discard(connection)
+        self._metrics.add("dropped", reason)
+        self._resume()
+
+    def _submit_unless_stopped(self, undo: Callable[[], None]) -> None:
+        if self._stopping:
+            undo()
+        else:
+            self._submit(undo)
+
+    def _resume(self) -> None:
+        """A descriptor is free again: somebody may come in."""
+        for listener in self._paused:
+            self._register(listener, partial(self._accept, listener))
+        self._paused = []
+
+    def _sweep(self, now: float) -> None:
+        limits = self._service.loaded.config.limits
+        self._throttle.forget(now)
+        self._resume()
+        for connection in list(self._connections):
+            quiet = now - connection.since
+            if connection.busy:
+                continue
+            if connection.sending or connection.receiving:
+                if quiet > limits.stall:
+                    self._drop(connection, "stalled")
+            elif not connection.watching and quiet > limits.idle:
+                self._drop(connection, "idle")
+        if self._deadline is None:
+            self._worker.submit(self._service.next_deadline, self._refresh_deadline)
+
+    # Calls
+
+    def _received(self, connection: Connection, text: bytes) -> None:
+        connection.since = time.monotonic()
+        fds, connection.fds = connection.fds, []
+        try:
+            message = varlink.decode(text)
+            name = message.get("method")
+            given = message.get("parameters", {})
+            oneway = message.get("oneway") is True
+            if not isinstance(name, str):
+                raise varlink.Malformed("it names no method")
+        except varlink.Malformed as error:
+            unix.close(fds)
+            self._reject(connection, f"that was no Varlink request: {error}")
+            return
+        try:
+            self._dispatch(connection, name, given, message, oneway, fds)
+        except TapsterError as error:
+            unix.close(fds)
+            self._fail(connection, error, oneway)
+        except varlink.Unfit as error:
+            unix.close(fds)
+            self._metrics.add("failures", "InvalidParameter")
+            parameter = varlink.ParameterName(f"{error.parameter}: {error}")
+            self._standard(connection, "InvalidParameter", parameter, oneway)
+
+    def _dispatch(
+        self,
+        connection: Connection,
+        name: str,
+        given: Any,
+        message: dict[str, Any],
+        oneway: bool,
+        fds: list[int],
+    ) -> None:
+        """Answer at once, or let the worker. Takes `fds` over, unless it raises."""
+        limits = self._service.loaded.config.limits
+        caller = connection.caller
+        if not caller.root and not self._throttle.admit(
+            caller.uid, limits.requests, connection.since
+        ):
+            self._metrics.add("refused", "requests")
+            raise Overloaded(f"{caller} may send {limits.requests} requests a second")
+        method = _METHODS.get(name)
+        if method is None:
+            self._describe(connection, name, given, oneway)
+            unix.close(fds)
+            return
+        parameters = varlink.from_json(method.takes, given)
+        self._metrics.add("calls", method.name)
+        if method.name == "Ping":
+            self._answer(connection, Answer(), oneway)
+        elif method.more:
+            if message.get("more") is not True:
+                self._standard(connection, "ExpectedMore", varlink.Nothing(), oneway)
+            else:
+                self._start_watching(connection)
+        else:
+            self._start(connection, method.name, parameters, fds, oneway)
+            return
+        unix.close(fds)
+
+    def _start(
+        self,
+        connection: Connection,
+        method: str,
+        parameters: Any,
+        fds: list[int],
+        oneway: bool,
+    ) -> None:
+        connection.busy = True
+        call = Call(connection.caller, connection.pidfd, parameters, fds)
+
+        def done(result: Any) -> None:
+            unix.close(fds)
+            connection.busy = False
+            connection.since = time.monotonic()
+            if isinstance(result, TapsterError):
+                self._fail(connection, result, oneway)
+            else:
+                self._answer(connection, result, oneway)
+            self._go_on(connection)
+
+        self._submit(partial(self._service.call, method, call), done)
+
+    def _start_watching(self, connection: Connection) -> None:
+        connection.watching = True
+        event = Event(round(time.time(), 3), "watching")
+        happened = varlink.to_json(interface.Happened(event))
+        message = {"parameters": happened, "continues": True}
+        self._send(connection, varlink.encode(message))
+
+    def _describe(
+        self, connection: Connection, name: str, given: Any, oneway: bool
+    ) -> None:
+        """Answer what every Varlink service is asked."""
+        where, _, method = name.rpartition(".")
+        if where not in _KNOWN:
+            said: Any = varlink.InterfaceName(where)
+            self._standard(connection, "InterfaceNotFound", said, oneway)
+        elif name == f"{SERVICE}.GetInfo":
+            varlink.from_json(varlink.Nothing, given)
+            info = varlink.Info(
+                "Tapster",
+                "tapsterd",
+                version("tapster"),
+                "https://tapster.invalid/",
+                tuple(sorted(_KNOWN)),
+            )
+            self._answer(connection, Answer(info), oneway)
+        elif name == f"{SERVICE}.GetInterfaceDescription":
+            wanted = varlink.from_json(varlink.InterfaceName, given).interface
+            if wanted in _KNOWN:
+                text = varlink.describe(_KNOWN[wanted])
+                self._answer(connection, Answer(varlink.Description(text)), oneway)
+            else:
+                said = varlink.InterfaceName(wanted)
+                self._standard(connection, "InterfaceNotFound", said, oneway)
+        else:
+            said = varlink.MethodName(method)
+            self._standard(connection, "MethodNotFound", said, oneway)
+
+    # Answers
+
+    def _answer(self, connection: Connection, answer: Answer, oneway: bool) -> None:
+        if connection.closed or oneway:
+            unix.close(answer.fds)
+            if answer.undo is not None and (connection.closed or answer.fds):
+                self._submit_unless_stopped(answer.undo)
+            return
+        message = {"parameters": varlink.to_json(answer.parameters)}
+        self._send(connection, varlink.encode(message), answer.fds, answer.undo)
+
+    def _fail(
+        self, connection: Connection, error: TapsterError, oneway: bool = False
+    ) -> None:
+        name = type(error).__name__
+        self._metrics.add("failures", name)
+        if not oneway:
+            said = varlink.to_json(interface.failure(error))
+            self._send(
+                connection,
+                varlink.encode({"error": f"{NAME}.{name}", "parameters": said}),
+            )
+
+    def _standard(
+        self, connection: Connection, name: str, parameters: Any, oneway: bool
+    ) -> None:
+        if not oneway:
+            said = varlink.to_json(parameters)
+            message = {"error": f"{SERVICE}.{name}", "parameters": said}
+            self._send(connection, varlink.encode(message))
+
+    def _reject(self, connection: Connection, reason: str) -> None:
+        """Say what was wrong, and hang up: what follows cannot be understood."""
+        connection.closing = True
+        self._fail(connection, RequestError(reason))
+
+    def _send(
+        self,
+        connection: Connection,
+        data: bytes,
+        fds: Sequence[int] = (),
+        undo: Callable[[], None] | None = None,
+    ) -> None:
+        if connection.closed:
+            return
+        try:
+            connection.send(data, fds, undo)
+        except OSError as error:
+            self._drop(connection, error.strerror or "lost")
+            return
+        self._settle(connection)
+
+    def _scrape(self, reply: Callable[[str], None]) -> None:
+        """Hand the figures, as Prometheus reads them, to `reply`."""
+        self._metrics.put("connections", len(self._connections))
+        self._submit(self._service.measure, lambda _: reply(self._metrics.text()))
+
+
+def _pidfd_of(pid: int) -> int:
+    """A pidfd of a process that has just connected, or -1.
+
+    Only where the kernel does not give the peer's own: the pid could, in theory, be
+    another's by now.
+    """
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return -1

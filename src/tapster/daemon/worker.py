@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one thread that works on devices, while another serves the sockets."""
+
+import os
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any
+
+from tapster.errors import HostError, TapsterError
+
+Job = Callable[[], Any]
+Then = Callable[[Any], None]
+
+
+class Worker:
+    """Does jobs, one after the other; what becomes of them is handed back.
+
+    `results`, in the thread that serves, calls each job's `then` with what it
+    returned or raised; `wake` can be read when there is something to hand back.
+    """
+
+    def __init__(self, broken: Callable[[str], None]) -> None:
+        """`broken` is told the traceback of an error that nobody foresaw."""
+        self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._broken = broken
+        self._jobs: SimpleQueue[tuple[Job, Then] | None] = SimpleQueue()
+        self._done: deque[tuple[Then, Any]] = deque()
+        self._thread = threading.Thread(target=self._run, name="worker")
+        self._thread.start()
+
+    def submit(self, job: Job, then: Then = lambda _: None) -> None:
+        self._jobs.put((job, then))
+
+    def hand_back(self, then: Then, value: Any) -> None:
+        """Let the thread that serves call `then`. May be called by any thread."""
+        self._done.append((then, value))
+        os.eventfd_write(self.wake, 1)
+
+    def results(self) -> None:
+        os.eventfd_read(self.wake)
+        while self._done:
+            then, value = self._done.popleft()
+            then(value)
+
+    def finish(self) -> None:
+        """Do what is left to do, and end."""
+        self._jobs.put(None)
+        self._thread.join()
+        while self._done:
+            then, value = self._done.popleft()
+            then(value)
+        os.close(self.wake)
+
+    def _run(self) -> None:
+        while (entry := self._jobs.get()) is not None:
+            job, then = entry
+            try:
+                result = job()
+            except TapsterError as error:
+                result = error
+            except Exception as error:  # noqa: BLE001 - one call must not end all
+                self._broken(traceback.format_exc())
+                result = HostError(f"the daemon failed: {error!r}; see its log")
+            self.hand_back(then, result)

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What systemd hands to a service, and hears: sd_listen_fds(3), sd_notify(3)."""
+
+import os
+import socket
+from contextlib import suppress
+
+SD_LISTEN_FDS_START = 3
+
+
+def listeners() -> dict[str, list[socket.socket]]:
+    """The sockets that systemd listens on for this process, by their names.
+
+    They are the caller's from now on; a second call finds none.
+    """
+    meant = os.environ.pop("LISTEN_PID", "") == str(os.getpid())
+    number = int(os.environ.pop("LISTEN_FDS", "0"))
+    names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
+    found: dict[str, list[socket.socket]] = {}
+    for place in range(number if meant else 0):
+        fd = SD_LISTEN_FDS_START + place
+        os.set_inheritable(fd, False)
+        name = names[place] if place < len(names) else ""
+        found.setdefault(name, []).append(socket.socket(fileno=fd))
+    return found
+
+
+def notify(state: str) -> None:
+    """Tell systemd, if it asked to be told."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with (
+        suppress(OSError),
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as to,
+    ):
+        to.sendto(state.encode(), address)

@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Varlink: its messages, and its types taken from Python's annotations. Pure.
+
+A message is one JSON object and a NUL byte (varlink.org). Python's side of a type
+is what the rest of Tapster uses anyway: bool, int, float, str, a StrEnum, a
+NamedTuple, `X | None`, `tuple[X, ...]` and `tuple[X, X]`. So a field that is added to
+a request or a lease is in the interface, its description and its checks at once.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from types import NoneType, UnionType
+from typing import Any, NamedTuple, get_args, get_origin
+
+SERVICE = "org.varlink.service"
+LARGEST = (1 << 63) - 1
+
+_SIMPLE = {bool: "bool", int: "int", float: "float", str: "string"}
+
+
+class Malformed(ValueError):
+    """What came is not a message."""
+
+
+class Unfit(ValueError):
+    """A parameter does not have the type that the interface says."""
+
+    def __init__(self, parameter: str, wanted: str) -> None:
+        super().__init__(f"parameter {parameter!r} must be {wanted}")
+        self.parameter = parameter
+
+
+class Nothing(NamedTuple):
+    """No parameters."""
+
+
+class Method(NamedTuple):
+    """A method: NamedTuples say what it takes and gives."""
+
+    name: str
+    takes: type[Any]
+    gives: type[Any]
+    says: str
+    more: bool = False
+    """It answers again and again, and only to who asks for that."""
+
+
+class Error(NamedTuple):
+    """An error, and the NamedTuple of its parameters."""
+
+    name: str
+    gives: type[Any]
+    says: str
+
+
+class Interface(NamedTuple):
+    """What a service offers under one name."""
+
+    name: str
+    says: str
+    methods: tuple[Method, ...]
+    errors: tuple[Error, ...] = ()
+
+
+# Messages
+
+
+def encode(message: Mapping[str, Any]) -> bytes:
+    """A message as it goes over the wire."""
+    text = json.dumps(message, separators=(",", ":"), ensure_ascii=False)
+    return text.encode() + b"\0"
+
+
+def decode(data: bytes) -> dict[str, Any]:
+    """The message that was sent, without its NUL. Raises Malformed."""
+    try:
+        message = json.loads(data.decode(), parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"it is not JSON: {error}") from None
+    if not isinstance(message, dict):
+        raise Malformed("it is not a JSON object")
+    return message
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+# Values
+
+
+def to_json(value: Any) -> Any:
+    """A value as JSON knows it; fields that are None are left out."""
+    if isinstance(value, tuple):
+        if not hasattr(value, "_fields"):
+            return [to_json(one) for one in value]
+        fields = zip(value._fields, value, strict=True)
+        return {name: to_json(one) for name, one in fields if one is not None}
+    if isinstance(value, StrEnum):
+        return value.value
+    return value
+
+
+def from_json(
+    kind: Any, data: Any, where: str = "parameters", *, strict: bool = True
+) -> Any:
+    """The value of type `kind` that JSON data says. Raises Unfit.
+
+    Fields that the type does not have are refused, or passed over if not `strict`:
+    a service must not ignore what it is asked, a client may what it is told.
+    """
+    inner, optional = _strip(kind)
+    if data is None and optional:
+        return None
+    if inner in _SIMPLE:
+        return _simple(inner, data, where)
+    if get_origin(inner) is tuple:
+        if not isinstance(data, list):
+            raise Unfit(where, "an array")
+        item, *rest = get_args(inner)
+        if rest != [Ellipsis] and len(data) != 1 + len(rest):
+            raise Unfit(where, f"an array of {1 + len(rest)}")
+        return tuple(
+            from_json(item, one, f"{where}[{number}]", strict=strict)
+            for number, one in enumerate(data)
+        )
+    if issubclass(inner, StrEnum):
+        if not isinstance(data, str) or data not in [*inner]:
+            raise Unfit(where, f"one of {', '.join(inner)}")
+        return inner(data)
+    return _struct(inner, data, where, strict)
+
+
+def _struct(kind: Any, data: Any, where: str, strict: bool) -> Any:
+    if not isinstance(data, dict):
+        raise Unfit(where, "an object")
+    inside = "" if where == "parameters" else f"{where}."
+    values = {}
+    for name, value in data.items():
+        if name not in kind._fields:
+            if not strict:
+                continue
+            wanted = f"left out: {kind.__name__} has no such field"
+            raise Unfit(f"{inside}{name[:100]}", wanted)
+        if value is not None or name not in kind._field_defaults:
+            annotation = kind.__annotations__[name]
+            values[name] = from_json(annotation, value, inside + name, strict=strict)
+    for name in set(kind._fields) - set(kind._field_defaults) - set(values):
+        if not _strip(kind.__annotations__[name])[1]:
+            raise Unfit(inside + name, "given")
+        values[name] = None
+    return kind(**values)
+
+
+def _simple(kind: Any, data: Any, where: str) -> Any:
+    if kind is float and type(data) is int and abs(data) <= LARGEST:
+        return float(data)
+    if type(data) is not kind:  # a bool is an int to Python, and not to Varlink
+        raise Unfit(where, f"of type {_SIMPLE[kind]}")
+    if kind is int and abs(data) > LARGEST:
+        raise Unfit(where, "an int of 64 bits")
+    if kind is str and any("\ud800" <= one <= "\udfff" for one in data):
+        raise Unfit(where, "text: it has half of a surrogate pair")
+    return data
+
+
+def _strip(kind: Any) -> tuple[Any, bool]:
+    """A type without `| None`, and whether that was there."""
+    if isinstance(kind, UnionType):
+        (inner,) = (one for one in get_args(kind) if one is not NoneType)
+        return inner, True
+    return kind, False
+
+
+# Description
+
+
+def describe(interface: Interface) -> str:
+    """The interface in Varlink's own language."""
+    parts = [
+        (interface.says, f"interface {interface.name}"),
+        *(
+            (kind.__doc__ or "", f"type {kind.__name__} {_body(kind)}")
+            for kind in _named(interface)
+        ),
+        *(
+            (one.says, f"method {one.name}{_body(one.takes)} -> {_body(one.gives)}")
+            for one in interface.methods
+        ),
+        *(
+            (one.says, f"error {one.name} {_body(one.gives)}")
+            for one in interface.errors
+        ),
+    ]
+    return "\n\n".join(_comment(says) + what for says, what in parts) + "\n"
+
+
+def _comment(text: str) -> str:
+    lines = text.strip().splitlines()
+    return "".join(f"# {line.strip()}".rstrip() + "\n" for line in lines)
+
+
+def _body(kind: Any) -> str:
+    if issubclass(kind, StrEnum):
+        return f"({', '.join(kind)})"
+    fields = [
+        f"  {name}: {_type(annotation, optional=name in kind._field_defaults)}"
+        for name, annotation in kind.__annotations__.items()
+    ]
+    return "(\n" + ",\n".join(fields) + "\n)" if fields else "()"
+
+
+def _type(kind: Any, *, optional: bool = False) -> str:
+    inner, nullable = _strip(kind)
+    if get_origin(inner) is tuple:
+        name = f"[]{_type(get_args(inner)[0])}"
+    else:
+        name = _SIMPLE.get(inner) or inner.__name__
+    return f"?{name}" if optional or nullable else name
+
+
+def _named(interface: Interface) -> list[Any]:
+    """The types that have a name in the description, each before its users."""
+    found: dict[Any, None] = {}
+    for method in interface.methods:
+        for top in (method.takes, method.gives):
+            for annotation in top.__annotations__.values():
+                found.update(dict.fromkeys(_within(annotation)))
+    return list(found)
+
+
+def _within(kind: Any) -> Iterator[Any]:
+    inner, _ = _strip(kind)
+    if get_origin(inner) is tuple:
+        yield from _within(get_args(inner)[0])
+    elif inner not in _SIMPLE:
+        if not issubclass(inner, StrEnum):
+            for annotation in inner.__annotations__.values():
+                yield from _within(annotation)
+        yield inner
+
+
+# The service's own interface, which every Varlink service has
+
+
+class Info(NamedTuple):
+    vendor: str
+    product: str
+    version: str
+    url: str
+    interfaces: tuple[str, ...]
+
+
+class InterfaceName(NamedTuple):
+    interface: str
+
+
+class Description(NamedTuple):
+    description: str
+
+
+class MethodName(NamedTuple):
+    method: str
+
+
+class ParameterName(NamedTuple):
+    parameter: str
+
+
+SERVICE_INTERFACE = Interface(
+    SERVICE,
+    "What a service is, and which interfaces it has.",
+    (
+        Method("GetInfo", Nothing, Info, "Say what the service is."),
+        Method(
+            "GetInterfaceDescription",
+            InterfaceName,
+            Description,
+            "Describe one of its interfaces.",
+        ),
+    ),
+    (
+        Error("InterfaceNotFound", InterfaceName, "There is no such interface."),
+        Error("MethodNotFound", MethodName, "The interface has no such method."),
+        Error("MethodNotImplemented", MethodName, "The method does nothing yet."),
+        Error("InvalidParameter", ParameterName, "A parameter is of another type."),
+        Error("PermissionDenied", Nothing, "The caller may not do this."),
+        Error("ExpectedMore", Nothing, "The method answers only to more."),
+    ),
+)

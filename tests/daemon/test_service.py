@@ -1,0 +1,377 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tapsterd does for callers that may do nothing by themselves."""
+
+import fcntl
+import os
+import signal
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tapster import (
+    BadName,
+    LeaseBusy,
+    Macvtap,
+    NameTaken,
+    NoSuchLease,
+    NoSuchLink,
+    NotAllowed,
+    QuotaExceeded,
+    Remote,
+    RequestError,
+    State,
+    Tap,
+)
+from tests.daemon.daemons import ALICE, BOB, Daemon, as_user, companion
+from tests.kernel import tools
+
+TUNGETIFF = 0x800454D2
+BR0 = Tap(bridge="br0")
+
+
+def shown() -> dict[str, tuple[object, ...]]:
+    """What of each device could hurt its machine, as `ip` shows it."""
+    fields = ("ifindex", "master", "ifalias", "address", "mtu")
+    return {
+        name: (*(link.get(field) for field in fields), "UP" in link["flags"])
+        for name, link in tools.links().items()
+    }
+
+
+def name_behind(fd: int) -> str:
+    answer = fcntl.ioctl(fd, TUNGETIFF, bytes(40))
+    name: bytes = struct.unpack("16sH22x", answer)[0]
+    return name.rstrip(b"\0").decode()
+
+
+def test_a_user_without_privileges_gets_an_open_tap_on_a_bridge(alice: Remote) -> None:
+    lease = alice.acquire(Tap(bridge="br0", owner="vm1", queues=2))
+    assert (lease.state, lease.owner, lease.user) == (State.ACTIVE, "vm1", ALICE)
+    assert [name_behind(fd) for fd in lease.fds] == ["vnet0"] * 2
+    assert not any(os.get_inheritable(fd) for fd in lease.fds)
+    assert tools.ports() == {"vnet0"}
+    assert alice.leases() == [lease._replace(fds=())]
+    assert alice.find("vnet0").id == lease.id
+    device = alice.link(lease)
+    assert device
+    assert device.ifindex == tools.links()["vnet0"]["ifindex"] == lease.ifindex
+    tools.close(lease.fds)
+    alice.release(lease.id)
+    assert tools.ports() == set()
+    assert alice.leases(all=False) == []
+    assert alice.who("vnet0")[0].user == ALICE
+    alice.release(lease.id)
+
+
+def test_several_devices_come_all_or_none(alice: Remote) -> None:
+    with pytest.raises(NotAllowed):
+        alice.acquire_all([BR0, Tap(bridge="br1")])
+    tools.sh("ip link add br1 type bridge")
+    assert alice.leases() == []
+    with alice.holding(BR0, Tap(bridge="br0", queues=3)) as (one, three):
+        assert [len(lease.fds) for lease in (one, three)] == [1, 3]
+        assert {name_behind(fd) for fd in three.fds} == {three.name}
+    assert [lease.state for lease in alice.leases()] == [State.FIN_WAIT] * 2
+
+
+def test_root_may_do_everything_a_host_does(root: Remote) -> None:
+    tools.sh("ip link add eth0 type veth peer name eth1")
+    tools.sh("ip link set eth0 up")
+    tap, macvtap = root.acquire_all([BR0, Macvtap("eth0")])
+    assert {link["ifname"] for link in tools.links().values()} >= {"vnet0", "vnet1"}
+    tools.close(tap.fds + macvtap.fds)
+    tools.sh("ip link del vnet0")
+    assert [one.lease.id for one in root.recover()] in ([], [tap.id]), "or the watch"
+    root.release(macvtap.id)
+    assert root.reap(now=True) >= 1
+    assert root.examine() == []
+    assert root.remove_leftovers("00000000") == []
+    root.ping()
+    counts = {(one.name, one.label): one.value for one in root.statistics()}
+    assert counts["calls", "Acquire"] == 1
+    assert counts["acquire_seconds_count", None] == 1
+
+
+def test_a_namespace_is_made_in_and_left_again(root: Remote, daemon: Daemon) -> None:
+    tools.sh("ip netns add blue")
+    tools.sh("ip -n blue link add br2 type bridge")
+    (lease,) = root.acquire_all([Tap(bridge="br2")], netns="blue")
+    tools.close(lease.fds)
+    assert "vnet0" in tools.links("blue")
+    assert root.find("vnet0", netns="blue").netns.path == "/run/netns/blue"
+    assert "vnet0" not in tools.links()
+    root.release(lease.id)
+    root.reap(now=True)
+    tools.sh("ip netns del blue")
+    found = [os.readlink(fd) for fd in Path(f"/proc/{daemon.pid}/fd").iterdir()]
+    assert len([one for one in found if one.startswith("/run/netns")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind"),
+    [
+        (Tap(bridge="br9"), NoSuchLink),
+        (Tap(name="a/b"), BadName),
+        (Tap(name="br0"), NameTaken),
+        (Tap(mtu=3), RequestError),
+    ],
+)
+def test_errors_are_those_of_a_host(
+    root: Remote, spec: Tap, kind: type[Exception]
+) -> None:
+    with pytest.raises(kind) as caught:
+        root.acquire(spec)
+    assert type(caught.value) is kind
+    assert root.leases() == []
+
+
+def test_a_second_descriptor_is_had_when_the_first_is_closed(root: Remote) -> None:
+    (lease,) = root.acquire_all([BR0])
+    with pytest.raises(LeaseBusy, match="close it there first"):
+        root.reopen(lease.id)
+    tools.close(lease.fds)
+    (fd,) = root.reopen(lease.id)
+    assert name_behind(fd) == "vnet0"
+    os.close(fd)
+
+
+# Who may do what
+
+
+def test_what_no_rule_allows_is_refused_with_the_rule_it_needs(
+    alice: Remote, bob: Remote, daemon: Daemon
+) -> None:
+    tools.sh("ip link add br1 type bridge")
+    with pytest.raises(NotAllowed, match=r'(?s)bridges.*\[\[allow\]\].*"br1"') as said:
+        alice.acquire(Tap(bridge="br1"))
+    assert f'users = ["{ALICE}"]' in str(said.value)
+    with pytest.raises(NotAllowed, match='features = \\["queues"\\]'):
+        bob.acquire(Tap(bridge="br0", queues=2))
+    with pytest.raises(NotAllowed, match="templates"):
+        bob.acquire(Tap(bridge="br0", name="eth7"))
+    with pytest.raises(NotAllowed, match="macvtap"):
+        bob.acquire(Macvtap("br0"))
+    with daemon.connect(61003) as stranger, pytest.raises(NotAllowed, match="no rule"):
+        stranger.acquire(BR0)
+    for forbidden in (bob.recover, bob.reap, bob.examine, bob.statistics):
+        with pytest.raises(NotAllowed, match="features"):
+            forbidden()
+    assert tools.ports("br1") == set()
+
+
+def test_nobody_sees_or_ends_what_is_anothers(alice: Remote, bob: Remote) -> None:
+    lease = alice.acquire(BR0)
+    assert bob.leases() == []
+    for look in (lease.id, lease.name):
+        with pytest.raises(NoSuchLease):
+            bob.find(look)
+    with pytest.raises(NoSuchLease):
+        bob.release(lease.id)
+    with pytest.raises(NoSuchLease):
+        bob.reopen(lease.id)
+    with pytest.raises(NoSuchLease):
+        bob.bind([lease], None)
+    assert bob.who(lease.name) == []
+    assert tools.ports() == {"vnet0"}
+    tools.close(lease.fds)
+
+
+def test_a_quota_is_clear_and_freed_by_a_release(alice: Remote) -> None:
+    leases = alice.acquire_all([BR0] * 4)
+    with pytest.raises(QuotaExceeded, match=r"has 4 of 4 devices.*release one"):
+        alice.acquire(BR0)
+    alice.release(leases[0].id)
+    leases += (alice.acquire(BR0),)
+    tools.close(fd for lease in leases for fd in lease.fds)
+
+
+def test_a_group_is_as_good_as_a_user(daemon: Daemon) -> None:
+    daemon.config.write_text('[[allow]]\ngroups = ["61100"]\nbridges = ["br*"]\n')
+    daemon.send_signal(signal.SIGHUP)
+    with daemon.connect(61003, groups=[61099, 61100]) as member:
+        member.ping()
+        tools.close(member.acquire(BR0).fds)
+
+
+def test_a_broken_policy_keeps_the_old_one_and_says_where(daemon: Daemon) -> None:
+    for broken, said in {
+        "[[allow]\n": "line 1",
+        '[[allow]]\nusers = ["x"]\nbridge = ["br0"]\n': "allow[0].bridge",
+        '[[allow]]\nusers = "x"\n': "allow[0].users",
+        '[[allow]]\nusers = ["x"]\nvlans = ["a-b"]\n': "vlans has 'a-b'",
+        "[limits]\nmessage = 0\n": "limits.message",
+    }.items():
+        daemon.config.write_text(broken)
+        daemon.send_signal(signal.SIGHUP)
+        with daemon.connect(ALICE) as alice:
+            alice.ping()
+            lease = alice.acquire(BR0)
+            tools.close(lease.fds)
+            alice.release(lease.id)
+        assert said in daemon.logged("config-kept")[-1]
+
+
+# Bindings
+
+
+def test_a_lease_ends_with_the_process_it_was_acquired_by(
+    daemon: Daemon, root: Remote
+) -> None:
+    code = (
+        "import sys, os, tapster; host = tapster.connect(sys.argv[1]);"
+        "lease = host.acquire(tapster.Tap(bridge='br0'), pid=os.getpid());"
+        "print(lease.name, flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [*as_user(BOB), sys.executable, "-c", code, str(daemon.socket)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout
+    assert process.stdout.readline() == b"vnet0\n"
+    events = daemon.events()
+    assert root.find("vnet0").process
+    process.kill()
+    process.communicate()
+    said = next(events)
+    assert (said.event, said.name, said.user) == ("released", "vnet0", BOB)
+    assert "process" in (said.detail or "")
+    assert tools.ports() == set()
+
+
+def test_a_lease_can_be_handed_to_a_process_of_the_same_user(
+    daemon: Daemon, bob: Remote
+) -> None:
+    lease = bob.acquire(BR0)
+    tools.close(lease.fds)
+    theirs, foreign = companion(BOB), companion(ALICE)
+    with pytest.raises(NotAllowed, match="is not user"):
+        bob.bind([lease], foreign.pid)
+    bob.bind([lease], theirs.pid)
+    process = bob.find(lease.id).process
+    assert process
+    assert process.pid == theirs.pid
+    events = daemon.events()
+    foreign.communicate()
+    theirs.communicate()
+    assert next(events).event == "released"
+
+
+def test_a_lease_ends_with_the_last_close_of_its_tap(
+    daemon: Daemon, alice: Remote
+) -> None:
+    events = daemon.events(ALICE)
+    (lease,) = alice.acquire_all([Tap(bridge="br0", queues=2)], on_close=True)
+    assert next(events).event == "acquired"
+    os.close(lease.fds[0])
+    alice.ping()
+    os.close(lease.fds[1])
+    said = next(events)
+    assert (said.event, said.lease) == ("released", lease.id)
+    assert tools.ports() == set()
+    assert next(events).event == "ended"
+    assert "vnet0" not in tools.links()
+
+
+def test_what_is_not_bound_outlives_its_caller(daemon: Daemon, alice: Remote) -> None:
+    tools.close(alice.acquire(BR0).fds)
+    alice.close()
+    with daemon.connect(ALICE) as again:
+        assert [lease.process for lease in again.leases()] == [None]
+    assert tools.ports() == {"vnet0"}
+
+
+# What others do
+
+
+def test_what_others_do_to_a_device_is_noticed_and_its_name_kept(
+    daemon: Daemon, root: Remote
+) -> None:
+    tools.sh("ip link add br1 type bridge")
+    (lease,) = root.acquire_all([Tap(bridge="br0", fin_wait=60)])
+    events = daemon.events()
+    for command, event in {
+        "ip link set vnet0 down": "down",
+        "ip link set vnet0 up": "sound",
+        "ip link set vnet0 master br1": "moved",
+        "ip link set vnet0 master br0": "sound",
+        "ip link set vnet0 name other": "renamed",
+        "ip link set other name vnet0": "sound",
+        "ip link del vnet0": "lost",
+    }.items():
+        tools.sh(command)
+        said = next(events)
+        assert (said.event, said.lease) == (event, lease.id)
+    assert next(events).event == "replanted"
+    link = tools.links()["vnet0"]
+    assert link["ifalias"].endswith(lease.id)
+    assert "UP" not in link["flags"]
+    tools.close(lease.fds)
+
+
+def test_a_device_is_put_back_where_the_policy_says_so(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path, policy="[watch]\nmend = true\n")
+    daemon.start()
+    events = daemon.events()
+    with daemon.connect() as root:
+        lease = root.acquire(Tap(bridge="br0", isolated=True))
+        assert next(events).event == "acquired"
+        tools.sh("ip link set vnet0 nomaster down")
+        assert next(events).event == "down"
+        assert next(events).event == "sound"
+        assert tools.ports() == {"vnet0"}
+        link = tools.links()["vnet0"]
+        assert link["linkinfo"]["info_slave_data"]["isolated"] is True
+        tools.close(lease.fds)
+    daemon.close()
+
+
+def test_users_hear_of_their_own_leases_alone(daemon: Daemon, alice: Remote) -> None:
+    events = daemon.events(BOB)
+    tools.close(alice.acquire(BR0).fds)
+    with daemon.connect(BOB) as bob:
+        tools.close(bob.acquire(BR0).fds)
+    assert next(events).user == BOB
+
+
+# Restarts
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_restart_changes_nothing_for_machines_and_loses_no_watch(
+    daemon: Daemon, number: signal.Signals
+) -> None:
+    with daemon.connect(ALICE) as alice:
+        kept = alice.acquire(BR0)
+        (closing,) = alice.acquire_all([BR0], on_close=True)
+        bound = alice.acquire(BR0, pid=os.getpid())
+        child = companion(ALICE)
+        alice.bind([bound], child.pid)
+    before = shown()
+    daemon.stop(number)
+    daemon.start()
+    assert shown() == before
+    events = daemon.events(ALICE)
+    child.communicate()
+    assert next(events).lease == bound.id
+    tools.close(closing.fds)
+    assert next(events).lease == closing.id
+    tools.close(kept.fds + bound.fds)
+    with daemon.connect(ALICE) as alice:
+        assert [one.id for one in alice.leases(all=False)] == [kept.id]
+
+
+def test_what_ended_while_no_daemon_ran_is_released_before_it_answers(
+    daemon: Daemon,
+) -> None:
+    with daemon.connect(ALICE) as alice:
+        (closing,) = alice.acquire_all([BR0], on_close=True)
+    daemon.stop(signal.SIGKILL)
+    tools.close(closing.fds)
+    daemon.start()
+    with daemon.connect(ALICE) as alice:
+        assert alice.leases(all=False) == []
+    assert tools.ports() == set()
