@@ -43,7 +43,7 @@ _tapster() {
     word=${words[-1]} option=${words[-2]} value=$word
     for ((i = 1; i < ${#words[@]} - 1; i++)); do
         case ${words[i]} in
-            --ledger) ((i++)) ;;
+            --ledger | --socket) ((i++)) ;;
             --netns) netns=${words[++i]} ;;
             --netns=*) netns=${words[i]#*=} ;;
             -*) ;;
@@ -84,12 +84,13 @@ _tapster() {
                 mapfile -t COMPREPLY < <(cd /run/netns 2>/dev/null && compgen -f -- "$value")
             return
             ;;
-        --ledger)
+        --ledger | --socket | --config)
             compopt -o default # files
             return
             ;;
         --name | --key | --owner | --mac | --mtu | --queues | --fin-wait | --at | --remove | \
-            --ovs | --vlan | --trunk | --external-id | --address | --inbound | --outbound)
+            --ovs | --vlan | --trunk | --external-id | --address | --inbound | --outbound | \
+            --interval | --count)
             return
             ;;
         *)
@@ -98,7 +99,7 @@ _tapster() {
             case $verb in
                 '')
                     options=--version
-                    operands='add rm ls set show who run reap recover doctor'
+                    operands='add rm ls set show who run reap recover doctor watch top'
                     ;;
                 add) options="${nic[*]/#/--} --netns --json" ;;
                 rm) options=--netns operands=$(_tapster_links "$ours/\1 \2") ;;
@@ -112,10 +113,12 @@ _tapster() {
                 run) options="${nic[*]/#/--} --nic --netns" ;;
                 reap) options=--now ;;
                 recover) options='--dry-run --json' ;;
-                doctor) options='--json --remove' ;;
+                doctor) options='--json --remove --user --config' ;;
+                watch) options=--json ;;
+                top) options='--interval --count' ;;
                 *) return ;;
             esac
-            [[ $word == -* || ! -v operands ]] && operands="$options --help --ledger"
+            [[ $word == -* || ! -v operands ]] && operands="$options --help --ledger --socket"
             ;;
     esac
     mapfile -t COMPREPLY < <(compgen -W "$operands" -- "$value")

@@ -17,19 +17,32 @@ from tapster.errors import DaemonError, RequestError
 from tapster.interface import NAME, SOCKET, Binding, Count, Event
 from tapster.kernel import unix
 from tapster.lifecycle import Mended
-from tapster.model import Finding, Lease, Link, Spec, Tenure
+from tapster.model import Finding, Lease, Link, Spec, Tenure, Wiring
 
 _METHODS = {method.name: method for method in interface.METHODS}
+_ONCE = {"Acquire", "Reopen", "Watch"}
+"""What must not be asked for again: it may have been done."""
 _READ = 1 << 16
 
 
-def connect(path: str | os.PathLike[str] | None = None) -> "Remote":
+class _Lost(DaemonError):
+    """The connection broke off."""
+
+
+def socket_path(path: str | os.PathLike[str] | None = None) -> str:
+    """The daemon's socket: `path`, else `TAPSTER_SOCKET`, else the usual one."""
+    return os.fspath(path or os.environ.get("TAPSTER_SOCKET") or SOCKET)
+
+
+def connect(
+    path: str | os.PathLike[str] | None = None, *, netns: str | None = None
+) -> "Remote":
     """The daemon at `path`, else at `TAPSTER_SOCKET`, else where it usually is.
 
-    Raises DaemonError if none answers.
+    New devices are made, and names looked for, in the network namespace `netns`;
+    None is the daemon's. Raises DaemonError if no daemon answers.
     """
-    chosen = path or os.environ.get("TAPSTER_SOCKET") or SOCKET
-    return Remote(os.fspath(chosen))
+    return Remote(socket_path(path), netns)
 
 
 class Remote:
@@ -40,13 +53,17 @@ class Remote:
     NotAllowed, QuotaExceeded and Overloaded.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, netns: str | None = None) -> None:
         self.path = path
+        self._netns = netns
+        self._connect()
+
+    def _connect(self) -> None:
         try:
-            self._socket = unix.connect(path)
+            self._socket = unix.connect(self.path)
         except OSError as error:
             raise DaemonError(
-                f"no daemon answers at {path!r} ({error.strerror}); "
+                f"no daemon answers at {self.path!r} ({error.strerror}); "
                 "start tapsterd, or run as root"
             ) from error
         self._buffer = b""
@@ -77,18 +94,17 @@ class Remote:
         *,
         pid: int | None = None,
         on_close: bool = False,
-        netns: str | None = None,
         vhost: bool = False,
     ) -> tuple[Lease, ...]:
-        """As Host's, in the network namespace `netns` if given. With `vhost`, where
-        the host has it, each lease has descriptors of /dev/vhost-net too."""
+        """As Host's. With `vhost`, where the host has it, each lease has descriptors
+        of /dev/vhost-net too."""
         if pid not in (None, os.getpid()):
             raise RequestError("acquire binds to the caller; bind() to another process")
         # Bound to this process until it knows of them: so nothing is left if either
         # side dies before that.
         binding = Binding.CLOSE if on_close else Binding.CALLER
         nics = tuple(interface.nic(spec) for spec in specs)
-        asked = interface.Acquire(nics, binding, netns, vhost)
+        asked = interface.Acquire(nics, binding, self._netns, vhost)
         given, fds = self._call("Acquire", asked)
         leases = tuple(
             lease._replace(
@@ -142,15 +158,31 @@ class Remote:
         given, fds = self._call("Reopen", interface.Reopen(id))
         return tuple(fds[place] for place in given.fds)
 
-    def find(self, name_or_id: str, *, netns: str | None = None) -> Lease:
-        """As Host's; "here" is `netns`, else the daemon's network namespace."""
-        lease: Lease = self._call("Get", interface.Get(name_or_id, netns))[0].lease
+    def find(self, name_or_id: str) -> Lease:
+        """As Host's: what the caller may see."""
+        asked = interface.Get(name_or_id, self._netns)
+        lease: Lease = self._call("Get", asked)[0].lease
         return lease
 
     def link(self, lease: Lease) -> Link | None:
         """As Host's."""
         device: Link | None = self._call("Get", interface.Get(lease.id))[0].device
         return device
+
+    def differences(self, lease: Lease) -> dict[str, str]:
+        """As Host's; what cannot be told is said as of the plane "service"."""
+        return dict(self._call("Get", interface.Get(lease.id))[0].differences)
+
+    def set(self, id: str, **changes: Any) -> Lease:
+        """As Host's."""
+        if unknown := sorted(changes.keys() - set(Wiring._fields)):
+            raise RequestError(
+                f"{', '.join(unknown)} cannot be changed, but these can: "
+                f"{', '.join(Wiring._fields)}"
+            )
+        asked = interface.Set(id, tuple(changes), Wiring(**changes))
+        lease: Lease = self._call("Set", asked)[0].lease
+        return lease
 
     def leases(self, *, all: bool = True) -> list[Lease]:
         """As Host's: those that the caller may see."""
@@ -197,11 +229,24 @@ class Remote:
             given, _ = self._receive("Watch")
             yield given.event
 
+    def ready(self, seconds: float) -> bool:
+        """Whether `watch` has an event, or gets one within so many seconds."""
+        return b"\0" in self._buffer or unix.readable(self._socket, seconds)
+
     # Messages
 
     def _call(
         self, method: str, parameters: Any, fds: Sequence[int] = ()
     ) -> tuple[Any, list[int]]:
+        try:
+            self._send(method, parameters, fds)
+            return self._receive(method)
+        except _Lost:
+            if method in _ONCE:
+                raise
+        # The daemon was restarted; what is asked for may be done twice.
+        self.close()
+        self._connect()
         self._send(method, parameters, fds)
         return self._receive(method)
 
@@ -252,9 +297,9 @@ class Remote:
             try:
                 data, fds = unix.receive(self._socket, _READ, unix.SCM_MAX_FD)
             except OSError as error:
-                raise DaemonError(f"{self.path!r}: {error.strerror}") from error
+                raise _Lost(f"{self.path!r}: {error.strerror}") from error
             if not data:
-                raise DaemonError(f"the daemon at {self.path!r} closed the connection")
+                raise _Lost(f"the daemon at {self.path!r} closed the connection")
             self._buffer += data
             self._fds += fds
         text, _, self._buffer = self._buffer.partition(b"\0")

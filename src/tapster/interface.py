@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from tapster import errors
 from tapster.errors import KernelError, TapsterError
 from tapster.lifecycle import Mended
-from tapster.model import Finding, Lease, Link, Macvtap, Spec, Tap, Tenure
+from tapster.model import Finding, Lease, Link, Macvtap, Spec, Tap, Tenure, Wiring
 from tapster.varlink import Error, Interface, Method, Nothing
 
 NAME = "io.tapster"
@@ -78,9 +78,23 @@ class Get(NamedTuple):
     netns: str | None = None
 
 
+class Difference(NamedTuple):
+    """How a device is not wired as it should be, by plane."""
+
+    plane: str
+    wrong: str
+
+
 class Got(NamedTuple):
     lease: Lease
     device: Link | None = None
+    differences: tuple[Difference, ...] = ()
+
+
+class Set(NamedTuple):
+    lease: str
+    fields: tuple[str, ...]
+    wiring: Wiring = Wiring()
 
 
 class List(NamedTuple):
@@ -171,6 +185,12 @@ METHODS = (
     ),
     Method("Release", Release, Nothing, "End a lease, by its id. May be repeated."),
     Method("Get", Get, Got, "Find a lease by name or id, with its device as it is."),
+    Method(
+        "Set",
+        Set,
+        Got,
+        "Change what a device is connected to: those fields, to what wiring says.",
+    ),
     Method("List", List, Leases, "The leases; without those in FIN WAIT if not all."),
     Method("History", History, Tenures, "Who holds or held a name, latest first."),
     Method(

@@ -2,6 +2,7 @@
 """A real tapsterd for a test, and callers of it that are not root."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,7 +14,6 @@ from pathlib import Path
 import tapster
 from tapster import Remote
 from tapster.interface import Event
-from tests.kernel import tools
 
 TAPSTERD = str(Path(sys.executable).with_name("tapsterd"))
 
@@ -33,6 +33,26 @@ bridges = ["br0"]
 """
 
 
+PROGRAMS = {
+    "tapster": "tapster.cli",
+    "tapsterd": "tapster.daemon",
+    "qemu-bridge-helper": "tapster.integrate.qemu_bridge_helper",
+}
+
+
+def install(folder: Path) -> Path:
+    """Put Tapster where every user can run it: this tree, and the interpreter that
+    runs the tests, may be in a home. Returns the folder of the programs."""
+    library, programs = folder / "lib", folder / "bin"
+    shutil.copytree(Path(tapster.__file__).parent, library / "tapster")
+    programs.mkdir()
+    for name, module in PROGRAMS.items():
+        start = f"PYTHONPATH={library} exec /usr/bin/python3 -m {module}"
+        (programs / name).write_text(f'#!/bin/sh\n{start} "$@"\n')
+        (programs / name).chmod(0o755)
+    return programs
+
+
 class Daemon:
     """One tapsterd after the other, on the same ledger, socket and policy."""
 
@@ -40,6 +60,7 @@ class Daemon:
         folder.chmod(0o755)
         for parent in folder.parents[:2]:
             parent.chmod(parent.stat().st_mode | 0o011)
+        self.programs = install(folder)
         self.socket = folder / "tapster.sock"
         self.ledger = folder / "ledger.db"
         self.config = folder / "tapster.toml"
@@ -124,7 +145,7 @@ class Daemon:
     ) -> subprocess.CompletedProcess[str]:
         """The command, as a user without privileges types it."""
         done = subprocess.run(
-            [*as_user(uid), tools.TAPSTER, *arguments],
+            [*as_user(uid), str(self.programs / "tapster"), *arguments],
             env={**os.environ, "TAPSTER_SOCKET": str(self.socket)},
             capture_output=True,
             text=True,

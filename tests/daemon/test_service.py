@@ -6,11 +6,11 @@ import os
 import signal
 import struct
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+import tapster
 from tapster import (
     BadName,
     LeaseBusy,
@@ -98,10 +98,11 @@ def test_root_may_do_everything_a_host_does(root: Remote) -> None:
 def test_a_namespace_is_made_in_and_left_again(root: Remote, daemon: Daemon) -> None:
     tools.sh("ip netns add blue")
     tools.sh("ip -n blue link add br2 type bridge")
-    (lease,) = root.acquire_all([Tap(bridge="br2")], netns="blue")
-    tools.close(lease.fds)
-    assert "vnet0" in tools.links("blue")
-    assert root.find("vnet0", netns="blue").netns.path == "/run/netns/blue"
+    with tapster.connect(daemon.socket, netns="blue") as blue:
+        lease = blue.acquire(Tap(bridge="br2"))
+        tools.close(lease.fds)
+        assert "vnet0" in tools.links("blue")
+        assert blue.find("vnet0").netns.path == "/run/netns/blue"
     assert "vnet0" not in tools.links()
     root.release(lease.id)
     root.reap(now=True)
@@ -226,7 +227,8 @@ def test_a_lease_ends_with_the_process_it_was_acquired_by(
         "print(lease.name, flush=True); sys.stdin.read()"
     )
     process = subprocess.Popen(
-        [*as_user(BOB), sys.executable, "-c", code, str(daemon.socket)],
+        [*as_user(BOB), "/usr/bin/python3", "-c", code, str(daemon.socket)],
+        env={**os.environ, "PYTHONPATH": str(daemon.programs.parent / "lib")},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
@@ -375,3 +377,25 @@ def test_what_ended_while_no_daemon_ran_is_released_before_it_answers(
     with daemon.connect(ALICE) as alice:
         assert alice.leases(all=False) == []
     assert tools.ports() == set()
+
+
+def test_a_live_lease_is_changed_within_the_policy(
+    alice: Remote, bob: Remote, daemon: Daemon
+) -> None:
+    tools.sh("ip link add br1 type bridge")
+    lease = alice.acquire(BR0)
+    assert alice.set(lease.id, isolated=True).wiring.isolated
+    data = tools.links()["vnet0"]["linkinfo"]["info_slave_data"]
+    assert data["isolated"] is True
+    assert alice.differences(lease) == {}
+    for change in ({"bridge": "br1"}, {"vlan": 7}, {"mtu": 1300}):
+        with pytest.raises(NotAllowed):
+            alice.set(lease.id, **change)
+    with pytest.raises(RequestError, match="owner cannot be changed"):
+        alice.set(lease.id, owner="me")
+    with pytest.raises(NoSuchLease):
+        bob.set(lease.id, isolated=False)
+    with daemon.connect() as root:
+        root.set(lease.id, bridge="br1")
+    assert tools.ports("br1") == {"vnet0"}
+    tools.close(lease.fds)

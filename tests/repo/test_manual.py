@@ -53,6 +53,7 @@ def options_of(verb: str) -> dict[str, argparse.Action]:
     if verb:
         parser = argparse.ArgumentParser()
         parser.add_argument("--ledger")
+        parser.add_argument("--socket")
         import_module(f"tapster.cli.{verb}").declare(parser)
     else:
         parser = cli._top_parser()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tapster.errors import (
     ConflictError,
+    DaemonError,
     HostError,
     MissingCapability,
     NoSuchLease,
@@ -27,6 +28,7 @@ from tapster.errors import (
 from tapster.kernel import failure
 
 if TYPE_CHECKING:
+    from tapster.client import Remote
     from tapster.host import Host
 
 VERBS = {
@@ -40,7 +42,11 @@ VERBS = {
     "reap": "delete the devices whose FIN WAIT is over",
     "recover": "mend what crashes left",
     "doctor": "say what is wrong on this host and what would mend it",
+    "watch": "print what happens to the leases (by the daemon)",
+    "top": "show leases, events and rates, live (by the daemon)",
 }
+DAEMON_VERBS = ("watch", "top")
+"""What only the daemon can do."""
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
@@ -113,21 +119,51 @@ def _run(arguments: list[str]) -> int:
     module = import_module(f"tapster.cli.{verb}")
     parser = Parser(prog=f"tapster {verb}", description=module.__doc__)
     parser.add_argument("--ledger", default=options.ledger, help=_LEDGER_HELP)
+    parser.add_argument(
+        "--socket", default=options.socket, metavar="PATH", help=_SOCKET_HELP
+    )
     module.declare(parser)
     chosen = parser.parse_args(options.arguments)
-    if not failure.has("CAP_NET_ADMIN"):
-        raise MissingCapability(
-            f"tapster {verb} needs CAP_NET_ADMIN; run it as root: sudo tapster {verb}"
-        )
-
-    from tapster.host import Host
-
-    with Host(chosen.ledger, netns=getattr(chosen, "netns", None)) as host:
-        if verb not in ("recover", "doctor"):
-            _settle(host)
+    with _open(verb, chosen, top) as host:
         return int(module.run(chosen, host))
 
 
+def _open(verb: str, options: argparse.Namespace, parser: Parser) -> "Host | Remote":
+    """The devices to work on: by ourselves, or through the daemon."""
+    netns = getattr(options, "netns", None)
+    told = options.socket is not None or verb in DAEMON_VERBS
+    if told and options.ledger is not None:
+        parser.error("--socket and --ledger do not go together")
+    if not told and failure.has("CAP_NET_ADMIN"):
+        from tapster.host import Host
+
+        host = Host(options.ledger, netns=netns)
+        try:
+            if verb not in ("recover", "doctor"):
+                _settle(host)
+        except BaseException:
+            host.close()
+            raise
+        return host
+    own = options.ledger or os.environ.get("TAPSTER_LEDGER")
+    if not told and own:
+        raise MissingCapability(
+            f"tapster {verb} needs CAP_NET_ADMIN for a ledger of its own; "
+            f"run it as root: sudo tapster {verb}"
+        )
+    from tapster.client import connect
+
+    try:
+        return connect(options.socket, netns=netns)
+    except DaemonError as error:
+        if told:
+            raise
+        raise MissingCapability(
+            f"tapster {verb} needs CAP_NET_ADMIN, or the daemon: {error}"
+        ) from error
+
+
+_SOCKET_HELP = "go through the daemon at this socket; who is not root always does"
 _LEDGER_HELP = "the ledger (else $TAPSTER_LEDGER, else /var/lib/tapster/ledger.db)"
 
 
@@ -135,11 +171,12 @@ def _top_parser() -> Parser:
     verbs = "\n".join(f"  {verb:<9}{what}" for verb, what in VERBS.items())
     parser = Parser(
         prog="tapster",
-        usage="tapster [--ledger PATH] [VERB ...]",
+        usage="tapster [--ledger PATH | --socket PATH] [VERB ...]",
         description="Network devices for virtual machines, safe from one another.",
         epilog=f"verbs:\n{verbs}\n\ntapster VERB --help says more.",
     )
     parser.add_argument("--ledger", help=_LEDGER_HELP)
+    parser.add_argument("--socket", metavar="PATH", help=_SOCKET_HELP)
     parser.add_argument("--version", action="store_true", help="print it and exit")
     parser.add_argument("verb", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("arguments", nargs="...", help=argparse.SUPPRESS)

@@ -4,9 +4,13 @@
 import argparse
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from tapster.cli import nic, output
-from tapster.host import Host
+
+if TYPE_CHECKING:
+    from tapster.client import Remote
+    from tapster.host import Host
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -15,7 +19,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the lease as JSON")
 
 
-def run(options: argparse.Namespace, host: Host) -> int:
+def run(options: argparse.Namespace, host: "Host | Remote") -> int:
     lease = host.acquire(nic.spec(options))
     for fd in lease.fds:
         os.close(fd)

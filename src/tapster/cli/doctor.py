@@ -7,10 +7,14 @@ deletes the devices that a lost ledger has left behind.
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
-from tapster import doctor
 from tapster.cli import output
-from tapster.host import Host
+from tapster.model import Finding
+
+if TYPE_CHECKING:
+    from tapster.client import Remote
+    from tapster.host import Host
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -20,14 +24,25 @@ def declare(parser: argparse.ArgumentParser) -> None:
         metavar="LEDGER-ID",
         help="delete the devices that carry the stamp of this lost ledger",
     )
+    parser.add_argument(
+        "--user", metavar="USER", help="only say what the daemon's policy gives them"
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="another policy than the daemon's usual",
+    )
 
 
-def run(options: argparse.Namespace, host: Host) -> int:
+def run(options: argparse.Namespace, host: "Host | Remote") -> int:
     if options.remove:
         for name in host.remove_leftovers(options.remove):
             print(f"deleted {name}")
         return 0
-    findings = doctor.examine(host)
+    if options.user is not None:
+        _explain(options)
+        return 0
+    findings = _findings(host)
     if options.json:
         output.print_json(findings=[one._asdict() for one in findings])
     else:
@@ -36,3 +51,22 @@ def run(options: argparse.Namespace, host: Host) -> int:
     if not findings:
         print("nothing is wrong", file=sys.stderr)
     return int(bool(findings))
+
+
+def _findings(host: "Host | Remote") -> list[Finding]:
+    from tapster.client import Remote
+
+    if isinstance(host, Remote):
+        return host.examine()
+    from tapster import doctor
+
+    return doctor.examine(host)
+
+
+def _explain(options: argparse.Namespace) -> None:
+    from tapster.daemon import config, policy
+
+    loaded = config.load(options.config or config.PATH).config
+    caller = config.caller_named(options.user)
+    for line in policy.explain(loaded.allow, caller, loaded.limits.devices):
+        print(line)

@@ -2,10 +2,14 @@
 """List the leases."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from tapster.cli import output
-from tapster.host import Host
 from tapster.model import Lease
+
+if TYPE_CHECKING:
+    from tapster.client import Remote
+    from tapster.host import Host
 
 HEADS = ("NAME", "STATE", "KIND", "ON", "MAC", "OWNER", "NETNS", "ID")
 
@@ -17,16 +21,17 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run(options: argparse.Namespace, host: Host) -> int:
+def run(options: argparse.Namespace, host: "Host | Remote") -> int:
     leases = host.leases(all=options.all)
     if options.json:
         output.print_json(leases=[output.lease_json(lease) for lease in leases])
     else:
-        output.print_table(HEADS, [_row(lease) for lease in leases])
+        output.print_table(HEADS, [row(lease) for lease in leases])
     return 0
 
 
-def _row(lease: Lease) -> tuple[str, ...]:
+def row(lease: Lease) -> tuple[str, ...]:
+    """A lease as a line of the table."""
     left = output.wait_left(lease)
     return (
         lease.name,

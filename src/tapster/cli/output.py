@@ -24,6 +24,13 @@ def print_json(**content: Any) -> None:
     print()
 
 
+def print_json_line(**content: Any) -> None:
+    """Print one versioned document on a line of its own, at once."""
+    import json
+
+    print(json.dumps({"version": VERSION, **content}), flush=True)
+
+
 def lease_json(lease: Lease) -> dict[str, Any]:
     """A lease as programs see it."""
     return {
@@ -77,12 +84,20 @@ def tenure_json(tenure: Tenure) -> dict[str, Any]:
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows in columns as wide as they need to be."""
+    print("\n".join(table(heads, rows)))
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table."""
     widths = [
         max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))
     ]
-    for row in [heads, *rows]:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
+    return [
+        "  ".join(
+            cell.ljust(width) for cell, width in zip(row, widths, strict=True)
+        ).rstrip()
+        for row in [heads, *rows]
+    ]
 
 
 def wait_left(lease: Lease) -> float | None:

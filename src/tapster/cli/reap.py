@@ -2,8 +2,11 @@
 """Delete the devices whose FIN WAIT is over. It also happens by itself."""
 
 import argparse
+from typing import TYPE_CHECKING
 
-from tapster.host import Host
+if TYPE_CHECKING:
+    from tapster.client import Remote
+    from tapster.host import Host
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -12,6 +15,6 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace, host: Host) -> int:
+def run(options: argparse.Namespace, host: "Host | Remote") -> int:
     print(f"reaped {host.reap(now=options.now)}")
     return 0

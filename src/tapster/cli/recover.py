@@ -2,9 +2,13 @@
 """Bring ledger and kernel into agreement after a crash. May always be run."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from tapster.cli import output
-from tapster.host import Host
+
+if TYPE_CHECKING:
+    from tapster.client import Remote
+    from tapster.host import Host
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -12,7 +16,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run(options: argparse.Namespace, host: Host) -> int:
+def run(options: argparse.Namespace, host: "Host | Remote") -> int:
     mended = host.recover(dry_run=options.dry_run)
     if options.json:
         output.print_json(

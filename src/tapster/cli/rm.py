@@ -3,9 +3,13 @@
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from tapster.errors import TapsterError
-from tapster.host import Host
+
+if TYPE_CHECKING:
+    from tapster.client import Remote
+    from tapster.host import Host
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -13,7 +17,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--netns", metavar="NS", help="where to look for names first")
 
 
-def run(options: argparse.Namespace, host: Host) -> int:
+def run(options: argparse.Namespace, host: "Host | Remote") -> int:
     failed = False
     for wanted in options.lease:
         try:

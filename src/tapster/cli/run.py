@@ -13,13 +13,16 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from errno import ENOENT
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from tapster.cli import nic
 from tapster.cli.supervise import Child, signals_blocked
 from tapster.errors import RequestError, TapsterError
-from tapster.host import Host
 from tapster.model import Lease
+
+if TYPE_CHECKING:
+    from tapster.client import Remote
+    from tapster.host import Host
 
 _PLACE = re.compile(r"(?<!\$)\{(fds?|name|mac|ifindex)(\d*)\}")
 """Not after a dollar: that is a shell's own."""
@@ -39,7 +42,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("command", nargs="...", metavar="COMMAND", help="what to run")
 
 
-def run(options: argparse.Namespace, host: Host) -> int:
+def run(options: argparse.Namespace, host: "Host | Remote") -> int:
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
         raise RequestError("tapster run needs a COMMAND after --")
@@ -63,7 +66,7 @@ def run(options: argparse.Namespace, host: Host) -> int:
             return child.wait()
 
 
-def _release(host: Host, lease: Lease) -> None:
+def _release(host: "Host | Remote", lease: Lease) -> None:
     """Release; if that fails say so, but keep the command's status."""
     try:
         host.release(lease.id)

@@ -2,10 +2,14 @@
 """Change what a leased device is connected to, while its machine runs."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from tapster.cli import output, wire
 from tapster.errors import RequestError
-from tapster.host import Host
+
+if TYPE_CHECKING:
+    from tapster.client import Remote
+    from tapster.host import Host
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -15,7 +19,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the lease as JSON")
 
 
-def run(options: argparse.Namespace, host: Host) -> int:
+def run(options: argparse.Namespace, host: "Host | Remote") -> int:
     changes = wire.changes(options)
     if not changes:
         raise RequestError("nothing to change was given; see: tapster set --help")

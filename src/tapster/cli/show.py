@@ -2,10 +2,14 @@
 """Show all of one lease, and its device as the kernel has it now."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from tapster.cli import output
 from tapster.errors import ServiceUnavailable
-from tapster.host import Host
+
+if TYPE_CHECKING:
+    from tapster.client import Remote
+    from tapster.host import Host
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -14,7 +18,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run(options: argparse.Namespace, host: Host) -> int:
+def run(options: argparse.Namespace, host: "Host | Remote") -> int:
     lease = host.find(options.lease)
     link = host.link(lease)
     try:

@@ -3,11 +3,15 @@
 
 import argparse
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from tapster.cli import output
 from tapster.errors import RequestError
-from tapster.host import Host
 from tapster.model import Tenure
+
+if TYPE_CHECKING:
+    from tapster.client import Remote
+    from tapster.host import Host
 
 HEADS = ("NAME", "OWNER", "FROM", "RELEASED", "UNTIL", "MAC", "NETNS", "LEASE")
 
@@ -22,7 +26,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run(options: argparse.Namespace, host: Host) -> int:
+def run(options: argparse.Namespace, host: "Host | Remote") -> int:
     at = None if options.at is None else parse_time(options.at, datetime.now())
     tenures = host.who(options.name, at)
     if options.json:

@@ -21,13 +21,15 @@ from tapster.errors import (
     NotAllowed,
     QuotaExceeded,
     RequestError,
+    ServiceUnavailable,
     TapsterError,
 )
-from tapster.host import REAP_BATCH, Host
+from tapster.host import Host
 from tapster.interface import Binding, Event
 from tapster.kernel import process, unix, vhost
 from tapster.lifecycle import Action, Mended
-from tapster.model import Lease, Link, Process, Spec, State, Tap
+from tapster.mending import REAP_BATCH
+from tapster.model import Lease, Link, Process, Spec, State, Tap, Wiring
 from tapster.varlink import Nothing
 
 EXIT = "the process that the lease was bound to has ended"
@@ -85,6 +87,7 @@ class Service:
             "Bind": self._bind,
             "Release": self._release,
             "Get": self._get,
+            "Set": self._set,
             "List": self._list,
             "History": self._history,
             "Reopen": self._reopen,
@@ -225,6 +228,22 @@ class Service:
         self._metrics.observe("release_seconds", time.perf_counter() - start)
         return Answer()
 
+    def _set(self, call: Call) -> Answer:
+        asked: interface.Set = call.parameters
+        lease = self._own(call.caller, asked.lease)
+        if unknown := set(asked.fields) - set(Wiring._fields):
+            raise RequestError(f"{', '.join(sorted(unknown))} cannot be changed")
+        changes = {field: getattr(asked.wiring, field) for field in asked.fields}
+        needed = policy.needs(Tap(**changes), call.caller)
+        self._permit_rule(
+            call.caller,
+            Need("kinds", lease.kind),
+            *(need for need in needed if need.key not in ("kinds", "templates")),
+        )
+        changed = self._host.set(lease.id, **changes)
+        self._say("set", changed, " ".join(asked.fields))
+        return Answer(interface.Got(changed, self._host.link(changed)))
+
     def _end(self, lease: Lease, reason: str | None) -> None:
         self._host.release(lease.id)
         self._let_go(lease.id)
@@ -241,7 +260,8 @@ class Service:
             host = self._inside(asked.netns)
         try:
             lease = self._seen(call.caller, asked.lease, host)
-            return Answer(interface.Got(lease, host.link(lease)))
+            differences = _differences(host, lease)
+            return Answer(interface.Got(lease, host.link(lease), differences))
         finally:
             if host is not self._host:
                 host.close()
@@ -463,6 +483,14 @@ class Service:
             detail,
         )
         self._tell(said)
+
+
+def _differences(host: Host, lease: Lease) -> tuple[interface.Difference, ...]:
+    try:
+        differ = host.differences(lease)
+    except ServiceUnavailable as error:
+        differ = {"service": str(error)}
+    return tuple(interface.Difference(*one) for one in differ.items())
 
 
 def _placed(leases: Sequence[Lease], total: int) -> tuple[Lease, ...]:

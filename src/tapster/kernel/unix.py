@@ -11,6 +11,7 @@ control data, so recvmsg and sendmsg are used themselves. Traps:
 
 import array
 import os
+import select
 import socket
 import struct
 from collections.abc import Iterable, Sequence
@@ -88,6 +89,13 @@ def receive(at: socket.socket, size: int, fds: int) -> tuple[bytes, list[int]]:
         close(received)
         raise OSError(EMFILE, "more descriptors came than there is room for")
     return data, received
+
+
+def readable(at: socket.socket, seconds: float) -> bool:
+    """Whether there is something to read, or will be within so many seconds."""
+    poll = select.poll()
+    poll.register(at, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 def peer(of: socket.socket) -> Peer:

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command through the daemon, as a user without privileges types it."""
+
+import json
+import os
+import signal
+import subprocess
+
+import pytest
+
+from demo.lines import Lines
+from tests.daemon.daemons import ALICE, BOB, Daemon, as_user
+from tests.kernel import tools
+
+
+def test_every_verb_works_without_root_and_prints_the_same(daemon: Daemon) -> None:
+    assert daemon.tapster("add", "--bridge", "br0", "--owner", "vm").stdout == "vnet0\n"
+    listed = json.loads(daemon.tapster("ls", "--json").stdout)
+    direct = subprocess.run(
+        [tools.TAPSTER, "--ledger", str(daemon.ledger), "ls", "--json"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert listed == json.loads(direct.stdout)
+    (lease,) = listed["leases"]
+    assert (lease["name"], lease["user"], lease["pid"]) == ("vnet0", ALICE, None)
+    table = daemon.tapster("ls").stdout
+    assert table.splitlines()[1].split()[:2] == ["vnet0", "active"]
+    assert "device alias" in daemon.tapster("show", "vnet0").stdout
+    daemon.tapster("rm", "vnet0")
+    assert tools.ports() == set()
+    assert daemon.tapster("ls").stdout.count("\n") == 1
+    assert lease["id"] in daemon.tapster("who", "vnet0").stdout
+    assert daemon.tapster("ls", "--all", uid=BOB).stdout.count("\n") == 1
+
+
+def test_run_binds_to_the_command_and_ends_with_it(daemon: Daemon) -> None:
+    show = "readlink /proc/self/fd/{fd}; exit 7"
+    done = daemon.tapster(
+        "run", "--bridge", "br0", "--", "sh", "-c", show, "sh", status=7
+    )
+    assert done.stdout == "/dev/net/tun\n"
+    assert tools.ports() == set()
+
+
+def test_a_machine_outlives_its_supervisor_and_the_daemon(daemon: Daemon) -> None:
+    arguments = ("run", "--bridge", "br0", "--", "sh", "-c", "echo $$; read end")
+    process = subprocess.Popen(
+        [
+            *as_user(ALICE),
+            str(daemon.programs / "tapster"),
+            "--socket",
+            str(daemon.socket),
+            *arguments,
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    child = os.pidfd_open(int(process.stdout.readline()))
+    daemon.stop(signal.SIGKILL)
+    process.kill()
+    daemon.start()
+    events = daemon.events()
+    assert tools.ports() == {"vnet0"}
+    signal.pidfd_send_signal(child, signal.SIGKILL)
+    os.close(child)
+    process.communicate()
+    assert next(events).event == "released"
+    assert tools.ports() == set()
+
+
+def test_a_refusal_is_the_policys_and_is_wrong_usage_of_nothing(
+    daemon: Daemon,
+) -> None:
+    said = daemon.tapster("add", "--bridge", "br9", status=1).stderr
+    assert 'bridges = ["br9"]' in said
+    for verb in ("reap", "recover", "doctor"):
+        assert "maintain" in daemon.tapster(verb, status=1).stderr
+    done = daemon.tapster("add", "--bridge", "br0", "--fin-wait", "1e9", status=2)
+    assert "fin_wait must be" in done.stderr
+
+
+def test_without_a_daemon_it_says_what_to_do(daemon: Daemon) -> None:
+    daemon.stop()
+    said = daemon.tapster("ls", status=1).stderr
+    assert "CAP_NET_ADMIN" in said
+    assert "no daemon answers" in said
+    daemon.start()
+
+
+def test_root_goes_through_the_daemon_when_told(daemon: Daemon) -> None:
+    def tapster(*arguments: str) -> str:
+        command = [tools.TAPSTER, "--socket", str(daemon.socket), *arguments]
+        return subprocess.run(
+            command, check=True, capture_output=True, text=True
+        ).stdout
+
+    assert tapster("add", "--bridge", "br0") == "vnet0\n"
+    assert len(daemon.logged("acquired")) == 1
+    tapster("rm", "vnet0")
+    assert tapster("reap", "--now") == "reaped 1\n"
+    assert tapster("recover") == ""
+    assert tapster("doctor") == ""
+    wrong = [tools.TAPSTER, "--socket", "x", "--ledger", "y", "ls"]
+    assert subprocess.run(wrong, capture_output=True, check=False).returncode == 2
+
+
+@pytest.mark.parametrize("json_lines", [False, True])
+def test_watch_prints_events_as_they_come(daemon: Daemon, json_lines: bool) -> None:
+    command = [tools.TAPSTER, "--socket", str(daemon.socket), "watch"]
+    if json_lines:
+        command.append("--json")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watch:
+        assert watch.stdout
+        assert "watching" in watch.stdout.readline()
+        daemon.tapster("add", "--bridge", "br0", "--owner", "vm")
+        line = watch.stdout.readline()
+        if json_lines:
+            event = json.loads(line)
+            assert (event["version"], event["event"], event["name"]) == (
+                1,
+                "acquired",
+                "vnet0",
+            )
+        else:
+            assert line.split()[1:4] == ["acquired", "vnet0", "(vm)"]
+        watch.send_signal(signal.SIGINT)
+        assert watch.wait() == 130
+
+
+def test_top_shows_leases_and_events(daemon: Daemon) -> None:
+    arguments = ("top", "--interval", "0.2", "--count", "3")
+    daemon.tapster("add", "--bridge", "br0", "--owner", "vm")
+    shown = daemon.tapster(*arguments).stdout
+    assert shown.count("tapster  ") == 3
+    assert "1 active" in shown
+    assert "vnet0" in shown
+    command = [tools.TAPSTER, "--socket", str(daemon.socket), *arguments[:3]]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as top:
+        assert top.stdout
+        lines = Lines(top.stdout)
+        lines.wait_for("tapster  ", 20)
+        daemon.tapster("rm", "vnet0")
+        lines.wait_for("released", 20)
+        top.send_signal(signal.SIGINT)
+        assert top.wait() == 130
+
+
+def test_the_policy_is_explained_for_a_user(daemon: Daemon) -> None:
+    check = [*("tapsterd", "--check-config"), "--config", str(daemon.config)]
+    check[0] = tools.TAPSTER + "d"
+    done = subprocess.run(
+        [*check, "--user", "nobody"], capture_output=True, text=True, check=True
+    )
+    assert "2 rules, and nothing is wrong" in done.stdout
+    assert "may do nothing" in done.stdout
+    daemon.config.write_text('[[allow]]\nusers = ["nobody"]\nbridges = ["br7"]\n')
+    explained = daemon.tapster(
+        "doctor", "--user", "nobody", "--config", str(daemon.config)
+    ).stdout
+    assert "bridges br7" in explained
+    daemon.config.write_text("[[allow]")
+    done = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "line 1" in done.stderr
