@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real QEMU, run by a user without privileges, through what looks like its helper."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import tapster
+from demo.lab import FILES, Lab, open_lab
+from tests.daemon.daemons import ALICE, BOB, Daemon, as_user
+from tests.kernel import tools
+
+MAC = "52:54:00:00:00:0a"
+TIMEOUT = 30.0
+
+POLICY = f"""
+[[allow]]
+users = ["{ALICE}"]
+bridges = ["br0"]
+devices = 1
+"""
+
+
+@pytest.fixture
+def world() -> None:
+    """The lab is a world of its own."""
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with open_lab() as lab:
+        yield lab
+
+
+@pytest.fixture
+def daemon(lab: Lab, tmp_path: Path) -> Iterator[Daemon]:
+    # An /etc of its own, with what is in the machine's.
+    for folder in ("upper", "work"):
+        (FILES / folder).mkdir()
+    layers = f"lowerdir=/etc,upperdir={FILES}/upper,workdir={FILES}/work"
+    tools.sh(f"mount -t overlay overlay -o {layers} /etc")
+    Path("/etc/qemu").mkdir(exist_ok=True)
+    Path("/etc/qemu/bridge.conf").unlink(missing_ok=True)
+    daemon = Daemon(tmp_path, policy=POLICY)
+    daemon.start()
+    yield daemon
+    daemon.close()
+
+
+def qemu(daemon: Daemon, bridge: str, uid: int = ALICE) -> subprocess.Popen[str]:
+    """A machine with no disk, which asks for an address as soon as it starts."""
+    machine = ["-no-user-config", "-nodefaults", "-display", "none", "-m", "32"]
+    helper = daemon.programs / "qemu-bridge-helper"
+    nic = f"bridge,br={bridge},helper={helper},model=rtl8139,mac={MAC}"
+    return subprocess.Popen(
+        [
+            *as_user(uid),
+            *("qemu-system-x86_64", "-machine", "pc", "-accel", "tcg", *machine),
+            *("-nic", nic),
+        ],
+        env={**os.environ, "TAPSTER_SOCKET": str(daemon.socket)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def complaint(machine: subprocess.Popen[str]) -> str:
+    """Why QEMU could not start."""
+    _, said = machine.communicate(timeout=TIMEOUT)
+    assert machine.returncode == 1, said
+    return said
+
+
+def helped(
+    daemon: Daemon, *arguments: str, uid: int = ALICE
+) -> tuple[subprocess.CompletedProcess[str], list[int]]:
+    """Run the helper as QEMU does; what it said, and what it handed over."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        done = subprocess.run(
+            [
+                *as_user(uid),
+                str(daemon.programs / "qemu-bridge-helper"),
+                *arguments,
+                f"--fd={theirs.fileno()}",
+            ],
+            env={**os.environ, "TAPSTER_SOCKET": str(daemon.socket)},
+            pass_fds=[theirs.fileno()],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        theirs.close()
+        _, control, _, _ = ours.recvmsg(1, 64, socket.MSG_CMSG_CLOEXEC)
+    fds = [
+        int.from_bytes(data[at : at + 4], sys.byteorder)
+        for _, _, data in control
+        for at in range(0, len(data), 4)
+    ]
+    return done, fds
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(120)
+def test_a_users_machine_gets_an_address_and_its_end_ends_the_lease(
+    lab: Lab, daemon: Daemon
+) -> None:
+    tools.sh("ip link add br1 type bridge")
+    machine = qemu(daemon, "br0")
+    assert lab.wire.wait_for_ack(MAC, TIMEOUT)
+    with daemon.connect() as root:
+        (lease,) = root.leases()
+    assert (lease.name, lease.user, lease.on_close) == ("vnet0", ALICE, True)
+    assert lab.bridge_of("vnet0") == "br0"
+
+    quota = complaint(qemu(daemon, "br0"))
+    assert "has 1 of 1 devices" in quota
+    refused = complaint(qemu(daemon, "br1"))
+    assert 'bridges = ["br1"]' in refused
+    assert "no rule" in complaint(qemu(daemon, "br0", BOB))
+
+    events = daemon.events()
+    machine.send_signal(signal.SIGKILL)
+    machine.communicate()
+    said = next(events)
+    assert (said.event, said.name) == ("released", "vnet0")
+    assert lab.bridge_of("vnet0") is None
+    assert "vnet0" in tools.links(), "in FIN WAIT it holds its name"
+    assert next(events).event == "ended"
+    assert "vnet0" not in tools.links()
+
+
+def test_it_hands_over_a_tap_as_qemus_own_does(daemon: Daemon) -> None:
+    done, (fd,) = helped(daemon, "--use-vnet", "--br=br0")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert tools.ports() == {"vnet0"}
+    flags = int(Path("/sys/class/net/vnet0/tun_flags").read_text(), 16)
+    assert flags & 0x4000, "with a vnet header"
+    events = daemon.events()
+    os.close(fd)
+    assert next(events).event == "released"
+
+
+def test_without_use_vnet_there_is_no_vnet_header(daemon: Daemon) -> None:
+    _, (fd,) = helped(daemon, "--br", "br0")
+    flags = int(Path("/sys/class/net/vnet0/tun_flags").read_text(), 16)
+    assert not flags & 0x4000
+    os.close(fd)
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--br="], ["--br"], ["--bridge=br0"], ["--br=br0", "more"]]
+)
+def test_wrong_arguments_are_refused_as_qemus_own_does(
+    daemon: Daemon, arguments: list[str]
+) -> None:
+    done, fds = helped(daemon, *arguments)
+    assert (done.returncode, fds) == (1, [])
+    assert done.stderr.startswith("Usage: qemu-bridge-helper [--use-vnet] --br=bridge")
+
+
+def test_qemus_own_file_is_heeded_too(daemon: Daemon) -> None:
+    conf = Path("/etc/qemu/bridge.conf")
+    conf.write_text("allow all\ndeny br0\n")
+    done, fds = helped(daemon, "--br=br0")
+    assert (done.returncode, fds) == (1, [])
+    assert "access denied by acl file" in done.stderr
+    conf.write_text("allow br0\n")
+    done, (fd,) = helped(daemon, "--br=br0")
+    assert done.returncode == 0, done.stderr
+    os.close(fd)
+
+
+def test_qemus_own_file_can_be_the_policy(daemon: Daemon) -> None:
+    conf = Path("/etc/qemu/bridge.conf")
+    conf.write_text("allow br0\n")
+    tools.sh("ip link add br1 type bridge")
+    daemon.config.write_text(f'[qemu]\nbridge_conf = "{conf}"\n')
+    daemon.send_signal(signal.SIGHUP)
+    done, (fd,) = helped(daemon, "--br=br0", uid=BOB)
+    assert done.returncode == 0, done.stderr
+    os.close(fd)
+    with daemon.connect(BOB) as bob, pytest.raises(Exception, match="no rule"):
+        bob.acquire(tapster.Tap(bridge="br0"))
+    conf.unlink()
+    done, fds = helped(daemon, "--br=br1", uid=BOB)
+    assert fds == []
+    assert "no rule" in done.stderr
