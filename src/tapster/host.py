@@ -387,11 +387,10 @@ class Host(Mender):
 
     # Looking
 
-    def at(self, ifindexes: Iterable[int]) -> list[tuple[Lease, Link | None]]:
-        """The leases here with one of these ifindexes, each with its device."""
+    def at(self, ifindexes: Iterable[int]) -> list[Lease]:
+        """The leases here that have one of these ifindexes."""
         with self._lock:
-            found = self._ledger.at(self._kernel.netns, ifindexes)
-            return [(lease, self.link(lease)) for lease in found]
+            return self._ledger.at(self._kernel.netns, ifindexes)
 
     def joined(self, link: Link, lease: Lease) -> bool:
         """Whether a tap here is on the bridge that its lease says."""

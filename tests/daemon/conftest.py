@@ -20,8 +20,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def daemon(world: None, tmp_path: Path) -> Iterator[Daemon]:
-    daemon = Daemon(tmp_path)
+def daemon(world: None) -> Iterator[Daemon]:
+    daemon = Daemon()
     daemon.start()
     yield daemon
     daemon.close()

@@ -39,7 +39,7 @@ def lab() -> Iterator[Lab]:
 
 
 @pytest.fixture
-def daemon(lab: Lab, tmp_path: Path) -> Iterator[Daemon]:
+def daemon(lab: Lab) -> Iterator[Daemon]:
     # An /etc of its own, with what is in the machine's.
     for folder in ("upper", "work"):
         (FILES / folder).mkdir()
@@ -47,7 +47,7 @@ def daemon(lab: Lab, tmp_path: Path) -> Iterator[Daemon]:
     tools.sh(f"mount -t overlay overlay -o {layers} /etc")
     Path("/etc/qemu").mkdir(exist_ok=True)
     Path("/etc/qemu/bridge.conf").unlink(missing_ok=True)
-    daemon = Daemon(tmp_path, policy=POLICY)
+    daemon = Daemon(policy=POLICY)
     daemon.start()
     yield daemon
     daemon.close()

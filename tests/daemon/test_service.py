@@ -314,8 +314,8 @@ def test_what_others_do_to_a_device_is_noticed_and_its_name_kept(
     tools.close(lease.fds)
 
 
-def test_a_device_is_put_back_where_the_policy_says_so(tmp_path: Path) -> None:
-    daemon = Daemon(tmp_path, policy="[watch]\nmend = true\n")
+def test_a_device_is_put_back_where_the_policy_says_so(world: None) -> None:
+    daemon = Daemon(policy="[watch]\nmend = true\n")
     daemon.start()
     events = daemon.events()
     with daemon.connect() as root:

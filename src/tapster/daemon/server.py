@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from errno import EMFILE, ENFILE
 from functools import partial
@@ -26,7 +27,7 @@ from tapster.host import Host
 from tapster.interface import INTERFACE, METHODS, NAME, Event
 from tapster.kernel import rtnl, unix
 from tapster.ledger import FIRST_IFINDEX
-from tapster.model import Process
+from tapster.model import Link, Process
 from tapster.varlink import SERVICE, SERVICE_INTERFACE
 
 SWEEP = 1.0
@@ -67,7 +68,8 @@ class Server:
         self._processes: dict[Process, int] = {}
         self._stopping = False
         self._reaping = False
-        self._deadline: float | None = None
+        self._changed: deque[tuple[int, Link | None]] = deque()
+        self._looking = False
         self._patience = 0.0
         self._swept = 0.0
         self._paused: list[socket.socket] = []
@@ -92,7 +94,8 @@ class Server:
         scrape.serve(self._selector, scrapers, self._scrape)
         self._catch_signals()
         self._service.recover()
-        self._deadline = self._service.next_deadline()
+        self._service.look_ahead()
+        self._worker.after = self._service.look_ahead
 
     def serve(self) -> None:
         """Serve until told to stop by SIGTERM or SIGINT."""
@@ -114,9 +117,10 @@ class Server:
 
     def _until_reap(self) -> float:
         """Seconds until there is something to reap."""
-        if self._deadline is None or self._reaping:
+        deadline = self._service.deadline
+        if deadline is None or self._reaping:
             return SWEEP
-        due = self._deadline - time.clock_gettime(time.CLOCK_BOOTTIME)
+        due = deadline - time.clock_gettime(time.CLOCK_BOOTTIME)
         return max(due, self._patience - time.monotonic())
 
     def _keep_time(self) -> None:
@@ -132,11 +136,6 @@ class Server:
         self, job: Callable[[], Any], then: Callable[[Any], None] = lambda _: None
     ) -> None:
         self._worker.submit(job, then)
-        self._worker.submit(self._service.next_deadline, self._refresh_deadline)
-
-    def _refresh_deadline(self, deadline: Any) -> None:
-        if deadline is None or isinstance(deadline, float):
-            self._deadline = deadline
 
     def _reaped(self, result: Any) -> None:
         self._reaping = False
@@ -187,12 +186,26 @@ class Server:
     # What happens on the host
 
     def _links_changed(self, _: int) -> None:
-        changed = self._links.changed()
+        changed = self._links.links()
         if changed is None:  # too much at once: look at everything
             self._submit(self._service.recover)
             return
-        if ours := {one for one in changed if one >= FIRST_IFINDEX}:
-            self._submit(partial(self._service.changed, ours))
+        self._changed.extend(one for one in changed.items() if one[0] >= FIRST_IFINDEX)
+        if self._changed and not self._looking:
+            self._looking = True
+            self._submit(self._look)
+
+    def _look(self) -> None:
+        """Look at what has changed until now: many messages make one look.
+
+        Runs in the worker's thread. First the flag, then the numbers: what comes
+        between the two is looked at now, what comes later has a look of its own.
+        """
+        self._looking = False
+        changed: dict[int, Link | None] = {}
+        while self._changed:
+            changed.update([self._changed.popleft()])
+        self._service.changed(changed)
 
     def _watch_process(self, wanted: Process) -> None:
         """Look out for the end of a process that a lease is bound to."""
@@ -234,18 +247,21 @@ class Server:
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno not in (EMFILE, ENFILE):
-                    return  # it was gone before it was accepted
-                # Until somebody leaves: waiting for it would only burn time.
-                self._log(WARNING, "no-descriptors-left", error=error)
-                self._selector.unregister(listener)
-                self._paused.append(listener)
+                self._not_accepted(listener, error)
                 return
             try:
                 self._welcome(accepted)
             except OSError as error:
                 accepted.close()
-                self._log(WARNING, "not-welcomed", error=error)
+                self._not_accepted(listener, error)
+                return
+
+    def _not_accepted(self, listener: socket.socket, error: OSError) -> None:
+        self._log(WARNING, "not-accepted", error=error)
+        if error.errno in (EMFILE, ENFILE):
+            # Until somebody leaves: to try on and on would only burn time.
+            self._selector.unregister(listener)
+            self._paused.append(listener)
 
     def _welcome(self, accepted: socket.socket) -> None:
         caller = config.caller_of(unix.peer(accepted))
@@ -363,8 +379,7 @@ class Server:
                     self._drop(connection, "stalled")
             elif not connection.watching and quiet > limits.idle:
                 self._drop(connection, "idle")
-        if self._deadline is None:
-            self._worker.submit(self._service.next_deadline, self._refresh_deadline)
+        self._submit(lambda: None)  # others may have released something: look ahead
 
     # Calls
 

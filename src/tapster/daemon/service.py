@@ -5,7 +5,7 @@ Everything here runs in the worker's thread, but for what says otherwise.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tapster import doctor, interface
@@ -72,6 +72,8 @@ class Service:
         """`tell` is told every event; `watch` is asked to call `ended` at a process's
         end. Both are called in the worker's thread."""
         self.loaded = loaded
+        self.deadline: float | None = None
+        """When the next FIN WAIT ends, on `CLOCK_BOOTTIME`: for any thread to read."""
         self._host = host
         self._ledger = ledger
         self._metrics = metrics
@@ -80,6 +82,8 @@ class Service:
         self._watch = watch
         self._bound: dict[Process, set[str]] = {}
         self._holder: dict[str, Process] = {}
+        self._bridges: dict[str, int] = {}
+        """The ifindex of each bridge by its name, as it was last."""
         self._strange: dict[str, str] = {}
         """What is not as it should be, by lease: said once."""
         self._methods: dict[str, Callable[[Call], Answer]] = {
@@ -323,8 +327,9 @@ class Service:
             self._strange.pop(lease.id, None)
             self._say("ended", lease)
 
-    def next_deadline(self) -> float | None:
-        return self._host.next_deadline()
+    def look_ahead(self) -> None:
+        """Find out when there is something to reap."""
+        self.deadline = self._host.next_deadline()
 
     def _recover(self, call: Call) -> Answer:
         asked: interface.Recover = call.parameters
@@ -371,11 +376,15 @@ class Service:
         """A process has ended: so do the leases bound to it."""
         self._mended(self._host.mend(sorted(self._bound.pop(over, ()))), EXIT)
 
-    def changed(self, ifindexes: Iterable[int]) -> None:
-        """Look at our devices among those that changed."""
-        for lease, link in self._host.at(ifindexes):
-            if lease.manager is None and lease.state is not State.RESERVED:
-                self._look(lease, link)
+    def changed(self, links: Mapping[int, Link | None]) -> None:
+        """Look at our devices among those that changed, as they were seen last."""
+        for lease in self._host.at(links):
+            if lease.manager is not None or lease.state is State.RESERVED:
+                continue
+            link = links[lease.ifindex]
+            # Most changes are our own, and it costs the kernel nothing to see so.
+            if self._what_is_strange(lease, link) or lease.id in self._strange:
+                self._look(lease, self._host.link(lease))
 
     def _look(self, lease: Lease, link: Link | None) -> None:
         strange = self._what_is_strange(lease, link)
@@ -407,8 +416,10 @@ class Service:
         if lease.wiring.up and not link.up:
             return "down: somebody took it down"
         bridge = lease.wiring.bridge
-        if bridge is not None and not self._host.joined(link, lease):
-            return f"moved: it is not on bridge {bridge}"
+        if bridge is not None and link.master != self._bridges.get(bridge):
+            if not self._host.joined(link, lease):
+                return f"moved: it is not on bridge {bridge}"
+            self._bridges[bridge] = link.master
         if lease.on_close and not link.carrier:
             return CLOSE
         return ""

@@ -24,6 +24,8 @@ class Worker:
 
     def __init__(self, broken: Callable[[str], None]) -> None:
         """`broken` is told the traceback of an error that nobody foresaw."""
+        self.after: Callable[[], None] | None = None
+        """Called after each job, before its result is handed back."""
         self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._broken = broken
         self._jobs: SimpleQueue[tuple[Job, Then] | None] = SimpleQueue()
@@ -59,6 +61,8 @@ class Worker:
             job, then = entry
             try:
                 result = job()
+                if self.after is not None:
+                    self.after()
             except TapsterError as error:
                 result = error
             except Exception as error:  # noqa: BLE001 - one call must not end all

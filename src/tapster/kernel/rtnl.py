@@ -279,19 +279,38 @@ class Watch:
 
     def changed(self) -> set[int] | None:
         """The ifindexes seen since the last call; None if some were missed."""
-        changed: set[int] = set()
+        bodies = self._bodies()
+        if bodies is None:
+            return None
+        return {_IFINFO.unpack_from(body)[2] for _, body in bodies}
+
+    def links(self) -> dict[int, Link | None] | None:
+        """How each link that changed was seen last, None for one that is gone;
+        None for all if some were missed."""
+        bodies = self._bodies()
+        if bodies is None:
+            return None
+        return {
+            _IFINFO.unpack_from(body)[2]: _link(body) if type_ == RTM_NEWLINK else None
+            for type_, body in bodies
+            # What a bridge says of a port of its own is not what the link is.
+            if _IFINFO.unpack_from(body)[0] == socket.AF_UNSPEC
+        }
+
+    def _bodies(self) -> list[tuple[int, bytes]] | None:
+        """The messages that came since the last call; None if some were missed."""
+        found: list[tuple[int, bytes]] = []
         while True:
             try:
                 data = self._socket.recv(1 << 16, socket.MSG_DONTWAIT)
             except OSError as error:
                 if error.errno == EAGAIN:
-                    return changed
+                    return found
                 if error.errno != ENOBUFS:
                     raise
                 _drain(self._socket)
                 return None
-            for _, _, _, body in _messages(data):
-                changed.add(_IFINFO.unpack_from(body)[2])
+            found += [(type_, body) for type_, _, _, body in _messages(data)]
 
 
 def set_messages(change: LinkChange) -> list[Message]:

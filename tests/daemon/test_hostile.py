@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clients that mean harm: the daemon stays up, serves others, and stays small."""
+
+import json
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin
+
+import pytest
+
+from tapster import Macvtap, Overloaded, Tap, TapsterError, connect, interface
+from tapster.interface import METHODS
+from tapster.varlink import encode
+from tests.daemon.daemons import ALICE, BOB, Daemon, user
+from tests.daemon.test_storm import usage
+from tests.kernel import tools
+
+SEED = int(os.environ.get("TAPSTER_SEED", "1"))
+ROUNDS = int(os.environ.get("TAPSTER_ROUNDS", "1500"))
+GROWTH = 16 << 20
+
+POLICY = f"""
+[limits]
+requests = 1000000
+connections = 300
+connections_per_user = 200
+stall = 1.0
+idle = 2.0
+
+[[allow]]
+users = ["{ALICE}", "{BOB}"]
+bridges = ["br0"]
+features = ["*"]
+"""
+
+
+@pytest.fixture
+def daemon(world: None) -> Iterator[Daemon]:
+    daemon = Daemon(policy=POLICY)
+    daemon.start()
+    yield daemon
+    serves(daemon)
+    daemon.close()
+
+
+def plain(daemon: Daemon, uid: int = BOB) -> socket.socket:
+    """A connection that says nothing by itself."""
+    made = socket.socket(socket.AF_UNIX)
+    with user(uid):
+        made.connect(str(daemon.socket))
+    made.settimeout(20)
+    return made
+
+
+def serves(daemon: Daemon) -> None:
+    """It serves others, and devices too."""
+    with daemon.connect() as root:
+        lease = root.acquire(Tap(bridge="br0", fin_wait=0))
+        tools.close(lease.fds)
+        root.release(lease.id)
+
+
+def all_of(at: socket.socket) -> bytes:
+    """What comes until the other end closes."""
+    received = b""
+    try:
+        while data := at.recv(65536):
+            received += data
+    except ConnectionResetError:
+        pass
+    return received
+
+
+# Messages
+
+
+def test_garbage_is_refused_with_a_type_and_hung_up_on(daemon: Daemon) -> None:
+    chance = random.Random(SEED)
+    for _ in range(100):
+        garbage = chance.randbytes(chance.randrange(1, 200)).replace(b"\0", b"") + b"\0"
+        with plain(daemon) as client:
+            client.sendall(garbage)
+            said = all_of(client)
+        assert b"io.tapster.RequestError" in said
+        assert said.endswith(b"\0")
+
+
+def test_a_message_of_a_gibibyte_costs_no_memory(daemon: Daemon) -> None:
+    before, _ = usage(daemon.pid)
+    sent = 0
+    with plain(daemon) as client:
+        try:
+            while sent < 1 << 30:
+                sent += client.send(b"[" * 65536)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        assert b"at most 65536 bytes" in all_of(client)
+    assert sent < 1 << 22, "it hung up long before the end"
+    after, _ = usage(daemon.pid)
+    assert after - before < GROWTH
+
+
+def test_a_deeply_nested_message_is_only_malformed(daemon: Daemon) -> None:
+    with plain(daemon) as client:
+        client.sendall(b'{"method":' + b"[" * 60000 + b"\0")
+        assert b"RequestError" in all_of(client)
+
+
+def test_a_slow_writer_and_a_slow_reader_are_dropped(daemon: Daemon) -> None:
+    with plain(daemon) as writer, plain(daemon) as reader:
+        writer.sendall(b'{"method":')
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        describe = encode(
+            {
+                "method": "org.varlink.service.GetInterfaceDescription",
+                "parameters": {"interface": "io.tapster"},
+            }
+        )
+        reader.settimeout(0.2)
+        try:
+            while True:
+                reader.sendall(describe * 50)
+        except TimeoutError:
+            pass  # it takes no more before its answers are taken
+        serves(daemon)
+        assert all_of(writer) == b"", "after limits.stall"
+        reader.settimeout(20)
+        all_of(reader)
+    with daemon.connect() as root:
+        dropped = {
+            one.label: one.value for one in root.statistics() if one.name == "dropped"
+        }
+    assert dropped["stalled"] == 2
+
+
+def test_a_flood_of_pings_starves_nobody(daemon: Daemon) -> None:
+    with plain(daemon) as flood:
+        flood.setblocking(False)
+        ping = encode({"method": "io.tapster.Ping"}) * 1000
+        with daemon.connect(ALICE) as alice:
+            for _ in range(20):
+                try:
+                    flood.send(ping)
+                    flood.recv(1 << 16)
+                except BlockingIOError:
+                    pass
+                start = time.monotonic()
+                alice.ping()
+                assert time.monotonic() - start < 5
+
+
+# Connections and descriptors
+
+
+def test_thousands_of_idle_connections_keep_nobody_out(daemon: Daemon) -> None:
+    with ExitStack() as many:
+        clients = [many.enter_context(plain(daemon)) for _ in range(2000)]
+        serves(daemon)
+        refused = 0
+        for client in clients:
+            client.setblocking(False)
+            with suppress(BlockingIOError):
+                refused += b"io.tapster.Overloaded" in client.recv(4096)
+        with daemon.connect(ALICE) as alice:
+            alice.ping()
+    with daemon.connect(BOB) as bob:
+        bob.ping()
+    assert refused > 0
+
+
+def test_who_has_too_many_connections_is_told_so_by_type(daemon: Daemon) -> None:
+    with ExitStack() as many:
+        for _ in range(200):
+            many.enter_context(plain(daemon))
+        with (
+            daemon.connect(BOB) as bob,
+            pytest.raises(Overloaded, match="close some"),
+        ):
+            bob.ping()
+        with daemon.connect(ALICE) as alice:
+            alice.ping()
+
+
+def test_idle_connections_are_closed(daemon: Daemon) -> None:
+    with plain(daemon) as client:
+        assert all_of(client) == b""
+
+
+def test_descriptors_that_nobody_asked_for_are_closed(daemon: Daemon) -> None:
+    with daemon.connect() as root:
+        root.ping()
+        _, before = usage(daemon.pid)
+    reader, writer = os.pipe()
+    ping = encode({"method": "io.tapster.Ping"})
+    try:
+        for number in (1, 3, 8):
+            with plain(daemon) as client:
+                rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, fds(reader, number))
+                client.sendmsg([ping], [rights])
+                client.sendmsg([ping], [rights])
+                assert client.recv(100).count(b"\0") > 0
+        for number in (9, 100, 250):
+            with plain(daemon) as client:
+                rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, fds(reader, number))
+                client.sendmsg([b"{"], [rights])
+                assert all_of(client) == b"", "more than there is room for"
+        with plain(daemon) as client:
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, fds(writer, 8))
+            for _ in range(100):
+                client.sendmsg([b" "], [rights])
+    finally:
+        os.close(reader)
+        os.close(writer)
+    with daemon.connect() as root:
+        for _ in range(1000):  # until it has seen that they left
+            root.ping()
+            if (after := usage(daemon.pid)[1]) <= before:
+                break
+        assert after <= before
+
+
+def fds(fd: int, number: int) -> bytes:
+    return fd.to_bytes(4, sys.byteorder) * number
+
+
+def test_a_descriptor_that_is_no_process_binds_nothing(daemon: Daemon) -> None:
+    with daemon.connect(ALICE) as alice:
+        lease = alice.acquire(Tap(bridge="br0"))
+        tools.close(lease.fds)
+        pipe = os.pipe()
+        for wrong, descriptors in ((0, pipe[:1]), (1, pipe[:1]), (-1, ()), (0, ())):
+            with pytest.raises(TapsterError, match="descriptor"):
+                alice._call("Bind", interface.Bind((lease.id,), wrong), descriptors)
+        tools.close(pipe)
+        assert alice.find(lease.id).process is None
+
+
+def test_a_full_descriptor_table_refuses_and_recovers(world: None) -> None:
+    daemon = Daemon("prlimit", "--nofile=40:40", policy=POLICY)
+    daemon.start()
+    with ExitStack() as many:
+        for _ in range(60):
+            many.enter_context(plain(daemon))
+    # They are gone: whoever waited is served, and there is room for devices.
+    with daemon.connect() as root:
+        with pytest.raises(TapsterError):
+            root.acquire_all([Tap(bridge="br0", queues=60)])
+        root.ping()
+        assert root.leases(all=False) == []
+        lease = root.acquire(Tap(bridge="br0"))
+        tools.close(lease.fds)
+    assert daemon.logged("not-accepted")
+    daemon.close()
+
+
+# Wrong types in every field, made from the interface itself
+
+ODD: list[Any] = [
+    *(None, True, 0, -1, 1 << 62, 1 << 64, 0.5, 1e308, "", "a" * 300, "\ud800"),
+    *([], [[]], {}, {"a": 1}, "../../x", "br0", "vnet%d", "%d%d", "a\0b", [None]),
+]
+
+
+def odd(kind: Any, chance: random.Random, depth: int = 0) -> Any:
+    """A value that mostly looks like what is asked for, and somewhere does not."""
+    if chance.random() < 0.15 or depth > 6:
+        return chance.choice(ODD)
+    if isinstance(kind, UnionType):
+        return odd(get_args(kind)[0], chance, depth + 1)
+    if get_origin(kind) is tuple:
+        inner = get_args(kind)[0]
+        return [odd(inner, chance, depth + 1) for _ in range(chance.randrange(3))]
+    if hasattr(kind, "_fields"):
+        return {
+            name: odd(annotation, chance, depth + 1)
+            for name, annotation in kind.__annotations__.items()
+            if chance.random() < 0.6
+        }
+    if kind is str:
+        return chance.choice(["br0", "vnet%d", "x", "52:54:00:00:00:01", "eth0"])
+    if kind is bool:
+        return chance.random() < 0.5
+    if kind in (int, float):
+        return chance.choice([0, 1, 2, 3, 100])
+    return chance.choice([*kind])
+
+
+@pytest.mark.timeout(300)
+def test_wrong_types_in_every_field_are_answered_each_by_a_typed_error(
+    daemon: Daemon,
+) -> None:
+    chance = random.Random(SEED)
+    answers: dict[str, int] = {}
+    before = 0
+    for number in range(ROUNDS):
+        if number == ROUNDS // 4:
+            before, _ = usage(daemon.pid)
+        method = chance.choice([one for one in METHODS if not one.more])
+        message = {
+            "method": f"io.tapster.{method.name}",
+            "parameters": odd(method.takes, chance),
+        }
+        with plain(daemon, chance.choice([0, ALICE, BOB])) as client:
+            client.sendall(json.dumps(message).encode() + b"\0")
+            client.shutdown(socket.SHUT_WR)
+            said = json.loads(all_of(client).removesuffix(b"\0"))
+        error = said.get("error", "none")
+        answers[error] = answers.get(error, 0) + 1
+        assert "daemon failed" not in str(said), (message, said)
+        assert error == "none" or error.startswith(("io.tapster.", "org.varlink."))
+    assert not daemon.logged("failed")
+    after, _ = usage(daemon.pid)
+    sys.stderr.write(f"seed {SEED}, {ROUNDS} requests: {answers}\n")
+    assert after - before < GROWTH
+    assert answers["org.varlink.service.InvalidParameter"] > ROUNDS // 10
+    assert answers["none"] > ROUNDS // 20
+
+
+@pytest.mark.timeout(120)
+def test_mutated_requests_never_break_it(daemon: Daemon) -> None:
+    chance = random.Random(SEED)
+    good = encode(
+        {
+            "method": "io.tapster.Acquire",
+            "parameters": {"nics": [{"tap": {"bridge": "br0"}}], "bind": "close"},
+        }
+    )
+    for _ in range(300):
+        data = bytearray(good)
+        for _ in range(chance.randrange(1, 6)):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        with plain(daemon) as client:
+            client.sendall(data)
+            client.shutdown(socket.SHUT_WR)
+            all_of(client)
+    assert not daemon.logged("failed")
+
+
+# Root's absence
+
+
+CAPABILITIES = ("net_admin", "sys_admin", "mknod", "dac_override")
+
+
+def test_it_serves_as_a_user_with_only_its_capabilities(world: None) -> None:
+    kept = ",".join(f"+{one}" for one in CAPABILITIES)
+    daemon = Daemon(
+        *("setpriv", "--reuid=61999", "--regid=61999", "--clear-groups"),
+        *(f"--inh-caps={kept}", f"--ambient-caps={kept}"),
+        f"--bounding-set=-all,{kept}",
+        policy=POLICY,
+    )
+    os.chown("/run/test", 61999, 61999)
+    daemon.start()
+    lines = Path(f"/proc/{daemon.pid}/status").read_text().splitlines()
+    status = dict(line.split(":", 1) for line in lines)
+    assert status["Uid"].split() == ["61999"] * 4
+    assert int(status["CapEff"], 16).bit_count() == len(CAPABILITIES)
+    tools.sh("ip link add eth0 type veth peer name eth1")
+    tools.sh("ip link set eth0 up")
+    tools.sh("ip netns add blue")
+    with daemon.connect(ALICE) as alice, daemon.connect() as root:
+        tap = alice.acquire(Tap(bridge="br0", queues=2))
+        macvtap = root.acquire(Macvtap("eth0"))
+        with connect(daemon.socket, netns="blue") as blue:
+            there = blue.acquire(Tap())
+        tools.close(tap.fds + macvtap.fds + there.fds)
+        assert tools.ports() == {"vnet0"}
+        child = os.fork()
+        if not child:
+            signal.pause()
+        root.bind([macvtap], child)
+        events = daemon.events()
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        assert next(events).lease == macvtap.id
+        alice.release(tap.id)
+        assert root.recover() == []
+        assert root.reap(now=True) >= 1
+    daemon.close()
