@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How tapsterd is run: units, socket activation, metrics and the dashboard."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tapster import NotAllowed, Tap
+from tapster.daemon.config import load
+from tapster.daemon.metrics import HISTOGRAMS, KINDS, Metrics
+from tests.daemon.daemons import ALICE, POLICY, Daemon
+from tests.kernel import tools
+
+UNITS = Path(__file__).parents[2] / "units"
+
+
+def figures(text: str) -> dict[str, float]:
+    """What Prometheus would read."""
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    return {
+        name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)
+    }
+
+
+def test_prometheus_reads_what_happened(world: None) -> None:
+    tools.sh("ip link set lo up")
+    listen = '[metrics]\nlisten = "127.0.0.1:9474"\n'
+    daemon = Daemon(policy=listen + POLICY)
+    daemon.start()
+    tools.sh("ip tuntap add vnet0 mode tap")
+    with daemon.connect(ALICE) as alice:
+        lease = alice.acquire(Tap(bridge="br0"))
+        assert lease.name == "vnet1", "vnet0 is foreign"
+        tools.close(lease.fds)
+        with pytest.raises(NotAllowed):
+            alice.acquire(Tap(bridge="br9"))
+        with urllib.request.urlopen("http://127.0.0.1:9474/metrics") as answer:
+            assert answer.headers["Content-Type"].startswith("text/plain")
+            found = figures(answer.read().decode())
+        alice.release(lease.id)
+    assert found['tapster_leases{state="active"}'] == 1
+    assert found['tapster_calls_total{method="Acquire"}'] == 2
+    assert found['tapster_refused_total{reason="policy"}'] == 1
+    assert found['tapster_failures_total{error="NotAllowed"}'] == 1
+    assert found['tapster_events_total{event="acquired"}'] == 1
+    assert found["tapster_collisions_total"] >= 1
+    assert found['tapster_acquire_seconds_bucket{le="+Inf"}'] == 1
+    assert found["tapster_acquire_seconds_count"] == 1
+    assert 0 < found["tapster_acquire_seconds_sum"] < 60
+    daemon.close()
+
+
+def test_metrics_are_off_by_default(daemon: Daemon) -> None:
+    listening = tools.sh("ss -Htln") + tools.sh(f"ss -Hxlp src {daemon.socket}")
+    assert listening.count("\n") == 1
+
+
+def test_the_dashboard_shows_figures_that_there_are() -> None:
+    dashboard = json.loads((UNITS / "grafana-dashboard.json").read_text())
+    asked: set[str] = set()
+    for panel in dashboard["panels"]:
+        for target in panel["targets"]:
+            asked |= set(re.findall(r"tapster_\w+", target["expr"]))
+    exported = set(re.findall(r"^# TYPE (\w+)", Metrics().text(), re.MULTILINE))
+    assert {re.sub("_bucket$", "", name) for name in asked} == exported
+    assert len(exported) == len(KINDS) + len(HISTOGRAMS)
+
+
+def test_systemd_may_hand_over_the_socket(daemon: Daemon, tmp_path: Path) -> None:
+    """As sd_listen_fds(3) says: descriptor 3, and the pid in the environment."""
+    daemon.stop()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(daemon.socket))
+        daemon.socket.chmod(0o666)
+        listening.listen()
+        os.dup2(listening.fileno(), 3) if listening.fileno() != 3 else None
+        start = 'LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=varlink exec "$@"'
+        arguments = ["--ledger", str(daemon.ledger), "--config", str(daemon.config)]
+        with daemon.connect(ALICE) as early:
+            process = subprocess.Popen(
+                [
+                    "sh",
+                    "-c",
+                    start,
+                    "sh",
+                    str(daemon.programs / "tapsterd"),
+                    *arguments,
+                ],
+                pass_fds=[3],
+                stderr=subprocess.DEVNULL,
+            )
+            early.ping()
+        process.terminate()
+        assert process.wait(20) == 0
+        assert daemon.socket.exists(), "it is systemd's"
+    daemon.socket.unlink()
+    daemon.start()
+
+
+def test_the_example_policy_is_one(tmp_path: Path) -> None:
+    example = (UNITS / "tapster.toml").read_text()
+    assert load(str(UNITS / "tapster.toml")).config.allow == ()
+    live = re.sub(r"^# (?=[\[a-z_]+( =|\]))", "", example, flags=re.MULTILINE)
+    live = live.replace("/etc/qemu/bridge.conf", str(tmp_path / "none"))
+    (tmp_path / "none").write_text("allow br0\n")
+    (tmp_path / "live.toml").write_text(live)
+    config = load(str(tmp_path / "live.toml")).config
+    assert config.allow[0].bridges == ("br0", "lab*")
+    defaults: Any = type(config.limits)()
+    assert config.limits == defaults, "the example shows the defaults"
+
+
+def test_systemd_finds_nothing_wrong_and_little_exposed(tmp_path: Path) -> None:
+    for unit in ("tapsterd.service", "tapsterd.socket"):
+        text = (UNITS / unit).read_text()
+        text = text.replace("/usr/bin/tapsterd", "/bin/true")
+        text = re.sub("^Documentation=.*\n", "", text, flags=re.MULTILINE)
+        (tmp_path / unit).write_text(text)
+    verify = ["systemd-analyze", "verify", *map(str, sorted(tmp_path.iterdir()))]
+    done = subprocess.run(verify, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    service = str(tmp_path / "tapsterd.service")
+    security = ["systemd-analyze", "security", "--offline=true", service]
+    shown = subprocess.run(security, capture_output=True, text=True, check=True).stdout
+    exposure = re.search(r"exposure level for tapsterd.service: ([\d.]+)", shown)
+    assert exposure
+    assert float(exposure[1]) < 3
