@@ -41,7 +41,7 @@ check: setup ## Check format, lint, types, spelling, manual pages
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/mypy
 	$(VENV)/bin/codespell
-	mandoc -T lint -W warning man/*.1
+	mandoc -T lint -W warning man/*.[18]
 
 format: setup ## Format the code, mend what lint can mend
 	$(VENV)/bin/ruff check --fix --exit-zero

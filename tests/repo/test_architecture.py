@@ -468,7 +468,20 @@ def repository() -> Iterator[Path]:
 OTHERS = [
     path
     for path in repository()
-    if path.suffix in (".sql", ".1", ".bash", ".zsh", ".fish", ".toml", ".in")
+    if path.suffix
+    in (
+        ".sql",
+        ".1",
+        ".8",
+        ".service",
+        ".socket",
+        ".conf",
+        ".bash",
+        ".zsh",
+        ".fish",
+        ".toml",
+        ".in",
+    )
     or path.name in ("Makefile", "_tapster")
     or path.read_bytes().startswith(b"#!")
 ]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tapster import cli
+from tapster.daemon import __main__ as daemon
 
 PAGE = Path(__file__).parents[2] / "man/tapster.1"
 TEXT = PAGE.read_text("utf-8")
@@ -125,3 +126,14 @@ def test_its_examples_work(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('"SHUTDOWN"') == TEXT.count("qemu-system-x86_64 -")
+
+
+def test_the_daemons_page_lints_and_has_its_options() -> None:
+    page = PAGE.with_name("tapsterd.8")
+    lint = ["mandoc", "-T", "lint", "-W", "warning", str(page)]
+    done = subprocess.run(lint, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+    heads = re.findall(r"^\.It Fl (?:h , Fl )?-(\S+)", page.read_text(), re.MULTILINE)
+    parser = daemon._parser()
+    declared = {option for one in parser._actions for option in one.option_strings}
+    assert {f"--{name}" for name in heads} == declared - {"-h"}
