@@ -40,5 +40,6 @@ def _quoted(value: Any) -> str:
     plain = text.isprintable() and not set(text) & set(' ="') and text
     if plain:
         return text
-    inside = text.encode("unicode_escape").decode().replace('"', '\\"')
+    # Not by a codec: it may have to be loaded, when no descriptor is left for that.
+    inside = ascii(text)[1:-1].replace('"', '\\"')
     return f'"{inside}"'

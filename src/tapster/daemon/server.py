@@ -171,6 +171,7 @@ class Server:
 
     def _stop(self) -> None:
         self._log(INFO, "stopping")
+        self._paused = []
         for listener in self._listeners:
             listener.close()
         # What is under way is finished and answered: no lease is lost.
