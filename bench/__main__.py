@@ -22,6 +22,7 @@ MEASUREMENTS = (
     "picking",
     "bookkeeping",
     "growth",
+    "daemon",
     "drift",
 )
 LONG = {"drift": "15 minutes"}
