@@ -34,6 +34,11 @@ def ledger_path(path: str | os.PathLike[str] | None = None) -> str:
 class Manager:
     """A ledger, a network namespace, and the right to change what is claimed."""
 
+    collisions = 0
+    """How often a name was found taken by a foreign device."""
+    batches = 0
+    """How many batches of devices were reaped."""
+
     def __init__(
         self,
         ledger: str | os.PathLike[str] | None = None,
@@ -57,10 +62,6 @@ class Manager:
         self._locks: LockFile | None = None
         self._manager = 0
         self._planes = wiring.planes(self._ledger.id) if planes is None else planes
-        self.collisions = 0
-        """How often a name was found taken by a foreign device."""
-        self.batches = 0
-        """How many batches of devices were reaped."""
         try:
             self._kernel = self._system.netns(netns)
         except BaseException:
