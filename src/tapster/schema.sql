@@ -56,13 +56,12 @@ CREATE TABLE lease (
     vnet_hdr    INTEGER NOT NULL DEFAULT 1
 ) STRICT;
 CREATE UNIQUE INDEX lease_name ON lease (name, netns);
-CREATE UNIQUE INDEX lease_ifindex ON lease (netns, ifindex);
+CREATE UNIQUE INDEX lease_ifindex ON lease (netns, ifindex); -- also finds by netns
 CREATE INDEX lease_mac ON lease (mac);
 CREATE INDEX lease_deadline ON lease (deadline) WHERE state = 'fin_wait';
 CREATE INDEX lease_process ON lease (pid) WHERE pid IS NOT NULL;
 CREATE INDEX lease_manager ON lease (manager) WHERE manager IS NOT NULL;
 CREATE INDEX lease_reserved ON lease (state) WHERE state = 'reserved';
-CREATE INDEX lease_netns ON lease (netns);
 CREATE INDEX lease_user ON lease (user, state);
 
 CREATE TABLE history (
