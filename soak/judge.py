@@ -185,6 +185,8 @@ class Judge:
         they were between the marks of the sample that is being judged."""
         self.tally: Counter[str] = Counter()
         self.findings: list[Finding] = []
+        self.begun = False
+        """Whether the ground is there."""
         self._netns = netns
         self._tell_stopped = stopped
         self._rows = rows
@@ -337,6 +339,7 @@ class Judge:
 
     def _on_ground(self, _: Mark) -> None:
         """All that is there now is the storm's own, and foreign."""
+        self.begun = True
         for device in self._devices.values():
             device.foreign = "the ground"
 

@@ -7,6 +7,7 @@ which an outsider had freed could hit a machine itself: that is not what is trie
 
 import os
 from itertools import count
+from pathlib import Path
 from threading import Event
 
 from demo.private import inside
@@ -75,7 +76,7 @@ class Squatter:
             fd, name = open_tap("vnet%d")
         links = ground.links(self._netns)
         ifindex = next((one["ifindex"] for one in links if one["ifname"] == name), None)
-        if ifindex is None:
+        if ifindex is None or _name_of(fd) != name:  # an outsider was quicker
             os.close(fd)
             return
         self._held.append((ifindex, fd))
@@ -93,6 +94,12 @@ class Squatter:
             os.close(fd)
         else:
             ground.ip(self._netns, "link", "del", "dev", f"if{ifindex}")
+
+
+def _name_of(tap: int) -> str:
+    """The name of an open tap; nothing if it has been deleted."""
+    text = Path(f"/proc/self/fdinfo/{tap}").read_text()
+    return text.partition("iff:\t")[2].partition("\n")[0]
 
 
 def main() -> None:

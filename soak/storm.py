@@ -139,10 +139,11 @@ class Storm:
         self._watcher.stdin.flush()
         self._failures += filter(None, [self._strangers.wait()])
         for ledger in LEDGERS:
-            tapster = [TAPSTER, "--ledger", ledger_path(ledger)]
             for verb in ("recover", "reap"):
-                command = [*tapster, verb]
-                subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+                command = [TAPSTER, "--ledger", ledger_path(ledger), verb]
+                done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+                if done.returncode:
+                    self._failures.append(f"{verb} ended with {done.returncode}")
                 self._wait_reapers(ledger)
         self._say("final")
 

@@ -23,8 +23,8 @@ SAMPLE = 1.0
 """Seconds from one sample of the ledgers to the next."""
 NEWS = 30.0
 """Seconds from one line about the state of things to the next."""
-TOLD = 10
-"""How many findings are told with their stories; the rest is counted."""
+TOLD = 4
+"""How many findings of each kind are told; the rest is counted."""
 
 
 class Report(NamedTuple):
@@ -47,7 +47,7 @@ class Watcher:
     def __init__(self, strangers: TextIO) -> None:
         self._strangers = strangers
         self._rows: dict[str, books.Row] = {}
-        self._told = 0
+        self._told: Counter[str] = Counter()
         self._marker = Marker("watcher")
         self._listeners = {
             netns: (Listener(netns), Judge(netns, self._stopped, lambda: self._rows))
@@ -72,18 +72,21 @@ class Watcher:
     def judge(self) -> None:
         """Judge all that has been reported."""
         for listener, judge in self._listeners.values():
+            heard = len(judge.findings)
             try:
                 for event in listener.heard():
                     judge.event(event, boottime())
             except OSError as error:
                 judge.blind(f"reports are lost: {error}")
-        findings = self._findings()
-        for finding in findings[self._told : TOLD]:
-            tell(finding)
-        self._told = len(findings)
+            for finding in judge.findings[heard:]:
+                self._told[finding.kind] += 1
+                if self._told[finding.kind] <= TOLD:
+                    tell(finding)
 
     def sample(self) -> None:
         """Read the ledgers, between two marks in every namespace."""
+        if not all(judge.begun for _, judge in self._listeners.values()):
+            return
         self._say("sample")
         self._rows = {
             row.owner: row
@@ -128,7 +131,8 @@ class Watcher:
 def tell(finding: Finding) -> None:
     """Say what happened: who, when, which object, and what came before it."""
     head = f"soak: {finding.kind} in {finding.netns} at {finding.time:.3f}:"
-    print(f"{head} {finding.what}", *finding.story, sep="\n    ", file=sys.stderr)
+    lines = (f"{head} {finding.what}", *finding.story)
+    print(*lines, sep="\n    ", file=sys.stderr, flush=True)
 
 
 def main() -> None:

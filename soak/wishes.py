@@ -45,6 +45,7 @@ def _wish(random: Random, owner: str) -> Spec:
             owner,
             queues=queues,
             isolated=bridge is not None and random.random() < 0.2,
+            learning=bridge is None or random.random() < 0.8,
             mtu=random.choice((None, 1300)),
             fin_wait=wait,
         )
@@ -67,5 +68,7 @@ def options(spec: Spec) -> dict[str, str]:
     if isinstance(spec, Macvtap):
         chosen |= {"link": spec.link, "mode": spec.mode}
     else:
-        chosen |= {"bridge": spec.bridge, "isolated": "" if spec.isolated else None}
+        chosen["bridge"] = spec.bridge
+        chosen["isolated"] = "" if spec.isolated else None
+        chosen["no-learning"] = None if spec.learning else ""
     return {key: value for key, value in chosen.items() if value is not None}
