@@ -10,7 +10,7 @@ Names of foreign devices are found out when they are picked: they leave the
 intervals, are remembered, and come back when `recheck` finds them gone.
 """
 
-import _sqlite3 as sqlite3  # the package would import datetime: 2 ms
+import sqlite3
 from collections.abc import Callable, Iterable
 
 from tapster import names

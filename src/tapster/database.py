@@ -10,8 +10,8 @@ be opened but through SQLite, which knows this, not even for a look at its heade
 that would unlock it under another ledger of the same process.
 """
 
-import _sqlite3 as sqlite3  # the package would import datetime: 2 ms
 import os
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 

@@ -6,8 +6,8 @@ when the process is killed, and it excludes every other process's. Nothing here
 looks at the kernel; what must be known of it is passed in.
 """
 
-import _sqlite3 as sqlite3  # the package would import datetime: 2 ms
 import os
+import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 

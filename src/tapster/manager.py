@@ -7,7 +7,7 @@ with its manager, and no pid is believed.
 """
 
 import os
-from _thread import RLock  # threading itself: 1 ms
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self
@@ -56,7 +56,7 @@ class Manager:
         left. Raises LedgerError, NoSuchLink and MissingCapability.
         """
         self._start_reaper = reaper or _start_reaper
-        self._lock = RLock()
+        self._lock = threading.RLock()
         self._system = system or LinuxSystem()
         self._ledger = Ledger(ledger_path(ledger), self._system)
         self._locks: LockFile | None = None

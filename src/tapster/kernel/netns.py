@@ -6,11 +6,11 @@ that opens /dev/net/tun. An inode number of /proc/PID/ns/net can be reused by a
 later namespace; the cookie cannot.
 """
 
-import _socket as socket  # the package would make enums: 3 ms
 import os
+import socket
 import struct
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 
 SO_NETNS_COOKIE = 71
 OWN = "/proc/thread-self/ns/net"
@@ -63,8 +63,9 @@ def open_netns(path: str) -> int:
 
 def cookie() -> int:
     """The cookie of the calling thread's namespace."""
-    made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-    with closing(made) as probe:
+    with socket.socket(
+        socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
+    ) as probe:
         raw = probe.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
     (value,) = struct.unpack("Q", raw)
     return int(value)

@@ -7,8 +7,8 @@ request that has both is executed by ifindex and the name, ignored or worse,
 becomes a rename.
 """
 
-import _socket as socket  # the package would make enums: 3 ms
 import os
+import socket
 import struct
 from collections.abc import Iterator, Sequence
 from errno import EAGAIN, ENOBUFS, ENODEV
