@@ -167,6 +167,10 @@ class Devices(Manager):
                     reason = reason or error
         if reason is not None:
             raise reason
+        if kernel is not None and lease.state is State.FIN_WAIT:
+            # Open vSwitch puts back the flags of a device that it lets go, and may
+            # not have heard yet that it is down.
+            self._bring_to_rest(kernel, lease)
         self._ledger.unwired(lease.id)
 
     def _plant(self, kernel: Kernel, lease: Lease) -> None:

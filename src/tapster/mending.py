@@ -215,10 +215,15 @@ class Mender(Devices):
                 return Action.LEAVE
             link = kernel.link(claimed.ifindex) if kernel else None
             links = {link.ifindex: link} if link else {}
-            differs = wiring and bool(self._differences(kernel, [claimed], links)[0])
+            differ: dict[str, dict[str, str]] = {}
+            if wiring:
+                differ, _ = self._differences(kernel, [claimed], links)
             unclaimed = claimed._replace(manager=None)
-            action = self._decide(kernel, unclaimed, link, differs=differs)
-            self._act(action, kernel, claimed)
+            action = self._decide(kernel, unclaimed, link, differs=bool(differ))
+            # Planes may have something that the ledger knows nothing of.
+            there = [one for one in differ.get(claimed.id, ()) if one != "link"]
+            wired = tuple(dict.fromkeys([*claimed.wired, *there]))
+            self._act(action, kernel, claimed._replace(wired=wired))
             return action
 
     def _act(self, action: Action, kernel: Kernel | None, lease: Lease) -> None:

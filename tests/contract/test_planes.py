@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a Host does when a plane, or whoever keeps it, is not there."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from errno import EOPNOTSUPP
 from pathlib import Path
 
 import pytest
 
-from tapster import Host, Lease, State, Tap, Wiring
+from tapster import Action, Host, Lease, State, Tap, Wiring
 from tapster.errors import KernelError, ServiceUnavailable
 from tapster.kernel.port import Kernel
 from tapster.testing import FakeSystem
@@ -23,6 +23,8 @@ class Switch:
     def __init__(self) -> None:
         self.there: set[str] = set()
         self.away = False
+        self.last: Callable[[str], object] = lambda name: None
+        """What it does to a device before it lets it go."""
 
     def concerns(self, wiring: Wiring) -> bool:
         return wiring.ovs is not None
@@ -36,12 +38,14 @@ class Switch:
 
     def unwire(self, kernel: Kernel | None, lease: Lease) -> None:
         self._ask()
+        self.last(lease.name)
         self.there.discard(lease.id)
 
     def observe(self, kernel: Kernel, leases: Sequence[Lease]) -> Observed:
         if any(self.concerns(lease.wiring) for lease in leases):
             self._ask()
-        return Observed({})
+        unwanted = [lease.id for lease in leases if not self.concerns(lease.wiring)]
+        return Observed(dict.fromkeys(self.there.intersection(unwanted), "it is there"))
 
     def remove(self, kernel: Kernel, stray: Stray) -> None:
         self._ask()
@@ -128,3 +132,28 @@ def test_a_port_of_open_vswitch_in_the_kernel_goes_down_where_it_is(
     link = host.link(lease)
     assert link is not None
     assert not link.up
+
+
+def test_what_a_plane_does_to_a_device_that_it_lets_go_does_not_last(
+    host: Host, system: FakeSystem, switch: Switch
+) -> None:
+    """Open vSwitch puts back the flags of before, and may know old ones."""
+    lease = acquire(host, Tap(ovs="switch0"))
+    switch.last = lambda name: system.stranger().set_by_name(name, up=True)
+    host.release(lease.id)
+    link = host.link(lease)
+    assert link is not None
+    assert not link.up
+    assert host.recover() == []
+
+
+def test_what_a_plane_has_although_the_ledger_knows_nothing_of_it_goes(
+    host: Host, switch: Switch
+) -> None:
+    """As when somebody brings back an old copy of a plane's database."""
+    lease = acquire(host, Tap(bridge="br0"))
+    switch.there.add(lease.id)
+    assert host.differences(lease) == {"switch": "it is there"}
+    assert [one.action for one in host.recover()] == [Action.REWIRE]
+    assert switch.there == set()
+    assert host.recover() == []
