@@ -252,7 +252,14 @@ KEEPERS = [
         ("tapster.cli", "tapster.daemon.__main__"),
         "a library has no command line",
     ),
-    Keeper("json", ("tapster.cli", "tapster.varlink"), "for who reads it"),
+    Keeper(
+        "json",
+        ("tapster.cli", "tapster.varlink", "tapster.wiring.ovsrpc"),
+        "for who reads it",
+    ),
+    Keeper(
+        "ovs", ("tapster.wiring.ovsrpc",), "it is slow to import, and may be absent"
+    ),
     Keeper("tomllib", ("tapster.daemon.config",), "only the daemon has a file"),
     Keeper(
         "importlib",
@@ -288,6 +295,8 @@ PURE = {
     "tapster.daemon.policy": {"collections.abc", "fnmatch", "typing"},
     "tapster.daemon.metrics": {"bisect", "collections.abc", "typing"},
     "tapster.daemon.throttle": set(),
+    "tapster.wiring.ovsdb": {"collections.abc", "typing"},
+    "tapster.wiring.ovsport": {"collections.abc", "typing"},
 }
 """The rooms that have no effects, with what of Python they may import."""
 
@@ -380,6 +389,7 @@ SLOW = {
     "inspect",
     "json",
     "logging",
+    "ovs",
     "random",
     "subprocess",
     "typing_extensions",
