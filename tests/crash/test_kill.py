@@ -28,6 +28,8 @@ which of them it dies in is SQLite's business: some in each will do."""
 class Crashes:
     """Runs a command again and again, killed some system calls later each time."""
 
+    calls = CALLS
+
     def __init__(self, ledger: Path) -> None:
         self._environment = {**os.environ, "TAPSTER_LEDGER": str(ledger)}
         self.host = Host(ledger, reaper=tools.no_reaper)
@@ -35,7 +37,7 @@ class Crashes:
 
     def killed(self, *arguments: str) -> Iterator[str]:
         """Where it was killed, for each place; the caller looks at what is left."""
-        for call, distance in CALLS.items():
+        for call, distance in self.calls.items():
             number = 1
             while self._killed_at(call, number, arguments):
                 self.kills += 1
