@@ -12,7 +12,17 @@ from typing import Any
 
 import pytest
 
-from tapster import Host, HostError, Lease, NameTaken, ServiceUnavailable, State, Tap
+from tapster import (
+    ConflictError,
+    Host,
+    HostError,
+    Lease,
+    NameTaken,
+    ServiceUnavailable,
+    State,
+    Tap,
+)
+from tapster.model import Rate
 from tapster.wiring import ovs, ovsrpc
 from tests.kernel import tools
 from tests.kernel.test_reaper import Monitor, reapers, wait_dead, wait_reaping
@@ -96,6 +106,8 @@ def test_without_the_database_recover_says_so_and_waits(
 ) -> None:
     released, active = acquire(host), acquire(host)
     switch.stop_database()
+    with pytest.raises(ServiceUnavailable):
+        host.differences(active)
     host.release(released.id)
     with pytest.raises(ServiceUnavailable, match="is ovsdb-server running"):
         host.recover()
@@ -196,6 +208,19 @@ def test_without_vswitchd_a_start_fails_and_nothing_is_left(
     nothing_is_left(host)
 
 
+def test_without_vswitchd_a_machine_stays_where_it_is(
+    host: Host, switch: Switch, impatient: None
+) -> None:
+    lease = acquire(host, Tap(bridge="br0"))
+    switch.stop(signal.SIGKILL)
+    with pytest.raises(ServiceUnavailable) as caught:
+        host.set(lease.id, bridge=None, ovs="ovs0", inbound=Rate(1000))
+    assert not hasattr(caught.value, "__notes__"), "it could not go back"
+    assert tools.ports("br0") == {"vnet0"}
+    assert (ports("ovs0"), rows("QoS"), rows("Queue")) == ([], [], [])
+    assert host.find("vnet0").wiring == lease.wiring
+
+
 def test_the_name_waits_for_a_vswitchd_that_hangs(
     host: Host, switch: Switch, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,6 +285,24 @@ def test_a_start_gives_up_a_daemon_that_hangs(
     monkeypatch.undo()
     host.reap(now=True)
     nothing_is_left(host)
+
+
+def test_a_device_of_the_name_that_is_not_ours_is_no_machines_port(
+    host: Host, switch: Switch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = ovs.Ovs._put
+
+    def swap(plane: ovs.Ovs, db: Any, lease: Lease) -> tuple[bool, int]:
+        tools.sh(f"ip link del {lease.name}")
+        tools.sh(f"ip tuntap add {lease.name} mode tap")
+        return put(plane, db, lease)
+
+    monkeypatch.setattr(ovs.Ovs, "_put", swap)
+    with pytest.raises(ConflictError, match="another device"):
+        acquire(host)
+    assert host.leases() == []
+    assert (ports("ovs0"), rows("QoS")) == ([], [])
+    assert "ifalias" not in tools.links()["vnet0"]
 
 
 # Who pays for it

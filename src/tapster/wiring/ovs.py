@@ -195,7 +195,14 @@ class Ovs:
         Open vSwitch leaves the queueing of a device as it is when it lets it go.
         """
         stamp = self._stamp(lease)
+        policed: list[Condition] = [*_marked(stamp), ("ingress_policing_rate", ">", 0)]
         with self._open() as db:
+            qos, interfaces = db.transact(
+                select("QoS", _marked(stamp), "_uuid"),
+                select("Interface", policed, "_uuid"),
+            )
+            if not (qos or interfaces):
+                return
             changes = [
                 update("Port", _marked(stamp), {"qos": frozenset()}),
                 update("Interface", _marked(stamp), _policed(0, 0)),
