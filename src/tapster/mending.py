@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reap and recover: what brings ledger and kernel into agreement."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from math import inf
 
@@ -186,11 +186,12 @@ class Mender(Devices):
                         reason = reason or unseen
                     for lease in batch:
                         link = links.get(lease.ifindex)
-                        differs = lease.id in differ
+                        wrong = differ.get(lease.id, {})
+                        differs = bool(wrong)
                         action = self._decide(kernel, lease, link, differs=differs)
                         if not dry_run and self._needs_mending(lease, action):
                             try:
-                                action = self._mend(kernel, lease, wiring=differs)
+                                action = self._mend(kernel, lease, wrong)
                             except TapsterError as error:
                                 reason = reason or error
                         if action is not Action.LEAVE:
@@ -207,21 +208,29 @@ class Mender(Devices):
         return claimed or action is not Action.LEAVE
 
     def _mend(
-        self, kernel: Kernel | None, lease: Lease, *, wiring: bool = False
+        self,
+        kernel: Kernel | None,
+        lease: Lease,
+        wrong: Mapping[str, str] | None = None,
     ) -> Action:
-        """Look again under a claim, and do what the table says."""
+        """Look again under a claim, and do what the table says.
+
+        `wrong` is how it was not wired as it should be, by plane.
+        """
         with self._claimed(lease.id) as claimed:
             if claimed is None:
                 return Action.LEAVE
             link = kernel.link(claimed.ifindex) if kernel else None
-            links = {link.ifindex: link} if link else {}
-            differ: dict[str, dict[str, str]] = {}
-            if wiring:
-                differ, _ = self._differences(kernel, [claimed], links)
             unclaimed = claimed._replace(manager=None)
-            action = self._decide(kernel, unclaimed, link, differs=bool(differ))
+            # Planes are asked again only if somebody was at it meanwhile: to see one
+            # lease takes some as long as to see all.
+            if wrong and unclaimed != lease._replace(manager=None):
+                links = {link.ifindex: link} if link else {}
+                differ, _ = self._differences(kernel, [claimed], links)
+                wrong = differ.get(claimed.id, {})
+            action = self._decide(kernel, unclaimed, link, differs=bool(wrong))
             # Planes may have something that the ledger knows nothing of.
-            there = [one for one in differ.get(claimed.id, ()) if one != "link"]
+            there = [one for one in wrong or () if one != "link"]
             wired = tuple(dict.fromkeys([*claimed.wired, *there]))
             self._act(action, kernel, claimed._replace(wired=wired))
             return action
