@@ -103,7 +103,10 @@ class MissingCapability(HostError):
 
 
 class ServiceUnavailable(HostError):
-    """A service that keeps part of the wiring, such as OVSDB, cannot be reached."""
+    """A service that keeps part of the wiring, such as OVSDB, cannot be reached.
+
+    Or the library that speaks with it is not installed.
+    """
 
 
 class DaemonError(HostError):

@@ -331,3 +331,10 @@ def _devices(system: FakeSystem) -> str:
     """The world without its clocks and counters."""
     lines = system.render().splitlines()
     return "\n".join(line for line in lines if line.startswith("  "))
+
+
+def test_it_has_no_nftables_and_says_so() -> None:
+    kernel = FakeSystem().netns(None)
+    for ask in (kernel.nft, kernel.nft_list):
+        with pytest.raises(tapster.HostError, match="no nftables"):
+            ask("")

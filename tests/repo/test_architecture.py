@@ -254,7 +254,12 @@ KEEPERS = [
     ),
     Keeper(
         "json",
-        ("tapster.cli", "tapster.varlink", "tapster.wiring.ovsrpc"),
+        (
+            "tapster.cli",
+            "tapster.kernel.nft",
+            "tapster.varlink",
+            "tapster.wiring.ovsrpc",
+        ),
         "for who reads it",
     ),
     Keeper(

@@ -24,6 +24,11 @@ def setns(fd: int, nstype: int) -> None:
     _check(_libc.setns(fd, nstype), "setns")
 
 
+def unshare(flags: int) -> None:
+    """unshare(2), for the calling thread."""
+    _check(_libc.unshare(flags), "unshare")
+
+
 def mount_detached(fstype: str) -> int:
     """A new mount that is attached nowhere, as a descriptor; the caller closes it.
 

@@ -97,6 +97,25 @@ def inside(fd: int) -> Iterator[None]:
         os.close(own)
 
 
+def new_empty() -> int:
+    """A descriptor of a new namespace without devices, but for a `lo` that is down.
+
+    The caller closes it; then the namespace ends.
+    """
+    from tapster.kernel.libc import CLONE_NEWNET, setns, unshare
+
+    own = open_netns(OWN)
+    try:
+        setns(own, CLONE_NEWNET)  # who may not come back must not leave
+        unshare(CLONE_NEWNET)
+        try:
+            return open_netns(OWN)
+        finally:
+            setns(own, CLONE_NEWNET)
+    finally:
+        os.close(own)
+
+
 def everywhere() -> Iterator[int]:
     """A descriptor of each namespace that a process is in, closed when passed.
 

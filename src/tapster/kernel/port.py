@@ -8,7 +8,7 @@ changes a device names it by ifindex; none takes a name, except to create.
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from tapster.model import Link, Mode, Netns, Process
 
@@ -78,6 +78,16 @@ class Kernel(Protocol):
 
         It is for libraries that open sockets of their own.
         """
+
+    def nft(self, commands: str) -> None:
+        """Let nftables do these commands of nft(8), all or none.
+
+        Devices are given by ifindex: no name means one. Raises HostError with what
+        nft says, and ServiceUnavailable if libnftables is not installed.
+        """
+
+    def nft_list(self, what: str) -> list[dict[str, Any]]:
+        """The objects that `nft --json list WHAT` shows, devices by ifindex."""
 
     def create_tap(
         self,

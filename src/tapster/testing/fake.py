@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from errno import EBADFD, ENODEV, EOPNOTSUPP
+from typing import NoReturn
 
 from tapster.errors import HostError, KernelError, NoSuchLink
 from tapster.kernel.port import LinkChange, Vlans
@@ -249,6 +250,12 @@ class FakeKernel:
 
     def inside(self) -> nullcontext[None]:
         return nullcontext()
+
+    def nft(self, commands: str) -> NoReturn:
+        raise HostError("the machine in memory has no nftables")
+
+    def nft_list(self, what: str) -> NoReturn:
+        raise HostError("the machine in memory has no nftables")
 
     def create_tap(
         self,

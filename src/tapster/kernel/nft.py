@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""libnftables: the language of nft(8) in, its JSON out.
+
+Not JSON in: that cannot make a set of header fields that have no name, nor give an
+element a limit of its own.
+"""
+
+import ctypes
+import json
+import os
+import socket
+from functools import cache
+from threading import Lock
+from typing import Any
+
+from tapster.errors import HostError, MissingCapability, ServiceUnavailable
+from tapster.kernel.failure import has
+
+LIBRARY = "libnftables.so.1"
+NETLINK_NETFILTER = 12
+NFT_CTX_OUTPUT_JSON = 1 << 4
+
+_lock = Lock()
+"""The library keeps what it knows of the devices in variables of its own."""
+
+
+class Nft:
+    """What speaks with nftables in the namespace of the thread that made it."""
+
+    def __init__(self) -> None:
+        _see_that_it_can_work()
+        self._library = _library()
+        with _lock:
+            # The library would leave its socket open to whatever is executed.
+            before = _open_fds()
+            self._context = ctypes.c_void_p(self._library.nft_ctx_new(0))
+            for fd in _open_fds() - before:
+                os.set_inheritable(fd, False)
+        self._library.nft_ctx_output_set_flags(self._context, NFT_CTX_OUTPUT_JSON)
+        self._library.nft_ctx_buffer_output(self._context)
+        self._library.nft_ctx_buffer_error(self._context)
+
+    def run(self, commands: str) -> list[dict[str, Any]]:
+        """Run commands as one transaction; the objects that they list.
+
+        At every run the library looks at all devices, to call them by name. So
+        let the calling thread be where there are none: a thousand cost 20 ms, and
+        a device that is called 7 would be taken for the one whose ifindex is 7.
+        """
+        _see_that_it_can_work()
+        with _lock:
+            failed = self._library.nft_run_cmd_from_buffer(
+                self._context, commands.encode()
+            )
+            said = self._library.nft_ctx_get_output_buffer(self._context)
+            error = self._library.nft_ctx_get_error_buffer(self._context).decode()
+        if failed:
+            raise _refusal(error)
+        return list(json.loads(said)["nftables"]) if said else []
+
+    def close(self) -> None:
+        with _lock:
+            self._library.nft_ctx_free(self._context)
+
+
+def _see_that_it_can_work() -> None:
+    if not has("CAP_NET_ADMIN"):
+        raise MissingCapability("asking nftables needs CAP_NET_ADMIN: run as root")
+    # Where the library cannot open a socket, it ends the process.
+    for family in (socket.NETLINK_ROUTE, NETLINK_NETFILTER):
+        socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family
+        ).close()
+
+
+def _open_fds() -> set[int]:
+    fds = map(int, os.listdir("/proc/self/fd"))
+    return {fd for fd in fds if os.path.exists(f"/proc/self/fd/{fd}")}
+
+
+def _refusal(said: str) -> HostError:
+    # What follows in further lines shows where.
+    _, mark, reason = said.partition("Error: ")
+    return HostError(f"nftables: {reason.splitlines()[0] if mark else said.strip()}")
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(LIBRARY)
+    except OSError:
+        raise ServiceUnavailable(
+            f"filters and outbound rates need {LIBRARY}, which is not installed: "
+            "apt install libnftables1, or dnf install nftables-libs"
+        ) from None
+    library.nft_ctx_new.restype = ctypes.c_void_p
+    library.nft_ctx_get_output_buffer.restype = ctypes.c_char_p
+    library.nft_ctx_get_error_buffer.restype = ctypes.c_char_p
+    return library
