@@ -477,6 +477,7 @@ OTHERS = [
     if path.suffix
     in (
         ".sql",
+        ".nft",
         ".1",
         ".8",
         ".service",

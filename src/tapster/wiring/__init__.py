@@ -6,10 +6,11 @@ which changes put a device up, and which take it off again, by ifindex. Those th
 keep their part outside the kernel's links have the face in plane.py.
 """
 
+from tapster.wiring.filter import Filter
 from tapster.wiring.ovs import Ovs
 from tapster.wiring.plane import Plane
 
 
 def planes(ledger: str) -> tuple[Plane, ...]:
     """Every plane but the links themselves, for the ledger of this id."""
-    return (Ovs(ledger),)
+    return (Filter(ledger), Ovs(ledger))
