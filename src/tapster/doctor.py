@@ -45,7 +45,7 @@ def examine(host: Host) -> list[Finding]:
 def _privileges() -> Iterator[Finding]:
     needed = {
         "CAP_NET_ADMIN": "nothing works",
-        "CAP_SYS_ADMIN": "neither --netns nor macvtap works",
+        "CAP_SYS_ADMIN": "no --netns, macvtap, filter or outbound rate works",
         "CAP_MKNOD": "macvtap does not work",
     }
     for capability, consequence in needed.items():

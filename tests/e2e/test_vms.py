@@ -17,6 +17,8 @@ from tests.e2e import ping
 
 pytestmark = pytest.mark.e2e
 
+FIRST = "192.0.2.10"
+"""The address that the lab gives to the first who asks."""
 MAC = "52:54:00:00:00:0a"
 OTHER_MAC = "52:54:00:00:00:0b"
 
@@ -26,15 +28,22 @@ ROUNDS_PER_VM = 25
 TIMEOUT = 20.0
 
 
-@pytest.mark.parametrize("card", ["virtio-net-pci", "e1000"])
-def test_a_vm_gets_its_address(lab: Lab, card: str) -> None:
+@pytest.mark.parametrize(
+    ("card", "wiring"),
+    [
+        ("virtio-net-pci", ""),
+        ("e1000", ""),
+        ("virtio-net-pci", f",address={FIRST},inbound=1000:2000:100,outbound=1000"),
+    ],
+)
+def test_a_vm_gets_its_address(lab: Lab, card: str, wiring: str) -> None:
     argv = [
-        *(str(TAPSTER), "run", "--nic", f"bridge={BRIDGE},mac={MAC}", "--"),
+        *(str(TAPSTER), "run", "--nic", f"bridge={BRIDGE},mac={MAC}{wiring}", "--"),
         *vm.command("A", "{mac}", "{fd}", card),
     ]
     vm.start(lab, "A", MAC, argv)
     address = lab.wire.wait_for_ack(MAC, TIMEOUT)
-    assert address is not None
+    assert address == FIRST
     assert ping.answers(address)
 
 

@@ -265,6 +265,7 @@ KEEPERS = [
     Keeper(
         "ovs", ("tapster.wiring.ovsrpc",), "it is slow to import, and may be absent"
     ),
+    Keeper("pyroute2", ("tapster.wiring.htb",), "it is slow to import, and optional"),
     Keeper("tomllib", ("tapster.daemon.config",), "only the daemon has a file"),
     Keeper(
         "importlib",
