@@ -235,9 +235,13 @@ class Judge:
             self._deleted[event.ifindex] = self._devices.pop(event.ifindex)
             device.deleted = self._now
             return
+        self._note_name(event.ifindex, device)
+
+    def _note_name(self, ifindex: int, device: Device) -> None:
+        """A device has a name that somebody may be at."""
         for act in self._acts.values():
             if _has_name(device, act.name):
-                act.could.add(event.ifindex)
+                act.could.add(ifindex)
 
     def _changed(
         self, event: Event, device: Device, attribute: str, heard: float
@@ -467,13 +471,16 @@ class Judge:
         self._settle(act, mark.time)
 
     def _on_take(
-        self, mark: Mark, *, ifindex: int, name: str, up: bool, on: str
+        self, mark: Mark, *, ifindex: int, name: str, up: bool, on: str, also: str
     ) -> None:
-        """A squatter has made a device, and left it so."""
+        """A squatter has made a device, and left it so; `also` is an altname."""
         device = self._devices.get(ifindex)
         if device is not None:  # else an outsider was quicker
             self.tally["devices of squatters"] += 1
             device.foreign = mark.by
+            if also:  # of a device that is down the kernel does not report it
+                device.altnames = (also,)
+                self._note_name(ifindex, device)
             expected = {"name": name, "up": up, "master": self._ifindex(on)}
             self._compare(ifindex, device, expected)
 

@@ -64,11 +64,10 @@ class Squatter:
         if not ground.ip(self._netns, *add.split()):
             return
         self._held.append((ifindex, -1))
-        if own != name:
-            prop = f"link property add dev {own} altname {name}"
-            ground.ip(self._netns, *prop.split())
+        prop = f"link property add dev {own} altname {name}"
+        also = own != name and ground.ip(self._netns, *prop.split())
         up = use and ground.ip(self._netns, "link", "set", "dev", device, "up")
-        self._say_taken(ifindex, own, up=up, on="")
+        self._say_taken(ifindex, own, up=up, on="", also=name if also else "")
 
     def _open(self, *, use: bool) -> None:
         """A tap as other programs make it: the kernel picks the name."""
@@ -82,10 +81,15 @@ class Squatter:
         self._held.append((ifindex, fd))
         join = f"link set dev if{ifindex} master br0 up"
         used = use and ground.ip(self._netns, *join.split())
-        self._say_taken(ifindex, name, up=used, on="br0" if used else "")
+        on = "br0" if used else ""
+        self._say_taken(ifindex, name, up=used, on=on, also="")
 
-    def _say_taken(self, ifindex: int, name: str, *, up: bool, on: str) -> None:
-        self._marker.say(self._netns, "take", ifindex=ifindex, name=name, up=up, on=on)
+    def _say_taken(
+        self, ifindex: int, name: str, *, up: bool, on: str, also: str
+    ) -> None:
+        self._marker.say(
+            self._netns, "take", ifindex=ifindex, name=name, up=up, on=on, also=also
+        )
 
     def _free(self, place: int) -> None:
         ifindex, fd = self._held.pop(place)

@@ -322,15 +322,28 @@ def test_a_machine_that_begins_late_without_its_device_claims_no_name(
 
 def test_a_squatter_may_free_what_is_its_own(row: Sequence) -> None:
     row.link(50, name="vnet5", alias="", master=0)
-    row.say("squatter/", "take", ifindex=50, name="vnet5", up=True, on="")
+    row.say("squatter/", "take", ifindex=50, name="vnet5", up=True, on="", also="")
     row.say("squatter/", "free", ifindex=50)
     row.link(50, gone=True)
     assert row.found == []
 
 
+def test_an_outsider_may_hit_a_squatter_by_an_altname_that_was_not_reported(
+    row: Sequence,
+) -> None:
+    row.link(50, name="own", alias="", master=0, up=False)
+    for _ in row.act("admin", "del", "vnet0"):
+        row.say(
+            "squatter/", "take", ifindex=50, name="own", up=False, on="", also="vnet0"
+        )
+        row.link(50, gone=True)
+    assert row.found == []
+    assert row.judge.tally["foreign objects hit by outsiders"] == 1
+
+
 def test_a_squatter_that_finds_its_device_changed_is_heard(row: Sequence) -> None:
     row.link(50, name="vnet5", alias="", master=0, up=False)
-    row.say("squatter/", "take", ifindex=50, name="vnet5", up=True, on="")
+    row.say("squatter/", "take", ifindex=50, name="vnet5", up=True, on="", also="")
     assert row.found == [BY_NOBODY]
 
 
