@@ -6,7 +6,8 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,36 @@ def test_release_gives_up_a_database_that_does_not_answer(
     switch.signal_database(signal.SIGCONT)
     assert host.reap(now=True) == 1
     nothing_is_left(host)
+
+
+def test_a_database_whose_disk_is_full_is_tried_again(
+    host: Host, switch: Switch
+) -> None:
+    lease = acquire(host)
+    with full(RUNDIR.parent):
+        host.release(lease.id)
+        assert ports("ovs0") == ["vnet0"]
+        with pytest.raises(ServiceUnavailable, match="I/O error"):
+            host.reap(now=True)
+    assert host.reap(now=True) == 1
+    nothing_is_left(host)
+
+
+@contextmanager
+def full(mount: Path) -> Iterator[None]:
+    """Leave the database no space on its tmpfs, also not in its last page."""
+    tools.sh(f"mount -o remount,size=2m {mount}")
+    free = os.statvfs(mount)
+    ballast = mount / "ballast"
+    with ballast.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
+    note = ["ovs-vsctl", "--timeout=10", "set", "Open_vSwitch", "."]
+    for number in range(100):
+        noted = subprocess.run([*note, f"external_ids:n={number}"], check=False)
+        if noted.returncode:
+            break
+    yield
+    ballast.unlink()
 
 
 def test_without_the_database_recover_says_so_and_waits(

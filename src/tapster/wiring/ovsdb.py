@@ -4,7 +4,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from tapster.errors import HostError
+from tapster.errors import ServiceUnavailable
 
 Row = dict[str, Any]
 Operation = dict[str, Any]
@@ -23,8 +23,11 @@ class Inserted(str):
     __slots__ = ()
 
 
-class Refused(HostError):
-    """The server refused a transaction; nothing of it was done."""
+class Refused(ServiceUnavailable):
+    """The server refused a transaction; nothing of it was done.
+
+    If not because of what it found, then it cannot do its work: a full disk, say.
+    """
 
     def __init__(self, error: str, details: str = "") -> None:
         super().__init__(error, details)
