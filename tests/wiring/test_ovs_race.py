@@ -39,7 +39,7 @@ def seen(name: str) -> str:
             vsctl(f"{columns} list Port {name}"),
             vsctl(f"--columns=_uuid,ofport,external_ids list Interface {name}"),
             tools.sh(f"tc class show dev {name}"),
-            " ".join(tools.links()[name]["flags"]),
+            "up" if "UP" in tools.links()[name]["flags"] else "down",
         ]
     )
 
