@@ -7,7 +7,7 @@ import os
 import struct
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from errno import (
     EAFNOSUPPORT,
     EBADFD,
@@ -342,7 +342,10 @@ class LinuxKernel:
         flags = tun.flags(queues=queues, vnet_hdr=vnet_hdr)
         node = f"tap{ifindex}"
         try:
-            os.mknod(node, 0o020600, self._device_number(node), dir_fd=self._nodes)
+            device = self._device_number(node)
+            with suppress(FileNotFoundError):  # left when it could not be removed
+                os.unlink(node, dir_fd=self._nodes)
+            os.mknod(node, 0o020600, device, dir_fd=self._nodes)
             with tun.closing_on_error() as fds:
                 try:
                     for _ in range(queues):
