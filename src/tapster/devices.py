@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from errno import EBADFD, EBUSY, ENODEV, EOPNOTSUPP, EXFULL
+from itertools import count
 
 from tapster import lifecycle, model
 from tapster.errors import (
@@ -20,6 +21,9 @@ from tapster.lifecycle import Seen
 from tapster.manager import Manager
 from tapster.model import Lease, Link, Mode, State, Wiring
 from tapster.wiring import bridge
+
+ATTEMPTS = 100
+"""How often a device that others keep from being made is tried again."""
 
 
 class Devices(Manager):
@@ -177,7 +181,7 @@ class Devices(Manager):
         with suppress(TapsterError):  # it will be tried again
             self._unwire(kernel, lease)
         self._delete(kernel, [lease])
-        while True:
+        for attempt in count(1):
             lease = self._ledger.replant(lease.id)
             try:
                 fds = kernel.create_tap(
@@ -189,18 +193,16 @@ class Devices(Manager):
                     gid=None,
                 )
             except KernelError as error:
-                if error.errno == EBADFD:
-                    continue  # deleted while it was made
-                if error.errno != EBUSY:
-                    raise
-                if kernel.ifindex(lease.name):
+                if error.errno == EBUSY and kernel.ifindex(lease.name):
                     return  # a foreign device has the name: nobody else can get it
-                continue
+                if error.errno not in (EBUSY, EBADFD) or attempt == ATTEMPTS:
+                    raise
+                continue  # its ifindex is taken, or it was deleted while it was made
             close_fds(lease._replace(fds=fds))
             try:
                 kernel.set_links([LinkChange(lease.ifindex, alias=self._mark(lease))])
             except KernelError as error:
-                if error.errno != ENODEV:
+                if error.errno != ENODEV or attempt == ATTEMPTS:
                     raise
                 continue  # deleted once more
             return

@@ -13,7 +13,7 @@ from errno import EBUSY, EEXIST
 from typing import Any, NamedTuple
 
 from tapster import lifecycle, model
-from tapster.devices import close_fds
+from tapster.devices import ATTEMPTS, close_fds
 from tapster.errors import (
     KernelError,
     LeaseBusy,
@@ -204,11 +204,13 @@ class Host(Mender):
 
     def _make(self, plan: Plan, lease: Lease) -> Lease:
         """Make the device, under another name or ifindex if these are taken."""
+        attempts = 0
         while True:
             try:
                 return lease._replace(fds=self._create(plan, lease))
             except KernelError as error:
-                if error.errno not in (EBUSY, EEXIST):
+                attempts += 1
+                if error.errno not in (EBUSY, EEXIST) or attempts == ATTEMPTS:
                     raise
                 lease = self._step_aside(plan, lease, error)
 
