@@ -9,7 +9,7 @@ from tapster import lifecycle
 from tapster.devices import Devices
 from tapster.errors import NoSuchLease, TapsterError
 from tapster.kernel.port import Kernel
-from tapster.lifecycle import Action, Facts, Mended
+from tapster.lifecycle import Action, Facts, Mended, Seen
 from tapster.model import Lease, Link, Netns, State
 from tapster.wiring.plane import Plane, Stray
 
@@ -232,7 +232,16 @@ class Mender(Devices):
             # Planes may have something that the ledger knows nothing of.
             there = [one for one in wrong or () if one != "link"]
             wired = tuple(dict.fromkeys([*claimed.wired, *there]))
-            self._act(action, kernel, claimed._replace(wired=wired))
+            try:
+                self._act(action, kernel, claimed._replace(wired=wired))
+            except TapsterError:
+                if action is not Action.REWIRE or kernel is None:
+                    raise
+                # It may be that the device is gone, since it was looked at.
+                if self._seen(kernel, claimed) is not Seen.ABSENT:
+                    raise
+                action = self._decide(kernel, unclaimed, None)
+                self._act(action, kernel, claimed)
             return action
 
     def _act(self, action: Action, kernel: Kernel | None, lease: Lease) -> None:

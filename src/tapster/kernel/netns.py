@@ -78,12 +78,33 @@ def inside(fd: int) -> Iterator[None]:
     if (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino):
         yield
         return
-    own = open_netns(OWN)
-    try:
+    with _coming_back():
         from tapster.kernel.libc import CLONE_NEWNET, setns
 
-        setns(own, CLONE_NEWNET)  # who may not come back must not leave
         setns(fd, CLONE_NEWNET)
+        yield
+
+
+def new_empty() -> int:
+    """A descriptor of a new namespace without devices, but for a `lo` that is down.
+
+    The caller closes it; then the namespace ends.
+    """
+    with _coming_back():
+        from tapster.kernel.libc import CLONE_NEWNET, unshare
+
+        unshare(CLONE_NEWNET)
+        return open_netns(OWN)
+
+
+@contextmanager
+def _coming_back() -> Iterator[None]:
+    """At the end, be in the namespace where the thread is now."""
+    from tapster.kernel.libc import CLONE_NEWNET, setns
+
+    own = open_netns(OWN)
+    try:
+        setns(own, CLONE_NEWNET)  # who may not come back must not leave
         try:
             yield
         finally:
@@ -93,25 +114,6 @@ def inside(fd: int) -> Iterator[None]:
                 # The kernel was short of memory. Once more: a thread that stayed
                 # would do all its other work in the wrong namespace.
                 setns(own, CLONE_NEWNET)
-    finally:
-        os.close(own)
-
-
-def new_empty() -> int:
-    """A descriptor of a new namespace without devices, but for a `lo` that is down.
-
-    The caller closes it; then the namespace ends.
-    """
-    from tapster.kernel.libc import CLONE_NEWNET, setns, unshare
-
-    own = open_netns(OWN)
-    try:
-        setns(own, CLONE_NEWNET)  # who may not come back must not leave
-        unshare(CLONE_NEWNET)
-        try:
-            return open_netns(OWN)
-        finally:
-            setns(own, CLONE_NEWNET)
     finally:
         os.close(own)
 

@@ -34,8 +34,12 @@ class Nft:
             # The library would leave its socket open to whatever is executed.
             before = _open_fds()
             self._context = ctypes.c_void_p(self._library.nft_ctx_new(0))
-            for fd in _open_fds() - before:
-                os.set_inheritable(fd, False)
+            try:
+                for fd in _open_fds() - before:
+                    os.set_inheritable(fd, False)
+            except BaseException:
+                self._library.nft_ctx_free(self._context)
+                raise
         self._library.nft_ctx_output_set_flags(self._context, NFT_CTX_OUTPUT_JSON)
         self._library.nft_ctx_buffer_output(self._context)
         self._library.nft_ctx_buffer_error(self._context)

@@ -90,6 +90,7 @@ def small() -> list[Scenario]:
                 ever,
             ),
         ),
+        Scenario("a manager, a late cleanup, recover", (a, late_cleanup("A"), ever)),
         Scenario(
             "a crash, and one in recover", (a, once, _recover("second", after=2)), 2
         ),

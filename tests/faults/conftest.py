@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""As for the other kernel tests: each in a network and a mount namespace of its own."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import tapster.kernel.libc  # noqa: F401 - no import is to be among what is refused
+from tests.faults.lab import Lab
+from tests.kernel import tools
+from tests.kernel.conftest import ledger, world
+
+__all__ = ["ledger", "world"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.kernel)
+            item.add_marker(pytest.mark.timeout(300))
+
+
+@pytest.fixture
+def here(ledger: Path) -> Iterator[Lab]:
+    """A lab in the namespace of the test."""
+    with Lab(ledger) as lab:
+        yield lab
+
+
+@pytest.fixture
+def blue(ledger: Path) -> Iterator[Lab]:
+    """A lab in a namespace called blue."""
+    tools.sh("ip netns add blue")
+    tools.sh("ip -n blue link add br0 address 02:00:00:00:00:02 type bridge")
+    tools.sh("ip -n blue link set br0 mtu 1400")
+    with Lab(ledger, "blue") as lab:
+        yield lab
+
+
+@pytest.fixture
+def lab(request: pytest.FixtureRequest) -> Lab:
+    """The one of the two that a parameter names."""
+    found = request.getfixturevalue(request.param)
+    assert isinstance(found, Lab)
+    return found

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""I5, I6: the ledger's file refuses what is asked of it."""
+
+import os
+import resource
+import shutil
+from collections.abc import Iterator
+from contextlib import nullcontext, suppress
+from errno import EACCES, EFBIG, EIO, ENOSPC
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from tapster import Host, LedgerError, Tap
+from tests.faults.inject import Child, Script
+from tests.faults.lab import (
+    Before,
+    Errnos,
+    Lab,
+    Operation,
+    acquire,
+    assert_clear,
+    attempt,
+    clear,
+    release,
+    sweep,
+)
+from tests.kernel import tools
+
+WRITES: Errnos = {
+    "pwrite64": (EIO,),
+    "pread64": (EIO,),
+    "fdatasync": (EIO,),
+    "ftruncate": (EIO,),
+    "openat": (EACCES,),
+    "unlink": (EACCES,),
+    "mkdir": (ENOSPC,),
+}
+FULL: Errnos = {"pwrite64": (ENOSPC,), "ftruncate": (ENOSPC,)}
+
+TAP = Tap(bridge="br0", fin_wait=3600)
+
+
+def add(host: Host) -> None:
+    acquire(host, TAP)
+
+
+def reap(host: Host) -> None:
+    host.reap(now=True)
+
+
+@pytest.mark.parametrize("errnos", [WRITES, FULL], ids=["I/O error", "full"])
+def test_an_acquire_that_cannot_be_written_leaves_nothing_I6(
+    here: Lab, errnos: Errnos
+) -> None:
+    before = Before(here)
+    sweep(here.host, add, errnos, before.check, prepare=before.remember)
+
+
+def test_what_a_disk_that_stays_full_left_is_mended_I5(here: Lab) -> None:
+    def check(where: str, error: Exception | None) -> None:
+        here.judge(where, settled=error is None)
+
+    def prepare() -> None:
+        here.mend(clear)
+
+    sweep(here.host, add, FULL, check, prepare=prepare, lasting=True)
+
+
+@pytest.mark.parametrize("operate", [release, reap, Host.recover])
+def test_what_cannot_be_written_can_be_repeated_I5_I7(
+    here: Lab, operate: Operation
+) -> None:
+    def make(host: Host) -> None:
+        clear(host)
+        waiting, lost = acquire(host, TAP), acquire(host, TAP)
+        host.release(waiting.id)
+        tools.sh(f"ip link del {lost.name}")
+
+    def check(where: str, _: Exception | None) -> None:
+        here.judge(where, settled=False)
+
+    sweep(here.host, operate, WRITES, check, prepare=lambda: here.mend(make))
+
+
+@pytest.mark.parametrize("errnos", [WRITES, FULL], ids=["I/O error", "full"])
+@pytest.mark.parametrize("made", [False, True], ids=["made", "opened"])
+def test_a_ledger_that_cannot_be_made_or_opened_can_be_the_next_time(
+    here: Lab, errnos: Errnos, made: bool
+) -> None:
+    def open_it(_: object) -> None:
+        here.host().close()
+
+    def prepare() -> None:
+        if not made:
+            shutil.rmtree(here.ledger.parent)
+
+    def check(where: str, _: Exception | None) -> None:
+        here.host().close()
+        assert here.judge(where) == []
+
+    sweep(nullcontext, open_it, errnos, check, prepare=prepare)
+
+
+@pytest.fixture
+def small(world: None, tmp_path: Path) -> Iterator[Path]:
+    """A ledger on a small file system of its own, with nothing else there."""
+    place = tmp_path / "small"
+    place.mkdir()
+    tools.sh(f"mount -t tmpfs -o size=512k tmpfs {place}")
+    yield place / "ledger.db"
+    tools.sh(f"umount -l {place}")
+
+
+def test_a_full_disk_is_an_error_and_no_loss_I5(small: Path) -> None:
+    """With room for nothing, then for a page, and so on until it is enough."""
+    with Lab(small) as lab, lab.host() as host:
+        filler = small.with_name("filler")
+        for pages in count():
+            with suppress(OSError), filler.open("wb", buffering=0) as file:
+                while file.write(bytes(4096)):
+                    pass
+            os.truncate(filler, filler.stat().st_size - 4096 * pages)
+            error = attempt(add, host)
+            lab.judge(f"{pages} pages", settled=error is None)
+            if error is None:
+                break
+            assert_clear(error, ENOSPC, f"{pages} pages")
+        assert pages > 0
+        filler.unlink()
+        host.recover()
+        add(host)
+        assert len(lab.judge("there is room again")) == 2
+
+
+STEP = 65536
+"""Bytes. Each attempt adds some to the log, which has to be outrun."""
+
+
+def test_a_file_that_may_not_grow_is_an_error_and_no_loss_I5(here: Lab) -> None:
+    def steps() -> Script:
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        with here.host() as host:
+            for size in count(0, STEP):
+                resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+                yield attempt(add, host)
+
+    with Child(steps) as child:
+        for size in count(0, STEP):
+            error = child.step()
+            here.judge(f"{size} bytes", settled=False)
+            if error is None:
+                break
+            assert_clear(error, EFBIG, f"{size} bytes")
+    assert size > 0
+    assert len(here.mend()) == 1
+
+
+def test_a_read_only_file_system_is_an_error_and_no_loss_I5(small: Path) -> None:
+    with Lab(small) as lab:
+        with lab.host() as host:
+            add(host)
+        tools.sh(f"mount -o remount,ro {small.parent}")
+        for operate in (add, release, reap, Host.recover):
+            with pytest.raises(LedgerError, match=str(small)), lab.host() as host:
+                operate(host)
+        tools.sh(f"mount -o remount,rw {small.parent}")
+        assert len(lab.judge("it can be written again")) == 1
+        lab.mend(clear)
+
+
+def test_a_ledger_of_others_is_an_error(here: Lab) -> None:
+    """By whoever may make devices, but not open what belongs to root."""
+
+    def steps() -> Script:
+        os.setresuid(65534, 65534, 65534)
+        yield attempt(lambda: here.host().close())
+
+    with Child(steps) as child:
+        error = child.step()
+    assert isinstance(error, LedgerError)
+    assert "Permission denied" in str(error)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_ledger_that_goes_while_it_is_open_is_not_written_to(
+    here: Lab, replaced: bool
+) -> None:
+    with here.host() as host:
+        add(host)
+        aside = here.ledger.with_name("aside")
+        here.ledger.rename(aside)
+        if replaced:
+            here.ledger.touch()
+        for operate in (add, release, reap):
+            with pytest.raises(LedgerError, match="deleted or replaced"):
+                operate(host)
+        aside.rename(here.ledger)
+        assert len(here.judge("it is back")) == 1
+        clear(host)
+        assert here.judge("cleared") == []
