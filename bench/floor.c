@@ -8,7 +8,8 @@
 //     make NAME IFINDEX                       a tap, and no more
 //     acquire NAME IFINDEX MAC BRIDGE ALIAS   the same, on its bridge and up
 //     acquire-no-ipv6 ...                     the same, with no IPv6 address
-//     close IFINDEX                           what the machine does at its end
+//     close IFINDEX                           what the machine does at its end, and
+//                                             the kernel after it, within a second
 //     release IFINDEX                         down and off its bridge
 //     reap IFINDEX ...                        delete them as one group
 //     delete IFINDEX                          delete one
@@ -175,6 +176,19 @@ static int reap(const unsigned *ifindexes, unsigned count)
 	return submit();
 }
 
+// Whoever asks for a link gets it with a lost carrier accounted for: linkwatch_sync_dev()
+// in net/core/rtnetlink.c. Otherwise that is done in the background, some time.
+static int settle(unsigned ifindex)
+{
+	static char answer[1 << 16];
+	struct nlmsghdr *head = (struct nlmsghdr *)packet;
+	begin(RTM_GETLINK, ifindex);
+	head->nlmsg_flags = NLM_F_REQUEST;
+	if (send(rtnl, packet, head->nlmsg_len, 0) < 0)
+		return -1;
+	return recv(rtnl, answer, sizeof answer, 0) < 0 ? -1 : 0;
+}
+
 static int delete(unsigned ifindex)
 {
 	begin(RTM_DELLINK, ifindex);
@@ -238,7 +252,7 @@ static long long obey(char *line)
 	} else if (!strcmp(verb, "close") && count == 1) {
 		int fd = forget(atoi(words[0]));
 		before = now();
-		result = close(fd);
+		result = close(fd) ? -1 : settle(atoi(words[0]));
 		before = now() - before;
 	} else if (!strcmp(verb, "release") && count == 1) {
 		before = now();

@@ -10,7 +10,11 @@ BATCH = 32
 
 
 class Releasing:
-    """As Tapster stops a device: down and off the bridge, deleted later."""
+    """As Tapster stops a device: down and off the bridge, deleted later.
+
+    Its machine has ended before: that a tap was closed the kernel works on for as long
+    as a release takes, and later than at once. So that is over when the time begins.
+    """
 
     title = "floor"
     note = (
