@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 # What to hand on, for example: make test ARGS="-k recover"
 ARGS ?=
+# Tests that run at once. Many wait for the kernel, so one more than processors.
+WORKERS ?= $(shell expr $$(nproc) + 1)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -24,7 +26,7 @@ demo: root deps setup ## Show the race and its end, with real VMs (root)
 	$(VENV)/bin/python demo/race.py $(ARGS)
 
 test: root deps setup ## Run the tests; some of them: ARGS="-k recover" (root)
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 explore: setup ## Run Tapster through every schedule; BOUND=full takes an hour or more
 	$(VENV)/bin/python -m tapster.testing.explorer --bound $(or $(BOUND),small)
