@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 
 from tapster import Host, Lease, Macvtap, Mode, State, Tap
 from tests.kernel import tools
+from tests.kernel.test_reaper import reapers, wait_dead
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(300)]
 
@@ -31,6 +33,7 @@ class Crashes:
     calls = CALLS
 
     def __init__(self, ledger: Path) -> None:
+        self._ledger = ledger
         self._environment = {**os.environ, "TAPSTER_LEDGER": str(ledger)}
         self.host = Host(ledger, reaper=tools.no_reaper)
         self.kills = 0
@@ -54,7 +57,16 @@ class Crashes:
             stderr=subprocess.DEVNULL,
             check=False,
         )
+        self._kill_reapers()
         return done.returncode == -signal.SIGKILL
+
+    def _kill_reapers(self) -> None:
+        """Those that were started would mend it, too, while it is looked at."""
+        while found := reapers(self._ledger):
+            for pid in found:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            wait_dead(found)
 
     def acquire(self, spec: Tap | Macvtap) -> Lease:
         lease = self.host.acquire(spec)

@@ -2,7 +2,6 @@
 """How tapsterd is run: units, socket activation, metrics and the dashboard."""
 
 import json
-import os
 import re
 import socket
 import subprocess
@@ -80,8 +79,8 @@ def test_systemd_may_hand_over_the_socket(daemon: Daemon, tmp_path: Path) -> Non
         listening.bind(str(daemon.socket))
         daemon.socket.chmod(0o666)
         listening.listen()
-        os.dup2(listening.fileno(), 3) if listening.fileno() != 3 else None
-        start = 'LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=varlink exec "$@"'
+        given = "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=varlink"
+        start = f'exec 3<&0 </dev/null; {given} exec "$@"'
         arguments = ["--ledger", str(daemon.ledger), "--config", str(daemon.config)]
         with daemon.connect(ALICE) as early:
             process = subprocess.Popen(
@@ -93,7 +92,7 @@ def test_systemd_may_hand_over_the_socket(daemon: Daemon, tmp_path: Path) -> Non
                     str(daemon.programs / "tapsterd"),
                     *arguments,
                 ],
-                pass_fds=[3],
+                stdin=listening.fileno(),
                 stderr=subprocess.DEVNULL,
             )
             early.ping()
