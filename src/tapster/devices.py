@@ -141,9 +141,13 @@ class Devices(Manager):
         # A passthru macvtap excludes everything else from its lower device: a
         # waiting one would keep the next machine from starting.
         exclusive = lease.mode is Mode.PASSTHRU and not lease.placeholder
-        if exclusive or self._seen(kernel, lease) is Seen.ABSENT:
+        link = kernel.link(lease.ifindex)
+        if exclusive or lifecycle.look(self._ledger.id, lease, link) is Seen.ABSENT:
             return False
-        rest = bridge.unwire(lease.ifindex)._replace(alias=self._mark(lease))
+        rest = bridge.unwire(lease.ifindex)
+        mark = self._mark(lease)
+        if link is not None and link.alias != mark:
+            rest = rest._replace(alias=mark)
         try:
             try:
                 kernel.set_links([rest])

@@ -10,6 +10,7 @@ becomes a rename.
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterator, Sequence
 from errno import EAGAIN, ENOBUFS, ENODEV
 from typing import NamedTuple
@@ -88,6 +89,7 @@ _HEADER = struct.Struct("IHHII")  # nlmsghdr: len, type, flags, seq, pid
 _IFINFO = struct.Struct("BxHiII")  # ifinfomsg: family, type, index, flags, change
 _NDMSG = struct.Struct("BxxxiHBB")  # ndmsg: family, ifindex, state, flags, type
 _ATTR = struct.Struct("HH")  # rtattr: len, type
+_LENGTH, _TYPE = (0, 16) if sys.byteorder == "little" else (16, 0)  # their bits
 _VLAN = struct.Struct("HH")  # bridge_vlan_info: flags, vid
 _VLAN_INFO = struct.Struct("HHHH")  # the same as an attribute
 _U32 = struct.Struct("I")
@@ -504,15 +506,20 @@ def _messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
 def _attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
     """The values of attributes, by type."""
     # A link has a hundred of them: this loop is most of what reading one costs. It
-    # takes 23 us for forty in this way, 35 by unpack_from.
+    # takes 12 us for forty in this way, one word a header; 20 by halves of words.
     found: dict[int, bytes] = {}
-    numbers = memoryview(data).cast("H")
-    while offset + _ATTR.size <= len(data):
-        length, type_ = numbers[offset >> 1], numbers[offset + 2 >> 1]
+    if len(data) & 3:
+        data += bytes(-len(data) & 3)  # the last value's padding may be missing
+    words = memoryview(data).cast("I")
+    at, end = offset >> 2, len(words)
+    while at < end:
+        head = words[at]
+        length, type_ = head >> _LENGTH & 0xFFFF, head >> _TYPE & NLA_TYPE_MASK
         if length < _ATTR.size:
             break
-        found[type_ & NLA_TYPE_MASK] = data[offset + _ATTR.size : offset + length]
-        offset += length + 3 & ~3
+        start = at << 2
+        found[type_] = data[start + _ATTR.size : start + length]
+        at += length + 3 >> 2
     return found
 
 
