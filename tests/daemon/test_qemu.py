@@ -192,3 +192,78 @@ def test_qemus_own_file_can_be_the_policy(daemon: Daemon) -> None:
     done, fds = helped(daemon, "--br=br1", uid=BOB)
     assert fds == []
     assert "no rule" in done.stderr
+
+
+SESSION = Path(__file__).parent / "session.py"
+
+
+@pytest.fixture
+def session(daemon: Daemon) -> Iterator[dict[str, str]]:
+    """The environment of a user with a libvirt of their own, and Tapster's helper."""
+    home = daemon.socket.parent / "home"
+    config = home / ".config" / "libvirt"
+    config.mkdir(parents=True)
+    helper = daemon.programs / "qemu-bridge-helper"
+    (config / "qemu.conf").write_text(
+        f'bridge_helper = "{helper}"\nsecurity_driver = "none"\n'
+        'namespaces = []\nstdio_handler = "file"\n'
+    )
+    for path, rest in (("/etc/passwd", f"{ALICE}::{home}:/bin/sh"), ("/etc/group", "")):
+        with Path(path).open("a") as accounts:
+            accounts.write(f"alice:x:{ALICE}:{rest}\n")
+    tools.sh(f"chown -R {ALICE}:{ALICE} {home}")
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "XDG_RUNTIME_DIR": str(home),
+        "TAPSTER_SOCKET": str(daemon.socket),
+    }
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
+        ready.bind(str(home / "ready"))
+        (home / "ready").chmod(0o777)
+        ready.settimeout(TIMEOUT)
+        libvirtd = subprocess.Popen(
+            [*as_user(ALICE), "libvirtd"],
+            env=environment | {"NOTIFY_SOCKET": str(home / "ready")},
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        ready.recv(64)
+    yield environment
+    libvirtd.terminate()
+    libvirtd.wait()
+
+
+def guest(environment: dict[str, str], bridge: str) -> subprocess.Popen[str]:
+    program = SESSION.read_text()  # the user may not read where it lies
+    return subprocess.Popen(
+        [*as_user(ALICE), "/usr/bin/python3", "-c", program, bridge, MAC],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(120)
+def test_a_guest_of_libvirts_session_mode_gets_an_address(
+    lab: Lab, daemon: Daemon, session: dict[str, str]
+) -> None:
+    tools.sh("ip link add br1 type bridge")
+    started = guest(session, "br0")
+    assert lab.wire.wait_for_ack(MAC, TIMEOUT)
+    with daemon.connect() as root:
+        (lease,) = root.leases()
+    assert (lease.name, lease.user, lease.on_close) == ("vnet0", ALICE, True)
+    assert lab.bridge_of("vnet0") == "br0"
+
+    events = daemon.events()
+    out, err = started.communicate(timeout=TIMEOUT)
+    assert (started.returncode, out) == (0, "runs\nover\n"), err
+    assert next(events).event == "released"
+
+    refused = guest(session, "br1")
+    _, err = refused.communicate(timeout=TIMEOUT)
+    assert 'bridges = ["br1"]' in err
