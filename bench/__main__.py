@@ -22,6 +22,7 @@ MEASUREMENTS = (
     "picking",
     "bookkeeping",
     "growth",
+    "planes",
     "daemon",
     "drift",
 )
