@@ -16,12 +16,12 @@ from demo.lines import Lines
 from soak.judge import BY_NOBODY, BY_STRANGER, NOT_RECORDED, TOO_SOON, WRONG
 from soak.part import BY_NAME, NO_WAIT
 
-pytestmark = [pytest.mark.kernel, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(600)]
 
 SOAK = [sys.executable, "-m", "soak", "--seed", "1"]
 HARM = "wrongly touched"
 PATIENCE = 60.0
-HARMED = 120.0
+HARMED = 240.0
 """Seconds until harm is done that takes a few on an idle machine."""
 
 
