@@ -75,7 +75,7 @@ class Daemon:
             address = self.socket.with_suffix(".notify")
             ready.bind(str(address))
             address.chmod(0o777)
-            ready.settimeout(10)
+            ready.settimeout(30)
             with self.log.open("ab") as log:
                 self._process = subprocess.Popen(
                     [

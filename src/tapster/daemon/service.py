@@ -342,6 +342,8 @@ class Service:
     def recover(self) -> None:
         """Bring all into agreement, and watch what is to be watched."""
         try:
+            # First, many at a time: recover would delete each device by itself.
+            self._host.reap(told=self._reaped)
             self._mended(self._host.recover())
         except (HostError, ConflictError) as error:
             self._log(WARNING, "not-recovered", error=error)
