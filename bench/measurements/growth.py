@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tapster's own share of an acquire and a release, as the number of devices grows."""
 
+import os
 from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import NamedTuple
@@ -68,22 +69,25 @@ def _grow(run: Run, sizes: Sequence[int], samples: int) -> dict[int, Point]:
         library = Library(place.directory / "ledger.db", "br0")
         floor = ReleasingWithoutIpv6(place.floor, bridge)
         with library.host:
-            live = 0
+            held: list[int] = []
             for size in sizes:
-                _fill(place, library, live, size)
-                live = size
+                held += _fill(place, library, len(held), size)
                 points[size] = _point([library, floor], samples)
+            for fd in held:
+                os.close(fd)
     return points
 
 
-def _fill(place: World, library: Library, live: int, size: int) -> None:
-    """Acquire leases, from `live` of them to `size`."""
+def _fill(place: World, library: Library, live: int, size: int) -> list[int]:
+    """Acquire leases, from `live` of them to `size`; their descriptors."""
     bridge = "br0"
+    fds: list[int] = []
     for number in range(live, size):
         if live and (number - live) % PORTS == 0:
             bridge = f"br{number}"
             place.bridge(bridge)
-        library.host.acquire(Tap(bridge=bridge))
+        fds += library.host.acquire(Tap(bridge=bridge)).fds
+    return fds
 
 
 def _point(ways: Sequence[Way], samples: int) -> Point:
