@@ -117,8 +117,9 @@ def test_what_goes_to_a_guest_is_held_back_beyond_its_burst(
     for frame in sent:
         lab.peer.send(frame)
     passed = 100 - int(root(guest.lease.name)["qlen"])
-    # More can only be what the rate allows during the test: one in a second.
-    assert passing <= passed <= passing + 30
+    # More can only be what the rate allows during the test: one in a second. One less
+    # may come if a frame of the bridge's own was the first.
+    assert passing - 1 <= passed <= passing + 30
     assert [guest.receive() for _ in range(passed)] == sent[:passed]
 
 
