@@ -77,6 +77,14 @@ def complaint(machine: subprocess.Popen[str]) -> str:
     return said
 
 
+def assert_hers(lab: Lab, daemon: Daemon) -> None:
+    """One device is leased: Alice's, on br0, until its last close."""
+    with daemon.connect() as root:
+        (lease,) = root.leases()
+    assert (lease.name, lease.user, lease.on_close) == ("vnet0", ALICE, True)
+    assert lab.bridge_of("vnet0") == "br0"
+
+
 def helped(
     daemon: Daemon, *arguments: str, uid: int = ALICE
 ) -> tuple[subprocess.CompletedProcess[str], list[int]]:
@@ -114,10 +122,7 @@ def test_a_users_machine_gets_an_address_and_its_end_ends_the_lease(
     tools.sh("ip link add br1 type bridge")
     machine = qemu(daemon, "br0")
     assert lab.wire.wait_for_ack(MAC, TIMEOUT)
-    with daemon.connect() as root:
-        (lease,) = root.leases()
-    assert (lease.name, lease.user, lease.on_close) == ("vnet0", ALICE, True)
-    assert lab.bridge_of("vnet0") == "br0"
+    assert_hers(lab, daemon)
 
     quota = complaint(qemu(daemon, "br0"))
     assert "has 1 of 1 devices" in quota
@@ -254,10 +259,7 @@ def test_a_guest_of_libvirts_session_mode_gets_an_address(
     tools.sh("ip link add br1 type bridge")
     started = guest(session, "br0")
     assert lab.wire.wait_for_ack(MAC, TIMEOUT)
-    with daemon.connect() as root:
-        (lease,) = root.leases()
-    assert (lease.name, lease.user, lease.on_close) == ("vnet0", ALICE, True)
-    assert lab.bridge_of("vnet0") == "br0"
+    assert_hers(lab, daemon)
 
     events = daemon.events()
     out, err = started.communicate(timeout=TIMEOUT)
