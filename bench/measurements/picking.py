@@ -92,12 +92,12 @@ class Shelf:
         self._keys = 0
         for start in range(0, leases, AT_ONCE):
             made = self._reserve(Naming.LOWEST, min(AT_ONCE, leases - start))
-            self.ledger.forget([lease.id for lease in made[::HOLES]])
+            self.ledger.end([lease.id for lease in made[::HOLES]])
 
     def pick(self, naming: Naming) -> float:
         """The microseconds that one pick takes."""
         taken, (lease,) = timed(lambda: self._reserve(naming))
-        self.ledger.forget([lease.id])
+        self.ledger.end([lease.id])
         return taken * 1e6
 
     def _reserve(self, naming: Naming, count: int = 1) -> list[Lease]:

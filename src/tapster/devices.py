@@ -26,6 +26,10 @@ ATTEMPTS = 100
 """How often a device that others keep from being made is tried again."""
 
 
+Differ = dict[str, dict[str, str]]
+"""How leases are not wired as they should be: by id, then by plane."""
+
+
 class Devices(Manager):
     """A manager that changes devices: those of leases it has claimed or released."""
 
@@ -108,12 +112,12 @@ class Devices(Manager):
 
     def _differences(
         self, kernel: Kernel | None, leases: Sequence[Lease], links: dict[int, Link]
-    ) -> tuple[dict[str, dict[str, str]], TapsterError | None]:
-        """How leases are not wired as they should be: by id and plane.
+    ) -> tuple[Differ, TapsterError | None]:
+        """How leases are not wired as they should be.
 
         And why that cannot be told of some plane: of the others it is.
         """
-        found: dict[str, dict[str, str]] = {}
+        found: Differ = {}
         reason: TapsterError | None = None
         if kernel is None:
             return found, reason
@@ -123,7 +127,7 @@ class Devices(Manager):
                 lease.state is State.ACTIVE
                 and link is not None
                 and lifecycle.is_ours(self._ledger.id, lease, link)
-                and (wrong := bridge.differs(lease, link, kernel))
+                and (wrong := bridge.differs(lease, link, kernel, links))
             ):
                 found.setdefault(lease.id, {})["link"] = wrong
         for plane in self._planes:

@@ -282,7 +282,7 @@ class Host(Mender):
             rows = [row for id in ids if (row := self._ledger.lease(id))]
             done = [lease for lease in rows if self._unwired(lease)]
             self._delete(self._kernel, done)
-            self._ledger.forget([lease.id for lease in done])
+            self._ledger.end([lease.id for lease in done])
         except TapsterError as second:
             error.add_note(f"taking it back failed too ({second}); recover will do it")
 
@@ -365,7 +365,7 @@ class Host(Mender):
                     self._quiet(kernel, lease)
                 with suppress(ServiceUnavailable):  # it will be tried again
                     if lease.fin_wait == 0:
-                        self._mend(kernel, lease)
+                        self._mend(kernel, [lease], {})
                     elif lease.wired:
                         self._take_down(kernel, lease)
             self._wake_reaper()
@@ -377,15 +377,15 @@ class Host(Mender):
 
     def _take_down(self, kernel: Kernel | None, lease: Lease) -> None:
         """Let every plane take down what it has of a released lease."""
-        with self._claimed(lease.id) as claimed:
-            if claimed is not None:
-                self._unwire(kernel, claimed)
+        with self._claimed([lease.id]) as claimed:
+            for one in claimed:
+                self._unwire(kernel, one)
 
     def _replant(self, kernel: Kernel, lease: Lease) -> None:
         """Let a bare tap hold the name until FIN WAIT ends."""
-        with self._claimed(lease.id) as claimed:
-            if claimed is not None:
-                self._plant(kernel, claimed)
+        with self._claimed([lease.id]) as claimed:
+            for one in claimed:
+                self._plant(kernel, one)
 
     # Looking
 

@@ -54,7 +54,8 @@ INSERT INTO history (name, lease, owner, kind, mac, ifindex, netns, created, rel
                      ended, user)
 SELECT name, lease.id, owner, kind, mac, ifindex, path, created,
        coalesce(released, ?), ?, user
-FROM lease JOIN netns ON netns.id = lease.netns WHERE lease.id = ?
+FROM lease JOIN netns ON netns.id = lease.netns
+WHERE lease.id = ? AND state != 'reserved'
 """
 
 
@@ -363,12 +364,22 @@ class Ledger:
         """
         with self._file.transaction():
             lease = self._get(id)
-            if lease.manager not in (None, manager) and alive(lease.manager):
+            if not _free(lease, manager, alive):
                 raise LeaseBusy(
                     f"another process works on lease {id} ({lease.name}); try again"
                 )
-            self._db.execute("UPDATE lease SET manager = ? WHERE id = ?", (manager, id))
-            return lease._replace(manager=manager)
+            return self._claim(lease, manager)
+
+    def claim_free(
+        self, ids: Iterable[str], manager: int, alive: Callable[[int], bool]
+    ) -> list[Lease]:
+        """Claim those of these leases that are there, and no other's who lives."""
+        with self._file.transaction():
+            return [
+                self._claim(lease, manager)
+                for id in ids
+                if (lease := self.lease(id)) and _free(lease, manager, alive)
+            ]
 
     def give_back(self, manager: int) -> None:
         """End every claim of this manager, and nobody else's."""
@@ -415,13 +426,9 @@ class Ledger:
             )
             return self._get(id)
 
-    def forget(self, ids: Iterable[str]) -> None:
-        """Remove leases that were never active; their names are free at once."""
-        with self._file.transaction():
-            self._remove(ids)
-
-    def finish(self, ids: Sequence[str]) -> None:
-        """End leases: only their history stays."""
+    def end(self, ids: Sequence[str]) -> None:
+        """End leases: their names are free. Of one that ever was active its history
+        stays."""
         with self._file.transaction():
             now = self._clock.wallclock()
             self._db.executemany(_END, [(now, now, id) for id in ids])
@@ -444,6 +451,12 @@ class Ledger:
             return True
 
     # Inside a transaction
+
+    def _claim(self, lease: Lease, manager: int) -> Lease:
+        self._db.execute(
+            "UPDATE lease SET manager = ? WHERE id = ?", (manager, lease.id)
+        )
+        return lease._replace(manager=manager)
 
     def _get(self, id: str) -> Lease:
         if lease := self.lease(id):
@@ -584,6 +597,11 @@ class Ledger:
                 ("next_manager", 1 + int.from_bytes(self._randomness(5), "big")),
             ],
         )
+
+
+def _free(lease: Lease, manager: int, alive: Callable[[int], bool]) -> bool:
+    """Whether no living manager but this one has claimed the lease."""
+    return lease.manager in (None, manager) or not alive(lease.manager)
 
 
 def _no_such(id: str) -> NoSuchLease:

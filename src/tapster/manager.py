@@ -8,12 +8,12 @@ with its manager, and no pid is believed.
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self
 
 from tapster import wiring
-from tapster.errors import HostError, LeaseBusy, NoSuchLease, RequestError
+from tapster.errors import HostError, RequestError
 from tapster.kernel.linux import LinuxSystem
 from tapster.kernel.lock import REAPER, LockFile
 from tapster.kernel.port import Kernel, System
@@ -95,17 +95,14 @@ class Manager:
         return manager == self._manager or self._open_locks().alive(manager)
 
     @contextmanager
-    def _claimed(self, id: str) -> Iterator[Lease | None]:
-        """A lease, claimed; None if somebody else is at it, or if it is over."""
+    def _claimed(self, ids: Iterable[str]) -> Iterator[list[Lease]]:
+        """Those of these leases that nobody else is at, claimed."""
+        claimed = self._ledger.claim_free(ids, self._me(), self._alive)
         try:
-            lease = self._ledger.claim(id, self._me(), self._alive)
-        except (LeaseBusy, NoSuchLease):
-            yield None
-            return
-        try:
-            yield lease
+            yield claimed
         finally:
-            self._ledger.give_back(self._me())
+            if claimed:
+                self._ledger.give_back(self._me())
 
     def _drop_stale_claims(self) -> None:
         """End what an operation of this Host left claimed when it was interrupted.

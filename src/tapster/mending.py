@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reap and recover: what brings ledger and kernel into agreement."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from math import inf
 
 from tapster import lifecycle
-from tapster.devices import Devices
+from tapster.devices import Devices, Differ
 from tapster.errors import NoSuchLease, TapsterError
 from tapster.kernel.port import Kernel
 from tapster.lifecycle import Action, Facts, Mended, Seen
-from tapster.model import Lease, Link, Netns, State
+from tapster.model import Lease, Link, State
 from tapster.wiring.plane import Plane, Stray
 
 REAP_BATCH = 32
@@ -20,6 +20,9 @@ POSTPONED = 1.0
 """Seconds after which another attempt is made to end a lease that could not be."""
 FEW = 8
 """So few devices are better looked at one by one than among all there are."""
+
+ENDING = (Action.UNDO, Action.CLOSE)
+"""What ends a lease: its device, if it is there, is deleted."""
 
 
 class Mender(Devices):
@@ -55,7 +58,9 @@ class Mender(Devices):
                     for netns in {lease.netns for lease in due}:
                         batch = [lease for lease in due if lease.netns == netns]
                         try:
-                            ended += self._end(netns, batch)
+                            with self._world(netns) as kernel:
+                                self._end(kernel, batch)
+                            ended += len(batch)
                             if told is not None:
                                 told(batch)
                         except TapsterError as error:
@@ -79,23 +84,27 @@ class Mender(Devices):
         with self._lock:
             return self._ledger.quit_if_idle(quit)
 
-    def _end(self, netns: Netns, leases: Sequence[Lease]) -> int:
-        """Delete claimed leases' devices and end the leases; how many."""
+    def _end(self, kernel: Kernel | None, leases: Sequence[Lease]) -> None:
+        """Delete claimed leases' devices and end the leases.
+
+        One that cannot be unwired now hinders no other, and is raised last.
+        """
         reason: TapsterError | None = None
         ready: list[Lease] = []
-        with self._world(netns) as kernel:
-            for lease in leases:
-                try:
-                    self._unwire(kernel, lease)
-                    ready.append(lease)
-                except TapsterError as error:
-                    reason = reason or error
-            if kernel is not None:
-                self._delete(kernel, ready)
-        self._ledger.finish([lease.id for lease in ready])
+        for lease in leases:
+            try:
+                if lease.wired and lease.state is State.ACTIVE:
+                    # Its world is gone. What planes have of it may have to wait.
+                    lease = self._ledger.begin_release(lease.id)
+                self._unwire(kernel, lease)
+                ready.append(lease)
+            except TapsterError as error:
+                reason = reason or error
+        if kernel is not None:
+            self._delete(kernel, ready)
+        self._ledger.end([lease.id for lease in ready])
         if reason is not None:
             raise reason
-        return len(leases)
 
     def _postpone(self, leases: Sequence[Lease]) -> None:
         """Try again later to end what is left of these leases."""
@@ -115,7 +124,7 @@ class Mender(Devices):
             leases = self._ledger.leases()
             try:
                 mended = self._mend_all(leases, dry_run=dry_run, wiring=True)
-                for plane, stray in [] if dry_run else self.strays():
+                for plane, stray in [] if dry_run else self._strays(leases):
                     plane.remove(self._kernel, stray)
                 return mended
             finally:
@@ -157,17 +166,18 @@ class Mender(Devices):
     def strays(self) -> list[tuple[Plane, Stray]]:
         """What planes have here that carries the ledger's stamp, but no lease's."""
         with self._lock:
-            if not self._planes:
-                return []
-            leases = [one for one in self._ledger.leases() if self._is_here(one.netns)]
-            found = [
-                (plane, stray)
-                for plane in self._planes
-                for stray in plane.observe(self._kernel, leases).strays
-            ]
-            # Read after what was found: each lease precedes what is made for it.
-            known = {lease.id for lease in self._ledger.leases()}
-            return [one for one in found if one[1].lease not in known]
+            return self._strays(self._ledger.leases())
+
+    def _strays(self, leases: Sequence[Lease]) -> list[tuple[Plane, Stray]]:
+        """As `strays`; `leases` were all there are, a moment ago."""
+        here = [lease for lease in leases if self._is_here(lease.netns)]
+        found = [
+            (plane, stray)
+            for plane in self._planes
+            for stray in plane.observe(self._kernel, here).strays
+        ]
+        # Asked after what was found: each lease precedes what is made for it.
+        return [one for one in found if self._ledger.lease(one[1].lease) is None]
 
     def _mend_all(
         self, leases: Sequence[Lease], *, dry_run: bool, wiring: bool
@@ -180,83 +190,99 @@ class Mender(Devices):
             try:
                 with self._world(netns) as kernel:
                     links = _links(kernel, batch)
-                    differ: dict[str, dict[str, str]] = {}
+                    differ: Differ = {}
                     if wiring:
                         differ, unseen = self._differences(kernel, batch, links)
                         reason = reason or unseen
-                    for lease in batch:
-                        link = links.get(lease.ifindex)
-                        wrong = differ.get(lease.id, {})
-                        differs = bool(wrong)
-                        action = self._decide(kernel, lease, link, differs=differs)
-                        if not dry_run and self._needs_mending(lease, action):
-                            try:
-                                action = self._mend(kernel, lease, wrong)
-                            except TapsterError as error:
-                                reason = reason or error
-                        if action is not Action.LEAVE:
-                            mended.append(Mended(lease, action))
+                    actions = {
+                        lease.id: self._decide(
+                            kernel,
+                            lease,
+                            links.get(lease.ifindex),
+                            differs=lease.id in differ,
+                        )
+                        for lease in batch
+                    }
+                    for some in [] if dry_run else self._portions(batch, actions):
+                        try:
+                            actions |= self._mend(kernel, some, differ)
+                        except TapsterError as error:
+                            reason = reason or error
+                    mended += [
+                        Mended(lease, action)
+                        for lease in batch
+                        if (action := actions[lease.id]) is not Action.LEAVE
+                    ]
             except TapsterError as error:
                 reason = reason or error
         if reason is not None:
             raise reason
         return mended
 
-    def _needs_mending(self, lease: Lease, action: Action) -> bool:
-        """Whether there is anything to do: the claim of a dead manager is to go."""
-        claimed = lease.manager is not None and not self._alive(lease.manager)
-        return claimed or action is not Action.LEAVE
+    def _portions(
+        self, leases: Sequence[Lease], actions: Mapping[str, Action]
+    ) -> Iterator[Sequence[Lease]]:
+        """Those to be mended: what ends many at a time, each other by itself."""
+        ending = [lease for lease in leases if actions[lease.id] in ENDING]
+        for start in range(0, len(ending), REAP_BATCH):
+            yield ending[start : start + REAP_BATCH]
+        for lease in leases:
+            action = actions[lease.id]
+            # The claim of a dead manager is to go, whatever else there is to do.
+            claimed = lease.manager is not None and not self._alive(lease.manager)
+            if action not in ENDING and (claimed or action is not Action.LEAVE):
+                yield [lease]
 
     def _mend(
-        self,
-        kernel: Kernel | None,
-        lease: Lease,
-        wrong: Mapping[str, str] | None = None,
-    ) -> Action:
-        """Look again under a claim, and do what the table says.
+        self, kernel: Kernel | None, leases: Sequence[Lease], differ: Differ
+    ) -> dict[str, Action]:
+        """Look again under claims, and do what the table says: by lease.
 
-        `wrong` is how it was not wired as it should be, by plane.
+        `differ` is how leases were not wired as they should be.
         """
-        with self._claimed(lease.id) as claimed:
-            if claimed is None:
-                return Action.LEAVE
-            link = kernel.link(claimed.ifindex) if kernel else None
-            unclaimed = claimed._replace(manager=None)
-            # Planes are asked again only if somebody was at it meanwhile: to see one
-            # lease takes some as long as to see all.
-            if wrong and unclaimed != lease._replace(manager=None):
-                links = {link.ifindex: link} if link else {}
-                differ, _ = self._differences(kernel, [claimed], links)
-                wrong = differ.get(claimed.id, {})
-            action = self._decide(kernel, unclaimed, link, differs=bool(wrong))
-            # Planes may have something that the ledger knows nothing of.
-            there = [one for one in wrong or () if one != "link"]
-            wired = tuple(dict.fromkeys([*claimed.wired, *there]))
-            try:
-                self._act(action, kernel, claimed._replace(wired=wired))
-            except TapsterError:
-                if action is not Action.REWIRE or kernel is None:
-                    raise
-                # It may be that the device is gone, since it was looked at.
-                if self._seen(kernel, claimed) is not Seen.ABSENT:
-                    raise
-                action = self._decide(kernel, unclaimed, None)
-                self._act(action, kernel, claimed)
-            return action
+        done = {lease.id: Action.LEAVE for lease in leases}
+        before = {lease.id: lease._replace(manager=None) for lease in leases}
+        ending: list[Lease] = []
+        with self._claimed([*done]) as claimed:
+            for lease in claimed:
+                link = kernel.link(lease.ifindex) if kernel else None
+                unclaimed = lease._replace(manager=None)
+                wrong = differ.get(lease.id, {})
+                # Planes are asked again only if somebody was at it meanwhile: to see
+                # one lease takes some as long as to see all.
+                if wrong and unclaimed != before[lease.id]:
+                    links = {link.ifindex: link} if link else {}
+                    again, _ = self._differences(kernel, [lease], links)
+                    wrong = again.get(lease.id, {})
+                action = self._decide(kernel, unclaimed, link, differs=bool(wrong))
+                # Planes may have something that the ledger knows nothing of.
+                there = [one for one in wrong if one != "link"]
+                wired = tuple(dict.fromkeys([*lease.wired, *there]))
+                if action in ENDING:
+                    ending.append(lease._replace(wired=wired))
+                else:
+                    action = self._act(action, kernel, lease._replace(wired=wired))
+                done[lease.id] = action
+            if ending:
+                self._end(kernel, ending)
+        return done
 
-    def _act(self, action: Action, kernel: Kernel | None, lease: Lease) -> None:
-        if action is Action.CLOSE and lease.state is State.ACTIVE:
-            # Its world is gone. What planes have of it may have to wait for them.
-            lease = self._ledger.begin_release(lease.id)
-        if action in (Action.UNDO, Action.CLOSE):
-            self._unwire(kernel, lease)
-            if kernel is not None:
-                self._delete(kernel, [lease])
-        if action is Action.UNDO:
-            self._ledger.forget([lease.id])
-        elif action is Action.CLOSE:
-            self._ledger.finish([lease.id])
-        elif action is Action.REWIRE and kernel is not None:
+    def _act(self, action: Action, kernel: Kernel | None, lease: Lease) -> Action:
+        """Do what ends no lease; say what was done in the end."""
+        try:
+            self._do(action, kernel, lease)
+        except TapsterError:
+            if action is not Action.REWIRE or kernel is None:
+                raise
+            # It may be that the device is gone, since it was looked at.
+            if self._seen(kernel, lease) is not Seen.ABSENT:
+                raise
+            action = self._decide(kernel, lease._replace(manager=None), None)
+            self._do(action, kernel, lease)
+        return action
+
+    def _do(self, action: Action, kernel: Kernel | None, lease: Lease) -> None:
+        if action is Action.REWIRE and kernel is not None:
             with suppress(NoSuchLease):
                 self._rewire(kernel, lease, lease.wiring)
         elif action is not Action.LEAVE and kernel is not None:

@@ -155,7 +155,7 @@ def test_two_ledgers_on_one_host_leave_each_other_alone(
 def test_leftovers_in_use_or_with_a_lease_are_not_removed(host: Host) -> None:
     used, idle, leased = (host.acquire(Tap(bridge="br0")) for _ in range(3))
     with host.looking() as (ledger, _):
-        ledger.forget([used.id, idle.id])  # as an older ledger would have it
+        ledger.end([used.id, idle.id])  # as an older ledger would have it
         own = ledger.id
     tools.close([*idle.fds, *leased.fds])
     assert host.remove_leftovers(own) == [idle.name]

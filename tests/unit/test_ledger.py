@@ -56,7 +56,7 @@ from tapster.model import (
 HERE = Netns("boot", 1, "/run/netns/here")
 THERE = Netns("boot", 2, "/run/netns/there")
 PROCESS = Process(pid=10, start=20, pidns=30)
-ME, OTHER = 1, 2
+ME, OTHER, GONE = 1, 2, 3
 TEN = "fourteen-bytes%d"  # room for one digit
 
 
@@ -116,7 +116,7 @@ def release(ledger: Ledger, *leases: Lease) -> None:
 
 def end(ledger: Ledger, *leases: Lease) -> None:
     release(ledger, *leases)
-    ledger.finish([lease.id for lease in leases])
+    ledger.end([lease.id for lease in leases])
 
 
 def names_of(leases: list[Lease]) -> list[str]:
@@ -222,7 +222,7 @@ def test_a_lease_lives_from_reserved_to_history(ledger: Ledger, clock: Clock) ->
     )
     assert not ledger.ended(lease.id)
     clock.wall = 300.0
-    ledger.finish([lease.id])
+    ledger.end([lease.id])
     assert ledger.ended(lease.id)
     assert ledger.leases() == []
     (tenure,) = ledger.tenures("vnet0")
@@ -263,26 +263,25 @@ def test_a_lease_that_is_being_acquired_cannot_be_released(ledger: Ledger) -> No
     assert ledger.lease(lease.id) == lease
 
 
-def test_a_forgotten_lease_leaves_no_history_and_frees_its_name(
+def test_a_lease_that_was_never_active_leaves_no_history_and_frees_its_name(
     ledger: Ledger,
 ) -> None:
     first, _ = reserve(ledger, Tap(), Tap())
-    ledger.forget([first.id])
+    ledger.end([first.id])
     assert ledger.tenures(first.name) == []
     assert not ledger.ended(first.id)
     assert names_of(reserve(ledger, Tap())) == [first.name]
 
 
-@pytest.mark.parametrize("verb", ["finish", "forget"])
-def test_ending_a_lease_may_be_repeated(ledger: Ledger, verb: str) -> None:
-    (lease,) = hold(ledger, Tap())
+@pytest.mark.parametrize("make", [hold, reserve])
+def test_ending_a_lease_may_be_repeated(
+    ledger: Ledger, make: Callable[..., list[Lease]]
+) -> None:
+    (lease,) = make(ledger, Tap())
     for _ in range(2):
-        if verb == "finish":
-            ledger.finish([lease.id])
-        else:
-            ledger.forget([lease.id])
+        ledger.end([lease.id])
     assert ledger.leases() == []
-    assert len(ledger.tenures("vnet0")) == (verb == "finish")
+    assert len(ledger.tenures("vnet0")) == (make is hold)
 
 
 def test_a_lease_that_is_gone_is_named(ledger: Ledger) -> None:
@@ -361,6 +360,19 @@ def test_the_claim_of_a_dead_manager_is_taken_over(ledger: Ledger) -> None:
     assert ledger.claim(lease.id, OTHER, dead).manager == OTHER
 
 
+def test_those_that_are_free_are_claimed(ledger: Ledger) -> None:
+    mine, free, others, dropped, ended = hold(ledger, *[Tap()] * 5)
+    ledger.claim(mine.id, ME, alive)
+    ledger.claim(others.id, OTHER, alive)
+    ledger.claim(dropped.id, GONE, alive)
+    ledger.end([ended.id])
+    ids = [lease.id for lease in (mine, free, others, dropped, ended)]
+    claimed = ledger.claim_free(ids, ME, lambda manager: manager != GONE)
+    assert [lease.id for lease in claimed] == [mine.id, free.id, dropped.id]
+    assert {lease.manager for lease in claimed} == {ME}
+    assert [lease.manager for lease in ledger.leases()] == [ME, ME, OTHER, ME]
+
+
 def test_managers_have_numbers_that_never_come_again(path: Path) -> None:
     given = []
     for _ in range(3):
@@ -380,9 +392,9 @@ def test_due_leases_are_claimed_by_deadline(ledger: Ledger, clock: Clock) -> Non
     assert [lease.id for lease in due] == [second.id, third.id]
     assert [lease.manager for lease in ledger.leases()] == [None, ME, ME, None]
     assert active.id not in [lease.id for lease in due]
-    ledger.finish([second.id, third.id])
+    ledger.end([second.id, third.id])
     assert ledger.next_deadline() == 17.0
-    ledger.finish([first.id])
+    ledger.end([first.id])
     assert ledger.next_deadline() is None
 
 
@@ -520,7 +532,7 @@ def test_I2_a_name_comes_back_only_after_fin_wait(
     ledger.claim_due(ME, alive, boottime=inf, limit=1)
     with pytest.raises(NamesExhausted):
         reserve(ledger, spec)
-    ledger.finish([leases[4].id])
+    ledger.end([leases[4].id])
     assert names_of(reserve(ledger, spec)) == [leases[4].name]
 
 
@@ -560,7 +572,7 @@ def test_a_lease_whose_name_a_foreign_device_took_gets_another(
     renamed = ledger.rename(lease.id, template, Tap(), ask)
     # The history will say since when it has that name.
     assert renamed == lease._replace(name="vnet2", created=101.0)
-    ledger.forget([lease.id])
+    ledger.end([lease.id])
     wanted = [Reservation(Tap(), template, None, Wiring())]
     (again,) = ledger.reserve(
         HERE, wanted, manager=ME, taken=ask, changed=nothing_changed
@@ -610,7 +622,7 @@ def test_the_reaper_quits_only_when_nothing_waits(ledger: Ledger) -> None:
     release(ledger, waiting)
     assert not ledger.quit_if_idle(lambda: quits.append("quit"))
     assert quits == []
-    ledger.finish([waiting.id])
+    ledger.end([waiting.id])
     assert ledger.quit_if_idle(lambda: quits.append("quit"))
     assert quits == ["quit"]
 
@@ -695,13 +707,14 @@ VERBS: dict[str, Callable[[Two], object]] = {
     "suspects": lambda two: two.ledger.suspects("boot"),
     "begin_release": lambda two: two.ledger.begin_release(two.active),
     "claim": lambda two: two.ledger.claim(two.active, ME, dead),
+    "claim_free": lambda two: two.ledger.claim_free([two.active], ME, dead),
     "replant": lambda two: two.ledger.replant(two.active),
     "give_back": lambda two: two.ledger.give_back(ME),
     "next_deadline": lambda two: two.ledger.next_deadline(),
     "claim_due": lambda two: two.ledger.claim_due(ME, dead, boottime=100, limit=32),
-    "finish": lambda two: two.ledger.finish([two.active]),
+    "end": lambda two: two.ledger.end([two.active]),
     "ended": lambda two: two.ledger.ended(two.active),
-    "forget": lambda two: two.ledger.forget([two.reserved.id]),
+    "end, never active": lambda two: two.ledger.end([two.reserved.id]),
     "quit_if_idle": lambda two: two.ledger.quit_if_idle(lambda: None),
 }
 """What is done with a lease from its VM's start to its end, in that order."""
@@ -1014,7 +1027,7 @@ def test_a_ledger_that_was_deleted_or_replaced_takes_no_writes(
         lambda: reserve(ledger, Tap()),
         lambda: ledger.claim(first.id, ME, dead),
         lambda: ledger.begin_release(first.id),
-        lambda: ledger.finish([second.id]),
+        lambda: ledger.end([second.id]),
         lambda: ledger.quit_if_idle(lambda: pytest.fail("it quit")),
     ]
     for write in writes:
@@ -1188,7 +1201,7 @@ def acquire(path: Path) -> None:
 
 def reap(path: Path) -> None:
     ledger = Ledger(path, Clock())
-    ledger.finish([lease.id for lease in ledger.leases()])
+    ledger.end([lease.id for lease in ledger.leases()])
 
 
 def kill_at_every_statement_of_creation(path: Path) -> int:
@@ -1556,10 +1569,10 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @some_lease(State.RESERVED)
     @rule(which=which)
-    def forget(self, which: int) -> None:
+    def undo(self, which: int) -> None:
         reserved = self.in_state(State.RESERVED)
         lease = reserved[which % len(reserved)]
-        self.ledger.forget([lease.id])
+        self.ledger.end([lease.id])
         del self.leases[lease.id]
 
     @some_lease(State.ACTIVE, State.FIN_WAIT)
@@ -1607,7 +1620,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @some_lease(State.FIN_WAIT, claimed=True)
     @rule(which=which, give_back=st.booleans())
-    def finish(self, which: int, give_back: bool) -> None:
+    def end(self, which: int, give_back: bool) -> None:
         claimed = self.in_state(State.FIN_WAIT, claimed=True)
         lease = claimed[which % len(claimed)]
         if give_back:
@@ -1616,7 +1629,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 if one.manager == ME:
                     self.leases[id_] = one._replace(manager=None)
             return
-        self.ledger.finish([lease.id])
+        self.ledger.end([lease.id])
         self.loses_device(lease)
         del self.leases[lease.id]
         assert self.ledger.ended(lease.id)

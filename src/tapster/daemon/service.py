@@ -6,7 +6,6 @@ Everything here runs in the worker's thread, but for what says otherwise.
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 from tapster import doctor, interface
@@ -342,10 +341,6 @@ class Service:
 
     def recover(self) -> None:
         """Bring all into agreement, and watch what is to be watched."""
-        # First, many at a time: recover would delete each device by itself. What
-        # cannot be reaped now is tried again later, and hinders nothing else.
-        with suppress(HostError, ConflictError):
-            self._host.reap(told=self._reaped)
         try:
             self._mended(self._host.recover())
         except (HostError, ConflictError) as error:

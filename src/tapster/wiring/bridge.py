@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Linux bridges: a tap as a port."""
 
+from collections.abc import Mapping
+
 from tapster.errors import BridgeFull, NoSuchLink
 from tapster.kernel.port import Kernel, LinkChange, Vlans
 from tapster.model import Lease, Link, Wiring
@@ -114,15 +116,20 @@ def _stays(lease: Lease, was: Wiring, link: Link, bridge: int) -> bool:
     return bool(bridge) and link.master == bridge and not forgets
 
 
-def differs(lease: Lease, link: Link, kernel: Kernel) -> str | None:
-    """How a leased device is not connected as its wiring wants."""
+def differs(
+    lease: Lease, link: Link, kernel: Kernel, links: Mapping[int, Link]
+) -> str | None:
+    """How a leased device is not connected as its wiring wants.
+
+    `links` are those that have been looked at already, by ifindex.
+    """
     wiring = lease.wiring
     wanted: dict[str, object] = {"up": wiring.up, "IPv6 of the host": False}
     there: dict[str, object] = {"up": link.up, "IPv6 of the host": not link.no_ipv6}
     if wiring.mtu is not None:
         wanted["mtu"], there["mtu"] = wiring.mtu, link.mtu
     if wiring.bridge is not None:
-        on = kernel.link(link.master)
+        on = links.get(link.master) or kernel.link(link.master)
         wanted |= {
             "bridge": wiring.bridge,
             "isolated": wiring.isolated,

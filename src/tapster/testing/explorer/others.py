@@ -141,7 +141,7 @@ class RowLast(ExploredHost):
         (lease,) = ledger.reserve(*wanted, taken=lambda _: 0, **named)
         if lease.ifindex != guess.ifindex:
             self._kernel.delete_links([guess.ifindex])
-            ledger.forget([lease.id])
+            ledger.end([lease.id])
             raise NameTaken(lease.name)
         return [lease]
 
@@ -159,8 +159,8 @@ class DeletesByName(ExploredHost):
 class Unclaimed(RemoteLedger):
     """A ledger in which nobody claims what is worked on."""
 
-    def claim(self, id: str, _: int, alive: object) -> Any:
-        return self._put("claim", (id, None, alive), {})
+    def claim_free(self, ids: object, _: int, alive: object) -> Any:
+        return self._put("claim_free", (ids, None, alive), {})
 
     def claim_due(self, _: int, alive: object, **named: Any) -> Any:
         return self._put("claim_due", (None, alive), named)
