@@ -5,8 +5,12 @@ import os
 import re
 import select
 import time
+from collections import deque
 from collections.abc import Iterator
 from typing import IO
+
+LAST = 20
+"""So many lines are shown when the one that was waited for has not come."""
 
 
 def readable(fd: int, deadline: float) -> bool:
@@ -42,10 +46,15 @@ class Lines:
 
     def wait_for(self, pattern: str, timeout: float) -> re.Match[str]:
         """The first line that has the pattern. Raises TimeoutError without one."""
-        for line in self.until(time.monotonic() + timeout):
+        deadline = time.monotonic() + timeout
+        last: deque[str] = deque(maxlen=LAST)
+        for line in self.until(deadline):
             if match := re.search(pattern, line):
                 return match
-        raise TimeoutError(f"no line that looks like {pattern!r}")
+            last.append(line)
+        why = "in time" if time.monotonic() >= deadline else "before the end"
+        said = "\n".join(["the last lines:", *last] if last else ["nothing was said"])
+        raise TimeoutError(f"no line that looks like {pattern!r} {why}; {said}")
 
     def _read(self, deadline: float) -> bool:
         if not readable(self._fd, deadline):

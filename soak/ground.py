@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from soak.marks import DEVICE
-from soak.part import LEDGERS, NAMESPACES, RUN
+from soak.part import LEDGERS, NAMESPACES, RUN, ledger_path
+from tapster import Host
 
 BRIDGES = ("br0", "br1")
 LOWER = {"low0": "far0", "low1": "far1"}
@@ -42,9 +43,11 @@ _BUILD = (
 
 
 def found() -> None:
-    """Make the namespaces, empty, and the directories."""
-    for name in (*LEDGERS, *(f"sys/{netns}" for netns in NAMESPACES)):
-        Path(RUN, name).mkdir(parents=True)
+    """Make the namespaces, empty, the directories and the ledgers."""
+    for netns in NAMESPACES:
+        Path(RUN, "sys", netns).mkdir(parents=True)
+    for ledger in LEDGERS:
+        Host(ledger_path(ledger)).close()  # whoever reads one with SQL finds its tables
     for netns in NAMESPACES:
         _run("ip", "netns", "add", netns)
         # A sysfs shows the namespace of the one who mounted it.

@@ -17,7 +17,7 @@ from soak import books
 from soak.events import Listener
 from soak.judge import Finding, Judge, Stopped
 from soak.marks import Marker
-from soak.part import LEDGERS, NAMESPACES, boottime, ledger_path
+from soak.part import LEDGERS, NAMESPACES, boottime
 
 SAMPLE = 1.0
 """Seconds from one sample of the ledgers to the next."""
@@ -89,10 +89,7 @@ class Watcher:
             return
         self._say("sample")
         self._rows = {
-            row.owner: row
-            for ledger in LEDGERS
-            if os.path.exists(ledger_path(ledger))
-            for row in books.rows(ledger)
+            row.owner: row for ledger in LEDGERS for row in books.rows(ledger)
         }
         self._say("sampled")
         self.judge()

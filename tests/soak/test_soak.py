@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.kernel, pytest.mark.timeout(600)]
 
 SOAK = [sys.executable, "-m", "soak", "--seed", "1"]
 HARM = "wrongly touched"
-PATIENCE = 60.0
+PATIENCE = 120.0
 HARMED = 240.0
 """Seconds until harm is done that takes a few on an idle machine."""
 
