@@ -4,8 +4,9 @@
 from collections import deque
 
 from bench.floor import Floor
+from tapster.mending import REAP_BATCH
 
-BATCH = 32
+BATCH = REAP_BATCH
 """As many devices at a time as Tapster reaps."""
 
 
