@@ -57,6 +57,8 @@ if TYPE_CHECKING:
     from tapster.client import Remote, connect
     from tapster.host import Host
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Action",
     "BadName",

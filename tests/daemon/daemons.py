@@ -2,11 +2,12 @@
 """A real tapsterd for a test, and callers of it that are not root."""
 
 import os
+import re
 import shutil
 import signal
 import socket
+import stat
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +16,11 @@ import tapster
 from tapster import Remote
 from tapster.interface import Event
 
-TAPSTERD = str(Path(sys.executable).with_name("tapsterd"))
+ALICE, BOB, SERVICE = 61001, 61002, 61003
+"""Users that no machine knows by name; the last is the daemon's own."""
 
-ALICE, BOB = 61001, 61002
-"""Users that no machine knows by name."""
+TUN = "/dev/net/tun"
+UNIT = Path(__file__).parents[2] / "units" / "tapsterd.service"
 
 POLICY = f"""
 [[allow]]
@@ -53,19 +55,48 @@ def install(folder: Path) -> Path:
     return programs
 
 
+def capabilities() -> list[str]:
+    """What the service's unit lets it keep, as setpriv calls it."""
+    kept: str
+    (kept,) = re.findall(r"(?m)^AmbientCapabilities=(.*)$", UNIT.read_text())
+    return [one.removeprefix("CAP_").lower() for one in kept.split()]
+
+
+def as_service() -> list[str]:
+    """What runs a command as its unit does: as a user, with these alone."""
+    kept = ",".join(f"+{one}" for one in capabilities())
+    return [
+        *("setpriv", f"--reuid={SERVICE}", f"--regid={SERVICE}", "--clear-groups"),
+        *(f"--inh-caps={kept}", f"--ambient-caps={kept}", "--no-new-privs"),
+        f"--bounding-set=-all,{kept}",
+    ]
+
+
+def let_everybody_open_tun(folder: Path) -> None:
+    """Let the node be as udev makes it, in the test's own mount namespace."""
+    node = folder / "tun"
+    os.mknod(node, stat.S_IFCHR, os.stat(TUN).st_rdev)
+    node.chmod(0o666)
+    subprocess.run(["mount", "--bind", node, TUN], check=True)
+
+
 class Daemon:
     """One tapsterd after the other, on the same ledger, socket and policy."""
 
-    def __init__(self, *wrapper: str, policy: str = POLICY) -> None:
+    def __init__(self, *wrapper: str, policy: str = POLICY, root: bool = False) -> None:
+        """`root`: it runs as root, not as the service does."""
         folder = Path("/run/test")  # below the test's own /run; users must get there
         folder.mkdir()
+        if not root:
+            os.chown(folder, SERVICE, SERVICE)
+            let_everybody_open_tun(folder)
         self.programs = install(folder)
         self.socket = folder / "tapster.sock"
         self.ledger = folder / "ledger.db"
         self.config = folder / "tapster.toml"
         self.config.write_text(policy)
         self.log = folder / "log"
-        self._wrapper = wrapper
+        self._wrapper = [*wrapper, *([] if root else as_service())]
         self._watchers: list[Remote] = []
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -80,7 +111,7 @@ class Daemon:
                 self._process = subprocess.Popen(
                     [
                         *self._wrapper,
-                        *(TAPSTERD, "--socket", str(self.socket)),
+                        *(self.programs / "tapsterd", "--socket", str(self.socket)),
                         *("--ledger", str(self.ledger), "--config", str(self.config)),
                     ],
                     env={**os.environ, "NOTIFY_SOCKET": str(address)},

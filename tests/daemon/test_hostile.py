@@ -19,7 +19,7 @@ import pytest
 from tapster import Macvtap, Overloaded, Tap, TapsterError, connect, interface
 from tapster.interface import METHODS
 from tapster.varlink import encode
-from tests.daemon.daemons import ALICE, BOB, Daemon, user
+from tests.daemon.daemons import ALICE, BOB, SERVICE, Daemon, capabilities, user
 from tests.daemon.test_storm import usage
 from tests.kernel import tools
 
@@ -178,7 +178,9 @@ def test_thousands_of_idle_connections_keep_nobody_out(daemon: Daemon) -> None:
     assert refused > 0
 
 
-def test_who_has_too_many_connections_is_told_so_by_type(daemon: Daemon) -> None:
+def test_who_has_too_many_connections_is_told_so_by_type(world: None) -> None:
+    daemon = Daemon(policy=POLICY.replace("idle = 2.0", "idle = 600.0"))
+    daemon.start()
     with ExitStack() as many:
         for _ in range(200):
             many.enter_context(plain(daemon))
@@ -189,6 +191,7 @@ def test_who_has_too_many_connections_is_told_so_by_type(daemon: Daemon) -> None
             bob.ping()
         with daemon.connect(ALICE) as alice:
             alice.ping()
+    daemon.close()
 
 
 def test_idle_connections_are_closed(daemon: Daemon) -> None:
@@ -346,26 +349,18 @@ def test_mutated_requests_never_break_it(daemon: Daemon) -> None:
     assert not daemon.logged("failed")
 
 
-# Root's absence
+# Who it runs as
 
 
-CAPABILITIES = ("net_admin", "sys_admin", "mknod", "dac_override")
-
-
-def test_it_serves_as_a_user_with_only_its_capabilities(world: None) -> None:
-    kept = ",".join(f"+{one}" for one in CAPABILITIES)
-    daemon = Daemon(
-        *("setpriv", "--reuid=61999", "--regid=61999", "--clear-groups"),
-        *(f"--inh-caps={kept}", f"--ambient-caps={kept}"),
-        f"--bounding-set=-all,{kept}",
-        policy=POLICY,
-    )
-    os.chown("/run/test", 61999, 61999)
+@pytest.mark.parametrize("as_root", [False, True])
+def test_it_serves_as_its_unit_lets_it_and_as_root(world: None, as_root: bool) -> None:
+    daemon = Daemon(policy=POLICY, root=as_root)
     daemon.start()
     lines = Path(f"/proc/{daemon.pid}/status").read_text().splitlines()
     status = dict(line.split(":", 1) for line in lines)
-    assert status["Uid"].split() == ["61999"] * 4
-    assert int(status["CapEff"], 16).bit_count() == len(CAPABILITIES)
+    assert status["Uid"].split() == [str(0 if as_root else SERVICE)] * 4
+    if not as_root:
+        assert int(status["CapEff"], 16).bit_count() == len(capabilities())
     tools.sh("ip link add eth0 type veth peer name eth1")
     tools.sh("ip link set eth0 up")
     tools.sh("ip netns add blue")

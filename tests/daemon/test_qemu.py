@@ -248,6 +248,7 @@ def guest(environment: dict[str, str], bridge: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        errors="backslashreplace",  # its libraries write there too
     )
 
 

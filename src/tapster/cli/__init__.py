@@ -15,6 +15,7 @@ from importlib import import_module
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from tapster import __version__
 from tapster.errors import (
     ConflictError,
     DaemonError,
@@ -109,9 +110,7 @@ def _run(arguments: list[str]) -> int:
     top = _top_parser()
     options = top.parse_args(arguments)
     if options.version:
-        from importlib.metadata import version
-
-        print(f"tapster {version('tapster')}")
+        print(f"tapster {__version__}")
         return 0
     verb = options.verb or "ls"
     if verb not in VERBS:

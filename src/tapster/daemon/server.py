@@ -9,11 +9,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from errno import EMFILE, ENFILE
 from functools import partial
-from importlib.metadata import version
 from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 from typing import Any
 
-from tapster import interface, varlink
+from tapster import __version__, interface, varlink
 from tapster.daemon import config, policy, scrape
 from tapster.daemon.connection import Connection
 from tapster.daemon.log import ERROR, INFO, WARNING, Log
@@ -490,7 +489,7 @@ class Server:
             info = varlink.Info(
                 "Tapster",
                 "tapsterd",
-                version("tapster"),
+                __version__,
                 "https://tapster.invalid/",
                 tuple(sorted(_KNOWN)),
             )
