@@ -16,7 +16,15 @@ from typing import Any, get_args, get_origin
 
 import pytest
 
-from tapster import Macvtap, Overloaded, Tap, TapsterError, connect, interface
+from tapster import (
+    HostError,
+    Macvtap,
+    Overloaded,
+    Tap,
+    TapsterError,
+    connect,
+    interface,
+)
 from tapster.interface import METHODS
 from tapster.varlink import encode
 from tests.daemon.daemons import ALICE, BOB, SERVICE, Daemon, capabilities, user
@@ -347,6 +355,28 @@ def test_mutated_requests_never_break_it(daemon: Daemon) -> None:
             client.shutdown(socket.SHUT_WR)
             all_of(client)
     assert not daemon.logged("failed")
+
+
+BREAK = """
+Server._describe = Service._list = lambda *_: 1 / 0
+"""
+
+
+def test_a_mistake_of_its_own_ends_one_call_and_not_all(world: None) -> None:
+    daemon = Daemon(policy=POLICY)
+    with Path("/run/test/lib/tapster/daemon/server.py").open("a") as code:
+        code.write(BREAK)
+    daemon.start()
+    with daemon.connect(ALICE) as alice:
+        with pytest.raises(HostError, match=r"ZeroDivisionError.* see its log"):
+            alice.leases()
+        alice.ping()
+    with plain(daemon) as client:
+        client.sendall(encode({"method": "org.varlink.service.GetInfo"}))
+        assert b"ZeroDivisionError" in client.recv(4096)
+    serves(daemon)
+    assert len(daemon.logged("failed")) == 2
+    daemon.close()
 
 
 # Who it runs as

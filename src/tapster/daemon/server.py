@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from errno import EMFILE, ENFILE
 from functools import partial
 from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
+from traceback import format_exception
 from typing import Any
 
 from tapster import __version__, interface, varlink
@@ -21,7 +22,7 @@ from tapster.daemon.policy import Caller
 from tapster.daemon.service import Answer, Call, Service
 from tapster.daemon.throttle import Throttle
 from tapster.daemon.worker import Worker
-from tapster.errors import Overloaded, RequestError, TapsterError
+from tapster.errors import HostError, Overloaded, RequestError, TapsterError
 from tapster.host import Host
 from tapster.interface import INTERFACE, METHODS, NAME, Event
 from tapster.kernel import rtnl, unix
@@ -73,7 +74,7 @@ class Server:
         self._patience = 0.0
         self._swept = 0.0
         self._paused: list[socket.socket] = []
-        self._worker = Worker(lambda said: log(ERROR, "failed", traceback=said))
+        self._worker = Worker(self._unforeseen)
         self._service = Service(
             host,
             ledger,
@@ -409,6 +410,13 @@ class Server:
             self._metrics.add("failures", "InvalidParameter")
             parameter = varlink.ParameterName(f"{error.parameter}: {error}")
             self._standard(connection, "InvalidParameter", parameter, oneway)
+        except Exception as error:  # noqa: BLE001 - one call must not end all
+            unix.close(fds)
+            self._fail(connection, self._unforeseen(error), oneway)
+
+    def _unforeseen(self, error: Exception) -> TapsterError:
+        self._log(ERROR, "failed", traceback="".join(format_exception(error)))
+        return HostError(f"the daemon failed: {error!r}; see its log")
 
     def _dispatch(
         self,

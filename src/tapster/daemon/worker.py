@@ -3,13 +3,12 @@
 
 import os
 import threading
-import traceback
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
-from tapster.errors import HostError, TapsterError
+from tapster.errors import TapsterError
 
 Job = Callable[[], Any]
 Then = Callable[[Any], None]
@@ -22,12 +21,12 @@ class Worker:
     returned or raised; `wake` can be read when there is something to hand back.
     """
 
-    def __init__(self, broken: Callable[[str], None]) -> None:
-        """`broken` is told the traceback of an error that nobody foresaw."""
+    def __init__(self, unforeseen: Callable[[Exception], TapsterError]) -> None:
+        """`unforeseen` makes a result of an error that nobody foresaw."""
         self.after: Callable[[], None] | None = None
         """Called after each job, before its result is handed back."""
         self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._broken = broken
+        self._unforeseen = unforeseen
         self._jobs: SimpleQueue[tuple[Job, Then] | None] = SimpleQueue()
         self._done: deque[tuple[Then, Any]] = deque()
         self._thread = threading.Thread(target=self._run, name="worker")
@@ -66,6 +65,5 @@ class Worker:
             except TapsterError as error:
                 result = error
             except Exception as error:  # noqa: BLE001 - one call must not end all
-                self._broken(traceback.format_exc())
-                result = HostError(f"the daemon failed: {error!r}; see its log")
+                result = self._unforeseen(error)
             self.hand_back(then, result)
