@@ -35,6 +35,7 @@ from tapster.model import (
     Macvtap,
     Mode,
     Naming,
+    Netns,
     Spec,
     State,
     Tap,
@@ -389,15 +390,27 @@ class Host(Mender):
 
     # Looking
 
-    def at(self, ifindexes: Iterable[int]) -> list[Lease]:
-        """The leases here that have one of these ifindexes."""
+    @property
+    def netns(self) -> Netns:
+        """The network namespace in which devices are made."""
+        return self._kernel.netns
+
+    def number(self, netns: Netns) -> int | None:
+        """What the Host's namespace calls another, as in `Kernel`; None if it is
+        gone."""
+        with self._lock, self._world(netns) as kernel:
+            return None if kernel is None else self._kernel.number(kernel)
+
+    def at(self, netns: Netns, ifindexes: Iterable[int]) -> list[Lease]:
+        """The leases of a namespace that have one of these ifindexes."""
         with self._lock:
-            return self._ledger.at(self._kernel.netns, ifindexes)
+            return self._ledger.at(netns, ifindexes)
 
     def joined(self, link: Link, lease: Lease) -> bool:
-        """Whether a tap here is on the bridge that its lease says."""
-        with self._lock:
-            return link.master == self._kernel.ifindex(lease.wiring.bridge or "")
+        """Whether a tap is on the bridge that its lease says."""
+        with self._lock, self._world(lease.netns) as kernel:
+            wanted = lease.wiring.bridge or ""
+            return kernel is not None and link.master == kernel.ifindex(wanted)
 
     def leases(self, *, all: bool = True) -> list[Lease]:
         """Every lease, oldest first; without those in FIN WAIT if not `all`."""

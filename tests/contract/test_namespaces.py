@@ -7,7 +7,7 @@ from errno import EBUSY
 import pytest
 
 from tapster.errors import HostError, NoSuchLink
-from tapster.kernel.port import Kernel, LinkChange
+from tapster.kernel.port import HERE, Kernel, LinkChange
 from tapster.model import Netns
 from tests.contract.labs import Lab
 from tests.contract.makers import OURS, macvtap, refused, tap
@@ -132,6 +132,16 @@ def test_another_one_of_the_same_name_is_not_it(lab: Lab, blue: Netns) -> None:
 
 def test_one_of_an_earlier_boot_is_not_found(lab: Lab, kernel: Kernel) -> None:
     assert lab.system.find(kernel.netns._replace(boot="earlier")) is None
+
+
+def test_another_one_has_a_number_here(lab: Lab, kernel: Kernel, blue: Netns) -> None:
+    assert kernel.number(kernel) == HERE
+    lab.add_netns("green")
+    there, elsewhere = lab.system.netns("blue"), lab.system.netns("green")
+    numbers = [kernel.number(there), kernel.number(elsewhere), kernel.number(there)]
+    assert numbers[0] == numbers[2] not in (numbers[1], HERE)
+    there.close()
+    elsewhere.close()
 
 
 def test_an_open_one_does_not_end(lab: Lab, blue: Netns) -> None:

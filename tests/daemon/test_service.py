@@ -6,6 +6,7 @@ import os
 import signal
 import struct
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -312,6 +313,72 @@ def test_what_others_do_to_a_device_is_noticed_and_its_name_kept(
     assert link["ifalias"].endswith(lease.id)
     assert "UP" not in link["flags"]
     tools.close(lease.fds)
+
+
+@pytest.fixture
+def blue(daemon: Daemon) -> Iterator[Remote]:
+    """Root in another namespace, with a bridge there."""
+    tools.sh("ip netns add blue")
+    tools.sh("ip -n blue link add br0 type bridge")
+    with tapster.connect(daemon.socket, netns="blue") as blue:
+        yield blue
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_what_others_do_in_another_namespace_is_noticed_too(
+    daemon: Daemon, blue: Remote, root: Remote, again: bool
+) -> None:
+    (lease,) = blue.acquire_all([Tap(bridge="br0", fin_wait=60)])
+    if again:
+        daemon.stop()
+        daemon.start()
+    events = daemon.events()
+    for command, event in {
+        "ip -n blue link set vnet0 down": "down",
+        "ip -n blue link set vnet0 up": "sound",
+        "ip -n blue link set vnet0 nomaster": "moved",
+        "ip -n blue link del vnet0": "lost",
+    }.items():
+        tools.sh(command)
+        said = next(events)
+        assert (said.event, said.lease) == (event, lease.id)
+    assert next(events).event == "replanted"
+    assert tools.links("blue")["vnet0"]["ifalias"].endswith(lease.id)
+    tools.close(lease.fds)
+
+
+def test_a_last_close_in_another_namespace_ends_a_lease(
+    daemon: Daemon, blue: Remote
+) -> None:
+    (lease,) = blue.acquire_all([Tap(bridge="br0", fin_wait=0)], on_close=True)
+    events = daemon.events()
+    tools.close(lease.fds)
+    assert [next(events).event for _ in range(2)] == ["released", "ended"]
+    assert "vnet0" not in tools.links("blue")
+
+
+def test_the_end_of_a_namespace_ends_its_leases(
+    daemon: Daemon, blue: Remote, root: Remote
+) -> None:
+    theirs = blue.acquire_all([Tap(bridge="br0"), Tap(fin_wait=60)])
+    tools.close(fd for lease in theirs for fd in lease.fds)
+    blue.release(theirs[1].id)
+    here = root.acquire(BR0)
+    # Its number is given to the next one at once.
+    events = daemon.events()
+    tools.sh("ip netns del blue")
+    tools.sh("ip netns add blue")
+    tools.sh("ip netns set blue auto")
+    said = [next(events) for _ in theirs]
+    assert {one.lease for one in said} == {lease.id for lease in theirs}
+    assert {one.event for one in said} == {"ended"}
+    with tapster.connect(daemon.socket, netns="blue") as blue:
+        new = blue.acquire(Tap())
+    assert next(events).event == "acquired"
+    assert {lease.id for lease in root.leases()} == {here.id, new.id}
+    tools.sh("ip -n blue link del vnet0")
+    assert next(events).event == "lost"
+    tools.close(here.fds + new.fds)
 
 
 def test_a_device_is_put_back_where_the_policy_says_so(world: None) -> None:

@@ -30,6 +30,6 @@ def test_what_open_vswitch_has_in_the_kernel_is_on_no_bridge(
     body += attribute(IFLA_IFNAME, b"vnet0\0")
     body += attribute(IFLA_MASTER, struct.pack("=I", 7))
     body += attribute(IFLA_LINKINFO, info)
-    link = rtnl._link(body)
+    link = rtnl.link_of(body)
     assert (link.ifindex, link.name, link.kind) == (42, "vnet0", "tun")
     assert link.master == master

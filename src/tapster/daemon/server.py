@@ -25,9 +25,10 @@ from tapster.daemon.worker import Worker
 from tapster.errors import HostError, Overloaded, RequestError, TapsterError
 from tapster.host import Host
 from tapster.interface import INTERFACE, METHODS, NAME, Event
-from tapster.kernel import rtnl, unix
+from tapster.kernel import unix
+from tapster.kernel.watch import Changes, Watch
 from tapster.ledger import FIRST_IFINDEX
-from tapster.model import Link, Process
+from tapster.model import Process
 from tapster.varlink import SERVICE, SERVICE_INTERFACE
 
 SWEEP = 1.0
@@ -69,7 +70,7 @@ class Server:
         self._processes: dict[Process, int] = {}
         self._stopping = False
         self._reaping = False
-        self._changed: deque[tuple[int, Link | None]] = deque()
+        self._changed: deque[Changes] = deque()
         self._looking = False
         self._patience = 0.0
         self._swept = 0.0
@@ -85,7 +86,7 @@ class Server:
             watch=partial(self._worker.hand_back, self._watch_process),
         )
         # Before recover looks, so that nothing is missed between the two.
-        self._links = rtnl.Watch()
+        self._links = self._watch_links()
         self._register(self._links, self._links_changed)
         self._register(self._worker.wake, lambda _: self._worker.results())
         self._listeners = list(listeners)
@@ -188,12 +189,22 @@ class Server:
 
     # What happens on the host
 
+    def _watch_links(self) -> Watch:
+        try:
+            return Watch(everywhere=True)
+        except PermissionError:
+            self._log(WARNING, "not-watched", detail="CAP_NET_BROADCAST is missing")
+            return Watch()
+
     def _links_changed(self, _: int) -> None:
-        changed = self._links.links()
-        if changed is None:  # too much at once: look at everything
+        changes = self._links.changes()
+        if changes is None:  # too much at once: look at everything
             self._submit(self._service.recover)
             return
-        self._changed.extend(one for one in changed.items() if one[0] >= FIRST_IFINDEX)
+        for place in [one for one in changes.links if one[1] < FIRST_IFINDEX]:
+            del changes.links[place]
+        if changes.links or changes.over:
+            self._changed.append(changes)
         if self._changed and not self._looking:
             self._looking = True
             self._submit(self._look)
@@ -205,10 +216,12 @@ class Server:
         between the two is looked at now, what comes later has a look of its own.
         """
         self._looking = False
-        changed: dict[int, Link | None] = {}
+        seen = Changes({}, set())
         while self._changed:
-            changed.update([self._changed.popleft()])
-        self._service.changed(changed)
+            links, over = self._changed.popleft()
+            seen.links.update(links)
+            seen.over.update(over)
+        self._service.changed(seen)
 
     def _watch_process(self, wanted: Process) -> None:
         """Look out for the end of a process that a lease is bound to."""

@@ -5,7 +5,7 @@ Everything here runs in the worker's thread, but for what says otherwise.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from tapster import doctor, interface
@@ -27,9 +27,11 @@ from tapster.errors import (
 from tapster.host import Host
 from tapster.interface import Binding, Event
 from tapster.kernel import process, unix, vhost
+from tapster.kernel.port import HERE
+from tapster.kernel.watch import Changes
 from tapster.lifecycle import Action, Mended
 from tapster.mending import REAP_BATCH
-from tapster.model import Lease, Link, Process, Spec, State, Tap, Wiring
+from tapster.model import Lease, Link, Netns, Process, Spec, State, Tap, Wiring
 from tapster.varlink import Nothing
 
 EXIT = "the process that the lease was bound to has ended"
@@ -82,8 +84,10 @@ class Service:
         self._watch = watch
         self._bound: dict[Process, set[str]] = {}
         self._holder: dict[str, Process] = {}
-        self._bridges: dict[str, int] = {}
-        """The ifindex of each bridge by its name, as it was last."""
+        self._numbers: dict[Netns, int] = {host.netns: HERE}
+        """What Watch calls the namespaces in which we have devices."""
+        self._bridges: dict[tuple[Netns, str], int] = {}
+        """The ifindex of each bridge of a namespace by its name, as it was last."""
         self._strange: dict[str, str] = {}
         """What is not as it should be, by lease: said once."""
         self._methods: dict[str, Callable[[Call], Answer]] = {
@@ -118,6 +122,7 @@ class Service:
             raise RequestError("your process cannot be seen from here: bind to nothing")
         host = self._host if asked.netns is None else self._inside(asked.netns)
         try:
+            self._follow(host.netns)
             leases = host.acquire_all(
                 specs,
                 pid=call.caller.pid if bound_to_caller else None,
@@ -345,8 +350,10 @@ class Service:
             self._mended(self._host.recover())
         except (HostError, ConflictError) as error:
             self._log(WARNING, "not-recovered", error=error)
-        for lease in self._host.leases(all=False):
-            self._hold(lease)
+        for lease in self._host.leases():
+            self._follow(lease.netns)
+            if lease.state is not State.FIN_WAIT:
+                self._hold(lease)
 
     def _examine(self, call: Call) -> Answer:
         self._permit_rule(call.caller, policy.MAINTAIN)
@@ -376,15 +383,47 @@ class Service:
         """A process has ended: so do the leases bound to it."""
         self._mended(self._host.mend(sorted(self._bound.pop(over, ()))), EXIT)
 
-    def changed(self, links: Mapping[int, Link | None]) -> None:
+    def changed(self, changes: Changes) -> None:
         """Look at our devices among those that changed, as they were seen last."""
-        for lease in self._host.at(links):
-            if lease.manager is not None or lease.state is State.RESERVED:
-                continue
-            link = links[lease.ifindex]
-            # Most changes are our own, and it costs the kernel nothing to see so.
-            if self._what_is_strange(lease, link) or lease.id in self._strange:
-                self._look(lease, self._host.link(lease))
+        for netns, number in list(self._numbers.items()):
+            links = {
+                at: link for (of, at), link in changes.links.items() if of == number
+            }
+            for lease in self._host.at(netns, links):
+                if lease.manager is not None or lease.state is State.RESERVED:
+                    continue
+                link = links[lease.ifindex]
+                # Most changes are our own, and it costs the kernel nothing to see so.
+                if self._what_is_strange(lease, link) or lease.id in self._strange:
+                    self._look(lease, self._host.link(lease))
+            if number in changes.over:
+                self._forget_if_gone(netns)
+
+    def _follow(self, netns: Netns) -> None:
+        """See to it that Watch tells what happens in a namespace."""
+        if netns in self._numbers:
+            return
+        try:
+            number = self._host.number(netns)
+        except HostError as error:
+            self._log(WARNING, "not-watched", netns=netns.path, error=error)
+            return
+        if number is not None:
+            self._numbers[netns] = number
+
+    def _forget_if_gone(self, netns: Netns) -> None:
+        """A namespace of this number has ended: it may be one that had it before."""
+        try:
+            if self._host.number(netns) is not None:
+                return
+        except HostError as error:
+            self._log(WARNING, "not-told", netns=netns.path, error=error)
+            return
+        del self._numbers[netns]
+        for place in [one for one in self._bridges if one[0] == netns]:
+            del self._bridges[place]
+        leases = [lease.id for lease in self._host.leases() if lease.netns == netns]
+        self._mended(self._host.mend(leases))
 
     def _look(self, lease: Lease, link: Link | None) -> None:
         strange = self._what_is_strange(lease, link)
@@ -416,10 +455,11 @@ class Service:
         if lease.wiring.up and not link.up:
             return "down: somebody took it down"
         bridge = lease.wiring.bridge
-        if bridge is not None and link.master != self._bridges.get(bridge):
+        place = (lease.netns, bridge or "")
+        if bridge is not None and link.master != self._bridges.get(place):
             if not self._host.joined(link, lease):
                 return f"moved: it is not on bridge {bridge}"
-            self._bridges[bridge] = link.master
+            self._bridges[place] = link.master
         if lease.on_close and not link.carrier:
             return CLOSE
         return ""

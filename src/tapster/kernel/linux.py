@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 from tapster.errors import HostError, KernelError, NoSuchLink
 from tapster.kernel import netns, process, rtnl, tun
 from tapster.kernel.failure import failure
-from tapster.kernel.port import Kernel, LinkChange, Vlans
+from tapster.kernel.port import HERE, Kernel, LinkChange, Vlans
+from tapster.kernel.watch import Watch
 from tapster.model import Link, Mode, Netns, Process
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class LinuxKernel:
     def __init__(self, fd: int, boot_id: str, path: str) -> None:
         """Owns `fd`, a descriptor of the namespace, unless this raises."""
         self._fd = fd
-        self._watch: rtnl.Watch | None = None
+        self._watch: Watch | None = None
         try:
             with self.inside():
                 self._netns = Netns(boot_id, netns.cookie(), path, netns.pidns())
@@ -387,11 +388,20 @@ class LinuxKernel:
         deleted = rtnl.delete_group_message(group)
         self._execute([*joined, deleted], "deleting devices", ignore=ENODEV)
 
+    def number(self, other: Kernel) -> int:
+        if other.netns.cookie == self._netns.cookie:
+            return HERE
+        assert isinstance(other, LinuxKernel)
+        try:
+            return self._rtnl.nsid(other._fd)
+        except OSError as error:
+            raise failure(error, "giving a network namespace a number") from error
+
     def changed_links(self) -> set[int] | None:
         try:
             if self._watch is None:
                 with self.inside():
-                    self._watch = rtnl.Watch()
+                    self._watch = Watch()
                 return None
             return self._watch.changed()
         except OSError as error:

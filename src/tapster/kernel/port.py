@@ -46,6 +46,10 @@ class LinkChange(NamedTuple):
     up: bool | None = None
 
 
+HERE = -1
+"""In place of a namespace's number: the namespace itself."""
+
+
 class Kernel(Protocol):
     """One network namespace."""
 
@@ -139,6 +143,12 @@ class Kernel(Protocol):
         """Delete devices, several at a time as one group; absent ones are fine.
 
         The kernel holds the rtnl lock for about 0.5 ms a device.
+        """
+
+    def number(self, other: "Kernel") -> int:
+        """The number by which this namespace knows another, from now on.
+
+        Watch calls that namespace so. Of the namespace itself it is HERE.
         """
 
     def changed_links(self) -> set[int] | None:

@@ -12,7 +12,7 @@ import socket
 import struct
 import sys
 from collections.abc import Iterator, Sequence
-from errno import EAGAIN, ENOBUFS, ENODEV
+from errno import EAGAIN, EEXIST, ENOBUFS, ENODEV
 from typing import NamedTuple
 
 from tapster.kernel.port import LinkChange, Vlans
@@ -34,13 +34,14 @@ SOL_NETLINK = 270
 NETLINK_CAP_ACK = 10
 NETLINK_EXT_ACK = 11
 NETLINK_GET_STRICT_CHK = 12
-RTMGRP_LINK = 1
 
 RTM_NEWLINK = 16
 RTM_DELLINK = 17
 RTM_GETLINK = 18
 RTM_SETLINK = 19
 RTM_NEWNEIGH = 28
+RTM_NEWNSID = 88
+RTM_GETNSID = 90
 RTM_GETNEIGH = 30
 
 IFLA_ADDRESS = 1
@@ -74,6 +75,9 @@ IN6_ADDR_GEN_MODE_NONE = 1
 RTEXT_FILTER_SKIP_STATS = 8
 RTEXT_FILTER_BRVLAN = 2
 LAST_VLAN = 4094
+NETNSA_NSID = 1
+NETNSA_FD = 3
+NETNSA_NSID_NOT_ASSIGNED = -1
 NDA_LLADDR = 2
 NDA_MASTER = 9
 NTF_MASTER = 0x4
@@ -86,7 +90,8 @@ NLA_TYPE_MASK = 0x3FFF
 MACVLAN_MODE = {Mode.PRIVATE: 1, Mode.VEPA: 2, Mode.BRIDGE: 4, Mode.PASSTHRU: 8}
 
 _HEADER = struct.Struct("IHHII")  # nlmsghdr: len, type, flags, seq, pid
-_IFINFO = struct.Struct("BxHiII")  # ifinfomsg: family, type, index, flags, change
+IFINFO = struct.Struct("BxHiII")  # ifinfomsg: family, type, index, flags, change
+_RTGENMSG = struct.Struct("Bxxx")  # rtgenmsg: family
 _NDMSG = struct.Struct("BxxxiHBB")  # ndmsg: family, ifindex, state, flags, type
 _ATTR = struct.Struct("HH")  # rtattr: len, type
 _LENGTH, _TYPE = (0, 16) if sys.byteorder == "little" else (16, 0)  # their bits
@@ -116,7 +121,7 @@ class Rtnl:
     """A socket for requests, in the network namespace of the thread that made it."""
 
     def __init__(self) -> None:
-        self._socket = _netlink()
+        self._socket = connect()
         # Kept: to get so much memory and to give it back costs more than most answers.
         self._buffer = memoryview(bytearray(_BUFFER))
         self._sequence = 0
@@ -144,12 +149,12 @@ class Rtnl:
     def get(self, ifindex: int) -> Link | None:
         """The link with this ifindex."""
         body = self._get(_ifinfo(ifindex))
-        return None if body is None else _link(body)
+        return None if body is None else link_of(body)
 
     def named(self, name: str) -> Link | None:
         """The link that has this name or altname."""
         body = self._get_named(name)
-        return None if body is None else _link(body)
+        return None if body is None else link_of(body)
 
     def find(self, name: str) -> int:
         """The ifindex of the link that has this name or altname, or 0.
@@ -159,7 +164,7 @@ class Rtnl:
         long name.
         """
         body = self._get_named(name)
-        return 0 if body is None else int(_IFINFO.unpack_from(body)[2])
+        return 0 if body is None else int(IFINFO.unpack_from(body)[2])
 
     def _get_named(self, name: str) -> bytes | None:
         return self._get(_ifinfo(0) + _attr(IFLA_IFNAME, os.fsencode(name) + b"\0"))
@@ -209,10 +214,35 @@ class Rtnl:
             if whole:
                 break
         for body in bodies:
-            if _IFINFO.unpack_from(body)[2] == ifindex:
-                port = _attributes(body, _IFINFO.size)
+            if IFINFO.unpack_from(body)[2] == ifindex:
+                port = _attributes(body, IFINFO.size)
                 return _port_vlans(port.get(IFLA_AF_SPEC, b""))
         return None
+
+    def nsid(self, netns: int) -> int:
+        """The number by which this namespace knows that of a descriptor, from now on.
+
+        It holds nothing open: when that namespace ends, its number is another's.
+        """
+        wanted = _RTGENMSG.pack(socket.AF_UNSPEC) + _attr(NETNSA_FD, _U32.pack(netns))
+        if (known := self._nsid(wanted)) != NETNSA_NSID_NOT_ASSIGNED:
+            return known
+        any_ = _attr(NETNSA_NSID, _I32.pack(NETNSA_NSID_NOT_ASSIGNED))
+        (error,) = self.execute([Message(RTM_NEWNSID, 0, wanted + any_)])
+        if error is not None and error.errno != EEXIST:
+            raise error
+        return self._nsid(wanted)
+
+    def _nsid(self, wanted: bytes) -> int:
+        sequence = self._send([Message(RTM_GETNSID, 0, wanted)])
+        while True:
+            for type_, flags, answered, body in self._receive():
+                if answered != sequence:
+                    continue
+                if type_ == RTM_NEWNSID:
+                    return nsid_of(body)
+                if type_ == NLMSG_ERROR and (error := _error(flags, body)):
+                    raise error
 
     def dump(self) -> list[Link]:
         """Every link, read again while the list changes meanwhile, to a bound.
@@ -224,11 +254,11 @@ class Rtnl:
             bodies, whole = self._dump(RTM_GETLINK, _ifinfo(0) + attributes)
             if whole:
                 break
-        return [_link(body) for body in bodies]
+        return [link_of(body) for body in bodies]
 
     def _dump(self, type_: int, wanted: bytes) -> tuple[list[bytes], bool]:
         """All that answers a request, and whether nothing changed meanwhile."""
-        _drain(self._socket)  # of a dump that failed: until then there is no other
+        drain(self._socket)  # of a dump that failed: until then there is no other
         sequence = self._send([Message(type_, NLM_F_DUMP, wanted)])
         bodies: list[bytes] = []
         whole = True
@@ -253,7 +283,7 @@ class Rtnl:
             flags |= NLM_F_REQUEST | (
                 0 if flags & NLM_F_DUMP == NLM_F_DUMP else NLM_F_ACK
             )
-            if type_ == RTM_GETLINK:
+            if type_ in (RTM_GETLINK, RTM_GETNSID):
                 flags &= ~NLM_F_ACK
             length = _HEADER.size + len(payload)
             packets.append(_HEADER.pack(length, type_, flags, self._sequence, 0))
@@ -263,56 +293,13 @@ class Rtnl:
 
     def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
         length = self._socket.recv_into(self._buffer)
-        return _messages(bytes(self._buffer[:length]))
+        return messages(bytes(self._buffer[:length]))
 
 
-class Watch:
-    """Notes which links change, in the namespace of the thread that made it."""
-
-    def __init__(self) -> None:
-        self._socket = _netlink(RTMGRP_LINK)
-
-    def fileno(self) -> int:
-        """To wait for: it can be read when something has changed."""
-        return self._socket.fileno()
-
-    def close(self) -> None:
-        self._socket.close()
-
-    def changed(self) -> set[int] | None:
-        """The ifindexes seen since the last call; None if some were missed."""
-        bodies = self._bodies()
-        if bodies is None:
-            return None
-        return {_IFINFO.unpack_from(body)[2] for _, body in bodies}
-
-    def links(self) -> dict[int, Link | None] | None:
-        """How each link that changed was seen last, None for one that is gone;
-        None for all if some were missed."""
-        bodies = self._bodies()
-        if bodies is None:
-            return None
-        return {
-            _IFINFO.unpack_from(body)[2]: _link(body) if type_ == RTM_NEWLINK else None
-            for type_, body in bodies
-            # What a bridge says of a port of its own is not what the link is.
-            if _IFINFO.unpack_from(body)[0] == socket.AF_UNSPEC
-        }
-
-    def _bodies(self) -> list[tuple[int, bytes]] | None:
-        """The messages that came since the last call; None if some were missed."""
-        found: list[tuple[int, bytes]] = []
-        while True:
-            try:
-                data = self._socket.recv(1 << 16, socket.MSG_DONTWAIT)
-            except OSError as error:
-                if error.errno == EAGAIN:
-                    return found
-                if error.errno != ENOBUFS:
-                    raise
-                _drain(self._socket)
-                return None
-            found += [(type_, body) for type_, _, _, body in _messages(data)]
+def nsid_of(body: bytes) -> int:
+    """The number of a namespace that a message is about."""
+    (number,) = _I32.unpack(_attributes(body, _RTGENMSG.size)[NETNSA_NSID])
+    return int(number)
 
 
 def set_messages(change: LinkChange) -> list[Message]:
@@ -451,7 +438,8 @@ def _neighbour(ifindex: int, mac: str) -> Message:
     return Message(RTM_NEWNEIGH, flags, header + _attr(NDA_LLADDR, parse_mac(mac)))
 
 
-def _netlink(groups: int = 0) -> socket.socket:
+def connect(groups: int = 0) -> socket.socket:
+    """A socket, also for what is said to these groups (rtnetlink(7))."""
     made = socket.socket(
         socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
     )
@@ -465,7 +453,7 @@ def _netlink(groups: int = 0) -> socket.socket:
     return made
 
 
-def _drain(opened: socket.socket) -> None:
+def drain(opened: socket.socket) -> None:
     """Throw away what waits to be read."""
     while True:
         try:
@@ -480,7 +468,7 @@ def _drain(opened: socket.socket) -> None:
 def _ifinfo(
     ifindex: int, flags: int = 0, change: int = 0, family: int = socket.AF_UNSPEC
 ) -> bytes:
-    return _IFINFO.pack(family, 0, ifindex, flags, change)
+    return IFINFO.pack(family, 0, ifindex, flags, change)
 
 
 def _attr(type_: int, value: bytes) -> bytes:
@@ -492,7 +480,7 @@ def _nest(type_: int, attributes: bytes) -> bytes:
     return _attr(type_ | NLA_F_NESTED, attributes)
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
     """Type, flags, sequence number and body of each message."""
     offset = 0
     while offset + _HEADER.size <= len(data):
@@ -523,9 +511,9 @@ def _attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
     return found
 
 
-def _link(body: bytes) -> Link:
-    _, _, ifindex, flags, _ = _IFINFO.unpack_from(body)
-    found = _attributes(body, _IFINFO.size)
+def link_of(body: bytes) -> Link:
+    _, _, ifindex, flags, _ = IFINFO.unpack_from(body)
+    found = _attributes(body, IFINFO.size)
     info = _attributes(found.get(IFLA_LINKINFO, b""))
     port = _attributes(info.get(IFLA_INFO_SLAVE_DATA, b""))
     master = _number(found.get(IFLA_MASTER))

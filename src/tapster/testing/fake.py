@@ -13,7 +13,7 @@ from errno import EBADFD, ENODEV, EOPNOTSUPP
 from typing import NoReturn
 
 from tapster.errors import HostError, KernelError, NoSuchLink
-from tapster.kernel.port import LinkChange, Vlans
+from tapster.kernel.port import HERE, Kernel, LinkChange, Vlans
 from tapster.model import Link, Mode, Netns, Process
 from tapster.testing.descriptors import Descriptors
 from tapster.testing.space import Device, Space, check_length, has_ipv6, refusal
@@ -357,6 +357,11 @@ class FakeKernel:
         with _collecting(failures, ignore=ENODEV):
             self._step("delete group").delete_group(group)
         _raise_first(failures, "deleting devices")
+
+    def number(self, other: Kernel) -> int:
+        self._step("number")
+        here = other.netns.cookie == self.netns.cookie
+        return HERE if here else other.netns.cookie
 
     def changed_links(self) -> set[int] | None:
         watches = self._step("read changes").watches

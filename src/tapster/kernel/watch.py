@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which links change: in one network namespace, and in others that it has numbers for.
+
+The kernel tells a socket of one namespace what happens in the others to which that
+one has given a number, a nsid (ip-netns(8)). Nothing is held open for it: the others
+may end, and that is told too. Who asks for it needs CAP_NET_BROADCAST
+(do_one_broadcast() in net/netlink/af_netlink.c).
+"""
+
+import socket
+import struct
+from collections.abc import Iterator
+from errno import ENOBUFS
+from typing import NamedTuple
+
+from tapster.kernel import rtnl
+from tapster.kernel.port import HERE
+from tapster.model import Link
+
+RTMGRP_LINK = 1 << 0
+RTMGRP_NSID = 1 << 27
+RTM_DELNSID = 89
+NETLINK_LISTEN_ALL_NSID = 8
+
+_NSID = struct.Struct("i")
+_CONTROL = socket.CMSG_SPACE(_NSID.size)
+
+
+class Changes(NamedTuple):
+    """What happened."""
+
+    links: dict[tuple[int, int], Link | None]
+    """How each link that changed was seen last, None for one that is gone: by its
+    namespace's number, and its ifindex."""
+    over: set[int]
+    """The numbers of the namespaces that have ended."""
+
+
+class Watch:
+    """Notes which links change, in the namespace of the thread that made it."""
+
+    def __init__(self, *, everywhere: bool = False) -> None:
+        """`everywhere`: also in the namespaces that have numbers here. Then it raises
+        PermissionError without CAP_NET_BROADCAST."""
+        groups = RTMGRP_LINK | (RTMGRP_NSID if everywhere else 0)
+        self._socket = rtnl.connect(groups)
+        if everywhere:
+            try:
+                self._socket.setsockopt(rtnl.SOL_NETLINK, NETLINK_LISTEN_ALL_NSID, 1)
+            except BaseException:
+                self._socket.close()
+                raise
+
+    def fileno(self) -> int:
+        """To wait for: it can be read when something has changed."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def changed(self) -> set[int] | None:
+        """The ifindexes seen since the last call; None if some were missed."""
+        said = self._said()
+        if said is None:
+            return None
+        return {rtnl.IFINFO.unpack_from(body)[2] for _, _, body in said}
+
+    def changes(self) -> Changes | None:
+        """What happened since the last call; None if some of it was missed."""
+        said = self._said()
+        if said is None:
+            return None
+        found = Changes({}, set())
+        for number, type_, body in said:
+            if type_ in (rtnl.RTM_NEWLINK, rtnl.RTM_DELLINK):
+                family, _, ifindex, _, _ = rtnl.IFINFO.unpack_from(body)
+                # What a bridge says of a port of its own is not what the link is.
+                if family == socket.AF_UNSPEC:
+                    new = type_ == rtnl.RTM_NEWLINK
+                    link = rtnl.link_of(body) if new else None
+                    found.links[number, ifindex] = link
+            elif type_ == RTM_DELNSID:
+                found.over.add(rtnl.nsid_of(body))
+        return found
+
+    def _said(self) -> list[tuple[int, int, bytes]] | None:
+        """The messages that came since the last call: whence, type and body; None if
+        some were missed."""
+        try:
+            return list(self._receive())
+        except OSError as error:
+            if error.errno != ENOBUFS:
+                raise
+            rtnl.drain(self._socket)
+            return None
+
+    def _receive(self) -> Iterator[tuple[int, int, bytes]]:
+        while True:
+            try:
+                data, control, _, _ = self._socket.recvmsg(
+                    1 << 16, _CONTROL, socket.MSG_DONTWAIT
+                )
+            except BlockingIOError:
+                return
+            number = HERE
+            for level, type_, value in control:
+                if (level, type_) == (rtnl.SOL_NETLINK, NETLINK_LISTEN_ALL_NSID):
+                    (number,) = _NSID.unpack(value)
+            for type_, _, _, body in rtnl.messages(data):
+                yield number, type_, body
