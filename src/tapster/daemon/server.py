@@ -15,12 +15,14 @@ from typing import Any
 
 from tapster import __version__, interface, varlink
 from tapster.daemon import config, policy, scrape
+from tapster.daemon.config import Loaded
 from tapster.daemon.connection import Connection
 from tapster.daemon.log import ERROR, INFO, WARNING, Log
 from tapster.daemon.metrics import Metrics
 from tapster.daemon.policy import Caller
 from tapster.daemon.service import Answer, Call, Service
 from tapster.daemon.throttle import Throttle
+from tapster.daemon.upkeep import Upkeep
 from tapster.daemon.worker import Worker
 from tapster.errors import HostError, Overloaded, RequestError, TapsterError
 from tapster.host import Host
@@ -76,15 +78,15 @@ class Server:
         self._swept = 0.0
         self._paused: list[socket.socket] = []
         self._worker = Worker(self._unforeseen)
-        self._service = Service(
+        self._upkeep = Upkeep(
             host,
-            ledger,
-            loaded,
             self._metrics,
             log,
             tell=partial(self._worker.hand_back, self._tell),
             watch=partial(self._worker.hand_back, self._watch_process),
         )
+        self._service = Service(host, ledger, loaded, self._metrics, log, self._upkeep)
+        self._use(loaded)
         # Before recover looks, so that nothing is missed between the two.
         self._links = self._watch_links()
         self._register(self._links, self._links_changed)
@@ -95,9 +97,9 @@ class Server:
             self._register(listener, partial(self._accept, listener))
         scrape.serve(self._selector, scrapers, self._scrape)
         self._catch_signals()
-        self._service.recover()
-        self._service.look_ahead()
-        self._worker.after = self._service.look_ahead
+        self._upkeep.recover()
+        self._upkeep.look_ahead()
+        self._worker.after = self._upkeep.look_ahead
 
     def serve(self) -> None:
         """Serve until told to stop by SIGTERM or SIGINT."""
@@ -119,7 +121,7 @@ class Server:
 
     def _until_reap(self) -> float:
         """Seconds until there is something to reap."""
-        deadline = self._service.deadline
+        deadline = self._upkeep.deadline
         if deadline is None or self._reaping:
             return SWEEP
         due = deadline - time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -129,7 +131,7 @@ class Server:
         now = time.monotonic()
         if self._until_reap() <= 0:
             self._reaping = True
-            self._submit(self._service.reap, self._reaped)
+            self._submit(self._upkeep.reap, self._reaped)
         if now - self._swept >= SWEEP:
             self._swept = now
             self._sweep(now)
@@ -164,11 +166,15 @@ class Server:
     def reload(self) -> None:
         """Read the configuration again; a broken one changes nothing."""
         try:
-            self._service.loaded = config.load(self._path)
+            self._use(config.load(self._path))
         except RequestError as error:
             self._log(ERROR, "config-kept", error=error)
             return
         self._log(INFO, "config-read", path=self._path)
+
+    def _use(self, loaded: Loaded) -> None:
+        self._service.loaded = loaded
+        self._upkeep.reconnect = loaded.config.watch.mend
 
     def _stop(self) -> None:
         self._log(INFO, "stopping")
@@ -199,7 +205,7 @@ class Server:
     def _links_changed(self, _: int) -> None:
         changes = self._links.changes()
         if changes is None:  # too much at once: look at everything
-            self._submit(self._service.recover)
+            self._submit(self._upkeep.recover)
             return
         for place in [one for one in changes.links if one[1] < FIRST_IFINDEX]:
             del changes.links[place]
@@ -221,7 +227,7 @@ class Server:
             links, over = self._changed.popleft()
             seen.links.update(links)
             seen.over.update(over)
-        self._service.changed(seen)
+        self._upkeep.changed(seen)
 
     def _watch_process(self, wanted: Process) -> None:
         """Look out for the end of a process that a lease is bound to."""
@@ -230,7 +236,7 @@ class Server:
         try:
             pidfd = os.pidfd_open(wanted.pid)
         except OSError:  # over, or out of descriptors: then the sweep sees it
-            self._submit(partial(self._service.ended, wanted))
+            self._submit(partial(self._upkeep.ended, wanted))
             return
         self._processes[wanted] = pidfd
         self._register(pidfd, lambda _: self._process_ended(wanted))
@@ -239,7 +245,7 @@ class Server:
         pidfd = self._processes.pop(over)
         self._selector.unregister(pidfd)
         os.close(pidfd)
-        self._submit(partial(self._service.ended, over))
+        self._submit(partial(self._upkeep.ended, over))
 
     def _tell(self, event: Event) -> None:
         message = None

@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 from tapster import doctor, interface
 from tapster.daemon import policy
 from tapster.daemon.config import Loaded
-from tapster.daemon.log import INFO, WARNING, Log
+from tapster.daemon.log import WARNING, Log
 from tapster.daemon.metrics import Metrics
 from tapster.daemon.policy import Caller, Need
+from tapster.daemon.upkeep import EXIT, Upkeep
 from tapster.errors import (
-    ConflictError,
-    HostError,
     NoSuchLease,
     NotAllowed,
     QuotaExceeded,
@@ -25,17 +24,10 @@ from tapster.errors import (
     TapsterError,
 )
 from tapster.host import Host
-from tapster.interface import Binding, Event
+from tapster.interface import Binding
 from tapster.kernel import process, unix, vhost
-from tapster.kernel.port import HERE
-from tapster.kernel.watch import Changes
-from tapster.lifecycle import Action, Mended
-from tapster.mending import REAP_BATCH
-from tapster.model import Lease, Link, Netns, Process, Spec, State, Tap, Wiring
+from tapster.model import Lease, Spec, State, Tap, Wiring
 from tapster.varlink import Nothing
-
-EXIT = "the process that the lease was bound to has ended"
-CLOSE = "nobody has the device open any more"
 
 
 class Call(NamedTuple):
@@ -67,29 +59,14 @@ class Service:
         loaded: Loaded,
         metrics: Metrics,
         log: Log,
-        *,
-        tell: Callable[[Event], None],
-        watch: Callable[[Process], None],
+        upkeep: Upkeep,
     ) -> None:
-        """`tell` is told every event; `watch` is asked to call `ended` at a process's
-        end. Both are called in the worker's thread."""
         self.loaded = loaded
-        self.deadline: float | None = None
-        """When the next FIN WAIT ends, on `CLOCK_BOOTTIME`: for any thread to read."""
         self._host = host
         self._ledger = ledger
         self._metrics = metrics
         self._log = log
-        self._tell = tell
-        self._watch = watch
-        self._bound: dict[Process, set[str]] = {}
-        self._holder: dict[str, Process] = {}
-        self._numbers: dict[Netns, int] = {host.netns: HERE}
-        """What Watch calls the namespaces in which we have devices."""
-        self._bridges: dict[tuple[Netns, str], int] = {}
-        """The ifindex of each bridge of a namespace by its name, as it was last."""
-        self._strange: dict[str, str] = {}
-        """What is not as it should be, by lease: said once."""
+        self._upkeep = upkeep
         self._methods: dict[str, Callable[[Call], Answer]] = {
             "Acquire": self._acquire,
             "Bind": self._bind,
@@ -122,7 +99,7 @@ class Service:
             raise RequestError("your process cannot be seen from here: bind to nothing")
         host = self._host if asked.netns is None else self._inside(asked.netns)
         try:
-            self._follow(host.netns)
+            self._upkeep.follow(host.netns)
             leases = host.acquire_all(
                 specs,
                 pid=call.caller.pid if bound_to_caller else None,
@@ -145,8 +122,8 @@ class Service:
             self._take_back(ids)
             raise
         for lease in leases:
-            self._hold(lease)
-            self._say("acquired", lease)
+            self._upkeep.hold(lease)
+            self._upkeep.say("acquired", lease)
         self._metrics.observe("acquire_seconds", time.perf_counter() - start)
         return Answer(
             interface.Leases(_placed(leases, len(fds))),
@@ -219,8 +196,8 @@ class Service:
             for lease in leases:
                 self._end(lease, EXIT)
         for lease in leases:
-            self._let_go(lease.id)
-            self._hold(self._host.find(lease.id))
+            self._upkeep.let_go(lease.id)
+            self._upkeep.hold(self._host.find(lease.id))
         return Answer()
 
     def _release(self, call: Call) -> Answer:
@@ -250,14 +227,14 @@ class Service:
             *(need for need in needed if need.key not in ("kinds", "templates")),
         )
         changed = self._host.set(lease.id, **changes)
-        self._say("set", changed, " ".join(asked.fields))
+        self._upkeep.say("set", changed, " ".join(asked.fields))
         return Answer(interface.Got(changed, self._host.link(changed)))
 
     def _end(self, lease: Lease, reason: str | None) -> None:
         self._host.release(lease.id)
-        self._let_go(lease.id)
+        self._upkeep.let_go(lease.id)
         if lease.state is State.ACTIVE:
-            self._say("released", lease, reason)
+            self._upkeep.say("released", lease, reason)
 
     # Looking
 
@@ -295,7 +272,7 @@ class Service:
         asked: interface.Reopen = call.parameters
         lease = self._own(call.caller, asked.lease)
         fds = self._host.reopen(lease.id)
-        self._say("reopened", lease)
+        self._upkeep.say("reopened", lease)
         return Answer(interface.Opened(tuple(range(len(fds)))), fds)
 
     def _seen(self, caller: Caller, name_or_id: str, host: Host | None = None) -> Lease:
@@ -319,41 +296,16 @@ class Service:
     def _reap(self, call: Call) -> Answer:
         asked: interface.Reap = call.parameters
         self._permit_rule(call.caller, policy.MAINTAIN)
-        reaped = self._host.reap(now=asked.now, told=self._reaped)
+        reaped = self._host.reap(now=asked.now, told=self._upkeep.reaped)
         return Answer(interface.Reaped(reaped))
-
-    def reap(self) -> None:
-        """End what is due, one batch: others wait."""
-        self._host.reap(limit=REAP_BATCH, told=self._reaped)
-
-    def _reaped(self, leases: Sequence[Lease]) -> None:
-        self._metrics.add("reaped", by=len(leases))
-        for lease in leases:
-            self._strange.pop(lease.id, None)
-            self._say("ended", lease)
-
-    def look_ahead(self) -> None:
-        """Find out when there is something to reap."""
-        self.deadline = self._host.next_deadline()
 
     def _recover(self, call: Call) -> Answer:
         asked: interface.Recover = call.parameters
         self._permit_rule(call.caller, policy.MAINTAIN)
         mended = self._host.recover(dry_run=asked.dry_run)
         if not asked.dry_run:
-            self._mended(mended)
+            self._upkeep.mended(mended)
         return Answer(interface.Recovered(tuple(mended)))
-
-    def recover(self) -> None:
-        """Bring all into agreement, and watch what is to be watched."""
-        try:
-            self._mended(self._host.recover())
-        except (HostError, ConflictError) as error:
-            self._log(WARNING, "not-recovered", error=error)
-        for lease in self._host.leases():
-            self._follow(lease.netns)
-            if lease.state is not State.FIN_WAIT:
-                self._hold(lease)
 
     def _examine(self, call: Call) -> Answer:
         self._permit_rule(call.caller, policy.MAINTAIN)
@@ -377,106 +329,6 @@ class Service:
         self._metrics.put("collisions", self._host.collisions)
         self._metrics.put("reap_batches", self._host.batches)
 
-    # What others do
-
-    def ended(self, over: Process) -> None:
-        """A process has ended: so do the leases bound to it."""
-        self._mended(self._host.mend(sorted(self._bound.pop(over, ()))), EXIT)
-
-    def changed(self, changes: Changes) -> None:
-        """Look at our devices among those that changed, as they were seen last."""
-        for netns, number in list(self._numbers.items()):
-            links = {
-                at: link for (of, at), link in changes.links.items() if of == number
-            }
-            for lease in self._host.at(netns, links):
-                if lease.manager is not None or lease.state is State.RESERVED:
-                    continue
-                link = links[lease.ifindex]
-                # Most changes are our own, and it costs the kernel nothing to see so.
-                if self._what_is_strange(lease, link) or lease.id in self._strange:
-                    self._look(lease, self._host.link(lease))
-            if number in changes.over:
-                self._forget_if_gone(netns)
-
-    def _follow(self, netns: Netns) -> None:
-        """See to it that Watch tells what happens in a namespace."""
-        if netns in self._numbers:
-            return
-        try:
-            number = self._host.number(netns)
-        except HostError as error:
-            self._log(WARNING, "not-watched", netns=netns.path, error=error)
-            return
-        if number is not None:
-            self._numbers[netns] = number
-
-    def _forget_if_gone(self, netns: Netns) -> None:
-        """A namespace of this number has ended: it may be one that had it before."""
-        try:
-            if self._host.number(netns) is not None:
-                return
-        except HostError as error:
-            self._log(WARNING, "not-told", netns=netns.path, error=error)
-            return
-        del self._numbers[netns]
-        for place in [one for one in self._bridges if one[0] == netns]:
-            del self._bridges[place]
-        leases = [lease.id for lease in self._host.leases() if lease.netns == netns]
-        self._mended(self._host.mend(leases))
-
-    def _look(self, lease: Lease, link: Link | None) -> None:
-        strange = self._what_is_strange(lease, link)
-        if strange == self._strange.get(lease.id, ""):
-            return
-        self._strange[lease.id] = strange
-        if strange == CLOSE:
-            self._mended(self._host.mend([lease.id]), CLOSE)
-        elif strange:
-            event, _, detail = strange.partition(": ")
-            self._log(WARNING, event, lease=lease.id, name=lease.name, detail=detail)
-            self._say(event, lease, detail or None)
-            if link is None:
-                self._mended(self._host.mend([lease.id]))
-            elif event != "renamed" and self.loaded.config.watch.mend:
-                self._mended(self._host.mend([lease.id], wiring=True))
-        else:
-            del self._strange[lease.id]
-            if lease.state is State.ACTIVE:
-                self._say("sound", lease)
-
-    def _what_is_strange(self, lease: Lease, link: Link | None) -> str:
-        if link is None:
-            return "lost: somebody deleted the device"
-        if link.name != lease.name:
-            return f"renamed: it is called {link.name} now"
-        if lease.state is not State.ACTIVE:
-            return ""
-        if lease.wiring.up and not link.up:
-            return "down: somebody took it down"
-        bridge = lease.wiring.bridge
-        place = (lease.netns, bridge or "")
-        if bridge is not None and link.master != self._bridges.get(place):
-            if not self._host.joined(link, lease):
-                return f"moved: it is not on bridge {bridge}"
-            self._bridges[place] = link.master
-        if lease.on_close and not link.carrier:
-            return CLOSE
-        return ""
-
-    def _mended(self, mended: Iterable[Mended], reason: str | None = None) -> None:
-        for lease, action in mended:
-            self._metrics.add("recovered", action)
-            self._log(INFO, "mended", lease=lease.id, name=lease.name, action=action)
-            if action is not Action.REWIRE:
-                self._let_go(lease.id)
-            if action is Action.RELEASE:
-                self._say("released", lease, reason or EXIT)
-            elif action is Action.REPLANT:
-                self._say("replanted", lease, "a placeholder holds the name")
-            elif action is Action.CLOSE:
-                self._say("ended", lease)
-
     # Helpers
 
     @property
@@ -496,44 +348,6 @@ class Service:
     def _inside(self, netns: str) -> Host:
         """A Host of another namespace, for a moment: an open one cannot end."""
         return Host(self._ledger, netns=netns, reaper=lambda _: None)
-
-    def _hold(self, lease: Lease) -> None:
-        """Watch the process with which a lease ends."""
-        if lease.process is None:
-            return
-        self._let_go(lease.id)
-        self._holder[lease.id] = lease.process
-        self._bound.setdefault(lease.process, set()).add(lease.id)
-        self._watch(lease.process)
-
-    def _let_go(self, id: str) -> None:
-        holder = self._holder.pop(id, None)
-        if holder is not None and holder in self._bound:
-            self._bound[holder].discard(id)
-            if not self._bound[holder]:
-                del self._bound[holder]
-
-    def _say(self, event: str, lease: Lease, detail: str | None = None) -> None:
-        self._metrics.add("events", event)
-        self._log(
-            INFO,
-            event,
-            lease=lease.id,
-            name=lease.name,
-            owner=lease.owner or None,
-            user=lease.user,
-            detail=detail,
-        )
-        said = Event(
-            round(time.time(), 3),
-            event,
-            lease.id,
-            lease.name,
-            lease.owner,
-            lease.user,
-            detail,
-        )
-        self._tell(said)
 
 
 def _differences(host: Host, lease: Lease) -> tuple[interface.Difference, ...]:
