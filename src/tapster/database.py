@@ -15,6 +15,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 
+from tapster import files
 from tapster.errors import LedgerDamaged, LedgerError, LedgerTooNew
 
 APPLICATION_ID = 0x54415053
@@ -127,12 +128,8 @@ _OF_ANOTHER_KIND = "it is a database of another kind"
 
 
 def _connect(path: str) -> sqlite3.Connection:
-    # Only its owner may read it: owners and MACs are nobody else's business.
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    with suppress(FileExistsError):
-        # Exclusively: a file that was there may not be opened here, see above.
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        os.close(os.open(path, flags, 0o600))
+    files.make(path)  # a file that was there may not be opened here, see above
     # isolation_level None: transactions begin and end where the code says so.
     # A Host may be shared by threads; it lets one in at a time.
     connection = sqlite3.connect(

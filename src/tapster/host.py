@@ -366,7 +366,7 @@ class Host(Mender):
                     self._quiet(kernel, lease)
                 with suppress(ServiceUnavailable):  # it will be tried again
                     if lease.fin_wait == 0:
-                        self._mend(kernel, [lease], {})
+                        self._mend(kernel, [lease], {}, {})
                     elif lease.wired:
                         self._take_down(kernel, lease)
             self._wake_reaper()
@@ -395,6 +395,11 @@ class Host(Mender):
         """The network namespace in which devices are made."""
         return self._kernel.netns
 
+    def namespaces(self) -> list[Netns]:
+        """The network namespaces in which there are leases."""
+        with self._lock:
+            return self._ledger.namespaces()
+
     def number(self, netns: Netns) -> int | None:
         """What the Host's namespace calls another, as in `Kernel`; None if it is
         gone."""
@@ -409,8 +414,9 @@ class Host(Mender):
     def joined(self, link: Link, lease: Lease) -> bool:
         """Whether a tap is on the bridge that its lease says."""
         with self._lock, self._world(lease.netns) as kernel:
-            wanted = lease.wiring.bridge or ""
-            return kernel is not None and link.master == kernel.ifindex(wanted)
+            if kernel is None or not link.master:
+                return False
+            return link.master == kernel.ifindex(lease.wiring.bridge or "")
 
     def leases(self, *, all: bool = True) -> list[Lease]:
         """Every lease, oldest first; without those in FIN WAIT if not `all`."""

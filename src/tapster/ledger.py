@@ -138,6 +138,15 @@ class Ledger:
             for lease in self._leases(query, netns.boot, netns.cookie, ifindex)
         ]
 
+    def namespaces(self) -> list[Netns]:
+        """The network namespaces in which there are leases."""
+        query = (
+            "SELECT boot, cookie, path, pidns FROM netns "
+            "WHERE EXISTS (SELECT 1 FROM lease WHERE lease.netns = netns.id)"
+        )
+        with self._file.translated():
+            return [Netns(*row) for row in self._db.execute(query)]
+
     def suspects(self, boot: str) -> list[Lease]:
         """The leases that may be in need of mending.
 

@@ -7,7 +7,7 @@ from math import inf
 
 from tapster import lifecycle
 from tapster.devices import Devices, Differ
-from tapster.errors import NoSuchLease, TapsterError
+from tapster.errors import ConflictError, NoSuchLease, TapsterError
 from tapster.kernel.port import Kernel
 from tapster.lifecycle import Action, Facts, Mended, Seen
 from tapster.model import Lease, Link, State
@@ -41,33 +41,35 @@ class Mender(Devices):
     ) -> int:
         """Delete the devices whose FIN WAIT is over, or all that wait if `now`.
 
-        At most about `limit` of them; `told` is called with those that ended. Returns
+        At most about `limit` are tried; `told` is called with those that ended. Returns
         how many did. What cannot be reaped keeps waiting, and the first reason is
         raised after the rest is done.
         """
         boottime = inf if now else self._system.boottime()
-        ended = 0
+        tried = ended = 0
         reason: TapsterError | None = None
         with self._lock:
             self._drop_stale_claims()
             try:
-                while (limit is None or ended < limit) and (
+                while (limit is None or tried < limit) and (
                     due := self._ledger.claim_due(
                         self._me(), self._alive, boottime=boottime, limit=REAP_BATCH
                     )
                 ):
                     self.batches += 1
+                    tried += len(due)
                     for netns in {lease.netns for lease in due}:
                         batch = [lease for lease in due if lease.netns == netns]
+                        over: list[Lease] = []
                         try:
                             with self._world(netns) as kernel:
-                                self._end(kernel, batch)
-                            ended += len(batch)
-                            if told is not None:
-                                told(batch)
+                                self._end(kernel, batch, over)
                         except TapsterError as error:
                             reason = reason or error
                             self._postpone(batch)
+                        ended += len(over)
+                        if over and told is not None:
+                            told(over)
             finally:
                 # Those that could not be ended: until then they stay claimed, or
                 # they would be due again at once.
@@ -86,10 +88,12 @@ class Mender(Devices):
         with self._lock:
             return self._ledger.quit_if_idle(quit)
 
-    def _end(self, kernel: Kernel | None, leases: Sequence[Lease]) -> None:
-        """Delete claimed leases' devices and end the leases.
+    def _end(
+        self, kernel: Kernel | None, leases: Sequence[Lease], over: list[Lease]
+    ) -> None:
+        """Delete claimed leases' devices and end the leases; add those to `over`.
 
-        One that cannot be unwired now hinders no other, and is raised last.
+        One that cannot be ended now hinders no other, and is raised last.
         """
         reason: TapsterError | None = None
         ready: list[Lease] = []
@@ -103,8 +107,14 @@ class Mender(Devices):
             except TapsterError as error:
                 reason = reason or error
         if kernel is not None:
-            self._delete(kernel, ready)
+            try:
+                self._delete(kernel, ready)
+            except ConflictError as error:
+                reason = reason or error
+                gone = Seen.ABSENT
+                ready = [one for one in ready if self._seen(kernel, one) is gone]
         self._ledger.end([lease.id for lease in ready])
+        over += ready
         if reason is not None:
             raise reason
 
@@ -115,17 +125,23 @@ class Mender(Devices):
 
     # Recover
 
-    def recover(self, *, dry_run: bool = False) -> list[Mended]:
+    def recover(
+        self,
+        *,
+        dry_run: bool = False,
+        told: Callable[[Sequence[Mended]], None] | None = None,
+    ) -> list[Mended]:
         """Bring ledger and kernel into agreement; say what was (to be) done.
 
-        Leases that a living manager works on are left alone. May be repeated.
+        Leases that a living manager works on are left alone. May be repeated. `told`
+        is called with what was done, also if the rest could not be, which is raised.
         """
         with self._lock:
             if not dry_run:
                 self._drop_stale_claims()
             leases = self._ledger.leases()
             try:
-                mended = self._mend_all(leases, dry_run=dry_run, wiring=True)
+                mended = self._mend_all(leases, dry_run=dry_run, wiring=True, told=told)
                 for plane, stray in [] if dry_run else self._strays(leases):
                     plane.remove(self._kernel, stray)
                 return mended
@@ -133,13 +149,19 @@ class Mender(Devices):
                 if not dry_run:
                     self._wake_reaper()
 
-    def mend(self, ids: Iterable[str], *, wiring: bool = False) -> list[Mended]:
-        """As `recover`, for these leases alone; how they are wired only if told to."""
+    def mend(
+        self,
+        ids: Iterable[str],
+        *,
+        wiring: bool = False,
+        told: Callable[[Sequence[Mended]], None] | None = None,
+    ) -> list[Mended]:
+        """As `recover`, for these leases alone; how they are wired only if `wiring`."""
         with self._lock:
             self._drop_stale_claims()
             leases = [lease for id in ids if (lease := self._ledger.lease(id))]
             try:
-                return self._mend_all(leases, dry_run=False, wiring=wiring)
+                return self._mend_all(leases, wiring=wiring, told=told)
             finally:
                 self._wake_reaper()
 
@@ -161,7 +183,7 @@ class Mender(Devices):
                 or lease.netns.boot != self._system.boot_id
             ]
             try:
-                return self._mend_all(left, dry_run=False, wiring=False)
+                return self._mend_all(left)
             finally:
                 self._wake_reaper()
 
@@ -182,7 +204,12 @@ class Mender(Devices):
         return [one for one in found if self._ledger.lease(one[1].lease) is None]
 
     def _mend_all(
-        self, leases: Sequence[Lease], *, dry_run: bool, wiring: bool
+        self,
+        leases: Sequence[Lease],
+        *,
+        dry_run: bool = False,
+        wiring: bool = False,
+        told: Callable[[Sequence[Mended]], None] | None = None,
     ) -> list[Mended]:
         """Mend each; what cannot be mended hinders no other, and is raised last."""
         mended: list[Mended] = []
@@ -207,7 +234,7 @@ class Mender(Devices):
                     }
                     for some in [] if dry_run else self._portions(batch, actions):
                         try:
-                            actions |= self._mend(kernel, some, differ)
+                            self._mend(kernel, some, differ, actions)
                         except TapsterError as error:
                             reason = reason or error
                     mended += [
@@ -217,6 +244,8 @@ class Mender(Devices):
                     ]
             except TapsterError as error:
                 reason = reason or error
+        if mended and told is not None and not dry_run:
+            told(mended)
         if reason is not None:
             raise reason
         return mended
@@ -236,38 +265,61 @@ class Mender(Devices):
                 yield [lease]
 
     def _mend(
-        self, kernel: Kernel | None, leases: Sequence[Lease], differ: Differ
-    ) -> dict[str, Action]:
-        """Look again under claims, and do what the table says: by lease.
+        self,
+        kernel: Kernel | None,
+        leases: Sequence[Lease],
+        differ: Differ,
+        done: dict[str, Action],
+    ) -> None:
+        """Look again under claims, and do what the table says; put it into `done`.
 
-        `differ` is how leases were not wired as they should be.
+        `differ` is how leases were not wired as they should be. What cannot be done
+        hinders no other, and is raised last.
         """
-        done = {lease.id: Action.LEAVE for lease in leases}
-        before = {lease.id: lease._replace(manager=None) for lease in leases}
-        ending: list[Lease] = []
-        with self._claimed([*done]) as claimed:
+        before = {lease.id: lease for lease in leases}
+        done.update(dict.fromkeys(before, Action.LEAVE))
+        reason: TapsterError | None = None
+        with self._claimed([*before]) as claimed:
+            ending: dict[str, Action] = {}
+            ready: list[Lease] = []
+            over: list[Lease] = []
             for lease in claimed:
-                link = kernel.link(lease.ifindex) if kernel else None
-                unclaimed = lease._replace(manager=None)
-                wrong = differ.get(lease.id, {})
-                # Planes are asked again only if somebody was at it meanwhile: to see
-                # one lease takes some as long as to see all.
-                if wrong and unclaimed != before[lease.id]:
-                    links = {link.ifindex: link} if link else {}
-                    again, _ = self._differences(kernel, [lease], links)
-                    wrong = again.get(lease.id, {})
-                action = self._decide(kernel, unclaimed, link, differs=bool(wrong))
-                # Planes may have something that the ledger knows nothing of.
-                there = [one for one in wrong if one != "link"]
-                wired = tuple(dict.fromkeys([*lease.wired, *there]))
-                if action in ENDING:
-                    ending.append(lease._replace(wired=wired))
-                else:
-                    action = self._act(action, kernel, lease._replace(wired=wired))
-                done[lease.id] = action
-            if ending:
-                self._end(kernel, ending)
-        return done
+                try:
+                    lease, action = self._judge(kernel, lease, before[lease.id], differ)
+                    if action in ENDING:
+                        ending[lease.id] = action
+                        ready.append(lease)
+                    else:
+                        done[lease.id] = self._act(action, kernel, lease)
+                except TapsterError as error:
+                    reason = reason or error
+            if ready:
+                try:
+                    self._end(kernel, ready, over)
+                except TapsterError as error:
+                    reason = reason or error
+            done.update((lease.id, ending[lease.id]) for lease in over)
+        if reason is not None:
+            raise reason
+
+    def _judge(
+        self, kernel: Kernel | None, lease: Lease, before: Lease, differ: Differ
+    ) -> tuple[Lease, Action]:
+        """A claimed lease, with what planes have of it, and what is to be done."""
+        link = kernel.link(lease.ifindex) if kernel else None
+        unclaimed = lease._replace(manager=None)
+        wrong = differ.get(lease.id, {})
+        # Planes are asked again only if somebody was at it meanwhile: to see one
+        # lease takes some as long as to see all.
+        if wrong and unclaimed != before._replace(manager=None):
+            links = {link.ifindex: link} if link else {}
+            again, _ = self._differences(kernel, [lease], links)
+            wrong = again.get(lease.id, {})
+        action = self._decide(kernel, unclaimed, link, differs=bool(wrong))
+        # Planes may have something that the ledger knows nothing of.
+        there = [one for one in wrong if one != "link"]
+        wired = tuple(dict.fromkeys([*lease.wired, *there]))
+        return lease._replace(wired=wired), action
 
     def _act(self, action: Action, kernel: Kernel | None, lease: Lease) -> Action:
         """Do what ends no lease; say what was done in the end."""

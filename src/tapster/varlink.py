@@ -67,9 +67,9 @@ class Interface(NamedTuple):
 
 
 def encode(message: Mapping[str, Any]) -> bytes:
-    """A message as it goes over the wire."""
+    """A message as it goes over the wire; what no JSON can say is a question mark."""
     text = json.dumps(message, separators=(",", ":"), ensure_ascii=False)
-    return text.encode() + b"\0"
+    return text.encode(errors="replace") + b"\0"
 
 
 def decode(data: bytes) -> dict[str, Any]:

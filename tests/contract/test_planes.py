@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tapster import Action, Host, Lease, State, Tap, Wiring
+from tapster import Action, Host, Lease, Mended, State, Tap, Wiring
 from tapster.errors import KernelError, ServiceUnavailable
 from tapster.kernel.port import Kernel
 from tapster.testing import FakeSystem
@@ -95,6 +95,38 @@ def test_what_a_plane_hinders_hinders_no_other_lease(
     with pytest.raises(ServiceUnavailable):
         host.recover()
     assert host.differences(lease) == {}
+
+
+def test_what_cannot_be_reaped_hinders_no_other_and_all_else_is_told(
+    host: Host, system: FakeSystem, switch: Switch
+) -> None:
+    stuck = acquire(host, Tap(ovs="switch0"))
+    free = [acquire(host, Tap(bridge="br0")) for _ in range(3)]
+    switch.away = True
+    for lease in (stuck, *free):
+        host.release(lease.id)
+    told: list[str] = []
+    with pytest.raises(ServiceUnavailable):
+        host.reap(now=True, told=lambda over: told.extend(one.id for one in over))
+    assert sorted(told) == sorted(lease.id for lease in free)
+    assert [lease.id for lease in host.leases()] == [stuck.id]
+
+
+def test_what_cannot_be_ended_by_recover_hinders_no_other_and_all_else_is_told(
+    host: Host, system: FakeSystem, switch: Switch
+) -> None:
+    stuck = acquire(host, Tap(ovs="switch0"))
+    free = [acquire(host, Tap(bridge="br0")) for _ in range(3)]
+    switch.away = True
+    for lease in (stuck, *free):
+        host.release(lease.id)
+    system.advance(stuck.fin_wait)
+    told: list[Mended] = []
+    with pytest.raises(ServiceUnavailable):
+        host.recover(told=told.extend)
+    assert told == [Mended(lease, Action.CLOSE) for lease, _ in told]
+    assert {lease.id for lease, _ in told} == {lease.id for lease in free}
+    assert [lease.id for lease in host.leases()] == [stuck.id]
 
 
 def test_a_lease_of_an_earlier_boot_waits_until_its_planes_are_back(

@@ -14,7 +14,7 @@ import pytest
 from tapster import NotAllowed, Tap
 from tapster.daemon.config import load
 from tapster.daemon.metrics import HISTOGRAMS, KINDS, Metrics
-from tests.daemon.daemons import ALICE, POLICY, Daemon
+from tests.daemon.daemons import ALICE, POLICY, SERVICE, Daemon
 from tests.kernel import tools
 
 UNITS = Path(__file__).parents[2] / "units"
@@ -114,6 +114,20 @@ def test_the_example_policy_is_one(tmp_path: Path) -> None:
     assert config.allow[0].bridges == ("br0", "lab*")
     defaults: Any = type(config.limits)()
     assert config.limits == defaults, "the example shows the defaults"
+
+
+def test_what_root_makes_beside_it_is_its_own_too(world: None) -> None:
+    daemon = Daemon()
+    add = [tools.TAPSTER, "--ledger", str(daemon.ledger), "add", "--bridge", "br0"]
+    subprocess.run(add, check=True)
+    daemon.start()
+    subprocess.run(add, check=True)
+    with daemon.connect() as root:
+        assert [lease.name for lease in root.leases()] == ["vnet0", "vnet1"]
+        root.release(root.leases()[0].id)
+    owners = {one.name: one.stat().st_uid for one in Path("/run/test").glob("ledger*")}
+    assert set(owners.values()) == {SERVICE}, owners
+    daemon.close()
 
 
 def test_systemd_finds_nothing_wrong_and_little_exposed(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import tapster
 from tapster import (
     BadName,
+    Host,
     LeaseBusy,
     Macvtap,
     NameTaken,
@@ -347,6 +348,63 @@ def test_what_others_do_in_another_namespace_is_noticed_too(
     tools.close(lease.fds)
 
 
+def test_what_the_command_leases_in_another_namespace_is_watched_too(
+    daemon: Daemon, blue: Remote
+) -> None:
+    events = daemon.events()
+    done = subprocess.run(
+        [tools.TAPSTER, "--ledger", str(daemon.ledger), "add", "--netns", "blue"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "vnet0\n"
+    tools.sh("ip -n blue link del vnet0")
+    assert next(one for one in events if one.event == "replanted").name == "vnet0"
+
+
+def test_a_number_of_its_own_makes_it_no_stranger_to_itself(
+    daemon: Daemon, root: Remote
+) -> None:
+    """Up to Linux 7.0 what happens at home then comes under that number, too."""
+    Path("/run/netns").mkdir(exist_ok=True)
+    tools.sh(f"ip netns attach home {os.getpid()}")
+    tools.sh("ip netns set home auto")
+    lease = root.acquire(BR0)
+    events = daemon.events()
+    tools.sh("ip link set vnet0 down")
+    assert next(events).event == "down"
+    tools.close(lease.fds)
+
+
+def test_a_device_whose_bridge_is_gone_is_said_to_be_moved(
+    daemon: Daemon, root: Remote
+) -> None:
+    lease = root.acquire(BR0)
+    events = daemon.events()
+    tools.sh("ip link del br0")
+    assert next(events).event == "moved"
+    # It comes back all the same, and serves.
+    daemon.stop()
+    daemon.start()
+    assert daemon.logged("not-recovered")
+    with daemon.connect() as again:
+        assert [one.id for one in again.leases()] == [lease.id]
+    tools.close(lease.fds)
+
+
+def test_a_name_that_is_no_text_is_told_as_far_as_it_can_be(
+    daemon: Daemon, root: Remote
+) -> None:
+    lease = root.acquire(BR0)
+    events = daemon.events()
+    subprocess.run(["ip", "link", "set", "vnet0", "name", b"a\xff"], check=True)
+    said = next(events)
+    assert (said.event, said.detail) == ("renamed", "it is called a? now")
+    assert (root.link(lease) or lease).name == "a?"
+    tools.close(lease.fds)
+
+
 def test_a_last_close_in_another_namespace_ends_a_lease(
     daemon: Daemon, blue: Remote
 ) -> None:
@@ -364,13 +422,19 @@ def test_the_end_of_a_namespace_ends_its_leases(
     tools.close(fd for lease in theirs for fd in lease.fds)
     blue.release(theirs[1].id)
     here = root.acquire(BR0)
+    # Somebody else knows it by another path.
+    Path("/run/netns/also").touch()
+    tools.sh("mount --bind /run/netns/blue /run/netns/also")
+    with Host(daemon.ledger, netns="also", reaper=tools.no_reaper) as host:
+        tools.close(host.acquire(Tap(fin_wait=60)).fds)
+    tools.sh("umount /run/netns/also")
     # Its number is given to the next one at once.
     events = daemon.events()
     tools.sh("ip netns del blue")
     tools.sh("ip netns add blue")
     tools.sh("ip netns set blue auto")
-    said = [next(events) for _ in theirs]
-    assert {one.lease for one in said} == {lease.id for lease in theirs}
+    said = [next(events) for _ in range(3)]
+    assert {one.lease for one in said} >= {lease.id for lease in theirs}
     assert {one.event for one in said} == {"ended"}
     with tapster.connect(daemon.socket, netns="blue") as blue:
         new = blue.acquire(Tap())

@@ -101,7 +101,7 @@ ROOMS = [
     Room("tapster.lifecycle", ("tapster.model",), "a pure table"),
     Room(
         "tapster.kernel",
-        ("tapster.errors", "tapster.model"),
+        ("tapster.errors", "tapster.files", "tapster.model"),
         "system calls know nothing of leases that are kept, or of policy",
     ),
     Room(
@@ -109,7 +109,12 @@ ROOMS = [
         ("tapster.errors", "tapster.model", "tapster.names"),
         "what must be known of the kernel is passed in: a transaction is short",
     ),
-    Room("tapster.database", ("tapster.errors",), "a file, whatever is in it"),
+    Room(
+        "tapster.database",
+        ("tapster.errors", "tapster.files"),
+        "a file, whatever is in it",
+    ),
+    Room("tapster.files", (), "whose they are, whatever is in them"),
     Room("tapster.rows", ("tapster.model",), "pure: values of columns"),
     Room(
         "tapster.ledger",

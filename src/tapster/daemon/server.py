@@ -6,7 +6,7 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from errno import EMFILE, ENFILE
 from functools import partial
 from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
@@ -70,10 +70,11 @@ class Server:
         self._selector = DefaultSelector()
         self._connections: set[Connection] = set()
         self._processes: dict[Process, int] = {}
+        self._unwatched: set[Process] = set()
         self._stopping = False
         self._reaping = False
         self._changed: deque[Changes] = deque()
-        self._looking = False
+        self._looking = self._recovering = False
         self._patience = 0.0
         self._swept = 0.0
         self._paused: list[socket.socket] = []
@@ -88,8 +89,9 @@ class Server:
         self._service = Service(host, ledger, loaded, self._metrics, log, self._upkeep)
         self._use(loaded)
         # Before recover looks, so that nothing is missed between the two.
-        self._links = self._watch_links()
-        self._register(self._links, self._links_changed)
+        self._watches = list(self._watch_links())
+        for watch in self._watches:
+            self._register(watch, partial(self._links_changed, watch))
         self._register(self._worker.wake, lambda _: self._worker.results())
         self._listeners = list(listeners)
         for listener in listeners:
@@ -103,6 +105,7 @@ class Server:
 
     def serve(self) -> None:
         """Serve until told to stop by SIGTERM or SIGINT."""
+        self._worker.start()
         try:
             while not self._stopping:
                 for key, events in self._selector.select(self._timeout()):
@@ -137,9 +140,14 @@ class Server:
             self._sweep(now)
 
     def _submit(
-        self, job: Callable[[], Any], then: Callable[[Any], None] = lambda _: None
+        self, job: Callable[[], Any], then: Callable[[Any], None] | None = None
     ) -> None:
-        self._worker.submit(job, then)
+        self._worker.submit(job, then or self._noted)
+
+    def _noted(self, result: Any) -> None:
+        """Of what nobody has asked for, only failures are said."""
+        if isinstance(result, TapsterError):
+            self._log(WARNING, "not-done", error=result)
 
     def _reaped(self, result: Any) -> None:
         self._reaping = False
@@ -186,7 +194,8 @@ class Server:
         for connection in list(self._connections):
             self._drop(connection, "stopping")
         signal.set_wakeup_fd(-1)
-        self._links.close()
+        for watch in self._watches:
+            watch.close()
         for pidfd in self._processes.values():
             os.close(pidfd)
         for fd in self._signals:
@@ -195,17 +204,19 @@ class Server:
 
     # What happens on the host
 
-    def _watch_links(self) -> Watch:
+    def _watch_links(self) -> Iterator[Watch]:
+        yield Watch()
         try:
-            return Watch(everywhere=True)
+            yield Watch(elsewhere=True)
         except PermissionError:
             self._log(WARNING, "not-watched", detail="CAP_NET_BROADCAST is missing")
-            return Watch()
 
-    def _links_changed(self, _: int) -> None:
-        changes = self._links.changes()
+    def _links_changed(self, watch: Watch, _: int) -> None:
+        changes = watch.changes()
         if changes is None:  # too much at once: look at everything
-            self._submit(self._upkeep.recover)
+            if not self._recovering:
+                self._recovering = True
+                self._submit(self._recover)
             return
         for place in [one for one in changes.links if one[1] < FIRST_IFINDEX]:
             del changes.links[place]
@@ -214,6 +225,11 @@ class Server:
         if self._changed and not self._looking:
             self._looking = True
             self._submit(self._look)
+
+    def _recover(self) -> None:
+        """Runs in the worker's thread: what is missed from now on is another's."""
+        self._recovering = False
+        self._upkeep.recover()
 
     def _look(self) -> None:
         """Look at what has changed until now: many messages make one look.
@@ -235,8 +251,11 @@ class Server:
             return
         try:
             pidfd = os.pidfd_open(wanted.pid)
-        except OSError:  # over, or out of descriptors: then the sweep sees it
+        except ProcessLookupError:
             self._submit(partial(self._upkeep.ended, wanted))
+            return
+        except OSError:  # out of descriptors: it is tried again
+            self._unwatched.add(wanted)
             return
         self._processes[wanted] = pidfd
         self._register(pidfd, lambda _: self._process_ended(wanted))
@@ -401,7 +420,11 @@ class Server:
                     self._drop(connection, "stalled")
             elif not connection.watching and quiet > limits.idle:
                 self._drop(connection, "idle")
-        self._submit(lambda: None)  # others may have released something: look ahead
+        for process in list(self._unwatched):
+            self._unwatched.discard(process)
+            self._watch_process(process)
+        # Others may have released something, or acquired it in another namespace.
+        self._submit(self._upkeep.look_around)
 
     # Calls
 
@@ -490,8 +513,15 @@ class Server:
             connection.since = time.monotonic()
             if isinstance(result, TapsterError):
                 self._fail(connection, result, oneway)
-            else:
+                self._go_on(connection)
+                return
+            try:
                 self._answer(connection, result, oneway)
+            except Exception as error:  # noqa: BLE001 - and what was made goes
+                unix.close(result.fds)
+                if result.undo is not None:
+                    self._submit_unless_stopped(result.undo)
+                self._fail(connection, self._unforeseen(error), oneway)
             self._go_on(connection)
 
         self._submit(partial(self._service.call, method, call), done)

@@ -117,13 +117,13 @@ class Service:
                 raise RequestError("the calling process has ended")
             if asked.vhost:
                 fds += vhost.open_vhost(sum(spec.queues for spec in specs))
+            for lease in leases:
+                self._upkeep.hold(lease)
+                self._upkeep.say("acquired", lease)
         except BaseException:
             unix.close(fds)
             self._take_back(ids)
             raise
-        for lease in leases:
-            self._upkeep.hold(lease)
-            self._upkeep.say("acquired", lease)
         self._metrics.observe("acquire_seconds", time.perf_counter() - start)
         return Answer(
             interface.Leases(_placed(leases, len(fds))),
@@ -302,9 +302,7 @@ class Service:
     def _recover(self, call: Call) -> Answer:
         asked: interface.Recover = call.parameters
         self._permit_rule(call.caller, policy.MAINTAIN)
-        mended = self._host.recover(dry_run=asked.dry_run)
-        if not asked.dry_run:
-            self._upkeep.mended(mended)
+        mended = self._host.recover(dry_run=asked.dry_run, told=self._upkeep.mended)
         return Answer(interface.Recovered(tuple(mended)))
 
     def _examine(self, call: Call) -> Answer:

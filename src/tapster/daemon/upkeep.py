@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from tapster.daemon.log import INFO, WARNING, Log
 from tapster.daemon.metrics import Metrics
-from tapster.errors import ConflictError, HostError
+from tapster.errors import HostError, TapsterError
 from tapster.host import Host
 from tapster.interface import Event
 from tapster.kernel.port import HERE
@@ -20,6 +20,8 @@ from tapster.model import Lease, Link, Netns, Process, State
 
 EXIT = "the process that the lease was bound to has ended"
 CLOSE = "nobody has the device open any more"
+PATIENCE = 60.0
+"""Seconds after which a namespace is looked for again that nobody could tell of."""
 
 
 class Upkeep:
@@ -47,9 +49,11 @@ class Upkeep:
         self._watch = watch
         self._bound: dict[Process, set[str]] = {}
         self._holder: dict[str, Process] = {}
-        self._numbers: dict[Netns, int] = {host.netns: HERE}
-        """What Watch calls the namespaces in which we have devices."""
-        self._bridges: dict[tuple[Netns, str], int] = {}
+        self._followed = {host.netns.cookie: (host.netns, HERE)}
+        """The namespaces in which we have devices, and what Watch calls them."""
+        self._untold: dict[int, float] = {}
+        """Namespaces of which nothing could be told, and when to ask again."""
+        self._bridges: dict[tuple[int, str], int] = {}
         """The ifindex of each bridge of a namespace by its name, as it was last."""
         self._strange: dict[str, str] = {}
         """What is not as it should be, by lease: said once."""
@@ -70,62 +74,94 @@ class Upkeep:
 
     def recover(self) -> None:
         """Bring all into agreement, and watch what is to be watched."""
+        for cookie, (netns, _) in list(self._followed.items()):
+            self._forget_if_gone(cookie, netns)
+        self._follow_all()  # before recover looks, so that nothing is missed between
         try:
-            self.mended(self._host.recover())
-        except (HostError, ConflictError) as error:
+            self._host.recover(told=self.mended)
+        except TapsterError as error:
             self._log(WARNING, "not-recovered", error=error)
-        for lease in self._host.leases():
-            self.follow(lease.netns)
+        leases = {lease.id: lease for lease in self._host.leases()}
+        self._strange = {id: one for id, one in self._strange.items() if id in leases}
+        for lease in leases.values():
             if lease.state is not State.FIN_WAIT:
                 self.hold(lease)
+
+    def look_around(self) -> None:
+        """See what others have leased in namespaces that are not followed yet."""
+        for netns in self._follow_all():
+            self._mend(self._leases_in(netns))
 
     # What others do
 
     def ended(self, over: Process) -> None:
         """A process has ended: so do the leases bound to it."""
-        self.mended(self._host.mend(sorted(self._bound.pop(over, ()))), EXIT)
+        self._mend(sorted(self._bound.pop(over, ())), EXIT)
 
     def changed(self, changes: Changes) -> None:
         """Look at our devices among those that changed, as they were seen last."""
-        for netns, number in list(self._numbers.items()):
+        for cookie, (netns, number) in list(self._followed.items()):
             links = {
                 at: link for (of, at), link in changes.links.items() if of == number
             }
             for lease in self._host.at(netns, links):
                 if lease.manager is not None or lease.state is State.RESERVED:
                     continue
-                link = links[lease.ifindex]
-                # Most changes are our own, and it costs the kernel nothing to see so.
-                if self._what_is_strange(lease, link) or lease.id in self._strange:
-                    self._look(lease, self._host.link(lease))
+                try:
+                    self._look_if_strange(lease, links[lease.ifindex])
+                except TapsterError as error:
+                    self._log(WARNING, "not-looked-at", lease=lease.id, error=error)
             if number in changes.over:
-                self._forget_if_gone(netns)
+                self._forget_if_gone(cookie, netns)
 
-    def follow(self, netns: Netns) -> None:
-        """See to it that Watch tells what happens in a namespace."""
-        if netns in self._numbers:
-            return
+    def follow(self, netns: Netns) -> bool:
+        """See to it that Watch tells what happens in a namespace.
+
+        True if it was not followed before, or is gone: look at what is leased there.
+        """
+        now = time.monotonic()
+        if netns.cookie in self._followed or self._untold.get(netns.cookie, 0) > now:
+            return False
         try:
             number = self._host.number(netns)
         except HostError as error:
+            self._untold[netns.cookie] = now + PATIENCE
             self._log(WARNING, "not-watched", netns=netns.path, error=error)
-            return
+            return False
+        self._untold.pop(netns.cookie, None)
         if number is not None:
-            self._numbers[netns] = number
+            self._followed[netns.cookie] = netns, number
+        return True
 
-    def _forget_if_gone(self, netns: Netns) -> None:
-        """A namespace of this number has ended: it may be one that had it before."""
+    def _follow_all(self) -> list[Netns]:
+        """Follow every namespace that has leases; those of which `follow` is True."""
+        return [netns for netns in self._host.namespaces() if self.follow(netns)]
+
+    def _forget_if_gone(self, cookie: int, netns: Netns) -> None:
+        """A namespace of its number has ended: it may be one that had it before."""
         try:
             if self._host.number(netns) is not None:
                 return
         except HostError as error:
             self._log(WARNING, "not-told", netns=netns.path, error=error)
             return
-        del self._numbers[netns]
-        for place in [one for one in self._bridges if one[0] == netns]:
+        del self._followed[cookie]  # what cannot be ended now `look_around` finds again
+        for place in [one for one in self._bridges if one[0] == cookie]:
             del self._bridges[place]
-        leases = [lease.id for lease in self._host.leases() if lease.netns == netns]
-        self.mended(self._host.mend(leases))
+        self._mend(self._leases_in(netns))
+
+    def _leases_in(self, netns: Netns) -> list[str]:
+        where = (netns.boot, netns.cookie)
+        return [
+            lease.id
+            for lease in self._host.leases()
+            if (lease.netns.boot, lease.netns.cookie) == where
+        ]
+
+    def _look_if_strange(self, lease: Lease, link: Link | None) -> None:
+        # Most changes are our own, and it costs the kernel nothing to see so.
+        if self._what_is_strange(lease, link) or lease.id in self._strange:
+            self._look(lease, self._host.link(lease))
 
     def _look(self, lease: Lease, link: Link | None) -> None:
         strange = self._what_is_strange(lease, link)
@@ -133,15 +169,15 @@ class Upkeep:
             return
         self._strange[lease.id] = strange
         if strange == CLOSE:
-            self.mended(self._host.mend([lease.id]), CLOSE)
+            self._mend([lease.id], CLOSE)
         elif strange:
             event, _, detail = strange.partition(": ")
             self._log(WARNING, event, lease=lease.id, name=lease.name, detail=detail)
             self.say(event, lease, detail or None)
             if link is None:
-                self.mended(self._host.mend([lease.id]))
+                self._mend([lease.id])
             elif event != "renamed" and self.reconnect:
-                self.mended(self._host.mend([lease.id], wiring=True))
+                self._mend([lease.id], wiring=True)
         else:
             del self._strange[lease.id]
             if lease.state is State.ACTIVE:
@@ -157,7 +193,7 @@ class Upkeep:
         if lease.wiring.up and not link.up:
             return "down: somebody took it down"
         bridge = lease.wiring.bridge
-        place = (lease.netns, bridge or "")
+        place = (lease.netns.cookie, bridge or "")
         if bridge is not None and link.master != self._bridges.get(place):
             if not self._host.joined(link, lease):
                 return f"moved: it is not on bridge {bridge}"
@@ -165,6 +201,17 @@ class Upkeep:
         if lease.on_close and not link.carrier:
             return CLOSE
         return ""
+
+    def _mend(
+        self, ids: Sequence[str], reason: str | None = None, *, wiring: bool = False
+    ) -> None:
+        def told(mended: Sequence[Mended]) -> None:
+            self.mended(mended, reason)
+
+        try:
+            self._host.mend(ids, wiring=wiring, told=told)
+        except TapsterError as error:
+            self._log(WARNING, "not-mended", leases=" ".join(ids), error=error)
 
     def mended(self, mended: Iterable[Mended], reason: str | None = None) -> None:
         for lease, action in mended:
@@ -177,6 +224,7 @@ class Upkeep:
             elif action is Action.REPLANT:
                 self.say("replanted", lease, "a placeholder holds the name")
             elif action is Action.CLOSE:
+                self._strange.pop(lease.id, None)
                 self.say("ended", lease)
 
     def hold(self, lease: Lease) -> None:

@@ -30,6 +30,8 @@ class Worker:
         self._jobs: SimpleQueue[tuple[Job, Then] | None] = SimpleQueue()
         self._done: deque[tuple[Then, Any]] = deque()
         self._thread = threading.Thread(target=self._run, name="worker")
+
+    def start(self) -> None:
         self._thread.start()
 
     def submit(self, job: Job, then: Then = lambda _: None) -> None:
@@ -42,28 +44,35 @@ class Worker:
 
     def results(self) -> None:
         os.eventfd_read(self.wake)
-        while self._done:
-            then, value = self._done.popleft()
-            then(value)
+        self._hand_over()
 
     def finish(self) -> None:
         """Do what is left to do, and end."""
         self._jobs.put(None)
         self._thread.join()
+        self._hand_over()
+        os.close(self.wake)
+
+    def _hand_over(self) -> None:
         while self._done:
             then, value = self._done.popleft()
-            then(value)
-        os.close(self.wake)
+            try:
+                then(value)
+            except Exception as error:  # noqa: BLE001 - nor may one answer
+                self._unforeseen(error)
 
     def _run(self) -> None:
         while (entry := self._jobs.get()) is not None:
             job, then = entry
             try:
                 result = job()
-                if self.after is not None:
-                    self.after()
             except TapsterError as error:
                 result = error
             except Exception as error:  # noqa: BLE001 - one call must not end all
                 result = self._unforeseen(error)
+            if self.after is not None:
+                try:
+                    self.after()
+                except Exception as error:  # noqa: BLE001 - its result is still good
+                    self._unforeseen(error)
             self.hand_back(then, result)

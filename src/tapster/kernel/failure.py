@@ -5,7 +5,13 @@ from errno import EACCES, EPERM
 
 from tapster.errors import HostError, KernelError, MissingCapability
 
-CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_MKNOD": 27}
+CAPABILITIES = {
+    "CAP_NET_BROADCAST": 11,
+    "CAP_NET_ADMIN": 12,
+    "CAP_SYS_PTRACE": 19,
+    "CAP_SYS_ADMIN": 21,
+    "CAP_MKNOD": 27,
+}
 """The numbers in include/uapi/linux/capability.h."""
 
 

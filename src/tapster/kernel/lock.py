@@ -14,6 +14,7 @@ import os
 import struct
 from contextlib import suppress
 
+from tapster import files
 from tapster.errors import LedgerError
 
 # include/uapi/asm-generic/fcntl.h; the fcntl module has no names for them.
@@ -32,9 +33,9 @@ class LockFile:
 
     def __init__(self, ledger: str) -> None:
         self._path = f"{ledger}.lock"
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         try:
-            self._fd = os.open(self._path, flags, 0o600)
+            files.make(self._path)
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             raise self._failure(error) from error
 

@@ -21,6 +21,7 @@ RTMGRP_LINK = 1 << 0
 RTMGRP_NSID = 1 << 27
 RTM_DELNSID = 89
 NETLINK_LISTEN_ALL_NSID = 8
+LINKS = (rtnl.RTM_NEWLINK, rtnl.RTM_DELLINK)
 
 _NSID = struct.Struct("i")
 _CONTROL = socket.CMSG_SPACE(_NSID.size)
@@ -33,18 +34,21 @@ class Changes(NamedTuple):
     """How each link that changed was seen last, None for one that is gone: by its
     namespace's number, and its ifindex."""
     over: set[int]
-    """The numbers of the namespaces that have ended."""
+    """The numbers of the namespaces that have ended: nobody has these any more, or
+    another."""
 
 
 class Watch:
     """Notes which links change, in the namespace of the thread that made it."""
 
-    def __init__(self, *, everywhere: bool = False) -> None:
-        """`everywhere`: also in the namespaces that have numbers here. Then it raises
-        PermissionError without CAP_NET_BROADCAST."""
-        groups = RTMGRP_LINK | (RTMGRP_NSID if everywhere else 0)
-        self._socket = rtnl.connect(groups)
-        if everywhere:
+    def __init__(self, *, elsewhere: bool = False) -> None:
+        """`elsewhere`: not there, but in the namespaces that have numbers there. Then
+        it raises PermissionError without CAP_NET_BROADCAST."""
+        # Not in one socket: up to Linux 7.0 one that hears of others hears of its own
+        # namespace under a number, too, once that has one.
+        self._elsewhere = elsewhere
+        self._socket = rtnl.connect(RTMGRP_LINK | (0 if elsewhere else RTMGRP_NSID))
+        if elsewhere:
             try:
                 self._socket.setsockopt(rtnl.SOL_NETLINK, NETLINK_LISTEN_ALL_NSID, 1)
             except BaseException:
@@ -63,7 +67,8 @@ class Watch:
         said = self._said()
         if said is None:
             return None
-        return {rtnl.IFINFO.unpack_from(body)[2] for _, _, body in said}
+        links = [body for _, type_, body in said if type_ in LINKS]
+        return {rtnl.IFINFO.unpack_from(body)[2] for body in links}
 
     def changes(self) -> Changes | None:
         """What happened since the last call; None if some of it was missed."""
@@ -72,7 +77,7 @@ class Watch:
             return None
         found = Changes({}, set())
         for number, type_, body in said:
-            if type_ in (rtnl.RTM_NEWLINK, rtnl.RTM_DELLINK):
+            if type_ in LINKS:
                 family, _, ifindex, _, _ = rtnl.IFINFO.unpack_from(body)
                 # What a bridge says of a port of its own is not what the link is.
                 if family == socket.AF_UNSPEC:
@@ -106,5 +111,6 @@ class Watch:
             for level, type_, value in control:
                 if (level, type_) == (rtnl.SOL_NETLINK, NETLINK_LISTEN_ALL_NSID):
                     (number,) = _NSID.unpack(value)
-            for type_, _, _, body in rtnl.messages(data):
-                yield number, type_, body
+            if self._elsewhere == (number != HERE):
+                for type_, _, _, body in rtnl.messages(data):
+                    yield number, type_, body
