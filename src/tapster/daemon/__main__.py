@@ -55,8 +55,14 @@ def _check(options: argparse.Namespace) -> int:
     return 0
 
 
+SWITCH = 0.0005
+"""Seconds that a thread may keep another waiting for the interpreter. An acquire takes
+4.4 ms with this, 5.1 with Python's 5 ms, 5.4 with 0.1."""
+
+
 def _serve(options: argparse.Namespace, log: Log) -> None:
     os.umask(0o077)
+    sys.setswitchinterval(SWITCH)
     _raise_limit()
     given = systemd.listeners()
     scrapers = given.pop("metrics", [])

@@ -212,14 +212,12 @@ class Server:
             self._log(WARNING, "not-watched", detail="CAP_NET_BROADCAST is missing")
 
     def _links_changed(self, watch: Watch, _: int) -> None:
-        changes = watch.changes()
+        changes = watch.changes(FIRST_IFINDEX)
         if changes is None:  # too much at once: look at everything
             if not self._recovering:
                 self._recovering = True
                 self._submit(self._recover)
             return
-        for place in [one for one in changes.links if one[1] < FIRST_IFINDEX]:
-            del changes.links[place]
         if changes.links or changes.over:
             self._changed.append(changes)
         if self._changed and not self._looking:
@@ -240,9 +238,10 @@ class Server:
         self._looking = False
         seen = Changes({}, set())
         while self._changed:
-            links, over = self._changed.popleft()
-            seen.links.update(links)
-            seen.over.update(over)
+            changes = self._changed.popleft()
+            for number, links in changes.links.items():
+                seen.links.setdefault(number, {}).update(links)
+            seen.over.update(changes.over)
         self._upkeep.changed(seen)
 
     def _watch_process(self, wanted: Process) -> None:

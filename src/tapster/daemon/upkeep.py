@@ -12,6 +12,7 @@ from tapster.daemon.metrics import Metrics
 from tapster.errors import HostError, TapsterError
 from tapster.host import Host
 from tapster.interface import Event
+from tapster.kernel import rtnl
 from tapster.kernel.port import HERE
 from tapster.kernel.watch import Changes
 from tapster.lifecycle import Action, Mended
@@ -101,14 +102,14 @@ class Upkeep:
     def changed(self, changes: Changes) -> None:
         """Look at our devices among those that changed, as they were seen last."""
         for cookie, (netns, number) in list(self._followed.items()):
-            links = {
-                at: link for (of, at), link in changes.links.items() if of == number
-            }
-            for lease in self._host.at(netns, links):
+            said = changes.links.get(number, {})
+            for lease in self._host.at(netns, said):
                 if lease.manager is not None or lease.state is State.RESERVED:
                     continue
+                last = said[lease.ifindex]
+                link = None if last is None else rtnl.link_of(last)
                 try:
-                    self._look_if_strange(lease, links[lease.ifindex])
+                    self._look_if_strange(lease, link)
                 except TapsterError as error:
                     self._log(WARNING, "not-looked-at", lease=lease.id, error=error)
             if number in changes.over:

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 from tapster.kernel import rtnl
 from tapster.kernel.port import HERE
-from tapster.model import Link
 
 RTMGRP_LINK = 1 << 0
 RTMGRP_NSID = 1 << 27
@@ -24,15 +23,17 @@ NETLINK_LISTEN_ALL_NSID = 8
 LINKS = (rtnl.RTM_NEWLINK, rtnl.RTM_DELLINK)
 
 _NSID = struct.Struct("i")
+_BUFFER = 1 << 16
+"""Bytes that one message may have. Kept: to get so many takes longer than to read."""
 _CONTROL = socket.CMSG_SPACE(_NSID.size)
 
 
 class Changes(NamedTuple):
     """What happened."""
 
-    links: dict[tuple[int, int], Link | None]
-    """How each link that changed was seen last, None for one that is gone: by its
-    namespace's number, and its ifindex."""
+    links: dict[int, dict[int, bytes | None]]
+    """What was said last of each link that changed, for `rtnl.link_of`; None if it is
+    gone. By the number of its namespace, and by its ifindex."""
     over: set[int]
     """The numbers of the namespaces that have ended: nobody has these any more, or
     another."""
@@ -47,6 +48,7 @@ class Watch:
         # Not in one socket: up to Linux 7.0 one that hears of others hears of its own
         # namespace under a number, too, once that has one.
         self._elsewhere = elsewhere
+        self._buffer = memoryview(bytearray(_BUFFER))
         self._socket = rtnl.connect(RTMGRP_LINK | (0 if elsewhere else RTMGRP_NSID))
         if elsewhere:
             try:
@@ -70,8 +72,9 @@ class Watch:
         links = [body for _, type_, body in said if type_ in LINKS]
         return {rtnl.IFINFO.unpack_from(body)[2] for body in links}
 
-    def changes(self) -> Changes | None:
-        """What happened since the last call; None if some of it was missed."""
+    def changes(self, first: int) -> Changes | None:
+        """What happened since the last call, to links whose ifindex is `first` or more;
+        None if some of it was missed."""
         said = self._said()
         if said is None:
             return None
@@ -80,10 +83,9 @@ class Watch:
             if type_ in LINKS:
                 family, _, ifindex, _, _ = rtnl.IFINFO.unpack_from(body)
                 # What a bridge says of a port of its own is not what the link is.
-                if family == socket.AF_UNSPEC:
+                if family == socket.AF_UNSPEC and ifindex >= first:
                     new = type_ == rtnl.RTM_NEWLINK
-                    link = rtnl.link_of(body) if new else None
-                    found.links[number, ifindex] = link
+                    found.links.setdefault(number, {})[ifindex] = body if new else None
             elif type_ == RTM_DELNSID:
                 found.over.add(rtnl.nsid_of(body))
         return found
@@ -102,8 +104,8 @@ class Watch:
     def _receive(self) -> Iterator[tuple[int, int, bytes]]:
         while True:
             try:
-                data, control, _, _ = self._socket.recvmsg(
-                    1 << 16, _CONTROL, socket.MSG_DONTWAIT
+                length, control, _, _ = self._socket.recvmsg_into(
+                    [self._buffer], _CONTROL, socket.MSG_DONTWAIT
                 )
             except BlockingIOError:
                 return
@@ -112,5 +114,5 @@ class Watch:
                 if (level, type_) == (rtnl.SOL_NETLINK, NETLINK_LISTEN_ALL_NSID):
                     (number,) = _NSID.unpack(value)
             if self._elsewhere == (number != HERE):
-                for type_, _, _, body in rtnl.messages(data):
+                for type_, _, _, body in rtnl.messages(bytes(self._buffer[:length])):
                     yield number, type_, body
