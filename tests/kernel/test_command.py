@@ -129,6 +129,7 @@ def test_who_at_a_time(tapster: Run) -> None:
     [
         (["frob"], 2, "no verb 'frob'"),
         (["add", "--frob"], 2, "unrecognized arguments: --frob"),
+        (["add", "--bridg", "br0"], 2, "unrecognized arguments: --bridg"),
         (["add", "--queues", "x"], 2, "invalid int value: 'x'"),
         (["add", "--name", "sixteen-letters-"], 2, "at most 15"),
         (["add", "--naming", "stable"], 2, "stable and a key"),

@@ -68,10 +68,11 @@ def _columns() -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaint is one line."""
+    """A parser whose complaint is one line, and who guesses nothing."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(formatter_class=Formatter, **options)
+        # What is short for one option today may be short for two tomorrow.
+        super().__init__(formatter_class=Formatter, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message}; see: {self.prog} --help", file=sys.stderr)

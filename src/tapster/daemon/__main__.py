@@ -33,7 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tapsterd", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="tapsterd", description=__doc__, allow_abbrev=False
+    )
     option = parser.add_argument
     option("--config", default=config.PATH, metavar="FILE", help="the policy")
     option("--socket", default=SOCKET, metavar="PATH", help="where to listen")
