@@ -14,11 +14,13 @@ from bench.world import world
 
 SAMPLES = 10
 """A round, of each way."""
-PYTHON = "Python, twice"
+PYTHON, LOADED = "Python, twice", "Python with its modules, twice"
+MODULES = "argparse, socket, sqlite3, typing"
 NOTES = {
     Command.title: Command.note,
     ByHand.title: ByHand.note,
     PYTHON: "for comparison: two processes that do nothing",
+    LOADED: f"for comparison: they import {MODULES}, and do nothing",
 }
 
 
@@ -35,7 +37,8 @@ def measure(run: Run) -> Iterator[Table]:
             {
                 Command.title: lambda: _both(command, samples),
                 ByHand.title: lambda: _both(by_hand, samples),
-                PYTHON: lambda: _python(python, samples),
+                PYTHON: lambda: _python(python, "", samples),
+                LOADED: lambda: _python(python, f"import {MODULES}", samples),
             },
             run.rounds,
         )
@@ -56,6 +59,6 @@ def _both(way: Way, samples: int) -> float:
     return taken / samples * 1e3
 
 
-def _python(python: str, samples: int) -> float:
-    taken = sum(run_process(python, "-c", "") for _ in range(2 * samples))
+def _python(python: str, code: str, samples: int) -> float:
+    taken = sum(run_process(python, "-c", code) for _ in range(2 * samples))
     return taken / samples * 1e3
