@@ -165,7 +165,7 @@ def test_a_reserved_lease_records_the_whole_request(ledger: Ledger) -> None:
         model.check_spec(spec),
         spec.mac,
         spec.wiring._replace(mtu=1400),
-        wired=("filter", "shape"),
+        wired=("filter", "outbound"),
     )
     (lease,) = ledger.reserve(
         HERE, [wanted], manager=ME, taken=nobody_has, changed=nothing_changed
@@ -182,7 +182,7 @@ def test_a_reserved_lease_records_the_whole_request(ledger: Ledger) -> None:
         mode=None,
         queues=4,
         wiring=spec.wiring._replace(mtu=1400),
-        wired=("filter", "shape"),
+        wired=("filter", "outbound"),
         netns=HERE,
         created=100.0,
         fin_wait=7.5,

@@ -96,9 +96,11 @@ def lab(ledger: Path) -> Iterator[Lab]:
 
 def ruleset() -> list[dict[str, Any]]:
     """All that `nft -j list ruleset` shows."""
-    objects: list[dict[str, Any]] = json.loads(tools.sh("nft -j list ruleset"))[
-        "nftables"
-    ]
+    said = tools.sh("nft -j list ruleset")
+    try:
+        objects: list[dict[str, Any]] = json.loads(said)["nftables"]
+    except ValueError:  # nftables 1.0.6, where a table has flags
+        return [{"broken": {"table": "", "said": said}}]
     return [one for one in objects if "metainfo" not in one]
 
 

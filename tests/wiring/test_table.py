@@ -15,7 +15,7 @@ from tapster import Action, Host, Lease, Rate, Tap
 from tapster.kernel import nft
 from tapster.kernel.port import LinkChange
 from tapster.wiring.filter import Filter
-from tapster.wiring.shape import Shape
+from tapster.wiring.outbound import Outbound
 from tapster.wiring.table import Table
 from tests.kernel import tools
 from tests.wiring import ports
@@ -43,7 +43,7 @@ def left(host: Host) -> list[Any]:
     """The elements of a ledger's tables."""
     return [
         element
-        for plane in ("filter", "shape")
+        for plane in ("filter", "outbound")
         for found in ports.elements(table(host, plane)).values()
         for element in found
     ]
@@ -283,7 +283,7 @@ def test_leases_do_not_meet_either(lab: Lab) -> None:
 def test_a_lease_with_a_rate_is_not_filtered_nor_the_other_way_round(lab: Lab) -> None:
     limited, filtered = lab.guest(outbound=Rate(1000)), lab.guest(filter=True)
     assert lab.passes(limited, ether("52:54:00:66:66:66", BROADCAST, 0x88B5, bytes(46)))
-    assert shown(lab.host, "shape", "average") == [limited.lease.name]
+    assert shown(lab.host, "outbound", "average") == [limited.lease.name]
     assert shown(lab.host, "filter", "ports") == [filtered.lease.name]
 
 
@@ -305,10 +305,10 @@ EDITS = {
     "another policy": "add chain {filter} prerouting {{ policy drop; }}",
     "the table gone": "delete table {filter}",
     "everything gone": "flush ruleset",
-    "another limit": "delete element {shape} average {{ {ifindex} }}; "
-    "add element {shape} average {{ {ifindex} limit rate over 7 mbytes/second "
+    "another limit": "delete element {outbound} average {{ {ifindex} }}; "
+    "add element {outbound} average {{ {ifindex} limit rate over 7 mbytes/second "
     "burst 9 kbytes }}",
-    "no peak": "delete element {shape} peak {{ {ifindex} }}",
+    "no peak": "delete element {outbound} peak {{ {ifindex} }}",
 }
 
 
@@ -318,12 +318,12 @@ def test_what_is_changed_by_hand_is_reported_and_mended(lab: Lab, edit: str) -> 
     bystander = taken(lab.host, FILTERED)
     before = ports.unnumbered(ports.ruleset())
     tables = {
-        plane: f"bridge {table(lab.host, plane)}" for plane in ("filter", "shape")
+        plane: f"bridge {table(lab.host, plane)}" for plane in ("filter", "outbound")
     }
     mac = f"0x{guest.mac.replace(':', '')}"
     ports.nft(edit.format(ifindex=guest.lease.ifindex, mac=mac, **tables))
     assert ports.unnumbered(ports.ruleset()) != before
-    assert lab.host.differences(guest.lease).keys() <= {"filter", "shape"}
+    assert lab.host.differences(guest.lease).keys() <= {"filter", "outbound"}
     assert lab.host.differences(guest.lease)
     assert Action.REWIRE in {action for _, action in lab.host.recover()}
     assert ports.unnumbered(ports.ruleset()) == before
@@ -423,7 +423,7 @@ def test_a_lease_can_get_a_filter_and_lose_it(lab: Lab) -> None:
         lab.host.set(guest.lease.id, filter=wanted, outbound=rate)
         assert lab.passes(guest, forged) is not wanted
         assert bool(left(lab.host)) is wanted
-        wired = ("filter", "shape") if wanted else ()
+        wired = ("filter", "outbound") if wanted else ()
         assert lab.host.find(guest.lease.id).wired == wired
 
 
@@ -433,14 +433,14 @@ def test_a_change_that_fails_leaves_all_as_it_was(
     guest = lab.guest(**WIRING, outbound=Rate(1000))
     before = ports.unnumbered(ports.ruleset())
     refusals = iter([True])
-    wire = Shape.wire
+    wire = Outbound.wire
 
-    def refuse_once(plane: Shape, kernel: Any, lease: Lease) -> None:
+    def refuse_once(plane: Outbound, kernel: Any, lease: Lease) -> None:
         if next(refusals, False):
             raise tapster.HostError("no more rates")
         wire(plane, kernel, lease)
 
-    monkeypatch.setattr(Shape, "wire", refuse_once)
+    monkeypatch.setattr(Outbound, "wire", refuse_once)
     with pytest.raises(tapster.HostError, match="no more rates"):
         lab.host.set(guest.lease.id, addresses=(OTHER,), outbound=Rate(500))
     assert ports.unnumbered(ports.ruleset()) == before

@@ -9,11 +9,17 @@ import ctypes
 import json
 import os
 import socket
+from errno import EBADMSG
 from functools import cache
 from threading import Lock
 from typing import Any
 
-from tapster.errors import HostError, MissingCapability, ServiceUnavailable
+from tapster.errors import (
+    HostError,
+    KernelError,
+    MissingCapability,
+    ServiceUnavailable,
+)
 from tapster.kernel.failure import has
 
 LIBRARY = "libnftables.so.1"
@@ -60,7 +66,12 @@ class Nft:
             error = self._library.nft_ctx_get_error_buffer(self._context).decode()
         if failed:
             raise _refusal(error)
-        return list(json.loads(said)["nftables"]) if said else []
+        try:
+            return list(json.loads(said)["nftables"]) if said else []
+        except ValueError as error:
+            # At least nftables 1.0.6 reads the flags of a table from memory that it
+            # has given back, and breaks off where that is no text.
+            raise KernelError(EBADMSG, "asking nftables", "it broke off") from error
 
     def close(self) -> None:
         with _lock:

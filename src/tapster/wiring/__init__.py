@@ -7,11 +7,12 @@ keep their part outside the kernel's links have the face in plane.py.
 """
 
 from tapster.wiring.filter import Filter
+from tapster.wiring.inbound import Inbound
+from tapster.wiring.outbound import Outbound
 from tapster.wiring.ovs import Ovs
 from tapster.wiring.plane import Plane
-from tapster.wiring.shape import Shape
 
 
 def planes(ledger: str) -> tuple[Plane, ...]:
     """Every plane but the links themselves, for the ledger of this id."""
-    return (Filter(ledger), Ovs(ledger), Shape(ledger))
+    return (Filter(ledger), Ovs(ledger), Inbound(ledger), Outbound(ledger))

@@ -11,11 +11,12 @@ need not look at the thousands of other leases to know.
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
+from errno import EBADMSG
 from functools import cached_property
 from typing import Any, NamedTuple
 from zlib import crc32
 
-from tapster.errors import HostError
+from tapster.errors import HostError, KernelError
 from tapster.kernel.port import Kernel
 from tapster.model import Lease, State, parse_stamp, stamp
 from tapster.wiring.plane import Observed, Stray
@@ -121,11 +122,13 @@ class Table:
     ) -> Observed:
         """Compare the table with what these leases should have."""
         try:
-            seen = self._look(kernel)
-        except HostError:
-            if any(self._plane in lease.wired for lease in leases):
+            seen = self._look(kernel, mend=False)
+        except HostError as error:
+            if not any(self._plane in lease.wired for lease in leases):
+                return Observed({})  # who cannot look has put up nothing either
+            if not _unreadable(error):
                 raise
-            return Observed({})  # who cannot look has put up nothing either
+            seen = _Seen("cannot be read", [])
         ours = {
             str(lease.ifindex): lease.id
             for lease in leases
@@ -167,11 +170,18 @@ class Table:
         found = self._look(kernel).elements
         self._drop(kernel, [one for one in found if one.lease == stray.lease])
 
-    def _look(self, kernel: Kernel) -> _Seen:
+    def _look(self, kernel: Kernel, *, mend: bool = True) -> _Seen:
+        """How the table is. One that cannot be read is made anew first, if `mend`."""
         chains = kernel.nft_list(CHAINS)
         if not any(one.get("chain", {}).get("table") == self.name for one in chains):
             return _Seen("is gone", [])
-        objects = kernel.nft_list(f"table bridge {self.name}")
+        try:
+            objects = kernel.nft_list(f"table bridge {self.name}")
+        except HostError as error:
+            if not mend or not _unreadable(error):
+                raise
+            kernel.nft("\n".join(self._rules))
+            objects = kernel.nft_list(f"table bridge {self.name}")
         found = [
             self._found(one["set"]["name"], element)
             for one in objects
@@ -237,6 +247,10 @@ class Table:
             text = file.read()
         digest = f"{crc32(text.encode()):08x}"
         return text.replace("TABLE", self.name).replace("DIGEST", digest)
+
+
+def _unreadable(error: HostError) -> bool:
+    return isinstance(error, KernelError) and error.errno == EBADMSG
 
 
 def _with_witness(elements: Iterable[Element]) -> list[Element]:

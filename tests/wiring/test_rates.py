@@ -14,7 +14,7 @@ import tapster
 from tapster import Host, Rate, Tap
 from tapster.kernel.port import LinkChange
 from tapster.wiring import htb
-from tapster.wiring.shape import Shape
+from tapster.wiring.inbound import Inbound
 from tests.kernel import tools
 from tests.wiring import ports
 from tests.wiring.frames import BROADCAST, ether
@@ -41,7 +41,7 @@ def many(mac: str, count: int) -> list[bytes]:
 def limits(lab: Lab) -> list[Any]:
     """The elements of nftables that limit anything."""
     with lab.host.looking() as (ledger, _):
-        found = ports.elements(f"tapster_{ledger.id}_shape")
+        found = ports.elements(f"tapster_{ledger.id}_outbound")
     return [*found.get("average", ()), *found.get("peak", ())]
 
 
@@ -200,19 +200,17 @@ def test_all_of_it_is_put_there_or_nothing(
     def refuse(queues: htb.Queues, command: str, *rest: Any, **more: Any) -> None:
         if command == "replace-class":
             assert root(lease.name)["kind"] == "htb"
-            assert limits(lab) != []
             raise tapster.KernelError(22, "shaping")
         tc(queues, command, *rest, **more)
 
     monkeypatch.setattr(htb.Queues, "_tc", refuse)
-    wiring = lease.wiring._replace(inbound=Rate(1000), outbound=Rate(1000))
+    wiring = lease.wiring._replace(inbound=Rate(1000))
     with (
         lab.host.looking() as (ledger, kernel),
         pytest.raises(tapster.KernelError, match="shaping"),
     ):
-        Shape(ledger.id).wire(kernel, lease._replace(wiring=wiring))
+        Inbound(ledger.id).wire(kernel, lease._replace(wiring=wiring))
     assert root(lease.name).get("kind") != "htb"
-    assert limits(lab) == []
 
 
 def test_a_change_keeps_what_is_waiting(lab: Lab) -> None:
@@ -255,12 +253,12 @@ def test_the_flows_share_a_rate_where_the_kernel_can(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each kernel has one of these; few have the first."""
-    (shape,) = (plane for plane in lab.host._planes if isinstance(plane, Shape))
-    monkeypatch.setattr(shape, "_leaves", ["fq_codel", "htb"])
+    (plane,) = (one for one in lab.host._planes if isinstance(one, Inbound))
+    monkeypatch.setattr(plane, "_leaves", ["fq_codel", "htb"])
     lease = lab.guest(inbound=Rate(1000)).lease
     shown = json.loads(tools.sh(f"tc -j qdisc show dev {lease.name}"))
     (leaf,) = (one for one in shown if one.get("parent") == "1:1")
-    assert leaf["kind"] == shape._leaves[0]
+    assert leaf["kind"] == plane._leaves[0]
 
 
 # What somebody does by hand
@@ -285,7 +283,7 @@ def test_what_is_changed_by_hand_is_reported_and_mended(lab: Lab, edit: str) -> 
         tools.sh(f"tc qdisc del dev {lease.name} root")
     tools.sh(edit.format(lease.name))
     assert (shaped(lease.name), root(lease.name).get("handle")) != before
-    assert lab.host.differences(lease)["shape"].startswith("the inbound rate ")
+    assert lab.host.differences(lease)["inbound"].startswith("the rate ")
     lab.host.recover()
     assert (shaped(lease.name), root(lease.name)["handle"]) == before
     assert lab.host.differences(lease) == {}
