@@ -18,6 +18,7 @@ def make(path: str) -> None:
         try:
             owner = os.stat(os.path.dirname(path))
             if os.geteuid() == 0 != owner.st_uid:
-                os.fchown(made, owner.st_uid, owner.st_gid)
+                with suppress(PermissionError):  # root without CAP_CHOWN keeps it
+                    os.fchown(made, owner.st_uid, owner.st_gid)
         finally:
             os.close(made)

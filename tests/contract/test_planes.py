@@ -97,14 +97,21 @@ def test_what_a_plane_hinders_hinders_no_other_lease(
     assert host.differences(lease) == {}
 
 
-def test_what_cannot_be_reaped_hinders_no_other_and_all_else_is_told(
-    host: Host, system: FakeSystem, switch: Switch
-) -> None:
+@pytest.fixture
+def released(host: Host, switch: Switch) -> tuple[Lease, list[Lease]]:
+    """One that cannot be ended, for its plane is away, and others that can."""
     stuck = acquire(host, Tap(ovs="switch0"))
     free = [acquire(host, Tap(bridge="br0")) for _ in range(3)]
     switch.away = True
     for lease in (stuck, *free):
         host.release(lease.id)
+    return stuck, free
+
+
+def test_what_cannot_be_reaped_hinders_no_other_and_all_else_is_told(
+    host: Host, released: tuple[Lease, list[Lease]]
+) -> None:
+    stuck, free = released
     told: list[str] = []
     with pytest.raises(ServiceUnavailable):
         host.reap(now=True, told=lambda over: told.extend(one.id for one in over))
@@ -113,13 +120,9 @@ def test_what_cannot_be_reaped_hinders_no_other_and_all_else_is_told(
 
 
 def test_what_cannot_be_ended_by_recover_hinders_no_other_and_all_else_is_told(
-    host: Host, system: FakeSystem, switch: Switch
+    host: Host, system: FakeSystem, released: tuple[Lease, list[Lease]]
 ) -> None:
-    stuck = acquire(host, Tap(ovs="switch0"))
-    free = [acquire(host, Tap(bridge="br0")) for _ in range(3)]
-    switch.away = True
-    for lease in (stuck, *free):
-        host.release(lease.id)
+    stuck, free = released
     system.advance(stuck.fin_wait)
     told: list[Mended] = []
     with pytest.raises(ServiceUnavailable):

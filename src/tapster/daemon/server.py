@@ -512,15 +512,8 @@ class Server:
             connection.since = time.monotonic()
             if isinstance(result, TapsterError):
                 self._fail(connection, result, oneway)
-                self._go_on(connection)
-                return
-            try:
+            else:
                 self._answer(connection, result, oneway)
-            except Exception as error:  # noqa: BLE001 - and what was made goes
-                unix.close(result.fds)
-                if result.undo is not None:
-                    self._submit_unless_stopped(result.undo)
-                self._fail(connection, self._unforeseen(error), oneway)
             self._go_on(connection)
 
         self._submit(partial(self._service.call, method, call), done)
@@ -570,8 +563,16 @@ class Server:
             if answer.undo is not None and (connection.closed or answer.fds):
                 self._submit_unless_stopped(answer.undo)
             return
-        message = {"parameters": varlink.to_json(answer.parameters)}
-        self._send(connection, varlink.encode(message), answer.fds, answer.undo)
+        try:
+            message = {"parameters": varlink.to_json(answer.parameters)}
+            data = varlink.encode(message)
+        except Exception as error:  # noqa: BLE001 - what was made for nobody goes
+            unix.close(answer.fds)
+            if answer.undo is not None:
+                self._submit_unless_stopped(answer.undo)
+            self._fail(connection, self._unforeseen(error))
+            return
+        self._send(connection, data, answer.fds, answer.undo)  # it takes the fds over
 
     def _fail(
         self, connection: Connection, error: TapsterError, oneway: bool = False

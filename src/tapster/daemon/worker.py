@@ -34,7 +34,7 @@ class Worker:
     def start(self) -> None:
         self._thread.start()
 
-    def submit(self, job: Job, then: Then = lambda _: None) -> None:
+    def submit(self, job: Job, then: Then) -> None:
         self._jobs.put((job, then))
 
     def hand_back(self, then: Then, value: Any) -> None:
