@@ -140,16 +140,19 @@ class Upkeep:
 
     def _forget_if_gone(self, cookie: int, netns: Netns) -> None:
         """A namespace of its number has ended: it may be one that had it before."""
+        told = True
         try:
             if self._host.number(netns) is not None:
                 return
         except HostError as error:
             self._log(WARNING, "not-told", netns=netns.path, error=error)
-            return
-        del self._followed[cookie]  # what cannot be ended now `look_around` finds again
+            told = False
+        # What cannot be told or ended now `look_around` comes back to.
+        del self._followed[cookie]
         for place in [one for one in self._bridges if one[0] == cookie]:
             del self._bridges[place]
-        self._mend(self._leases_in(netns))
+        if told:
+            self._mend(self._leases_in(netns))
 
     def _leases_in(self, netns: Netns) -> list[str]:
         where = (netns.boot, netns.cookie)
