@@ -29,7 +29,7 @@ test: root deps setup ## Run the tests; some of them: ARGS="-k recover" (root)
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 explore: setup ## Run Tapster through every schedule; BOUND=full takes an hour or more
-	$(VENV)/bin/python -m tapster.testing.explorer --bound $(or $(BOUND),small)
+	$(VENV)/bin/python -m explorer --bound $(or $(BOUND),small)
 
 soak: root deps setup ## Storms on real devices: MINUTES=10 SEED=1 (root)
 	$(VENV)/bin/python -m soak --minutes $(or $(MINUTES),1) $(if $(SEED),--seed $(SEED)) $(ARGS)

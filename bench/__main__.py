@@ -22,7 +22,7 @@ MEASUREMENTS = (
     "picking",
     "bookkeeping",
     "growth",
-    "planes",
+    "backends",
     "daemon",
     "drift",
 )

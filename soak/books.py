@@ -43,17 +43,17 @@ def rows_of(ledger: str, owner: str) -> list[Row]:
 def shared_names(ledger: str) -> Iterator[str]:
     """Each name that two leases had at one time, by the history."""
     with closing(_open(ledger)) as db:
-        tenures = db.execute(
+        entries = db.execute(
             "SELECT netns, name, owner, created, ended FROM history "
             "ORDER BY netns, name, created"
         ).fetchall()
     before: tuple[str, str, str, float, float] | None = None
-    for tenure in tenures:
-        netns, name, owner, created, _ = tenure
+    for entry in entries:
+        netns, name, owner, created, _ = entry
         if before and before[:2] == (netns, name) and created < before[4]:
             had = f"{name} in {netns} was {before[2]}'s until {before[4]}"
             yield f"{had}, and {owner}'s from {created}"
-        before = tenure
+        before = entry
 
 
 def _open(ledger: str) -> sqlite3.Connection:

@@ -184,8 +184,8 @@ class Commander:
         if done.returncode:
             hindered(self._marker, self._part, done.stderr)
         elif verb[0] == "recover":
-            mended = json.loads(done.stdout)["mended"]
-            what = Counter(f"recover: {one['action']}" for one in mended)
+            repairs = json.loads(done.stdout)["repairs"]
+            what = Counter(f"recover: {one['action']}" for one in repairs)
             self._marker.say(self._part.netns, "count", what=what)
 
     # Helpers

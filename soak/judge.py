@@ -248,19 +248,19 @@ class Judge:
     ) -> None:
         ifindex = event.ifindex
         machine = device.machine
-        mended = machine is not None and (
+        repairs = machine is not None and (
             machine.running and machine.is_mended(attribute, device.look, event.look)
         )
         becomes = True if attribute == GONE else getattr(event.look, attribute)
-        act = self._cause(ifindex, attribute, becomes, spend=not mended)
+        act = self._cause(ifindex, attribute, becomes, spend=not repairs)
         if act is not None:
             device.touched[attribute] = act
-        elif mended:
+        elif repairs:
             device.touched.pop(attribute, None)
         what = f"{attribute} of {device.look.name} (ifindex {ifindex})"
         if machine is None:
             self._charge_foreign(act, device, what, ifindex)
-        elif mended:
+        elif repairs:
             self.tally["changes of running machines by Tapster, as wanted"] += 1
         elif machine.running:
             self._charge(act, machine, device.look.name, what, BY_NOBODY)

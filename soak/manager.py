@@ -28,7 +28,7 @@ from soak.part import (
 )
 from soak.refusals import hindered, refused
 from soak.wishes import wishes
-from tapster import Host, Mended, TapsterError
+from tapster import Host, Repair, TapsterError
 
 THREADS = 3
 LONGEST = 1.5
@@ -138,8 +138,8 @@ class Manager:
             elif draw == 2:
                 self._count(self._host.settle())
 
-    def _count(self, mended: list[Mended]) -> None:
-        what = Counter(f"recover: {one.action}" for one in mended)
+    def _count(self, repairs: list[Repair]) -> None:
+        what = Counter(f"recover: {one.action}" for one in repairs)
         self._marker.say(self._part.netns, "count", what=what)
 
 

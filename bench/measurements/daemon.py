@@ -18,7 +18,7 @@ import tapster
 from bench.measurements import Run
 from bench.result import Row, Table, interleave
 from bench.world import World, world
-from tapster import Host, Remote, Tap
+from tapster import Client, Host, Tap
 
 PAIRS = 400
 LEASES = 4000
@@ -106,7 +106,7 @@ def _start(place: World) -> subprocess.Popen[bytes]:
     return process
 
 
-def _pairs(host: Host | Remote, number: int) -> list[float]:
+def _pairs(host: Host | Client, number: int) -> list[float]:
     """Acquire and release so often; the seconds of each acquire."""
     taken = []
     for _ in range(number):

@@ -14,8 +14,8 @@ from bench.clock import timed
 from bench.measurements import Run
 from bench.result import Goal, Row, Table, interleave
 from bench.world import World, world
-from tapster.kernel.linux import LinuxKernel, LinuxSystem
-from tapster.ledger import Ledger, Reservation
+from tapster.kernel.linux import LinuxNamespace, LinuxSystem
+from tapster.ledger.ledger import Ledger, Reservation
 from tapster.model import DEFAULT_TEMPLATE, Lease, Naming, Tap
 from tapster.names import parse
 
@@ -86,9 +86,9 @@ def _first(foreign: int) -> str:
 class Shelf:
     """A ledger with some leases in it."""
 
-    def __init__(self, path: str, kernel: LinuxKernel, leases: int) -> None:
+    def __init__(self, path: str, namespace: LinuxNamespace, leases: int) -> None:
         self.ledger = Ledger(path, LinuxSystem())
-        self._kernel = kernel
+        self._namespace = namespace
         self._keys = 0
         for start in range(0, leases, AT_ONCE):
             made = self._reserve(Naming.LOWEST, min(AT_ONCE, leases - start))
@@ -107,11 +107,11 @@ class Shelf:
             key = str(self._keys)
         spec = Tap(naming=naming, key=key)
         return self.ledger.reserve(
-            self._kernel.netns,
+            self._namespace.netns,
             [Reservation(spec, parse(spec.name), None, spec.wiring)] * count,
             manager=1,
-            taken=self._kernel.ifindex,
-            changed=self._kernel.changed_links,
+            taken=self._namespace.ifindex,
+            changed=self._namespace.changed_links,
         )
 
 
@@ -126,7 +126,7 @@ class Shelves:
         for number in range(foreign):
             name = parse(DEFAULT_TEMPLATE).name(number)
             place.floor.close(place.floor.make(name))
-        self._empty, self._crowded = self._kernel(EMPTY), self._kernel(None)
+        self._empty, self._crowded = self._namespace(EMPTY), self._namespace(None)
 
     def make(self, leases: int, *, crowded: bool = False) -> Shelf:
         """A ledger with that many leases."""
@@ -136,10 +136,10 @@ class Shelves:
         self._stack.callback(shelf.ledger.close)
         return shelf
 
-    def _kernel(self, netns: str | None) -> LinuxKernel:
-        kernel = LinuxSystem().netns(netns)
-        self._stack.callback(kernel.close)
-        return kernel
+    def _namespace(self, netns: str | None) -> LinuxNamespace:
+        namespace = LinuxSystem().netns(netns)
+        self._stack.callback(namespace.close)
+        return namespace
 
 
 def _picking(shelf: Shelf, naming: Naming, picks: int) -> Callable[[], float]:

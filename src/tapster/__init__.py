@@ -36,8 +36,8 @@ from tapster.errors import (
     ServiceUnavailable,
     TapsterError,
 )
-from tapster.lifecycle import Action, Mended
 from tapster.model import (
+    HistoryEntry,
     Kind,
     Lease,
     Link,
@@ -49,13 +49,13 @@ from tapster.model import (
     Rate,
     State,
     Tap,
-    Tenure,
     Wiring,
 )
+from tapster.operations.decision import Action, Repair
 
 if TYPE_CHECKING:
-    from tapster.client import Remote, connect
     from tapster.host import Host
+    from tapster.rpc.client import Client, connect
 
 __version__ = "0.1.0"
 
@@ -63,8 +63,10 @@ __all__ = [
     "Action",
     "BadName",
     "BridgeFull",
+    "Client",
     "ConflictError",
     "DaemonError",
+    "HistoryEntry",
     "Host",
     "HostError",
     "KernelError",
@@ -76,7 +78,6 @@ __all__ = [
     "LedgerTooNew",
     "Link",
     "Macvtap",
-    "Mended",
     "MissingCapability",
     "Mode",
     "NameTaken",
@@ -90,13 +91,12 @@ __all__ = [
     "Process",
     "QuotaExceeded",
     "Rate",
-    "Remote",
+    "Repair",
     "RequestError",
     "ServiceUnavailable",
     "State",
     "Tap",
     "TapsterError",
-    "Tenure",
     "Wiring",
     "connect",
 ]
@@ -108,8 +108,8 @@ def __getattr__(name: str) -> Any:
         from tapster.host import Host
 
         return Host
-    if name in ("Remote", "connect"):
-        from tapster import client
+    if name in ("Client", "connect"):
+        from tapster.rpc import client
 
         return getattr(client, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from tapster import names
+from tapster.backends.bridge import MAX_PORTS
 from tapster.errors import ServiceUnavailable, TapsterError
 from tapster.host import Host
 from tapster.kernel import failure
-from tapster.kernel.port import Kernel
-from tapster.lifecycle import Action
+from tapster.kernel.port import Namespace
 from tapster.model import Finding, Lease, Link, parse_stamp
-from tapster.wiring.bridge import MAX_PORTS
+from tapster.operations.decision import Action
 
 NEARLY_FULL = MAX_PORTS * 9 // 10
 """Ports of a bridge from which on a word of warning is due."""
@@ -19,9 +19,11 @@ NEARLY_FULL = MAX_PORTS * 9 // 10
 
 def examine(host: Host) -> list[Finding]:
     """Everything that is wrong, as seen from the Host's network namespace."""
-    with host.looking() as (ledger, kernel):
-        links = kernel.links()  # before the leases, each of which precedes its device
-        own = (kernel.netns.boot, kernel.netns.cookie)
+    with host.looking() as (ledger, namespace):
+        links = (
+            namespace.links()
+        )  # before the leases, each of which precedes its device
+        own = (namespace.netns.boot, namespace.netns.cookie)
         here = [
             lease
             for lease in ledger.leases()
@@ -38,7 +40,7 @@ def examine(host: Host) -> list[Finding]:
             *_strays(host),
             *_leftovers(ledger.id, links, here),
             *_squatters(ledger.templates(), links, here),
-            *_bridges(kernel, links, here),
+            *_bridges(namespace, links, here),
         ]
 
 
@@ -70,15 +72,15 @@ def _tun() -> Iterator[Finding]:
 
 def _unmended(host: Host) -> Iterator[Finding]:
     try:
-        mended = host.recover(dry_run=True)
+        repairs = host.recover(dry_run=True)
     except TapsterError as error:
         yield Finding(str(error), "see to that, then: tapster recover")
         return
-    for lease, action in mended:
+    for lease, action in repairs:
         which = f"lease {lease.name} ({lease.id}, {lease.state})"
         if action is Action.REWIRE:
-            for plane, wrong in host.differences(lease).items():
-                problem = f"{which} is not wired as it should be: {plane}: {wrong}"
+            for backend, wrong in host.differences(lease).items():
+                problem = f"{which} is not wired as it should be: {backend}: {wrong}"
                 yield Finding(problem, "tapster recover")
             continue
         yield Finding(
@@ -129,7 +131,7 @@ def _squatters(
 
 
 def _bridges(
-    kernel: Kernel, links: list[Link], leases: list[Lease]
+    namespace: Namespace, links: list[Link], leases: list[Lease]
 ) -> Iterator[Finding]:
     used = {lease.wiring.bridge for lease in leases}
     for link in links:
@@ -138,7 +140,7 @@ def _bridges(
                 f"bridge {link.name} is down, with machines on it",
                 f"ip link set {link.name} up",
             )
-        if link.kind == "bridge" and (ports := kernel.ports(link)) >= NEARLY_FULL:
+        if link.kind == "bridge" and (ports := namespace.ports(link)) >= NEARLY_FULL:
             yield Finding(
                 f"bridge {link.name} has {ports} of {MAX_PORTS} possible ports",
                 "spread the machines over several bridges",

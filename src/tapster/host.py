@@ -12,8 +12,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from errno import EBUSY, EEXIST
 from typing import Any, NamedTuple
 
-from tapster import lifecycle, model
-from tapster.devices import ATTEMPTS, close_fds
+from tapster import model
+from tapster.backends import bridge, lower
 from tapster.errors import (
     KernelError,
     LeaseBusy,
@@ -24,11 +24,10 @@ from tapster.errors import (
     ServiceUnavailable,
     TapsterError,
 )
-from tapster.kernel.port import Kernel, LinkChange
-from tapster.ledger import Ledger, Reservation
-from tapster.lifecycle import Seen
-from tapster.mending import Mender
+from tapster.kernel.port import LinkChange, Namespace
+from tapster.ledger.ledger import Ledger, Reservation
 from tapster.model import (
+    HistoryEntry,
     Kind,
     Lease,
     Link,
@@ -39,10 +38,12 @@ from tapster.model import (
     Spec,
     State,
     Tap,
-    Tenure,
     Wiring,
 )
-from tapster.wiring import bridge, lower
+from tapster.operations import decision
+from tapster.operations.decision import DeviceState
+from tapster.operations.devices import ATTEMPTS, close_fds
+from tapster.operations.mending import Mender
 
 
 class Plan(NamedTuple):
@@ -110,7 +111,7 @@ class Host(Mender):
             try:
                 for plan, lease in zip(plans, leases, strict=True):
                     made.append(self._make(plan, lease))
-                    self._wire(plan, made[-1])
+                    self._attach(plan, made[-1])
                 return tuple(self._ledger.activate(made, process))
             except BaseException as error:
                 self._undo(ids, made, error)
@@ -148,15 +149,15 @@ class Host(Mender):
             link = self.link(lease)
             if lease.state is not State.ACTIVE or link is None:
                 raise NoSuchLease(f"lease {id} has no device any more")
-            with self._world(lease.netns) as kernel, ExitStack() as opened:
-                assert kernel is not None, "its device has just been seen"
+            with self._world(lease.netns) as namespace, ExitStack() as opened:
+                assert namespace is not None, "its device has just been seen"
                 if lease.kind is Kind.MACVTAP:
-                    return kernel.open_macvtap(
+                    return namespace.open_macvtap(
                         lease.ifindex, queues=lease.queues, vnet_hdr=lease.vnet_hdr
                     )
                 fds: list[int] = []
                 for _ in range(lease.queues):
-                    fds.append(_reopened(kernel, lease, link))
+                    fds.append(_reopened(namespace, lease, link))
                     opened.callback(os.close, fds[-1])
                 opened.pop_all()
                 return tuple(fds)
@@ -167,39 +168,39 @@ class Host(Mender):
         wanted = spec.wiring
         under = on = None
         if isinstance(spec, Macvtap):
-            under = lower.find(self._kernel, spec)
+            under = lower.find(self._namespace, spec)
             if spec.mode == Mode.PASSTHRU:
                 mac = under.mac
             wanted = wanted._replace(mtu=spec.mtu or under.mtu)
         elif wanted.bridge is not None:
-            on = bridge.find_room(self._kernel, wanted.bridge)
+            on = bridge.find_room(self._namespace, wanted.bridge)
             bridge.check(on, wanted)
             wanted = wanted._replace(mtu=wanted.mtu or on.mtu)
         elif wanted.ovs is not None:
-            local = self._kernel.named(wanted.ovs)
+            local = self._namespace.named(wanted.ovs)
             wanted = wanted._replace(mtu=wanted.mtu or (local and local.mtu))
         reservation = Reservation(
-            spec, template, mac, wanted, self._check_planes(self._kernel, wanted)
+            spec, template, mac, wanted, self._check_backends(self._namespace, wanted)
         )
         return Plan(reservation, on.ifindex if on else 0, under)
 
     def _reserve(self, plans: Sequence[Plan]) -> list[Lease]:
         try:
             return self._ledger.reserve(
-                self._kernel.netns,
+                self._namespace.netns,
                 [plan.reservation for plan in plans],
                 manager=self._me(),
                 taken=self._taken,
-                changed=self._kernel.changed_links,
+                changed=self._namespace.changed_links,
             )
         except BaseException:
             # What was rolled back may include what the changes led to.
-            self._kernel.forget_changes()
+            self._namespace.forget_changes()
             raise
 
     def _taken(self, name: str) -> int:
         """The ifindex of the device that has a name no lease has, or 0."""
-        ifindex = self._kernel.ifindex(name)
+        ifindex = self._namespace.ifindex(name)
         self.collisions += ifindex != 0
         return ifindex
 
@@ -218,7 +219,7 @@ class Host(Mender):
     def _create(self, plan: Plan, lease: Lease) -> tuple[int, ...]:
         spec = plan.spec
         if isinstance(spec, Tap):
-            return self._kernel.create_tap(
+            return self._namespace.create_tap(
                 lease.name,
                 lease.ifindex,
                 queues=spec.queues,
@@ -228,7 +229,7 @@ class Host(Mender):
             )
         assert plan.lower is not None
         passthru = spec.mode == Mode.PASSTHRU
-        self._kernel.create_macvtap(
+        self._namespace.create_macvtap(
             lease.name,
             lease.ifindex,
             lower=plan.lower.ifindex,
@@ -238,17 +239,17 @@ class Host(Mender):
             queues=spec.queues,
         )
         try:
-            return self._kernel.open_macvtap(
+            return self._namespace.open_macvtap(
                 lease.ifindex, queues=spec.queues, vnet_hdr=spec.vnet_hdr
             )
         except BaseException:
-            self._kernel.delete_links([lease.ifindex])
+            self._namespace.delete_links([lease.ifindex])
             raise
 
     def _step_aside(self, plan: Plan, lease: Lease, error: KernelError) -> Lease:
         """Another name or ifindex for a device that could not be made."""
-        holder = self._kernel.ifindex(lease.name)
-        if not holder and self._kernel.link(lease.ifindex):
+        holder = self._namespace.ifindex(lease.name)
+        if not holder and self._namespace.link(lease.ifindex):
             return self._ledger.reindex(lease.id)
         if not holder and plan.lower and error.errno == EBUSY:
             raise error  # it is the lower device that is busy
@@ -261,7 +262,7 @@ class Host(Mender):
             )
         return self._ledger.rename(lease.id, template, spec, self._taken)
 
-    def _wire(self, plan: Plan, lease: Lease) -> None:
+    def _attach(self, plan: Plan, lease: Lease) -> None:
         mac = model.host_mac(lease.mac) if lease.kind is Kind.TAP else None
         named = LinkChange(
             lease.ifindex,
@@ -270,7 +271,9 @@ class Host(Mender):
             alias=self._mark(lease),
             no_ipv6=True,
         )
-        self._connect(self._kernel, lease, [named], bridge.wire(lease, plan.bridge))
+        self._connect(
+            self._namespace, lease, [named], bridge.attach(lease, plan.bridge)
+        )
 
     def _undo(
         self, ids: Sequence[str], made: Sequence[Lease], error: BaseException
@@ -282,20 +285,20 @@ class Host(Mender):
             # By the ledger, not by `made`: Ctrl-C may have come between the two.
             rows = [row for id in ids if (row := self._ledger.lease(id))]
             done = [lease for lease in rows if self._unwired(lease)]
-            self._delete(self._kernel, done)
+            self._delete(self._namespace, done)
             self._ledger.end([lease.id for lease in done])
         except TapsterError as second:
             error.add_note(f"taking it back failed too ({second}); recover will do it")
 
     def _unwired(self, lease: Lease) -> bool:
-        """Whether no plane has anything of a lease that was never active.
+        """Whether no backend has anything of a lease that was never active.
 
         If that cannot be told now, the lease waits as if it had been released.
         """
         try:
-            self._unwire(self._kernel, lease)
+            self._detach(self._namespace, lease)
         except ServiceUnavailable:
-            self._bring_to_rest(self._kernel, self._ledger.abandon(lease.id))
+            self._bring_to_rest(self._namespace, self._ledger.abandon(lease.id))
             self._wake_reaper()
             return False
         return True
@@ -327,19 +330,19 @@ class Host(Mender):
         model.check_wiring(wanted)
         if lease.kind is Kind.MACVTAP:
             model.check_macvtap_wiring(wanted)
-        with self._world(lease.netns) as kernel:
-            if kernel is None or self._seen(kernel, lease) is Seen.ABSENT:
+        with self._world(lease.netns) as namespace:
+            if namespace is None or self._seen(namespace, lease) is DeviceState.ABSENT:
                 raise NoSuchLink(f"device {lease.name!r} is gone: tapster recover")
             if wanted.bridge not in (None, lease.wiring.bridge):
-                bridge.find_room(kernel, wanted.bridge)
+                bridge.find_room(namespace, wanted.bridge)
             try:
-                return self._rewire(kernel, lease, wanted)
+                return self._rewire(namespace, lease, wanted)
             except NoSuchLease:
                 raise
             except BaseException as error:
                 try:
                     now = self._ledger.lease(lease.id) or lease
-                    self._rewire(kernel, now, lease.wiring)
+                    self._rewire(namespace, now, lease.wiring)
                 except TapsterError as second:
                     error.add_note(
                         f"going back failed too ({second}); recover will do it"
@@ -361,39 +364,39 @@ class Host(Mender):
                 if self._ledger.ended(id):
                     return
                 raise
-            with self._world(lease.netns) as kernel:
-                if kernel is not None:
-                    self._quiet(kernel, lease)
+            with self._world(lease.netns) as namespace:
+                if namespace is not None:
+                    self._quiet(namespace, lease)
                 with suppress(ServiceUnavailable):  # it will be tried again
                     if lease.fin_wait == 0:
-                        self._mend(kernel, [lease], {}, {})
-                    elif lease.wired:
-                        self._take_down(kernel, lease)
+                        self._mend(namespace, [lease], {}, {})
+                    elif lease.backends:
+                        self._take_down(namespace, lease)
             self._wake_reaper()
 
-    def _quiet(self, kernel: Kernel, lease: Lease) -> None:
+    def _quiet(self, namespace: Namespace, lease: Lease) -> None:
         """Take a released lease's device down, whatever became of it."""
-        if not self._bring_to_rest(kernel, lease):
-            self._replant(kernel, lease)
+        if not self._bring_to_rest(namespace, lease):
+            self._hold_name(namespace, lease)
 
-    def _take_down(self, kernel: Kernel | None, lease: Lease) -> None:
-        """Let every plane take down what it has of a released lease."""
+    def _take_down(self, namespace: Namespace | None, lease: Lease) -> None:
+        """Let every backend take down what it has of a released lease."""
         with self._claimed([lease.id]) as claimed:
             for one in claimed:
-                self._unwire(kernel, one)
+                self._detach(namespace, one)
 
-    def _replant(self, kernel: Kernel, lease: Lease) -> None:
+    def _hold_name(self, namespace: Namespace, lease: Lease) -> None:
         """Let a bare tap hold the name until FIN WAIT ends."""
         with self._claimed([lease.id]) as claimed:
             for one in claimed:
-                self._plant(kernel, one)
+                self._plant(namespace, one)
 
     # Looking
 
     @property
     def netns(self) -> Netns:
         """The network namespace in which devices are made."""
-        return self._kernel.netns
+        return self._namespace.netns
 
     def namespaces(self) -> list[Netns]:
         """The network namespaces in which there are leases."""
@@ -403,8 +406,8 @@ class Host(Mender):
     def number(self, netns: Netns) -> int | None:
         """What the Host's namespace calls another, as in `Kernel`; None if it is
         gone."""
-        with self._lock, self._world(netns) as kernel:
-            return None if kernel is None else self._kernel.number(kernel)
+        with self._lock, self._world(netns) as namespace:
+            return None if namespace is None else self._namespace.number(namespace)
 
     def at(self, netns: Netns, ifindexes: Iterable[int]) -> list[Lease]:
         """The leases of a namespace that have one of these ifindexes."""
@@ -413,10 +416,10 @@ class Host(Mender):
 
     def joined(self, link: Link, lease: Lease) -> bool:
         """Whether a tap is on the bridge that its lease says."""
-        with self._lock, self._world(lease.netns) as kernel:
-            if kernel is None or not link.master:
+        with self._lock, self._world(lease.netns) as namespace:
+            if namespace is None or not link.master:
                 return False
-            return link.master == kernel.ifindex(lease.wiring.bridge or "")
+            return link.master == namespace.ifindex(lease.wiring.bridge or "")
 
     def leases(self, *, all: bool = True) -> list[Lease]:
         """Every lease, oldest first; without those in FIN WAIT if not `all`."""
@@ -445,21 +448,21 @@ class Host(Mender):
 
     def link(self, lease: Lease) -> Link | None:
         """The lease's device as the kernel shows it now, if it is there."""
-        with self._lock, self._world(lease.netns) as kernel:
-            link = kernel.link(lease.ifindex) if kernel else None
-            if link and lifecycle.is_ours(self._ledger.id, lease, link):
+        with self._lock, self._world(lease.netns) as namespace:
+            link = namespace.link(lease.ifindex) if namespace else None
+            if link and decision.is_ours(self._ledger.id, lease, link):
                 return link
             return None
 
     def differences(self, lease: Lease) -> dict[str, str]:
-        """How an active lease's device is not wired as it should be, by plane.
+        """How an active lease's device is not wired as it should be, by backend.
 
         Raises ServiceUnavailable if that cannot be told.
         """
-        with self._lock, self._world(lease.netns) as kernel:
-            link = kernel.link(lease.ifindex) if kernel else None
+        with self._lock, self._world(lease.netns) as namespace:
+            link = namespace.link(lease.ifindex) if namespace else None
             links = {link.ifindex: link} if link else {}
-            differ, reason = self._differences(kernel, [lease], links)
+            differ, reason = self._differences(namespace, [lease], links)
             if reason is not None:
                 raise reason
             return differ.get(lease.id, {})
@@ -469,23 +472,23 @@ class Host(Mender):
         with self._lock:
             return self._ledger.count(user)
 
-    def who(self, name: str, at: float | None = None) -> list[Tenure]:
+    def who(self, name: str, at: float | None = None) -> list[HistoryEntry]:
         """Who holds or held `name`, latest first; at wall clock `at` if given."""
         with self._lock:
-            tenures = self._ledger.tenures(name)
+            entries = self._ledger.entries(name)
         if at is None:
-            return tenures
+            return entries
         return [
             one
-            for one in tenures
+            for one in entries
             if one.created <= at and (one.ended is None or at < one.ended)
         ]
 
     @contextmanager
-    def looking(self) -> Iterator[tuple[Ledger, Kernel]]:
+    def looking(self) -> Iterator[tuple[Ledger, Namespace]]:
         """The ledger and the Host's own namespace, for whoever only reads."""
         with self._lock:
-            yield self._ledger, self._kernel
+            yield self._ledger, self._namespace
 
     def remove_leftovers(self, ledger: str) -> list[str]:
         """Delete the devices here that carry the stamp of a lost ledger.
@@ -495,7 +498,7 @@ class Host(Mender):
         can know but the caller. Returns the devices' names.
         """
         with self._lock:
-            links = self._kernel.links()
+            links = self._namespace.links()
             # Read after the devices: a lease is written before its device is made.
             known = {lease.id for lease in self._ledger.leases()}
             found = [
@@ -506,13 +509,13 @@ class Host(Mender):
                 and stamp.lease not in known
                 and not (link.kind == "tun" and link.carrier)
             ]
-            self._kernel.delete_links([link.ifindex for link in found])
+            self._namespace.delete_links([link.ifindex for link in found])
             return [link.name for link in found]
 
 
-def _reopened(kernel: Kernel, lease: Lease, link: Link) -> int:
+def _reopened(namespace: Namespace, lease: Lease, link: Link) -> int:
     try:
-        return kernel.open_tap(
+        return namespace.open_tap(
             link.name,
             lease.ifindex,
             multi_queue=lease.queues > 1,

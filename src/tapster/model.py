@@ -207,8 +207,8 @@ class Lease(NamedTuple):
     mode: Mode | None
     queues: int
     wiring: Wiring
-    wired: tuple[str, ...]
-    """The planes, by name, that may have something of it."""
+    backends: tuple[str, ...]
+    """The backends, by name, that may have something of it."""
     netns: Netns
     created: float
     """Wall clock, seconds since the epoch."""
@@ -237,7 +237,7 @@ class Lease(NamedTuple):
     alone. They are close-on-exec, and whoever acquired them closes them."""
 
 
-class Tenure(NamedTuple):
+class HistoryEntry(NamedTuple):
     """Who held a name, from when until when: a line of the history."""
 
     name: str

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tapster.kernel.port import Kernel
+from tapster.kernel.port import Namespace
 from tapster.testing import Stranger
 from tests.contract import labs
 from tests.contract.labs import Lab
@@ -24,10 +24,10 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 
 
 @pytest.fixture
-def kernel(lab: Lab) -> Iterator[Kernel]:
-    kernel = lab.system.netns(None)
-    yield kernel
-    kernel.close()
+def namespace(lab: Lab) -> Iterator[Namespace]:
+    namespace = lab.system.netns(None)
+    yield namespace
+    namespace.close()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@
 import pytest
 
 from tapster.errors import KernelError
-from tapster.kernel.port import Kernel
+from tapster.kernel.port import Namespace
 from tapster.model import Mode
 
 OURS = 1 << 30
@@ -12,22 +12,27 @@ OURS = 1 << 30
 
 
 def taps(
-    kernel: Kernel, name: str, ifindex: int, queues: int = 1, *, vnet_hdr: bool = True
+    namespace: Namespace,
+    name: str,
+    ifindex: int,
+    queues: int = 1,
+    *,
+    vnet_hdr: bool = True,
 ) -> tuple[int, ...]:
     """Make a tap; its descriptors."""
-    return kernel.create_tap(
+    return namespace.create_tap(
         name, ifindex, queues=queues, vnet_hdr=vnet_hdr, uid=None, gid=None
     )
 
 
-def tap(kernel: Kernel, name: str, ifindex: int) -> int:
+def tap(namespace: Namespace, name: str, ifindex: int) -> int:
     """Make a tap of one queue; its descriptor."""
-    (fd,) = taps(kernel, name, ifindex)
+    (fd,) = taps(namespace, name, ifindex)
     return fd
 
 
 def macvtap(
-    kernel: Kernel,
+    namespace: Namespace,
     name: str,
     ifindex: int,
     lower: str,
@@ -37,10 +42,10 @@ def macvtap(
     mtu: int | None = None,
 ) -> None:
     """Make a macvtap on the device called `lower`."""
-    kernel.create_macvtap(
+    namespace.create_macvtap(
         name,
         ifindex,
-        lower=kernel.ifindex(lower),
+        lower=namespace.ifindex(lower),
         mode=mode,
         mac=mac,
         mtu=mtu,

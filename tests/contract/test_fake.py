@@ -43,11 +43,11 @@ def host(system: FakeSystem, ledger: Path) -> Iterator[Host]:
 def test_the_same_calls_make_the_same_world() -> None:
     def history() -> str:
         system = FakeSystem()
-        kernel, others = system.netns(None), system.stranger()
+        namespace, others = system.netns(None), system.stranger()
         others.add_bridge("br0")
         others.add_tap("vnet%d")
-        close(taps(kernel, "vnet1", OURS, 2))
-        kernel.set_links([LinkChange(OURS, master=2, up=True)])
+        close(taps(namespace, "vnet1", OURS, 2))
+        namespace.set_links([LinkChange(OURS, master=2, up=True)])
         system.start(42)
         system.advance(1.5)
         return system.render()
@@ -57,20 +57,20 @@ def test_the_same_calls_make_the_same_world() -> None:
 
 def test_all_that_matters_is_shown() -> None:
     system = FakeSystem()
-    kernel, others = system.netns(None), system.stranger()
+    namespace, others = system.netns(None), system.stranger()
     seen = [system.render()]
 
     def differs() -> None:
         assert system.render() not in seen
         seen.append(system.render())
 
-    fd = tap(kernel, "vnet0", OURS)
+    fd = tap(namespace, "vnet0", OURS)
     differs()
     os.close(fd)
     differs()
     others.add_altname("vnet0", "other")
     differs()
-    kernel.set_links([LinkChange(OURS, up=True)])
+    namespace.set_links([LinkChange(OURS, up=True)])
     differs()
     system.add_netns("blue")
     differs()
@@ -81,11 +81,11 @@ def test_all_that_matters_is_shown() -> None:
 
 
 def test_a_snapshot_can_be_gone_back_to_again_and_again(system: FakeSystem) -> None:
-    kernel = system.netns(None)
-    fd = tap(kernel, "vnet0", OURS)
+    namespace = system.netns(None)
+    fd = tap(namespace, "vnet0", OURS)
     snapshot, shown = system.snapshot(), system.render()
     for name in ("one", "two"):
-        late = tap(kernel, name, OURS + 1)
+        late = tap(namespace, name, OURS + 1)
         system.stranger().delete_by_name("vnet0")
         system.add_netns("blue")
         system.end(1)
@@ -94,16 +94,16 @@ def test_a_snapshot_can_be_gone_back_to_again_and_again(system: FakeSystem) -> N
         assert system.render() == shown
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.close(late)
-    kernel.set_links([LinkChange(OURS, up=True)])
+    namespace.set_links([LinkChange(OURS, up=True)])
     assert system.stranger().carrier("vnet0"), "it was open, and still is"
     os.close(fd)
     assert not system.stranger().carrier("vnet0")
 
 
 def test_a_descriptor_of_a_restored_world_can_be_closed(system: FakeSystem) -> None:
-    kernel = system.netns(None)
-    fd = tap(kernel, "vnet0", OURS)
-    kernel.set_links([LinkChange(OURS, up=True)])
+    namespace = system.netns(None)
+    fd = tap(namespace, "vnet0", OURS)
+    namespace.set_links([LinkChange(OURS, up=True)])
     snapshot = system.snapshot()
     system.close_fd(fd)
     assert not system.stranger().carrier("vnet0")
@@ -117,21 +117,21 @@ def test_no_descriptor_leaks(system: FakeSystem) -> None:
     def count() -> int:
         return len(os.listdir("/proc/self/fd"))
 
-    before, kernel, snapshot = count(), system.netns(None), system.snapshot()
-    close(taps(kernel, "vnet0", OURS, 2))
+    before, namespace, snapshot = count(), system.netns(None), system.snapshot()
+    close(taps(namespace, "vnet0", OURS, 2))
     system.step = _renaming(system, "vnet1")
     with refused(EBADFD):
-        taps(kernel, "vnet1", OURS + 1, 2)
-    taps(kernel, "vnet2", OURS + 2, 2)
+        taps(namespace, "vnet1", OURS + 1, 2)
+    taps(namespace, "vnet2", OURS + 2, 2)
     system.restore(snapshot)
     assert count() == before
 
 
 def test_an_open_tap_keeps_its_namespace(system: FakeSystem) -> None:
     system.add_netns("blue")
-    kernel = system.netns("blue")
-    fd = tap(kernel, "vnet0", OURS)
-    kernel.close()
+    namespace = system.netns("blue")
+    fd = tap(namespace, "vnet0", OURS)
+    namespace.close()
     system.delete_netns("blue")
     assert "vnet0" in system.render()
     os.close(fd)
@@ -162,7 +162,7 @@ def test_a_boot_closes_every_lease(
     system.stranger().add_bridge("vnet0")
     shown = system.render()
     with Host(ledger, system=system, reaper=no_reaper) as later:
-        assert [mended.action for mended in later.recover()] == [tapster.Action.CLOSE]
+        assert [repairs.action for repairs in later.recover()] == [tapster.Action.CLOSE]
         assert later.leases() == []
     assert system.render() == shown, "whatever has its name now"
 
@@ -222,11 +222,11 @@ def test_a_name_taken_just_before_the_device_is_made_is_stepped_over_I4(
 def test_a_bridge_that_fills_up_meanwhile_undoes_the_acquire_I6(
     system: FakeSystem, host: Host
 ) -> None:
-    kernel = system.netns(None)
-    bridge = kernel.ifindex("br0")
+    namespace = system.netns(None)
+    bridge = namespace.ifindex("br0")
     for number in range(1022):
-        os.close(tap(kernel, f"p{number}", number + 100))
-    kernel.set_links([LinkChange(n + 100, master=bridge) for n in range(1022)])
+        os.close(tap(namespace, f"p{number}", number + 100))
+    namespace.set_links([LinkChange(n + 100, master=bridge) for n in range(1022)])
 
     def fill(what: str) -> None:
         if "master=" in what:
@@ -334,7 +334,7 @@ def _devices(system: FakeSystem) -> str:
 
 
 def test_it_has_no_nftables_and_says_so() -> None:
-    kernel = FakeSystem().netns(None)
-    for ask in (kernel.nft, kernel.nft_list):
+    namespace = FakeSystem().netns(None)
+    for ask in (namespace.nft, namespace.nft_list):
         with pytest.raises(tapster.HostError, match="no nftables"):
             ask("")

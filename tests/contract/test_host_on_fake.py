@@ -95,16 +95,16 @@ def test_a_foreign_device_is_stepped_over_I4(
 
 def test_an_ifindex_that_is_taken_is_replaced_by_another(lab: Lab, host: Host) -> None:
     first = acquire(host, Tap())
-    kernel = lab.system.netns(None)
+    namespace = lab.system.netns(None)
     close(
-        kernel.create_tap(
+        namespace.create_tap(
             "squat", first.ifindex + 1, queues=1, vnet_hdr=True, uid=None, gid=None
         )
     )
     for spec in (Tap(), Macvtap(link="low")):
         lease = acquire(host, spec)
         assert lab.show()[lease.name].ifindex == lease.ifindex != first.ifindex + 1
-    kernel.close()
+    namespace.close()
 
 
 def test_many_are_acquired_together_or_not_at_all(
@@ -236,8 +236,8 @@ def test_recover_brings_a_disturbed_waiting_device_to_rest(
     host.release(lease.id)
     before = lab.show()
     others.set_by_name("vnet0", master="br0", up=True, alias="")
-    (mended,) = host.recover()
-    assert (mended.lease.id, mended.action) == (lease.id, Action.FINISH)
+    (repairs,) = host.recover()
+    assert (repairs.lease.id, repairs.action) == (lease.id, Action.FINISH)
     assert lab.show() == before
 
 
@@ -247,8 +247,8 @@ def test_a_lease_ends_with_its_process(lab: Lab, host: Host) -> None:
     close(lease.fds)
     assert host.settle() == []
     lab.end(pid)
-    (mended,) = host.settle()
-    assert (mended.lease.id, mended.action) == (lease.id, Action.RELEASE)
+    (repairs,) = host.settle()
+    assert (repairs.lease.id, repairs.action) == (lease.id, Action.RELEASE)
     assert host.find("vnet0").state is State.FIN_WAIT
     assert lab.show()["vnet0"].master == ""
 
@@ -277,8 +277,8 @@ def test_a_namespace_that_is_gone_closes_its_leases(
     with Host(ledger, netns="blue", system=lab.system, reaper=no_reaper) as there:
         lease = acquire(there, Tap())
     lab.delete_netns("blue")
-    (mended,) = host.recover()
-    assert (mended.lease.id, mended.action) == (lease.id, Action.CLOSE)
+    (repairs,) = host.recover()
+    assert (repairs.lease.id, repairs.action) == (lease.id, Action.CLOSE)
     assert host.leases() == []
 
 

@@ -3,40 +3,40 @@
 
 import os
 
-from tapster.kernel.port import Kernel, LinkChange
+from tapster.kernel.port import LinkChange, Namespace
 from tapster.testing import Stranger
 from tests.contract.labs import Lab
 from tests.contract.makers import OURS, tap
 
 
 def test_a_device_is_found_by_its_name_and_by_its_altname(
-    kernel: Kernel, others: Stranger
+    namespace: Namespace, others: Stranger
 ) -> None:
     others.add_bridge("br0")
     others.add_altname("br0", "uplink")
-    assert kernel.ifindex("br0") == kernel.ifindex("uplink") > 0
-    assert kernel.named("br0") == kernel.named("uplink")
-    assert kernel.named("br0") == kernel.link(kernel.ifindex("br0"))
-    assert kernel.ifindex("br") == kernel.ifindex("br00") == 0
+    assert namespace.ifindex("br0") == namespace.ifindex("uplink") > 0
+    assert namespace.named("br0") == namespace.named("uplink")
+    assert namespace.named("br0") == namespace.link(namespace.ifindex("br0"))
+    assert namespace.ifindex("br") == namespace.ifindex("br00") == 0
     others.del_altname("br0", "uplink")
-    assert kernel.ifindex("uplink") == 0
+    assert namespace.ifindex("uplink") == 0
 
 
-def test_what_is_not_there_is_no_error(kernel: Kernel) -> None:
-    assert kernel.ifindex("vnet0") == 0
-    assert kernel.named("vnet0") is None
-    assert kernel.link(0) is None
-    assert kernel.link(OURS) is None
+def test_what_is_not_there_is_no_error(namespace: Namespace) -> None:
+    assert namespace.ifindex("vnet0") == 0
+    assert namespace.named("vnet0") is None
+    assert namespace.link(0) is None
+    assert namespace.link(OURS) is None
 
 
 def test_every_device_is_listed_as_it_is_shown_alone(
-    kernel: Kernel, others: Stranger
+    namespace: Namespace, others: Stranger
 ) -> None:
     others.add_bridge("br0")
-    os.close(tap(kernel, "vnet0", OURS))
-    links = kernel.links()
+    os.close(tap(namespace, "vnet0", OURS))
+    links = namespace.links()
     assert {link.name for link in links} == {"lo", "br0", "vnet0"}
-    assert [kernel.link(link.ifindex) for link in links] == links
+    assert [namespace.link(link.ifindex) for link in links] == links
     assert {link.name: link.kind for link in links} == {
         "lo": "",
         "br0": "bridge",
@@ -55,56 +55,58 @@ def test_a_template_of_the_kernel_fills_the_lowest_hole(others: Stranger) -> Non
 
 
 def test_a_large_ifindex_does_not_move_the_kernels_counter(
-    kernel: Kernel, others: Stranger
+    namespace: Namespace, others: Stranger
 ) -> None:
     others.add_tap("one")
-    os.close(tap(kernel, "vnet0", OURS))
+    os.close(tap(namespace, "vnet0", OURS))
     others.add_tap("two")
-    one, two = kernel.ifindex("one"), kernel.ifindex("two")
+    one, two = namespace.ifindex("one"), namespace.ifindex("two")
     assert two == one + 1
     others.delete_by_name("two")
     others.add_tap("three")
-    assert kernel.ifindex("three") == two + 1, "nor does it go back"
+    assert namespace.ifindex("three") == two + 1, "nor does it go back"
 
 
 def test_a_small_ifindex_that_is_asked_for_is_stepped_over_later(
-    kernel: Kernel, others: Stranger
+    namespace: Namespace, others: Stranger
 ) -> None:
     others.add_tap("one")
-    one = kernel.ifindex("one")
-    os.close(tap(kernel, "vnet0", one + 1))
+    one = namespace.ifindex("one")
+    os.close(tap(namespace, "vnet0", one + 1))
     others.add_tap("two")
-    assert kernel.ifindex("two") == one + 2
+    assert namespace.ifindex("two") == one + 2
 
 
 def test_a_rename_changes_no_identity(
-    lab: Lab, kernel: Kernel, others: Stranger
+    lab: Lab, namespace: Namespace, others: Stranger
 ) -> None:
-    fd = tap(kernel, "vnet0", OURS)
-    kernel.set_links([LinkChange(OURS, up=True)])
+    fd = tap(namespace, "vnet0", OURS)
+    namespace.set_links([LinkChange(OURS, up=True)])
     others.rename("vnet0", "renamed")
-    assert kernel.ifindex("renamed") == OURS
-    assert kernel.ifindex("vnet0") == 0
+    assert namespace.ifindex("renamed") == OURS
+    assert namespace.ifindex("vnet0") == 0
     shown = lab.show()["renamed"]
     assert (shown.up, shown.carrier) == (True, True), "it was up, and is open"
     os.close(fd)
     assert lab.show()["renamed"].carrier is False
 
 
-def test_a_name_that_was_given_up_is_free(kernel: Kernel, others: Stranger) -> None:
-    os.close(tap(kernel, "vnet0", OURS))
+def test_a_name_that_was_given_up_is_free(
+    namespace: Namespace, others: Stranger
+) -> None:
+    os.close(tap(namespace, "vnet0", OURS))
     others.rename("vnet0", "renamed")
-    os.close(tap(kernel, "vnet0", OURS + 1))
-    kernel.delete_links([OURS + 1])
-    os.close(tap(kernel, "vnet0", OURS + 1))
-    assert kernel.ifindex("vnet0") == OURS + 1
+    os.close(tap(namespace, "vnet0", OURS + 1))
+    namespace.delete_links([OURS + 1])
+    os.close(tap(namespace, "vnet0", OURS + 1))
+    assert namespace.ifindex("vnet0") == OURS + 1
 
 
 def test_a_deletion_by_altname_deletes_the_device(
-    kernel: Kernel, others: Stranger
+    namespace: Namespace, others: Stranger
 ) -> None:
-    os.close(tap(kernel, "vnet0", OURS))
+    os.close(tap(namespace, "vnet0", OURS))
     others.add_altname("vnet0", "other")
     others.delete_by_name("other")
-    assert kernel.link(OURS) is None
-    assert kernel.ifindex("vnet0") == 0
+    assert namespace.link(OURS) is None
+    assert namespace.ifindex("vnet0") == 0

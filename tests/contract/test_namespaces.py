@@ -7,7 +7,7 @@ from errno import EBUSY
 import pytest
 
 from tapster.errors import HostError, NoSuchLink
-from tapster.kernel.port import HERE, Kernel, LinkChange
+from tapster.kernel.port import HERE, LinkChange, Namespace
 from tapster.model import Netns
 from tests.contract.labs import Lab
 from tests.contract.makers import OURS, macvtap, refused, tap
@@ -17,18 +17,18 @@ from tests.kernel.tools import close
 @pytest.fixture
 def blue(lab: Lab) -> Netns:
     lab.add_netns("blue")
-    kernel = lab.system.netns("blue")
-    kernel.close()
-    return kernel.netns
+    namespace = lab.system.netns("blue")
+    namespace.close()
+    return namespace.netns
 
 
 def test_a_namespace_has_a_name_a_path_and_a_cookie(
-    lab: Lab, kernel: Kernel, blue: Netns
+    lab: Lab, namespace: Namespace, blue: Netns
 ) -> None:
     assert blue.path == "/run/netns/blue"
-    assert blue.boot == kernel.netns.boot == lab.system.boot_id
-    assert blue.cookie != kernel.netns.cookie
-    assert kernel.netns.path == ""
+    assert blue.boot == namespace.netns.boot == lab.system.boot_id
+    assert blue.cookie != namespace.netns.cookie
+    assert namespace.netns.path == ""
     for where in ("blue", "/run/netns/blue"):
         same = lab.system.netns(where)
         assert same.netns == blue
@@ -41,9 +41,11 @@ def test_an_unknown_one_is_refused(lab: Lab, where: str) -> None:
         lab.system.netns(where)
 
 
-def test_names_and_ifindexes_are_its_own(lab: Lab, kernel: Kernel, blue: Netns) -> None:
+def test_names_and_ifindexes_are_its_own(
+    lab: Lab, namespace: Namespace, blue: Netns
+) -> None:
     there = lab.system.netns("blue")
-    for one in (kernel, there):
+    for one in (namespace, there):
         os.close(tap(one, "vnet0", OURS))
         with refused(EBUSY):
             tap(one, "vnet0", OURS + 1)
@@ -51,39 +53,41 @@ def test_names_and_ifindexes_are_its_own(lab: Lab, kernel: Kernel, blue: Netns) 
     assert lab.show("blue")["vnet0"].alias == "blue"
     assert lab.show()["vnet0"].alias == ""
     there.delete_links([OURS])
-    assert kernel.ifindex("vnet0") == OURS
+    assert namespace.ifindex("vnet0") == OURS
     lab.others("blue").add_tap("vnet0")
     assert there.ifindex("vnet0") not in (0, OURS)
     there.close()
 
 
 def test_macvtaps_of_one_ifindex_are_two_devices(
-    lab: Lab, kernel: Kernel, blue: Netns
+    lab: Lab, namespace: Namespace, blue: Netns
 ) -> None:
     there = lab.system.netns("blue")
     fds: list[int] = []
-    for where, one in ((None, kernel), ("blue", there)):
+    for where, one in ((None, namespace), ("blue", there)):
         lab.others(where).add_veth("low", "far")
         macvtap(one, "vnet0", OURS, "low")
         fds += one.open_macvtap(OURS, queues=1, vnet_hdr=True)
     there.delete_links([OURS])
-    assert kernel.ifindex("vnet0") == OURS
+    assert namespace.ifindex("vnet0") == OURS
     close(fds)
     there.close()
 
 
-def test_only_its_own_changes_are_told(lab: Lab, kernel: Kernel, blue: Netns) -> None:
+def test_only_its_own_changes_are_told(
+    lab: Lab, namespace: Namespace, blue: Netns
+) -> None:
     there = lab.system.netns("blue")
-    for one in (kernel, there):
+    for one in (namespace, there):
         one.changed_links()
     os.close(tap(there, "vnet0", OURS))
-    assert kernel.changed_links() == set()
+    assert namespace.changed_links() == set()
     assert there.changed_links()
     there.close()
 
 
-def test_it_is_found_by_its_cookie(lab: Lab, kernel: Kernel, blue: Netns) -> None:
-    for wanted in (kernel.netns, blue, blue._replace(path="")):
+def test_it_is_found_by_its_cookie(lab: Lab, namespace: Namespace, blue: Netns) -> None:
+    for wanted in (namespace.netns, blue, blue._replace(path="")):
         found = lab.system.find(wanted)
         assert found
         assert found.netns.cookie == wanted.cookie
@@ -130,15 +134,21 @@ def test_another_one_of_the_same_name_is_not_it(lab: Lab, blue: Netns) -> None:
     again.close()
 
 
-def test_one_of_an_earlier_boot_is_not_found(lab: Lab, kernel: Kernel) -> None:
-    assert lab.system.find(kernel.netns._replace(boot="earlier")) is None
+def test_one_of_an_earlier_boot_is_not_found(lab: Lab, namespace: Namespace) -> None:
+    assert lab.system.find(namespace.netns._replace(boot="earlier")) is None
 
 
-def test_another_one_has_a_number_here(lab: Lab, kernel: Kernel, blue: Netns) -> None:
-    assert kernel.number(kernel) == HERE
+def test_another_one_has_a_number_here(
+    lab: Lab, namespace: Namespace, blue: Netns
+) -> None:
+    assert namespace.number(namespace) == HERE
     lab.add_netns("green")
     there, elsewhere = lab.system.netns("blue"), lab.system.netns("green")
-    numbers = [kernel.number(there), kernel.number(elsewhere), kernel.number(there)]
+    numbers = [
+        namespace.number(there),
+        namespace.number(elsewhere),
+        namespace.number(there),
+    ]
     assert numbers[0] == numbers[2] not in (numbers[1], HERE)
     there.close()
     elsewhere.close()

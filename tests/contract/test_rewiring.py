@@ -148,9 +148,9 @@ def filtering(lab: Lab, others: Stranger) -> None:
         if error.errno != EOPNOTSUPP:
             raise
         pytest.skip(reason)
-    kernel = lab.system.netns(None)
-    link = kernel.link(kernel.ifindex("brv"))
-    kernel.close()
+    namespace = lab.system.netns(None)
+    link = namespace.link(namespace.ifindex("brv"))
+    namespace.close()
     assert link is not None
     assert link.vlan_filtering
 
@@ -184,9 +184,9 @@ def test_a_port_is_in_the_vlans_of_its_lease_and_in_no_other(
 def test_vlans_that_others_changed_are_put_back(lab: Lab, host: Host) -> None:
     lease = host.acquire(Tap(bridge="brv", vlan=7))
     close(lease.fds)
-    kernel = lab.system.netns(None)
-    kernel.set_links([LinkChange(lease.ifindex, vlans=Vlans(8, (9,)))])
-    kernel.close()
+    namespace = lab.system.netns(None)
+    namespace.set_links([LinkChange(lease.ifindex, vlans=Vlans(8, (9,)))])
+    namespace.close()
     assert host.differences(lease) == {"link": "vlans is 8/9, not 7/-"}
     host.recover()
     assert lab.show()["vnet0"].vlans == Vlans(7, ())

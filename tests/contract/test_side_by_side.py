@@ -29,7 +29,7 @@ from hypothesis.stateful import (
 from demo.private import namespaces
 from tapster.errors import KernelError
 from tapster.kernel.linux import LinuxSystem
-from tapster.kernel.port import Kernel, LinkChange
+from tapster.kernel.port import LinkChange, Namespace
 from tapster.model import Link, Mode
 from tapster.testing import FakeSystem
 from tapster.testing.space import Space
@@ -69,7 +69,7 @@ class SideBySide(RuleBasedStateMachine):
         super().__init__()
         self._stack = ExitStack()
         self._stack.enter_context(namespaces())
-        self._real: Kernel = LinuxSystem().netns(None)
+        self._real: Namespace = LinuxSystem().netns(None)
         self._stack.callback(self._real.close)
         self._others = RealStranger()
         self._stack.callback(self._others.stop)

@@ -7,7 +7,7 @@ from errno import E2BIG, EBADFD, EBUSY, EINVAL
 
 import pytest
 
-from tapster.kernel.port import Kernel, LinkChange
+from tapster.kernel.port import LinkChange, Namespace
 from tapster.model import MAX_QUEUES
 from tapster.testing import Stranger
 from tests.contract.labs import Lab
@@ -15,8 +15,8 @@ from tests.contract.makers import OURS, refused, tap, taps
 from tests.kernel.tools import close
 
 
-def test_a_tap_is_as_it_was_asked_for(lab: Lab, kernel: Kernel) -> None:
-    fds = taps(kernel, "vnet0", OURS, 3)
+def test_a_tap_is_as_it_was_asked_for(lab: Lab, namespace: Namespace) -> None:
+    fds = taps(namespace, "vnet0", OURS, 3)
     assert len(set(fds)) == 3
     assert not any(os.get_inheritable(fd) for fd in fds)
     shown = lab.show()["vnet0"]
@@ -25,15 +25,17 @@ def test_a_tap_is_as_it_was_asked_for(lab: Lab, kernel: Kernel) -> None:
     assert (shown.up, shown.master, shown.alias) == (False, "", "")
     assert (shown.mtu, shown.group) == (1500, "default")
     close(fds)
-    close(taps(kernel, "vnet1", OURS + 1, vnet_hdr=False))
+    close(taps(namespace, "vnet1", OURS + 1, vnet_hdr=False))
     shown = lab.show()["vnet1"]
     assert (shown.vnet_hdr, shown.queues) == (False, None), "no multi-queue tap"
 
 
-def test_a_user_may_be_let_in(kernel: Kernel) -> None:
-    fds = kernel.create_tap("vnet0", OURS, queues=1, vnet_hdr=True, uid=1234, gid=5678)
+def test_a_user_may_be_let_in(namespace: Namespace) -> None:
+    fds = namespace.create_tap(
+        "vnet0", OURS, queues=1, vnet_hdr=True, uid=1234, gid=5678
+    )
     close(fds)
-    assert kernel.ifindex("vnet0") == OURS
+    assert namespace.ifindex("vnet0") == OURS
 
 
 Squat = Callable[[Stranger], object]
@@ -50,35 +52,35 @@ SQUATS: dict[str, Squat] = {
 @pytest.mark.parametrize("squat", SQUATS.values(), ids=SQUATS)
 @pytest.mark.parametrize("queues", [1, 2])
 def test_a_name_that_is_taken_is_busy_and_its_device_untouched_S8(
-    lab: Lab, kernel: Kernel, others: Stranger, squat: Squat, queues: int
+    lab: Lab, namespace: Namespace, others: Stranger, squat: Squat, queues: int
 ) -> None:
     squat(others)
     before = lab.show()
     with refused(EBUSY):
-        taps(kernel, "vnet0", OURS, queues)
+        taps(namespace, "vnet0", OURS, queues)
     assert lab.show() == before
 
 
 def test_an_altname_is_as_busy_as_a_name(
-    lab: Lab, kernel: Kernel, others: Stranger
+    lab: Lab, namespace: Namespace, others: Stranger
 ) -> None:
     others.add_tap("other")
     others.add_altname("other", "vnet0")
     before = lab.show()
     with refused(EBUSY):
-        tap(kernel, "vnet0", OURS)
+        tap(namespace, "vnet0", OURS)
     assert lab.show() == before
 
 
 def test_an_ifindex_that_is_taken_is_busy(
-    lab: Lab, kernel: Kernel, others: Stranger
+    lab: Lab, namespace: Namespace, others: Stranger
 ) -> None:
     others.add_bridge("br0")
-    os.close(tap(kernel, "vnet0", OURS))
+    os.close(tap(namespace, "vnet0", OURS))
     before = lab.show()
-    for taken in (OURS, kernel.ifindex("br0")):
+    for taken in (OURS, namespace.ifindex("br0")):
         with refused(EBUSY):
-            tap(kernel, "vnet1", taken)
+            tap(namespace, "vnet1", taken)
     assert lab.show() == before
 
 
@@ -86,59 +88,59 @@ def test_an_ifindex_that_is_taken_is_busy(
     "name", ["a/b", ".", "..", "a b", "a:b", "all", "default", "x%dy%d", "a%b"]
 )
 def test_a_name_that_linux_refuses_is_invalid(
-    lab: Lab, kernel: Kernel, name: str
+    lab: Lab, namespace: Namespace, name: str
 ) -> None:
     before = lab.show()
     with refused(EINVAL):
-        tap(kernel, name, OURS)
+        tap(namespace, name, OURS)
     assert lab.show() == before
 
 
-def test_a_name_of_sixteen_bytes_is_cut(kernel: Kernel) -> None:
+def test_a_name_of_sixteen_bytes_is_cut(namespace: Namespace) -> None:
     """Without a word, which is why names are checked before."""
-    os.close(tap(kernel, "sixteen-bytes-xx", OURS))
-    assert kernel.ifindex("sixteen-bytes-x") == OURS
+    os.close(tap(namespace, "sixteen-bytes-xx", OURS))
+    assert namespace.ifindex("sixteen-bytes-x") == OURS
 
 
 def test_our_tap_outlives_its_last_descriptor_and_shows_the_close(
-    lab: Lab, kernel: Kernel
+    lab: Lab, namespace: Namespace
 ) -> None:
-    fds = taps(kernel, "vnet0", OURS, 2)
+    fds = taps(namespace, "vnet0", OURS, 2)
     assert lab.show()["vnet0"].carrier is False, "it is down"
-    kernel.set_links([LinkChange(OURS, up=True)])
-    assert _carrier(kernel)
+    namespace.set_links([LinkChange(OURS, up=True)])
+    assert _carrier(namespace)
     copy = os.dup(fds[0])
     close(fds)
-    assert _carrier(kernel), "a copy is open"
+    assert _carrier(namespace), "a copy is open"
     os.close(copy)
-    assert not _carrier(kernel)
-    link = kernel.link(OURS)
+    assert not _carrier(namespace)
+    link = namespace.link(OURS)
     assert link
     assert link.up
 
 
-def _carrier(kernel: Kernel) -> bool:
-    link = kernel.link(OURS)
+def _carrier(namespace: Namespace) -> bool:
+    link = namespace.link(OURS)
     assert link
     return link.carrier
 
 
 def test_any_other_tap_goes_with_its_last_descriptor(
-    kernel: Kernel, others: Stranger
+    namespace: Namespace, others: Stranger
 ) -> None:
     first, second = (others.open_tap("vnet0", multi_queue=True) for _ in range(2))
     others.close(first)
-    assert kernel.ifindex("vnet0")
+    assert namespace.ifindex("vnet0")
     others.close(second)
-    assert kernel.ifindex("vnet0") == 0
-    os.close(tap(kernel, "vnet0", OURS))
+    assert namespace.ifindex("vnet0") == 0
+    os.close(tap(namespace, "vnet0", OURS))
 
 
 @pytest.mark.parametrize("name", ["vnet0", "other"])
 def test_an_idle_tap_is_hijacked_by_who_does_not_ask_for_a_new_one(
-    lab: Lab, kernel: Kernel, others: Stranger, name: str
+    lab: Lab, namespace: Namespace, others: Stranger, name: str
 ) -> None:
-    os.close(tap(kernel, "vnet0", OURS))
+    os.close(tap(namespace, "vnet0", OURS))
     others.add_altname("vnet0", "other")
     handle = others.open_tap(name)
     shown = lab.show()["vnet0"]
@@ -151,20 +153,20 @@ def test_an_idle_tap_is_hijacked_by_who_does_not_ask_for_a_new_one(
         others.open_tap(name, exclusive=True)
     with refused(EINVAL, OSError):
         others.open_tap(name, multi_queue=True)
-    assert kernel.ifindex("vnet0") == OURS
+    assert namespace.ifindex("vnet0") == OURS
 
 
-def test_a_tap_in_use_is_not_hijacked(kernel: Kernel, others: Stranger) -> None:
-    fd = tap(kernel, "vnet0", OURS)
+def test_a_tap_in_use_is_not_hijacked(namespace: Namespace, others: Stranger) -> None:
+    fd = tap(namespace, "vnet0", OURS)
     with refused(EBUSY, OSError):
         others.open_tap("vnet0")
     os.close(fd)
 
 
 def test_a_multi_queue_tap_is_joined_by_anybody(
-    lab: Lab, kernel: Kernel, others: Stranger
+    lab: Lab, namespace: Namespace, others: Stranger
 ) -> None:
-    fds = taps(kernel, "vnet0", OURS, 2)
+    fds = taps(namespace, "vnet0", OURS, 2)
     handle = others.open_tap("vnet0", multi_queue=True)
     shown = lab.show()["vnet0"]
     assert (shown.queues, shown.vnet_hdr) == (3, True)
@@ -176,13 +178,13 @@ def test_a_multi_queue_tap_is_joined_by_anybody(
     assert lab.show()["vnet0"].queues == 0
 
 
-def test_a_tap_has_at_most_256_queues(kernel: Kernel, others: Stranger) -> None:
-    fds = taps(kernel, "vnet0", OURS, MAX_QUEUES)
+def test_a_tap_has_at_most_256_queues(namespace: Namespace, others: Stranger) -> None:
+    fds = taps(namespace, "vnet0", OURS, MAX_QUEUES)
     with refused(E2BIG, OSError):
         others.open_tap("vnet0", multi_queue=True)
     with refused(E2BIG):
-        taps(kernel, "vnet1", OURS + 1, MAX_QUEUES + 1)
-    assert kernel.ifindex("vnet1") == 0
+        taps(namespace, "vnet1", OURS + 1, MAX_QUEUES + 1)
+    assert namespace.ifindex("vnet1") == 0
     close(fds)
 
 
@@ -193,39 +195,41 @@ def test_what_is_no_tap_is_not_opened_as_one(others: Stranger) -> None:
 
 
 def test_a_tap_can_be_deleted_while_it_is_open(
-    kernel: Kernel, others: Stranger
+    namespace: Namespace, others: Stranger
 ) -> None:
-    fds = taps(kernel, "vnet0", OURS, 2)
+    fds = taps(namespace, "vnet0", OURS, 2)
     others.delete_by_name("vnet0")
-    assert kernel.link(OURS) is None
-    again = tap(kernel, "vnet0", OURS)
+    assert namespace.link(OURS) is None
+    again = tap(namespace, "vnet0", OURS)
     close(fds)
-    assert kernel.ifindex("vnet0") == OURS, "the old descriptors are not its own"
+    assert namespace.ifindex("vnet0") == OURS, "the old descriptors are not its own"
     os.close(again)
 
 
-def test_a_tap_is_opened_once_more_when_it_is_idle(lab: Lab, kernel: Kernel) -> None:
-    close(taps(kernel, "vnet0", OURS, vnet_hdr=False))
-    fd = kernel.open_tap("vnet0", OURS, multi_queue=False, vnet_hdr=False)
+def test_a_tap_is_opened_once_more_when_it_is_idle(
+    lab: Lab, namespace: Namespace
+) -> None:
+    close(taps(namespace, "vnet0", OURS, vnet_hdr=False))
+    fd = namespace.open_tap("vnet0", OURS, multi_queue=False, vnet_hdr=False)
     assert not os.get_inheritable(fd)
     assert not lab.show()["vnet0"].vnet_hdr, "its flags are as they were"
     with refused(EBUSY):
-        kernel.open_tap("vnet0", OURS, multi_queue=False, vnet_hdr=False)
+        namespace.open_tap("vnet0", OURS, multi_queue=False, vnet_hdr=False)
     os.close(fd)
 
 
-def test_a_multi_queue_tap_takes_further_queues(lab: Lab, kernel: Kernel) -> None:
-    fds = taps(kernel, "vnet0", OURS, 2)
-    fd = kernel.open_tap("vnet0", OURS, multi_queue=True, vnet_hdr=True)
+def test_a_multi_queue_tap_takes_further_queues(lab: Lab, namespace: Namespace) -> None:
+    fds = taps(namespace, "vnet0", OURS, 2)
+    fd = namespace.open_tap("vnet0", OURS, multi_queue=True, vnet_hdr=True)
     assert lab.show()["vnet0"].queues == 3
     close([*fds, fd])
 
 
 def test_a_foreign_device_is_never_opened_by_its_name_I4(
-    lab: Lab, kernel: Kernel, others: Stranger
+    lab: Lab, namespace: Namespace, others: Stranger
 ) -> None:
     others.add_tap("vnet0")
     before = lab.show()
     with refused(EBADFD):
-        kernel.open_tap("vnet0", OURS, multi_queue=False, vnet_hdr=True)
+        namespace.open_tap("vnet0", OURS, multi_queue=False, vnet_hdr=True)
     assert lab.show() == before

@@ -93,9 +93,9 @@ class Crashes:
             assert lease.ifindex == link["ifindex"], where
             assert lease.name == link["ifname"], where
             assert lease.state is not State.RESERVED, where
-            wired = lease.state is State.ACTIVE
-            assert ("UP" in link["flags"]) is wired, where
-            assert (link.get("master") == "br0") is (wired and not lease.link), where
+            backends = lease.state is State.ACTIVE
+            assert ("UP" in link["flags"]) is backends, where
+            assert (link.get("master") == "br0") is (backends and not lease.link), where
 
     def clear(self) -> None:
         for lease in self.host.leases():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tapster import Remote
+from tapster import Client
 from tests.daemon.daemons import ALICE, BOB, Daemon
 from tests.kernel.conftest import world
 
@@ -28,19 +28,19 @@ def daemon(world: None) -> Iterator[Daemon]:
 
 
 @pytest.fixture
-def alice(daemon: Daemon) -> Iterator[Remote]:
+def alice(daemon: Daemon) -> Iterator[Client]:
     """She may have four taps on br0."""
     with daemon.connect(ALICE) as remote:
         yield remote
 
 
 @pytest.fixture
-def bob(daemon: Daemon) -> Iterator[Remote]:
+def bob(daemon: Daemon) -> Iterator[Client]:
     with daemon.connect(BOB) as remote:
         yield remote
 
 
 @pytest.fixture
-def root(daemon: Daemon) -> Iterator[Remote]:
+def root(daemon: Daemon) -> Iterator[Client]:
     with daemon.connect() as remote:
         yield remote

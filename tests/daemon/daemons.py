@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import tapster
-from tapster import Remote
-from tapster.interface import Event
+from tapster import Client
+from tapster.rpc.interface import Event
 
 ALICE, BOB, SERVICE = 61001, 61002, 61003
 """Users that no machine knows by name; the last is the daemon's own."""
@@ -97,7 +97,7 @@ class Daemon:
         self.config.write_text(policy)
         self.log = folder / "log"
         self._wrapper = [*wrapper, *([] if root else as_service())]
-        self._watchers: list[Remote] = []
+        self._watchers: list[Client] = []
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> int:
@@ -146,7 +146,7 @@ class Daemon:
         expected = 0 if number == signal.SIGTERM else -number
         assert process.wait(30) == expected, self.log.read_text()
 
-    def connect(self, uid: int = 0, groups: Sequence[int] = ()) -> Remote:
+    def connect(self, uid: int = 0, groups: Sequence[int] = ()) -> Client:
         """A client, as this user."""
         with user(uid, groups):
             return tapster.connect(self.socket)

@@ -15,12 +15,12 @@ import struct
 import sys
 
 import tapster
-from tapster import DaemonError, NotAllowed, Remote, Tap
+from tapster import Client, DaemonError, NotAllowed, Tap
 
 TUNGETIFF = 0x800454D2
 
 
-def pair(host: Remote, owner: str, chance: random.Random) -> bytes:
+def pair(host: Client, owner: str, chance: random.Random) -> bytes:
     """Acquire and release once, one way or another; the letter for it."""
     if chance.random() < 0.05:
         try:

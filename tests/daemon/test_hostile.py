@@ -16,17 +16,10 @@ from typing import Any, get_args, get_origin
 
 import pytest
 
-from tapster import (
-    HostError,
-    Macvtap,
-    Overloaded,
-    Tap,
-    TapsterError,
-    connect,
-    interface,
-)
-from tapster.interface import METHODS
-from tapster.varlink import encode
+from tapster import HostError, Macvtap, Overloaded, Tap, TapsterError, connect
+from tapster.rpc import interface
+from tapster.rpc.interface import METHODS
+from tapster.rpc.varlink import encode
 from tests.daemon.daemons import ALICE, BOB, SERVICE, Daemon, capabilities, user
 from tests.daemon.test_storm import usage
 from tests.kernel import tools

@@ -14,6 +14,7 @@ import pytest
 import tapster
 from tapster import (
     BadName,
+    Client,
     Host,
     LeaseBusy,
     Macvtap,
@@ -22,7 +23,6 @@ from tapster import (
     NoSuchLink,
     NotAllowed,
     QuotaExceeded,
-    Remote,
     RequestError,
     State,
     Tap,
@@ -49,7 +49,7 @@ def name_behind(fd: int) -> str:
     return name.rstrip(b"\0").decode()
 
 
-def test_a_user_without_privileges_gets_an_open_tap_on_a_bridge(alice: Remote) -> None:
+def test_a_user_without_privileges_gets_an_open_tap_on_a_bridge(alice: Client) -> None:
     lease = alice.acquire(Tap(bridge="br0", owner="vm1", queues=2))
     assert (lease.state, lease.owner, lease.user) == (State.ACTIVE, "vm1", ALICE)
     assert [name_behind(fd) for fd in lease.fds] == ["vnet0"] * 2
@@ -68,7 +68,7 @@ def test_a_user_without_privileges_gets_an_open_tap_on_a_bridge(alice: Remote) -
     alice.release(lease.id)
 
 
-def test_several_devices_come_all_or_none(alice: Remote) -> None:
+def test_several_devices_come_all_or_none(alice: Client) -> None:
     with pytest.raises(NotAllowed):
         alice.acquire_all([BR0, Tap(bridge="br1")])
     tools.sh("ip link add br1 type bridge")
@@ -79,7 +79,7 @@ def test_several_devices_come_all_or_none(alice: Remote) -> None:
     assert [lease.state for lease in alice.leases()] == [State.FIN_WAIT] * 2
 
 
-def test_root_may_do_everything_a_host_does(root: Remote) -> None:
+def test_root_may_do_everything_a_host_does(root: Client) -> None:
     tools.sh("ip link add eth0 type veth peer name eth1")
     tools.sh("ip link set eth0 up")
     tap, macvtap = root.acquire_all([BR0, Macvtap("eth0")])
@@ -97,7 +97,7 @@ def test_root_may_do_everything_a_host_does(root: Remote) -> None:
     assert counts["acquire_seconds_count", None] == 1
 
 
-def test_a_namespace_is_made_in_and_left_again(root: Remote, daemon: Daemon) -> None:
+def test_a_namespace_is_made_in_and_left_again(root: Client, daemon: Daemon) -> None:
     tools.sh("ip netns add blue")
     tools.sh("ip -n blue link add br2 type bridge")
     with tapster.connect(daemon.socket, netns="blue") as blue:
@@ -123,7 +123,7 @@ def test_a_namespace_is_made_in_and_left_again(root: Remote, daemon: Daemon) -> 
     ],
 )
 def test_errors_are_those_of_a_host(
-    root: Remote, spec: Tap, kind: type[Exception]
+    root: Client, spec: Tap, kind: type[Exception]
 ) -> None:
     with pytest.raises(kind) as caught:
         root.acquire(spec)
@@ -131,7 +131,7 @@ def test_errors_are_those_of_a_host(
     assert root.leases() == []
 
 
-def test_a_second_descriptor_is_had_when_the_first_is_closed(root: Remote) -> None:
+def test_a_second_descriptor_is_had_when_the_first_is_closed(root: Client) -> None:
     (lease,) = root.acquire_all([BR0])
     with pytest.raises(LeaseBusy, match="close it there first"):
         root.reopen(lease.id)
@@ -145,7 +145,7 @@ def test_a_second_descriptor_is_had_when_the_first_is_closed(root: Remote) -> No
 
 
 def test_what_no_rule_allows_is_refused_with_the_rule_it_needs(
-    alice: Remote, bob: Remote, daemon: Daemon
+    alice: Client, bob: Client, daemon: Daemon
 ) -> None:
     tools.sh("ip link add br1 type bridge")
     with pytest.raises(NotAllowed, match=r'(?s)bridges.*\[\[allow\]\].*"br1"') as said:
@@ -165,7 +165,7 @@ def test_what_no_rule_allows_is_refused_with_the_rule_it_needs(
     assert tools.ports("br1") == set()
 
 
-def test_nobody_sees_or_ends_what_is_anothers(alice: Remote, bob: Remote) -> None:
+def test_nobody_sees_or_ends_what_is_anothers(alice: Client, bob: Client) -> None:
     lease = alice.acquire(BR0)
     assert bob.leases() == []
     for look in (lease.id, lease.name):
@@ -182,7 +182,7 @@ def test_nobody_sees_or_ends_what_is_anothers(alice: Remote, bob: Remote) -> Non
     tools.close(lease.fds)
 
 
-def test_a_quota_is_clear_and_freed_by_a_release(alice: Remote) -> None:
+def test_a_quota_is_clear_and_freed_by_a_release(alice: Client) -> None:
     leases = alice.acquire_all([BR0] * 4)
     with pytest.raises(QuotaExceeded, match=r"has 4 of 4 devices.*release one"):
         alice.acquire(BR0)
@@ -221,7 +221,7 @@ def test_a_broken_policy_keeps_the_old_one_and_says_where(daemon: Daemon) -> Non
 
 
 def test_a_lease_ends_with_the_process_it_was_acquired_by(
-    daemon: Daemon, root: Remote
+    daemon: Daemon, root: Client
 ) -> None:
     code = (
         "import sys, os, tapster; host = tapster.connect(sys.argv[1]);"
@@ -247,7 +247,7 @@ def test_a_lease_ends_with_the_process_it_was_acquired_by(
 
 
 def test_a_lease_can_be_handed_to_a_process_of_the_same_user(
-    daemon: Daemon, bob: Remote
+    daemon: Daemon, bob: Client
 ) -> None:
     lease = bob.acquire(BR0)
     tools.close(lease.fds)
@@ -265,7 +265,7 @@ def test_a_lease_can_be_handed_to_a_process_of_the_same_user(
 
 
 def test_a_lease_ends_with_the_last_close_of_its_tap(
-    daemon: Daemon, alice: Remote
+    daemon: Daemon, alice: Client
 ) -> None:
     events = daemon.events(ALICE)
     (lease,) = alice.acquire_all([Tap(bridge="br0", queues=2)], on_close=True)
@@ -280,7 +280,7 @@ def test_a_lease_ends_with_the_last_close_of_its_tap(
     assert "vnet0" not in tools.links()
 
 
-def test_what_is_not_bound_outlives_its_caller(daemon: Daemon, alice: Remote) -> None:
+def test_what_is_not_bound_outlives_its_caller(daemon: Daemon, alice: Client) -> None:
     tools.close(alice.acquire(BR0).fds)
     alice.close()
     with daemon.connect(ALICE) as again:
@@ -292,7 +292,7 @@ def test_what_is_not_bound_outlives_its_caller(daemon: Daemon, alice: Remote) ->
 
 
 def test_what_others_do_to_a_device_is_noticed_and_its_name_kept(
-    daemon: Daemon, root: Remote
+    daemon: Daemon, root: Client
 ) -> None:
     tools.sh("ip link add br1 type bridge")
     (lease,) = root.acquire_all([Tap(bridge="br0", fin_wait=60)])
@@ -317,7 +317,7 @@ def test_what_others_do_to_a_device_is_noticed_and_its_name_kept(
 
 
 @pytest.fixture
-def blue(daemon: Daemon) -> Iterator[Remote]:
+def blue(daemon: Daemon) -> Iterator[Client]:
     """Root in another namespace, with a bridge there."""
     tools.sh("ip netns add blue")
     tools.sh("ip -n blue link add br0 type bridge")
@@ -327,7 +327,7 @@ def blue(daemon: Daemon) -> Iterator[Remote]:
 
 @pytest.mark.parametrize("again", [False, True])
 def test_what_others_do_in_another_namespace_is_noticed_too(
-    daemon: Daemon, blue: Remote, root: Remote, again: bool
+    daemon: Daemon, blue: Client, root: Client, again: bool
 ) -> None:
     (lease,) = blue.acquire_all([Tap(bridge="br0", fin_wait=60)])
     if again:
@@ -349,7 +349,7 @@ def test_what_others_do_in_another_namespace_is_noticed_too(
 
 
 def test_what_the_command_leases_in_another_namespace_is_watched_too(
-    daemon: Daemon, blue: Remote
+    daemon: Daemon, blue: Client
 ) -> None:
     events = daemon.events()
     done = subprocess.run(
@@ -364,7 +364,7 @@ def test_what_the_command_leases_in_another_namespace_is_watched_too(
 
 
 def test_a_number_of_its_own_makes_it_no_stranger_to_itself(
-    daemon: Daemon, root: Remote
+    daemon: Daemon, root: Client
 ) -> None:
     """Up to Linux 7.0 what happens at home then comes under that number, too."""
     Path("/run/netns").mkdir(exist_ok=True)
@@ -378,7 +378,7 @@ def test_a_number_of_its_own_makes_it_no_stranger_to_itself(
 
 
 def test_a_device_whose_bridge_is_gone_is_said_to_be_moved(
-    daemon: Daemon, root: Remote
+    daemon: Daemon, root: Client
 ) -> None:
     lease = root.acquire(BR0)
     events = daemon.events()
@@ -394,7 +394,7 @@ def test_a_device_whose_bridge_is_gone_is_said_to_be_moved(
 
 
 def test_a_name_that_is_no_text_is_told_as_far_as_it_can_be(
-    daemon: Daemon, root: Remote
+    daemon: Daemon, root: Client
 ) -> None:
     lease = root.acquire(BR0)
     events = daemon.events()
@@ -406,7 +406,7 @@ def test_a_name_that_is_no_text_is_told_as_far_as_it_can_be(
 
 
 def test_a_last_close_in_another_namespace_ends_a_lease(
-    daemon: Daemon, blue: Remote
+    daemon: Daemon, blue: Client
 ) -> None:
     (lease,) = blue.acquire_all([Tap(bridge="br0", fin_wait=0)], on_close=True)
     events = daemon.events()
@@ -416,7 +416,7 @@ def test_a_last_close_in_another_namespace_ends_a_lease(
 
 
 def test_the_end_of_a_namespace_ends_its_leases(
-    daemon: Daemon, blue: Remote, root: Remote
+    daemon: Daemon, blue: Client, root: Client
 ) -> None:
     theirs = blue.acquire_all([Tap(bridge="br0"), Tap(fin_wait=60)])
     tools.close(fd for lease in theirs for fd in lease.fds)
@@ -462,7 +462,7 @@ def test_a_device_is_put_back_where_the_policy_says_so(world: None) -> None:
     daemon.close()
 
 
-def test_users_hear_of_their_own_leases_alone(daemon: Daemon, alice: Remote) -> None:
+def test_users_hear_of_their_own_leases_alone(daemon: Daemon, alice: Client) -> None:
     events = daemon.events(BOB)
     tools.close(alice.acquire(BR0).fds)
     with daemon.connect(BOB) as bob:
@@ -511,7 +511,7 @@ def test_what_ended_while_no_daemon_ran_is_released_before_it_answers(
 
 
 def test_a_live_lease_is_changed_within_the_policy(
-    alice: Remote, bob: Remote, daemon: Daemon
+    alice: Client, bob: Client, daemon: Daemon
 ) -> None:
     tools.sh("ip link add br1 type bridge")
     lease = alice.acquire(BR0)

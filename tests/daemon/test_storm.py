@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tapster import Remote, Tap
+from tapster import Client, Tap
 from tests.daemon.daemons import Daemon, as_user
 from tests.kernel import tools
 
@@ -96,7 +96,7 @@ def usage(pid: int) -> tuple[int, int]:
     )
 
 
-def release_the_unbound(root: Remote) -> None:
+def release_the_unbound(root: Client) -> None:
     """What is bound to nothing stays when its client is killed, or is told that the
     daemon was: that is what it is for. So it is one for each of these at most."""
     left = [one for one in root.leases(all=False) if not (one.process or one.on_close)]
@@ -107,7 +107,7 @@ def release_the_unbound(root: Remote) -> None:
         root.release(lease.id)
 
 
-def wait_until_empty(daemon: Daemon, root: Remote) -> None:
+def wait_until_empty(daemon: Daemon, root: Client) -> None:
     """Until the last lease is over, as the events say."""
     events = daemon.events()
     while root.leases():

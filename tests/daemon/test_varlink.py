@@ -16,7 +16,7 @@ from asyncvarlink import (
 from varlink.scanner import Interface  # type: ignore[import-untyped] # nor has this
 
 from tapster import Tap
-from tapster.interface import INTERFACE
+from tapster.rpc.interface import INTERFACE
 from tests.daemon.daemons import ALICE, Daemon, user
 from tests.daemon.test_service import name_behind
 

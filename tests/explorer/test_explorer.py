@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tapster.testing.explorer import Explorer, Scenario, replay
-from tapster.testing.explorer.ops import (
+from explorer import Explorer, Scenario, replay
+from explorer.ops import (
     TAP,
     administrator,
     foreign,
@@ -14,10 +14,10 @@ from tapster.testing.explorer.ops import (
     manager,
     recover,
 )
-from tapster.testing.explorer.others import known_bugs
-from tapster.testing.explorer.scenarios import full, small
-from tapster.testing.explorer.script import Script
-from tapster.testing.explorer.world import State
+from explorer.others import known_bugs
+from explorer.scenarios import full, small
+from explorer.script import Script
+from explorer.world import State
 
 KNOWN = {scenario.name: scenario for scenario in known_bugs()}
 SMALL = {scenario.name: scenario for scenario in small()}

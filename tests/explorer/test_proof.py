@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tapster.testing.explorer import Explorer
-from tapster.testing.explorer.others import known_bugs
+from explorer import Explorer
+from explorer.others import known_bugs
 
 PAGE = Path(__file__).parents[2] / "docs" / "proof.md"
 SHOWN = dict(

@@ -108,9 +108,9 @@ class Lab:
                 link = ours[key]
                 assert row.manager is None, f"{where}: {row} is claimed for ever"
                 assert row.state in ("active", "fin_wait"), f"{where}: {row}"
-                wired = row.state == "active"
-                assert ("UP" in link["flags"]) is wired, f"{where}: {link}"
-                on = row.bridge if wired else None
+                backends = row.state == "active"
+                assert ("UP" in link["flags"]) is backends, f"{where}: {link}"
+                on = row.bridge if backends else None
                 assert link.get("master") == on, f"{where}: {link}"
                 assert link["ifalias"].endswith(f":{row.id}"), f"{where}: {link}"
         return rows

@@ -142,23 +142,23 @@ def test_policies_may_be_given_as_plain_text(host: Host) -> None:
 def test_a_device_that_cannot_be_configured_never_comes_up(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tapster.kernel.linux import LinuxKernel
+    from tapster.kernel.linux import LinuxNamespace
     from tapster.kernel.port import LinkChange
 
     seen = []
-    delete = LinuxKernel.delete_links
+    delete = LinuxNamespace.delete_links
 
-    def look_first(kernel: LinuxKernel, ifindexes: list[int]) -> None:
+    def look_first(namespace: LinuxNamespace, ifindexes: list[int]) -> None:
         seen.append(tools.links()["vnet0"])
-        delete(kernel, ifindexes)
+        delete(namespace, ifindexes)
 
-    monkeypatch.setattr(LinuxKernel, "delete_links", look_first)
-    real = LinuxKernel.set_links
+    monkeypatch.setattr(LinuxNamespace, "delete_links", look_first)
+    real = LinuxNamespace.set_links
 
-    def spoil(kernel: LinuxKernel, changes: list[LinkChange]) -> None:
-        real(kernel, [changes[0]._replace(mtu=1 << 30), *changes[1:]])
+    def spoil(namespace: LinuxNamespace, changes: list[LinkChange]) -> None:
+        real(namespace, [changes[0]._replace(mtu=1 << 30), *changes[1:]])
 
-    monkeypatch.setattr(LinuxKernel, "set_links", spoil)
+    monkeypatch.setattr(LinuxNamespace, "set_links", spoil)
     with pytest.raises(tapster.KernelError, match="mtu"):
         host.acquire(Tap(bridge="br0"))
     assert "UP" not in seen[0]["flags"]

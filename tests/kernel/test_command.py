@@ -82,8 +82,8 @@ def test_json_is_versioned_and_has_these_fields(tapster: Run) -> None:
     (waiting,) = parsed(tapster("ls", "--all", "--json"))["leases"]
     assert waiting["state"] == "fin_wait"
     assert 0 < waiting["fin_wait_left"] <= 5
-    (tenure,) = parsed(tapster("who", "vnet0", "--json"))["tenures"]
-    assert (tenure["owner"], tenure["lease"]) == ("vm1", lease["id"])
+    (entry,) = parsed(tapster("who", "vnet0", "--json"))["entries"]
+    assert (entry["owner"], entry["lease"]) == ("vm1", lease["id"])
 
 
 def test_tapster_alone_shows_the_leases(tapster: Run) -> None:
@@ -115,13 +115,13 @@ def test_who_at_a_time(tapster: Run) -> None:
         tapster("add", "--name", "web", "--owner", owner)
         tapster("rm", "web")
         tapster("reap", "--now")
-    second, first = parsed(tapster("who", "web", "--json"))["tenures"]
+    second, first = parsed(tapster("who", "web", "--json"))["entries"]
     assert (second["owner"], first["owner"]) == ("second", "first")
     (then,) = parsed(tapster("who", "web", "--at", first["created"], "--json"))[
-        "tenures"
+        "entries"
     ]
     assert then["owner"] == "first"
-    assert parsed(tapster("who", "web", "--at", "0", "--json"))["tenures"] == []
+    assert parsed(tapster("who", "web", "--at", "0", "--json"))["entries"] == []
 
 
 @pytest.mark.parametrize(
@@ -342,7 +342,7 @@ def test_recover_says_what_it_would_do_and_then_does_it(tapster: Run) -> None:
     tapster("add", "--bridge", "br0")
     tools.sh("ip link del vnet0")
     dry = tapster("recover", "--dry-run").stdout
-    assert dry.startswith("replant vnet0 (active")
+    assert dry.startswith("hold_name vnet0 (active")
     assert "vnet0" not in tools.links()
     assert tapster("recover").stdout == dry
     assert "vnet0" in tools.links()

@@ -77,12 +77,12 @@ def test_a_foreign_rename_frees_its_name(host: Host) -> None:
 class Thief:
     """A kernel in which somebody takes each name just before it is made."""
 
-    def __init__(self, kernel: Any, steal: list[str]) -> None:
-        self._kernel = kernel
+    def __init__(self, namespace: Any, steal: list[str]) -> None:
+        self._namespace = namespace
         self._steal = steal
 
     def __getattr__(self, verb: str) -> Any:
-        real = getattr(self._kernel, verb)
+        real = getattr(self._namespace, verb)
         if not verb.startswith("create_"):
             return real
 
@@ -99,7 +99,7 @@ def test_a_name_taken_between_choice_and_creation_is_stepped_over_I4(
 ) -> None:
     tools.sh("ip link add low type veth peer name low2")
     tools.sh("ip link set low up")
-    host._kernel = Thief(host._kernel, ["vnet0", "vnet1", "vnet3", "web"])
+    host._namespace = Thief(host._namespace, ["vnet0", "vnet1", "vnet3", "web"])
     first = host.acquire(Tap(bridge="br0"))
     second = host.acquire(Macvtap(link="low"))
     tools.close([*first.fds, *second.fds])
@@ -171,7 +171,7 @@ def test_one_ledger_by_two_paths_has_one_lock_file(
     link.parent.mkdir()
     link.symlink_to(ledger)
     settled = []
-    create = host._kernel.create_tap
+    create = host._namespace.create_tap
 
     def settle_meanwhile(*arguments: Any, **options: Any) -> tuple[int, ...]:
         fds = create(*arguments, **options)
@@ -179,7 +179,7 @@ def test_one_ledger_by_two_paths_has_one_lock_file(
             settled.extend([*other.settle(), *other.recover()])
         return fds
 
-    host._kernel.create_tap = settle_meanwhile  # type: ignore[method-assign]
+    host._namespace.create_tap = settle_meanwhile  # type: ignore[method-assign]
     tools.close(host.acquire(Tap(bridge="br0")).fds)
     assert settled == []
     assert tools.ports() == {"vnet0"}

@@ -51,11 +51,11 @@ def test_a_namespace_that_is_gone_closes_its_leases(blue: None, ledger: Path) ->
         tools.close(lease.fds)
     tools.sh("ip netns del blue")
     with Host(ledger, reaper=tools.no_reaper) as host:
-        (mended,) = host.recover()
-        assert (mended.lease.id, mended.action) == (lease.id, Action.CLOSE)
+        (repairs,) = host.recover()
+        assert (repairs.lease.id, repairs.action) == (lease.id, Action.CLOSE)
         assert host.leases() == []
-        (tenure,) = host.who("vnet0")
-        assert (tenure.lease, tenure.netns) == (lease.id, "/run/netns/blue")
+        (entry,) = host.who("vnet0")
+        assert (entry.lease, entry.netns) == (lease.id, "/run/netns/blue")
         assert host.recover() == []
 
 
@@ -168,8 +168,8 @@ def test_a_lease_of_an_earlier_boot_is_closed(host: Host, ledger: Path) -> None:
     tools.close(lease.fds)
     with host.looking() as (opened, _):
         opened._db.execute("UPDATE netns SET boot = 'earlier'")
-    (mended,) = host.recover()
-    assert (mended.lease.id, mended.action) == (lease.id, Action.CLOSE)
+    (repairs,) = host.recover()
+    assert (repairs.lease.id, repairs.action) == (lease.id, Action.CLOSE)
     assert "vnet0" in tools.links(), "whatever has its name and ifindex now"
 
 

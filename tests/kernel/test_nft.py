@@ -9,28 +9,28 @@ from collections.abc import Iterator
 import pytest
 
 import tapster
-from tapster.kernel.linux import LinuxKernel, LinuxSystem
+from tapster.kernel.linux import LinuxNamespace, LinuxSystem
 from tests.kernel import tools
 
 
 @pytest.fixture
-def kernel() -> Iterator[LinuxKernel]:
-    kernel = LinuxSystem().netns(None)
-    kernel.nft("add table bridge t; add set bridge t ports { typeof iif; }")
-    yield kernel
-    kernel.close()
+def namespace() -> Iterator[LinuxNamespace]:
+    namespace = LinuxSystem().netns(None)
+    namespace.nft("add table bridge t; add set bridge t ports { typeof iif; }")
+    yield namespace
+    namespace.close()
 
 
-def elements(kernel: LinuxKernel) -> list[str]:
+def elements(namespace: LinuxNamespace) -> list[str]:
     (found,) = (
-        one["set"] for one in kernel.nft_list("set bridge t ports") if "set" in one
+        one["set"] for one in namespace.nft_list("set bridge t ports") if "set" in one
     )
     return sorted(found.get("elem", []))
 
 
-def test_what_is_done_is_there_for_nft_too(kernel: LinuxKernel) -> None:
-    kernel.nft("add element bridge t ports { 7, 1000000000 }")
-    assert elements(kernel) == ["1000000000", "7"]
+def test_what_is_done_is_there_for_nft_too(namespace: LinuxNamespace) -> None:
+    namespace.nft("add element bridge t ports { 7, 1000000000 }")
+    assert elements(namespace) == ["1000000000", "7"]
     shown = json.loads(tools.sh("nft -j list set bridge t ports"))["nftables"]
     assert sorted(shown[1]["set"]["elem"]) == ["1000000000", "7"]
 
@@ -44,30 +44,32 @@ def test_what_is_done_is_there_for_nft_too(kernel: LinuxKernel) -> None:
     ],
 )
 def test_commands_are_done_all_or_none(
-    kernel: LinuxKernel, second: str, said: str
+    namespace: LinuxNamespace, second: str, said: str
 ) -> None:
     with pytest.raises(tapster.HostError, match=said):
-        kernel.nft(f"add element bridge t ports {{ 7 }}\n{second}")
-    assert elements(kernel) == []
+        namespace.nft(f"add element bridge t ports {{ 7 }}\n{second}")
+    assert elements(namespace) == []
 
 
-def test_a_name_is_no_device_and_a_number_no_name(kernel: LinuxKernel) -> None:
+def test_a_name_is_no_device_and_a_number_no_name(namespace: LinuxNamespace) -> None:
     tools.sh("ip link add 7 type veth peer name other")
     index = tools.links()["7"]["ifindex"]
-    kernel.nft(f"add element bridge t ports {{ 7, {index} }}")
-    assert elements(kernel) == sorted(["7", str(index)])
+    namespace.nft(f"add element bridge t ports {{ 7, {index} }}")
+    assert elements(namespace) == sorted(["7", str(index)])
     shown = tools.sh("nft -j list set bridge t ports")
     assert json.loads(shown)["nftables"][1]["set"]["elem"].count("7") == 2
     with pytest.raises(tapster.HostError, match="Interface does not exist"):
-        kernel.nft("add element bridge t ports { br0 }")
+        namespace.nft("add element bridge t ports { br0 }")
 
 
-def test_it_is_asked_in_the_namespace_and_nowhere_else(kernel: LinuxKernel) -> None:
+def test_it_is_asked_in_the_namespace_and_nowhere_else(
+    namespace: LinuxNamespace,
+) -> None:
     tools.sh("ip netns add blue")
     blue = LinuxSystem().netns("blue")
     blue.nft("add table bridge t; add set bridge t ports { typeof iif; }")
     blue.nft("add element bridge t ports { 9 }")
-    assert (elements(blue), elements(kernel)) == (["9"], [])
+    assert (elements(blue), elements(namespace)) == (["9"], [])
     assert "elements = { 9 }" in tools.sh("ip netns exec blue nft list ruleset")
     blue.close()
 
@@ -85,10 +87,10 @@ def open_fds() -> list[str]:
 
 def test_nothing_of_it_is_open_to_what_is_executed_nor_when_it_is_closed() -> None:
     before, inherited = os.listdir("/proc/self/fd"), open_fds()
-    kernel = LinuxSystem().netns(None)
-    kernel.nft("add table bridge t")
-    kernel.nft_list("chains")
+    namespace = LinuxSystem().netns(None)
+    namespace.nft("add table bridge t")
+    namespace.nft_list("chains")
     assert len(os.listdir("/proc/self/fd")) > len(before)
     assert open_fds() == inherited
-    kernel.close()
+    namespace.close()
     assert os.listdir("/proc/self/fd") == before

@@ -20,7 +20,7 @@ from tapster import (
     Tap,
 )
 from tapster.kernel import tun
-from tapster.mending import REAP_BATCH
+from tapster.operations.mending import REAP_BATCH
 from tests.kernel import tools
 
 
@@ -130,9 +130,9 @@ def test_reap_waits_for_the_deadline_and_takes_no_more(host: Host) -> None:
     assert host.reap() == 0
     assert host.reap(now=True) == 1
     assert set(tools.links()) == {"lo", "br0", running.name}
-    (tenure,) = host.who(waiting.name)
-    assert tenure.lease == waiting.id
-    assert tenure.created <= (tenure.released or 0) <= (tenure.ended or 0)
+    (entry,) = host.who(waiting.name)
+    assert entry.lease == waiting.id
+    assert entry.created <= (entry.released or 0) <= (entry.ended or 0)
 
 
 def test_many_are_reaped_in_batches_and_nothing_else_goes(host: Host) -> None:
@@ -204,6 +204,6 @@ def test_one_lease_can_be_mended_alone(host: Host) -> None:
     tools.close(one.fds + other.fds)
     tools.sh(f"ip link del {one.name}")
     tools.sh(f"ip link del {other.name}")
-    assert [mended.lease.id for mended in host.mend([one.id])] == [one.id]
+    assert [repairs.lease.id for repairs in host.mend([one.id])] == [one.id]
     assert list(tools.links()).count(one.name) == 1, "a placeholder has it"
     assert other.name not in tools.links()

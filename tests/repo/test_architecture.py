@@ -17,7 +17,7 @@ import tapster
 
 ROOT = Path(__file__).parents[2]
 SOURCE = Path(tapster.__file__).parent
-FOLDERS = ("tests", "demo", "bench", "soak")
+FOLDERS = ("tests", "demo", "bench", "soak", "explorer")
 
 FIRST_LINE = "SPDX-License-Identifier: Apache-2.0"
 
@@ -65,30 +65,43 @@ class Room(NamedTuple):
 
 
 ROOMS = [
+    Room("tapster.rpc", (), "the wire protocol: its parts follow"),
+    Room("tapster.ledger", (), "one file of records: its parts follow"),
+    Room("tapster.operations", (), "one operation in each file: they follow"),
     Room("tapster.errors", (), "everything raises them"),
     Room("tapster.names", ("tapster.errors",), "pure rules"),
     Room("tapster.model", ("tapster.errors", "tapster.names"), "plain values"),
-    Room("tapster.varlink", (), "messages and types, whatever they say"),
+    Room("tapster.rpc.varlink", (), "messages and types, whatever they say"),
     Room(
-        "tapster.interface",
-        ("tapster.errors", "tapster.lifecycle", "tapster.model", "tapster.varlink"),
+        "tapster.rpc.interface",
+        (
+            "tapster.errors",
+            "tapster.operations.decision",
+            "tapster.model",
+            "tapster.rpc.varlink",
+        ),
         "the interface is made of the model's own types",
     ),
     Room(
-        "tapster.client",
+        "tapster.rpc.client",
         (
             "tapster.errors",
-            "tapster.interface",
+            "tapster.rpc.interface",
             "tapster.kernel.unix",
-            "tapster.lifecycle",
+            "tapster.operations.decision",
             "tapster.model",
-            "tapster.varlink",
+            "tapster.rpc.varlink",
         ),
         "it sits in machines' start path: no more than a socket and messages",
     ),
     Room(
         "tapster.integrate",
-        ("tapster.client", "tapster.errors", "tapster.kernel.unix", "tapster.model"),
+        (
+            "tapster.rpc.client",
+            "tapster.errors",
+            "tapster.kernel.unix",
+            "tapster.model",
+        ),
         "it stands in for others' programs: small, and without privileges",
     ),
     Room("tapster.integrate.acl", (), "a file format"),
@@ -96,89 +109,91 @@ ROOMS = [
     Room(
         "tapster.daemon.policy", ("tapster.model",), "who may do what is pure reasoning"
     ),
-    Room("tapster.daemon.metrics", ("tapster.interface",), "figures, and their text"),
+    Room(
+        "tapster.daemon.metrics", ("tapster.rpc.interface",), "figures, and their text"
+    ),
     Room("tapster.daemon.throttle", (), "arithmetic"),
-    Room("tapster.lifecycle", ("tapster.model",), "a pure table"),
+    Room("tapster.operations.decision", ("tapster.model",), "a pure table"),
     Room(
         "tapster.kernel",
-        ("tapster.errors", "tapster.files", "tapster.model"),
+        ("tapster.errors", "tapster.kernel.files", "tapster.model"),
         "system calls know nothing of leases that are kept, or of policy",
     ),
     Room(
-        "tapster.allocator",
+        "tapster.ledger.allocator",
         ("tapster.errors", "tapster.model", "tapster.names"),
         "what must be known of the kernel is passed in: a transaction is short",
     ),
     Room(
-        "tapster.database",
-        ("tapster.errors", "tapster.files"),
+        "tapster.ledger.database",
+        ("tapster.errors", "tapster.kernel.files"),
         "a file, whatever is in it",
     ),
-    Room("tapster.files", (), "whose they are, whatever is in them"),
-    Room("tapster.rows", ("tapster.model",), "pure: values of columns"),
+    Room("tapster.kernel.files", (), "whose they are, whatever is in them"),
+    Room("tapster.ledger.rows", ("tapster.model",), "pure: values of columns"),
     Room(
-        "tapster.ledger",
+        "tapster.ledger.ledger",
         (
-            "tapster.allocator",
-            "tapster.database",
+            "tapster.ledger.allocator",
+            "tapster.ledger.database",
             "tapster.errors",
             "tapster.model",
             "tapster.names",
-            "tapster.rows",
+            "tapster.ledger.rows",
         ),
         "what must be known of the kernel is passed in: a transaction is short",
     ),
     Room(
-        "tapster.wiring",
+        "tapster.backends",
         ("tapster.errors", "tapster.kernel.port", "tapster.model"),
-        "a plane asks for verbs of the port, and works on any kernel behind it",
+        "a backend asks for verbs of the port, and works on any kernel behind it",
     ),
     Room(
-        "tapster.manager",
+        "tapster.operations.manager",
         (
             "tapster.errors",
             "tapster.kernel",
-            "tapster.ledger",
+            "tapster.ledger.ledger",
             "tapster.model",
-            "tapster.wiring",
+            "tapster.backends",
         ),
         "here ledger, kernel and wiring are opened; from here on they meet",
     ),
     Room(
-        "tapster.devices",
+        "tapster.operations.devices",
         (
             "tapster.errors",
             "tapster.kernel.port",
-            "tapster.lifecycle",
-            "tapster.manager",
+            "tapster.operations.decision",
+            "tapster.operations.manager",
             "tapster.model",
-            "tapster.wiring",
+            "tapster.backends",
         ),
         "one device at a time, by its identity",
     ),
     Room(
-        "tapster.mending",
+        "tapster.operations.mending",
         (
-            "tapster.devices",
+            "tapster.operations.devices",
             "tapster.errors",
             "tapster.kernel.port",
-            "tapster.lifecycle",
+            "tapster.operations.decision",
             "tapster.model",
-            "tapster.wiring.plane",
+            "tapster.backends.backend",
         ),
         "it does what the table says",
     ),
     Room(
         "tapster.host",
         (
-            "tapster.devices",
+            "tapster.operations.devices",
             "tapster.errors",
             "tapster.kernel.port",
-            "tapster.ledger",
-            "tapster.lifecycle",
-            "tapster.mending",
+            "tapster.ledger.ledger",
+            "tapster.operations.decision",
+            "tapster.operations.mending",
             "tapster.model",
-            "tapster.wiring",
+            "tapster.backends",
         ),
         "what a user calls",
     ),
@@ -193,10 +208,10 @@ ROOMS = [
             "tapster.errors",
             "tapster.host",
             "tapster.kernel",
-            "tapster.lifecycle",
+            "tapster.operations.decision",
             "tapster.model",
             "tapster.names",
-            "tapster.wiring",
+            "tapster.backends",
         ),
         "it looks everywhere and changes nothing",
     ),
@@ -205,7 +220,6 @@ ROOMS = [
         ("tapster.errors", "tapster.kernel.port", "tapster.model"),
         "a machine in memory stands behind the port, as the real one does",
     ),
-    Room("tapster.testing.explorer", ("tapster",), "it drives the whole"),
     Room("tapster.cli", ("tapster",), "the top: it may use all there is"),
 ]
 
@@ -213,10 +227,10 @@ ROOMS = [
 PUBLIC = Room(
     "tapster",
     (
-        "tapster.client",
+        "tapster.rpc.client",
         "tapster.errors",
         "tapster.host",
-        "tapster.lifecycle",
+        "tapster.operations.decision",
         "tapster.model",
     ),
     "it shows the world what these rooms define",
@@ -249,7 +263,11 @@ KEEPERS = [
     ),
     Keeper(
         "sqlite3",
-        ("tapster.allocator", "tapster.database", "tapster.ledger"),
+        (
+            "tapster.ledger.allocator",
+            "tapster.ledger.database",
+            "tapster.ledger.ledger",
+        ),
         "one owner of the file",
     ),
     Keeper(
@@ -262,15 +280,15 @@ KEEPERS = [
         (
             "tapster.cli",
             "tapster.kernel.nft",
-            "tapster.varlink",
-            "tapster.wiring.ovsrpc",
+            "tapster.rpc.varlink",
+            "tapster.backends.ovsrpc",
         ),
         "for who reads it",
     ),
     Keeper(
-        "ovs", ("tapster.wiring.ovsrpc",), "it is slow to import, and may be absent"
+        "ovs", ("tapster.backends.ovsrpc",), "it is slow to import, and may be absent"
     ),
-    Keeper("pyroute2", ("tapster.wiring.htb",), "it is slow to import, and optional"),
+    Keeper("pyroute2", ("tapster.backends.htb",), "it is slow to import, and optional"),
     Keeper("tomllib", ("tapster.daemon.config",), "only the daemon has a file"),
     Keeper(
         "importlib",
@@ -299,15 +317,15 @@ PURE = {
     "tapster.errors": {"os"},  # os.strerror
     "tapster.names": {"hashlib", "typing"},
     "tapster.model": {"enum", "ipaddress", "typing"},
-    "tapster.rows": {"typing"},
-    "tapster.lifecycle": {"enum", "typing"},
-    "tapster.varlink": {"collections.abc", "enum", "json", "types", "typing"},
-    "tapster.interface": {"enum", "typing"},
+    "tapster.ledger.rows": {"typing"},
+    "tapster.operations.decision": {"enum", "typing"},
+    "tapster.rpc.varlink": {"collections.abc", "enum", "json", "types", "typing"},
+    "tapster.rpc.interface": {"enum", "typing"},
     "tapster.daemon.policy": {"collections.abc", "fnmatch", "typing"},
     "tapster.daemon.metrics": {"bisect", "collections.abc", "typing"},
     "tapster.daemon.throttle": set(),
-    "tapster.wiring.ovsdb": {"collections.abc", "typing"},
-    "tapster.wiring.ovsport": {"collections.abc", "typing"},
+    "tapster.backends.ovsdb": {"collections.abc", "typing"},
+    "tapster.backends.ovsport": {"collections.abc", "typing"},
 }
 """The rooms that have no effects, with what of Python they may import."""
 

@@ -10,11 +10,11 @@ import pytest
 
 import tapster
 from tapster import names
-from tapster.allocator import Allocator
 from tapster.errors import NamesExhausted, NameTaken
+from tapster.ledger.allocator import Allocator
 from tapster.model import Naming
 
-SCHEMA = Path(tapster.__file__).with_name("schema.sql").read_text("utf-8")
+SCHEMA = (Path(tapster.__file__).parent / "ledger" / "schema.sql").read_text("utf-8")
 
 TEN = "fourteen-bytes%d"  # room for one digit
 VNET = "vnet%d"

@@ -65,7 +65,7 @@ def test_a_kernel_error_says_what_was_tried_and_how_it_failed() -> None:
 
 
 def test_all_names_exactly_what_is_public() -> None:
-    later = {"Host", "Remote", "connect"}  # imported when first used
+    later = {"Host", "Client", "connect"}  # imported when first used
     public = later | {
         name
         for name, value in vars(tapster).items()

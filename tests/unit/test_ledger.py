@@ -25,8 +25,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from tapster import database, model, names
-from tapster import ledger as module
+from tapster import model, names
 from tapster.errors import (
     LeaseBusy,
     LedgerDamaged,
@@ -37,7 +36,9 @@ from tapster.errors import (
     NoSuchLease,
     TapsterError,
 )
-from tapster.ledger import FIRST_IFINDEX, LAST_IFINDEX, Ledger, Reservation
+from tapster.ledger import database
+from tapster.ledger import ledger as module
+from tapster.ledger.ledger import FIRST_IFINDEX, LAST_IFINDEX, Ledger, Reservation
 from tapster.model import (
     Kind,
     Lease,
@@ -165,7 +166,7 @@ def test_a_reserved_lease_records_the_whole_request(ledger: Ledger) -> None:
         model.check_spec(spec),
         spec.mac,
         spec.wiring._replace(mtu=1400),
-        wired=("filter", "outbound"),
+        backends=("filter", "outbound"),
     )
     (lease,) = ledger.reserve(
         HERE, [wanted], manager=ME, taken=nobody_has, changed=nothing_changed
@@ -182,7 +183,7 @@ def test_a_reserved_lease_records_the_whole_request(ledger: Ledger) -> None:
         mode=None,
         queues=4,
         wiring=spec.wiring._replace(mtu=1400),
-        wired=("filter", "outbound"),
+        backends=("filter", "outbound"),
         netns=HERE,
         created=100.0,
         fin_wait=7.5,
@@ -225,9 +226,9 @@ def test_a_lease_lives_from_reserved_to_history(ledger: Ledger, clock: Clock) ->
     ledger.end([lease.id])
     assert ledger.ended(lease.id)
     assert ledger.leases() == []
-    (tenure,) = ledger.tenures("vnet0")
-    assert (tenure.lease, tenure.owner) == (lease.id, "vm1")
-    assert (tenure.created, tenure.released, tenure.ended) == (100.0, 200.0, 300.0)
+    (entry,) = ledger.entries("vnet0")
+    assert (entry.lease, entry.owner) == (lease.id, "vm1")
+    assert (entry.created, entry.released, entry.ended) == (100.0, 200.0, 300.0)
 
 
 def test_leases_come_oldest_first(ledger: Ledger) -> None:
@@ -268,7 +269,7 @@ def test_a_lease_that_was_never_active_leaves_no_history_and_frees_its_name(
 ) -> None:
     first, _ = reserve(ledger, Tap(), Tap())
     ledger.end([first.id])
-    assert ledger.tenures(first.name) == []
+    assert ledger.entries(first.name) == []
     assert not ledger.ended(first.id)
     assert names_of(reserve(ledger, Tap())) == [first.name]
 
@@ -281,7 +282,7 @@ def test_ending_a_lease_may_be_repeated(
     for _ in range(2):
         ledger.end([lease.id])
     assert ledger.leases() == []
-    assert len(ledger.tenures("vnet0")) == (make is hold)
+    assert len(ledger.entries("vnet0")) == (make is hold)
 
 
 def test_a_lease_that_is_gone_is_named(ledger: Ledger) -> None:
@@ -290,7 +291,7 @@ def test_a_lease_that_is_gone_is_named(ledger: Ledger) -> None:
         lambda: ledger.activate([lease._replace(id="none")], None),
         lambda: ledger.begin_release("none"),
         lambda: ledger.claim("none", ME, dead),
-        lambda: ledger.replant("none"),
+        lambda: ledger.hold_name("none"),
         lambda: ledger.reindex("none"),
         lambda: ledger.rename("none", names.parse("vnet%d"), Tap(), nobody_has),
     ]
@@ -320,12 +321,12 @@ def test_history_says_who_held_a_name_latest_first(
         end(ledger, *leases)
     clock.wall = 400.0
     hold(ledger, Tap(owner="vm3"), netns=THERE)
-    tenures = ledger.tenures("vnet0")
-    assert [tenure.owner for tenure in tenures] == ["vm3", "vm2", "vm1"]
-    assert [tenure.created for tenure in tenures] == [400.0, 310.0, 200.0]
-    assert [tenure.ended for tenure in tenures] == [None, 320.0, 210.0]
-    assert [tenure.netns for tenure in tenures] == [THERE.path, HERE.path, HERE.path]
-    assert ledger.tenures("vnet1") == []
+    entries = ledger.entries("vnet0")
+    assert [entry.owner for entry in entries] == ["vm3", "vm2", "vm1"]
+    assert [entry.created for entry in entries] == [400.0, 310.0, 200.0]
+    assert [entry.ended for entry in entries] == [None, 320.0, 210.0]
+    assert [entry.netns for entry in entries] == [THERE.path, HERE.path, HERE.path]
+    assert ledger.entries("vnet1") == []
 
 
 def test_history_is_bounded(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -460,7 +461,7 @@ def test_stable_survives_reopening(path: Path) -> None:
 
 def test_I1_an_interface_index_is_never_in_use_twice(ledger: Ledger) -> None:
     leases = hold(ledger, *[Tap()] * 3)
-    replanted = ledger.replant(leases[0].id)
+    replanted = ledger.hold_name(leases[0].id)
     reindexed = ledger.reindex(leases[1].id)
     given = [lease.ifindex for lease in (*leases, replanted, reindexed)]
     assert len(set(given)) == 5
@@ -504,7 +505,7 @@ def test_two_ledgers_begin_at_different_interface_indexes(tmp_path: Path) -> Non
 
 def test_a_replanted_lease_keeps_its_name_and_says_so(ledger: Ledger) -> None:
     (lease,) = hold(ledger, Tap())
-    replanted = ledger.replant(lease.id)
+    replanted = ledger.hold_name(lease.id)
     assert replanted == lease._replace(ifindex=replanted.ifindex, placeholder=True)
 
 
@@ -703,12 +704,12 @@ VERBS: dict[str, Callable[[Two], object]] = {
     "bind": lambda two: two.ledger.bind([two.reserved.id], PROCESS),
     "lease": lambda two: two.ledger.lease(two.active),
     "named": lambda two: two.ledger.named("vnet4"),
-    "tenures": lambda two: two.ledger.tenures("vnet4"),
+    "entries": lambda two: two.ledger.entries("vnet4"),
     "suspects": lambda two: two.ledger.suspects("boot"),
     "begin_release": lambda two: two.ledger.begin_release(two.active),
     "claim": lambda two: two.ledger.claim(two.active, ME, dead),
     "claim_free": lambda two: two.ledger.claim_free([two.active], ME, dead),
-    "replant": lambda two: two.ledger.replant(two.active),
+    "hold_name": lambda two: two.ledger.hold_name(two.active),
     "give_back": lambda two: two.ledger.give_back(ME),
     "next_deadline": lambda two: two.ledger.next_deadline(),
     "claim_due": lambda two: two.ledger.claim_due(ME, dead, boottime=100, limit=32),
@@ -1592,10 +1593,10 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @some_lease(State.ACTIVE, State.FIN_WAIT)
     @rule(which=which)
-    def replant(self, which: int) -> None:
+    def hold_name(self, which: int) -> None:
         plantable = self.in_state(State.ACTIVE, State.FIN_WAIT)
         lease = plantable[which % len(plantable)]
-        replanted = self.ledger.replant(lease.id)
+        replanted = self.ledger.hold_name(lease.id)
         self.gains_ifindex(replanted)
         self.loses_device(lease)
         self.leases[lease.id] = lease._replace(

@@ -7,8 +7,16 @@ from typing import NamedTuple
 import pytest
 
 from tapster import model
-from tapster.lifecycle import TABLE, Action, Facts, Seen, decide, is_ours, look
 from tapster.model import Kind, Lease, Link, Netns, State, Wiring
+from tapster.operations.decision import (
+    TABLE,
+    Action,
+    Conditions,
+    DeviceState,
+    decide,
+    is_ours,
+    look,
+)
 
 LEDGER = "0a1b2c3d"
 OTHER_LEDGER = "d3c2b1a0"
@@ -25,7 +33,7 @@ LEASE = Lease(
     mode=None,
     queues=1,
     wiring=Wiring(bridge="br0", mtu=1500),
-    wired=(),
+    backends=(),
     netns=Netns("boot", 1, ""),
     created=0.0,
     fin_wait=5.0,
@@ -54,14 +62,14 @@ class World(NamedTuple):
     """A lease as recover finds it."""
 
     state: State
-    seen: Seen
-    facts: Facts
+    seen: DeviceState
+    facts: Conditions
 
 
 WORLDS = [
-    World(state, seen, Facts(*facts))
-    for state, seen in product(State, Seen)
-    for facts in product([False, True], repeat=len(Facts._fields))
+    World(state, seen, Conditions(*facts))
+    for state, seen in product(State, DeviceState)
+    for facts in product([False, True], repeat=len(Conditions._fields))
 ]
 
 
@@ -74,22 +82,22 @@ def after(action: Action, world: World) -> World | None:
             return None
         case Action.FINISH:
             return world._replace(
-                seen=Seen.QUIET, facts=world.facts._replace(wired=False)
+                seen=DeviceState.AT_REST, facts=world.facts._replace(backends=False)
             )
         case Action.REWIRE:
             return world._replace(facts=world.facts._replace(differs=False))
-        case Action.RELEASE | Action.REPLANT:
+        case Action.RELEASE | Action.HOLD_NAME:
             # The deadline is set now if it was not, so it lies ahead; the device,
             # or the placeholder that took its place, is down.
-            facts = world.facts._replace(due=False, wired=False)
-            return World(State.FIN_WAIT, Seen.QUIET, facts)
+            facts = world.facts._replace(due=False, backends=False)
+            return World(State.FIN_WAIT, DeviceState.AT_REST, facts)
 
 
 # The table
 
 
 def test_the_table_is_total() -> None:
-    assert set(TABLE) == set(product(State, Seen))
+    assert set(TABLE) == set(product(State, DeviceState))
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -108,42 +116,42 @@ def test_what_a_living_manager_works_on_is_left_alone() -> None:
 
 
 def test_what_belongs_to_another_boot_or_a_dead_namespace_is_closed() -> None:
-    over = [w for w in WORLDS if w.facts.world_gone and not w.facts.worked_on]
+    over = [w for w in WORLDS if w.facts.namespace_gone and not w.facts.worked_on]
     assert {decide(*world) for world in over} == {Action.CLOSE}
 
 
-@pytest.mark.parametrize("seen", Seen)
-def test_fin_wait_ends_when_it_is_due_and_not_before(seen: Seen) -> None:
-    assert decide(State.FIN_WAIT, seen, Facts(due=True)) is Action.CLOSE
-    assert decide(State.FIN_WAIT, seen, Facts()) is not Action.CLOSE
+@pytest.mark.parametrize("seen", DeviceState)
+def test_fin_wait_ends_when_it_is_due_and_not_before(seen: DeviceState) -> None:
+    assert decide(State.FIN_WAIT, seen, Conditions(due=True)) is Action.CLOSE
+    assert decide(State.FIN_WAIT, seen, Conditions()) is not Action.CLOSE
 
 
-@pytest.mark.parametrize("seen", Seen)
-def test_an_acquire_that_never_ended_is_undone(seen: Seen) -> None:
+@pytest.mark.parametrize("seen", DeviceState)
+def test_an_acquire_that_never_ended_is_undone(seen: DeviceState) -> None:
     for due, owner_gone in product([False, True], repeat=2):
-        facts = Facts(due=due, owner_gone=owner_gone)
+        facts = Conditions(due=due, owner_gone=owner_gone)
         assert decide(State.RESERVED, seen, facts) is Action.UNDO
 
 
-@pytest.mark.parametrize("seen", Seen)
-def test_an_active_lease_ends_with_its_process(seen: Seen) -> None:
-    facts = Facts(owner_gone=True)
+@pytest.mark.parametrize("seen", DeviceState)
+def test_an_active_lease_ends_with_its_process(seen: DeviceState) -> None:
+    facts = Conditions(owner_gone=True)
     assert decide(State.ACTIVE, seen, facts) is Action.RELEASE
 
 
-@pytest.mark.parametrize("seen", [Seen.WIRED, Seen.QUIET])
-def test_an_active_lease_whose_device_is_there_is_left_alone(seen: Seen) -> None:
-    assert decide(State.ACTIVE, seen, Facts()) is Action.LEAVE
+@pytest.mark.parametrize("seen", [DeviceState.CONNECTED, DeviceState.AT_REST])
+def test_an_active_lease_whose_device_is_there_is_left_alone(seen: DeviceState) -> None:
+    assert decide(State.ACTIVE, seen, Conditions()) is Action.LEAVE
 
 
 def test_a_released_device_is_brought_to_rest_and_then_left_alone() -> None:
-    assert decide(State.FIN_WAIT, Seen.WIRED, Facts()) is Action.FINISH
-    assert decide(State.FIN_WAIT, Seen.QUIET, Facts()) is Action.LEAVE
+    assert decide(State.FIN_WAIT, DeviceState.CONNECTED, Conditions()) is Action.FINISH
+    assert decide(State.FIN_WAIT, DeviceState.AT_REST, Conditions()) is Action.LEAVE
 
 
 @pytest.mark.parametrize("state", [State.ACTIVE, State.FIN_WAIT])
 def test_the_name_of_a_lost_device_is_held(state: State) -> None:
-    assert decide(state, Seen.ABSENT, Facts()) is Action.REPLANT
+    assert decide(state, DeviceState.ABSENT, Conditions()) is Action.HOLD_NAME
 
 
 # What is ours
@@ -178,24 +186,24 @@ def test_I4_a_foreign_device_counts_as_absent(
 ) -> None:
     link = link._replace(up=up, master=master)
     assert not is_ours(LEDGER, LEASE, link)
-    assert look(LEDGER, LEASE, link) is Seen.ABSENT
+    assert look(LEDGER, LEASE, link) is DeviceState.ABSENT
 
 
 def test_no_device_counts_as_absent() -> None:
-    assert look(LEDGER, LEASE, None) is Seen.ABSENT
+    assert look(LEDGER, LEASE, None) is DeviceState.ABSENT
 
 
 @pytest.mark.parametrize(
     ("up", "master", "seen"),
     [
-        (True, 7, Seen.WIRED),
-        (True, 0, Seen.WIRED),
-        (False, 7, Seen.WIRED),
-        (False, 0, Seen.QUIET),
+        (True, 7, DeviceState.CONNECTED),
+        (True, 0, DeviceState.CONNECTED),
+        (False, 7, DeviceState.CONNECTED),
+        (False, 0, DeviceState.AT_REST),
     ],
 )
 def test_a_device_is_at_rest_when_it_is_down_and_on_no_bridge(
-    up: bool, master: int, seen: Seen
+    up: bool, master: int, seen: DeviceState
 ) -> None:
     assert look(LEDGER, LEASE, LINK._replace(up=up, master=master)) is seen
 
@@ -203,4 +211,4 @@ def test_a_device_is_at_rest_when_it_is_down_and_on_no_bridge(
 @pytest.mark.parametrize("alias", ["", "a note by somebody"])
 def test_a_device_without_a_stamp_is_not_at_rest(alias: str) -> None:
     link = LINK._replace(alias=alias, up=False, master=0)
-    assert look(LEDGER, LEASE, link) is Seen.WIRED
+    assert look(LEDGER, LEASE, link) is DeviceState.CONNECTED

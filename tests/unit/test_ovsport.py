@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from tapster import Kind, Lease, Netns, RequestError, State, Wiring
+from tapster.backends import ovsport
+from tapster.backends.ovsdb import Uuid
+from tapster.backends.ovsport import Port
 from tapster.model import Rate
-from tapster.wiring import ovsport
-from tapster.wiring.ovsdb import Uuid
-from tapster.wiring.ovsport import Port
 
 STAMP = "tapster:1234:5678"
 
@@ -27,7 +27,7 @@ def lease(**wiring: Any) -> Lease:
         mode=None,
         queues=1,
         wiring=Wiring(ovs="ovs0", **wiring),
-        wired=("ovs",),
+        backends=("ovs",),
         netns=Netns("boot", 1, ""),
         created=0.0,
         fin_wait=5.0,

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapster import errors, interface, varlink
+from tapster import errors
 from tapster.errors import KernelError, NoSuchLease, TapsterError
 from tapster.model import Macvtap, Mode, Naming, Tap
-from tapster.varlink import Malformed, Unfit, from_json, to_json
+from tapster.rpc import interface, varlink
+from tapster.rpc.varlink import Malformed, Unfit, from_json, to_json
 
 
 class Colour(StrEnum):

@@ -29,8 +29,8 @@ from tapster.errors import (
 from tapster.kernel import failure
 
 if TYPE_CHECKING:
-    from tapster.client import Remote
     from tapster.host import Host
+    from tapster.rpc.client import Client
 
 VERBS = {
     "add": "make a device and print its name",
@@ -128,7 +128,7 @@ def _run(arguments: list[str]) -> int:
         return int(module.run(chosen, host))
 
 
-def _open(verb: str, options: argparse.Namespace, parser: Parser) -> "Host | Remote":
+def _open(verb: str, options: argparse.Namespace, parser: Parser) -> "Host | Client":
     """The devices to work on: by ourselves, or through the daemon."""
     netns = getattr(options, "netns", None)
     told = options.socket is not None or verb in DAEMON_VERBS
@@ -151,7 +151,7 @@ def _open(verb: str, options: argparse.Namespace, parser: Parser) -> "Host | Rem
             f"tapster {verb} needs CAP_NET_ADMIN for a ledger of its own; "
             f"run it as root: sudo tapster {verb}"
         )
-    from tapster.client import connect
+    from tapster.rpc.client import connect
 
     try:
         return connect(options.socket, netns=netns)

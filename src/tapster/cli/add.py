@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from tapster.cli import nic, output
 
 if TYPE_CHECKING:
-    from tapster.client import Remote
     from tapster.host import Host
+    from tapster.rpc.client import Client
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +19,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the lease as JSON")
 
 
-def run(options: argparse.Namespace, host: "Host | Remote") -> int:
+def run(options: argparse.Namespace, host: "Host | Client") -> int:
     lease = host.acquire(nic.spec(options))
     for fd in lease.fds:
         os.close(fd)

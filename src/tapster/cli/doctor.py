@@ -13,8 +13,8 @@ from tapster.cli import output
 from tapster.model import Finding
 
 if TYPE_CHECKING:
-    from tapster.client import Remote
     from tapster.host import Host
+    from tapster.rpc.client import Client
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace, host: "Host | Remote") -> int:
+def run(options: argparse.Namespace, host: "Host | Client") -> int:
     if options.remove:
         for name in host.remove_leftovers(options.remove):
             print(f"deleted {name}")
@@ -53,10 +53,10 @@ def run(options: argparse.Namespace, host: "Host | Remote") -> int:
     return int(bool(findings))
 
 
-def _findings(host: "Host | Remote") -> list[Finding]:
-    from tapster.client import Remote
+def _findings(host: "Host | Client") -> list[Finding]:
+    from tapster.rpc.client import Client
 
-    if isinstance(host, Remote):
+    if isinstance(host, Client):
         return host.examine()
     from tapster import doctor
 

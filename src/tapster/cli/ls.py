@@ -8,8 +8,8 @@ from tapster.cli import output
 from tapster.model import Lease
 
 if TYPE_CHECKING:
-    from tapster.client import Remote
     from tapster.host import Host
+    from tapster.rpc.client import Client
 
 HEADS = ("NAME", "STATE", "KIND", "ON", "MAC", "OWNER", "NETNS", "ID")
 
@@ -21,7 +21,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run(options: argparse.Namespace, host: "Host | Remote") -> int:
+def run(options: argparse.Namespace, host: "Host | Client") -> int:
     leases = host.leases(all=options.all)
     if options.json:
         output.print_json(leases=[output.lease_json(lease) for lease in leases])

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tapster.kernel.netns import NAMED
-from tapster.model import Lease, Link, Tenure, Wiring
+from tapster.model import HistoryEntry, Lease, Link, Wiring
 
 VERSION = 1
 
@@ -71,14 +71,14 @@ def link_json(link: Link | None) -> dict[str, Any] | None:
     return None if link is None else link._asdict()
 
 
-def tenure_json(tenure: Tenure) -> dict[str, Any]:
+def tenure_json(entry: HistoryEntry) -> dict[str, Any]:
     """A line of the history as programs see it."""
     return {
-        **tenure._asdict(),
-        "netns": netns_name(tenure.netns) or None,
-        "created": timestamp(tenure.created),
-        "released": timestamp(tenure.released),
-        "ended": timestamp(tenure.ended),
+        **entry._asdict(),
+        "netns": netns_name(entry.netns) or None,
+        "created": timestamp(entry.created),
+        "released": timestamp(entry.released),
+        "ended": timestamp(entry.ended),
     }
 
 

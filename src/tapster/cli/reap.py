@@ -5,8 +5,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tapster.client import Remote
     from tapster.host import Host
+    from tapster.rpc.client import Client
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +15,6 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace, host: "Host | Remote") -> int:
+def run(options: argparse.Namespace, host: "Host | Client") -> int:
     print(f"reaped {host.reap(now=options.now)}")
     return 0

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from tapster.cli import output
 
 if TYPE_CHECKING:
-    from tapster.client import Remote
     from tapster.host import Host
+    from tapster.rpc.client import Client
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -16,16 +16,16 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run(options: argparse.Namespace, host: "Host | Remote") -> int:
-    mended = host.recover(dry_run=options.dry_run)
+def run(options: argparse.Namespace, host: "Host | Client") -> int:
+    repairs = host.recover(dry_run=options.dry_run)
     if options.json:
         output.print_json(
-            mended=[
+            repairs=[
                 {"action": one.action, "lease": output.lease_json(one.lease)}
-                for one in mended
+                for one in repairs
             ]
         )
         return 0
-    for lease, action in mended:
+    for lease, action in repairs:
         print(f"{action} {lease.name} ({lease.state}, {lease.owner or '-'}) {lease.id}")
     return 0

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from tapster.errors import TapsterError
 
 if TYPE_CHECKING:
-    from tapster.client import Remote
     from tapster.host import Host
+    from tapster.rpc.client import Client
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +17,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--netns", metavar="NS", help="where to look for names first")
 
 
-def run(options: argparse.Namespace, host: "Host | Remote") -> int:
+def run(options: argparse.Namespace, host: "Host | Client") -> int:
     failed = False
     for wanted in options.lease:
         try:

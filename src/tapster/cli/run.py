@@ -21,8 +21,8 @@ from tapster.errors import RequestError, TapsterError
 from tapster.model import Lease
 
 if TYPE_CHECKING:
-    from tapster.client import Remote
     from tapster.host import Host
+    from tapster.rpc.client import Client
 
 _PLACE = re.compile(r"(?<!\$)\{(fds?|name|mac|ifindex)(\d*)\}")
 """Not after a dollar: that is a shell's own."""
@@ -42,7 +42,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("command", nargs="...", metavar="COMMAND", help="what to run")
 
 
-def run(options: argparse.Namespace, host: "Host | Remote") -> int:
+def run(options: argparse.Namespace, host: "Host | Client") -> int:
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
         raise RequestError("tapster run needs a COMMAND after --")
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace, host: "Host | Remote") -> int:
             return child.wait()
 
 
-def _release(host: "Host | Remote", lease: Lease) -> None:
+def _release(host: "Host | Client", lease: Lease) -> None:
     """Release; if that fails say so, but keep the command's status."""
     try:
         host.release(lease.id)

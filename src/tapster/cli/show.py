@@ -8,8 +8,8 @@ from tapster.cli import output
 from tapster.errors import ServiceUnavailable
 
 if TYPE_CHECKING:
-    from tapster.client import Remote
     from tapster.host import Host
+    from tapster.rpc.client import Client
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +18,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run(options: argparse.Namespace, host: "Host | Remote") -> int:
+def run(options: argparse.Namespace, host: "Host | Client") -> int:
     lease = host.find(options.lease)
     link = host.link(lease)
     try:
@@ -39,8 +39,8 @@ def run(options: argparse.Namespace, host: "Host | Remote") -> int:
         print(f"{'device':<22}is not there: tapster recover")
     for field, value in link._asdict().items() if link else ():
         print(f"device {field:<15}{value}")
-    for plane, wrong in differences.items():
-        print(f"differs {plane:<14}{wrong}: tapster recover")
+    for backend, wrong in differences.items():
+        print(f"differs {backend:<14}{wrong}: tapster recover")
     return 0
 
 

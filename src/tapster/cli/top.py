@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 
 from tapster.cli import output, watch
 from tapster.cli.ls import HEADS, row
-from tapster.client import connect
 from tapster.errors import NotAllowed
-from tapster.interface import Count, Event
 from tapster.model import Lease, State
-
-if TYPE_CHECKING:
-    from tapster.client import Remote
+from tapster.rpc.client import connect
+from tapster.rpc.interface import Count, Event
 
 EVENTS = 8
 """The latest events that are shown."""
 CLEAR = "\x1b[H\x1b[2J\x1b[3J"
+
+if TYPE_CHECKING:
+    from tapster.rpc.client import Client
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace, host: "Remote") -> int:
+def run(options: argparse.Namespace, host: "Client") -> int:
     events: deque[Event] = deque(maxlen=EVENTS)
     before: dict[str, float] = {}
     last = time.monotonic()
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace, host: "Remote") -> int:
                 events.append(next(told))
 
 
-def _counts(host: "Remote") -> dict[str, float]:
+def _counts(host: "Client") -> dict[str, float]:
     """The figures of interest; none for who may not know them."""
     try:
         return dict(_named(host.statistics()))

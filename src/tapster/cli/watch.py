@@ -5,10 +5,10 @@ import argparse
 from typing import TYPE_CHECKING
 
 from tapster.cli import output
-from tapster.interface import Event
+from tapster.rpc.interface import Event
 
 if TYPE_CHECKING:
-    from tapster.client import Remote
+    from tapster.rpc.client import Client
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +17,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace, host: "Remote") -> int:
+def run(options: argparse.Namespace, host: "Client") -> int:
     for event in host.watch():
         if options.json:
             output.print_json_line(**event._asdict())

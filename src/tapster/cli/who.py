@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from tapster.cli import output
 from tapster.errors import RequestError
-from tapster.model import Tenure
+from tapster.model import HistoryEntry
 
 if TYPE_CHECKING:
-    from tapster.client import Remote
     from tapster.host import Host
+    from tapster.rpc.client import Client
 
 HEADS = ("NAME", "OWNER", "FROM", "RELEASED", "UNTIL", "MAC", "NETNS", "LEASE")
 
@@ -26,13 +26,13 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run(options: argparse.Namespace, host: "Host | Remote") -> int:
+def run(options: argparse.Namespace, host: "Host | Client") -> int:
     at = None if options.at is None else parse_time(options.at, datetime.now())
-    tenures = host.who(options.name, at)
+    entries = host.who(options.name, at)
     if options.json:
-        output.print_json(tenures=[output.tenure_json(one) for one in tenures])
+        output.print_json(entries=[output.tenure_json(one) for one in entries])
     else:
-        output.print_table(HEADS, [_row(one) for one in tenures])
+        output.print_table(HEADS, [_row(one) for one in entries])
     return 0
 
 
@@ -52,7 +52,7 @@ def parse_time(text: str, now: datetime) -> float:
     )
 
 
-def _row(one: Tenure) -> tuple[str, ...]:
+def _row(one: HistoryEntry) -> tuple[str, ...]:
     return (
         one.name,
         one.owner or "-",

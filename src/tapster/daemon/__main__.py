@@ -13,9 +13,9 @@ from tapster.daemon.log import DEBUG, ERROR, INFO, Log
 from tapster.daemon.server import Server
 from tapster.errors import RequestError, TapsterError
 from tapster.host import Host
-from tapster.interface import SOCKET
 from tapster.kernel import failure, systemd, unix
-from tapster.manager import ledger_path
+from tapster.operations.manager import ledger_path
+from tapster.rpc.interface import SOCKET
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

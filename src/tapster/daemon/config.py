@@ -13,7 +13,7 @@ from tapster.errors import RequestError
 from tapster.integrate import acl
 from tapster.integrate.acl import Acl
 from tapster.kernel.unix import Peer
-from tapster.varlink import Unfit, from_json
+from tapster.rpc.varlink import Unfit, from_json
 
 PATH = "/etc/tapster/tapster.toml"
 

@@ -13,7 +13,7 @@ from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 from traceback import format_exception
 from typing import Any
 
-from tapster import __version__, interface, varlink
+from tapster import __version__
 from tapster.daemon import config, policy, scrape
 from tapster.daemon.config import Loaded
 from tapster.daemon.connection import Connection
@@ -26,12 +26,13 @@ from tapster.daemon.upkeep import Upkeep
 from tapster.daemon.worker import Worker
 from tapster.errors import HostError, Overloaded, RequestError, TapsterError
 from tapster.host import Host
-from tapster.interface import INTERFACE, METHODS, NAME, Event
 from tapster.kernel import unix
 from tapster.kernel.watch import Changes, Watch
-from tapster.ledger import FIRST_IFINDEX
+from tapster.ledger.ledger import FIRST_IFINDEX
 from tapster.model import Process
-from tapster.varlink import SERVICE, SERVICE_INTERFACE
+from tapster.rpc import interface, varlink
+from tapster.rpc.interface import INTERFACE, METHODS, NAME, Event
+from tapster.rpc.varlink import SERVICE, SERVICE_INTERFACE
 
 SWEEP = 1.0
 """Seconds between looks for connections that are idle or stalled."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from tapster import doctor, interface
+from tapster import doctor
 from tapster.daemon import policy
 from tapster.daemon.config import Loaded
 from tapster.daemon.log import WARNING, Log
@@ -24,10 +24,11 @@ from tapster.errors import (
     TapsterError,
 )
 from tapster.host import Host
-from tapster.interface import Binding
 from tapster.kernel import process, unix, vhost
 from tapster.model import Lease, Spec, State, Tap, Wiring
-from tapster.varlink import Nothing
+from tapster.rpc import interface
+from tapster.rpc.interface import Binding
+from tapster.rpc.varlink import Nothing
 
 
 class Call(NamedTuple):
@@ -261,12 +262,12 @@ class Service:
 
     def _history(self, call: Call) -> Answer:
         asked: interface.History = call.parameters
-        tenures = tuple(
+        entries = tuple(
             one
             for one in self._host.who(asked.name, asked.at)
             if policy.may_see(self._rules, call.caller, one.user)
         )
-        return Answer(interface.Tenures(tenures))
+        return Answer(interface.HistoryEntries(entries))
 
     def _reopen(self, call: Call) -> Answer:
         asked: interface.Reopen = call.parameters
@@ -302,8 +303,8 @@ class Service:
     def _recover(self, call: Call) -> Answer:
         asked: interface.Recover = call.parameters
         self._permit_rule(call.caller, policy.MAINTAIN)
-        mended = self._host.recover(dry_run=asked.dry_run, told=self._upkeep.mended)
-        return Answer(interface.Recovered(tuple(mended)))
+        repairs = self._host.recover(dry_run=asked.dry_run, told=self._upkeep.repairs)
+        return Answer(interface.Recovered(tuple(repairs)))
 
     def _examine(self, call: Call) -> Answer:
         self._permit_rule(call.caller, policy.MAINTAIN)

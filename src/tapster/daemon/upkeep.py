@@ -11,13 +11,13 @@ from tapster.daemon.log import INFO, WARNING, Log
 from tapster.daemon.metrics import Metrics
 from tapster.errors import HostError, TapsterError
 from tapster.host import Host
-from tapster.interface import Event
 from tapster.kernel import rtnl
 from tapster.kernel.port import HERE
 from tapster.kernel.watch import Changes
-from tapster.lifecycle import Action, Mended
-from tapster.mending import REAP_BATCH
 from tapster.model import Lease, Link, Netns, Process, State
+from tapster.operations.decision import Action, Repair
+from tapster.operations.mending import REAP_BATCH
+from tapster.rpc.interface import Event
 
 EXIT = "the process that the lease was bound to has ended"
 CLOSE = "nobody has the device open any more"
@@ -79,7 +79,7 @@ class Upkeep:
             self._forget_if_gone(cookie, netns)
         self._follow_all()  # before recover looks, so that nothing is missed between
         try:
-            self._host.recover(told=self.mended)
+            self._host.recover(told=self.repairs)
         except TapsterError as error:
             self._log(WARNING, "not-recovered", error=error)
         leases = {lease.id: lease for lease in self._host.leases()}
@@ -209,23 +209,23 @@ class Upkeep:
     def _mend(
         self, ids: Sequence[str], reason: str | None = None, *, wiring: bool = False
     ) -> None:
-        def told(mended: Sequence[Mended]) -> None:
-            self.mended(mended, reason)
+        def told(repairs: Sequence[Repair]) -> None:
+            self.repairs(repairs, reason)
 
         try:
             self._host.mend(ids, wiring=wiring, told=told)
         except TapsterError as error:
             self._log(WARNING, "not-mended", leases=" ".join(ids), error=error)
 
-    def mended(self, mended: Iterable[Mended], reason: str | None = None) -> None:
-        for lease, action in mended:
+    def repairs(self, repairs: Iterable[Repair], reason: str | None = None) -> None:
+        for lease, action in repairs:
             self._metrics.add("recovered", action)
             self._log(INFO, "mended", lease=lease.id, name=lease.name, action=action)
             if action is not Action.REWIRE:
                 self.let_go(lease.id)
             if action is Action.RELEASE:
                 self.say("released", lease, reason or EXIT)
-            elif action is Action.REPLANT:
+            elif action is Action.HOLD_NAME:
                 self.say("replanted", lease, "a placeholder holds the name")
             elif action is Action.CLOSE:
                 self._strange.pop(lease.id, None)

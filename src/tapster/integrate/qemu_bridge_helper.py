@@ -11,11 +11,11 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from tapster import client
 from tapster.errors import NotAllowed, TapsterError
 from tapster.integrate import acl
 from tapster.kernel import unix
 from tapster.model import Tap
+from tapster.rpc import client
 
 ACL = "/etc/qemu/bridge.conf"
 USAGE = "Usage: qemu-bridge-helper [--use-vnet] --br=bridge --fd=unixfd"

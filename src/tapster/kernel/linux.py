@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from tapster.errors import HostError, KernelError, NoSuchLink
 from tapster.kernel import netns, process, rtnl, tun
 from tapster.kernel.failure import failure
-from tapster.kernel.port import HERE, Kernel, LinkChange, Vlans
+from tapster.kernel.port import HERE, LinkChange, Namespace, Vlans
 from tapster.kernel.watch import Watch
 from tapster.model import Link, Mode, Netns, Process
 
@@ -61,7 +61,7 @@ class LinuxSystem:
         # No finer than it is printed, so that what is printed can be asked for.
         return round(time.time(), 3)
 
-    def netns(self, where: str | None) -> "LinuxKernel":
+    def netns(self, where: str | None) -> "LinuxNamespace":
         path = "" if where is None else netns.path_of(where)
         opened = path or netns.OWN
         try:
@@ -73,9 +73,9 @@ class LinuxSystem:
             raise failure(
                 error, f"opening network namespace {opened!r}", "CAP_SYS_ADMIN"
             ) from error
-        return self._kernel(fd, path)
+        return self._namespace(fd, path)
 
-    def find(self, wanted: Netns) -> Kernel | None:
+    def find(self, wanted: Netns) -> Namespace | None:
         try:
             return self._find(wanted)
         except OSError as error:
@@ -83,14 +83,14 @@ class LinuxSystem:
                 error, "looking for a network namespace", "CAP_SYS_ADMIN"
             ) from error
 
-    def _find(self, wanted: Netns) -> Kernel | None:
+    def _find(self, wanted: Netns) -> Namespace | None:
         if wanted.boot != self.boot_id:
             return None
         if netns.cookie() == wanted.cookie:
             return self.netns(None)
         for path in dict.fromkeys([wanted.path, *netns.named()]):
-            if kernel := self._at(path, wanted.cookie):
-                return kernel
+            if namespace := self._at(path, wanted.cookie):
+                return namespace
         if wanted.pidns != netns.pidns() or not wanted.pidns:
             raise HostError(
                 f"whether a process is in network namespace {wanted.cookie} "
@@ -101,13 +101,13 @@ class LinuxSystem:
             with netns.inside(fd):
                 found = netns.cookie() == wanted.cookie
             if found:
-                return self._kernel(os.dup(fd), wanted.path)
+                return self._namespace(os.dup(fd), wanted.path)
         return None
 
-    def _at(self, path: str, cookie: int) -> "LinuxKernel | None":
+    def _at(self, path: str, cookie: int) -> "LinuxNamespace | None":
         """The namespace at `path`, if it has this cookie."""
         try:
-            kernel = self._kernel(netns.open_netns(path), path)
+            namespace = self._namespace(netns.open_netns(path), path)
         except netns.GONE:
             return None
         except PermissionError:
@@ -118,14 +118,14 @@ class LinuxSystem:
             if error.errno == EINVAL:
                 return None  # no namespace any more
             raise
-        if kernel.netns.cookie == cookie:
-            return kernel
-        kernel.close()
+        if namespace.netns.cookie == cookie:
+            return namespace
+        namespace.close()
         return None
 
-    def _kernel(self, fd: int, path: str) -> "LinuxKernel":
+    def _namespace(self, fd: int, path: str) -> "LinuxNamespace":
         try:
-            return LinuxKernel(fd, self.boot_id, path)
+            return LinuxNamespace(fd, self.boot_id, path)
         except BaseException:
             os.close(fd)
             raise
@@ -143,7 +143,7 @@ class LinuxSystem:
             raise failure(error, f"looking at process {bound.pid}") from error
 
 
-class LinuxKernel:
+class LinuxNamespace:
     """One network namespace, with sockets in it to ask and to watch."""
 
     def __init__(self, fd: int, boot_id: str, path: str) -> None:
@@ -388,10 +388,10 @@ class LinuxKernel:
         deleted = rtnl.delete_group_message(group)
         self._execute([*joined, deleted], "deleting devices", ignore=ENODEV)
 
-    def number(self, other: Kernel) -> int:
+    def number(self, other: Namespace) -> int:
         if other.netns.cookie == self._netns.cookie:
             return HERE
-        assert isinstance(other, LinuxKernel)
+        assert isinstance(other, LinuxNamespace)
         try:
             return self._rtnl.nsid(other._fd)
         except OSError as error:

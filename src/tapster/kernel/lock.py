@@ -14,8 +14,8 @@ import os
 import struct
 from contextlib import suppress
 
-from tapster import files
 from tapster.errors import LedgerError
+from tapster.kernel import files
 
 # include/uapi/asm-generic/fcntl.h; the fcntl module has no names for them.
 F_OFD_GETLK = 36

@@ -50,7 +50,7 @@ HERE = -1
 """In place of a namespace's number: the namespace itself."""
 
 
-class Kernel(Protocol):
+class Namespace(Protocol):
     """One network namespace."""
 
     @property
@@ -145,7 +145,7 @@ class Kernel(Protocol):
         The kernel holds the rtnl lock for about 0.5 ms a device.
         """
 
-    def number(self, other: "Kernel") -> int:
+    def number(self, other: "Namespace") -> int:
         """The number by which this namespace knows another, from now on.
 
         Watch calls that namespace so. Of the namespace itself it is HERE.
@@ -175,13 +175,13 @@ class System(Protocol):
     def wallclock(self) -> float:
         """As in `tapster.ledger.Clock`."""
 
-    def netns(self, where: str | None) -> Kernel:
+    def netns(self, where: str | None) -> Namespace:
         """The namespace of this name or path; None is the caller's own.
 
         Raises NoSuchLink if there is none.
         """
 
-    def find(self, netns: Netns) -> Kernel | None:
+    def find(self, netns: Netns) -> Namespace | None:
         """The namespace with this cookie, or None if no way leads to it.
 
         Raises MissingCapability if that cannot be told.

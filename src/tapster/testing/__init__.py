@@ -11,9 +11,9 @@ with tapster.Host(ledger, system=system, reaper=lambda _: None) as host:
     system.advance(5)
 """
 
-from tapster.testing.fake import FakeKernel, FakeSystem
+from tapster.testing.fake import FakeNamespace, FakeSystem
 from tapster.testing.space import Device
 from tapster.testing.stranger import Stranger
 from tapster.testing.world import World
 
-__all__ = ["Device", "FakeKernel", "FakeSystem", "Stranger", "World"]
+__all__ = ["Device", "FakeNamespace", "FakeSystem", "Stranger", "World"]

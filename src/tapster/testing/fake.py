@@ -13,7 +13,7 @@ from errno import EBADFD, ENODEV, EOPNOTSUPP
 from typing import NoReturn
 
 from tapster.errors import HostError, KernelError, NoSuchLink
-from tapster.kernel.port import HERE, Kernel, LinkChange, Vlans
+from tapster.kernel.port import HERE, LinkChange, Namespace, Vlans
 from tapster.model import Link, Mode, Netns, Process
 from tapster.testing.descriptors import Descriptors
 from tapster.testing.space import Device, Space, check_length, has_ipv6, refusal
@@ -55,16 +55,16 @@ class FakeSystem:
     def wallclock(self) -> float:
         return self.world.wallclock
 
-    def netns(self, where: str | None) -> "FakeKernel":
+    def netns(self, where: str | None) -> "FakeNamespace":
         self.begin("open namespace")
         if where is None:
             return self._at(self.world.own)
         path = _path_of(where)
         if path not in self.world.paths:
             raise NoSuchLink(f"there is no network namespace {where!r}")
-        return FakeKernel(self, self.world.paths[path], path)
+        return FakeNamespace(self, self.world.paths[path], path)
 
-    def find(self, netns: Netns) -> "FakeKernel | None":
+    def find(self, netns: Netns) -> "FakeNamespace | None":
         self.begin("find namespace")
         world, cookie = self.looked_at(), netns.cookie
         if netns.boot != world.boot_id:
@@ -74,7 +74,7 @@ class FakeSystem:
         if netns.pidns != PIDNS:
             raise HostError(f"processes of pid namespace {netns.pidns} are not seen")
         if cookie in world.inhabitants.values():
-            return FakeKernel(self, cookie, netns.path)
+            return FakeNamespace(self, cookie, netns.path)
         return None
 
     def process(self, pid: int) -> Process | None:
@@ -85,12 +85,12 @@ class FakeSystem:
             return False
         return self.world.processes.get(process.pid) != process
 
-    def _at(self, cookie: int, path: str = "") -> "FakeKernel":
+    def _at(self, cookie: int, path: str = "") -> "FakeNamespace":
         """The namespace with this cookie, by the best path that leads to it."""
         paths = sorted(path for path, of in self.world.paths.items() if of == cookie)
         if path not in paths:
             path = paths[0] if paths else ""
-        return FakeKernel(self, cookie, path)
+        return FakeNamespace(self, cookie, path)
 
     # What a test does with the machine
 
@@ -164,7 +164,7 @@ class FakeSystem:
         """The whole world as text: equal for worlds that cannot be told apart."""
         return self.looked_at().render()
 
-    # For FakeKernel
+    # For FakeNamespace
 
     def space(self, cookie: int) -> Space:
         """The namespace with this cookie, as it is now."""
@@ -189,7 +189,7 @@ class FakeSystem:
         return file, fd
 
 
-class FakeKernel:
+class FakeNamespace:
     """One network namespace of a FakeSystem."""
 
     def __init__(self, system: FakeSystem, cookie: int, path: str) -> None:
@@ -358,7 +358,7 @@ class FakeKernel:
             self._step("delete group").delete_group(group)
         _raise_first(failures, "deleting devices")
 
-    def number(self, other: Kernel) -> int:
+    def number(self, other: Namespace) -> int:
         self._step("number")
         here = other.netns.cookie == self.netns.cookie
         return HERE if here else other.netns.cookie

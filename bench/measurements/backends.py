@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each backend adds to a start and a stop, and how exact rates are."""
+
+import os
+import select
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from statistics import median
+
+from bench.clock import timed
+from bench.measurements import Run
+from bench.result import Goal, Row, Table, interleave
+from bench.switch import switch
+from bench.ways.tapster import nobody
+from bench.world import World, world
+from tapster import Host, Lease, Rate, Tap
+
+SAMPLES = 20
+"""A round, of each wiring."""
+CROWDS = (1, 100, 900)
+FOREIGN = 10_000
+
+TAP = Tap(bridge="br0")
+PORT = Tap(ovs="ovs0")
+RATE = Rate(10_000, 20_000)
+ADDRESSES = ("192.0.2.5", "2001:db8::5")
+ALL = TAP._replace(filter=True, addresses=ADDRESSES, inbound=RATE, outbound=RATE)
+BRIDGE = "bridge alone"
+WIRINGS = {
+    BRIDGE: TAP,
+    "filter": TAP._replace(filter=True),
+    "filter, 2 addresses": TAP._replace(filter=True, addresses=ADDRESSES),
+    "outbound rate": TAP._replace(outbound=RATE),
+    "inbound rate": TAP._replace(inbound=RATE),
+    "all of it": ALL,
+    "Open vSwitch": PORT,
+    "Open vSwitch, VLAN": PORT._replace(vlan=5),
+    "Open vSwitch, VLAN, both rates": PORT._replace(
+        vlan=5, inbound=RATE, outbound=RATE
+    ),
+}
+
+ASKED = 5_000
+"""Kilobytes a second."""
+WARM, MEASURED = 1.5, 2.0
+"""Seconds until the first burst is over, and of the measurement."""
+FRAME = bytes.fromhex("ffffffffffff") + bytes.fromhex("020000000001") + b"\x88\xb5"
+SIZE = 1500
+FREE, OUTBOUND, INBOUND = "free", "outbound", "inbound"
+
+Times = tuple[float, float]
+"""Milliseconds of an acquire and a release."""
+
+
+def measure(run: Run) -> Iterator[Table]:
+    samples = run.size(SAMPLES, 2)
+    with world(run.program) as place, switch(place.directory, "ovs0"):
+        place.bridge("br0")
+        with _host(place) as host:
+            yield from _added(host, run.rounds, samples)
+    with world(run.program) as place:
+        place.bridge("br0")
+        with _host(place) as host:
+            crowds = [1, 2, 3] if run.small else CROWDS
+            yield _crowded(host, run.rounds, samples, crowds, run.size(FOREIGN, 10))
+    with world(run.program) as place:
+        place.bridge("br0")
+        with _host(place) as host:
+            yield _rates(host, run.rounds, 0.1 if run.small else 1)
+
+
+def _host(place: World) -> Host:
+    return Host(place.directory / "ledger.db", reaper=nobody)
+
+
+def _added(host: Host, rounds: int, samples: int) -> Iterator[Table]:
+    for spec in WIRINGS.values():
+        _pairs(host, spec, 1)  # libraries are loaded
+    ways = {
+        title: partial(_pairs, host, spec, samples) for title, spec in WIRINGS.items()
+    }
+    found = interleave(ways, rounds)
+    for part, verb in enumerate(("start", "stop")):
+        yield Table(
+            f"backends-{verb}",
+            f"What a backend adds to a {verb}",
+            "ms",
+            [Row(title, [one[part] for one in of]) for title, of in found.items()],
+            base=BRIDGE,
+            about="The median. Open vSwitch's daemons do their part in userspace.",
+        )
+
+
+def _crowded(
+    host: Host, rounds: int, samples: int, crowds: Sequence[int], foreign: int
+) -> Table:
+    ways = {
+        BRIDGE: partial(_pairs, host, TAP, samples),
+        "all": partial(_pairs, host, ALL, samples),
+    }
+    rows = []
+
+    def add(title: str) -> None:
+        found = interleave(ways, rounds)
+        for part, verb in enumerate(("start", "stop")):
+            pairs = zip(found["all"], found[BRIDGE], strict=True)
+            ratios = [one[part] / other[part] for one, other in pairs]
+            rows.append(Row(f"{verb} {title}", ratios))
+
+    there = 0
+    for crowd in crowds:
+        for number in range(there, crowd):
+            address = f"198.51.{number // 250}.{number % 250}"
+            spec = ALL._replace(addresses=(address, f"::{number}"), inbound=None)
+            _close(host.acquire(spec))
+        there = crowd
+        add(f"among {crowd:,} leases")
+    _firewall(foreign)
+    add(f"and {foreign:,} rules of others")
+    return Table(
+        "backends-crowd",
+        "Filter and rates on a bridge, among many leases",
+        f"x {BRIDGE}",
+        rows,
+        about="How many times as long as on a bridge alone, measured together.",
+    )
+
+
+def _firewall(rules: int) -> None:
+    accepted = "\n".join(
+        f"ip saddr 10.{n >> 16}.{n >> 8 & 255}.{n & 255} accept" for n in range(rules)
+    )
+    table = f"table inet firewall {{\nchain input {{\n{accepted}\n}}\n}}\n"
+    subprocess.run(["nft", "-f", "-"], input=table, text=True, check=True)
+
+
+def _pairs(host: Host, spec: Tap, samples: int) -> Times:
+    """The medians of some acquires and releases."""
+    times = []
+    for _ in range(samples):
+        acquired, lease = timed(partial(host.acquire, spec))
+        _close(lease)
+        host.link(lease)  # the kernel has noticed the close
+        released, _ = timed(partial(host.release, lease.id))
+        times.append((acquired * 1e3, released * 1e3))
+    host.reap(now=True)
+    acquires, releases = zip(*times, strict=True)
+    return median(acquires), median(releases)
+
+
+def _rates(host: Host, rounds: int, share: float) -> Table:
+    asked = Rate(ASKED)
+    limits: Mapping[str, tuple[Tap, Tap]] = {
+        FREE: (TAP, TAP),
+        OUTBOUND: (TAP._replace(outbound=asked), TAP),
+        INBOUND: (TAP, TAP._replace(inbound=asked)),
+    }
+    found = interleave(
+        {title: partial(_rate, host, *specs, share) for title, specs in limits.items()},
+        rounds,
+    )
+    return Table(
+        "backends-rate",
+        f"What comes through at {ASKED:,} kB/s on a bridge",
+        "kB/s",
+        [Row(title, of) for title, of in found.items()],
+        base=FREE,
+        goals=[
+            Goal(limited, ASKED * bound, least=least)
+            for limited in (OUTBOUND, INBOUND)
+            for bound, least in ((0.9, True), (1.1, False))
+        ],
+        about=f"Frames of {SIZE} bytes from one guest, which sends what it can, to "
+        "another, when the first burst is over.",
+    )
+
+
+def _rate(host: Host, sender: Tap, receiver: Tap, share: float) -> float:
+    """Kilobytes a second; `share` is the part of the usual time that it may take."""
+    from_, to = host.acquire(sender), host.acquire(receiver)
+    (out,), (in_,) = from_.fds, to.fds
+    for fd in (out, in_):
+        os.set_blocking(fd, False)
+    frame = bytes(10) + FRAME + bytes(SIZE - len(FRAME))
+    start = time.perf_counter() + WARM * share
+    received = 0
+    while (now := time.perf_counter()) < start + MEASURED * share:
+        for _ in range(32):
+            os.write(out, frame)
+        while select.select([in_], [], [], 0)[0]:
+            size = len(os.read(in_, 65536)) - 10
+            received += size if now > start and size == SIZE else 0
+    for lease in (from_, to):
+        _close(lease)
+        host.release(lease.id)
+    host.reap(now=True)
+    return received / MEASURED / share / 1e3
+
+
+def _close(lease: Lease) -> None:
+    for fd in lease.fds:
+        os.close(fd)

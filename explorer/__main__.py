@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m explorer [--bound small|full]`: a table.
+
+Ends with 1 if Tapster breaks a promise, or if a known bug is not found.
+"""
+
+import sys
+import time
+
+from explorer.others import known_bugs
+from explorer.scenarios import full, small
+from explorer.search import Explorer, Found, Scenario
+
+BOUNDS = {"small": small, "full": full}
+COLUMNS = "{:<74} {:>10} {:>10} {:>9} {:>10} {:>9} {:>7}"
+
+
+def main(arguments: list[str]) -> int:
+    bound = arguments[1] if arguments[:1] == ["--bound"] and arguments[1:] else "small"
+    if bound not in BOUNDS or len(arguments) not in (0, 2):
+        say("usage: python -m explorer [--bound small|full]")
+        return 2
+    say(f"bound: {bound}; known bugs: up to the first violation, shortest first\n")
+    say(
+        COLUMNS.format(
+            "", "states", "steps", "schedules", "violations", "shortest", "seconds"
+        )
+    )
+    right = True
+    for scenario in known_bugs():
+        right &= look_for(scenario) is not None
+    for scenario in BOUNDS[bound]():
+        right &= explore(scenario)
+    say("" if right else "\nNOT as it should be: see above")
+    return 0 if right else 1
+
+
+def look_for(scenario: Scenario) -> Found | None:
+    """Look for a known bug, and show how it was found."""
+    began = time.monotonic()
+    with Explorer(scenario) as explorer:
+        result = explorer.shortest()
+    length = len(result.found.schedule) if result.found else "-"
+    found = 1 if result.found else "NOT FOUND"
+    row(scenario, result.states, result.steps, "-", found, length, began)
+    return result.found
+
+
+def explore(scenario: Scenario) -> bool:
+    """Put Tapster through a scenario; whether it kept its promises."""
+    began = time.monotonic()
+    with Explorer(scenario) as explorer:
+        result = explorer.explore()
+        found = explorer.shortest().found if result.broken else None
+        idle = explorer.idle()
+    length = len(found.schedule) if found else "-"
+    schedules = f"{result.schedules:.1e}"
+    violations = len(result.broken)
+    name = f"Tapster: {scenario.name}"
+    row(
+        scenario._replace(name=name),
+        result.states,
+        result.steps,
+        schedules,
+        violations,
+        length,
+        began,
+    )
+    if found:
+        say("".join(f"    {line}\n" for line in found.lines))
+        say(f"    {found.schedule}")
+    if idle:
+        say(f"    never acquired anything: {', '.join(sorted(idle))}")
+    return not result.broken and not idle
+
+
+def row(scenario: Scenario, states: int, steps: int, *cells: object) -> None:
+    *shown, began = cells
+    assert isinstance(began, float)
+    seconds = f"{time.monotonic() - began:.1f}"
+    say(COLUMNS.format(scenario.name, states, steps, *map(str, shown), seconds))
+
+
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Backends as the explorer has them: a switch that knows ports by name, and rules.
+
+What they hold is a set of entries. The real backends are tried on real services;
+here it is tried when Host calls them, and what becomes of it in every schedule.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from explorer.calls import Call, Client, Raised
+from tapster.backends.backend import Observed, Stray
+from tapster.errors import ConflictError, ServiceUnavailable
+from tapster.kernel.port import Namespace
+from tapster.model import Lease, State, Wiring
+
+PORTS = "ovs"
+"""The backend whose entries are keyed by name, and whose service may be away."""
+RULES = "filter"
+"""The backend whose entries are keyed by ifindex."""
+
+
+class Entry(NamedTuple):
+    """Something that a backend holds."""
+
+    backend: str
+    key: str | int
+    lease: str
+    """The id in its stamp; "" if it is a stranger's."""
+
+
+class RemotePlane(Client):
+    """Stands for a backend. Each verb is one transaction, so one call."""
+
+    name: str
+
+    def concerns(self, wiring: Wiring) -> bool:
+        return bool(wiring.ovs if self.name == PORTS else wiring.filter)
+
+    def check(self, _: Namespace, __: Wiring) -> None:
+        """It can always be had."""
+
+    def attach(self, _: Namespace, lease: Lease) -> None:
+        key = lease.name if self.name == PORTS else lease.ifindex
+        self._put("attach", (Entry(self.name, key, lease.id),), {})
+
+    def detach(self, _: Namespace | None, lease: Lease) -> None:
+        self._put("detach", (self.name, lease.id), {})
+
+    def observe(self, _: Namespace, leases: Sequence[Lease]) -> Observed:
+        entries: tuple[Entry, ...] = self._put("entries", (self.name,), {})
+        there = {entry.lease for entry in entries}
+        wrong = {}
+        for lease in leases:
+            wants = lease.state is State.ACTIVE and self.concerns(lease.wiring)
+            if lease.state is not State.RESERVED and wants != (lease.id in there):
+                wrong[lease.id] = "missing" if wants else "left"
+        others = there - {lease.id for lease in leases} - {""}
+        return Observed(wrong, tuple(Stray(one, self.name) for one in sorted(others)))
+
+    def remove(self, _: Namespace, stray: Stray) -> None:
+        self._put("detach", (self.name, stray.lease), {})
+
+
+def answer(
+    entries: frozenset[Entry], away: bool, call: Call
+) -> tuple[frozenset[Entry], bool, Any]:
+    """What a call does to the entries, and whether the switch is away after it."""
+    if call.verb in ("stop", "start"):
+        return entries, call.verb == "stop", None
+    if call.verb == "attach":
+        (new,) = call.args
+        if away and new.backend == PORTS:
+            return entries, away, Raised(ServiceUnavailable, "away", 0)
+        same = {one for one in entries if one[:2] == new[:2]}
+        if Entry(new.backend, new.key, "") in same:
+            return entries, away, Raised(ConflictError, f"{new.key} is in use", 0)
+        before = {
+            one for one in entries if (one.backend, one.lease) == (new[0], new[2])
+        }
+        return entries - same - before | {new}, away, None
+    backend = call.args[0]
+    if away and backend == PORTS:
+        return entries, away, Raised(ServiceUnavailable, "away", 0)
+    if call.verb == "entries":
+        found = sorted(one for one in entries if one.backend == backend)
+        return entries, away, tuple(found)
+    if call.verb == "add_port":  # a stranger's
+        return entries | {Entry(backend, call.args[1], "")}, away, None
+    field = 2 if call.verb == "detach" else 1
+    assert call.verb in ("detach", "del_port")
+    gone = {one for one in entries if one[0] == backend and one[field] == call.args[1]}
+    return entries - gone, away, None

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What actors do: the operations that scenarios are made of."""
+
+from typing import Any
+
+from explorer.backends import PORTS
+from explorer.calls import Call
+from explorer.kernels import BRIDGE, LOWER
+from explorer.script import (
+    Actor,
+    ExploredHost,
+    Failed,
+    Held,
+    Op,
+    Script,
+    held_in,
+)
+from tapster.errors import TapsterError
+from tapster.model import Macvtap, Spec, Tap
+
+FIN_WAIT = 5.0
+ADMINISTRATOR = "administrator"
+
+# Tapster
+
+
+TAP = Tap(bridge=BRIDGE, fin_wait=FIN_WAIT)
+"""The usual request."""
+GUARDED = TAP._replace(filter=True)
+PORT = Tap(ovs="ovs0", fin_wait=FIN_WAIT)
+MACVTAP = Macvtap(link=LOWER, fin_wait=FIN_WAIT)
+
+
+def acquire(
+    *specs: Spec, bound: bool = False, make: type[ExploredHost] = ExploredHost
+) -> Op:
+    """Acquire devices, by default one TAP, and start a machine with them.
+
+    If `bound`, the leases end with the machine's process.
+    """
+
+    def run(actor: Actor) -> Held | tuple[Held, ...] | Failed:
+        wanted = [spec._replace(owner=actor.name) for spec in specs or (TAP,)]
+        pid = actor.ask(Call("machine", "pid")) if bound else None
+        try:
+            leases = actor.host(make).acquire_all(wanted, pid=pid)
+            got = tuple(Held.of(lease) for lease in leases)
+            return got if len(got) > 1 else got[0]
+        except TapsterError as error:
+            return Failed(type(error).__name__)
+
+    return Op("acquire", run)
+
+
+def _stop(actor: Actor) -> Any:
+    actor.ask(Call("machine", "stop", (actor.name,)))
+    return actor.memory
+
+
+STOP = Op("stop", _stop)
+"""The machine stops. Nobody has noticed yet."""
+
+
+def release(*, make: type[ExploredHost] = ExploredHost) -> Op:
+    """Release what was acquired."""
+
+    def do(host: ExploredHost, memory: Any) -> None:
+        for held in held_in(memory):
+            host.release(held.lease)
+
+    return _op("release", do, make)
+
+
+def change(
+    owner: str, *, make: type[ExploredHost] = ExploredHost, **changes: Any
+) -> Op:
+    """Change what somebody's device is connected to, if there is one."""
+
+    def do(host: ExploredHost, _: Any) -> None:
+        for lease in host.leases():
+            if lease.owner == owner:
+                host.set(lease.id, **changes)
+
+    return _op("change", do, make)
+
+
+def recover(*, after: int = 0, make: type[ExploredHost] = ExploredHost) -> Op:
+    """Recover; not before so many actors were killed."""
+    return _op("recover", lambda host, _: host.recover(), make, after)
+
+
+def settle() -> Op:
+    """Mend what the dead have left, as every command does first."""
+    return _op("settle", lambda host, _: host.settle(), ExploredHost)
+
+
+def reap(*, make: type[ExploredHost] = ExploredHost) -> Op:
+    """Delete what has waited long enough."""
+    return _op("reap", lambda host, _: host.reap(), make)
+
+
+def _op(name: str, do: Any, make: type[ExploredHost], after: int = 0) -> Op:
+    def run(actor: Actor) -> Any:
+        if after:
+            actor.ask(Call("machine", "killed", (after,)))
+        try:
+            do(actor.host(make), actor.memory)
+        except TapsterError as error:
+            return Failed(type(error).__name__)
+        return actor.memory
+
+    return Op(name, run)
+
+
+def manager(name: str, *specs: Spec, make: type[ExploredHost] = ExploredHost) -> Script:
+    """Whoever runs one machine: it acquires, the machine stops, it releases."""
+    return Script(
+        name, (acquire(*specs, make=make), STOP, release(make=make)), mortal=True
+    )
+
+
+def setter(
+    owner: str, *, make: type[ExploredHost] = ExploredHost, **changes: Any
+) -> Script:
+    """Somebody who changes what another's device is connected to."""
+    changes = changes or {"isolated": True}
+    return Script("setter", (change(owner, make=make, **changes),), mortal=True)
+
+
+def bound(name: str) -> Script:
+    """A manager of a machine that stops by itself: see `machine`."""
+
+    def notice(actor: Actor) -> Any:
+        actor.ask(Call("machine", "stopped", (name,)))
+        return actor.memory
+
+    return Script(
+        name, (acquire(bound=True), Op("notice", notice), release()), mortal=True
+    )
+
+
+def machine(owner: str) -> Script:
+    """The machine of a `bound` manager; it outlives that, and stops some time."""
+
+    def run(actor: Actor) -> Any:
+        actor.ask(Call("machine", "stop", (owner,)))
+
+    return outsider(f"{owner}'s machine", Op("run", run))
+
+
+# Others
+
+
+def outsider(name: str, *ops: Op) -> Script:
+    return Script(name, ops, ours=False)
+
+
+def outside(name: str, *calls: tuple[str, *tuple[Any, ...]]) -> Op:
+    """Some calls one after the other; what fails is left."""
+
+    def run(actor: Actor) -> Any:
+        for verb, *args in calls:
+            _try(actor, verb, *args)
+        return actor.memory
+
+    return Op(name, run)
+
+
+def _try(actor: Actor, verb: str, *args: Any) -> Any:
+    try:
+        return actor.ask(Call("outside", verb, args))
+    except TapsterError:
+        return None
+
+
+def foreign(name: str = "vnet0") -> Script:
+    """A program that takes a name for a device of its own, then frees it."""
+
+    def take(actor: Actor) -> Any:
+        made = _try(actor, "take", name)
+        return Failed("taken") if made is None else made
+
+    def free(actor: Actor) -> Any:
+        _try(actor, "free", actor.memory)
+
+    return outsider("foreign", Op("take", take), Op("free", free))
+
+
+def late_cleanup(owner: str, *verbs: str, by: str = "stranger") -> Script:
+    """Somebody who cleans up by name after a machine has stopped, and is late."""
+
+    def run(actor: Actor) -> Any:
+        name = actor.ask(Call("machine", "stopped", (owner,)))
+        for verb in verbs or ("nomaster", "down", "delete"):
+            _try(actor, verb, name)
+
+    return outsider(by, Op("late", run))
+
+
+def switch() -> Script:
+    """The switch's service goes away, and comes back."""
+
+    def run(verb: str) -> Op:
+        return Op(verb, lambda actor: actor.ask(Call("backend", verb)))
+
+    return outsider("switch", run("stop"), run("start"))
+
+
+def late_port_cleanup(owner: str) -> Script:
+    """Somebody who deletes a stopped machine's port by name, and is late."""
+
+    def run(actor: Actor) -> Any:
+        name = actor.ask(Call("machine", "stopped", (owner,)))
+        actor.ask(Call("backend", "del_port", (PORTS, name)))
+
+    return outsider("stranger", Op("late", run))
+
+
+def foreign_port(name: str = "vnet0") -> Script:
+    """A program that makes a device of its own with this name, and a port for it."""
+
+    def run(actor: Actor) -> Any:
+        if _try(actor, "take", name) is not None:
+            actor.ask(Call("backend", "add_port", (PORTS, name)))
+
+    return outsider("foreign", Op("take", run))
+
+
+def administrator(verb: str, *args: str) -> Script:
+    """A person who does one thing to one device, by name."""
+    return outsider(ADMINISTRATOR, outside("meddle", (verb, *args)))
+
+
+def clock() -> Script:
+    """FIN WAIT passes, once."""
+
+    def run(actor: Actor) -> Any:
+        actor.ask(Call("clock", "pass"))
+
+    return outsider("time", Op("pass", run))
+
+
+def _wait(actor: Actor) -> Any:
+    actor.ask(Call("clock", "pass"))
+
+
+AGAIN = "again"
+
+
+def ending(make: type[ExploredHost] = ExploredHost) -> Script:
+    """What is done when nobody can go on: a last recover, then a last reap."""
+    return Script(
+        "end",
+        (
+            recover(make=make),
+            recover(make=make)._replace(name=AGAIN),
+            Op("wait", _wait),
+            reap(make=make),
+            reap(make=make)._replace(name=AGAIN),
+        ),
+    )

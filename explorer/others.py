@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ways to name devices that are known to be broken, as small models.
+
+Each is what some program does, or Tapster with one of its protections taken
+away. The explorer has to find what is wrong with every one of them; it would
+be no judge of Tapster if it did not.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from explorer.backends import RemotePlane
+from explorer.calls import Call, RemoteKernel, RemoteLedger
+from explorer.invariants import HARM, STEP
+from explorer.kernels import BRIDGE
+from explorer.ops import (
+    PORT,
+    STOP,
+    TAP,
+    acquire,
+    administrator,
+    ending,
+    foreign,
+    foreign_port,
+    late_cleanup,
+    manager,
+    outsider,
+    recover,
+    release,
+    setter,
+    switch,
+)
+from explorer.script import (
+    Actor,
+    ExploredHost,
+    Failed,
+    Held,
+    Op,
+    Script,
+    Wired,
+)
+from explorer.search import Scenario
+from tapster.errors import NameTaken, TapsterError
+from tapster.host import Plan
+from tapster.kernel.port import Namespace
+from tapster.model import Lease
+
+# Programs that name devices in other ways. The machine's process holds the
+# device open: when it stops, the kernel deletes the device at once. Its manager
+# learns of that later, and then cleans up by name.
+
+
+def _outside(actor: Actor, verb: str, *args: Any) -> Any:
+    return actor.ask(Call("outside", verb, args))
+
+
+def _daemon(actor: Actor, verb: str, *args: Any) -> Any:
+    return actor.ask(Call("daemon", verb, args))
+
+
+def _by_kernel(actor: Actor) -> Any:
+    """The kernel chooses the name."""
+    return _outside(actor, "open", "vnet%d")
+
+
+def _by_bitmap(actor: Actor) -> Any:
+    """The lowest number that this daemon has not given out."""
+    return _outside(actor, "open", f"vnet{_daemon(actor, 'lowest')}")
+
+
+def _by_counter(actor: Actor) -> Any:
+    """The next number whose name is not in use: asked first, made then."""
+    while True:
+        name = f"vnet{_daemon(actor, 'next')}"
+        if not _outside(actor, "exists", name):
+            return _outside(actor, "open", name)
+
+
+def _by_force(actor: Actor) -> Any:
+    """One name for each machine; whatever has it is deleted first."""
+    name = "vnet0" if actor.name == "A" else "vnet1"
+    if _outside(actor, "exists", name):
+        _outside(actor, "delete", name)
+    return _outside(actor, "open", name)
+
+
+def program(name: str, make: Callable[[Actor], Any]) -> Script:
+    """A manager's part for one machine: make, wire, and later clean up by name."""
+
+    def start(actor: Actor) -> Held | Failed:
+        try:
+            handle, ifindex, device = make(actor)
+            _outside(actor, "connect", device)
+        except TapsterError as error:
+            return Failed(str(error))
+        return Held(str(handle), device, ifindex, BRIDGE)
+
+    def stop(actor: Actor) -> Any:
+        actor.ask(Call("machine", "stop", (actor.name,)))
+        _try_outside(actor, "close", int(actor.memory.lease))
+        return actor.memory
+
+    def clean(actor: Actor) -> None:
+        _daemon(actor, "give_back", actor.memory.name)
+        _try_outside(actor, "nomaster", actor.memory.name)
+
+    return Script(name, (Op("acquire", start), Op("stop", stop), Op("clean", clean)))
+
+
+def restart() -> Script:
+    """The daemon is started anew: what it had in memory is lost."""
+    return outsider("restart", Op("restart", lambda actor: _daemon(actor, "restart")))
+
+
+# Tapster, each time with one protection taken away
+
+
+class Inclusive(RemoteKernel):
+    """Taps are made without the flag that refuses to attach to another's."""
+
+    def create_tap(self, *args: object, **_: object) -> tuple[int, ...]:
+        self._ask(Call("outside", "attach", args))
+        return ()
+
+
+class WithoutExclusive(ExploredHost):
+    namespace: type[RemoteKernel] = Inclusive
+
+
+class RowLast(ExploredHost):
+    """The row is written when the device is there, not before."""
+
+    def _reserve(self, plans: Sequence[Plan]) -> list[Lease]:
+        (plan,) = plans
+        ledger: Any = self._ledger
+        named = {"manager": self._me(), "changed": self._namespace.changed_links}
+        wanted = self._namespace.netns, [plan.reservation]
+        (guess,) = ledger.peek(*wanted, taken=self._namespace.ifindex, **named)
+        self._create(plan, guess)
+        (lease,) = ledger.reserve(*wanted, taken=lambda _: 0, **named)
+        if lease.ifindex != guess.ifindex:
+            self._namespace.delete_links([guess.ifindex])
+            ledger.end([lease.id])
+            raise NameTaken(lease.name)
+        return [lease]
+
+    def _make(self, plan: Plan, lease: Lease) -> Lease:
+        return lease
+
+
+class DeletesByName(ExploredHost):
+    def _delete(self, namespace: Namespace, leases: Sequence[Lease]) -> None:
+        for lease in leases:
+            if ifindex := namespace.ifindex(lease.name):
+                namespace.delete_links([ifindex])
+
+
+class Unclaimed(RemoteLedger):
+    """A ledger in which nobody claims what is worked on."""
+
+    def claim_free(self, ids: object, _: int, alive: object) -> Any:
+        return self._put("claim_free", (ids, None, alive), {})
+
+    def claim_due(self, _: int, alive: object, **named: Any) -> Any:
+        return self._put("claim_due", (None, alive), named)
+
+
+class WithoutClaims(ExploredHost):
+    ledger: type[RemoteLedger] = Unclaimed
+
+
+class UnclaimedReservations(RemoteLedger):
+    """A ledger in which a lease that is being acquired looks abandoned."""
+
+    def reserve(self, *args: Any, **named: Any) -> Any:
+        return self._put("reserve", args, {**named, "manager": None})
+
+
+class WithoutReservationClaims(ExploredHost):
+    ledger: type[RemoteLedger] = UnclaimedReservations
+
+
+class WithoutPlaceholder(ExploredHost):
+    def _plant(self, namespace: Namespace, lease: Lease) -> None:
+        """Let the name go."""
+
+
+AT_ONCE = TAP._replace(fin_wait=0)
+
+
+class DeletesByNameInPlanes(RemotePlane):
+    """A backend that takes down whatever has the device's name."""
+
+    def detach(self, _: Namespace | None, lease: Lease) -> None:
+        self._put("del_port", (self.name, lease.name), {})
+
+
+class WithoutPortIdentity(Wired):
+    backend: type[RemotePlane] = DeletesByNameInPlanes
+
+
+class WithoutWaitingForPlanes(Wired):
+    def _detach(self, namespace: Namespace | None, lease: Lease) -> None:
+        """Go on if a backend cannot be reached."""
+        with suppress(TapsterError):
+            super()._detach(namespace, lease)
+
+
+class WithoutLookingForReleases(ExploredHost):
+    def _rest_if_released(self, _: Namespace, __: str) -> bool:
+        return False
+
+
+def known_bugs() -> list[Scenario]:
+    """Each has a violation that must be found."""
+    late = late_cleanup("A", "delete")
+    return [
+        _program("kernel chooses the name", _by_kernel),
+        _program("lowest free number, in memory", _by_bitmap),
+        _program("counter in memory, and a restart", _by_counter, restart()),
+        _program("counter: looks, then makes", _by_counter, foreign()),
+        _program("exists? delete it, then make", _by_force, foreign("vnet1")),
+        Scenario(
+            "Tapster without FIN WAIT",
+            (manager("A", AT_ONCE), manager("B", AT_ONCE), late_cleanup("A")),
+            checks=STEP,
+        ),
+        _without("the exclusive flag", WithoutExclusive, foreign()),
+        _without("the row written first", RowLast),
+        _without("deleting by identity", DeletesByName, late, foreign()),
+        _without("claims", WithoutClaims, late),
+        _without("claims on reservations", WithoutReservationClaims),
+        _without("placeholders", WithoutPlaceholder, late),
+        _with_port(
+            "the lease's mark on its port",
+            WithoutPortIdentity,
+            administrator("delete", "vnet0"),
+            foreign_port(),
+        ),
+        _with_port("waiting for its port", WithoutWaitingForPlanes, switch()),
+        Scenario(
+            "Tapster without looking for a release when it rewires",
+            (manager("A"), setter("A", make=WithoutLookingForReleases)),
+            checks=STEP,
+        ),
+    ]
+
+
+def _program(name: str, make: Callable[[Actor], Any], *more: Script) -> Scenario:
+    scripts = (program("A", make), program("B", make), *more)
+    return Scenario(name, scripts, checks=HARM, end=None)
+
+
+def _without(what: str, make: type[ExploredHost], *more: Script) -> Scenario:
+    """One machine, and a recover at any time. Only harm counts as a violation."""
+    manager = Script("A", (acquire(make=make), STOP, release(make=make)), mortal=True)
+    mending = Script("recover", (recover(make=make),))
+    return Scenario(
+        f"Tapster without {what}",
+        (manager, mending, *more),
+        kills=1,
+        checks=STEP,
+        end=ending(make),
+    )
+
+
+def _with_port(what: str, make: type[ExploredHost], *more: Script) -> Scenario:
+    """One machine on a switch that knows ports by name."""
+    scripts = (manager("A", PORT._replace(fin_wait=0), make=make), *more)
+    name = f"Tapster without {what}"
+    return Scenario(name, scripts, checks=STEP, end=ending(make))
+
+
+def _try_outside(actor: Actor, verb: str, *args: Any) -> None:
+    with suppress(TapsterError):
+        _outside(actor, verb, *args)

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Tapster is put through, within each bound."""
+
+from explorer.ops import (
+    GUARDED,
+    MACVTAP,
+    PORT,
+    TAP,
+    administrator,
+    bound,
+    clock,
+    ending,
+    foreign,
+    foreign_port,
+    late_cleanup,
+    late_port_cleanup,
+    machine,
+    manager,
+    reap,
+    recover,
+    setter,
+    settle,
+    switch,
+)
+from explorer.script import ExploredHost, Script, Wired
+from explorer.search import Scenario
+
+
+def _recover(
+    name: str = "recover", after: int = 0, make: type[ExploredHost] = ExploredHost
+) -> Script:
+    return Script(name, (recover(after=after, make=make),), mortal=True)
+
+
+def _reaper(make: type[ExploredHost] = ExploredHost) -> Script:
+    return Script("reaper", (reap(make=make),), mortal=True)
+
+
+def _settler() -> Script:
+    return Script("settler", (settle(),), mortal=True)
+
+
+def small() -> list[Scenario]:
+    """A minute or so."""
+    a, b = manager("A"), manager("B")
+    once, ever = _recover(after=1), _recover()
+    return [
+        Scenario("two managers, a late cleanup", (a, b, late_cleanup("A"))),
+        Scenario("two managers, a foreign program", (a, b, foreign())),
+        Scenario("two managers, a crash, recover", (a, b, once), 1),
+        Scenario(
+            "a manager, recover any time, a crash, a late delete",
+            (a, ever, late_cleanup("A", "delete")),
+            1,
+        ),
+        Scenario(
+            "a manager, a reaper, time, a late delete",
+            (a, _reaper(), clock(), late_cleanup("A", "delete")),
+        ),
+        Scenario("a manager, a reaper, recover, time", (a, _reaper(), ever, clock())),
+        Scenario(
+            "a manager, an administrator deletes, a foreign program",
+            (a, administrator("delete", "vnet0"), foreign()),
+        ),
+        Scenario(
+            "a manager, an administrator renames, recover",
+            (a, administrator("rename", "vnet0", "lan0"), ever),
+        ),
+        Scenario(
+            "one name, two managers, a late delete, time, a reaper",
+            (
+                manager("A", TAP._replace(name="web")),
+                manager("B", TAP._replace(name="web")),
+                late_cleanup("A", "delete"),
+                clock(),
+                _reaper(),
+            ),
+        ),
+        Scenario(
+            "a machine that stops by itself, settle, a crash, a late delete",
+            (bound("A"), machine("A"), _settler(), late_cleanup("A", "delete")),
+            1,
+        ),
+        Scenario(
+            "a manager, two late deletes, recover",
+            (
+                a,
+                late_cleanup("A", "delete"),
+                late_cleanup("A", "delete", by="another"),
+                ever,
+            ),
+        ),
+        Scenario("a manager, a late cleanup, recover", (a, late_cleanup("A"), ever)),
+        Scenario(
+            "a crash, and one in recover", (a, once, _recover("second", after=2)), 2
+        ),
+        Scenario(
+            "an administrator takes a device off its bridge, recover",
+            (a, administrator("nomaster", "vnet0"), ever),
+        ),
+        Scenario(
+            "an administrator takes a device down, recover, a crash",
+            (a, administrator("down", "vnet0"), ever),
+            1,
+        ),
+        Scenario(
+            "a change while the machine stops, a crash, recover",
+            (a, setter("A"), once),
+            1,
+        ),
+        Scenario(
+            "two machines with macvtaps", (manager("A", MACVTAP), manager("B", MACVTAP))
+        ),
+        Scenario(
+            "a machine with a tap and a macvtap, a foreign program, a crash, recover",
+            (manager("A", TAP, MACVTAP), foreign(), once),
+            1,
+        ),
+        *(one for one in with_planes() if one.name in SMALL_WITH_PLANES),
+    ]
+
+
+SMALL_WITH_PLANES = (
+    "two ports of a switch, a late cleanup by name",
+    "a port, a crash, recover",
+    "rules, a crash, recover",
+    "a port, its switch goes and comes, a reaper, time",
+    "two ports without FIN WAIT",
+)
+
+
+def with_planes() -> list[Scenario]:
+    """Machines whose devices are in backends that outlive them."""
+    a, b = manager("A", PORT, make=Wired), manager("B", PORT, make=Wired)
+    at_once = PORT._replace(fin_wait=0)
+    a0, b0 = manager("A", at_once, make=Wired), manager("B", at_once, make=Wired)
+    guarded = manager("A", GUARDED, make=Wired)
+    once = _recover(after=1, make=Wired)
+    reaper, end = _reaper(Wired), ending(Wired)
+    scenarios = [
+        Scenario(
+            "two ports of a switch, a late cleanup by name",
+            (a, b, late_port_cleanup("A")),
+        ),
+        Scenario("a port, a crash, recover", (a, once), 1),
+        Scenario("rules, a crash, recover", (guarded, once), 1),
+        Scenario(
+            "a port, its switch goes and comes, a reaper, time",
+            (a, switch(), reaper, clock()),
+        ),
+        Scenario("two ports without FIN WAIT", (a0, b0)),
+        Scenario("two ports without FIN WAIT, a crash, recover", (a0, b0, once), 1),
+        Scenario(
+            "two ports without FIN WAIT, the switch goes and comes",
+            (a0, b0, switch()),
+        ),
+        Scenario(
+            "a port, its switch goes and comes, a crash, recover",
+            (a, switch(), once),
+            1,
+        ),
+        Scenario(
+            "a port, an administrator deletes, a foreign port, recover",
+            (a, administrator("delete", "vnet0"), foreign_port(), _recover(make=Wired)),
+        ),
+        Scenario(
+            "rules, a change while the machine stops, a crash, recover",
+            (guarded, setter("A", make=Wired, filter=False), once),
+            1,
+        ),
+    ]
+    return [one._replace(end=end) for one in scenarios]
+
+
+def full() -> list[Scenario]:
+    """Up to an hour or so."""
+    a, b, c = manager("A"), manager("B"), manager("C")
+    once, ever = _recover(after=1), _recover()
+    late, delete = late_cleanup("A"), late_cleanup("A", "delete")
+    return [
+        *small(),
+        Scenario("three managers", (a, b, c)),
+        Scenario(
+            "two managers, a foreign program, a late cleanup, a crash, recover",
+            (a, b, foreign(), late, once),
+            1,
+        ),
+        Scenario(
+            "two recovers, a late delete, time",
+            (a, ever, _recover("other"), delete, clock()),
+        ),
+        Scenario(
+            "a machine that stops by itself, settle, recover, two crashes",
+            (bound("A"), machine("A"), _settler(), ever),
+            2,
+        ),
+        Scenario(
+            "a machine that stops by itself, settle, recover, a late delete, time",
+            (bound("A"), machine("A"), _settler(), ever, delete, clock()),
+        ),
+        Scenario(
+            "a recover, a reaper, a late delete, time, a foreign program",
+            (a, ever, _reaper(), delete, clock(), foreign()),
+        ),
+        Scenario(
+            "a crash, and one in recover, a late delete, a foreign program",
+            (a, ever, _recover("second", after=1), delete, foreign()),
+            2,
+        ),
+        Scenario(
+            "two managers, an administrator deletes, a foreign program, a reaper",
+            (a, b, administrator("delete", "vnet0"), foreign(), clock(), _reaper()),
+        ),
+        Scenario(
+            "two managers, a late cleanup, time, a reaper, a crash, recover",
+            (a, b, late, clock(), _reaper(), once),
+            1,
+        ),
+        Scenario(
+            "a change while the machine stops, recover any time, a crash",
+            (a, setter("A"), ever),
+            1,
+        ),
+        Scenario(
+            "two machines with macvtaps, a foreign program, a crash, recover",
+            (manager("A", MACVTAP), manager("B", MACVTAP), foreign(), once),
+            1,
+        ),
+        *(one for one in with_planes() if one.name not in SMALL_WITH_PLANES),
+    ]

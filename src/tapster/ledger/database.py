@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ledger's file: making, opening, refusing and changing it whole or not at all.
+
+SQLite in WAL mode with `synchronous=NORMAL`: a transaction survives any death of
+the process. A power cut may lose the last ones, and takes the devices with it.
+
+A trap decides how the file is looked at. POSIX locks belong to the process, and
+closing any descriptor of a file drops them all (fcntl(2)). So the file must never
+be opened but through SQLite, which knows this, not even for a look at its header:
+that would unlock it under another ledger of the same process.
+"""
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+
+from tapster.errors import LedgerDamaged, LedgerError, LedgerTooNew
+from tapster.kernel import files
+
+APPLICATION_ID = 0x54415053
+SCHEMA_VERSION = 1
+BUSY_SECONDS = 30.0
+LOG_TRIES = 100
+LOOKS = 3
+
+MIGRATIONS: dict[int, str] = {}
+"""SQL that brings schema version n to n + 1. None has been needed yet."""
+
+
+class Database:
+    """One open ledger file. May be used by one thread at a time.
+
+    Every method raises LedgerDamaged, LedgerTooNew or LedgerError when the file
+    cannot be used; then nothing was changed.
+    """
+
+    def __init__(
+        self, path: str, populate: Callable[[sqlite3.Connection], None]
+    ) -> None:
+        """Open the file; make it, and its directory, if missing.
+
+        `populate` is called once in a ledger's life, inside the transaction
+        that makes it.
+        """
+        self.path = path
+        with self.translated():
+            _refuse_unknown(path)
+            self.connection = _connect(path)
+            try:
+                self._prepare(populate)
+                self._inode = os.stat(path).st_ino
+            except BaseException:
+                self.connection.close()
+                raise
+
+    def close(self) -> None:
+        self.connection.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All of the block's changes or none, and nobody else's meanwhile."""
+        with self.translated():
+            self._refuse_another_file()
+            with _transaction(self.connection, "IMMEDIATE"):
+                yield
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Errors of SQLite and of the file as errors of the ledger."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            if str(error).startswith("Could not decode"):
+                raise _damaged(self.path, str(error)) from error
+            raise LedgerError(f"ledger {self.path!r}: {error}") from error
+        except (sqlite3.ProgrammingError, sqlite3.IntegrityError) as error:
+            raise LedgerError(f"ledger {self.path!r}: {error}") from error
+        except sqlite3.DatabaseError as error:
+            raise _damaged(self.path, str(error)) from error
+        except UnicodeDecodeError as error:  # even SQLite's complaint is garbled
+            raise _damaged(self.path, str(error)) from error
+        except OSError as error:
+            raise LedgerError(f"ledger {self.path!r}: {error.strerror}") from error
+
+    def _prepare(self, populate: Callable[[sqlite3.Connection], None]) -> None:
+        if _version(self.connection, self.path) < SCHEMA_VERSION:
+            with _transaction(self.connection, "EXCLUSIVE"):
+                version = _version(self.connection, self.path)
+                if version == 0:
+                    _make(self.connection, populate)
+                    version = SCHEMA_VERSION
+                for step in range(version, SCHEMA_VERSION):
+                    _run(self.connection, MIGRATIONS[step])
+                self.connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        self._use_log()
+
+    def _use_log(self) -> None:
+        """Switch to the write-ahead log, if nobody has: a maker may have died first.
+
+        After the schema is there: so it is in the file itself, where an earlier
+        release looks, and not only in the log. Two that switch at once refuse
+        each other without waiting, whatever the timeout; so wait for a turn.
+        """
+        for _ in range(LOG_TRIES):
+            (mode,) = self.connection.execute("PRAGMA journal_mode").fetchone()
+            if mode == "wal":
+                return
+            with suppress(sqlite3.OperationalError):
+                self.connection.execute("PRAGMA journal_mode = WAL")
+                return
+            with _transaction(self.connection, "EXCLUSIVE"):
+                pass
+        raise LedgerError(f"ledger {self.path!r} cannot be switched to its log")
+
+    def _refuse_another_file(self) -> None:
+        """A ledger deleted or replaced under us would take writes and lose them."""
+        inode = None
+        with suppress(FileNotFoundError):
+            inode = os.stat(self.path).st_ino
+        if inode != self._inode:
+            raise LedgerError(
+                f"ledger {self.path!r} was deleted or replaced while in use"
+            )
+
+
+_OF_ANOTHER_KIND = "it is a database of another kind"
+
+
+def _connect(path: str) -> sqlite3.Connection:
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    files.make(path)  # a file that was there may not be opened here, see above
+    # isolation_level None: transactions begin and end where the code says so.
+    # A Host may be shared by threads; it lets one in at a time.
+    connection = sqlite3.connect(
+        path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+    )
+    try:
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA foreign_keys = ON")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _refuse_unknown(path: str) -> None:
+    """Refuse a file that is no ledger of ours before SQLite can leave a trace.
+
+    `immutable` makes SQLite read and nothing else. It also makes it believe the
+    file alone: with a journal beside it that is nothing to go by, and with a log
+    only that the application id has been in the file since it was made.
+    """
+    if not os.path.exists(path) or os.stat(path).st_size == 0:
+        return
+    for look in range(LOOKS):
+        if os.path.exists(path + "-journal"):
+            return
+        try:
+            _look(path)
+            return
+        except sqlite3.DatabaseError:
+            # Half of another process's checkpoint looks like damage. While that
+            # goes on there is a log, and SQLite, which waits for it, will judge;
+            # if it has just ended, another look is right.
+            if os.path.exists(path + "-wal"):
+                return
+            if look == LOOKS - 1:
+                raise
+
+
+def _look(path: str) -> None:
+    """Look at the file without leaving a trace. Raises if it is no ledger of ours."""
+    quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    uri = f"file:{quoted}?mode=ro&immutable=1"
+    with closing(sqlite3.connect(uri, uri=True)) as connection:
+        if os.path.exists(path + "-wal"):
+            (application,) = connection.execute("PRAGMA application_id").fetchone()
+            if application != APPLICATION_ID:
+                raise _damaged(path, _OF_ANOTHER_KIND)
+            return
+        if _version(connection, path) == 0:
+            raise _damaged(path, "it has no schema")
+        connection.execute("SELECT sql FROM sqlite_schema").fetchall()
+        if not connection.execute("SELECT 1 FROM meta").fetchone():
+            raise _damaged(path, "it has no settings")
+
+
+def _version(connection: sqlite3.Connection, path: str) -> int:
+    """The schema's version; 0 if the file is new."""
+    # In one statement: another process may be making the ledger at this moment.
+    application, version, tables = connection.execute(
+        "SELECT application_id, user_version, (SELECT count(*) FROM sqlite_schema) "
+        "FROM pragma_application_id, pragma_user_version"
+    ).fetchone()
+    if application == 0 and version == 0 and tables == 0:
+        return 0
+    if application != APPLICATION_ID:
+        raise _damaged(path, _OF_ANOTHER_KIND)
+    if version > SCHEMA_VERSION:
+        raise LedgerTooNew(
+            f"ledger {path!r} has schema {version}; "
+            f"this release knows schemas up to {SCHEMA_VERSION}"
+        )
+    if version == 0:
+        raise _damaged(path, "its schema has no version")
+    return int(version)
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection, kind: str) -> Iterator[None]:
+    try:
+        # Inside: while it waits for its turn, Ctrl-C may come, and is raised
+        # when the transaction has begun.
+        connection.execute(f"BEGIN {kind}")
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        # SQLite itself rolls back after some errors, a full disk say.
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _make(
+    connection: sqlite3.Connection, populate: Callable[[sqlite3.Connection], None]
+) -> None:
+    with open(os.path.join(os.path.dirname(__file__), "schema.sql")) as file:
+        _run(connection, file.read())
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    populate(connection)
+
+
+def _run(connection: sqlite3.Connection, script: str) -> None:
+    """Run a script inside the open transaction (`executescript` would end it)."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            connection.execute(statement)
+            statement = ""
+
+
+def _damaged(path: str, said: str) -> LedgerDamaged:
+    return LedgerDamaged(
+        f"{path!r} is not a ledger, or a damaged one: {said}; "
+        "if its disk is well, restore it, or move it away to begin a new one"
+    )

@@ -1,0 +1,118 @@
+-- SPDX-License-Identifier: Apache-2.0
+-- The ledger. PRAGMA application_id marks the file, user_version its schema.
+
+CREATE TABLE meta (            -- one row a setting
+    key   TEXT PRIMARY KEY,    -- 'ledger', 'next_ifindex', 'next_manager'
+    value ANY NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE netns (
+    id     INTEGER PRIMARY KEY,
+    boot   TEXT NOT NULL,
+    cookie INTEGER NOT NULL,
+    path   TEXT NOT NULL,
+    pidns  INTEGER NOT NULL,
+    UNIQUE (boot, cookie)
+) STRICT;
+
+CREATE TABLE lease (
+    id          TEXT NOT NULL UNIQUE,
+    netns       INTEGER NOT NULL REFERENCES netns,
+    name        TEXT NOT NULL,
+    ifindex     INTEGER NOT NULL,
+    kind        TEXT NOT NULL,
+    state       TEXT NOT NULL,
+    owner       TEXT NOT NULL,
+    mac         TEXT NOT NULL,
+    link        TEXT,
+    mode        TEXT,
+    queues      INTEGER NOT NULL,
+    -- Its wiring. A list is separated by spaces, external_ids by newlines.
+    bridge       TEXT,
+    ovs          TEXT,
+    isolated     INTEGER NOT NULL DEFAULT 0,
+    learning     INTEGER NOT NULL DEFAULT 1,
+    vlan         INTEGER,
+    trunks       TEXT NOT NULL DEFAULT '',
+    external_ids TEXT NOT NULL DEFAULT '', -- KEY=VALUE
+    filter       INTEGER NOT NULL DEFAULT 0,
+    addresses    TEXT NOT NULL DEFAULT '',
+    inbound      TEXT,    -- average, peak, burst; '-' is none
+    outbound     TEXT,
+    mtu          INTEGER,
+    up           INTEGER NOT NULL DEFAULT 1,
+    wired        TEXT NOT NULL DEFAULT '', -- the backends that may have something of it
+    created     REAL NOT NULL,
+    fin_wait    REAL NOT NULL,
+    deadline    REAL,
+    released    REAL,
+    pid         INTEGER,
+    pid_start   INTEGER,
+    pid_pidns   INTEGER,
+    placeholder INTEGER NOT NULL DEFAULT 0,
+    manager     INTEGER,
+    user        INTEGER,       -- for whom the daemon acquired it
+    on_close    INTEGER NOT NULL DEFAULT 0,
+    vnet_hdr    INTEGER NOT NULL DEFAULT 1
+) STRICT;
+CREATE UNIQUE INDEX lease_name ON lease (name, netns);
+CREATE UNIQUE INDEX lease_ifindex ON lease (netns, ifindex); -- also finds by netns
+CREATE INDEX lease_mac ON lease (mac);
+CREATE INDEX lease_deadline ON lease (deadline) WHERE state = 'fin_wait';
+CREATE INDEX lease_process ON lease (pid) WHERE pid IS NOT NULL;
+CREATE INDEX lease_manager ON lease (manager) WHERE manager IS NOT NULL;
+CREATE INDEX lease_reserved ON lease (state) WHERE state = 'reserved';
+CREATE INDEX lease_user ON lease (user, state);
+
+CREATE TABLE history (
+    seq      INTEGER PRIMARY KEY,
+    name     TEXT NOT NULL,
+    lease    TEXT NOT NULL,
+    owner    TEXT NOT NULL,
+    kind     TEXT NOT NULL,
+    mac      TEXT NOT NULL,
+    ifindex  INTEGER NOT NULL,
+    netns    TEXT NOT NULL,    -- its path
+    created  REAL NOT NULL,    -- wall clock, seconds
+    released REAL,
+    ended    REAL NOT NULL,
+    user     INTEGER
+) STRICT;
+CREATE INDEX history_name ON history (name);
+CREATE INDEX history_lease ON history (lease);
+
+-- Which numbers of a template are free in a namespace, as disjoint intervals.
+-- A number outside every interval is blocked by a lease or by a foreign device,
+-- and comes back when that goes. A number inside one may still prove blocked
+-- when it is picked; it is taken out then.
+CREATE TABLE template (
+    id    INTEGER PRIMARY KEY,
+    netns INTEGER NOT NULL REFERENCES netns ON DELETE CASCADE,
+    text  TEXT NOT NULL,
+    UNIQUE (netns, text)
+) STRICT;
+CREATE TABLE free (
+    template INTEGER NOT NULL REFERENCES template ON DELETE CASCADE,
+    first    INTEGER NOT NULL,
+    last     INTEGER NOT NULL,
+    PRIMARY KEY (template, first)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE foreign_name (
+    netns   INTEGER NOT NULL REFERENCES netns ON DELETE CASCADE,
+    name    TEXT NOT NULL,
+    ifindex INTEGER NOT NULL,  -- of the device that has it
+    PRIMARY KEY (netns, name)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX foreign_ifindex ON foreign_name (netns, ifindex);
+
+CREATE TABLE counter (         -- for naming 'next'; outlives boots
+    template TEXT PRIMARY KEY,
+    next     INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE stable (          -- for naming 'stable'; outlives boots
+    template TEXT NOT NULL,
+    key      TEXT NOT NULL,
+    number   INTEGER NOT NULL,
+    PRIMARY KEY (template, key),
+    UNIQUE (template, number)
+) STRICT, WITHOUT ROWID;

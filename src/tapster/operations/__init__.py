@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Tapster does with leases: one operation in each file."""

@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon's interface `io.tapster`, and errors on their way through it. Pure.
+
+Requests, leases and all else are the model's own types: see varlink.py.
+"""
+
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from tapster import errors
+from tapster.errors import KernelError, TapsterError
+from tapster.model import Finding, HistoryEntry, Lease, Link, Macvtap, Spec, Tap, Wiring
+from tapster.operations.decision import Repair
+from tapster.rpc.varlink import Error, Interface, Method, Nothing
+
+NAME = "io.tapster"
+SOCKET = "/run/tapster/tapster.sock"
+
+
+class Binding(StrEnum):
+    """With what a lease ends by itself: nothing, the end of the calling process,
+    or the last close of the device."""
+
+    NOTHING = "nothing"
+    CALLER = "caller"
+    CLOSE = "close"
+
+
+class Nic(NamedTuple):
+    """A device to make: one of these."""
+
+    tap: Tap | None = None
+    macvtap: Macvtap | None = None
+
+
+class Event(NamedTuple):
+    """Something that happened to a lease or its device."""
+
+    time: float
+    event: str
+    lease: str | None = None
+    name: str | None = None
+    owner: str | None = None
+    user: int | None = None
+    detail: str | None = None
+
+
+class Count(NamedTuple):
+    """A figure by its name, and by its label if it has one."""
+
+    name: str
+    value: float
+    label: str | None = None
+
+
+class Acquire(NamedTuple):
+    nics: tuple[Nic, ...]
+    bind: Binding = Binding.CALLER
+    netns: str | None = None
+    vhost: bool = False
+
+
+class Leases(NamedTuple):
+    leases: tuple[Lease, ...]
+
+
+class Bind(NamedTuple):
+    leases: tuple[str, ...]
+    process: int | None = None
+
+
+class Release(NamedTuple):
+    lease: str
+
+
+class Get(NamedTuple):
+    lease: str
+    netns: str | None = None
+
+
+class Difference(NamedTuple):
+    """How a device is not wired as it should be, by backend."""
+
+    backend: str
+    wrong: str
+
+
+class Got(NamedTuple):
+    lease: Lease
+    device: Link | None = None
+    differences: tuple[Difference, ...] = ()
+
+
+class Set(NamedTuple):
+    lease: str
+    fields: tuple[str, ...]
+    wiring: Wiring = Wiring()
+
+
+class List(NamedTuple):
+    all: bool = True
+
+
+class History(NamedTuple):
+    name: str
+    at: float | None = None
+
+
+class HistoryEntries(NamedTuple):
+    entries: tuple[HistoryEntry, ...]
+
+
+class Happened(NamedTuple):
+    event: Event
+
+
+class Reopen(NamedTuple):
+    lease: str
+
+
+class Opened(NamedTuple):
+    fds: tuple[int, ...]
+
+
+class Reap(NamedTuple):
+    now: bool = False
+
+
+class Reaped(NamedTuple):
+    reaped: int
+
+
+class Recover(NamedTuple):
+    dry_run: bool = False
+
+
+class Recovered(NamedTuple):
+    repairs: tuple[Repair, ...]
+
+
+class Findings(NamedTuple):
+    findings: tuple[Finding, ...]
+
+
+class Leftovers(NamedTuple):
+    ledger: str
+
+
+class Names(NamedTuple):
+    names: tuple[str, ...]
+
+
+class Statistics(NamedTuple):
+    counts: tuple[Count, ...]
+
+
+class Failure(NamedTuple):
+    """What every error says: what was wrong, and what would be right."""
+
+    message: str
+    remedy: str
+    errno: int | None = None
+    action: str | None = None
+    said: str | None = None
+
+
+METHODS = (
+    Method("Ping", Nothing, Nothing, "Answer."),
+    Method(
+        "Acquire",
+        Acquire,
+        Leases,
+        """Make devices, all or none. They end with the calling process until Bind says
+        otherwise, so that what dies half-way leaves nothing. In each lease of the
+        answer, fds and vhost are places among the descriptors that come with it: one
+        for each queue.""",
+    ),
+    Method(
+        "Bind",
+        Bind,
+        Nothing,
+        """Let leases end with a process of the caller's user, and no other. process is
+        the place of its pidfd among the descriptors sent along; without it they end
+        with no process.""",
+    ),
+    Method("Release", Release, Nothing, "End a lease, by its id. May be repeated."),
+    Method("Get", Get, Got, "Find a lease by name or id, with its device as it is."),
+    Method(
+        "Set",
+        Set,
+        Got,
+        "Change what a device is connected to: those fields, to what wiring says.",
+    ),
+    Method("List", List, Leases, "The leases; without those in FIN WAIT if not all."),
+    Method(
+        "History", History, HistoryEntries, "Who holds or held a name, latest first."
+    ),
+    Method(
+        "Watch",
+        Nothing,
+        Happened,
+        "Say what happens, as it happens. The first event is 'watching'.",
+        more=True,
+    ),
+    Method(
+        "Reopen",
+        Reopen,
+        Opened,
+        "Further descriptors of a lease's device: places among those that come.",
+    ),
+    Method("Reap", Reap, Reaped, "Delete the devices whose FIN WAIT is over."),
+    Method("Recover", Recover, Recovered, "Bring ledger and kernel into agreement."),
+    Method("Examine", Nothing, Findings, "Say what is wrong on the host."),
+    Method("RemoveLeftovers", Leftovers, Names, "Delete a lost ledger's devices."),
+    Method("GetStatistics", Nothing, Statistics, "What was done, counted."),
+)
+
+RAISED: dict[str, type[TapsterError]] = {
+    name: kind
+    for name, kind in vars(errors).items()
+    if isinstance(kind, type) and issubclass(kind, TapsterError)
+}
+
+INTERFACE = Interface(
+    NAME,
+    "Network devices for virtual machines, for callers without privileges.",
+    METHODS,
+    tuple(Error(name, Failure, kind.__doc__ or "") for name, kind in RAISED.items()),
+)
+
+
+REMEDIES: dict[type[TapsterError], str] = {
+    errors.RequestError: "change the request",
+    errors.NoSuchLease: "list the leases",
+    errors.NoSuchLink: "name one that is there and fit, or make it so",
+    errors.NotAllowed: "ask an administrator for the rule that the message names",
+    errors.NameTaken: "ask for another name, or try again when this one is free",
+    errors.NamesExhausted: "ask for another template, or release what is not needed",
+    errors.BridgeFull: "use another bridge",
+    errors.QuotaExceeded: "release a device first, or ask for a larger quota",
+    errors.ConflictError: "try again",
+    errors.MissingCapability: "let the daemon have the capability",
+    errors.HostError: "see the message and the daemon's log",
+    errors.LedgerError: "see to the ledger; nothing was changed",
+}
+"""What the caller may do, by kind of error, the nearest first."""
+
+
+def nic(spec: Spec) -> Nic:
+    """A request as it goes over the wire."""
+    return Nic(tap=spec) if isinstance(spec, Tap) else Nic(macvtap=spec)
+
+
+def spec_of(nic: Nic) -> Spec:
+    """The request that came over the wire. Raises RequestError."""
+    given = [spec for spec in nic if spec is not None]
+    if len(given) != 1:
+        raise errors.RequestError("a nic is either a tap or a macvtap")
+    return given[0]
+
+
+def failure(error: TapsterError) -> Failure:
+    """An error on its way out."""
+    message = "\n".join([str(error), *getattr(error, "__notes__", ())])
+    kinds = (kind for kind in type(error).__mro__ if kind in REMEDIES)
+    remedy = REMEDIES[next(kinds)]
+    if isinstance(error, KernelError):
+        _, action, said = error.args
+        return Failure(message, remedy, error.errno, action, said)
+    return Failure(message, remedy)
+
+
+def raised(name: str, parameters: Any) -> TapsterError:
+    """The error that came over the wire: `name` without the interface."""
+    said = parameters if isinstance(parameters, dict) else {}
+    kind = RAISED.get(name, errors.DaemonError)
+    if kind is KernelError:
+        return KernelError(
+            said.get("errno", 0), said.get("action", ""), said.get("said", "")
+        )
+    return kind(said.get("message", name))

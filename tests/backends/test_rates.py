@@ -1,0 +1,336 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rates, tried with more frames than they allow; tc and nft say what there is."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tapster
+from tapster import Host, Rate, Tap
+from tapster.backends import htb
+from tapster.backends.inbound import Inbound
+from tapster.kernel.port import LinkChange
+from tests.backends import ports
+from tests.backends.frames import BROADCAST, ether
+from tests.backends.ports import Lab
+from tests.kernel import tools
+
+SIZE = 1000
+"""Bytes of a frame without its Ethernet header: what nftables counts."""
+
+
+@pytest.fixture
+def lab(ledger: Path) -> Iterator[Lab]:
+    with ports.lab(ledger) as lab:
+        yield lab
+
+
+def many(mac: str, count: int) -> list[bytes]:
+    """Frames, each another."""
+    return [
+        ether(mac, BROADCAST, 0x88B5, number.to_bytes(SIZE, "big"))
+        for number in range(count)
+    ]
+
+
+def limits(lab: Lab) -> list[Any]:
+    """The elements of nftables that limit anything."""
+    with lab.host.looking() as (ledger, _):
+        found = ports.elements(f"tapster_{ledger.id}_outbound")
+    return [*found.get("average", ()), *found.get("peak", ())]
+
+
+def root(device: str) -> dict[str, Any]:
+    """What tc shows at the root of a device."""
+    found = json.loads(tools.sh(f"tc -s -j qdisc show dev {device}"))
+    return next((one for one in found if one.get("root")), {})
+
+
+def shaped(device: str) -> str:
+    """What tc shows of the class of a device."""
+    return tools.sh(f"tc class show dev {device}").strip()
+
+
+def in_bytes(element: dict[str, Any]) -> tuple[int, int]:
+    """The rate and the burst of an element of nftables."""
+    limit = element["elem"]["limit"]
+    assert (limit["per"], limit["inv"]) == ("second", True)
+    units = {"bytes": 1, "kbytes": 1 << 10, "mbytes": 1 << 20}
+    rate, burst = (
+        limit[one] * units[limit[f"{one}_unit"]] for one in ("rate", "burst")
+    )
+    return rate, burst
+
+
+# What libvirt's numbers become
+
+
+def test_the_rates_of_libvirts_example(lab: Lab) -> None:
+    inbound, outbound = Rate(1000, 5000, 1024), Rate(128, 256, 256)
+    lease = lab.guest(inbound=inbound, outbound=outbound).lease
+    assert root(lease.name)["options"]["default"] == "0x1"
+    figures = "rate 8Mbit ceil 40Mbit burst 1Mb cburst 6600b"
+    assert shaped(lease.name) == f"class htb 1:1 root prio 0 {figures}"
+    average, peak = limits(lab)
+    assert average["elem"]["val"] == peak["elem"]["val"] == lease.name
+    # nftables adds one second of the rate to the burst: together 256 KiB.
+    assert in_bytes(average) == (128_000, 256 * 1024 - 128_000)
+    assert in_bytes(peak) == (256_000, 1)
+    assert lab.host.differences(lease) == {}
+
+
+@pytest.mark.parametrize(
+    ("rate", "passing"),
+    [
+        (Rate(1), 65),  # as much as the largest frame
+        (Rate(1, burst=200), 204),
+        (Rate(1, 2, 200), 65),
+        (Rate(150), 153),
+        (Rate(10**7), 300),
+    ],
+)
+def test_what_comes_from_a_guest_is_dropped_beyond_its_burst(
+    lab: Lab, rate: Rate, passing: int
+) -> None:
+    guest = lab.guest(outbound=rate)
+    arrived = lab.arrive(guest, many(guest.mac, 300), lab.peer)
+    # More can only be what the rate allows during the test.
+    assert passing <= len(arrived) <= passing + 10 * max(rate.average // SIZE, 1)
+    assert arrived == many(guest.mac, len(arrived)) or rate.average > 1
+
+
+@pytest.mark.parametrize(
+    ("rate", "passing"),
+    [(Rate(1), 2), (Rate(1, 10**6, 20), 21), (Rate(1, burst=20), 2)],
+)
+def test_what_goes_to_a_guest_is_held_back_beyond_its_burst(
+    lab: Lab, rate: Rate, passing: int
+) -> None:
+    """And a burst is what goes at the peak rate: without one it means nothing."""
+    guest = lab.guest(inbound=rate)
+    sent = many(lab.peer.mac, 100)
+    for frame in sent:
+        lab.peer.send(frame)
+    passed = 100 - int(root(guest.lease.name)["qlen"])
+    # More can only be what the rate allows during the test: one in a second. One less
+    # may come if a frame of the bridge's own was the first.
+    assert passing - 1 <= passed <= passing + 30
+    assert [guest.receive() for _ in range(passed)] == sent[:passed]
+
+
+def test_each_direction_is_left_alone_by_the_other(lab: Lab) -> None:
+    sender, receiver = lab.guest(outbound=Rate(1)), lab.guest(inbound=Rate(1))
+    from_receiver = many(receiver.mac, 200)
+    assert lab.arrive(receiver, from_receiver, sender) == from_receiver
+
+
+def test_a_rate_beyond_32_bits(lab: Lab) -> None:
+    lease = lab.guest(
+        inbound=Rate(5_000_000, 10_000_000), outbound=Rate(12_500_000)
+    ).lease
+    assert "rate 40Gbit ceil 80Gbit" in shaped(lease.name)
+    assert lab.host.differences(lease) == {}
+
+
+@pytest.mark.parametrize(
+    ("wiring", "said"),
+    [
+        ({"inbound": Rate(1, burst=300)}, "at most 267"),
+        ({"outbound": Rate(18_000_001)}, "average must be 1 to 18000000"),
+        ({"outbound": Rate(1, 18_000_001)}, "peak must be"),
+        ({"outbound": Rate(1, burst=1 << 22)}, "burst must be 1 to 4194303"),
+    ],
+)
+def test_what_cannot_be_counted_is_refused(
+    lab: Lab, wiring: dict[str, Rate], said: str
+) -> None:
+    with pytest.raises(tapster.RequestError, match=said):
+        lab.guest(**wiring)
+    assert len(lab.host.leases()) == 2
+
+
+def test_the_largest_that_are_not_refused_can_be_had(lab: Lab) -> None:
+    most = Rate(18_000_000, 18_000_000, (1 << 22) - 1)
+    lease = lab.guest(inbound=Rate(1, burst=267), outbound=most).lease
+    assert lab.host.differences(lease) == {}
+
+
+# Coming and going
+
+
+def test_it_is_there_before_the_device_is_up(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    namespace = lab.host._namespace
+    set_links = namespace.set_links
+
+    def look_first(changes: Sequence[LinkChange]) -> None:
+        if any(change.up for change in changes):
+            seen.append(shaped("vnet2"))
+        set_links(changes)
+
+    monkeypatch.setattr(namespace, "set_links", look_first)
+    lab.guest(inbound=Rate(1000))
+    assert len(seen) == 1
+    assert "rate 8Mbit" in seen[0]
+
+
+def test_a_release_takes_it_away(lab: Lab) -> None:
+    lease = lab.guest(inbound=Rate(1000)).lease
+    lab.host.release(lease.id)
+    assert lease.name in tools.links()
+    assert root(lease.name).get("kind") != "htb"
+    assert shaped(lease.name) == ""
+    assert lab.host.find(lease.id).backends == ()
+
+
+def test_all_of_it_is_put_there_or_nothing(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the qdisc without a class that it has for a moment."""
+    lease = lab.guest().lease
+    tc = htb.Queues._tc
+
+    def refuse(queues: htb.Queues, command: str, *rest: Any, **more: Any) -> None:
+        if command == "replace-class":
+            assert root(lease.name)["kind"] == "htb"
+            raise tapster.KernelError(22, "shaping")
+        tc(queues, command, *rest, **more)
+
+    monkeypatch.setattr(htb.Queues, "_tc", refuse)
+    wiring = lease.wiring._replace(inbound=Rate(1000))
+    with (
+        lab.host.looking() as (ledger, namespace),
+        pytest.raises(tapster.KernelError, match="shaping"),
+    ):
+        Inbound(ledger.id).attach(namespace, lease._replace(wiring=wiring))
+    assert root(lease.name).get("kind") != "htb"
+
+
+def test_a_change_keeps_what_is_waiting(lab: Lab) -> None:
+    guest = lab.guest(inbound=Rate(1, burst=20))
+    for frame in many(lab.peer.mac, 100):
+        lab.peer.send(frame)
+    waiting = root(guest.lease.name)["qlen"]
+    lab.host.set(guest.lease.id, inbound=Rate(2, burst=20))
+    assert "rate 16Kbit" in shaped(guest.lease.name)
+    assert waiting / 2 <= root(guest.lease.name)["qlen"] <= waiting + 10
+    lab.host.set(guest.lease.id, inbound=None)
+    assert shaped(guest.lease.name) == ""
+
+
+def test_a_rate_can_be_given_to_a_lease_and_taken_away(lab: Lab) -> None:
+    lease = lab.guest(outbound=Rate(1000)).lease
+    for inbound in (Rate(1000), Rate(500, 600), None, Rate(7)):
+        changed = lab.host.set(lease.id, inbound=inbound)
+        assert bool(shaped(lease.name)) is (inbound is not None)
+        assert lab.host.differences(changed) == {}
+
+
+def test_a_tap_needs_no_bridge_for_what_goes_to_it(lab: Lab) -> None:
+    lease = lab.host.acquire(Tap(inbound=Rate(1000)))
+    tools.close(lease.fds)
+    assert "rate 8Mbit" in shaped(lease.name)
+
+
+def test_it_is_in_the_network_namespace_of_the_lease(lab: Lab, tmp_path: Path) -> None:
+    tools.sh("ip netns add blue")
+    with Host(tmp_path / "b.db", netns="blue", reaper=tools.no_reaper) as blue:
+        lease = blue.acquire(Tap(inbound=Rate(1000)))
+        tools.close(lease.fds)
+        assert "rate 8Mbit" in tools.sh(f"tc -n blue class show dev {lease.name}")
+        blue.release(lease.id)
+        assert tools.sh(f"tc -n blue class show dev {lease.name}") == ""
+
+
+def test_the_flows_share_a_rate_where_the_kernel_can(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each kernel has one of these; few have the first."""
+    (backend,) = (one for one in lab.host._backends if isinstance(one, Inbound))
+    monkeypatch.setattr(backend, "_leaves", ["fq_codel", "htb"])
+    lease = lab.guest(inbound=Rate(1000)).lease
+    shown = json.loads(tools.sh(f"tc -j qdisc show dev {lease.name}"))
+    (leaf,) = (one for one in shown if one.get("parent") == "1:1")
+    assert leaf["kind"] == backend._leaves[0]
+
+
+# What somebody does by hand
+
+EDITS = {
+    "gone": "tc qdisc del dev {} root",
+    "another rate": "tc class change dev {} classid 1:1 htb rate 1mbit",
+    "another burst": "tc class change dev {} classid 1:1 htb rate 8mbit ceil 16mbit "
+    "burst 1k cburst 3600",
+    "no class": "tc class del dev {} classid 1:1",
+    "another kind": "tc qdisc replace dev {} root handle 7: pfifo",
+    "another kind, called the same": "tc qdisc replace dev {} root handle 1: "
+    "tbf rate 1mbit burst 10k latency 1s",
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_what_is_changed_by_hand_is_reported_and_mended(lab: Lab, edit: str) -> None:
+    lease = lab.guest(inbound=Rate(1000, 2000, 512)).lease
+    before = shaped(lease.name), root(lease.name)["handle"]
+    if "replace" in edit:
+        tools.sh(f"tc qdisc del dev {lease.name} root")
+    tools.sh(edit.format(lease.name))
+    assert (shaped(lease.name), root(lease.name).get("handle")) != before
+    assert lab.host.differences(lease)["inbound"].startswith("the rate ")
+    lab.host.recover()
+    assert (shaped(lease.name), root(lease.name)["handle"]) == before
+    assert lab.host.differences(lease) == {}
+    assert lab.host.recover() == []
+
+
+def test_the_queue_of_a_foreign_device_with_our_ifindex_is_left_alone(lab: Lab) -> None:
+    lease = lab.guest(inbound=Rate(1000)).lease
+    tools.sh(f"ip link del {lease.name}")
+    tools.sh(f"ip link add index {lease.ifindex} name foreign type veth")
+    tools.sh("tc qdisc add dev foreign root handle 1: htb default 1")
+    tools.sh("tc class add dev foreign parent 1: classid 1:1 htb rate 1mbit")
+    lab.host.release(lease.id)
+    lab.host.recover()
+    lab.host.reap(now=True)
+    assert "rate 1Mbit" in shaped("foreign")
+
+
+# What it takes
+
+
+def test_without_pyroute2_it_is_said_what_to_install(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("pyroute2")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "pyroute2", None)
+    with pytest.raises(tapster.HostError, match=r"pip install 'tapster\[shape\]'"):
+        lab.guest(inbound=Rate(1000))
+    lease = lab.guest(outbound=Rate(1000)).lease
+    assert lab.host.differences(lease) == {}
+    lab.host.set(lease.id, outbound=Rate(500))
+    assert lab.host.recover() == []
+    lab.host.release(lease.id)
+    assert lab.host.find(lease.id).backends == ()
+
+
+def test_it_is_not_loaded_where_no_rate_is_asked_for(lab: Lab) -> None:
+    code = """
+import sys
+from tapster import Host, Rate, Tap
+with Host(sys.argv[1], reaper=lambda _: None) as host:
+    host.acquire(Tap(bridge="br0"))
+    assert "ctypes" not in sys.modules
+    host.recover()
+    lease = host.acquire(Tap(bridge="br0", outbound=Rate(1000)))
+    host.release(lease.id)
+assert "pyroute2" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code, lab.ledger], check=True)

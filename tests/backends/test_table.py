@@ -1,0 +1,548 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Elements of leases come and go with them, and with nothing else."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tapster
+from tapster import Action, Host, Lease, Rate, Tap
+from tapster.backends.filter import Filter
+from tapster.backends.outbound import Outbound
+from tapster.backends.table import Table
+from tapster.kernel import nft
+from tapster.kernel.port import LinkChange
+from tests.backends import ports
+from tests.backends.frames import ARP, BROADCAST, arp, ether
+from tests.backends.ports import Guest, Lab
+from tests.kernel import tools
+
+MINE, OTHER = "192.0.2.5", "192.0.2.6"
+FILTERED = Tap(bridge="br0", filter=True, addresses=(MINE, "2001:db8::5"))
+WIRING = {"filter": True, "addresses": FILTERED.addresses}
+LIMITED = Tap(bridge="br0", outbound=Rate(1000, 2000, 4000))
+
+
+@pytest.fixture
+def lab(ledger: Path) -> Iterator[Lab]:
+    with ports.lab(ledger) as lab:
+        yield lab
+
+
+def table(host: Host, backend: str) -> str:
+    with host.looking() as (ledger, _):
+        return f"tapster_{ledger.id}_{backend}"
+
+
+def left(host: Host) -> list[Any]:
+    """The elements of a ledger's tables."""
+    return [
+        element
+        for backend in ("filter", "outbound")
+        for found in ports.elements(table(host, backend)).values()
+        for element in found
+    ]
+
+
+def announce(guest: Guest, address: str) -> bytes:
+    return ether(guest.mac, BROADCAST, ARP, arp(guest.mac, address, address))
+
+
+def shown(host: Host, backend: str, set: str) -> list[str]:
+    """The devices in a set, as nft calls them."""
+    elements = ports.elements(table(host, backend))[set]
+    return [element["elem"]["val"] for element in elements]
+
+
+def taken(host: Host, spec: Tap) -> Lease:
+    lease = host.acquire(spec)
+    tools.close(lease.fds)
+    return lease
+
+
+# In force before the port
+
+
+@pytest.mark.parametrize("spec", [FILTERED, LIMITED])
+def test_they_are_there_before_the_device_is_up_or_on_its_bridge(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, spec: Tap
+) -> None:
+    seen: list[int] = []
+    namespace = lab.host._namespace
+    set_links = namespace.set_links
+
+    def look_first(changes: Sequence[LinkChange]) -> None:
+        if any(change.up or change.master for change in changes):
+            seen.append(len(left(lab.host)))
+        set_links(changes)
+
+    monkeypatch.setattr(namespace, "set_links", look_first)
+    taken(lab.host, spec)
+    assert seen == [len(left(lab.host))]
+    assert seen[0] >= 3
+
+
+# Nothing remains
+
+
+@pytest.mark.parametrize("spec", [FILTERED, LIMITED])
+def test_a_release_leaves_none(lab: Lab, spec: Tap) -> None:
+    lease = taken(lab.host, spec)
+    assert left(lab.host)
+    lab.host.release(lease.id)
+    assert left(lab.host) == []
+    assert lab.host.find(lease.id).backends == ()
+    lab.host.release(lease.id)
+    lab.host.reap(now=True)
+
+
+def test_a_release_takes_what_a_change_put_there_before_it_was_killed(
+    lab: Lab,
+) -> None:
+    """The ledger has not heard of the change: it knows of less than there is."""
+    lease = taken(lab.host, FILTERED)
+    more = FILTERED._replace(addresses=(*FILTERED.addresses, OTHER)).wiring
+    with lab.host.looking() as (ledger, namespace):
+        Filter(ledger.id).attach(namespace, lease._replace(wiring=more))
+    assert lab.host.differences(lease)
+    lab.host.release(lease.id)
+    assert left(lab.host) == []
+
+
+@pytest.mark.parametrize("spec", [FILTERED, LIMITED])
+def test_an_acquire_that_fails_leaves_none(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, spec: Tap
+) -> None:
+    namespace = lab.host._namespace
+    set_links = namespace.set_links
+
+    def refuse(changes: Sequence[LinkChange]) -> None:
+        if any(change.master for change in changes):
+            assert left(lab.host)
+            raise tapster.KernelError(5, "joining the bridge")
+        set_links(changes)
+
+    monkeypatch.setattr(namespace, "set_links", refuse)
+    with pytest.raises(tapster.KernelError, match="joining"):
+        lab.host.acquire(spec)
+    assert left(lab.host) == []
+    assert len(lab.host.leases()) == 2
+
+
+def test_those_of_a_device_that_somebody_deleted_are_deleted_by_its_number(
+    lab: Lab,
+) -> None:
+    lease = taken(lab.host, FILTERED)
+    tools.sh(f"ip link del {lease.name}")
+    tools.sh(f"ip link add index {lease.ifindex} name foreign type veth")
+    lab.host.release(lease.id)
+    assert left(lab.host) == []
+    assert "foreign" in tools.links()
+
+
+def test_those_that_could_not_be_deleted_before_a_placeholder_came_are_later(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By then the lease has another ifindex."""
+    lease = taken(lab.host, FILTERED)
+    tools.sh(f"ip link del {lease.name}")
+    with monkeypatch.context() as patch:
+
+        def refuse(*_: Any) -> None:
+            raise tapster.ServiceUnavailable("not now")
+
+        patch.setattr(Table, "drop", refuse)
+        lab.host.release(lease.id)
+    assert lab.host.find(lease.id).ifindex != lease.ifindex
+    assert len(left(lab.host)) == 7
+    lab.host.reap(now=True)
+    assert left(lab.host) == []
+
+
+def test_of_a_device_that_was_renamed_they_are_deleted_all_the_same(lab: Lab) -> None:
+    first, second = taken(lab.host, FILTERED), taken(lab.host, FILTERED)
+    for name, new in ((first.name, "swap"), (second.name, first.name)):
+        tools.sh(f"ip link set {name} name {new}")
+    tools.sh(f"ip link set swap name {second.name}")
+    lab.host.release(first.id)
+    (gate,) = ports.elements(table(lab.host, "filter"))["ports"]
+    assert gate["elem"]["val"] == first.name, "as the second is called now"
+    lab.host.release(second.id)
+    assert left(lab.host) == []
+
+
+def test_no_device_is_taken_for_another_because_of_its_name(lab: Lab) -> None:
+    """nft takes the name 7 for that of a device, if there is one called so."""
+    number = taken(lab.host, Tap()).ifindex + 1
+    tools.sh(f"ip link add {number} type veth")
+    lease = taken(lab.host, FILTERED)
+    assert lease.ifindex == number
+    (gate,) = ports.elements(table(lab.host, "filter"))["ports"]
+    assert gate["elem"]["val"] == lease.name
+    assert lab.host.differences(lease) == {}
+    lab.host.release(lease.id)
+    assert left(lab.host) == []
+
+
+def leave_behind(host: Host, ifindex: int) -> None:
+    """What a lost lease had at an ifindex."""
+    with host.looking() as (ledger, namespace):
+        lost = host.leases()[0]._replace(id="0123456789abcdef", ifindex=ifindex)
+        wiring = FILTERED._replace(addresses=(OTHER,)).wiring
+        Filter(ledger.id).attach(namespace, lost._replace(wiring=wiring))
+
+
+def test_a_device_inherits_nothing_from_one_that_had_its_ifindex(lab: Lab) -> None:
+    leave_behind(lab.host, lab.host.leases()[-1].ifindex + 1)
+    assert len(left(lab.host)) == 5
+    guest = lab.guest(**WIRING)
+    assert lab.passes(guest, announce(guest, MINE))
+    assert not lab.passes(guest, announce(guest, OTHER))
+    assert lab.host.differences(guest.lease) == {}
+    lab.host.release(guest.lease.id)
+    assert left(lab.host) == []
+
+
+def test_what_is_left_of_a_lost_lease_is_a_stray_and_recover_removes_it(
+    lab: Lab,
+) -> None:
+    """Even if another, which wants nothing of the backend, has its ifindex now."""
+    leave_behind(lab.host, lab.peer.lease.ifindex)
+    assert not lab.passes(lab.peer, announce(lab.peer, MINE))
+    name = table(lab.host, "filter")
+    ports.nft(f"add element bridge {name} trunks {{ 77, lo, * }}")
+    found = {stray.lease: stray.what for _, stray in lab.host.strays()}
+    assert set(found) == {"0123456789abcdef", ""}
+    assert found[""] == f"3 elements of nftables table {name}"
+    lab.host.recover()
+    assert left(lab.host) == []
+    assert lab.host.strays() == []
+    assert lab.arrive(lab.peer, [announce(lab.peer, MINE)], lab.guest())
+
+
+# Others
+
+FOREIGN = """
+table inet firewall {
+    set blocked { type ipv4_addr; flags interval; elements = { 198.51.100.0/24 } }
+    chain input { type filter hook input priority 0; ip saddr @blocked drop; }
+}
+table bridge firewall {
+    map ports { type ifname : verdict; elements = { "vnet0" : accept } }
+    chain prerouting { type filter hook prerouting priority 0; iifname vmap @ports; }
+}
+"""
+
+
+def test_tables_of_others_are_as_they_were(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "foreign.nft").write_text(FOREIGN)
+    tools.sh(f"nft -f {tmp_path}/foreign.nft")
+    before = ports.foreign()
+    assert len(before) == 8
+    lease = lab.host.acquire(FILTERED._replace(outbound=Rate(1000)))
+    lab.host.set(lease.id, addresses=(OTHER,), outbound=Rate(500))
+    tools.sh(f"nft delete table bridge {table(lab.host, 'filter')}")
+    lab.host.recover()
+    assert ports.foreign() == before
+    lab.host.release(lease.id)
+    lab.host.recover()
+    lab.host.reap(now=True)
+    assert ports.foreign() == before
+
+
+def test_two_ledgers_on_one_host_do_not_meet(lab: Lab, tmp_path: Path) -> None:
+    with Host(tmp_path / "other.db", reaper=tools.no_reaper) as other:
+        ours, theirs = taken(lab.host, FILTERED), taken(other, FILTERED)
+        before = left(other)
+        assert len(before) == len(left(lab.host)) == 7
+        lab.host.release(ours.id)
+        assert lab.host.strays() == []
+        lab.host.recover()
+        assert (left(lab.host), left(other)) == ([], before)
+        assert other.differences(theirs) == {}
+
+
+def test_leases_do_not_meet_either(lab: Lab) -> None:
+    first, second = lab.guest(**WIRING), lab.guest(filter=True, addresses=(OTHER,))
+    assert lab.passes(first, announce(first, MINE))
+    assert not lab.passes(first, announce(first, OTHER))
+    assert lab.passes(second, announce(second, OTHER))
+    assert not lab.passes(second, announce(second, MINE))
+    before = len(left(lab.host))
+    lab.host.release(first.lease.id)
+    assert len(left(lab.host)) == before - 7
+    assert not lab.passes(second, announce(second, MINE))
+    assert lab.host.differences(second.lease) == {}
+
+
+def test_a_lease_with_a_rate_is_not_filtered_nor_the_other_way_round(lab: Lab) -> None:
+    limited, filtered = lab.guest(outbound=Rate(1000)), lab.guest(filter=True)
+    assert lab.passes(limited, ether("52:54:00:66:66:66", BROADCAST, 0x88B5, bytes(46)))
+    assert shown(lab.host, "outbound", "average") == [limited.lease.name]
+    assert shown(lab.host, "filter", "ports") == [filtered.lease.name]
+
+
+# What somebody does by hand
+
+EDITS = {
+    "an element gone": "delete element {filter} macs {{ {ifindex} . {mac} }}",
+    "the address gone": "delete element {filter} ipv4 {{ {ifindex} . 192.0.2.5 }}",
+    "another address": "add element {filter} ipv4 {{ {ifindex} . 192.0.2.6 }}",
+    "a trunk": "add element {filter} trunks {{ {ifindex} }}",
+    "all elements gone": "flush set {filter} ports",
+    "a rule more": "insert rule {filter} guest accept",
+    "the rules of a chain gone": "flush chain {filter} guest",
+    "all rules gone": "flush table {filter}",
+    "all rules and elements gone": "flush table {filter}; flush set {filter} leases; "
+    "flush set {filter} ports; flush set {filter} macs; flush set {filter} addressed; "
+    "flush set {filter} ipv4; flush set {filter} ipv6",
+    "asleep": "add table {filter} {{ flags dormant; }}",
+    "another policy": "add chain {filter} prerouting {{ policy drop; }}",
+    "the table gone": "delete table {filter}",
+    "everything gone": "flush ruleset",
+    "another limit": "delete element {outbound} average {{ {ifindex} }}; "
+    "add element {outbound} average {{ {ifindex} limit rate over 7 mbytes/second "
+    "burst 9 kbytes }}",
+    "no peak": "delete element {outbound} peak {{ {ifindex} }}",
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_what_is_changed_by_hand_is_reported_and_mended(lab: Lab, edit: str) -> None:
+    guest = lab.guest(**WIRING, outbound=Rate(10, 20, 300))
+    bystander = taken(lab.host, FILTERED)
+    before = ports.unnumbered(ports.ruleset())
+    tables = {
+        backend: f"bridge {table(lab.host, backend)}"
+        for backend in ("filter", "outbound")
+    }
+    mac = f"0x{guest.mac.replace(':', '')}"
+    ports.nft(edit.format(ifindex=guest.lease.ifindex, mac=mac, **tables))
+    assert ports.unnumbered(ports.ruleset()) != before
+    assert lab.host.differences(guest.lease).keys() <= {"filter", "outbound"}
+    assert lab.host.differences(guest.lease)
+    assert Action.REWIRE in {action for _, action in lab.host.recover()}
+    assert ports.unnumbered(ports.ruleset()) == before
+    assert lab.host.differences(guest.lease) == lab.host.differences(bystander) == {}
+    assert lab.host.recover() == []
+    assert not lab.passes(guest, announce(guest, OTHER))
+    assert lab.passes(guest, announce(guest, MINE))
+
+
+def test_after_a_flush_of_everything_machines_start_and_stop_as_ever(lab: Lab) -> None:
+    """As a restart of nftables.service does it."""
+    old = lab.guest(**WIRING, outbound=Rate(1000))
+    tools.sh("nft flush ruleset")
+    assert lab.passes(old, announce(old, OTHER)), "until recover"
+    new = lab.guest(**WIRING, outbound=Rate(1000))
+    assert not lab.passes(new, announce(new, OTHER))
+    tools.sh("nft flush ruleset")
+    lab.host.release(old.lease.id)
+    lab.host.recover()
+    assert shown(lab.host, "filter", "ports") == [new.lease.name]
+    assert not lab.passes(new, announce(new, OTHER))
+
+
+def test_a_rule_that_is_replaced_is_noticed(lab: Lab) -> None:
+    guest = lab.guest(filter=True)
+    name = table(lab.host, "filter")
+    handle = next(
+        rule["handle"]
+        for one in ports.ruleset()
+        if (rule := one.get("rule")) and rule.get("comment") == "another MAC"
+    )
+    tools.sh(f"nft replace rule bridge {name} guest handle {handle} accept")
+    said = lab.host.differences(guest.lease)
+    assert said == {"filter": f"nftables table {name} has other rules"}
+    lab.host.recover()
+    assert lab.host.differences(guest.lease) == {}
+
+
+def test_what_differs_is_said_in_so_many_words(lab: Lab) -> None:
+    lease = taken(lab.host, FILTERED)
+    name = table(lab.host, "filter")
+    for command in (
+        f"delete element bridge {name} ipv4 {{ {lease.ifindex} . {MINE} }}",
+        f"add element bridge {name} ipv4 {{ {lease.ifindex} . {OTHER} }}",
+    ):
+        ports.nft(command)
+    said = f"lacks ipv4 {MINE}; has ipv4 {OTHER}"
+    assert lab.host.differences(lease) == {"filter": said}
+
+
+def test_a_release_takes_with_it_what_was_added_by_hand_if_recover_saw_it(
+    lab: Lab,
+) -> None:
+    lease = taken(lab.host, FILTERED)
+    element = f"ipv4 {{ {lease.ifindex} . {OTHER} }}"
+    ports.nft(f"add element bridge {table(lab.host, 'filter')} {element}")
+    lab.host.release(lease.id)
+    lab.host.recover()
+    assert left(lab.host) == []
+
+
+# Live changes
+
+
+def test_while_a_lease_is_changed_honest_frames_pass_and_forged_ones_do_not(
+    lab: Lab,
+) -> None:
+    guest = lab.guest(**WIRING, outbound=Rate(100_000))
+    honest, forged = announce(guest, MINE), announce(guest, "192.0.2.99")
+    changes: list[dict[str, Any]] = [
+        {"addresses": (MINE, f"192.0.2.{number}"), "outbound": Rate(100_000 + number)}
+        for number in range(10, 20)
+    ]
+
+    def change() -> None:
+        for wiring in changes:
+            lab.host.set(guest.lease.id, **wiring)
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    rounds = 0
+    while changing.is_alive():
+        assert lab.arrive(guest, [forged, honest], lab.peer) == [honest]
+        rounds += 1
+    changing.join()
+    assert rounds > 10
+    assert lab.passes(guest, announce(guest, "192.0.2.19"))
+    assert not lab.passes(guest, announce(guest, "192.0.2.18"))
+    assert lab.host.differences(lab.host.find(guest.lease.id)) == {}
+
+
+def test_a_lease_can_get_a_filter_and_lose_it(lab: Lab) -> None:
+    guest = lab.guest()
+    forged = ether("52:54:00:66:66:66", BROADCAST, 0x88B5, bytes(46))
+    for wanted in (True, False, True):
+        rate = Rate(1000) if wanted else None
+        lab.host.set(guest.lease.id, filter=wanted, outbound=rate)
+        assert lab.passes(guest, forged) is not wanted
+        assert bool(left(lab.host)) is wanted
+        backends = ("filter", "outbound") if wanted else ()
+        assert lab.host.find(guest.lease.id).backends == backends
+
+
+def test_a_change_that_fails_leaves_all_as_it_was(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = lab.guest(**WIRING, outbound=Rate(1000))
+    before = ports.unnumbered(ports.ruleset())
+    refusals = iter([True])
+    attach = Outbound.attach
+
+    def refuse_once(backend: Outbound, namespace: Any, lease: Lease) -> None:
+        if next(refusals, False):
+            raise tapster.HostError("no more rates")
+        attach(backend, namespace, lease)
+
+    monkeypatch.setattr(Outbound, "attach", refuse_once)
+    with pytest.raises(tapster.HostError, match="no more rates"):
+        lab.host.set(guest.lease.id, addresses=(OTHER,), outbound=Rate(500))
+    assert ports.unnumbered(ports.ruleset()) == before
+    assert lab.host.find(guest.lease.id).wiring == guest.lease.wiring
+    assert lab.passes(guest, announce(guest, MINE))
+
+
+# Where they are kept
+
+
+def test_they_are_in_the_network_namespace_of_the_lease(
+    lab: Lab, tmp_path: Path
+) -> None:
+    tools.sh("ip netns add blue")
+    tools.sh("ip -n blue link add br0 type bridge")
+    path = tmp_path / "blue.db"
+    with Host(path, netns="blue", reaper=tools.no_reaper) as blue:
+        lease = taken(blue, FILTERED._replace(outbound=Rate(1000)))
+        assert ports.ruleset() == []
+        shown = tools.sh("ip netns exec blue nft list ruleset")
+        assert shown.count(lease.name) == shown.count(lease.id) == 9
+    with Host(path, reaper=tools.no_reaper) as elsewhere:
+        assert elsewhere.differences(lease) == {}
+        elsewhere.release(lease.id)
+    assert lease.id not in tools.sh("ip netns exec blue nft list ruleset")
+
+
+def test_managers_side_by_side_do_not_disturb_each_other(lab: Lab) -> None:
+    """Each process has a copy of the tables before it changes them."""
+    code = """
+import os, sys
+from tapster import Host, Rate, Tap
+rate = Rate(1000)
+spec = Tap(bridge="br0", filter=True, outbound=rate, fin_wait=3600)
+with Host(sys.argv[1], reaper=lambda _: None) as host:
+    for number in range(15):
+        lease = host.acquire(spec)
+        host.set(lease.id, addresses=(f"192.0.2.{number}",))
+        for fd in lease.fds:
+            os.close(fd)
+        if number % 3:
+            host.release(lease.id)
+"""
+    command = [sys.executable, "-c", code, str(lab.ledger)]
+    managers = [subprocess.Popen(command) for _ in range(4)]
+    assert [manager.wait() for manager in managers] == [0] * 4
+    active = lab.host.leases(all=False)
+    assert len(active) == 2 + 4 * 5
+    assert len(left(lab.host)) == 20 * (5 + 2)
+    assert lab.host.recover() == []
+
+
+# What it takes
+
+
+def test_without_the_library_it_is_said_what_to_install(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nft._library.cache_clear()
+    monkeypatch.setattr(nft, "LIBRARY", "libnftables.so.0")
+    for spec in (FILTERED, LIMITED):
+        with pytest.raises(tapster.HostError, match="apt install libnftables1"):
+            lab.host.acquire(spec)
+    taken(lab.host, Tap(bridge="br0"))
+    assert lab.host.recover() == []
+    assert lab.host.strays() == []
+    assert len(lab.host.leases()) == 3
+    nft._library.cache_clear()
+
+
+def test_without_the_library_a_release_waits_for_it(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = taken(lab.host, FILTERED)
+    with Host(lab.ledger, reaper=tools.no_reaper) as later:
+        with monkeypatch.context() as patch:
+            nft._library.cache_clear()
+            patch.setattr(nft, "LIBRARY", "libnftables.so.0")
+            later.release(lease.id)
+            with pytest.raises(tapster.HostError, match="libnftables"):
+                later.reap(now=True)
+        nft._library.cache_clear()
+        assert later.find(lease.name).backends == ("filter",)
+        assert later.reap(now=True) == 1
+    assert left(lab.host) == []
+
+
+@pytest.mark.parametrize("lacking", ["net_admin", "sys_admin"])
+def test_without_a_capability_it_is_said_which(lab: Lab, lacking: str) -> None:
+    code = """
+import sys
+from tapster import Host, MissingCapability, Tap
+with Host(sys.argv[1], reaper=lambda _: None) as host:
+    try:
+        host.acquire(Tap(filter=True, bridge="br0"))
+    except MissingCapability as error:
+        print(error)
+"""
+    limited = ["setpriv", "--bounding-set", f"-{lacking}"]
+    command = [*limited, sys.executable, "-c", code, str(lab.ledger)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"CAP_{lacking.upper()}" in done.stdout
+    assert len(lab.host.leases()) == 2
