@@ -28,7 +28,7 @@ TAP = Tap(bridge=BRIDGE, fin_wait=FIN_WAIT)
 """The usual request."""
 GUARDED = TAP._replace(filter=True)
 PORT = Tap(ovs="ovs0", fin_wait=FIN_WAIT)
-MACVTAP = Macvtap(link=LOWER, fin_wait=FIN_WAIT)
+MACVTAP = Macvtap(lower=LOWER, fin_wait=FIN_WAIT)
 
 
 def acquire(

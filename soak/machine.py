@@ -58,7 +58,7 @@ class Card(NamedTuple):
             netns=netns,
             ledger=ledger,
             bridge=bridge,
-            peer=LOWER[spec.link] if isinstance(spec, Macvtap) else bridge,
+            peer=LOWER[spec.lower] if isinstance(spec, Macvtap) else bridge,
             wait=spec.fin_wait,
             tried=spec.name if numbered else "",
             fleeting=isinstance(spec, Macvtap) and spec.mode == Mode.PASSTHRU,

@@ -66,7 +66,7 @@ def options(spec: Spec) -> dict[str, str]:
         "fin-wait": str(spec.fin_wait),
     }
     if isinstance(spec, Macvtap):
-        chosen |= {"link": spec.link, "mode": spec.mode}
+        chosen |= {"link": spec.lower, "mode": spec.mode}
     else:
         chosen["bridge"] = spec.bridge
         chosen["isolated"] = "" if spec.isolated else None

@@ -142,7 +142,7 @@ def _pairs(host: Host, spec: Tap, samples: int) -> Times:
     for _ in range(samples):
         acquired, lease = timed(partial(host.acquire, spec))
         _close(lease)
-        host.link(lease)  # the kernel has noticed the close
+        host.device(lease)  # the kernel has noticed the close
         released, _ = timed(partial(host.release, lease.id))
         times.append((acquired * 1e3, released * 1e3))
     host.reap(now=True)

@@ -49,7 +49,7 @@ class Library:
         lease = self._live.popleft()
         for fd in lease.fds:
             os.close(fd)
-        self.host.link(lease)  # the kernel has noticed the close: see the floor
+        self.host.device(lease)  # the kernel has noticed the close: see the floor
         return timed(lambda: self.host.release(lease.id))[0]
 
     def tidy(self) -> None:

@@ -10,14 +10,14 @@ from tapster.errors import ServiceUnavailable, TapsterError
 from tapster.host import Host
 from tapster.kernel import failure
 from tapster.kernel.port import Namespace
-from tapster.model import Finding, Lease, Link, parse_stamp
+from tapster.model import Lease, Link, Problem, parse_stamp
 from tapster.operations.decision import Action
 
 NEARLY_FULL = MAX_PORTS * 9 // 10
 """Ports of a bridge from which on a word of warning is due."""
 
 
-def examine(host: Host) -> list[Finding]:
+def examine(host: Host) -> list[Problem]:
     """Everything that is wrong, as seen from the Host's network namespace."""
     with host.looking() as (ledger, namespace):
         links = (
@@ -33,7 +33,7 @@ def examine(host: Host) -> list[Finding]:
             *_privileges(),
             *_tun(),
             *(
-                Finding(f"the ledger is damaged: {said}", "restore it from a backup")
+                Problem(f"the ledger is damaged: {said}", "restore it from a backup")
                 for said in ledger.check()
             ),
             *_unmended(host),
@@ -44,7 +44,7 @@ def examine(host: Host) -> list[Finding]:
         ]
 
 
-def _privileges() -> Iterator[Finding]:
+def _privileges() -> Iterator[Problem]:
     needed = {
         "CAP_NET_ADMIN": "nothing works",
         "CAP_SYS_ADMIN": "no --netns, macvtap, filter or outbound rate works",
@@ -52,63 +52,63 @@ def _privileges() -> Iterator[Finding]:
     }
     for capability, consequence in needed.items():
         if not failure.has(capability):
-            yield Finding(
+            yield Problem(
                 f"{capability} is missing: {consequence}", "run tapster as root"
             )
 
 
-def _tun() -> Iterator[Finding]:
+def _tun() -> Iterator[Problem]:
     try:
         with open("/dev/net/tun", "rb"):
             return
     except FileNotFoundError:
-        yield Finding("/dev/net/tun is missing: no tap can be made", "modprobe tun")
+        yield Problem("/dev/net/tun is missing: no tap can be made", "modprobe tun")
     except OSError as error:
-        yield Finding(
+        yield Problem(
             f"/dev/net/tun cannot be opened: {error.strerror}",
             "let this user open it, and load the module: modprobe tun",
         )
 
 
-def _unmended(host: Host) -> Iterator[Finding]:
+def _unmended(host: Host) -> Iterator[Problem]:
     try:
         repairs = host.recover(dry_run=True)
     except TapsterError as error:
-        yield Finding(str(error), "see to that, then: tapster recover")
+        yield Problem(str(error), "see to that, then: tapster recover")
         return
     for lease, action in repairs:
         which = f"lease {lease.name} ({lease.id}, {lease.state})"
         if action is Action.REWIRE:
             for backend, wrong in host.differences(lease).items():
                 problem = f"{which} is not wired as it should be: {backend}: {wrong}"
-                yield Finding(problem, "tapster recover")
+                yield Problem(problem, "tapster recover")
             continue
-        yield Finding(
+        yield Problem(
             f"{which} does not agree with the kernel: {action}", "tapster recover"
         )
 
 
-def _strays(host: Host) -> Iterator[Finding]:
+def _strays(host: Host) -> Iterator[Problem]:
     with suppress(ServiceUnavailable):  # it has been said
         for _, stray in host.strays():
             problem = f"{stray.what} is left of lease {stray.lease}"
-            yield Finding(problem, "tapster recover")
+            yield Problem(problem, "tapster recover")
 
 
 def _leftovers(
     ledger: str, links: list[Link], leases: list[Lease]
-) -> Iterator[Finding]:
+) -> Iterator[Problem]:
     known = {lease.id for lease in leases}
     for link in links:
         if (stamp := parse_stamp(link.alias)) is None:
             continue
         if stamp.ledger != ledger:
-            yield Finding(
+            yield Problem(
                 f"device {link.name} belongs to another ledger, {stamp.ledger}",
                 f"only if that ledger is lost: tapster doctor --remove {stamp.ledger}",
             )
         elif stamp.lease not in known:
-            yield Finding(
+            yield Problem(
                 f"device {link.name} carries our stamp, but has no lease of ours",
                 f"only if no machine uses it: tapster doctor --remove {ledger}",
             )
@@ -116,14 +116,14 @@ def _leftovers(
 
 def _squatters(
     templates: list[str], links: list[Link], leases: list[Lease]
-) -> Iterator[Finding]:
+) -> Iterator[Problem]:
     ours = {lease.ifindex for lease in leases}
     for link in links:
         if link.ifindex in ours or parse_stamp(link.alias):
             continue
         for template in templates:
             if names.parse(template).number(link.name) is not None:
-                yield Finding(
+                yield Problem(
                     f"device {link.name} is foreign, and in the way of {template}",
                     f"none is needed; to have the name, end whoever made {link.name}",
                 )
@@ -132,16 +132,16 @@ def _squatters(
 
 def _bridges(
     namespace: Namespace, links: list[Link], leases: list[Lease]
-) -> Iterator[Finding]:
+) -> Iterator[Problem]:
     used = {lease.wiring.bridge for lease in leases}
     for link in links:
         if link.name in used and not link.up:
-            yield Finding(
+            yield Problem(
                 f"bridge {link.name} is down, with machines on it",
                 f"ip link set {link.name} up",
             )
         if link.kind == "bridge" and (ports := namespace.ports(link)) >= NEARLY_FULL:
-            yield Finding(
+            yield Problem(
                 f"bridge {link.name} has {ports} of {MAX_PORTS} possible ports",
                 "spread the machines over several bridges",
             )

@@ -86,18 +86,20 @@ class Host(Mender):
         *,
         pid: int | None = None,
         on_close: bool = False,
-        user: int | None = None,
+        caller_uid: int | None = None,
     ) -> tuple[Lease, ...]:
         """As `acquire`, for all the devices of one machine, or for none.
 
         With `on_close` each lease ends when nobody has its tap open any more and a
-        manager sees it. `user` is recorded: the user id for whom it is done.
+        manager sees it. `caller_uid` is recorded: the user id for whom it is done.
         """
         process = None if pid is None else self._process(pid)
         with self._lock:
             plans = [
                 plan._replace(
-                    reservation=plan.reservation._replace(user=user, on_close=on_close)
+                    reservation=plan.reservation._replace(
+                        caller_uid=caller_uid, on_close=on_close
+                    )
                 )
                 for plan in map(self._plan, specs)
             ]
@@ -146,7 +148,7 @@ class Host(Mender):
         """
         with self._lock:
             lease = self.find(id)
-            link = self.link(lease)
+            link = self.device(lease)
             if lease.state is not State.ACTIVE or link is None:
                 raise NoSuchLease(f"lease {id} has no device any more")
             with self._world(lease.netns) as namespace, ExitStack() as opened:
@@ -446,7 +448,7 @@ class Host(Mender):
             )
         return found[0]
 
-    def link(self, lease: Lease) -> Link | None:
+    def device(self, lease: Lease) -> Link | None:
         """The lease's device as the kernel shows it now, if it is there."""
         with self._lock, self._world(lease.netns) as namespace:
             link = namespace.link(lease.ifindex) if namespace else None
@@ -467,10 +469,10 @@ class Host(Mender):
                 raise reason
             return differ.get(lease.id, {})
 
-    def count(self, user: int | None = None) -> dict[State, int]:
+    def count(self, caller_uid: int | None = None) -> dict[State, int]:
         """How many leases are in each state: those of a user id, or all."""
         with self._lock:
-            return self._ledger.count(user)
+            return self._ledger.count(caller_uid)
 
     def who(self, name: str, at: float | None = None) -> list[HistoryEntry]:
         """Who holds or held `name`, latest first; at wall clock `at` if given."""

@@ -138,13 +138,13 @@ class Tap(NamedTuple):
 
 
 class Macvtap(NamedTuple):
-    """A request for a macvtap on the lower device `link`.
+    """A request for a macvtap on the lower device `lower`.
 
     In mode `passthru` the guest uses the lower device's MAC, and the lower
     device can carry nothing else.
     """
 
-    link: str
+    lower: str
     mode: Mode = Mode.BRIDGE
     name: str = DEFAULT_TEMPLATE
     naming: Naming = Naming.LOWEST
@@ -203,7 +203,7 @@ class Lease(NamedTuple):
     owner: str
     mac: str
     """The guest's MAC; the host's side of a tap has another first byte."""
-    link: str | None
+    lower: str | None
     mode: Mode | None
     queues: int
     wiring: Wiring
@@ -224,7 +224,7 @@ class Lease(NamedTuple):
     """The device was lost or exclusive: a bare tap now holds the name."""
     manager: int | None
     """The manager that works on the lease at this moment."""
-    user: int | None = None
+    caller_uid: int | None = None
     """The user id for whom the daemon acquired it; None if no daemon did."""
     on_close: bool = False
     """The lease ends when nobody has its tap open any more."""
@@ -252,14 +252,14 @@ class HistoryEntry(NamedTuple):
     """None while the owner has it."""
     ended: float | None
     """When FIN WAIT was over; None before that."""
-    user: int | None = None
+    caller_uid: int | None = None
     """As in Lease."""
 
 
-class Finding(NamedTuple):
+class Problem(NamedTuple):
     """One thing that is wrong on a host, and what would mend it."""
 
-    problem: str
+    description: str
     remedy: str
 
 
@@ -322,7 +322,7 @@ def check_spec(spec: Spec) -> names.Template:
     if isinstance(spec, Macvtap):
         if spec.mode not in [*Mode]:
             raise RequestError(f"mode must be one of {[*Mode]}, not {spec.mode!r}")
-        names.check(spec.link)
+        names.check(spec.lower)
     if spec.naming != Naming.LOWEST and not template.numbered:
         raise RequestError(
             f"naming {spec.naming} needs a template with '%d', not {spec.name!r}"

@@ -164,7 +164,7 @@ def test_a_port_of_open_vswitch_in_the_kernel_goes_down_where_it_is(
     system.step = refuse
     host.release(lease.id)
     system.step = lambda _: None
-    link = host.link(lease)
+    link = host.device(lease)
     assert link is not None
     assert not link.up
 
@@ -176,7 +176,7 @@ def test_what_a_plane_does_to_a_device_that_it_lets_go_does_not_last(
     lease = acquire(host, Tap(ovs="switch0"))
     switch.last = lambda name: system.stranger().set_by_name(name, up=True)
     host.release(lease.id)
-    link = host.link(lease)
+    link = host.device(lease)
     assert link is not None
     assert not link.up
     assert host.recover() == []

@@ -214,7 +214,7 @@ def test_a_name_taken_just_before_the_device_is_made_is_stepped_over_I4(
                 system.stranger().add_tap(name)
 
     system.step = steal
-    leases = [host.acquire(Tap()), host.acquire(Macvtap(link="low"))]
+    leases = [host.acquire(Tap()), host.acquire(Macvtap(lower="low"))]
     assert [lease.name for lease in leases] == ["vnet2", "vnet3"]
     close([fd for lease in leases for fd in lease.fds])
 
@@ -290,8 +290,8 @@ def _whole_life(host: Host, spec: Tap | Macvtap) -> None:
 
 SPECS = [
     Tap(bridge="br0", isolated=True, queues=3),
-    Macvtap(link="low", queues=2),
-    Macvtap(link="low", mode=Mode.PASSTHRU),
+    Macvtap(lower="low", queues=2),
+    Macvtap(lower="low", mode=Mode.PASSTHRU),
 ]
 
 

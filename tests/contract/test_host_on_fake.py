@@ -53,7 +53,7 @@ def test_a_tap_is_wired_wholly_when_acquire_returns_I6(lab: Lab, host: Host) -> 
 
 
 def test_taps_and_macvtaps_share_one_list_of_names_S6(lab: Lab, host: Host) -> None:
-    specs = Tap(), Macvtap(link="low"), Tap(bridge="br0")
+    specs = Tap(), Macvtap(lower="low"), Tap(bridge="br0")
     leases = [acquire(host, spec) for spec in specs]
     assert [lease.name for lease in leases] == ["vnet0", "vnet1", "vnet2"]
     assert [lab.show()[lease.name].kind for lease in leases] == [
@@ -74,7 +74,7 @@ SQUATS: dict[str, Callable[[Stranger], object]] = {
 
 
 @pytest.mark.parametrize("squat", SQUATS.values(), ids=SQUATS)
-@pytest.mark.parametrize("spec", [Tap(bridge="br0", queues=2), Macvtap(link="low")])
+@pytest.mark.parametrize("spec", [Tap(bridge="br0", queues=2), Macvtap(lower="low")])
 def test_a_foreign_device_is_stepped_over_I4(
     lab: Lab,
     host: Host,
@@ -101,7 +101,7 @@ def test_an_ifindex_that_is_taken_is_replaced_by_another(lab: Lab, host: Host) -
             "squat", first.ifindex + 1, queues=1, vnet_hdr=True, uid=None, gid=None
         )
     )
-    for spec in (Tap(), Macvtap(link="low")):
+    for spec in (Tap(), Macvtap(lower="low")):
         lease = acquire(host, spec)
         assert lab.show()[lease.name].ifindex == lease.ifindex != first.ifindex + 1
     namespace.close()
@@ -115,7 +115,7 @@ def test_many_are_acquired_together_or_not_at_all(
     others.set_by_name("other", up=True)
     before = lab.show()
     with pytest.raises(tapster.KernelError, match="in use"):
-        host.acquire_all([Tap(bridge="br0"), Macvtap(link="low", mac=mac)])
+        host.acquire_all([Tap(bridge="br0"), Macvtap(lower="low", mac=mac)])
     assert lab.show() == before
     assert host.leases() == []
 
@@ -208,11 +208,11 @@ def test_only_what_waits_is_reaped_in_batches(
 
 
 def test_passthru_lets_go_of_its_lower_device_at_once(lab: Lab, host: Host) -> None:
-    spec = Macvtap(link="low", mode=Mode.PASSTHRU)
+    spec = Macvtap(lower="low", mode=Mode.PASSTHRU)
     lease = acquire(host, spec)
     assert lease.mac == lab.show()["low"].mac
     with pytest.raises(tapster.KernelError, match="vnet1"):
-        host.acquire(Macvtap(link="low"))
+        host.acquire(Macvtap(lower="low"))
     host.release(lease.id)
     assert lab.show()["vnet0"].kind == "tun", "a placeholder"
     assert acquire(host, spec).name == "vnet1"
@@ -223,7 +223,7 @@ def test_passthru_lets_go_of_its_lower_device_at_once(lab: Lab, host: Host) -> N
 
 def test_recover_finds_nothing_to_do_when_all_is_well_I7(lab: Lab, host: Host) -> None:
     acquire(host, Tap(bridge="br0"))
-    host.release(acquire(host, Macvtap(link="low")).id)
+    host.release(acquire(host, Macvtap(lower="low")).id)
     before = lab.show()
     assert host.recover() == []
     assert lab.show() == before

@@ -106,7 +106,7 @@ def test_what_cannot_be_leaves_all_as_it_was(
 def test_a_change_that_the_kernel_refuses_is_taken_back(
     lab: Lab, host: Host, others: Stranger
 ) -> None:
-    macvtap = host.acquire(Macvtap(link="low"))
+    macvtap = host.acquire(Macvtap(lower="low"))
     close(macvtap.fds)
     before = lab.show()["vnet0"]
     with pytest.raises(RequestError, match="macvtap"):

@@ -93,9 +93,9 @@ class Crashes:
             assert lease.ifindex == link["ifindex"], where
             assert lease.name == link["ifname"], where
             assert lease.state is not State.RESERVED, where
-            backends = lease.state is State.ACTIVE
-            assert ("UP" in link["flags"]) is backends, where
-            assert (link.get("master") == "br0") is (backends and not lease.link), where
+            active = lease.state is State.ACTIVE
+            assert ("UP" in link["flags"]) is active, where
+            assert (link.get("master") == "br0") is (active and not lease.lower), where
 
     def clear(self) -> None:
         for lease in self.host.leases():
@@ -123,7 +123,7 @@ def foreign() -> dict[str, dict[str, Any]]:
 
 
 TAP = Tap(bridge="br0")
-PASSTHRU = Macvtap(link="low", mode=Mode.PASSTHRU)
+PASSTHRU = Macvtap(lower="low", mode=Mode.PASSTHRU)
 
 
 @pytest.mark.parametrize(

@@ -38,9 +38,9 @@ def pair(host: Client, owner: str, chance: random.Random) -> bytes:
     answer = fcntl.ioctl(lease.fds[0], TUNGETIFF, bytes(40))
     name = struct.unpack("16sH22x", answer)[0].rstrip(b"\0").decode()
     assert name == lease.name, (name, lease)
-    assert (lease.owner, lease.user) == (owner, os.getuid()), lease
+    assert (lease.owner, lease.caller_uid) == (owner, os.getuid()), lease
     if chance.random() < 0.1:
-        assert {one.user for one in host.leases()} == {os.getuid()}
+        assert {one.caller_uid for one in host.leases()} == {os.getuid()}
     os.close(lease.fds[0])
     host.release(lease.id)
     return b"p"

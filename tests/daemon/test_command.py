@@ -24,7 +24,7 @@ def test_every_verb_works_without_root_and_prints_the_same(daemon: Daemon) -> No
     )
     assert listed == json.loads(direct.stdout)
     (lease,) = listed["leases"]
-    assert (lease["name"], lease["user"], lease["pid"]) == ("vnet0", ALICE, None)
+    assert (lease["name"], lease["caller_uid"], lease["pid"]) == ("vnet0", ALICE, None)
     table = daemon.tapster("ls").stdout
     assert table.splitlines()[1].split()[:2] == ["vnet0", "active"]
     assert "device alias" in daemon.tapster("show", "vnet0").stdout

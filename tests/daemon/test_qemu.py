@@ -81,7 +81,7 @@ def assert_hers(lab: Lab, daemon: Daemon) -> None:
     """One device is leased: Alice's, on br0, until its last close."""
     with daemon.connect() as root:
         (lease,) = root.leases()
-    assert (lease.name, lease.user, lease.on_close) == ("vnet0", ALICE, True)
+    assert (lease.name, lease.caller_uid, lease.on_close) == ("vnet0", ALICE, True)
     assert lab.bridge_of("vnet0") == "br0"
 
 

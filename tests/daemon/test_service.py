@@ -51,20 +51,20 @@ def name_behind(fd: int) -> str:
 
 def test_a_user_without_privileges_gets_an_open_tap_on_a_bridge(alice: Client) -> None:
     lease = alice.acquire(Tap(bridge="br0", owner="vm1", queues=2))
-    assert (lease.state, lease.owner, lease.user) == (State.ACTIVE, "vm1", ALICE)
+    assert (lease.state, lease.owner, lease.caller_uid) == (State.ACTIVE, "vm1", ALICE)
     assert [name_behind(fd) for fd in lease.fds] == ["vnet0"] * 2
     assert not any(os.get_inheritable(fd) for fd in lease.fds)
     assert tools.ports() == {"vnet0"}
     assert alice.leases() == [lease._replace(fds=())]
     assert alice.find("vnet0").id == lease.id
-    device = alice.link(lease)
+    device = alice.device(lease)
     assert device
     assert device.ifindex == tools.links()["vnet0"]["ifindex"] == lease.ifindex
     tools.close(lease.fds)
     alice.release(lease.id)
     assert tools.ports() == set()
     assert alice.leases(all=False) == []
-    assert alice.who("vnet0")[0].user == ALICE
+    assert alice.who("vnet0")[0].caller_uid == ALICE
     alice.release(lease.id)
 
 
@@ -241,7 +241,7 @@ def test_a_lease_ends_with_the_process_it_was_acquired_by(
     process.kill()
     process.communicate()
     said = next(events)
-    assert (said.event, said.name, said.user) == ("released", "vnet0", BOB)
+    assert (said.event, said.name, said.caller_uid) == ("released", "vnet0", BOB)
     assert "process" in (said.detail or "")
     assert tools.ports() == set()
 
@@ -401,7 +401,7 @@ def test_a_name_that_is_no_text_is_told_as_far_as_it_can_be(
     subprocess.run(["ip", "link", "set", "vnet0", "name", b"a\xff"], check=True)
     said = next(events)
     assert (said.event, said.detail) == ("renamed", "it is called a? now")
-    assert (root.link(lease) or lease).name == "a?"
+    assert (root.device(lease) or lease).name == "a?"
     tools.close(lease.fds)
 
 
@@ -467,7 +467,7 @@ def test_users_hear_of_their_own_leases_alone(daemon: Daemon, alice: Client) -> 
     tools.close(alice.acquire(BR0).fds)
     with daemon.connect(BOB) as bob:
         tools.close(bob.acquire(BR0).fds)
-    assert next(events).user == BOB
+    assert next(events).caller_uid == BOB
 
 
 # Restarts

@@ -81,7 +81,7 @@ def test_another_client_acquires_and_gets_descriptors(daemon: Daemon) -> None:
         assert reply.error is None
         given: Any = reply.parameters
         (lease,) = given["leases"]
-        assert lease["user"] == ALICE
+        assert lease["caller_uid"] == ALICE
         assert fds
         assert {name_behind(fds[place].fileno()) for place in lease["fds"]} == {"vnet0"}
         taken.set_result(None)

@@ -75,8 +75,8 @@ LASTING: Errnos = {
 
 TAP = Tap(bridge="br0", fin_wait=3600)
 QUEUES = TAP._replace(queues=2, isolated=True, uid=1, gid=1)
-MACVTAP = Macvtap(link="low", queues=2)
-PASSTHRU = Macvtap(link="low", mode=Mode.PASSTHRU, fin_wait=3600)
+MACVTAP = Macvtap(lower="low", queues=2)
+PASSTHRU = Macvtap(lower="low", mode=Mode.PASSTHRU, fin_wait=3600)
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,8 @@ from tests.kernel import tools
 from tests.kernel.test_reaper import reapers, wait_dead, wait_reaping
 
 TAP = Tap(bridge="br0", queues=3, fin_wait=3600)
-MACVTAP = Macvtap(link="low", queues=2)
-PASSTHRU = Macvtap(link="low", mode=Mode.PASSTHRU, fin_wait=3600)
+MACVTAP = Macvtap(lower="low", queues=2)
+PASSTHRU = Macvtap(lower="low", mode=Mode.PASSTHRU, fin_wait=3600)
 
 
 @contextmanager

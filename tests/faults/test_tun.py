@@ -17,7 +17,7 @@ from tests.kernel import tools
 
 TUN = "/dev/net/tun"
 TAP = Tap(bridge="br0", fin_wait=3600)
-PASSTHRU = Macvtap(link="low", mode=Mode.PASSTHRU, fin_wait=3600)
+PASSTHRU = Macvtap(lower="low", mode=Mode.PASSTHRU, fin_wait=3600)
 
 
 def nothing() -> None:

@@ -49,12 +49,12 @@ def parsed(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 
 LEASE_FIELDS = {
-    *("id", "name", "ifindex", "kind", "state", "owner", "mac", "bridge", "link"),
+    *("id", "name", "ifindex", "kind", "state", "owner", "mac", "bridge", "lower"),
     *("mode", "mtu", "queues", "isolated", "netns", "created", "released"),
     *("fin_wait", "fin_wait_left", "pid", "placeholder"),
     *("ovs", "learning", "vlan", "trunks", "external_ids", "filter", "addresses"),
     *("inbound", "outbound", "up"),
-    *("user", "on_close"),
+    *("caller_uid", "on_close"),
 }
 
 
@@ -362,12 +362,12 @@ def test_doctor_finds_what_is_wrong_and_names_a_remedy(
         file.unlink()
     tools.sh("ip link set vnet0 nomaster")
     tools.sh("ip link del vnet0")
-    found = parsed(tapster("doctor", "--json", status=1))["findings"]
-    problems = " / ".join(one["problem"] for one in found)
+    found = parsed(tapster("doctor", "--json", status=1))["problems"]
+    problems = " / ".join(one["description"] for one in found)
     assert "vnet7 is foreign" in problems
     assert "lease vnet0" in problems
     assert "vnet1 belongs to another ledger" in problems
-    (remedy,) = (one["remedy"] for one in found if "vnet1" in one["problem"])
+    (remedy,) = (one["remedy"] for one in found if "vnet1" in one["description"])
     assert tapster(*remedy.rpartition("tapster ")[2].split()).stdout == (
         "deleted vnet1\n"
     )

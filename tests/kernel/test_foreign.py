@@ -101,7 +101,7 @@ def test_a_name_taken_between_choice_and_creation_is_stepped_over_I4(
     tools.sh("ip link set low up")
     host._namespace = Thief(host._namespace, ["vnet0", "vnet1", "vnet3", "web"])
     first = host.acquire(Tap(bridge="br0"))
-    second = host.acquire(Macvtap(link="low"))
+    second = host.acquire(Macvtap(lower="low"))
     tools.close([*first.fds, *second.fds])
     assert (first.name, second.name) == ("vnet2", "vnet4")
     with pytest.raises(tapster.NameTaken, match="'web'"):

@@ -22,7 +22,7 @@ def low(world: None) -> None:
 
 @pytest.mark.parametrize("mode", [*Mode])
 def test_each_mode(host: Host, mode: Mode) -> None:
-    lease = host.acquire(Macvtap(link="low", mode=mode))
+    lease = host.acquire(Macvtap(lower="low", mode=mode))
     link = tools.links()["vnet0"]
     assert link["ifindex"] == lease.ifindex
     assert link["link"] == "low"
@@ -36,7 +36,7 @@ def test_each_mode(host: Host, mode: Mode) -> None:
 
 
 def test_the_descriptors_carry_its_packets(host: Host) -> None:
-    lease = host.acquire(Macvtap(link="low", queues=2, vnet_hdr=False))
+    lease = host.acquire(Macvtap(lower="low", queues=2, vnet_hdr=False))
     assert len(lease.fds) == 2
     frame = (
         bytes.fromhex(lease.mac.replace(":", ""))
@@ -64,13 +64,13 @@ def test_equal_ifindexes_in_two_namespaces_are_two_devices(
         Host(ledger, reaper=tools.no_reaper) as here,
         Host(ledger, netns="blue", reaper=tools.no_reaper) as blue,
     ):
-        first = here.acquire(Macvtap(link="low", vnet_hdr=False))
+        first = here.acquire(Macvtap(lower="low", vnet_hdr=False))
         tools.sh(
             f"ip -n blue link add link low index {first.ifindex + 1} name squat "
             "type macvtap"
         )
-        second = blue.acquire(Macvtap(link="low", vnet_hdr=False))
-        third = here.acquire(Macvtap(link="low", vnet_hdr=False))
+        second = blue.acquire(Macvtap(lower="low", vnet_hdr=False))
+        third = here.acquire(Macvtap(lower="low", vnet_hdr=False))
         assert len({first.ifindex, second.ifindex, third.ifindex}) == 3
         for lease, where in ((second, "blue"), (third, None)):
             link = tools.links(where)[lease.name]
@@ -84,12 +84,12 @@ def test_equal_ifindexes_in_two_namespaces_are_two_devices(
 def test_passthru_lets_go_of_its_lower_device_at_once_and_keeps_the_name(
     host: Host,
 ) -> None:
-    lease = host.acquire(Macvtap(link="low", mode=Mode.PASSTHRU))
+    lease = host.acquire(Macvtap(lower="low", mode=Mode.PASSTHRU))
     assert lease.mac == tools.links()["low"]["address"]
     tools.close(lease.fds)
     host.release(lease.id)
     assert tools.links()["vnet0"]["linkinfo"]["info_kind"] == "tun"
-    again = host.acquire(Macvtap(link="low", mode=Mode.PASSTHRU))
+    again = host.acquire(Macvtap(lower="low", mode=Mode.PASSTHRU))
     assert again.name == "vnet1"
     tools.close(again.fds)
     host.release(lease.id)
@@ -100,16 +100,16 @@ def test_passthru_lets_go_of_its_lower_device_at_once_and_keeps_the_name(
 
 def test_passthru_does_not_change_its_lower_device(host: Host) -> None:
     with pytest.raises(tapster.RequestError, match="passthru"):
-        host.acquire(Macvtap(link="low", mode=Mode.PASSTHRU, mac="52:54:00:00:00:01"))
+        host.acquire(Macvtap(lower="low", mode=Mode.PASSTHRU, mac="52:54:00:00:00:01"))
     assert host.leases() == []
 
 
 def test_a_second_macvtap_beside_a_passthru_is_refused_and_leaves_nothing(
     host: Host,
 ) -> None:
-    tools.close(host.acquire(Macvtap(link="low", mode=Mode.PASSTHRU)).fds)
+    tools.close(host.acquire(Macvtap(lower="low", mode=Mode.PASSTHRU)).fds)
     with pytest.raises(tapster.KernelError, match="vnet1"):
-        host.acquire(Macvtap(link="low"))
+        host.acquire(Macvtap(lower="low"))
     assert [lease.name for lease in host.leases()] == ["vnet0"]
     assert "vnet1" not in tools.links()
 
@@ -117,7 +117,7 @@ def test_a_second_macvtap_beside_a_passthru_is_refused_and_leaves_nothing(
 def test_a_released_macvtap_frees_its_mac(host: Host) -> None:
     mac = "52:54:00:00:00:07"
     for name in ("vnet0", "vnet1"):
-        lease = host.acquire(Macvtap(link="low", mac=mac))
+        lease = host.acquire(Macvtap(lower="low", mac=mac))
         assert lease.name == name
         tools.close(lease.fds)
         host.release(lease.id)
@@ -126,12 +126,12 @@ def test_a_released_macvtap_frees_its_mac(host: Host) -> None:
 def test_a_bridge_port_carries_no_macvtap(host: Host) -> None:
     tools.sh("ip link set low master br0")
     with pytest.raises(tapster.NoSuchLink, match="port of a bridge"):
-        host.acquire(Macvtap(link="low"))
+        host.acquire(Macvtap(lower="low"))
     assert host.leases() == []
 
 
 def test_taps_and_macvtaps_share_one_list_of_names(host: Host) -> None:
-    leases = [host.acquire(spec) for spec in (Tap(), Macvtap(link="low"), Tap())]
+    leases = [host.acquire(spec) for spec in (Tap(), Macvtap(lower="low"), Tap())]
     assert [lease.name for lease in leases] == ["vnet0", "vnet1", "vnet2"]
     for lease in leases:
         tools.close(lease.fds)
@@ -139,9 +139,9 @@ def test_taps_and_macvtaps_share_one_list_of_names(host: Host) -> None:
 
 def test_a_mac_in_use_on_the_lower_device_undoes_the_acquire(host: Host) -> None:
     mac = "52:54:00:00:00:07"
-    tools.close(host.acquire(Macvtap(link="low", mac=mac)).fds)
+    tools.close(host.acquire(Macvtap(lower="low", mac=mac)).fds)
     with pytest.raises(tapster.KernelError, match="in use"):
-        host.acquire(Macvtap(link="low", mac=mac))
+        host.acquire(Macvtap(lower="low", mac=mac))
     assert [lease.name for lease in host.leases()] == ["vnet0"]
     assert "vnet1" not in tools.links()
 
@@ -149,9 +149,9 @@ def test_a_mac_in_use_on_the_lower_device_undoes_the_acquire(host: Host) -> None
 @pytest.mark.parametrize(
     ("spec", "error"),
     [
-        (Macvtap(link="nix"), "no device 'nix'"),
-        (Macvtap(link="idle"), "'idle' is down"),
-        (Macvtap(link="low", mtu=9000), "more than the 1500"),
+        (Macvtap(lower="nix"), "no device 'nix'"),
+        (Macvtap(lower="idle"), "'idle' is down"),
+        (Macvtap(lower="low", mtu=9000), "more than the 1500"),
     ],
 )
 def test_an_unfit_lower_device_is_refused_before_anything_is_made(

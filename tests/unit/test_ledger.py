@@ -179,7 +179,7 @@ def test_a_reserved_lease_records_the_whole_request(ledger: Ledger) -> None:
         state=State.RESERVED,
         owner="vm1",
         mac="52:54:00:12:34:56",
-        link=None,
+        lower=None,
         mode=None,
         queues=4,
         wiring=spec.wiring._replace(mtu=1400),
@@ -199,7 +199,7 @@ def test_a_reserved_lease_records_the_whole_request(ledger: Ledger) -> None:
 def test_a_macvtap_shares_the_names_of_taps(ledger: Ledger) -> None:
     tap, macvtap = reserve(ledger, Tap(), Macvtap("eth0", mode=Mode.VEPA))
     assert (tap.name, macvtap.name) == ("vnet0", "vnet1")
-    assert (macvtap.kind, macvtap.link, macvtap.mode) == (
+    assert (macvtap.kind, macvtap.lower, macvtap.mode) == (
         Kind.MACVTAP,
         "eth0",
         Mode.VEPA,

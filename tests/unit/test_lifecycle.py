@@ -29,7 +29,7 @@ LEASE = Lease(
     state=State.ACTIVE,
     owner="vm1",
     mac="52:54:00:12:34:56",
-    link=None,
+    lower=None,
     mode=None,
     queues=1,
     wiring=Wiring(bridge="br0", mtu=1500),

@@ -23,7 +23,7 @@ def lease(**wiring: Any) -> Lease:
         state=State.ACTIVE,
         owner="",
         mac="52:54:00:00:00:01",
-        link=None,
+        lower=None,
         mode=None,
         queues=1,
         wiring=Wiring(ovs="ovs0", **wiring),

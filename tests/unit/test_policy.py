@@ -52,10 +52,10 @@ def test_a_group_goes_by_name_or_id(who: str) -> None:
         (Tap("br0", fin_wait=9), BASIC._replace(features=("fin-wait",))),
         (Tap("br0", uid=7), BASIC._replace(features=("uid",))),
         (Tap("br0", naming=Naming.NEXT), BASIC._replace(features=("naming",))),
-        (Macvtap("eth0"), Rule(("alice",), kinds=("macvtap",), links=("eth*",))),
+        (Macvtap("eth0"), Rule(("alice",), kinds=("macvtap",), lower=("eth*",))),
         (
             Macvtap("eth0", mode=Mode.PASSTHRU),
-            Rule(("alice",), kinds=("*",), links=("eth0",), features=("mode",)),
+            Rule(("alice",), kinds=("*",), lower=("eth0",), features=("mode",)),
         ),
     ],
 )

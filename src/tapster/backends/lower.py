@@ -18,7 +18,7 @@ class Lower(NamedTuple):
 
 def find(namespace: Namespace, spec: Macvtap) -> Lower:
     """The lower device of a request. Raises NoSuchLink or RequestError."""
-    name = spec.link
+    name = spec.lower
     link = namespace.named(name)
     if link is None:
         raise NoSuchLink(f"there is no device {name!r} to put a macvtap on")

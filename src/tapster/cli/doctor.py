@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from tapster.cli import output
-from tapster.model import Finding
+from tapster.model import Problem
 
 if TYPE_CHECKING:
     from tapster.host import Host
@@ -42,18 +42,18 @@ def run(options: argparse.Namespace, host: "Host | Client") -> int:
     if options.user is not None:
         _explain(options)
         return 0
-    findings = _findings(host)
+    problems = _findings(host)
     if options.json:
-        output.print_json(findings=[one._asdict() for one in findings])
+        output.print_json(problems=[one._asdict() for one in problems])
     else:
-        for one in findings:
-            print(f"{one.problem}\n    {one.remedy}")
-    if not findings:
+        for one in problems:
+            print(f"{one.description}\n    {one.remedy}")
+    if not problems:
         print("nothing is wrong", file=sys.stderr)
-    return int(bool(findings))
+    return int(bool(problems))
 
 
-def _findings(host: "Host | Client") -> list[Finding]:
+def _findings(host: "Host | Client") -> list[Problem]:
     from tapster.rpc.client import Client
 
     if isinstance(host, Client):

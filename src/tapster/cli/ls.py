@@ -37,7 +37,7 @@ def row(lease: Lease) -> tuple[str, ...]:
         lease.name,
         lease.state if left is None else f"{lease.state} {left:.1f}s",
         lease.kind,
-        lease.wiring.bridge or lease.wiring.ovs or lease.link or "-",
+        lease.wiring.bridge or lease.wiring.ovs or lease.lower or "-",
         lease.mac,
         lease.owner or "-",
         output.netns_name(lease.netns.path) or "-",

@@ -76,7 +76,7 @@ def spec(options: argparse.Namespace) -> Spec:
     if not options.link:
         raise RequestError("a macvtap needs a lower device: give --link")
     return Macvtap(
-        link=options.link,
+        lower=options.link,
         mode=Mode(options.mode or Mode.BRIDGE),
         name=options.name,
         naming=Naming(options.naming),

@@ -41,7 +41,7 @@ def lease_json(lease: Lease) -> dict[str, Any]:
         "state": lease.state,
         "owner": lease.owner,
         "mac": lease.mac,
-        "link": lease.link,
+        "lower": lease.lower,
         "mode": lease.mode,
         "queues": lease.queues,
         **wiring_json(lease.wiring),
@@ -51,7 +51,7 @@ def lease_json(lease: Lease) -> dict[str, Any]:
         "fin_wait": lease.fin_wait,
         "fin_wait_left": wait_left(lease),
         "pid": lease.process.pid if lease.process else None,
-        "user": lease.user,
+        "caller_uid": lease.caller_uid,
         "on_close": lease.on_close,
         "placeholder": lease.placeholder,
     }

@@ -20,7 +20,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, host: "Host | Client") -> int:
     lease = host.find(options.lease)
-    link = host.link(lease)
+    link = host.device(lease)
     try:
         differences = host.differences(lease)
     except ServiceUnavailable as error:

@@ -23,7 +23,7 @@ class Rule(NamedTuple):
     kinds: tuple[str, ...] = ("tap",)
     bridges: tuple[str, ...] = ()
     ovs: tuple[str, ...] = ()
-    links: tuple[str, ...] = ()
+    lower: tuple[str, ...] = ()
     templates: tuple[str, ...] = (DEFAULT_TEMPLATE,)
     vlans: tuple[str, ...] = ()
     netns: tuple[str, ...] = ()
@@ -61,7 +61,7 @@ MAINTAIN = Need("features", "maintain")
 
 _LISTED = {
     "bridge": "bridges",
-    "link": "links",
+    "lower": "lower",
     "name": "templates",
     "ovs": "ovs",
     "trunks": "vlans",
@@ -133,7 +133,7 @@ def may_see(rules: tuple[Rule, ...], caller: Caller, user: int | None) -> bool:
 
 def may_end(rules: tuple[Rule, ...], caller: Caller, lease: Lease) -> bool:
     """Whether the caller may release a lease."""
-    return lease.user == caller.uid or allows(rules, caller, END_OTHERS)
+    return lease.caller_uid == caller.uid or allows(rules, caller, END_OTHERS)
 
 
 def quota(rules: tuple[Rule, ...], caller: Caller, default: int) -> int | None:

@@ -270,7 +270,7 @@ class Server:
         message = None
         rules = self._service.loaded.config.allow
         for connection in [one for one in self._connections if one.watching]:
-            if not policy.may_see(rules, connection.caller, event.user):
+            if not policy.may_see(rules, connection.caller, event.caller_uid):
                 continue
             if message is None:
                 happened = varlink.to_json(interface.Happened(event))

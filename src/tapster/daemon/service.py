@@ -105,7 +105,7 @@ class Service:
                 specs,
                 pid=call.caller.pid if bound_to_caller else None,
                 on_close=asked.bind is Binding.CLOSE,
-                user=call.caller.uid,
+                caller_uid=call.caller.uid,
             )
         finally:
             if host is not self._host:
@@ -229,7 +229,7 @@ class Service:
         )
         changed = self._host.set(lease.id, **changes)
         self._upkeep.say("set", changed, " ".join(asked.fields))
-        return Answer(interface.Got(changed, self._host.link(changed)))
+        return Answer(interface.Got(changed, self._host.device(changed)))
 
     def _end(self, lease: Lease, reason: str | None) -> None:
         self._host.release(lease.id)
@@ -248,7 +248,7 @@ class Service:
         try:
             lease = self._seen(call.caller, asked.lease, host)
             differences = _differences(host, lease)
-            return Answer(interface.Got(lease, host.link(lease), differences))
+            return Answer(interface.Got(lease, host.device(lease), differences))
         finally:
             if host is not self._host:
                 host.close()
@@ -257,7 +257,7 @@ class Service:
         asked: interface.List = call.parameters
         leases = self._host.leases(all=asked.all)
         if not policy.allows(self._rules, call.caller, policy.SEE_OTHERS):
-            leases = [lease for lease in leases if lease.user == call.caller.uid]
+            leases = [lease for lease in leases if lease.caller_uid == call.caller.uid]
         return Answer(interface.Leases(tuple(leases)))
 
     def _history(self, call: Call) -> Answer:
@@ -265,7 +265,7 @@ class Service:
         entries = tuple(
             one
             for one in self._host.who(asked.name, asked.at)
-            if policy.may_see(self._rules, call.caller, one.user)
+            if policy.may_see(self._rules, call.caller, one.caller_uid)
         )
         return Answer(interface.HistoryEntries(entries))
 
@@ -279,7 +279,7 @@ class Service:
     def _seen(self, caller: Caller, name_or_id: str, host: Host | None = None) -> Lease:
         """The lease, if the caller may know of it. Raises NoSuchLease."""
         lease = (host or self._host).find(name_or_id)
-        if not policy.may_see(self._rules, caller, lease.user):
+        if not policy.may_see(self._rules, caller, lease.caller_uid):
             raise NoSuchLease(f"no lease has the name or id {name_or_id!r}")
         return lease
 
@@ -308,7 +308,7 @@ class Service:
 
     def _examine(self, call: Call) -> Answer:
         self._permit_rule(call.caller, policy.MAINTAIN)
-        return Answer(interface.Findings(tuple(doctor.examine(self._host))))
+        return Answer(interface.Problems(tuple(doctor.examine(self._host))))
 
     def _remove_leftovers(self, call: Call) -> Answer:
         asked: interface.Leftovers = call.parameters

@@ -165,7 +165,7 @@ class Upkeep:
     def _look_if_strange(self, lease: Lease, link: Link | None) -> None:
         # Most changes are our own, and it costs the kernel nothing to see so.
         if self._what_is_strange(lease, link) or lease.id in self._strange:
-            self._look(lease, self._host.link(lease))
+            self._look(lease, self._host.device(lease))
 
     def _look(self, lease: Lease, link: Link | None) -> None:
         strange = self._what_is_strange(lease, link)
@@ -255,7 +255,7 @@ class Upkeep:
             lease=lease.id,
             name=lease.name,
             owner=lease.owner or None,
-            user=lease.user,
+            caller_uid=lease.caller_uid,
             detail=detail,
         )
         said = Event(
@@ -264,7 +264,7 @@ class Upkeep:
             lease.id,
             lease.name,
             lease.owner,
-            lease.user,
+            lease.caller_uid,
             detail,
         )
         self._tell(said)

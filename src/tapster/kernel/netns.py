@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Network namespaces: finding, entering and telling them apart.
+"""Network namespaces: problem, entering and telling them apart.
 
 A namespace belongs to a thread, and a tap is made in the one of the thread
 that opens /dev/net/tun. An inode number of /proc/PID/ns/net can be reused by a

@@ -19,13 +19,20 @@ from tapster.errors import LedgerDamaged, LedgerError, LedgerTooNew
 from tapster.kernel import files
 
 APPLICATION_ID = 0x54415053
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_SECONDS = 30.0
 LOG_TRIES = 100
 LOOKS = 3
 
-MIGRATIONS: dict[int, str] = {}
-"""SQL that brings schema version n to n + 1. None has been needed yet."""
+MIGRATIONS: dict[int, str] = {
+    1: """
+    ALTER TABLE lease RENAME COLUMN link TO lower;
+    ALTER TABLE lease RENAME COLUMN wired TO backends;
+    ALTER TABLE lease RENAME COLUMN user TO caller_uid;
+    ALTER TABLE history RENAME COLUMN user TO caller_uid;
+    """,
+}
+"""SQL that brings schema version n to n + 1."""
 
 
 class Database:

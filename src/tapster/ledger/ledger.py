@@ -41,19 +41,19 @@ FIRST_IFINDEX = 1 << 30
 LAST_IFINDEX = (1 << 31) - 1
 
 _ENTRIES = """
-SELECT lease, owner, kind, mac, ifindex, netns, created, released, ended, user
+SELECT lease, owner, kind, mac, ifindex, netns, created, released, ended, caller_uid
 FROM history WHERE name = ?
 UNION ALL
-SELECT lease.id, owner, kind, mac, ifindex, path, created, released, NULL, user
+SELECT lease.id, owner, kind, mac, ifindex, path, created, released, NULL, caller_uid
 FROM lease JOIN netns ON netns.id = lease.netns WHERE name = ?
 ORDER BY created DESC
 """
 
 _END = """
 INSERT INTO history (name, lease, owner, kind, mac, ifindex, netns, created, released,
-                     ended, user)
+                     ended, caller_uid)
 SELECT name, lease.id, owner, kind, mac, ifindex, path, created,
-       coalesce(released, ?), ?, user
+       coalesce(released, ?), ?, caller_uid
 FROM lease JOIN netns ON netns.id = lease.netns
 WHERE lease.id = ? AND state != 'reserved'
 """
@@ -68,7 +68,7 @@ class Reservation(NamedTuple):
     wiring: Wiring
     backends: tuple[str, ...] = ()
     """As in `Lease`."""
-    user: int | None = None
+    caller_uid: int | None = None
     """As in `Lease`; so is the next."""
     on_close: bool = False
 
@@ -193,7 +193,7 @@ class Ledger:
                 created=created,
                 released=released,
                 ended=ended,
-                user=user,
+                caller_uid=caller_uid,
             )
             for (
                 lease,
@@ -205,17 +205,21 @@ class Ledger:
                 created,
                 released,
                 ended,
-                user,
+                caller_uid,
             ) in rows
         ]
 
-    def count(self, user: int | None = None) -> dict[State, int]:
+    def count(self, caller_uid: int | None = None) -> dict[State, int]:
         """How many leases are in each state: of one user, or all there are."""
         query = "SELECT state, count(*) FROM lease GROUP BY state"
-        if user is not None:
-            query = "SELECT state, count(*) FROM lease WHERE user = ? GROUP BY state"
+        if caller_uid is not None:
+            query = (
+                "SELECT state, count(*) FROM lease WHERE caller_uid = ? GROUP BY state"
+            )
         with self._file.translated():
-            rows = self._db.execute(query, () if user is None else (user,)).fetchall()
+            rows = self._db.execute(
+                query, () if caller_uid is None else (caller_uid,)
+            ).fetchall()
         found = {State(state): number for state, number in rows}
         return {state: found.get(state, 0) for state in State}
 
@@ -309,7 +313,7 @@ class Ledger:
     def rewire(self, id: str, wiring: Wiring, backends: Iterable[str]) -> Lease:
         """Record what a lease's device is connected to, and by which backends."""
         with self._file.transaction():
-            columns = rows.columns_of(wiring) | {"wired": " ".join(backends)}
+            columns = rows.columns_of(wiring) | {"backends": " ".join(backends)}
             self._db.execute(
                 f"UPDATE lease SET {', '.join(f'{one} = ?' for one in columns)} "  # noqa: S608 - our names
                 "WHERE id = ?",
@@ -320,7 +324,7 @@ class Ledger:
     def unwired(self, id: str) -> None:
         """Record that no backend has anything of a lease any more."""
         with self._file.transaction():
-            self._db.execute("UPDATE lease SET wired = '' WHERE id = ?", (id,))
+            self._db.execute("UPDATE lease SET backends = '' WHERE id = ?", (id,))
 
     def postpone(self, ids: Iterable[str], boottime: float) -> None:
         """Let FIN WAIT last until `boottime` at least: something is in the way."""
@@ -492,13 +496,13 @@ class Ledger:
             "state": State.RESERVED,
             "owner": spec.owner,
             "mac": one.mac or self._new_mac(),
-            "link": macvtap and macvtap.link,
+            "lower": macvtap and macvtap.lower,
             "mode": macvtap and macvtap.mode,
             "queues": spec.queues,
             **rows.columns_of(one.wiring),
-            "wired": " ".join(one.backends),
+            "backends": " ".join(one.backends),
             "vnet_hdr": spec.vnet_hdr,
-            "user": one.user,
+            "caller_uid": one.caller_uid,
             "on_close": one.on_close,
             "created": self._clock.wallclock(),
             "fin_wait": spec.fin_wait,

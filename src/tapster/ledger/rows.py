@@ -15,9 +15,9 @@ from tapster.model import (
 )
 
 SELECT = f"""
-SELECT lease.id, name, ifindex, kind, state, owner, mac, link, mode, queues, vnet_hdr,
-       wired, user, on_close, created, fin_wait, deadline, released, placeholder,
-       manager, boot, cookie, path, pidns, pid, pid_start, pid_pidns,
+SELECT lease.id, name, ifindex, kind, state, owner, mac, lower, mode, queues, vnet_hdr,
+       backends, caller_uid, on_close, created, fin_wait, deadline, released,
+       placeholder, manager, boot, cookie, path, pidns, pid, pid_start, pid_pidns,
        {", ".join(Wiring._fields)}
 FROM lease JOIN netns ON netns.id = lease.netns
 """  # noqa: S608 - our names
@@ -34,12 +34,12 @@ def lease_of(row: tuple[Any, ...]) -> Lease:
         state,
         owner,
         mac,
-        link,
+        lower,
         mode,
         queues,
         vnet_hdr,
         backends,
-        user,
+        caller_uid,
         on_close,
         created,
         fin_wait,
@@ -58,13 +58,13 @@ def lease_of(row: tuple[Any, ...]) -> Lease:
         state=State(state),
         owner=owner,
         mac=mac,
-        link=link,
+        lower=lower,
         mode=None if mode is None else Mode(mode),
         queues=queues,
         vnet_hdr=bool(vnet_hdr),
         wiring=_wiring_of(wiring),
         backends=tuple(backends.split()),
-        user=user,
+        caller_uid=caller_uid,
         on_close=bool(on_close),
         netns=Netns(*netns),
         created=created,

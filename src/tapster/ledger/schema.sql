@@ -24,7 +24,7 @@ CREATE TABLE lease (
     state       TEXT NOT NULL,
     owner       TEXT NOT NULL,
     mac         TEXT NOT NULL,
-    link        TEXT,
+    lower       TEXT,
     mode        TEXT,
     queues      INTEGER NOT NULL,
     -- Its wiring. A list is separated by spaces, external_ids by newlines.
@@ -41,7 +41,7 @@ CREATE TABLE lease (
     outbound     TEXT,
     mtu          INTEGER,
     up           INTEGER NOT NULL DEFAULT 1,
-    wired        TEXT NOT NULL DEFAULT '', -- the backends that may have something of it
+    backends     TEXT NOT NULL DEFAULT '', -- the backends that may have something of it
     created     REAL NOT NULL,
     fin_wait    REAL NOT NULL,
     deadline    REAL,
@@ -51,7 +51,7 @@ CREATE TABLE lease (
     pid_pidns   INTEGER,
     placeholder INTEGER NOT NULL DEFAULT 0,
     manager     INTEGER,
-    user        INTEGER,       -- for whom the daemon acquired it
+    caller_uid  INTEGER,       -- for whom the daemon acquired it
     on_close    INTEGER NOT NULL DEFAULT 0,
     vnet_hdr    INTEGER NOT NULL DEFAULT 1
 ) STRICT;
@@ -62,7 +62,7 @@ CREATE INDEX lease_deadline ON lease (deadline) WHERE state = 'fin_wait';
 CREATE INDEX lease_process ON lease (pid) WHERE pid IS NOT NULL;
 CREATE INDEX lease_manager ON lease (manager) WHERE manager IS NOT NULL;
 CREATE INDEX lease_reserved ON lease (state) WHERE state = 'reserved';
-CREATE INDEX lease_user ON lease (user, state);
+CREATE INDEX lease_user ON lease (caller_uid, state);
 
 CREATE TABLE history (
     seq      INTEGER PRIMARY KEY,
@@ -76,7 +76,7 @@ CREATE TABLE history (
     created  REAL NOT NULL,    -- wall clock, seconds
     released REAL,
     ended    REAL NOT NULL,
-    user     INTEGER
+    caller_uid INTEGER
 ) STRICT;
 CREATE INDEX history_name ON history (name);
 CREATE INDEX history_lease ON history (lease);

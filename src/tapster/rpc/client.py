@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from tapster.errors import DaemonError, RequestError
 from tapster.kernel import unix
-from tapster.model import Finding, HistoryEntry, Lease, Link, Spec, Wiring
+from tapster.model import HistoryEntry, Lease, Link, Problem, Spec, Wiring
 from tapster.operations.decision import Repair
 from tapster.rpc import interface, varlink
 from tapster.rpc.interface import NAME, SOCKET, Binding, Count, Event
@@ -164,7 +164,7 @@ class Client:
         lease: Lease = self._call("Get", asked)[0].lease
         return lease
 
-    def link(self, lease: Lease) -> Link | None:
+    def device(self, lease: Lease) -> Link | None:
         """As Host's."""
         device: Link | None = self._call("Get", interface.Get(lease.id))[0].device
         return device
@@ -211,9 +211,9 @@ class Client:
         """Return when the daemon answers."""
         self._call("Ping", varlink.Nothing())
 
-    def examine(self) -> list[Finding]:
+    def examine(self) -> list[Problem]:
         """What is wrong on the host."""
-        return list(self._call("Examine", varlink.Nothing())[0].findings)
+        return list(self._call("Examine", varlink.Nothing())[0].problems)
 
     def statistics(self) -> list[Count]:
         """What the daemon has done, counted."""

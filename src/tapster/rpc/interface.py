@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from tapster import errors
 from tapster.errors import KernelError, TapsterError
-from tapster.model import Finding, HistoryEntry, Lease, Link, Macvtap, Spec, Tap, Wiring
+from tapster.model import HistoryEntry, Lease, Link, Macvtap, Problem, Spec, Tap, Wiring
 from tapster.operations.decision import Repair
 from tapster.rpc.varlink import Error, Interface, Method, Nothing
 
@@ -41,7 +41,7 @@ class Event(NamedTuple):
     lease: str | None = None
     name: str | None = None
     owner: str | None = None
-    user: int | None = None
+    caller_uid: int | None = None
     detail: str | None = None
 
 
@@ -138,8 +138,8 @@ class Recovered(NamedTuple):
     repairs: tuple[Repair, ...]
 
 
-class Findings(NamedTuple):
-    findings: tuple[Finding, ...]
+class Problems(NamedTuple):
+    problems: tuple[Problem, ...]
 
 
 class Leftovers(NamedTuple):
@@ -210,7 +210,7 @@ METHODS = (
     ),
     Method("Reap", Reap, Reaped, "Delete the devices whose FIN WAIT is over."),
     Method("Recover", Recover, Recovered, "Bring ledger and kernel into agreement."),
-    Method("Examine", Nothing, Findings, "Say what is wrong on the host."),
+    Method("Examine", Nothing, Problems, "Say what is wrong on the host."),
     Method("RemoveLeftovers", Leftovers, Names, "Delete a lost ledger's devices."),
     Method("GetStatistics", Nothing, Statistics, "What was done, counted."),
 )
