@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What makes other programs use Tapster without being changed."""
+"""Stand-ins that let other programs use Tapster unchanged."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bridge.conf, as qemu-bridge-helper reads it.
+"""Read bridge.conf as qemu-bridge-helper does.
 
-A line is `allow`, `deny` or `include`, then a bridge, `all`, or a file. What no line
-allows is denied, and a denial wins over every permission. An included file that
-cannot be read says nothing: so an administrator lets its mode choose who is meant.
+A line is `allow`, `deny` or `include`, then a bridge, `all`, or a file. A bridge that
+no line allows is denied, and a denial overrides every permission. An included file that
+the user cannot read is ignored: an administrator uses its mode to select users.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ DEEPEST = 16
 
 
 class Verdict(NamedTuple):
-    """One line."""
+    """One `allow` or `deny` line."""
 
     allow: bool
     bridge: str
@@ -25,15 +25,15 @@ Acl = tuple[Verdict, ...]
 
 
 def permits(acl: Acl, bridge: str) -> bool:
-    """Whether this bridge may be joined."""
-    said = {verdict.allow for verdict in acl if verdict.bridge in (ALL, bridge)}
-    return said == {True}
+    """Tell whether a device may join this bridge."""
+    verdicts = {verdict.allow for verdict in acl if verdict.bridge in (ALL, bridge)}
+    return verdicts == {True}
 
 
 def read(path: str) -> Acl:
-    """The lines of a file, and of those it includes.
+    """Read the lines of a file and of the files that it includes.
 
-    Raises OSError for the file itself, ValueError for a line that is none.
+    Raises OSError if the file itself cannot be read, ValueError for an invalid line.
     """
     return tuple(_read(path, 0))
 
@@ -46,7 +46,7 @@ def _read(path: str, depth: int) -> Iterator[Verdict]:
         if not words or words[0].startswith("#"):
             continue
         if len(words) < 2 or words[0] not in ("allow", "deny", "include"):
-            raise ValueError(f"{path}, line {number}: {line.strip()!r} is no rule")
+            raise ValueError(f"{path}, line {number}: {line.strip()!r} is not a rule")
         command, argument = words[0], words[1].strip()
         if command != "include":
             yield Verdict(command == "allow", argument)

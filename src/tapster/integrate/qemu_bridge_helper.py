@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In the place of qemu-bridge-helper: the same arguments, the same protocol, but it
-needs no setuid: it asks the daemon.
+"""Replace qemu-bridge-helper: ask the daemon, so that no setuid is needed.
 
-QEMU and libvirt start it with one end of a socket pair, and wait for the descriptor
-of a tap that has joined the bridge. The lease ends when nobody has that tap open any
-more, so with the machine, whatever way it ends.
+The arguments and the protocol are those of QEMU's program. QEMU and libvirt start it
+with one end of a socket pair, and wait for the descriptor of a tap that has joined the
+bridge. The lease ends at the last close of that tap, and so with the VM.
 """
 
 import socket
@@ -22,11 +21,11 @@ USAGE = "Usage: qemu-bridge-helper [--use-vnet] --br=bridge --fd=unixfd"
 
 
 class Usage(Exception):
-    """The arguments are not those of qemu-bridge-helper."""
+    """Report arguments that qemu-bridge-helper does not take."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Hand over a tap; the exit code."""
+    """Hand a tap over and return the exit code."""
     try:
         given = parse(sys.argv[1:] if arguments is None else arguments)
     except Usage:
@@ -42,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str]) -> dict[str, str]:
-    """The options as getopt_long(3) would take them. Raises Usage."""
+    """Parse the options as getopt_long(3) does. Raises Usage."""
     given: dict[str, str] = {}
     rest = list(arguments)
     while rest:
@@ -60,8 +59,11 @@ def parse(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def _check_acl(bridge: str) -> None:
-    """Heed QEMU's own file, where there is one. Read as the user: what an
-    administrator hides from them does not speak for them."""
+    """Apply QEMU's own file, if there is one.
+
+    The file is read as the calling user: an included file that the user may not read
+    allows that user nothing.
+    """
     try:
         listed = acl.read(ACL)
     except FileNotFoundError:
@@ -78,7 +80,7 @@ def _hand_over(bridge: str, to: int, *, vnet_hdr: bool) -> None:
         with socket.socket(fileno=to) as waiting:
             unix.send(waiting, b"\0", lease.fds)
     finally:
-        # If nobody took it, this is the last close.
+        # If QEMU did not take the descriptor, this is the last close.
         unix.close(lease.fds)
 
 

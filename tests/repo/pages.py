@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compute the parts of ARCHITECTURE.md that describe the tree.
+
+`python -m tests.repo.pages` writes them into the page.
+"""
+
+import ast
+import re
+from pathlib import Path
+
+from tests.repo.test_architecture import IMPORTS, MODULES, inside
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "ARCHITECTURE.md"
+PACKAGE = ROOT / "src/tapster"
+
+LAYERS = (
+    ("cli", "the command"),
+    ("daemon", "tapsterd"),
+    ("integrate", "stand-ins for parts of other programs"),
+    ("testing", "a host in memory, for tests"),
+    ("doctor", "problems on a host"),
+    ("reaper", "the process that reaps"),
+    ("", "`tapster` itself: the public names"),
+    ("rpc", "the wire protocol and its client"),
+    ("host", "the facade that users call"),
+    ("operations", "acquire, release, set, reap, recover"),
+    ("backends", "Open vSwitch, filters, rates"),
+    ("ledger", "the records"),
+    ("kernel", "the only room that makes system calls"),
+    ("model", "requests, leases, identities"),
+    ("names", "what a device may be called"),
+    ("errors", "every error"),
+)
+"""The rooms, from the top, and what each is."""
+
+
+def first_line(path: Path) -> str:
+    """Return what a file says of itself: the first line of its docstring or comment."""
+    text = path.read_text("utf-8")
+    if path.suffix == ".py":
+        return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+    comment = re.search(r"SPDX.*\n((?:(?:#|--) ?.+\n)+)", text)
+    words = re.sub(r"\n?(?:#|--) ?", " ", comment[1]) if comment else ""
+    return f"{words.partition('. ')[0].strip().rstrip('.')}."
+
+
+def sources(folder: Path) -> list[Path]:
+    """Return the files of a folder that the map lists."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.suffix in (".py", ".sql", ".nft")
+    ]
+
+
+def map_of_the_tree() -> str:
+    """Return one line for each file of the package, with its description."""
+    rooms = [PACKAGE, *sorted(path for path in PACKAGE.rglob("*/") if sources(path))]
+    lines = []
+    for room in rooms:
+        lines.append(f"{room.relative_to(ROOT)}/")
+        lines += [
+            f"  {path.name:<22} {first_line(path)}".rstrip() for path in sources(room)
+        ]
+    return "\n".join(["```", *lines, "```"])
+
+
+def layer_of(module: str) -> str:
+    """Return the room in `LAYERS` that a module is in."""
+    return module.partition(".")[2].partition(".")[0]
+
+
+def imports_of_the_rooms() -> dict[str, set[str]]:
+    """Return which other rooms each room imports."""
+    return {
+        layer: {
+            layer_of(name)
+            for module in MODULES
+            if layer_of(module) == layer
+            for name in IMPORTS[module]
+            if inside(name, "tapster")
+        }
+        - {layer}
+        for layer, _ in LAYERS
+    }
+
+
+def table_of_imports() -> str:
+    """Return the table of the rooms and what each imports."""
+    imported = imports_of_the_rooms()
+    order = [layer for layer, _ in LAYERS]
+    lines = ["| room | content | imports |", "| --- | --- | --- |"]
+    for layer, content in LAYERS:
+        names = ", ".join(
+            name or "`tapster`" for name in order if name in imported[layer]
+        )
+        lines.append(f"| {layer or '`tapster`'} | {content} | {names} |")
+    return "\n".join(lines)
+
+
+def tests_of_promises() -> dict[str, set[str]]:
+    """Return the test files that have tests of each promise, by its number."""
+    files: dict[str, set[str]] = {}
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        for name in re.findall(r"def test_\w+?((?:_I\d)+)\(", path.read_text("utf-8")):
+            for promise in re.findall(r"I\d", name):
+                files.setdefault(promise, set()).add(
+                    str(path.relative_to(ROOT / "tests"))
+                )
+    return files
+
+
+def table_of_promises() -> str:
+    """Return the table of the promises with the files whose tests hold them."""
+    explored = re.findall(
+        r"^def ((i\d)_\w+)",
+        (ROOT / "explorer/invariants.py").read_text("utf-8"),
+        re.MULTILINE,
+    )
+    lines = ["| | tests | in the explorer |", "| --- | --- | --- |"]
+    for promise, files in sorted(tests_of_promises().items()):
+        invariants = [name for name, number in explored if number == promise.lower()]
+        tests, functions = (
+            ", ".join(f"`{name}`" for name in names)
+            for names in (sorted(files), invariants)
+        )
+        lines.append(f"| {promise} | {tests} | {functions} |".replace("  ", " "))
+    return "\n".join(lines)
+
+
+BLOCKS = {
+    "map": map_of_the_tree,
+    "imports": table_of_imports,
+    "promises": table_of_promises,
+}
+
+
+def block(text: str, name: str) -> str:
+    """Return what stands between the two comments of a block."""
+    _, _, rest = text.partition(f"<!-- {name} -->\n")
+    content, end, _ = rest.partition(f"\n<!-- /{name} -->")
+    assert end, f"ARCHITECTURE.md has no block {name}"
+    return content
+
+
+def main() -> None:
+    """Write every block."""
+    text = PAGE.read_text("utf-8")
+    for name, compute in BLOCKS.items():
+        text = re.sub(
+            rf"(?s)(<!-- {name} -->\n).*?(<!-- /{name} -->)",
+            lambda found: f"{found[1]}{compute()}\n{found[2]}",  # noqa: B023
+            text,
+        )
+    PAGE.write_text(text, "utf-8")
+
+
+if __name__ == "__main__":
+    main()
