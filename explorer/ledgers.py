@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from explorer.calls import Call, Callback, Question, freeze, raised
 from tapster.errors import TapsterError
-from tapster.ledger.ledger import FIRST_IFINDEX, Ledger
+from tapster.ledger import FIRST_IFINDEX, Ledger
 from tapster.model import Lease
 
 Leases = tuple[Lease, ...]
@@ -46,7 +46,7 @@ class Ledgers:
         self._now = 0.0
         self._db: Any = None
         self._ledger = Ledger(f"{directory}/ledger.db", self, randomness=self._bytes)
-        self._db = self._ledger._db
+        self._db = self._ledger.file.connection
         # Images of the rollback journal's mode open in memory; small pages make
         # them small.
         for settle in ("journal_mode = DELETE", "page_size = 512"):
@@ -108,7 +108,7 @@ class Ledgers:
         self._db = type(self._db)(":memory:", isolation_level=None)
         self._db.deserialize(image)
         self._db.execute("PRAGMA foreign_keys = ON")
-        self._ledger._db = self._ledger._file.connection = self._db
+        self._ledger.file.connection = self._db
 
     def _thaw(self, value: Any, told: Iterator[Any]) -> Any:
         """An argument as it was; callbacks give the recorded answers in turn."""

@@ -134,11 +134,11 @@ class RowLast(ExploredHost):
     def _reserve(self, plans: Sequence[Plan]) -> list[Lease]:
         (plan,) = plans
         ledger: Any = self._ledger
-        named = {"manager": self._me(), "changed": self._namespace.changed_links}
+        named = {"manager": self._me(), "changed_links": self._namespace.changed_links}
         wanted = self._namespace.netns, [plan.reservation]
-        (guess,) = ledger.peek(*wanted, taken=self._namespace.ifindex, **named)
+        (guess,) = ledger.peek(*wanted, holder_of=self._namespace.ifindex, **named)
         self._create(plan, guess)
-        (lease,) = ledger.reserve(*wanted, taken=lambda _: 0, **named)
+        (lease,) = ledger.reserve(*wanted, holder_of=lambda _: 0, **named)
         if lease.ifindex != guess.ifindex:
             self._namespace.delete_links([guess.ifindex])
             ledger.end([lease.id])
@@ -159,8 +159,8 @@ class DeletesByName(ExploredHost):
 class Unclaimed(RemoteLedger):
     """A ledger in which nobody claims what is worked on."""
 
-    def claim_free(self, ids: object, _: int, alive: object) -> Any:
-        return self._put("claim_free", (ids, None, alive), {})
+    def claim_available(self, ids: object, _: int, alive: object) -> Any:
+        return self._put("claim_available", (ids, None, alive), {})
 
     def claim_due(self, _: int, alive: object, **named: Any) -> Any:
         return self._put("claim_due", (None, alive), named)

@@ -20,7 +20,7 @@ from bench.measurements import Run
 from bench.result import Goal, Row, Table
 from bench.ways.tapster import nobody
 from tapster import Host, Lease, Naming, Tap
-from tapster.ledger.ledger import HISTORY_ROWS
+from tapster.ledger.history import HISTORY_ROWS
 from tapster.names import MAX_BYTES
 from tapster.testing import FakeSystem
 

@@ -15,7 +15,7 @@ from bench.measurements import Run
 from bench.result import Goal, Row, Table, interleave
 from bench.world import World, world
 from tapster.kernel.linux import LinuxNamespace, LinuxSystem
-from tapster.ledger.ledger import Ledger, Reservation
+from tapster.ledger import Ledger, Reservation
 from tapster.model import DEFAULT_TEMPLATE, Lease, Naming, Tap
 from tapster.names import parse
 
@@ -110,8 +110,8 @@ class Shelf:
             self._namespace.netns,
             [Reservation(spec, parse(spec.name), None, spec.wiring)] * count,
             manager=1,
-            taken=self._namespace.ifindex,
-            changed=self._namespace.changed_links,
+            holder_of=self._namespace.ifindex,
+            changed_links=self._namespace.changed_links,
         )
 
 

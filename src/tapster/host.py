@@ -25,7 +25,7 @@ from tapster.errors import (
     TapsterError,
 )
 from tapster.kernel.port import LinkChange, Namespace
-from tapster.ledger.ledger import Ledger, Reservation
+from tapster.ledger import Ledger, Reservation
 from tapster.model import (
     HistoryEntry,
     Kind,
@@ -192,8 +192,8 @@ class Host(Mender):
                 self._namespace.netns,
                 [plan.reservation for plan in plans],
                 manager=self._me(),
-                taken=self._taken,
-                changed=self._namespace.changed_links,
+                holder_of=self._taken,
+                changed_links=self._namespace.changed_links,
             )
         except BaseException:
             # What was rolled back may include what the changes led to.
@@ -323,7 +323,7 @@ class Host(Mender):
             try:
                 changed = self._set(lease, lease.wiring._replace(**changes))
             finally:
-                self._ledger.give_back(self._me())
+                self._ledger.release_claims(self._me())
             return changed._replace(manager=None)
 
     def _set(self, lease: Lease, wanted: Wiring) -> Lease:

@@ -167,7 +167,7 @@ def test_a_lease_of_an_earlier_boot_is_closed(host: Host, ledger: Path) -> None:
     lease = host.acquire(Tap(bridge="br0"))
     tools.close(lease.fds)
     with host.looking() as (opened, _):
-        opened._db.execute("UPDATE netns SET boot = 'earlier'")
+        opened.file.connection.execute("UPDATE netns SET boot = 'earlier'")
     (repairs,) = host.recover()
     assert (repairs.lease.id, repairs.action) == (lease.id, Action.CLOSE)
     assert "vnet0" in tools.links(), "whatever has its name and ifindex now"
@@ -178,7 +178,7 @@ def test_what_a_boot_left_in_fin_wait_is_closed_before_other_work(host: Host) ->
     tools.close(lease.fds)
     host.release(lease.id)
     with host.looking() as (opened, _):
-        opened._db.execute("UPDATE netns SET boot = 'earlier'")
+        opened.file.connection.execute("UPDATE netns SET boot = 'earlier'")
     tools.sh("ip link del web")
     assert [one.action for one in host.settle()] == [Action.CLOSE]
     again = host.acquire(Tap(name="web"))

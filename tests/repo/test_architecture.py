@@ -131,17 +131,27 @@ ROOMS = [
     ),
     Room("tapster.kernel.files", (), "whose they are, whatever is in them"),
     Room("tapster.ledger.rows", ("tapster.model",), "pure: values of columns"),
+    Room("tapster.ledger.claims", ("tapster.model",), "one column of a table"),
+    Room("tapster.ledger.history", ("tapster.model",), "one table"),
+    Room("tapster.ledger.namespaces", ("tapster.model",), "one table"),
+    Room("tapster.ledger.settings", ("tapster.ledger.database",), "one table"),
     Room(
-        "tapster.ledger.ledger",
+        "tapster.ledger.leases",
         (
+            "tapster.errors",
             "tapster.ledger.allocator",
             "tapster.ledger.database",
-            "tapster.errors",
+            "tapster.ledger.rows",
+            "tapster.ledger.settings",
             "tapster.model",
             "tapster.names",
-            "tapster.ledger.rows",
         ),
-        "what must be known of the kernel is passed in: a transaction is short",
+        "one table, and the names that its rows free",
+    ),
+    Room(
+        "tapster.ledger.transactions",
+        ("tapster.errors", "tapster.ledger", "tapster.model", "tapster.names"),
+        "it is told what must be known of the kernel: a transaction is short",
     ),
     Room(
         "tapster.backends",
@@ -153,7 +163,7 @@ ROOMS = [
         (
             "tapster.errors",
             "tapster.kernel",
-            "tapster.ledger.ledger",
+            "tapster.ledger",
             "tapster.model",
             "tapster.backends",
         ),
@@ -189,7 +199,7 @@ ROOMS = [
             "tapster.operations.devices",
             "tapster.errors",
             "tapster.kernel.port",
-            "tapster.ledger.ledger",
+            "tapster.ledger",
             "tapster.operations.decision",
             "tapster.operations.mending",
             "tapster.model",
@@ -263,11 +273,7 @@ KEEPERS = [
     ),
     Keeper(
         "sqlite3",
-        (
-            "tapster.ledger.allocator",
-            "tapster.ledger.database",
-            "tapster.ledger.ledger",
-        ),
+        ("tapster.ledger",),
         "one owner of the file",
     ),
     Keeper(

@@ -67,7 +67,7 @@ class Namespace:
             self.db.execute(
                 "DELETE FROM lease WHERE netns = ? AND name = ?", (self.row, name)
             )
-            self.allocator.give_back([name])
+            self.allocator.free_names([name])
 
     def noted(self) -> dict[str, int]:
         return dict(
@@ -114,7 +114,7 @@ def test_names_given_back_in_any_order_come_again(ns: Namespace) -> None:
 def test_a_name_given_back_twice_is_given_out_once(ns: Namespace) -> None:
     ns.leases(3)
     ns.end("vnet1")
-    ns.allocator.give_back(["vnet1"])
+    ns.allocator.free_names(["vnet1"])
     assert ns.leases(2) == ["vnet1", "vnet3"]
 
 

@@ -36,9 +36,14 @@ from tapster.errors import (
     NoSuchLease,
     TapsterError,
 )
-from tapster.ledger import database
-from tapster.ledger import ledger as module
-from tapster.ledger.ledger import FIRST_IFINDEX, LAST_IFINDEX, Ledger, Reservation
+from tapster.ledger import (
+    FIRST_IFINDEX,
+    LAST_IFINDEX,
+    Ledger,
+    Reservation,
+    database,
+    history,
+)
 from tapster.model import (
     Kind,
     Lease,
@@ -100,8 +105,8 @@ def reserve(ledger: Ledger, *specs: Spec, netns: Netns = HERE) -> list[Lease]:
             for spec in specs
         ],
         manager=ME,
-        taken=nobody_has,
-        changed=nothing_changed,
+        holder_of=nobody_has,
+        changed_links=nothing_changed,
     )
 
 
@@ -169,7 +174,7 @@ def test_a_reserved_lease_records_the_whole_request(ledger: Ledger) -> None:
         backends=("filter", "outbound"),
     )
     (lease,) = ledger.reserve(
-        HERE, [wanted], manager=ME, taken=nobody_has, changed=nothing_changed
+        HERE, [wanted], manager=ME, holder_of=nobody_has, changed_links=nothing_changed
     )
     assert lease == Lease(
         id=lease.id,
@@ -304,7 +309,7 @@ def test_a_lease_that_is_gone_is_named(ledger: Ledger) -> None:
 def test_only_active_leases_are_bound_to_a_process(ledger: Ledger) -> None:
     active, waiting = hold(ledger, Tap(), Tap())
     release(ledger, waiting)
-    with pytest.raises(NoSuchLease, match=f"{waiting.id} was released meanwhile"):
+    with pytest.raises(NoSuchLease, match=f"{waiting.id} was released in the meantime"):
         ledger.bind([active.id, waiting.id], PROCESS)
     assert [lease.process for lease in ledger.leases()] == [None, None]
     ledger.bind([active.id], PROCESS)
@@ -330,7 +335,7 @@ def test_history_says_who_held_a_name_latest_first(
 
 
 def test_history_is_bounded(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "HISTORY_ROWS", 3)
+    monkeypatch.setattr(history, "HISTORY_ROWS", 3)
     leases = hold(ledger, *[Tap()] * 5)
     for lease in leases:
         end(ledger, lease)
@@ -348,10 +353,10 @@ def test_a_lease_has_one_manager_at_a_time(ledger: Ledger) -> None:
     assert ledger.claim(lease.id, ME, dead).manager == ME
     with pytest.raises(LeaseBusy, match=rf"{lease.id} \(vnet0\)"):
         ledger.claim(lease.id, OTHER, alive)
-    ledger.give_back(OTHER)
+    ledger.release_claims(OTHER)
     with pytest.raises(LeaseBusy, match=lease.id):
         ledger.claim(lease.id, OTHER, alive)
-    ledger.give_back(ME)
+    ledger.release_claims(ME)
     assert ledger.claim(lease.id, OTHER, alive).manager == OTHER
 
 
@@ -368,7 +373,7 @@ def test_those_that_are_free_are_claimed(ledger: Ledger) -> None:
     ledger.claim(dropped.id, GONE, alive)
     ledger.end([ended.id])
     ids = [lease.id for lease in (mine, free, others, dropped, ended)]
-    claimed = ledger.claim_free(ids, ME, lambda manager: manager != GONE)
+    claimed = ledger.claim_available(ids, ME, lambda manager: manager != GONE)
     assert [lease.id for lease in claimed] == [mine.id, free.id, dropped.id]
     assert {lease.manager for lease in claimed} == {ME}
     assert [lease.manager for lease in ledger.leases()] == [ME, ME, OTHER, ME]
@@ -474,14 +479,14 @@ def test_I1_the_file_itself_refuses_what_two_leases_may_not_share(
 ) -> None:
     hold(ledger, Tap(), Tap())
     with pytest.raises(sqlite3.IntegrityError, match=f"UNIQUE.*{column}"):
-        ledger._db.execute(f"UPDATE lease SET {column} = 1")  # noqa: S608 - not a value
+        ledger.file.connection.execute(f"UPDATE lease SET {column} = 1")  # noqa: S608 - not a value
 
 
 def test_interface_indexes_start_anew_after_the_last_and_skip_those_in_use(
     ledger: Ledger,
 ) -> None:
     def set_next(ifindex: int) -> None:
-        ledger._db.execute(
+        ledger.file.connection.execute(
             "UPDATE meta SET value = ? WHERE key = 'next_ifindex'", (ifindex,)
         )
 
@@ -576,11 +581,13 @@ def test_a_lease_whose_name_a_foreign_device_took_gets_another(
     ledger.end([lease.id])
     wanted = [Reservation(Tap(), template, None, Wiring())]
     (again,) = ledger.reserve(
-        HERE, wanted, manager=ME, taken=ask, changed=nothing_changed
+        HERE, wanted, manager=ME, holder_of=ask, changed_links=nothing_changed
     )
     assert again.name == "vnet2"
     taken.clear()
-    (back,) = ledger.reserve(HERE, wanted, manager=ME, taken=ask, changed=lambda: {5})
+    (back,) = ledger.reserve(
+        HERE, wanted, manager=ME, holder_of=ask, changed_links=lambda: {5}
+    )
     assert back.name == "vnet0"
 
 
@@ -601,8 +608,8 @@ def test_changes_are_asked_for_only_if_foreign_names_are_remembered(
             HERE,
             wanted,
             manager=ME,
-            taken=lambda name: taken.get(name, 0),
-            changed=changed,
+            holder_of=lambda name: taken.get(name, 0),
+            changed_links=changed,
         )
         counts.append(len(asked))
     assert counts == [0, 1]
@@ -621,10 +628,10 @@ def test_the_reaper_quits_only_when_nothing_waits(ledger: Ledger) -> None:
     quits: list[str] = []
     waiting, _ = hold(ledger, Tap(), Tap())
     release(ledger, waiting)
-    assert not ledger.quit_if_idle(lambda: quits.append("quit"))
+    assert not ledger.call_if_idle(lambda: quits.append("quit"))
     assert quits == []
     ledger.end([waiting.id])
-    assert ledger.quit_if_idle(lambda: quits.append("quit"))
+    assert ledger.call_if_idle(lambda: quits.append("quit"))
     assert quits == ["quit"]
 
 
@@ -635,7 +642,7 @@ def test_nobody_can_release_while_the_reaper_quits(ledger: Ledger) -> None:
             other.execute("BEGIN IMMEDIATE")
         other.close()
 
-    assert ledger.quit_if_idle(look)
+    assert ledger.call_if_idle(look)
 
 
 def test_a_namespace_without_leases_is_forgotten_but_not_its_counters(
@@ -643,8 +650,8 @@ def test_a_namespace_without_leases_is_forgotten_but_not_its_counters(
 ) -> None:
     end(ledger, *hold(ledger, Tap(naming=Naming.NEXT)))
     hold(ledger, Tap(naming=Naming.NEXT), netns=THERE)
-    ledger.quit_if_idle(lambda: None)
-    rows = ledger._db.execute("SELECT cookie FROM netns").fetchall()
+    ledger.call_if_idle(lambda: None)
+    rows = ledger.file.connection.execute("SELECT cookie FROM netns").fetchall()
     assert rows == [(THERE.cookie,)]
     assert names_of(hold(ledger, Tap(naming=Naming.NEXT))) == ["vnet2"]
     assert names_of(hold(ledger, Tap())) == ["vnet0"]
@@ -657,7 +664,7 @@ def populated(path: Path, leases: int) -> Ledger:
     """A ledger whose leases have every other number, half of them in FIN WAIT."""
     ledger = Ledger(path, Clock())
     hold(ledger, Tap())
-    db = ledger._db
+    db = ledger.file.connection
     db.execute("BEGIN")
     db.execute(
         "CREATE TEMP TABLE n AS WITH RECURSIVE n(i) AS "
@@ -708,15 +715,15 @@ VERBS: dict[str, Callable[[Two], object]] = {
     "suspects": lambda two: two.ledger.suspects("boot"),
     "begin_release": lambda two: two.ledger.begin_release(two.active),
     "claim": lambda two: two.ledger.claim(two.active, ME, dead),
-    "claim_free": lambda two: two.ledger.claim_free([two.active], ME, dead),
+    "claim_available": lambda two: two.ledger.claim_available([two.active], ME, dead),
     "hold_name": lambda two: two.ledger.hold_name(two.active),
-    "give_back": lambda two: two.ledger.give_back(ME),
+    "release_claims": lambda two: two.ledger.release_claims(ME),
     "next_deadline": lambda two: two.ledger.next_deadline(),
     "claim_due": lambda two: two.ledger.claim_due(ME, dead, boottime=100, limit=32),
     "end": lambda two: two.ledger.end([two.active]),
     "ended": lambda two: two.ledger.ended(two.active),
     "end, never active": lambda two: two.ledger.end([two.reserved.id]),
-    "quit_if_idle": lambda two: two.ledger.quit_if_idle(lambda: None),
+    "call_if_idle": lambda two: two.ledger.call_if_idle(lambda: None),
 }
 """What is done with a lease from its VM's start to its end, in that order."""
 
@@ -732,12 +739,12 @@ def costs(ledger: Ledger) -> dict[str, int]:
         return 0
 
     found = {}
-    ledger._db.set_progress_handler(step, 1)
+    ledger.file.connection.set_progress_handler(step, 1)
     for verb, call in VERBS.items():
         steps = 0
         call(Two(ledger, active.id, reserved))
         found[verb] = steps
-    ledger._db.set_progress_handler(None, 1)
+    ledger.file.connection.set_progress_handler(None, 1)
     return found
 
 
@@ -1029,7 +1036,7 @@ def test_a_ledger_that_was_deleted_or_replaced_takes_no_writes(
         lambda: ledger.claim(first.id, ME, dead),
         lambda: ledger.begin_release(first.id),
         lambda: ledger.end([second.id]),
-        lambda: ledger.quit_if_idle(lambda: pytest.fail("it quit")),
+        lambda: ledger.call_if_idle(lambda: pytest.fail("it quit")),
     ]
     for write in writes:
         with pytest.raises(LedgerError, match=f"{path}.*deleted or replaced"):
@@ -1090,7 +1097,7 @@ def half_make(path: Path) -> None:
 
 
 def journal_mode(ledger: Ledger) -> str:
-    (mode,) = ledger._db.execute("PRAGMA journal_mode").fetchone()
+    (mode,) = ledger.file.connection.execute("PRAGMA journal_mode").fetchone()
     return str(mode)
 
 
@@ -1195,8 +1202,8 @@ def acquire(path: Path) -> None:
         HERE,
         wanted,
         manager=ME,
-        taken=lambda name: foreign.get(name, 0),
-        changed=lambda: None,
+        holder_of=lambda name: foreign.get(name, 0),
+        changed_links=lambda: None,
     )
 
 
@@ -1261,13 +1268,13 @@ WANTED = [Reservation(Tap(), names.parse("vnet%d"), None, Wiring())]
 
 INTERRUPTED: dict[str, Callable[[Ledger], object]] = {
     "taken": lambda ledger: ledger.reserve(
-        HERE, WANTED, manager=ME, taken=stop, changed=nothing_changed
+        HERE, WANTED, manager=ME, holder_of=stop, changed_links=nothing_changed
     ),
     "changed": lambda ledger: ledger.reserve(
-        HERE, WANTED, manager=ME, taken=nobody_has, changed=stop
+        HERE, WANTED, manager=ME, holder_of=nobody_has, changed_links=stop
     ),
     "alive": lambda ledger: ledger.claim_due(ME, stop, boottime=inf, limit=9),
-    "quit": lambda ledger: ledger.quit_if_idle(stop),
+    "quit": lambda ledger: ledger.call_if_idle(stop),
 }
 
 
@@ -1279,18 +1286,18 @@ def test_an_operation_that_is_interrupted_leaves_the_state_before(
         HERE,
         WANTED,
         manager=ME,
-        taken=lambda name: 5 if name == "vnet0" else 0,
-        changed=nothing_changed,
+        holder_of=lambda name: 5 if name == "vnet0" else 0,
+        changed_links=nothing_changed,
     )
     end(ledger, *hold(ledger, Tap(), netns=THERE))
     if at == "alive":
         (lease,) = hold(ledger, Tap())
         release(ledger, lease)
         ledger.claim(lease.id, OTHER, dead)
-    before = list(ledger._db.iterdump())
+    before = list(ledger.file.connection.iterdump())
     with pytest.raises(Stop):
         INTERRUPTED[at](ledger)
-    assert list(ledger._db.iterdump()) == before
+    assert list(ledger.file.connection.iterdump()) == before
     ledger.new_manager()
 
 
@@ -1424,7 +1431,7 @@ class LedgerMachine(RuleBasedStateMachine):
         return leased | {name for where, name in self.foreign if where == netns}
 
     def noted(self, netns: Netns) -> set[str]:
-        rows = self.ledger._db.execute(
+        rows = self.ledger.file.connection.execute(
             "SELECT name FROM foreign_name JOIN netns ON netns.id = netns "
             "WHERE cookie = ?",
             (netns.cookie,),
@@ -1500,8 +1507,8 @@ class LedgerMachine(RuleBasedStateMachine):
                     for tap in taps
                 ],
                 manager=ME,
-                taken=self.taken(netns),
-                changed=lambda: self.changed(netns),
+                holder_of=self.taken(netns),
+                changed_links=lambda: self.changed(netns),
             )
 
         if error is not None:
@@ -1625,7 +1632,7 @@ class LedgerMachine(RuleBasedStateMachine):
         claimed = self.in_state(State.FIN_WAIT, claimed=True)
         lease = claimed[which % len(claimed)]
         if give_back:
-            self.ledger.give_back(ME)
+            self.ledger.release_claims(ME)
             for id_, one in self.leases.items():
                 if one.manager == ME:
                     self.leases[id_] = one._replace(manager=None)
@@ -1638,7 +1645,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule()
     def quit_if_idle(self) -> None:
         idle = not self.in_state(State.FIN_WAIT)
-        assert self.ledger.quit_if_idle(lambda: None) == idle
+        assert self.ledger.call_if_idle(lambda: None) == idle
 
     @rule()
     def reopen(self) -> None:
@@ -1659,7 +1666,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_number_is_free_or_leased_or_foreign(self) -> None:
-        db = self.ledger._db
+        db = self.ledger.file.connection
         for row, text, cookie in db.execute(
             "SELECT template.id, text, cookie FROM template "
             "JOIN netns ON netns.id = netns"

@@ -28,7 +28,7 @@ from tapster.errors import HostError, Overloaded, RequestError, TapsterError
 from tapster.host import Host
 from tapster.kernel import unix
 from tapster.kernel.watch import Changes, Watch
-from tapster.ledger.ledger import FIRST_IFINDEX
+from tapster.ledger import FIRST_IFINDEX
 from tapster.model import Process
 from tapster.rpc import interface, varlink
 from tapster.rpc.interface import INTERFACE, METHODS, NAME, Event

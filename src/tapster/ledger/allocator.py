@@ -18,7 +18,7 @@ from tapster.errors import NamesExhausted, NameTaken
 from tapster.model import Naming
 from tapster.names import Template
 
-Taken = Callable[[str], int]
+HolderOf = Callable[[str], int]
 """The ifindex of the device that has a name or altname in the kernel, or 0."""
 
 
@@ -34,7 +34,7 @@ class Allocator:
         self._netns = netns
 
     def pick(
-        self, template: Template, naming: Naming, key: str | None, taken: Taken
+        self, template: Template, naming: Naming, key: str | None, holder_of: HolderOf
     ) -> str:
         """A name that nobody has, now the caller's to insert as a lease.
 
@@ -42,17 +42,17 @@ class Allocator:
         NamesExhausted if every name of the template is.
         """
         if not template.numbered:
-            return self._only(template.prefix, taken)
+            return self._only(template.prefix, holder_of)
         if naming == Naming.STABLE:
             assert key is not None
             name = template.name(self._stable_number(template, key))
-            return self._only(name, taken)
+            return self._only(name, holder_of)
         number = self._counter(template) if naming == Naming.NEXT else 0
         row = self._template_row(template)
         while True:
             number = self._take_from(row, number, template)
             name = template.name(number)
-            if not self._blocked(name, taken):
+            if not self._blocked(name, holder_of):
                 break
         if naming == Naming.NEXT:
             self._db.execute(
@@ -61,7 +61,7 @@ class Allocator:
             )
         return name
 
-    def give_back(self, freed: Iterable[str]) -> None:
+    def free_names(self, freed: Iterable[str]) -> None:
         """Make names available again to every template that can make them."""
         query = "SELECT id, text FROM template WHERE netns = ?"
         templates = [
@@ -86,13 +86,13 @@ class Allocator:
             (self._netns, name, ifindex),
         )
 
-    def recheck(self, changed: set[int] | None, taken: Taken) -> None:
+    def recheck(self, changed: set[int] | None, holder_of: HolderOf) -> None:
         """Give back the foreign names that are gone.
 
         Only devices in `changed` are asked about; None stands for all.
         """
         for name, ifindex in self._foreign(changed):
-            if holder := taken(name):
+            if holder := holder_of(name):
                 if holder != ifindex:
                     self.note_foreign(name, holder)
                 continue
@@ -100,7 +100,7 @@ class Allocator:
                 "DELETE FROM foreign_name WHERE netns = ? AND name = ?",
                 (self._netns, name),
             )
-            self.give_back([name])
+            self.free_names([name])
 
     def _foreign(self, changed: set[int] | None) -> list[tuple[str, int]]:
         query = "SELECT name, ifindex FROM foreign_name WHERE netns = ?"
@@ -115,7 +115,7 @@ class Allocator:
             )
         ]
 
-    def _only(self, name: str, taken: Taken) -> str:
+    def _only(self, name: str, holder_of: HolderOf) -> str:
         lease = self._db.execute(
             "SELECT id, owner, fin_wait, deadline FROM lease "
             "WHERE netns = ? AND name = ?",
@@ -127,17 +127,17 @@ class Allocator:
                 "is leased" if deadline is None else f"waits {fin_wait:g} s (FIN WAIT)"
             )
             raise NameTaken(f"name {name!r} {what}: lease {id_}, owner {owner!r}")
-        if holder := taken(name):
+        if holder := holder_of(name):
             raise NameTaken(
                 f"name {name!r} belongs to a foreign device (ifindex {holder})"
             )
         return name
 
-    def _blocked(self, name: str, taken: Taken) -> bool:
+    def _blocked(self, name: str, holder_of: HolderOf) -> bool:
         query = "SELECT 1 FROM lease WHERE netns = ? AND name = ?"
         if self._db.execute(query, (self._netns, name)).fetchone():
             return True
-        if holder := taken(name):
+        if holder := holder_of(name):
             self.note_foreign(name, holder)
         return bool(holder)
 

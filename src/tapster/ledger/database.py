@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ledger's file: making, opening, refusing and changing it whole or not at all.
+"""The ledger's file: making it, opening it, refusing it, and changing it atomically.
 
-SQLite in WAL mode with `synchronous=NORMAL`: a transaction survives any death of
-the process. A power cut may lose the last ones, and takes the devices with it.
+SQLite runs in WAL mode with `synchronous=NORMAL`. A transaction survives the death of
+its process. A power cut may lose the last transactions; it ends their devices too.
 
-A trap decides how the file is looked at. POSIX locks belong to the process, and
-closing any descriptor of a file drops them all (fcntl(2)). So the file must never
-be opened but through SQLite, which knows this, not even for a look at its header:
-that would unlock it under another ledger of the same process.
+One trap decides how this module looks at the file. POSIX locks belong to the process,
+and closing any descriptor of a file drops all of the process's locks on it (fcntl(2)).
+SQLite knows this. So only SQLite may open the file, even for a look at its header:
+another descriptor would unlock the file under another ledger of the same process.
 """
 
 import os
@@ -21,8 +21,11 @@ from tapster.kernel import files
 APPLICATION_ID = 0x54415053
 SCHEMA_VERSION = 2
 BUSY_SECONDS = 30.0
+"""How long a transaction waits for the transactions of other processes."""
 LOG_TRIES = 100
+"""How often switching to the write-ahead log is tried."""
 LOOKS = 3
+"""How often a file that looks damaged is looked at before it counts as damaged."""
 
 MIGRATIONS: dict[int, str] = {
     1: """
@@ -35,23 +38,27 @@ MIGRATIONS: dict[int, str] = {
 """SQL that brings schema version n to n + 1."""
 
 
-class Database:
-    """One open ledger file. May be used by one thread at a time.
+class Damage(Exception):
+    """A table holds values that no release of Tapster writes."""
 
-    Every method raises LedgerDamaged, LedgerTooNew or LedgerError when the file
-    cannot be used; then nothing was changed.
+
+class Database:
+    """One open ledger file. One thread at a time may use it.
+
+    Every method raises LedgerDamaged, LedgerTooNew or LedgerError if the file cannot
+    be used. Then nothing was changed.
     """
 
     def __init__(
         self, path: str, populate: Callable[[sqlite3.Connection], None]
     ) -> None:
-        """Open the file; make it, and its directory, if missing.
+        """Open the file. Make it, and its directory, if missing.
 
-        `populate` is called once in a ledger's life, inside the transaction
-        that makes it.
+        `populate` is called once in the life of a ledger, inside the transaction that
+        makes it.
         """
         self.path = path
-        with self.translated():
+        with self._translated():
             _refuse_unknown(path)
             self.connection = _connect(path)
             try:
@@ -62,19 +69,29 @@ class Database:
                 raise
 
     def close(self) -> None:
+        """Close the file."""
         self.connection.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All of the block's changes or none, and nobody else's meanwhile."""
-        with self.translated():
-            self._refuse_another_file()
-            with _transaction(self.connection, "IMMEDIATE"):
-                yield
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """Lend the connection for reading."""
+        with self._translated():
+            yield self.connection
 
     @contextmanager
-    def translated(self) -> Iterator[None]:
-        """Errors of SQLite and of the file as errors of the ledger."""
+    def changing(self) -> Iterator[sqlite3.Connection]:
+        """Lend the connection in a transaction, which excludes every other one.
+
+        All of the block's changes happen, or, if it raises, none.
+        """
+        with self._translated():
+            self._refuse_another_file()
+            with _transaction(self.connection, "IMMEDIATE"):
+                yield self.connection
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Raise the errors of SQLite and of the file as errors of the ledger."""
         try:
             yield
         except sqlite3.OperationalError as error:
@@ -83,9 +100,9 @@ class Database:
             raise LedgerError(f"ledger {self.path!r}: {error}") from error
         except (sqlite3.ProgrammingError, sqlite3.IntegrityError) as error:
             raise LedgerError(f"ledger {self.path!r}: {error}") from error
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, Damage) as error:
             raise _damaged(self.path, str(error)) from error
-        except UnicodeDecodeError as error:  # even SQLite's complaint is garbled
+        except UnicodeDecodeError as error:  # SQLite's own message is garbled
             raise _damaged(self.path, str(error)) from error
         except OSError as error:
             raise LedgerError(f"ledger {self.path!r}: {error.strerror}") from error
@@ -103,11 +120,13 @@ class Database:
         self._use_log()
 
     def _use_log(self) -> None:
-        """Switch to the write-ahead log, if nobody has: a maker may have died first.
+        """Switch to the write-ahead log, unless another process has done so.
 
-        After the schema is there: so it is in the file itself, where an earlier
-        release looks, and not only in the log. Two that switch at once refuse
-        each other without waiting, whatever the timeout; so wait for a turn.
+        Do it even if the ledger is not new: its maker may have died before this step.
+        Do it after the schema is written. So the schema is in the file itself, where
+        an earlier release looks, and not only in the log. Two processes that switch
+        at once refuse each other without waiting, whatever the timeout. So wait for
+        an exclusive transaction, and try again.
         """
         for _ in range(LOG_TRIES):
             (mode,) = self.connection.execute("PRAGMA journal_mode").fetchone()
@@ -121,7 +140,7 @@ class Database:
         raise LedgerError(f"ledger {self.path!r} cannot be switched to its log")
 
     def _refuse_another_file(self) -> None:
-        """A ledger deleted or replaced under us would take writes and lose them."""
+        """Raise LedgerError if the path leads to another file: writes would be lost."""
         inode = None
         with suppress(FileNotFoundError):
             inode = os.stat(self.path).st_ino
@@ -136,9 +155,9 @@ _OF_ANOTHER_KIND = "it is a database of another kind"
 
 def _connect(path: str) -> sqlite3.Connection:
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    files.make(path)  # a file that was there may not be opened here, see above
+    files.make(path)  # this opens no file that exists; see the top
     # isolation_level None: transactions begin and end where the code says so.
-    # A Host may be shared by threads; it lets one in at a time.
+    # Threads may share a Host, which lets in one thread at a time.
     connection = sqlite3.connect(
         path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
     )

@@ -190,7 +190,7 @@ class Devices(Manager):
             # Open vSwitch puts back the flags of a device that it lets go, and may
             # not have heard yet that it is down.
             self._bring_to_rest(namespace, lease)
-        self._ledger.unwired(lease.id)
+        self._ledger.clear_backends(lease.id)
 
     def _plant(self, namespace: Namespace, lease: Lease) -> None:
         with suppress(TapsterError):  # it will be tried again

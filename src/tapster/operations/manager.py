@@ -18,7 +18,7 @@ from tapster.errors import HostError, RequestError
 from tapster.kernel.linux import LinuxSystem
 from tapster.kernel.lock import REAPER, LockFile
 from tapster.kernel.port import Namespace, System
-from tapster.ledger.ledger import DEFAULT_PATH, Ledger
+from tapster.ledger import DEFAULT_PATH, Ledger
 from tapster.model import Lease, Netns, Process
 
 
@@ -99,12 +99,12 @@ class Manager:
     @contextmanager
     def _claimed(self, ids: Iterable[str]) -> Iterator[list[Lease]]:
         """Those of these leases that nobody else is at, claimed."""
-        claimed = self._ledger.claim_free(ids, self._me(), self._alive)
+        claimed = self._ledger.claim_available(ids, self._me(), self._alive)
         try:
             yield claimed
         finally:
             if claimed:
-                self._ledger.give_back(self._me())
+                self._ledger.release_claims(self._me())
 
     def _drop_stale_claims(self) -> None:
         """End what an operation of this Host left claimed when it was interrupted.
@@ -112,7 +112,7 @@ class Manager:
         They exclude each other, so at the beginning of one there is no other.
         """
         if self._manager:
-            self._ledger.give_back(self._manager)
+            self._ledger.release_claims(self._manager)
 
     def _open_locks(self) -> LockFile:
         if self._locks is None:

@@ -73,7 +73,7 @@ class Mender(Devices):
             finally:
                 # Those that could not be ended: until then they stay claimed, or
                 # they would be due again at once.
-                self._ledger.give_back(self._me())
+                self._ledger.release_claims(self._me())
         if reason is not None:
             raise reason
         return ended
@@ -86,7 +86,7 @@ class Mender(Devices):
     def quit_if_idle(self, quit: Callable[[], None]) -> bool:
         """Call `quit` if nothing waits, while nobody else can release anything."""
         with self._lock:
-            return self._ledger.quit_if_idle(quit)
+            return self._ledger.call_if_idle(quit)
 
     def _end(
         self, namespace: Namespace | None, leases: Sequence[Lease], over: list[Lease]

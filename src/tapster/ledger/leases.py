@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of leases: reading rows and changing them.
+
+Every function runs inside a transaction of the caller.
+"""
+
+import sqlite3
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from tapster.errors import NoSuchLease
+from tapster.ledger import rows, settings
+from tapster.ledger.allocator import Allocator
+from tapster.ledger.database import Damage
+from tapster.model import (
+    Lease,
+    Macvtap,
+    Process,
+    Spec,
+    State,
+    Wiring,
+    format_mac,
+)
+from tapster.names import Template
+
+
+class Reservation(NamedTuple):
+    """One device to reserve: a checked request, with the values it resolved to."""
+
+    spec: Spec
+    template: Template
+    mac: str | None
+    wiring: Wiring
+    backends: tuple[str, ...] = ()
+    """As in `Lease`."""
+    caller_uid: int | None = None
+    """As in `Lease`."""
+    on_close: bool = False
+    """As in `Lease`."""
+
+
+def select(db: sqlite3.Connection, where: str, *values: object) -> list[Lease]:
+    """Return the leases for which the SQL text `where` holds."""
+    found = db.execute(rows.SELECT + where, values).fetchall()
+    try:
+        return [rows.lease_of(row) for row in found]
+    except ValueError as error:
+        raise Damage(str(error)) from error
+
+
+def find(db: sqlite3.Connection, id: str) -> Lease | None:
+    """Return the lease with this id, or None."""
+    return next(iter(select(db, "WHERE lease.id = ?", id)), None)
+
+
+def get(db: sqlite3.Connection, id: str) -> Lease:
+    """Return the lease with this id. Raise NoSuchLease if there is none."""
+    if lease := find(db, id):
+        return lease
+    raise _no_such(id)
+
+
+def insert(
+    db: sqlite3.Connection,
+    netns: int,
+    reservation: Reservation,
+    name: str,
+    *,
+    manager: int,
+    created: float,
+    randomness: Callable[[int], bytes],
+) -> str:
+    """Insert a reserved lease, claimed by `manager`. Return its id."""
+    spec = reservation.spec
+    id = randomness(8).hex()
+    macvtap = spec if isinstance(spec, Macvtap) else None
+    columns = {
+        "id": id,
+        "netns": netns,
+        "name": name,
+        "ifindex": settings.next_ifindex(db, netns),
+        "kind": spec.kind,
+        "state": State.RESERVED,
+        "owner": spec.owner,
+        "mac": reservation.mac or _new_mac(db, randomness),
+        "lower": macvtap and macvtap.lower,
+        "mode": macvtap and macvtap.mode,
+        "queues": spec.queues,
+        **rows.columns_of(reservation.wiring),
+        "backends": " ".join(reservation.backends),
+        "vnet_hdr": spec.vnet_hdr,
+        "caller_uid": reservation.caller_uid,
+        "on_close": reservation.on_close,
+        "created": created,
+        "fin_wait": spec.fin_wait,
+        "manager": manager,
+    }
+    db.execute(
+        f"INSERT INTO lease ({', '.join(columns)}) "  # noqa: S608 - our names
+        f"VALUES ({', '.join('?' * len(columns))})",
+        [*columns.values()],
+    )
+    return id
+
+
+def activate(db: sqlite3.Connection, lease: Lease, process: Process | None) -> Lease:
+    """Make a reserved lease active, bound to `process`, and end its claim."""
+    changed = db.execute(
+        "UPDATE lease SET state = 'active', manager = NULL, "
+        "pid = ?, pid_start = ?, pid_pidns = ? WHERE id = ?",
+        (*(process or (None, None, None)), lease.id),
+    )
+    if not changed.rowcount:
+        raise _no_such(lease.id)
+    return lease._replace(state=State.ACTIVE, manager=None, process=process)
+
+
+def bind(db: sqlite3.Connection, id: str, process: Process | None) -> None:
+    """Bind an active lease to a process, or to none. Raise NoSuchLease."""
+    changed = db.execute(
+        "UPDATE lease SET pid = ?, pid_start = ?, pid_pidns = ? "
+        "WHERE id = ? AND state = 'active'",
+        (*(process or (None, None, None)), id),
+    )
+    if not changed.rowcount:
+        raise NoSuchLease(f"lease {id} was released in the meantime")
+
+
+def set_wiring(
+    db: sqlite3.Connection, id: str, wiring: Wiring, backends: Iterable[str]
+) -> None:
+    """Record a lease's wiring and the backends that may hold a part of it."""
+    columns = rows.columns_of(wiring) | {"backends": " ".join(backends)}
+    db.execute(
+        f"UPDATE lease SET {', '.join(f'{column} = ?' for column in columns)} "  # noqa: S608 - our names
+        "WHERE id = ?",
+        (*columns.values(), id),
+    )
+
+
+def remove(db: sqlite3.Connection, ids: Iterable[str]) -> None:
+    """Remove the leases with these ids, if they exist, and free their names."""
+    freed: dict[int, list[str]] = {}
+    query = "DELETE FROM lease WHERE id = ? RETURNING netns, name"
+    for id in ids:
+        for netns, name in db.execute(query, (id,)).fetchall():
+            freed.setdefault(netns, []).append(name)
+    for netns, names in freed.items():
+        Allocator(db, netns).free_names(names)
+
+
+def next_deadline(db: sqlite3.Connection) -> float | None:
+    """Return when the next FIN WAIT ends, or None if no lease waits."""
+    query = "SELECT min(deadline) FROM lease WHERE state = 'fin_wait'"
+    (deadline,) = db.execute(query).fetchone()
+    return None if deadline is None else float(deadline)
+
+
+def count(db: sqlite3.Connection, caller_uid: int | None) -> dict[State, int]:
+    """Return how many leases are in each state: all leases, or those of one user."""
+    whose = "" if caller_uid is None else "WHERE caller_uid = ? "
+    counted = db.execute(
+        f"SELECT state, count(*) FROM lease {whose}GROUP BY state",  # noqa: S608 - our names
+        () if caller_uid is None else (caller_uid,),
+    )
+    numbers = {State(state): number for state, number in counted}
+    return {state: numbers.get(state, 0) for state in State}
+
+
+def _new_mac(db: sqlite3.Connection, randomness: Callable[[int], bytes]) -> str:
+    """Return a MAC that no lease has, of the range that KVM uses."""
+    query = "SELECT 1 FROM lease WHERE mac = ?"
+    while True:
+        mac = format_mac(b"\x52\x54\x00" + randomness(3))
+        if not db.execute(query, (mac,)).fetchone():
+            return mac
+
+
+def _no_such(id: str) -> NoSuchLease:
+    return NoSuchLease(f"no lease has the id {id!r}")

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings of a ledger: its id, and the numbers that it gives out in turn.
+
+Every function runs inside a transaction of the caller.
+"""
+
+import sqlite3
+from collections.abc import Callable
+from typing import Any
+
+from tapster.ledger.database import Damage
+
+FIRST_IFINDEX = 1 << 30
+"""The lowest interface index that Tapster uses. The kernel counts its own up from 1."""
+LAST_IFINDEX = (1 << 31) - 1
+
+
+def setting(db: sqlite3.Connection, key: str) -> Any:
+    """Return the value of a setting. Raise Damage if the ledger has none."""
+    row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+    if row is None:
+        raise Damage(f"the setting {key!r} is missing")
+    return row[0]
+
+
+def next_manager(db: sqlite3.Connection) -> int:
+    """Return a manager number that was never given out before."""
+    return _count(db, "next_manager", first=1, last=(1 << 63) - 1)
+
+
+def next_ifindex(db: sqlite3.Connection, netns: int) -> int:
+    """Return an interface index that no lease in the namespace has.
+
+    The indexes are given out in turn. So an index comes again only after 2^30
+    others.
+    """
+    query = "SELECT 1 FROM lease WHERE netns = ? AND ifindex = ?"
+    while True:
+        ifindex = _count(db, "next_ifindex", first=FIRST_IFINDEX, last=LAST_IFINDEX)
+        if not db.execute(query, (netns, ifindex)).fetchone():
+            return ifindex
+
+
+def populate(db: sqlite3.Connection, randomness: Callable[[int], bytes]) -> None:
+    """Write the settings of a new ledger."""
+    room = LAST_IFINDEX - FIRST_IFINDEX + 1
+    start = int.from_bytes(randomness(4), "big") % room
+    db.executemany(
+        "INSERT INTO meta VALUES (?, ?)",
+        [
+            ("ledger", randomness(4).hex()),
+            # A random start keeps the indexes of two ledgers on one host apart.
+            ("next_ifindex", FIRST_IFINDEX + start),
+            # A new ledger may find the lock file of an old ledger. A random start
+            # keeps their manager numbers apart.
+            ("next_manager", 1 + int.from_bytes(randomness(5), "big")),
+        ],
+    )
+
+
+def _count(db: sqlite3.Connection, key: str, first: int, last: int) -> int:
+    value = int(setting(db, key))
+    db.execute(
+        "UPDATE meta SET value = ? WHERE key = ?",
+        (value + 1 if value < last else first, key),
+    )
+    return value

@@ -1,0 +1,380 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ledger's methods. Each is one transaction.
+
+A transaction happens wholly or not at all, also when its process is killed, and it
+excludes the transactions of all other processes. Nothing here asks the kernel. The
+caller passes in functions that do (`holder_of`, `is_alive`, ...).
+"""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+from tapster.errors import LeaseBusy
+from tapster.ledger import claims, history, leases, namespaces, settings
+from tapster.ledger.allocator import Allocator, HolderOf
+from tapster.ledger.claims import IsAlive
+from tapster.ledger.database import Database
+from tapster.ledger.leases import Reservation
+from tapster.model import HistoryEntry, Lease, Netns, Process, Spec, State, Wiring
+from tapster.names import Template
+
+DEFAULT_PATH = "/var/lib/tapster/ledger.db"
+
+
+class Clock(Protocol):
+    """The two clocks that the ledger records.
+
+    The ledger reads them inside transactions. So if the ledger says that one event
+    happened after another, that is true.
+    """
+
+    def boottime(self) -> float:
+        """Return `CLOCK_BOOTTIME` in seconds. It counts suspend; no user sets it."""
+
+    def wallclock(self) -> float:
+        """Return the seconds since the epoch, in whole milliseconds."""
+
+
+class Ledger:
+    """One open ledger. One thread at a time may use it.
+
+    Every method raises LedgerDamaged, LedgerTooNew or LedgerError if the file cannot
+    be used. Then nothing was changed.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        clock: Clock,
+        *,
+        randomness: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        """Open the ledger at `path`. Make it, and its directory, if missing."""
+        # One ledger has one lock file beside it, also if it is opened through links.
+        self.path = os.path.realpath(path)
+        self._clock = clock
+        self._randomness = randomness
+        self.file = Database(self.path, lambda db: settings.populate(db, randomness))
+        try:
+            with self.file.reading() as db:
+                self.id = str(settings.setting(db, "ledger"))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+    # Reading
+
+    def leases(self, *, all: bool = True) -> list[Lease]:
+        """Return the leases, oldest first; without those in FIN WAIT if not `all`."""
+        where = "" if all else "WHERE state != 'fin_wait'"
+        with self.file.reading() as db:
+            return leases.select(db, f"{where} ORDER BY lease.rowid")
+
+    def lease(self, id: str) -> Lease | None:
+        """Return the lease with this id, or None."""
+        with self.file.reading() as db:
+            return leases.find(db, id)
+
+    def named(self, name: str) -> list[Lease]:
+        """Return the leases that hold `name`, at most one in each namespace."""
+        with self.file.reading() as db:
+            return leases.select(db, "WHERE name = ?", name)
+
+    def at(self, netns: Netns, ifindexes: Iterable[int]) -> list[Lease]:
+        """Return the leases of a namespace that have one of these interface indexes."""
+        where = "WHERE boot = ? AND cookie = ? AND ifindex = ?"
+        with self.file.reading() as db:
+            return [
+                lease
+                for ifindex in ifindexes
+                for lease in leases.select(db, where, netns.boot, netns.cookie, ifindex)
+            ]
+
+    def namespaces(self) -> list[Netns]:
+        """Return the network namespaces in which there are leases."""
+        with self.file.reading() as db:
+            return namespaces.with_leases(db)
+
+    def suspects(self, boot: str) -> list[Lease]:
+        """Return the leases that may need mending.
+
+        These are bound to a process, claimed by a manager, not yet active, or made
+        in another boot than `boot`.
+        """
+        with self.file.reading() as db:
+            return leases.select(
+                db,
+                "WHERE lease.rowid IN ("
+                "SELECT rowid FROM lease WHERE manager IS NOT NULL UNION "
+                "SELECT rowid FROM lease WHERE state = 'reserved' UNION "
+                "SELECT rowid FROM lease WHERE pid IS NOT NULL AND state = 'active' "
+                "UNION SELECT rowid FROM lease WHERE netns IN "
+                "(SELECT id FROM netns WHERE boot != ?))",
+                boot,
+            )
+
+    def ended(self, id: str) -> bool:
+        """Return whether the history has a lease of this id."""
+        with self.file.reading() as db:
+            return history.has(db, id)
+
+    def next_deadline(self) -> float | None:
+        """Return when the next FIN WAIT ends (`CLOCK_BOOTTIME`), or None."""
+        with self.file.reading() as db:
+            return leases.next_deadline(db)
+
+    def entries(self, name: str) -> list[HistoryEntry]:
+        """Return the leases that have or had `name`, the latest first."""
+        with self.file.reading() as db:
+            return history.entries(db, name)
+
+    def count(self, caller_uid: int | None = None) -> dict[State, int]:
+        """Return how many leases are in each state: all, or those of one user."""
+        with self.file.reading() as db:
+            return leases.count(db, caller_uid)
+
+    def templates(self) -> list[str]:
+        """Return the templates by which names were picked."""
+        with self.file.reading() as db:
+            return [
+                text for (text,) in db.execute("SELECT DISTINCT text FROM template")
+            ]
+
+    def check(self) -> list[str]:
+        """Return the faults that SQLite finds in the file. This reads all of it."""
+        with self.file.reading() as db:
+            rows = db.execute("PRAGMA quick_check").fetchall()
+        return [row[0] for row in rows if row[0] != "ok"]
+
+    # The life of a lease
+
+    def reserve(
+        self,
+        netns: Netns,
+        reservations: Sequence[Reservation],
+        *,
+        manager: int,
+        holder_of: HolderOf,
+        changed_links: Callable[[], set[int] | None],
+    ) -> list[Lease]:
+        """Reserve a name and an interface index for every reservation, or for none.
+
+        `changed_links` is called only if foreign names are remembered. It returns
+        the indexes of the devices that changed since its last call, or None if any
+        device may have changed.
+        """
+        with self.file.changing() as db:
+            row = namespaces.row_of(db, netns)
+            allocator = Allocator(db, row)
+            if allocator.has_foreign():
+                allocator.recheck(changed_links(), holder_of)
+            reserved = []
+            for reservation in reservations:
+                spec = reservation.spec
+                name = allocator.pick(
+                    reservation.template, spec.naming, spec.key, holder_of
+                )
+                id = leases.insert(
+                    db,
+                    row,
+                    reservation,
+                    name,
+                    manager=manager,
+                    created=self._clock.wallclock(),
+                    randomness=self._randomness,
+                )
+                reserved.append(id)
+            return [leases.get(db, id) for id in reserved]
+
+    def rename(
+        self, id: str, template: Template, spec: Spec, holder_of: HolderOf
+    ) -> Lease:
+        """Give a reserved lease another name: a foreign device has taken its name."""
+        with self.file.changing() as db:
+            lease = leases.get(db, id)
+            allocator = Allocator(db, namespaces.row_of(db, lease.netns))
+            if template.numbered:
+                allocator.note_foreign(lease.name, holder_of(lease.name))
+            name = allocator.pick(template, spec.naming, spec.key, holder_of)
+            # The lease holds this name from now on. The history must not say that it
+            # held the name for longer.
+            db.execute(
+                "UPDATE lease SET name = ?, created = ? WHERE id = ?",
+                (name, self._clock.wallclock(), id),
+            )
+            return leases.get(db, id)
+
+    def reindex(self, id: str) -> Lease:
+        """Give a lease another interface index: another device has its index."""
+        with self.file.changing() as db:
+            row = namespaces.row_of(db, leases.get(db, id).netns)
+            db.execute(
+                "UPDATE lease SET ifindex = ? WHERE id = ?",
+                (settings.next_ifindex(db, row), id),
+            )
+            return leases.get(db, id)
+
+    def activate(
+        self, reserved: Iterable[Lease], process: Process | None
+    ) -> list[Lease]:
+        """Make reserved leases active and bind them to `process`. Return them."""
+        with self.file.changing() as db:
+            return [leases.activate(db, lease, process) for lease in reserved]
+
+    def bind(self, ids: Sequence[str], process: Process | None) -> None:
+        """Let active leases end with a process. None: with no process.
+
+        Raise NoSuchLease, and bind no lease, if one is not active any more.
+        """
+        with self.file.changing() as db:
+            for id in ids:
+                leases.bind(db, id, process)
+
+    def rewire(self, id: str, wiring: Wiring, backends: Iterable[str]) -> Lease:
+        """Record a lease's wiring, and the backends that may hold a part of it."""
+        with self.file.changing() as db:
+            leases.set_wiring(db, id, wiring, backends)
+            return leases.get(db, id)
+
+    def clear_backends(self, id: str) -> None:
+        """Record that no backend holds a part of a lease any more."""
+        with self.file.changing() as db:
+            db.execute("UPDATE lease SET backends = '' WHERE id = ?", (id,))
+
+    def begin_release(self, id: str) -> Lease:
+        """Begin a lease's FIN WAIT. Leave a lease that is in FIN WAIT as it is.
+
+        Raise NoSuchLease; raise LeaseBusy if the lease is still being acquired.
+        """
+        with self.file.changing() as db:
+            lease = leases.get(db, id)
+            if lease.state is State.RESERVED:
+                raise LeaseBusy(
+                    f"lease {id} ({lease.name}) is still being acquired; "
+                    "if its maker was killed, `tapster recover` removes it"
+                )
+            if lease.state is State.ACTIVE:
+                lease = lease._replace(
+                    state=State.FIN_WAIT,
+                    deadline=self._clock.boottime() + lease.fin_wait,
+                    released=self._clock.wallclock(),
+                )
+                db.execute(
+                    "UPDATE lease SET state = ?, deadline = ?, released = ? "
+                    "WHERE id = ?",
+                    (lease.state, lease.deadline, lease.released, id),
+                )
+            return lease
+
+    def abandon(self, id: str) -> Lease:
+        """Put a lease that never became active into FIN WAIT, with no claim on it."""
+        with self.file.changing() as db:
+            db.execute(
+                "UPDATE lease SET state = 'fin_wait', deadline = ?, released = ?, "
+                "manager = NULL WHERE id = ? AND state = 'reserved'",
+                (self._clock.boottime(), self._clock.wallclock(), id),
+            )
+            return leases.get(db, id)
+
+    def postpone(self, ids: Iterable[str], boottime: float) -> None:
+        """Let FIN WAIT last until `boottime` at least: a lease could not be ended."""
+        with self.file.changing() as db:
+            db.executemany(
+                "UPDATE lease SET deadline = max(deadline, ?) "
+                "WHERE id = ? AND state = 'fin_wait'",
+                [(boottime, id) for id in ids],
+            )
+
+    def hold_name(self, id: str) -> Lease:
+        """Record that a placeholder with a new interface index will hold the name."""
+        with self.file.changing() as db:
+            row = namespaces.row_of(db, leases.get(db, id).netns)
+            db.execute(
+                "UPDATE lease SET ifindex = ?, placeholder = 1 WHERE id = ?",
+                (settings.next_ifindex(db, row), id),
+            )
+            return leases.get(db, id)
+
+    def end(self, ids: Sequence[str]) -> None:
+        """End leases and free their names. Keep those that were active as history."""
+        with self.file.changing() as db:
+            history.record(db, ids, self._clock.wallclock())
+            leases.remove(db, ids)
+
+    # Claims
+
+    def new_manager(self) -> int:
+        """Return a manager number that was never given out before."""
+        with self.file.changing() as db:
+            return settings.next_manager(db)
+
+    def claim(self, id: str, manager: int, is_alive: IsAlive) -> Lease:
+        """Claim a lease for an operation of several steps.
+
+        Raise NoSuchLease; raise LeaseBusy if another living manager has claimed it.
+        """
+        with self.file.changing() as db:
+            lease = leases.get(db, id)
+            if not claims.is_available(lease, manager, is_alive):
+                raise LeaseBusy(
+                    f"another process works on lease {id} ({lease.name}); try again"
+                )
+            (claimed,) = claims.claim(db, [lease], manager)
+            return claimed
+
+    def claim_available(
+        self, ids: Iterable[str], manager: int, is_alive: IsAlive
+    ) -> list[Lease]:
+        """Claim those of these leases that exist and that no other manager has.
+
+        A dead manager has no claims.
+        """
+        with self.file.changing() as db:
+            available = [
+                lease
+                for id in ids
+                if (lease := leases.find(db, id))
+                and claims.is_available(lease, manager, is_alive)
+            ]
+            return claims.claim(db, available, manager)
+
+    def claim_due(
+        self, manager: int, is_alive: IsAlive, *, boottime: float, limit: int
+    ) -> list[Lease]:
+        """Claim at most `limit` leases whose FIN WAIT was over at `boottime`.
+
+        Leave out those that a living manager has claimed, this one included.
+        """
+        with self.file.changing() as db:
+            claims.release_due_of_the_dead(db, boottime, is_alive)
+            due = leases.select(
+                db,
+                "WHERE state = 'fin_wait' AND deadline <= ? AND manager IS NULL "
+                "ORDER BY deadline LIMIT ?",
+                boottime,
+                limit,
+            )
+            claims.claim(db, due, manager)
+            return due
+
+    def release_claims(self, manager: int) -> None:
+        """End every claim of this manager."""
+        with self.file.changing() as db:
+            claims.release(db, manager)
+
+    def call_if_idle(self, action: Callable[[], None]) -> bool:
+        """Call `action` if no lease is in FIN WAIT. Return whether it was called.
+
+        No other process can release a lease before `action` has returned.
+        """
+        with self.file.changing() as db:
+            if leases.next_deadline(db) is not None:
+                return False
+            namespaces.forget_unused(db)
+            action()
+            return True
