@@ -11,10 +11,10 @@ WORKERS ?= $(shell expr $$(nproc) + 1)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # the order of the prerequisites is the order of the work
-.PHONY: help setup deps demo test check explore soak bench format clean root
+.PHONY: help setup deps demo test check explore soak bench install uninstall deb format clean root
 
 help: ## List these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
 setup: $(VENV)/tapster.stamp ## Make .venv, with Tapster in it (editable)
 
@@ -37,6 +37,24 @@ soak: root deps setup ## Storms on real devices: MINUTES=10 SEED=1 (root)
 bench: root deps setup ## Measure Tapster beside the other ways (root)
 	$(VENV)/bin/python -m bench $(ARGS)
 	@chown -hR --reference=. docs
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+install: ## Install on this host: PREFIX=/usr DESTDIR= (root)
+	PYTHONPATH=src $(PYTHON) -m tapster.install install --prefix $(PREFIX) \
+	    --destdir "$(DESTDIR)" --python $(shell command -v $(PYTHON))
+
+uninstall: ## Remove what "make install" placed, and nothing else (root)
+	PYTHONPATH=src $(PYTHON) -m tapster.install uninstall --prefix $(PREFIX) \
+	    --destdir "$(DESTDIR)"
+
+deb: ## Build the Debian package in dist/ (root only for its build dependencies)
+	$(if $(DEB_MISSING),$(need_root)$(APT_INSTALL) $(DEB_MISSING))
+	rm -rf dist/deb && mkdir -p dist/deb/tapster
+	git archive HEAD | tar -x -C dist/deb/tapster
+	mv dist/deb/tapster/packaging/debian dist/deb/tapster/debian
+	cd dist/deb/tapster && dpkg-buildpackage --no-sign --build=binary
+	lintian --fail-on error,warning dist/deb/*.changes
 
 check: setup ## Check format, lint, types, spelling, manual pages
 	$(VENV)/bin/ruff format --check
@@ -76,6 +94,8 @@ root:
 PACKAGES = $(shell grep -o '^[a-z][a-z0-9.+-]*' debian-packages.txt)
 INSTALLED = $(shell dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(PACKAGES) 2>/dev/null | sed -n 's/^installed //p')
 MISSING = $(filter-out $(INSTALLED),$(PACKAGES))
+DEB_PACKAGES = debhelper dh-python fakeroot lintian po-debconf pybuild-plugin-pyproject python3-all python3-hatchling
+DEB_MISSING = $(filter-out $(shell dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(DEB_PACKAGES) 2>/dev/null | sed -n 's/^installed //p'),$(DEB_PACKAGES))
 APT_INSTALL = apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq \
 	-o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=120 install --no-install-recommends
 # Debian's python3 comes without venv.
