@@ -53,7 +53,7 @@ deb: ## Build the Debian package in dist/ (root only for its build dependencies)
 	rm -rf dist/deb && mkdir -p dist/deb/tapster
 	git archive HEAD | tar -x -C dist/deb/tapster
 	mv dist/deb/tapster/packaging/debian dist/deb/tapster/debian
-	cd dist/deb/tapster && dpkg-buildpackage --no-sign --build=binary
+	cd dist/deb/tapster && PATH=/usr/sbin:/usr/bin:/sbin:/bin dpkg-buildpackage --no-sign --build=binary
 	lintian --fail-on error,warning dist/deb/*.changes
 
 check: setup ## Check format, lint, types, spelling, manual pages
