@@ -43,9 +43,12 @@ VERBS = {
     "reap": "delete the devices whose FIN WAIT is over",
     "recover": "mend what crashes left",
     "doctor": "say what is wrong on this host and what would mend it",
+    "install-service": "put the units of the daemon on this host",
     "watch": "print what happens to the leases (by the daemon)",
     "top": "show leases, events and rates, live (by the daemon)",
 }
+HOST_VERBS = ("install-service",)
+"""Work on the host itself; they open neither a ledger nor a connection."""
 DAEMON_VERBS = ("watch", "top")
 """What only the daemon can do."""
 
@@ -116,7 +119,7 @@ def _run(arguments: list[str]) -> int:
     verb = options.verb or "ls"
     if verb not in VERBS:
         top.error(f"there is no verb {verb!r}")
-    module = import_module(f"tapster.cli.{verb}")
+    module = import_module(f"tapster.cli.{verb.replace('-', '_')}")
     parser = Parser(prog=f"tapster {verb}", description=module.__doc__)
     parser.add_argument("--ledger", default=options.ledger, help=_LEDGER_HELP)
     parser.add_argument(
@@ -124,6 +127,8 @@ def _run(arguments: list[str]) -> int:
     )
     module.declare(parser)
     chosen = parser.parse_args(options.arguments)
+    if verb in HOST_VERBS:
+        return int(module.run(chosen, None))
     with _open(verb, chosen, top) as host:
         return int(module.run(chosen, host))
 
@@ -168,7 +173,7 @@ _LEDGER_HELP = "the ledger (else $TAPSTER_LEDGER, else /var/lib/tapster/ledger.d
 
 
 def _top_parser() -> Parser:
-    verbs = "\n".join(f"  {verb:<9}{what}" for verb, what in VERBS.items())
+    verbs = "\n".join(f"  {verb:<16} {what}" for verb, what in VERBS.items())
     parser = Parser(
         prog="tapster",
         usage="tapster [--ledger PATH | --socket PATH] [VERB ...]",

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Put the units of tapsterd on this host, for the programs of this installation.
+
+The files also keep udev, NetworkManager and systemd-networkd off Tapster's devices.
+A package has placed them already; this verb is for pip, pipx and virtual
+environments.
+"""
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from tapster.errors import HostError, RequestError
+from tapster.install import place
+from tapster.install.manifest import service_files
+
+if TYPE_CHECKING:
+    from tapster.host import Host
+    from tapster.rpc.client import Client
+
+AFTERWARDS = (
+    ("systemd-sysusers",),
+    ("systemd-tmpfiles", "--create"),
+    ("udevadm", "control", "--reload"),
+    ("systemctl", "daemon-reload"),
+)
+"""What makes systemd and udev read the files."""
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--remove", action="store_true", help="remove what this verb placed"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only say which files it would write"
+    )
+
+
+def run(options: argparse.Namespace, host: "Host | Client | None") -> int:
+    prefix, bindir = _installation()
+    files = service_files(prefix)
+    if options.dry_run:
+        print(*(file.destination for file in files), sep="\n")
+        return 0
+    if os.geteuid() != 0:
+        raise RequestError("install-service writes below /etc: run it as root")
+    if options.remove:
+        changed = place.remove(file.destination for file in files)
+    else:
+        changed = place.place(files, bindir)
+        if configuration := place.place_configuration():
+            changed.append(configuration)
+    print(*changed, sep="\n")
+    if os.path.isdir("/run/systemd/system"):
+        for command in AFTERWARDS if not options.remove else AFTERWARDS[2:]:
+            _call(*command)
+        if not options.remove:
+            print("next: systemctl enable --now tapsterd.socket", file=sys.stderr)
+    return 0
+
+
+def _installation() -> tuple[str, str]:
+    """The prefix of this installation and the directory of its programs."""
+    bindir = os.path.dirname(os.path.realpath(sys.argv[0]))
+    if not os.access(os.path.join(bindir, "tapsterd"), os.X_OK):
+        bindir = os.path.join(sys.prefix, "bin")
+    if not os.access(os.path.join(bindir, "tapsterd"), os.X_OK):
+        raise HostError(f"there is no program 'tapsterd' beside tapster, in {bindir!r}")
+    return os.path.dirname(bindir), bindir
+
+
+def _call(*command: str) -> None:
+    try:
+        pid = os.posix_spawnp(command[0], command, os.environ)
+    except OSError as error:
+        raise HostError(f"{command[0]}: {error.strerror}") from error
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if status:
+        raise HostError(f"{' '.join(command)!r} failed with status {status}")
