@@ -230,6 +230,11 @@ ROOMS = [
         ("tapster.errors", "tapster.kernel.port", "tapster.model"),
         "a machine in memory stands behind the port, as the real one does",
     ),
+    Room(
+        "tapster.install",
+        ("tapster.errors",),
+        "files on their way to a host; it knows nothing of devices",
+    ),
     Room("tapster.cli", ("tapster",), "the top: it may use all there is"),
 ]
 
@@ -278,7 +283,7 @@ KEEPERS = [
     ),
     Keeper(
         "argparse",
-        ("tapster.cli", "tapster.daemon.__main__"),
+        ("tapster.cli", "tapster.daemon.__main__", "tapster.install.__main__"),
         "a library has no command line",
     ),
     Keeper(

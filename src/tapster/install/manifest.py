@@ -22,7 +22,7 @@ class File(NamedTuple):
     """A file to copy."""
 
     source: str
-    """Its path below the shared files: the root of the tree, or tapster/share."""
+    """Its path below the directory that has units/."""
     destination: str
     """Its absolute path on the host."""
 

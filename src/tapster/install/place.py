@@ -3,6 +3,7 @@
 
 import os
 import shutil
+import sys
 import sysconfig
 from collections.abc import Iterable
 
@@ -22,17 +23,16 @@ PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def shared_directory() -> str:
-    """Where the shared files are: in an installed package, or in a checkout.
+    """The directory with units/: the checkout, or what a wheel put below its prefix.
 
     Raises HostError if this installation carries none.
     """
-    inside = os.path.join(PACKAGE, "share")
     checkout = os.path.dirname(os.path.dirname(PACKAGE))
-    for directory in (inside, checkout):
+    for directory in (checkout, os.path.join(sys.prefix, "share", "tapster")):
         if os.path.exists(os.path.join(directory, "units", "tapsterd.service")):
             return directory
     raise HostError(
-        f"the installation in {PACKAGE!r} carries no units; install Tapster from its "
+        f"the installation in {PACKAGE!r} carries no units: install Tapster from its "
         "wheel or its source"
     )
 
@@ -129,9 +129,7 @@ def _copy_package(library: str, destdir: str) -> list[str]:
     target = f"{destdir}{library}/tapster"
     if os.path.isdir(target):
         shutil.rmtree(target)  # modules of an earlier release must not stay
-    shutil.copytree(
-        PACKAGE, target, ignore=shutil.ignore_patterns("__pycache__", "share")
-    )
+    shutil.copytree(PACKAGE, target, ignore=shutil.ignore_patterns("__pycache__"))
     return [f"{library}/tapster"]
 
 
