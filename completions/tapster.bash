@@ -99,7 +99,8 @@ _tapster() {
             case $verb in
                 '')
                     options=--version
-                    operands='add rm ls set show who run reap recover doctor watch top'
+                    operands='add rm ls set show who run reap recover doctor install-service
+                        watch top'
                     ;;
                 add) options="${nic[*]/#/--} --netns --json" ;;
                 rm) options=--netns operands=$(_tapster_links "$ours/\1 \2") ;;
@@ -114,6 +115,7 @@ _tapster() {
                 reap) options=--now ;;
                 recover) options='--dry-run --json' ;;
                 doctor) options='--json --remove --user --config' ;;
+                install-service) options='--dry-run --remove' ;;
                 watch) options=--json ;;
                 top) options='--interval --count' ;;
                 *) return ;;

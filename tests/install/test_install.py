@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
@@ -119,22 +120,22 @@ def test_a_relative_path_is_refused_before_anything_is_written(
 
 
 def test_the_wheel_carries_manual_pages_completions_and_units(tmp_path: Path) -> None:
-    build = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
     build += ["--no-build-isolation", "--disable-pip-version-check"]
-    subprocess.run([*build, "--prefix", tmp_path, ROOT], check=True)
-    paths = files_below(tmp_path)
-    assert {
-        "/share/man/man1/tapster.1",
-        "/share/man/man8/tapsterd.8",
-        "/share/man/man8/tapster-qemu-bridge-helper.8",
-        "/share/bash-completion/completions/tapster",
-        "/share/zsh/site-functions/_tapster",
-        "/share/tapster/units/tapsterd.service",
-        "/bin/tapster",
-        "/bin/tapsterd",
-        "/bin/tapster-qemu-bridge-helper",
-    } <= paths
-    assert not any("explorer" in path for path in paths)
+    subprocess.run([*build, "--wheel-dir", tmp_path, ROOT], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = ZipFile(wheel).namelist()
+    for path in (
+        "data/share/man/man1/tapster.1",
+        "data/share/man/man8/tapsterd.8",
+        "data/share/man/man8/tapster-qemu-bridge-helper.8",
+        "data/share/bash-completion/completions/tapster",
+        "data/share/zsh/site-functions/_tapster",
+        "data/share/tapster/units/tapsterd.service",
+    ):
+        assert any(name.endswith(path) for name in names), path
+    code = [name for name in names if ".dist-info/" not in name]
+    assert all(name.startswith(("tapster/", "tapster-")) for name in code)
 
 
 def test_the_alert_rules_fire_when_they_should() -> None:

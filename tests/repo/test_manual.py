@@ -55,7 +55,7 @@ def options_of(verb: str) -> dict[str, argparse.Action]:
         parser = argparse.ArgumentParser()
         parser.add_argument("--ledger")
         parser.add_argument("--socket")
-        import_module(f"tapster.cli.{verb}").declare(parser)
+        import_module(cli.module_name(verb)).declare(parser)
     else:
         parser = cli._top_parser()
     return {option: one for one in parser._actions for option in one.option_strings}

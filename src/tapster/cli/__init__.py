@@ -53,6 +53,11 @@ DAEMON_VERBS = ("watch", "top")
 """What only the daemon can do."""
 
 
+def module_name(verb: str) -> str:
+    """The module that a verb lives in."""
+    return f"tapster.cli.{verb.replace('-', '_')}"
+
+
 class Formatter(argparse.RawDescriptionHelpFormatter):
     """Help that is as wide as the terminal."""
 
@@ -119,7 +124,7 @@ def _run(arguments: list[str]) -> int:
     verb = options.verb or "ls"
     if verb not in VERBS:
         top.error(f"there is no verb {verb!r}")
-    module = import_module(f"tapster.cli.{verb.replace('-', '_')}")
+    module = import_module(module_name(verb))
     parser = Parser(prog=f"tapster {verb}", description=module.__doc__)
     parser.add_argument("--ledger", default=options.ledger, help=_LEDGER_HELP)
     parser.add_argument(
