@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.floor import Floor
-from demo.private import namespaces
+from lab.namespaces import namespaces
 
 SYSFS = Path("/sys/class/net")
 GROUP = 200

@@ -17,8 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from demo.lab import BRIDGE, TOOLS, Lab, open_lab
 from demo.ways import KernelNames, TapsterNames, Way
+from lab.vm_network import BRIDGE, TOOLS, Lab, open_lab
 
 MAC_A = "52:54:00:00:00:0a"
 MAC_B = "52:54:00:00:00:0b"

@@ -6,9 +6,10 @@ import os
 import struct
 from typing import Protocol
 
-from demo import vm
-from demo.lab import BRIDGE, TAPSTER, Lab, wait_until_ended
-from demo.vm import Vm
+from lab import vm
+from lab.shell import TAPSTER
+from lab.vm import Vm
+from lab.vm_network import BRIDGE, Lab, wait_until_ended
 
 _TUNSETIFF = 0x400454CA
 _IFF_TAP = 0x0002
@@ -62,7 +63,7 @@ class TapsterNames:
     def start(self, name: str, mac: str) -> Vm:
         """Start QEMU below ``tapster run``."""
         argv = [
-            *(str(TAPSTER), "run", "--nic", f"bridge={BRIDGE},mac={mac}", "--"),
+            *(TAPSTER, "run", "--nic", f"bridge={BRIDGE},mac={mac}", "--"),
             *vm.command(name, "{mac}", "{fd}"),
         ]
         return vm.start(self._lab, name, mac, argv)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from random import SystemRandom
 
-from demo.private import namespaces
+from lab.namespaces import namespaces
 from soak.part import BROKEN
 
 

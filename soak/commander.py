@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 from threading import Event
 
-from demo.lines import Lines
+from lab.lines import Lines
 from soak import books, ground
 from soak.machine import Card, Machine
 from soak.marks import Marker

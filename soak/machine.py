@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple, Self
 
-from demo.private import inside
+from lab.namespaces import inside
 from soak.ground import LOWER
 from soak.marks import Marker
 from soak.part import boottime

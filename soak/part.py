@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from random import Random
 from typing import NamedTuple
 
-from demo.lines import readable
+from lab.lines import readable
 
 RUN = "/run/soak"
 """A private tmpfs: all of it vanishes with the storm."""

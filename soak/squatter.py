@@ -10,8 +10,8 @@ from itertools import count
 from pathlib import Path
 from threading import Event
 
-from demo.private import inside
 from demo.ways import open_tap
+from lab.namespaces import inside
 from soak import ground
 from soak.marks import Marker
 from soak.part import Part, given, stop_at_end_of_input

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from random import Random
 
-from demo.lines import Lines, readable
+from lab.lines import Lines, readable
 from soak import books, ground
 from soak.commander import TAPSTER
 from soak.judge import BLIND, LEAK, TOO_SOON, Finding

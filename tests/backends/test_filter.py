@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 import pytest
 
-from tapster.backends.filter import Filter
-from tests.backends import frames, ports
-from tests.backends.frames import (
+from lab import frames, guests, shell
+from lab.frames import (
     ALL_NODES,
     ARP,
     BROADCAST,
@@ -35,8 +34,10 @@ from tests.backends.frames import (
     tagged,
     udp,
 )
-from tests.backends.ports import Lab, Leased
-from tests.kernel import tools
+from lab.guests import Lab, Leased
+from tapster.backends.filter import Filter
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
 MINE4, OTHER4, ROUTER4 = "192.0.2.5", "192.0.2.6", "192.0.2.1"
 MINE6, OTHER6 = "2001:db8::5", "2001:db8::6"
@@ -47,7 +48,7 @@ ADDRESSES = (MINE4, MINE6)
 
 @pytest.fixture
 def lab(ledger: Path) -> Iterator[Lab]:
-    with ports.lab(ledger) as lab:
+    with guests.lab(ledger) as lab:
         yield lab
 
 
@@ -328,7 +329,7 @@ def learnt(lab: Lab, guest: Leased, to: str) -> bool:
     """Whether the bridge believes the source of a frame that a guest has forged."""
     forged = f"52:54:01:{guest.mac[9:]}"
     guest.send(ether(forged, to, 0x88CC, bytes(46)))
-    known = json.loads(tools.sh("bridge -j fdb show br br0"))
+    known = json.loads(shell.sh("bridge -j fdb show br br0"))
     return forged in {entry["mac"] for entry in known}
 
 
@@ -346,7 +347,7 @@ def test_from_lldp_the_bridge_learns_unless_it_is_told_not_to(lab: Lab) -> None:
     """The kernel asks no hook about these: see docs/wiring.md."""
     assert learnt(lab, lab.guest(filter=True), LLDP)
     assert not learnt(lab, lab.guest(filter=True, learning=False), LLDP)
-    tools.sh("ip link set br0 type bridge no_linklocal_learn 1")
+    shell.sh("ip link set br0 type bridge no_linklocal_learn 1")
     assert not learnt(lab, lab.guest(filter=True), LLDP)
 
 

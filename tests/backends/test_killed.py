@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from lab import shell
+from lab.crashes import Crashes
 from tapster import Rate, Tap
-from tests.crash.test_kill import Crashes
-from tests.kernel import tools
 
-pytestmark = [pytest.mark.crash, pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.crash,
+    pytest.mark.timeout(300),
+    pytest.mark.usefixtures("world"),
+]
 
 OPTIONS = "--bridge br0 --address 192.0.2.5 --outbound 1000:2000"
 SPEC = Tap(
@@ -32,7 +36,7 @@ def see(crashes: Crashes, where: str) -> None:
         assert crashes.host.differences(lease) == {}, where
     assert crashes.host.strays() == [], where
     crashes.clear()
-    shown = tools.sh("nft list ruleset")
+    shown = shell.sh("nft list ruleset")
     assert "tapster:" not in shown, where
 
 
@@ -60,7 +64,7 @@ def test_rm_and_recover_killed_anywhere_I5(crashes: Crashes, verb: str) -> None:
         name = crashes.acquire(SPEC).name
         if verb == "rm":
             return [verb, name]
-        tools.sh("nft flush ruleset")
+        shell.sh("nft flush ruleset")
         return [verb]
 
     arguments = prepare()

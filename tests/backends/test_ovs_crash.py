@@ -6,13 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from lab import iproute, shell
+from lab.crashes import Crashes
+from lab.openvswitch import Switch, rows, vsctl
 from tapster import Lease, State
-from tests.backends.machines import FULL
-from tests.backends.switch import Switch, rows, vsctl
-from tests.crash.test_kill import Crashes
-from tests.kernel import tools
+from tests.backends.ovs_vms import FULL
 
-pytestmark = [pytest.mark.crash, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.crash,
+    pytest.mark.timeout(600),
+    pytest.mark.usefixtures("world"),
+]
 
 OPTIONS = ["--ovs", "ovs0", "--vlan", "5", "--external-id", "iface-id=nic-1"]
 OPTIONS += ["--inbound", "1000", "--outbound", "1000"]
@@ -47,13 +51,13 @@ def stamped(table: str) -> list[str]:
 
 
 def devices() -> set[str]:
-    aliases = [link.get("ifalias", "") for link in tools.links().values()]
+    aliases = [link.get("ifalias", "") for link in iproute.links().values()]
     return {one.split(":")[2] for one in aliases if one.startswith("tapster:")}
 
 
 @pytest.fixture
 def crashes(ledger: Path, switch: Switch) -> Iterator[OvsCrashes]:
-    tools.sh("ip tuntap add other mode tap")
+    shell.sh("ip tuntap add other mode tap")
     vsctl("add-port ovs0 other tag=9")
     crashes = OvsCrashes(ledger)
     yield crashes

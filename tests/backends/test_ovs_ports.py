@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from lab import iproute, shell
+from lab.openvswitch import Switch, ports, row, rows, vsctl
 from tapster import (
     Host,
     Lease,
@@ -13,9 +15,9 @@ from tapster import (
 )
 from tapster.backends import ovs
 from tapster.model import Rate
-from tests.backends.machines import PLAIN, TAG, acquire, frame, received, send, stamp
-from tests.backends.switch import Switch, ports, row, rows, vsctl
-from tests.kernel import tools
+from tests.backends.ovs_vms import PLAIN, TAG, acquire, frame, received, send, stamp
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
 IDS = (("iface-id", "nic-1"), ("vm-id", "vm-1"))
 
@@ -37,7 +39,7 @@ def test_a_tap_is_a_port_when_acquire_returns_I6(host: Host, switch: Switch) -> 
     }
     assert port["external_ids"]["tapster"] == stamp()
     assert port["other_config"] == {"transient": "true"}
-    link = tools.links()["vnet0"]
+    link = iproute.links()["vnet0"]
     assert "UP" in link["flags"]
     assert link["address"] == f"fe{lease.mac[2:]}"
 
@@ -61,7 +63,7 @@ def test_vlans(host: Host, switch: Switch, wanted: Any, shown: Any) -> None:
 def test_the_mtu_is_the_bridges(host: Host, switch: Switch) -> None:
     vsctl("set Interface ovs0 mtu_request=1400")
     assert acquire(host, PLAIN).wiring.mtu == 1400
-    assert tools.links()["vnet0"]["mtu"] == 1400
+    assert iproute.links()["vnet0"]["mtu"] == 1400
 
 
 def test_frames_pass_from_machine_to_machine(pair: tuple[Lease, Lease]) -> None:
@@ -102,7 +104,7 @@ def test_open_vswitch_holds_the_average_also_without_a_peak(
 ) -> None:
     """A `min-rate` alone would let all of the device's 10 Gbit/s through."""
     acquire(host, PLAIN, inbound=Rate(1000))
-    classes = tools.sh("tc class show dev vnet0").splitlines()
+    classes = shell.sh("tc class show dev vnet0").splitlines()
     assert len(classes) == 2
     assert all("rate 8Mbit ceil 8Mbit" in one for one in classes)
 
@@ -118,7 +120,7 @@ def test_the_greatest_rates_reach_the_kernel_as_they_are(
     host: Host, switch: Switch, rate: Rate, limit: str, burst: str
 ) -> None:
     acquire(host, PLAIN, inbound=rate)
-    shown = tools.sh("tc class show dev vnet0 classid 1:1")
+    shown = shell.sh("tc class show dev vnet0 classid 1:1")
     assert re.search(f" rate {limit} ceil {limit} burst {burst} ", shown)
 
 
@@ -160,18 +162,18 @@ def test_a_machine_moves_to_a_linux_bridge_and_back_without_its_rates(
     host: Host, switch: Switch
 ) -> None:
     """Open vSwitch by itself leaves its queueing on devices that it lets go."""
-    plain = tools.sh("tc qdisc show dev br0")
+    plain = shell.sh("tc qdisc show dev br0")
     lease = acquire(host, PLAIN, inbound=Rate(1000), outbound=Rate(1000))
-    assert "htb" in tools.sh("tc qdisc show dev vnet0")
+    assert "htb" in shell.sh("tc qdisc show dev vnet0")
     host.set(lease.id, ovs=None, bridge="br0", inbound=None, outbound=None)
-    left = tools.sh("tc qdisc show dev vnet0")
+    left = shell.sh("tc qdisc show dev vnet0")
     assert "htb" not in left
     assert "ingress" not in left
-    assert plain == tools.sh("tc qdisc show dev br0")
-    assert (ports("ovs0"), tools.ports("br0")) == ([], {"vnet0"})
+    assert plain == shell.sh("tc qdisc show dev br0")
+    assert (ports("ovs0"), iproute.ports("br0")) == ([], {"vnet0"})
     assert (rows("QoS"), rows("Queue")) == ([], [])
     host.set(lease.id, ovs="ovs0", bridge=None)
-    assert (ports("ovs0"), tools.ports("br0")) == (["vnet0"], set())
+    assert (ports("ovs0"), iproute.ports("br0")) == (["vnet0"], set())
 
 
 # Down
@@ -189,7 +191,7 @@ def test_release_deletes_all_of_it_at_once_and_the_name_waits(
     left = {one["name"] for one in before["Interface"]} - {"vnet0"}
     assert {one["name"] for one in rows("Interface")} == left
     assert (rows("QoS"), rows("Queue")) == ([], [])
-    assert "UP" not in tools.links()["vnet0"]["flags"]
+    assert "UP" not in iproute.links()["vnet0"]["flags"]
     assert host.reap(now=True) == 2
 
 

@@ -11,12 +11,14 @@ import threading
 
 import pytest
 
+from lab import iproute, shell
+from lab.openvswitch import Switch, rows, vsctl
 from tapster import Host, Lease
 from tapster.backends.ovs import Ovs
 from tapster.model import Rate
-from tests.backends.machines import PLAIN, acquire
-from tests.backends.switch import Switch, rows, vsctl
-from tests.kernel import tools
+from tests.backends.ovs_vms import PLAIN, acquire
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
 ROUNDS = int(os.environ.get("TAPSTER_ROUNDS", "60"))
 
@@ -27,7 +29,7 @@ WEB = PLAIN._replace(name="web0", fin_wait=0.0, vlan=5, inbound=Rate(1000))
 def latecomer(switch: Switch, host: Host) -> Ovs:
     """Another manager's backend: it cleans up what it thinks is there."""
     acquire(host)
-    return Ovs(tools.links()["vnet0"]["ifalias"].split(":")[1])
+    return Ovs(iproute.links()["vnet0"]["ifalias"].split(":")[1])
 
 
 def seen(name: str) -> str:
@@ -38,8 +40,8 @@ def seen(name: str) -> str:
             vsctl(f"port-to-br {name}"),
             vsctl(f"{columns} list Port {name}"),
             vsctl(f"--columns=_uuid,ofport,external_ids list Interface {name}"),
-            tools.sh(f"tc class show dev {name}"),
-            "up" if "UP" in tools.links()[name]["flags"] else "down",
+            shell.sh(f"tc class show dev {name}"),
+            "up" if "UP" in iproute.links()[name]["flags"] else "down",
         ]
     )
 

@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from lab import iproute, shell
+from lab.openvswitch import RUNDIR, Switch, ports, rows
+from lab.reapers import Monitor, reapers, wait_dead, wait_reaping
 from tapster import (
     ConflictError,
     Host,
@@ -25,7 +28,7 @@ from tapster import (
 )
 from tapster.backends import ovs, ovsrpc
 from tapster.model import Rate
-from tests.backends.machines import (
+from tests.backends.ovs_vms import (
     TAG,
     acquire,
     frame,
@@ -33,9 +36,8 @@ from tests.backends.machines import (
     send,
     shown,
 )
-from tests.backends.switch import RUNDIR, Switch, ports, rows
-from tests.kernel import tools
-from tests.kernel.test_reaper import Monitor, reapers, wait_dead, wait_reaping
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def nothing_is_left(host: Host) -> None:
     assert host.leases() == []
-    assert "vnet0" not in tools.links()
+    assert "vnet0" not in iproute.links()
     assert (ports("ovs0"), rows("QoS"), rows("Queue")) == ([], [], [])
 
 
@@ -62,12 +64,12 @@ def test_release_succeeds_and_the_reaper_ends_it_when_the_database_is_back(
         lease = acquire(host, fin_wait=fin_wait)
         switch.stop_database()
         host.release(lease.id)
-        assert "UP" not in tools.links()["vnet0"]["flags"]
+        assert "UP" not in iproute.links()["vnet0"]["flags"]
         wait_reaping(ledger)
         both = reapers(ledger)
         wait_postponed(host, lease)
         # FIN WAIT is long over, and nobody gets the name.
-        listed = tools.sh(f"{tools.TAPSTER} ls --all --ledger {ledger}")
+        listed = shell.sh(f"{shell.TAPSTER} ls --all --ledger {ledger}")
         assert f"vnet0  {State.FIN_WAIT} " in listed
         with pytest.raises(NameTaken):
             host.acquire(Tap(bridge="br0", name="vnet0"))
@@ -118,7 +120,7 @@ def test_a_database_whose_disk_is_full_is_tried_again(
 @contextmanager
 def full(mount: Path) -> Iterator[None]:
     """Leave the database no space on its tmpfs, also not in its last page."""
-    tools.sh(f"mount -o remount,size=2m {mount}")
+    shell.sh(f"mount -o remount,size=2m {mount}")
     free = os.statvfs(mount)
     ballast = mount / "ballast"
     with ballast.open("wb") as file:
@@ -210,7 +212,7 @@ def test_a_restart_of_vswitchd_loses_nothing(
     switch.stop(how)
     switch.start()
     assert [shown(name) for name in ("vnet0", "vnet1", "vnet2")] == before
-    assert "rate 8Mbit" in tools.sh("tc class show dev vnet2")
+    assert "rate 8Mbit" in shell.sh("tc class show dev vnet2")
     access, trunk = pair
     send(access, trunk)
     assert received(trunk) == frame(access, trunk, TAG)
@@ -247,7 +249,7 @@ def test_without_vswitchd_a_machine_stays_where_it_is(
     with pytest.raises(ServiceUnavailable) as caught:
         host.set(lease.id, bridge=None, ovs="ovs0", inbound=Rate(1000))
     assert not hasattr(caught.value, "__notes__"), "it could not go back"
-    assert tools.ports("br0") == {"vnet0"}
+    assert iproute.ports("br0") == {"vnet0"}
     assert (ports("ovs0"), rows("QoS"), rows("Queue")) == ([], [], [])
     assert host.find("vnet0").wiring == lease.wiring
 
@@ -277,11 +279,11 @@ def test_a_released_device_is_down_although_vswitchd_puts_its_flags_back(
 
     def let_go(*arguments: Any) -> None:
         done(*arguments)
-        tools.sh("ip link set vnet0 up")
+        shell.sh("ip link set vnet0 up")
 
     monkeypatch.setattr(ovs, "_wait_done", let_go)
     host.release(lease.id)
-    assert "UP" not in tools.links()["vnet0"]["flags"]
+    assert "UP" not in iproute.links()["vnet0"]["flags"]
     assert host.recover() == []
 
 
@@ -291,7 +293,7 @@ def test_a_device_that_vswitchd_cannot_use_is_not_handed_out(
     put = ovs.Ovs._put
 
     def lose(backend: ovs.Ovs, db: Any, lease: Lease) -> tuple[bool, int]:
-        tools.sh(f"ip link del {lease.name}")
+        shell.sh(f"ip link del {lease.name}")
         return put(backend, db, lease)
 
     monkeypatch.setattr(ovs.Ovs, "_put", lose)
@@ -324,8 +326,8 @@ def test_a_device_of_the_name_that_is_not_ours_is_no_machines_port(
     put = ovs.Ovs._put
 
     def swap(backend: ovs.Ovs, db: Any, lease: Lease) -> tuple[bool, int]:
-        tools.sh(f"ip link del {lease.name}")
-        tools.sh(f"ip tuntap add {lease.name} mode tap")
+        shell.sh(f"ip link del {lease.name}")
+        shell.sh(f"ip tuntap add {lease.name} mode tap")
         return put(backend, db, lease)
 
     monkeypatch.setattr(ovs.Ovs, "_put", swap)
@@ -333,7 +335,7 @@ def test_a_device_of_the_name_that_is_not_ours_is_no_machines_port(
         acquire(host)
     assert host.leases() == []
     assert (ports("ovs0"), rows("QoS")) == ([], [])
-    assert "ifalias" not in tools.links()["vnet0"]
+    assert "ifalias" not in iproute.links()["vnet0"]
 
 
 # Who pays for it
@@ -372,7 +374,7 @@ def test_the_sockets_are_looked_for_where_open_vswitchs_tools_do(
     elsewhere = RUNDIR.with_name("elsewhere")
     RUNDIR.rename(elsewhere)
     environment = os.environ | {"OVS_RUNDIR": str(elsewhere)}
-    add = [tools.TAPSTER, "add", "--ledger", str(ledger), "--ovs", "ovs0"]
+    add = [shell.TAPSTER, "add", "--ledger", str(ledger), "--ovs", "ovs0"]
     options = ["--vlan", "5", "--trunk", "6", "--external-id", "iface-id=nic-1"]
     subprocess.run([*add, *options], env=environment, check=True)
     elsewhere.rename(RUNDIR)

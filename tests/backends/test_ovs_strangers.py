@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 
+from lab import iproute, library, shell
+from lab.openvswitch import Switch, ports, row, rows, vsctl
 from tapster import Action, ConflictError, Host, NoSuchLink, RequestError, Tap
-from tests.backends.machines import FULL, acquire, shown, stamp
-from tests.backends.switch import Switch, ports, row, rows, vsctl
-from tests.kernel import tools
+from tests.backends.ovs_vms import FULL, acquire, shown, stamp
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
 # Of the same name
 
@@ -36,7 +38,7 @@ def test_a_strangers_port_is_untouched_and_its_owner_named_I4(
         acquire(host)
     assert (rows("Bridge"), rows("Port")) == before
     assert host.leases() == []
-    assert "vnet0" not in tools.links()
+    assert "vnet0" not in iproute.links()
 
 
 def test_a_dead_port_of_ours_is_replaced(host: Host, switch: Switch) -> None:
@@ -59,7 +61,7 @@ def test_a_dead_port_of_ours_is_replaced(host: Host, switch: Switch) -> None:
 def test_a_strangers_port_beside_ours_never_changes_I3(
     host: Host, switch: Switch
 ) -> None:
-    tools.sh("ip tuntap add other mode tap")
+    shell.sh("ip tuntap add other mode tap")
     vsctl(
         "add-port ovs0 other tag=9 -- set Port other qos=@qos "
         "-- --id=@qos create QoS type=linux-htb queues:0=@queue "
@@ -91,11 +93,11 @@ def test_a_bridge_of_another_network_namespace_is_refused(
     host: Host, switch: Switch, tmp_path: Any
 ) -> None:
     """A port would take in whatever has the device's name over there."""
-    tools.sh("ip netns add blue")
-    tools.sh("ip -n blue link add ovs0 type bridge")
+    shell.sh("ip netns add blue")
+    shell.sh("ip -n blue link add ovs0 type bridge")
     path = tmp_path / "blue.db"
     with (
-        Host(path, netns="blue", reaper=tools.no_reaper) as blue,
+        Host(path, netns="blue", reaper=library.no_reaper) as blue,
         pytest.raises(NoSuchLink, match="not in this network namespace"),
     ):
         acquire(blue)
@@ -135,7 +137,7 @@ EDITS = {
 def test_what_was_edited_by_hand_is_noticed_and_mended(
     host: Host, switch: Switch, edit: str
 ) -> None:
-    tools.sh("ip tuntap add other mode tap")
+    shell.sh("ip tuntap add other mode tap")
     lease = acquire(host)
     before = shown()
     assert host.differences(lease) == {}
@@ -190,12 +192,12 @@ def test_rates_that_somebody_shares_are_left_to_them(
 def test_a_port_that_a_lease_does_not_want_goes(host: Host, switch: Switch) -> None:
     """As when an old copy of the database was brought back."""
     lease = acquire(host, Tap(bridge="br0"))
-    tools.sh("ip tuntap add other mode tap")
+    shell.sh("ip tuntap add other mode tap")
     vsctl(f"add-port ovs0 other -- set Port other external_ids:tapster={stamp()}")
     assert set(host.differences(lease)) == {"ovs"}
     host.recover()
     assert ports("ovs0") == []
-    assert tools.ports("br0") == {"vnet0"}
+    assert iproute.ports("br0") == {"vnet0"}
     assert host.recover() == []
 
 
@@ -203,7 +205,7 @@ def test_strays_of_our_ledger_go_and_no_others(host: Host, switch: Switch) -> No
     ours = acquire(host, Tap(bridge="br0"))
     mark = f"external_ids:tapster={stamp().replace(ours.id, '0' * 16)}"
     for name in ("lost", "other", "nobodys"):
-        tools.sh(f"ip tuntap add {name} mode tap")
+        shell.sh(f"ip tuntap add {name} mode tap")
         vsctl(f"add-port ovs0 {name}")
     vsctl(f"set Port lost {mark} -- --id=@queue create Queue {mark}")
     vsctl("set Port other external_ids:tapster=tapster:0:1")

@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 
 import tapster
+from lab import guests, iproute, library, nftables, shell
+from lab.frames import BROADCAST, ether
+from lab.guests import Lab
 from tapster import Host, Rate, Tap
 from tapster.backends import htb
 from tapster.backends.inbound import Inbound
 from tapster.kernel.port import LinkChange
-from tests.backends import ports
-from tests.backends.frames import BROADCAST, ether
-from tests.backends.ports import Lab
-from tests.kernel import tools
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
 SIZE = 1000
 """Bytes of a frame without its Ethernet header: what nftables counts."""
@@ -26,7 +27,7 @@ SIZE = 1000
 
 @pytest.fixture
 def lab(ledger: Path) -> Iterator[Lab]:
-    with ports.lab(ledger) as lab:
+    with guests.lab(ledger) as lab:
         yield lab
 
 
@@ -41,19 +42,19 @@ def many(mac: str, count: int) -> list[bytes]:
 def limits(lab: Lab) -> list[Any]:
     """The elements of nftables that limit anything."""
     with lab.host.looking() as (ledger, _):
-        found = ports.elements(f"tapster_{ledger.id}_outbound")
+        found = nftables.elements(f"tapster_{ledger.id}_outbound")
     return [*found.get("average", ()), *found.get("peak", ())]
 
 
 def root(device: str) -> dict[str, Any]:
     """What tc shows at the root of a device."""
-    found = json.loads(tools.sh(f"tc -s -j qdisc show dev {device}"))
+    found = json.loads(shell.sh(f"tc -s -j qdisc show dev {device}"))
     return next((one for one in found if one.get("root")), {})
 
 
 def shaped(device: str) -> str:
     """What tc shows of the class of a device."""
-    return tools.sh(f"tc class show dev {device}").strip()
+    return shell.sh(f"tc class show dev {device}").strip()
 
 
 def in_bytes(element: dict[str, Any]) -> tuple[int, int]:
@@ -184,7 +185,7 @@ def test_it_is_there_before_the_device_is_up(
 def test_a_release_takes_it_away(lab: Lab) -> None:
     lease = lab.guest(inbound=Rate(1000)).lease
     lab.host.release(lease.id)
-    assert lease.name in tools.links()
+    assert lease.name in iproute.links()
     assert root(lease.name).get("kind") != "htb"
     assert shaped(lease.name) == ""
     assert lab.host.find(lease.id).backends == ()
@@ -235,18 +236,18 @@ def test_a_rate_can_be_given_to_a_lease_and_taken_away(lab: Lab) -> None:
 
 def test_a_tap_needs_no_bridge_for_what_goes_to_it(lab: Lab) -> None:
     lease = lab.host.acquire(Tap(inbound=Rate(1000)))
-    tools.close(lease.fds)
+    library.close(lease.fds)
     assert "rate 8Mbit" in shaped(lease.name)
 
 
 def test_it_is_in_the_network_namespace_of_the_lease(lab: Lab, tmp_path: Path) -> None:
-    tools.sh("ip netns add blue")
-    with Host(tmp_path / "b.db", netns="blue", reaper=tools.no_reaper) as blue:
+    shell.sh("ip netns add blue")
+    with Host(tmp_path / "b.db", netns="blue", reaper=library.no_reaper) as blue:
         lease = blue.acquire(Tap(inbound=Rate(1000)))
-        tools.close(lease.fds)
-        assert "rate 8Mbit" in tools.sh(f"tc -n blue class show dev {lease.name}")
+        library.close(lease.fds)
+        assert "rate 8Mbit" in shell.sh(f"tc -n blue class show dev {lease.name}")
         blue.release(lease.id)
-        assert tools.sh(f"tc -n blue class show dev {lease.name}") == ""
+        assert shell.sh(f"tc -n blue class show dev {lease.name}") == ""
 
 
 def test_the_flows_share_a_rate_where_the_kernel_can(
@@ -256,7 +257,7 @@ def test_the_flows_share_a_rate_where_the_kernel_can(
     (backend,) = (one for one in lab.host._backends if isinstance(one, Inbound))
     monkeypatch.setattr(backend, "_leaves", ["fq_codel", "htb"])
     lease = lab.guest(inbound=Rate(1000)).lease
-    shown = json.loads(tools.sh(f"tc -j qdisc show dev {lease.name}"))
+    shown = json.loads(shell.sh(f"tc -j qdisc show dev {lease.name}"))
     (leaf,) = (one for one in shown if one.get("parent") == "1:1")
     assert leaf["kind"] == backend._leaves[0]
 
@@ -280,8 +281,8 @@ def test_what_is_changed_by_hand_is_reported_and_mended(lab: Lab, edit: str) -> 
     lease = lab.guest(inbound=Rate(1000, 2000, 512)).lease
     before = shaped(lease.name), root(lease.name)["handle"]
     if "replace" in edit:
-        tools.sh(f"tc qdisc del dev {lease.name} root")
-    tools.sh(edit.format(lease.name))
+        shell.sh(f"tc qdisc del dev {lease.name} root")
+    shell.sh(edit.format(lease.name))
     assert (shaped(lease.name), root(lease.name).get("handle")) != before
     assert lab.host.differences(lease)["inbound"].startswith("the rate ")
     lab.host.recover()
@@ -292,10 +293,10 @@ def test_what_is_changed_by_hand_is_reported_and_mended(lab: Lab, edit: str) -> 
 
 def test_the_queue_of_a_foreign_device_with_our_ifindex_is_left_alone(lab: Lab) -> None:
     lease = lab.guest(inbound=Rate(1000)).lease
-    tools.sh(f"ip link del {lease.name}")
-    tools.sh(f"ip link add index {lease.ifindex} name foreign type veth")
-    tools.sh("tc qdisc add dev foreign root handle 1: htb default 1")
-    tools.sh("tc class add dev foreign parent 1: classid 1:1 htb rate 1mbit")
+    shell.sh(f"ip link del {lease.name}")
+    shell.sh(f"ip link add index {lease.ifindex} name foreign type veth")
+    shell.sh("tc qdisc add dev foreign root handle 1: htb default 1")
+    shell.sh("tc class add dev foreign parent 1: classid 1:1 htb rate 1mbit")
     lab.host.release(lease.id)
     lab.host.recover()
     lab.host.reap(now=True)

@@ -11,16 +11,17 @@ from typing import Any
 import pytest
 
 import tapster
+from lab import guests, iproute, library, nftables, shell
+from lab.frames import ARP, BROADCAST, arp, ether
+from lab.guests import Guest, Lab
 from tapster import Action, Host, Lease, Rate, Tap
 from tapster.backends.filter import Filter
 from tapster.backends.outbound import Outbound
 from tapster.backends.table import Table
 from tapster.kernel import nft
 from tapster.kernel.port import LinkChange
-from tests.backends import ports
-from tests.backends.frames import ARP, BROADCAST, arp, ether
-from tests.backends.ports import Guest, Lab
-from tests.kernel import tools
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
 MINE, OTHER = "192.0.2.5", "192.0.2.6"
 FILTERED = Tap(bridge="br0", filter=True, addresses=(MINE, "2001:db8::5"))
@@ -30,7 +31,7 @@ LIMITED = Tap(bridge="br0", outbound=Rate(1000, 2000, 4000))
 
 @pytest.fixture
 def lab(ledger: Path) -> Iterator[Lab]:
-    with ports.lab(ledger) as lab:
+    with guests.lab(ledger) as lab:
         yield lab
 
 
@@ -44,7 +45,7 @@ def left(host: Host) -> list[Any]:
     return [
         element
         for backend in ("filter", "outbound")
-        for found in ports.elements(table(host, backend)).values()
+        for found in nftables.elements(table(host, backend)).values()
         for element in found
     ]
 
@@ -55,13 +56,13 @@ def announce(guest: Guest, address: str) -> bytes:
 
 def shown(host: Host, backend: str, set: str) -> list[str]:
     """The devices in a set, as nft calls them."""
-    elements = ports.elements(table(host, backend))[set]
+    elements = nftables.elements(table(host, backend))[set]
     return [element["elem"]["val"] for element in elements]
 
 
 def taken(host: Host, spec: Tap) -> Lease:
     lease = host.acquire(spec)
-    tools.close(lease.fds)
+    library.close(lease.fds)
     return lease
 
 
@@ -138,11 +139,11 @@ def test_those_of_a_device_that_somebody_deleted_are_deleted_by_its_number(
     lab: Lab,
 ) -> None:
     lease = taken(lab.host, FILTERED)
-    tools.sh(f"ip link del {lease.name}")
-    tools.sh(f"ip link add index {lease.ifindex} name foreign type veth")
+    shell.sh(f"ip link del {lease.name}")
+    shell.sh(f"ip link add index {lease.ifindex} name foreign type veth")
     lab.host.release(lease.id)
     assert left(lab.host) == []
-    assert "foreign" in tools.links()
+    assert "foreign" in iproute.links()
 
 
 def test_those_that_could_not_be_deleted_before_a_placeholder_came_are_later(
@@ -150,7 +151,7 @@ def test_those_that_could_not_be_deleted_before_a_placeholder_came_are_later(
 ) -> None:
     """By then the lease has another ifindex."""
     lease = taken(lab.host, FILTERED)
-    tools.sh(f"ip link del {lease.name}")
+    shell.sh(f"ip link del {lease.name}")
     with monkeypatch.context() as patch:
 
         def refuse(*_: Any) -> None:
@@ -167,10 +168,10 @@ def test_those_that_could_not_be_deleted_before_a_placeholder_came_are_later(
 def test_of_a_device_that_was_renamed_they_are_deleted_all_the_same(lab: Lab) -> None:
     first, second = taken(lab.host, FILTERED), taken(lab.host, FILTERED)
     for name, new in ((first.name, "swap"), (second.name, first.name)):
-        tools.sh(f"ip link set {name} name {new}")
-    tools.sh(f"ip link set swap name {second.name}")
+        shell.sh(f"ip link set {name} name {new}")
+    shell.sh(f"ip link set swap name {second.name}")
     lab.host.release(first.id)
-    (gate,) = ports.elements(table(lab.host, "filter"))["ports"]
+    (gate,) = nftables.elements(table(lab.host, "filter"))["ports"]
     assert gate["elem"]["val"] == first.name, "as the second is called now"
     lab.host.release(second.id)
     assert left(lab.host) == []
@@ -179,10 +180,10 @@ def test_of_a_device_that_was_renamed_they_are_deleted_all_the_same(lab: Lab) ->
 def test_no_device_is_taken_for_another_because_of_its_name(lab: Lab) -> None:
     """nft takes the name 7 for that of a device, if there is one called so."""
     number = taken(lab.host, Tap()).ifindex + 1
-    tools.sh(f"ip link add {number} type veth")
+    shell.sh(f"ip link add {number} type veth")
     lease = taken(lab.host, FILTERED)
     assert lease.ifindex == number
-    (gate,) = ports.elements(table(lab.host, "filter"))["ports"]
+    (gate,) = nftables.elements(table(lab.host, "filter"))["ports"]
     assert gate["elem"]["val"] == lease.name
     assert lab.host.differences(lease) == {}
     lab.host.release(lease.id)
@@ -215,7 +216,7 @@ def test_what_is_left_of_a_lost_lease_is_a_stray_and_recover_removes_it(
     leave_behind(lab.host, lab.peer.lease.ifindex)
     assert not lab.passes(lab.peer, announce(lab.peer, MINE))
     name = table(lab.host, "filter")
-    ports.nft(f"add element bridge {name} trunks {{ 77, lo, * }}")
+    nftables.nft(f"add element bridge {name} trunks {{ 77, lo, * }}")
     found = {stray.lease: stray.what for _, stray in lab.host.strays()}
     assert set(found) == {"0123456789abcdef", ""}
     assert found[""] == f"3 elements of nftables table {name}"
@@ -241,22 +242,22 @@ table bridge firewall {
 
 def test_tables_of_others_are_as_they_were(lab: Lab, tmp_path: Path) -> None:
     (tmp_path / "foreign.nft").write_text(FOREIGN)
-    tools.sh(f"nft -f {tmp_path}/foreign.nft")
-    before = ports.foreign()
+    shell.sh(f"nft -f {tmp_path}/foreign.nft")
+    before = nftables.foreign()
     assert len(before) == 8
     lease = lab.host.acquire(FILTERED._replace(outbound=Rate(1000)))
     lab.host.set(lease.id, addresses=(OTHER,), outbound=Rate(500))
-    tools.sh(f"nft delete table bridge {table(lab.host, 'filter')}")
+    shell.sh(f"nft delete table bridge {table(lab.host, 'filter')}")
     lab.host.recover()
-    assert ports.foreign() == before
+    assert nftables.foreign() == before
     lab.host.release(lease.id)
     lab.host.recover()
     lab.host.reap(now=True)
-    assert ports.foreign() == before
+    assert nftables.foreign() == before
 
 
 def test_two_ledgers_on_one_host_do_not_meet(lab: Lab, tmp_path: Path) -> None:
-    with Host(tmp_path / "other.db", reaper=tools.no_reaper) as other:
+    with Host(tmp_path / "other.db", reaper=library.no_reaper) as other:
         ours, theirs = taken(lab.host, FILTERED), taken(other, FILTERED)
         before = left(other)
         assert len(before) == len(left(lab.host)) == 7
@@ -316,18 +317,18 @@ EDITS = {
 def test_what_is_changed_by_hand_is_reported_and_mended(lab: Lab, edit: str) -> None:
     guest = lab.guest(**WIRING, outbound=Rate(10, 20, 300))
     bystander = taken(lab.host, FILTERED)
-    before = ports.unnumbered(ports.ruleset())
+    before = nftables.unnumbered(nftables.ruleset())
     tables = {
         backend: f"bridge {table(lab.host, backend)}"
         for backend in ("filter", "outbound")
     }
     mac = f"0x{guest.mac.replace(':', '')}"
-    ports.nft(edit.format(ifindex=guest.lease.ifindex, mac=mac, **tables))
-    assert ports.unnumbered(ports.ruleset()) != before
+    nftables.nft(edit.format(ifindex=guest.lease.ifindex, mac=mac, **tables))
+    assert nftables.unnumbered(nftables.ruleset()) != before
     assert lab.host.differences(guest.lease).keys() <= {"filter", "outbound"}
     assert lab.host.differences(guest.lease)
     assert Action.REWIRE in {action for _, action in lab.host.recover()}
-    assert ports.unnumbered(ports.ruleset()) == before
+    assert nftables.unnumbered(nftables.ruleset()) == before
     assert lab.host.differences(guest.lease) == lab.host.differences(bystander) == {}
     assert lab.host.recover() == []
     assert not lab.passes(guest, announce(guest, OTHER))
@@ -337,11 +338,11 @@ def test_what_is_changed_by_hand_is_reported_and_mended(lab: Lab, edit: str) -> 
 def test_after_a_flush_of_everything_machines_start_and_stop_as_ever(lab: Lab) -> None:
     """As a restart of nftables.service does it."""
     old = lab.guest(**WIRING, outbound=Rate(1000))
-    tools.sh("nft flush ruleset")
+    shell.sh("nft flush ruleset")
     assert lab.passes(old, announce(old, OTHER)), "until recover"
     new = lab.guest(**WIRING, outbound=Rate(1000))
     assert not lab.passes(new, announce(new, OTHER))
-    tools.sh("nft flush ruleset")
+    shell.sh("nft flush ruleset")
     lab.host.release(old.lease.id)
     lab.host.recover()
     assert shown(lab.host, "filter", "ports") == [new.lease.name]
@@ -353,10 +354,10 @@ def test_a_rule_that_is_replaced_is_noticed(lab: Lab) -> None:
     name = table(lab.host, "filter")
     handle = next(
         rule["handle"]
-        for one in ports.ruleset()
+        for one in nftables.ruleset()
         if (rule := one.get("rule")) and rule.get("comment") == "another MAC"
     )
-    tools.sh(f"nft replace rule bridge {name} guest handle {handle} accept")
+    shell.sh(f"nft replace rule bridge {name} guest handle {handle} accept")
     said = lab.host.differences(guest.lease)
     assert said == {"filter": f"nftables table {name} has other rules"}
     lab.host.recover()
@@ -370,7 +371,7 @@ def test_what_differs_is_said_in_so_many_words(lab: Lab) -> None:
         f"delete element bridge {name} ipv4 {{ {lease.ifindex} . {MINE} }}",
         f"add element bridge {name} ipv4 {{ {lease.ifindex} . {OTHER} }}",
     ):
-        ports.nft(command)
+        nftables.nft(command)
     said = f"lacks ipv4 {MINE}; has ipv4 {OTHER}"
     assert lab.host.differences(lease) == {"filter": said}
 
@@ -380,7 +381,7 @@ def test_a_release_takes_with_it_what_was_added_by_hand_if_recover_saw_it(
 ) -> None:
     lease = taken(lab.host, FILTERED)
     element = f"ipv4 {{ {lease.ifindex} . {OTHER} }}"
-    ports.nft(f"add element bridge {table(lab.host, 'filter')} {element}")
+    nftables.nft(f"add element bridge {table(lab.host, 'filter')} {element}")
     lab.host.release(lease.id)
     lab.host.recover()
     assert left(lab.host) == []
@@ -432,7 +433,7 @@ def test_a_change_that_fails_leaves_all_as_it_was(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     guest = lab.guest(**WIRING, outbound=Rate(1000))
-    before = ports.unnumbered(ports.ruleset())
+    before = nftables.unnumbered(nftables.ruleset())
     refusals = iter([True])
     attach = Outbound.attach
 
@@ -444,7 +445,7 @@ def test_a_change_that_fails_leaves_all_as_it_was(
     monkeypatch.setattr(Outbound, "attach", refuse_once)
     with pytest.raises(tapster.HostError, match="no more rates"):
         lab.host.set(guest.lease.id, addresses=(OTHER,), outbound=Rate(500))
-    assert ports.unnumbered(ports.ruleset()) == before
+    assert nftables.unnumbered(nftables.ruleset()) == before
     assert lab.host.find(guest.lease.id).wiring == guest.lease.wiring
     assert lab.passes(guest, announce(guest, MINE))
 
@@ -455,18 +456,18 @@ def test_a_change_that_fails_leaves_all_as_it_was(
 def test_they_are_in_the_network_namespace_of_the_lease(
     lab: Lab, tmp_path: Path
 ) -> None:
-    tools.sh("ip netns add blue")
-    tools.sh("ip -n blue link add br0 type bridge")
+    shell.sh("ip netns add blue")
+    shell.sh("ip -n blue link add br0 type bridge")
     path = tmp_path / "blue.db"
-    with Host(path, netns="blue", reaper=tools.no_reaper) as blue:
+    with Host(path, netns="blue", reaper=library.no_reaper) as blue:
         lease = taken(blue, FILTERED._replace(outbound=Rate(1000)))
-        assert ports.ruleset() == []
-        shown = tools.sh("ip netns exec blue nft list ruleset")
+        assert nftables.ruleset() == []
+        shown = shell.sh("ip netns exec blue nft list ruleset")
         assert shown.count(lease.name) == shown.count(lease.id) == 9
-    with Host(path, reaper=tools.no_reaper) as elsewhere:
+    with Host(path, reaper=library.no_reaper) as elsewhere:
         assert elsewhere.differences(lease) == {}
         elsewhere.release(lease.id)
-    assert lease.id not in tools.sh("ip netns exec blue nft list ruleset")
+    assert lease.id not in shell.sh("ip netns exec blue nft list ruleset")
 
 
 def test_managers_side_by_side_do_not_disturb_each_other(lab: Lab) -> None:
@@ -516,7 +517,7 @@ def test_without_the_library_a_release_waits_for_it(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lease = taken(lab.host, FILTERED)
-    with Host(lab.ledger, reaper=tools.no_reaper) as later:
+    with Host(lab.ledger, reaper=library.no_reaper) as later:
         with monkeypatch.context() as patch:
             nft._library.cache_clear()
             patch.setattr(nft, "LIBRARY", "libnftables.so.0")

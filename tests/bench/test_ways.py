@@ -15,7 +15,7 @@ from bench.ways.cni import Cni
 from bench.ways.floor import Releasing, ReleasingWithoutIpv6
 from bench.ways.tapster import Library
 from bench.world import World, world
-from tests.kernel import tools
+from lab import iproute
 
 pytestmark = pytest.mark.kernel
 
@@ -60,25 +60,25 @@ def test_every_way_is_tested_here(ways: dict[str, Way]) -> None:
 
 @pytest.mark.parametrize("title", TITLES)
 def test_a_way_starts_and_stops_a_device(ways: dict[str, Way], title: str) -> None:
-    before, ports = tools.links(), tools.ports()
+    before, ports = iproute.links(), iproute.ports()
     taken = ways[title].start()
-    (name,) = tools.ports() - ports
-    made = tools.links()[name]
+    (name,) = iproute.ports() - ports
+    made = iproute.links()[name]
     assert taken > 0
     assert "UP" in made["flags"]
     _check_what_else_it_does(title, made)
     assert ways[title].stop() > 0
-    assert tools.ports() == ports
+    assert iproute.ports() == ports
     ways[title].tidy()
-    assert tools.links().keys() == before.keys()
+    assert iproute.links().keys() == before.keys()
 
 
 def test_libvirts_share_of_the_guest_has_nothing_on_the_host(
     ways: dict[str, Way],
 ) -> None:
-    before = tools.links().keys()
+    before = iproute.links().keys()
     assert ways[NO_DEVICE].start() > 0
-    assert tools.links().keys() == before
+    assert iproute.links().keys() == before
     assert ways[NO_DEVICE].stop() > 0
 
 
@@ -109,18 +109,18 @@ def test_a_released_device_is_there_until_it_is_reaped(
 ) -> None:
     way = ways[title]
     assert isinstance(way, Releasing | Library)
-    before = tools.links()
+    before = iproute.links()
     way.start()
     way.stop()
-    (left,) = tools.links().keys() - before.keys()
-    assert "UP" not in tools.links()[left]["flags"]
+    (left,) = iproute.links().keys() - before.keys()
+    assert "UP" not in iproute.links()[left]["flags"]
     assert way.reap() > 0
-    assert tools.links().keys() == before.keys()
+    assert iproute.links().keys() == before.keys()
 
 
 def test_a_bridge_has_the_ports_that_were_asked_for(place: World) -> None:
     place.bridge("br7", ports=5)
-    assert len(tools.ports("br7")) == 5
+    assert len(iproute.ports("br7")) == 5
 
 
 def test_the_floor_says_when_the_kernel_refuses(place: World) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 import tapster
+from lab.library import close, no_reaper
 from tapster import Host, Macvtap, Mode, State, Tap
 from tapster.kernel.port import LinkChange
 from tapster.testing import FakeSystem
 from tests.contract.makers import OURS, refused, tap, taps
-from tests.kernel.tools import close, no_reaper
 
 
 @pytest.fixture

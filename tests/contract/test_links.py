@@ -14,12 +14,12 @@ from errno import (
 
 import pytest
 
+from lab.fake_and_real import Lab
+from lab.library import close
 from tapster.kernel.port import LinkChange, Namespace
 from tapster.model import Link, Mode
 from tapster.testing import Stranger
-from tests.contract.labs import Lab
 from tests.contract.makers import OURS, refused, tap
-from tests.kernel.tools import close
 
 MAC = "fe:54:00:00:00:01"
 GUEST = "52:54:00:00:00:01"

@@ -6,12 +6,12 @@ from errno import EADDRINUSE, EBUSY, EEXIST, EINVAL, ENODEV, ENOENT
 
 import pytest
 
+from lab.fake_and_real import Lab
+from lab.library import close
 from tapster.kernel.port import LinkChange, Namespace
 from tapster.model import MAX_QUEUES, Mode
 from tapster.testing import Stranger
-from tests.contract.labs import Lab
 from tests.contract.makers import OURS, macvtap, refused, tap
-from tests.kernel.tools import close
 
 MAC = "52:54:00:00:00:01"
 

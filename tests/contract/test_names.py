@@ -3,9 +3,9 @@
 
 import os
 
+from lab.fake_and_real import Lab
 from tapster.kernel.port import LinkChange, Namespace
 from tapster.testing import Stranger
-from tests.contract.labs import Lab
 from tests.contract.makers import OURS, tap
 
 

@@ -6,12 +6,12 @@ from errno import EBUSY
 
 import pytest
 
+from lab.fake_and_real import Lab
+from lab.library import close
 from tapster.errors import HostError, NoSuchLink
 from tapster.kernel.port import HERE, LinkChange, Namespace
 from tapster.model import Netns
-from tests.contract.labs import Lab
 from tests.contract.makers import OURS, macvtap, refused, tap
-from tests.kernel.tools import close
 
 
 @pytest.fixture

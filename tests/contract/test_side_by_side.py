@@ -26,16 +26,16 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from demo.private import namespaces
+from lab import witness
+from lab.namespaces import namespaces
+from lab.strangers import RealStranger
+from lab.witness import Shown
 from tapster.errors import KernelError
 from tapster.kernel.linux import LinuxSystem
 from tapster.kernel.port import LinkChange, Namespace
 from tapster.model import Link, Mode
 from tapster.testing import FakeSystem
 from tapster.testing.space import Space
-from tests.contract import witness
-from tests.contract.strangers import RealStranger
-from tests.contract.witness import Shown
 
 OURS = [(1 << 30) + number for number in range(3)] + [(1 << 31) - 1]
 """Interface indexes as Tapster chooses them; the others are the kernel's."""

@@ -7,12 +7,12 @@ from errno import E2BIG, EBADFD, EBUSY, EINVAL
 
 import pytest
 
+from lab.fake_and_real import Lab
+from lab.library import close
 from tapster.kernel.port import LinkChange, Namespace
 from tapster.model import MAX_QUEUES
 from tapster.testing import Stranger
-from tests.contract.labs import Lab
 from tests.contract.makers import OURS, refused, tap, taps
-from tests.kernel.tools import close
 
 
 def test_a_tap_is_as_it_was_asked_for(lab: Lab, namespace: Namespace) -> None:

@@ -2,21 +2,11 @@
 """Each test here has namespaces, a bridge and a tapsterd of its own."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from lab.daemon import ALICE, BOB, Daemon
 from tapster import Client
-from tests.daemon.daemons import ALICE, BOB, Daemon
-from tests.kernel.conftest import world
-
-__all__ = ["world"]
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.kernel)
 
 
 @pytest.fixture

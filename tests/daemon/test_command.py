@@ -8,16 +8,18 @@ import subprocess
 
 import pytest
 
-from demo.lines import Lines
-from tests.daemon.daemons import ALICE, BOB, Daemon, as_user
-from tests.kernel import tools
+from lab import iproute, shell
+from lab.daemon import ALICE, BOB, Daemon, as_user
+from lab.lines import Lines
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
 
 def test_every_verb_works_without_root_and_prints_the_same(daemon: Daemon) -> None:
     assert daemon.tapster("add", "--bridge", "br0", "--owner", "vm").stdout == "vnet0\n"
     listed = json.loads(daemon.tapster("ls", "--json").stdout)
     direct = subprocess.run(
-        [tools.TAPSTER, "--ledger", str(daemon.ledger), "ls", "--json"],
+        [shell.TAPSTER, "--ledger", str(daemon.ledger), "ls", "--json"],
         check=True,
         capture_output=True,
         text=True,
@@ -29,7 +31,7 @@ def test_every_verb_works_without_root_and_prints_the_same(daemon: Daemon) -> No
     assert table.splitlines()[1].split()[:2] == ["vnet0", "active"]
     assert "device alias" in daemon.tapster("show", "vnet0").stdout
     daemon.tapster("rm", "vnet0")
-    assert tools.ports() == set()
+    assert iproute.ports() == set()
     assert daemon.tapster("ls").stdout.count("\n") == 1
     assert lease["id"] in daemon.tapster("who", "vnet0").stdout
     assert daemon.tapster("ls", "--all", uid=BOB).stdout.count("\n") == 1
@@ -41,7 +43,7 @@ def test_run_binds_to_the_command_and_ends_with_it(daemon: Daemon) -> None:
         "run", "--bridge", "br0", "--", "sh", "-c", show, "sh", status=7
     )
     assert done.stdout == "/dev/net/tun\n"
-    assert tools.ports() == set()
+    assert iproute.ports() == set()
 
 
 def test_a_machine_outlives_its_supervisor_and_the_daemon(daemon: Daemon) -> None:
@@ -64,12 +66,12 @@ def test_a_machine_outlives_its_supervisor_and_the_daemon(daemon: Daemon) -> Non
     process.kill()
     daemon.start()
     events = daemon.events()
-    assert tools.ports() == {"vnet0"}
+    assert iproute.ports() == {"vnet0"}
     signal.pidfd_send_signal(child, signal.SIGKILL)
     os.close(child)
     process.communicate()
     assert next(events).event == "released"
-    assert tools.ports() == set()
+    assert iproute.ports() == set()
 
 
 def test_a_refusal_is_the_policys_and_is_wrong_usage_of_nothing(
@@ -93,7 +95,7 @@ def test_without_a_daemon_it_says_what_to_do(daemon: Daemon) -> None:
 
 def test_root_goes_through_the_daemon_when_told(daemon: Daemon) -> None:
     def tapster(*arguments: str) -> str:
-        command = [tools.TAPSTER, "--socket", str(daemon.socket), *arguments]
+        command = [shell.TAPSTER, "--socket", str(daemon.socket), *arguments]
         return subprocess.run(
             command, check=True, capture_output=True, text=True
         ).stdout
@@ -104,13 +106,13 @@ def test_root_goes_through_the_daemon_when_told(daemon: Daemon) -> None:
     assert tapster("reap", "--now") == "reaped 1\n"
     assert tapster("recover") == ""
     assert tapster("doctor") == ""
-    wrong = [tools.TAPSTER, "--socket", "x", "--ledger", "y", "ls"]
+    wrong = [shell.TAPSTER, "--socket", "x", "--ledger", "y", "ls"]
     assert subprocess.run(wrong, capture_output=True, check=False).returncode == 2
 
 
 @pytest.mark.parametrize("json_lines", [False, True])
 def test_watch_prints_events_as_they_come(daemon: Daemon, json_lines: bool) -> None:
-    command = [tools.TAPSTER, "--socket", str(daemon.socket), "watch"]
+    command = [shell.TAPSTER, "--socket", str(daemon.socket), "watch"]
     if json_lines:
         command.append("--json")
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watch:
@@ -138,7 +140,7 @@ def test_top_shows_leases_and_events(daemon: Daemon) -> None:
     assert shown.count("tapster  ") == 3
     assert "1 active" in shown
     assert "vnet0" in shown
-    command = [tools.TAPSTER, "--socket", str(daemon.socket), *arguments[:3]]
+    command = [shell.TAPSTER, "--socket", str(daemon.socket), *arguments[:3]]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as top:
         assert top.stdout
         lines = Lines(top.stdout)
@@ -151,7 +153,7 @@ def test_top_shows_leases_and_events(daemon: Daemon) -> None:
 
 def test_the_policy_is_explained_for_a_user(daemon: Daemon) -> None:
     check = [*("tapsterd", "--check-config"), "--config", str(daemon.config)]
-    check[0] = tools.TAPSTER + "d"
+    check[0] = shell.TAPSTER + "d"
     done = subprocess.run(
         [*check, "--user", "nobody"], capture_output=True, text=True, check=True
     )

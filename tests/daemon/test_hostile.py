@@ -16,13 +16,15 @@ from typing import Any, get_args, get_origin
 
 import pytest
 
+from lab import iproute, library, shell
+from lab.daemon import ALICE, BOB, SERVICE, Daemon, capabilities, user
 from tapster import HostError, Macvtap, Overloaded, Tap, TapsterError, connect
 from tapster.rpc import interface
 from tapster.rpc.interface import METHODS
 from tapster.rpc.varlink import encode
-from tests.daemon.daemons import ALICE, BOB, SERVICE, Daemon, capabilities, user
 from tests.daemon.test_storm import usage
-from tests.kernel import tools
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
 SEED = int(os.environ.get("TAPSTER_SEED", "1"))
 ROUNDS = int(os.environ.get("TAPSTER_ROUNDS", "1500"))
@@ -65,7 +67,7 @@ def serves(daemon: Daemon) -> None:
     """It serves others, and devices too."""
     with daemon.connect() as root:
         lease = root.acquire(Tap(bridge="br0", fin_wait=0))
-        tools.close(lease.fds)
+        library.close(lease.fds)
         root.release(lease.id)
 
 
@@ -240,12 +242,12 @@ def fds(fd: int, number: int) -> bytes:
 def test_a_descriptor_that_is_no_process_binds_nothing(daemon: Daemon) -> None:
     with daemon.connect(ALICE) as alice:
         lease = alice.acquire(Tap(bridge="br0"))
-        tools.close(lease.fds)
+        library.close(lease.fds)
         pipe = os.pipe()
         for wrong, descriptors in ((0, pipe[:1]), (1, pipe[:1]), (-1, ()), (0, ())):
             with pytest.raises(TapsterError, match="descriptor"):
                 alice._call("Bind", interface.Bind((lease.id,), wrong), descriptors)
-        tools.close(pipe)
+        library.close(pipe)
         assert alice.find(lease.id).process is None
 
 
@@ -262,7 +264,7 @@ def test_a_full_descriptor_table_refuses_and_recovers(world: None) -> None:
         root.ping()
         assert root.leases(all=False) == []
         lease = root.acquire(Tap(bridge="br0"))
-        tools.close(lease.fds)
+        library.close(lease.fds)
     assert daemon.logged("not-accepted")
     daemon.close()
 
@@ -384,16 +386,16 @@ def test_it_serves_as_its_unit_lets_it_and_as_root(world: None, as_root: bool) -
     assert status["Uid"].split() == [str(0 if as_root else SERVICE)] * 4
     if not as_root:
         assert int(status["CapEff"], 16).bit_count() == len(capabilities())
-    tools.sh("ip link add eth0 type veth peer name eth1")
-    tools.sh("ip link set eth0 up")
-    tools.sh("ip netns add blue")
+    shell.sh("ip link add eth0 type veth peer name eth1")
+    shell.sh("ip link set eth0 up")
+    shell.sh("ip netns add blue")
     with daemon.connect(ALICE) as alice, daemon.connect() as root:
         tap = alice.acquire(Tap(bridge="br0", queues=2))
         macvtap = root.acquire(Macvtap("eth0"))
         with connect(daemon.socket, netns="blue") as blue:
             there = blue.acquire(Tap())
-        tools.close(tap.fds + macvtap.fds + there.fds)
-        assert tools.ports() == {"vnet0"}
+        library.close(tap.fds + macvtap.fds + there.fds)
+        assert iproute.ports() == {"vnet0"}
         child = os.fork()
         if not child:
             signal.pause()

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 import tapster
-from demo.lab import FILES, Lab, open_lab
-from tests.daemon.daemons import ALICE, BOB, Daemon, as_user
-from tests.kernel import tools
+from lab import iproute, shell
+from lab.daemon import ALICE, BOB, Daemon, as_user
+from lab.vm_network import FILES, Lab, open_lab
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
 MAC = "52:54:00:00:00:0a"
 TIMEOUT = 30.0
@@ -44,7 +46,7 @@ def daemon(lab: Lab) -> Iterator[Daemon]:
     for folder in ("upper", "work"):
         (FILES / folder).mkdir()
     layers = f"lowerdir=/etc,upperdir={FILES}/upper,workdir={FILES}/work"
-    tools.sh(f"mount -t overlay overlay -o {layers} /etc")
+    shell.sh(f"mount -t overlay overlay -o {layers} /etc")
     Path("/etc/qemu").mkdir(exist_ok=True)
     Path("/etc/qemu/bridge.conf").unlink(missing_ok=True)
     daemon = Daemon(policy=POLICY)
@@ -119,7 +121,7 @@ def helped(
 def test_a_users_machine_gets_an_address_and_its_end_ends_the_lease(
     lab: Lab, daemon: Daemon
 ) -> None:
-    tools.sh("ip link add br1 type bridge")
+    shell.sh("ip link add br1 type bridge")
     machine = qemu(daemon, "br0")
     assert lab.wire.wait_for_ack(MAC, TIMEOUT)
     assert_hers(lab, daemon)
@@ -136,15 +138,15 @@ def test_a_users_machine_gets_an_address_and_its_end_ends_the_lease(
     said = next(events)
     assert (said.event, said.name) == ("released", "vnet0")
     assert lab.bridge_of("vnet0") is None
-    assert "vnet0" in tools.links(), "in FIN WAIT it holds its name"
+    assert "vnet0" in iproute.links(), "in FIN WAIT it holds its name"
     assert next(events).event == "ended"
-    assert "vnet0" not in tools.links()
+    assert "vnet0" not in iproute.links()
 
 
 def test_it_hands_over_a_tap_as_qemus_own_does(daemon: Daemon) -> None:
     done, (fd,) = helped(daemon, "--use-vnet", "--br=br0")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert tools.ports() == {"vnet0"}
+    assert iproute.ports() == {"vnet0"}
     flags = int(Path("/sys/class/net/vnet0/tun_flags").read_text(), 16)
     assert flags & 0x4000, "with a vnet header"
     events = daemon.events()
@@ -185,7 +187,7 @@ def test_qemus_own_file_is_heeded_too(daemon: Daemon) -> None:
 def test_qemus_own_file_can_be_the_policy(daemon: Daemon) -> None:
     conf = Path("/etc/qemu/bridge.conf")
     conf.write_text("allow br0\n")
-    tools.sh("ip link add br1 type bridge")
+    shell.sh("ip link add br1 type bridge")
     daemon.config.write_text(f'[qemu]\nbridge_conf = "{conf}"\n')
     daemon.send_signal(signal.SIGHUP)
     done, (fd,) = helped(daemon, "--br=br0", uid=BOB)
@@ -216,7 +218,7 @@ def session(daemon: Daemon) -> Iterator[dict[str, str]]:
     for path, rest in (("/etc/passwd", f"{ALICE}::{home}:/bin/sh"), ("/etc/group", "")):
         with Path(path).open("a") as accounts:
             accounts.write(f"alice:x:{ALICE}:{rest}\n")
-    tools.sh(f"chown -R {ALICE}:{ALICE} {home}")
+    shell.sh(f"chown -R {ALICE}:{ALICE} {home}")
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": str(home),
@@ -257,7 +259,7 @@ def guest(environment: dict[str, str], bridge: str) -> subprocess.Popen[str]:
 def test_a_guest_of_libvirts_session_mode_gets_an_address(
     lab: Lab, daemon: Daemon, session: dict[str, str]
 ) -> None:
-    tools.sh("ip link add br1 type bridge")
+    shell.sh("ip link add br1 type bridge")
     started = guest(session, "br0")
     assert lab.wire.wait_for_ack(MAC, TIMEOUT)
     assert_hers(lab, daemon)

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
+from lab import library, shell
+from lab.daemon import ALICE, POLICY, SERVICE, Daemon
 from tapster import NotAllowed, Tap
 from tapster.daemon.config import load
 from tapster.daemon.metrics import HISTOGRAMS, KINDS, Metrics
-from tests.daemon.daemons import ALICE, POLICY, SERVICE, Daemon
-from tests.kernel import tools
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
 UNITS = Path(__file__).parents[2] / "units"
 
@@ -29,15 +31,15 @@ def figures(text: str) -> dict[str, float]:
 
 
 def test_prometheus_reads_what_happened(world: None) -> None:
-    tools.sh("ip link set lo up")
+    shell.sh("ip link set lo up")
     listen = '[metrics]\nlisten = "127.0.0.1:9474"\n'
     daemon = Daemon(policy=listen + POLICY)
     daemon.start()
-    tools.sh("ip tuntap add vnet0 mode tap")
+    shell.sh("ip tuntap add vnet0 mode tap")
     with daemon.connect(ALICE) as alice:
         lease = alice.acquire(Tap(bridge="br0"))
         assert lease.name == "vnet1", "vnet0 is foreign"
-        tools.close(lease.fds)
+        library.close(lease.fds)
         with pytest.raises(NotAllowed):
             alice.acquire(Tap(bridge="br9"))
         with urllib.request.urlopen("http://127.0.0.1:9474/metrics") as answer:
@@ -57,7 +59,7 @@ def test_prometheus_reads_what_happened(world: None) -> None:
 
 
 def test_metrics_are_off_by_default(daemon: Daemon) -> None:
-    listening = tools.sh("ss -Htln") + tools.sh(f"ss -Hxlp src {daemon.socket}")
+    listening = shell.sh("ss -Htln") + shell.sh(f"ss -Hxlp src {daemon.socket}")
     assert listening.count("\n") == 1
 
 
@@ -118,7 +120,7 @@ def test_the_example_policy_is_one(tmp_path: Path) -> None:
 
 def test_what_root_makes_beside_it_is_its_own_too(world: None) -> None:
     daemon = Daemon()
-    add = [tools.TAPSTER, "--ledger", str(daemon.ledger), "add", "--bridge", "br0"]
+    add = [shell.TAPSTER, "--ledger", str(daemon.ledger), "add", "--bridge", "br0"]
     subprocess.run(add, check=True)
     daemon.start()
     subprocess.run(add, check=True)

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 import tapster
+from lab import iproute, library, shell
+from lab.daemon import ALICE, BOB, Daemon, as_user, companion
 from tapster import (
     BadName,
     Client,
@@ -27,8 +29,8 @@ from tapster import (
     State,
     Tap,
 )
-from tests.daemon.daemons import ALICE, BOB, Daemon, as_user, companion
-from tests.kernel import tools
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
 TUNGETIFF = 0x800454D2
 BR0 = Tap(bridge="br0")
@@ -39,7 +41,7 @@ def shown() -> dict[str, tuple[object, ...]]:
     fields = ("ifindex", "master", "ifalias", "address", "mtu")
     return {
         name: (*(link.get(field) for field in fields), "UP" in link["flags"])
-        for name, link in tools.links().items()
+        for name, link in iproute.links().items()
     }
 
 
@@ -54,15 +56,15 @@ def test_a_user_without_privileges_gets_an_open_tap_on_a_bridge(alice: Client) -
     assert (lease.state, lease.owner, lease.caller_uid) == (State.ACTIVE, "vm1", ALICE)
     assert [name_behind(fd) for fd in lease.fds] == ["vnet0"] * 2
     assert not any(os.get_inheritable(fd) for fd in lease.fds)
-    assert tools.ports() == {"vnet0"}
+    assert iproute.ports() == {"vnet0"}
     assert alice.leases() == [lease._replace(fds=())]
     assert alice.find("vnet0").id == lease.id
     device = alice.device(lease)
     assert device
-    assert device.ifindex == tools.links()["vnet0"]["ifindex"] == lease.ifindex
-    tools.close(lease.fds)
+    assert device.ifindex == iproute.links()["vnet0"]["ifindex"] == lease.ifindex
+    library.close(lease.fds)
     alice.release(lease.id)
-    assert tools.ports() == set()
+    assert iproute.ports() == set()
     assert alice.leases(all=False) == []
     assert alice.who("vnet0")[0].caller_uid == ALICE
     alice.release(lease.id)
@@ -71,7 +73,7 @@ def test_a_user_without_privileges_gets_an_open_tap_on_a_bridge(alice: Client) -
 def test_several_devices_come_all_or_none(alice: Client) -> None:
     with pytest.raises(NotAllowed):
         alice.acquire_all([BR0, Tap(bridge="br1")])
-    tools.sh("ip link add br1 type bridge")
+    shell.sh("ip link add br1 type bridge")
     assert alice.leases() == []
     with alice.holding(BR0, Tap(bridge="br0", queues=3)) as (one, three):
         assert [len(lease.fds) for lease in (one, three)] == [1, 3]
@@ -80,12 +82,12 @@ def test_several_devices_come_all_or_none(alice: Client) -> None:
 
 
 def test_root_may_do_everything_a_host_does(root: Client) -> None:
-    tools.sh("ip link add eth0 type veth peer name eth1")
-    tools.sh("ip link set eth0 up")
+    shell.sh("ip link add eth0 type veth peer name eth1")
+    shell.sh("ip link set eth0 up")
     tap, macvtap = root.acquire_all([BR0, Macvtap("eth0")])
-    assert {link["ifname"] for link in tools.links().values()} >= {"vnet0", "vnet1"}
-    tools.close(tap.fds + macvtap.fds)
-    tools.sh("ip link del vnet0")
+    assert {link["ifname"] for link in iproute.links().values()} >= {"vnet0", "vnet1"}
+    library.close(tap.fds + macvtap.fds)
+    shell.sh("ip link del vnet0")
     assert [one.lease.id for one in root.recover()] in ([], [tap.id]), "or the watch"
     root.release(macvtap.id)
     assert root.reap(now=True) >= 1
@@ -98,17 +100,17 @@ def test_root_may_do_everything_a_host_does(root: Client) -> None:
 
 
 def test_a_namespace_is_made_in_and_left_again(root: Client, daemon: Daemon) -> None:
-    tools.sh("ip netns add blue")
-    tools.sh("ip -n blue link add br2 type bridge")
+    shell.sh("ip netns add blue")
+    shell.sh("ip -n blue link add br2 type bridge")
     with tapster.connect(daemon.socket, netns="blue") as blue:
         lease = blue.acquire(Tap(bridge="br2"))
-        tools.close(lease.fds)
-        assert "vnet0" in tools.links("blue")
+        library.close(lease.fds)
+        assert "vnet0" in iproute.links("blue")
         assert blue.find("vnet0").netns.path == "/run/netns/blue"
-    assert "vnet0" not in tools.links()
+    assert "vnet0" not in iproute.links()
     root.release(lease.id)
     root.reap(now=True)
-    tools.sh("ip netns del blue")
+    shell.sh("ip netns del blue")
     found = [os.readlink(fd) for fd in Path(f"/proc/{daemon.pid}/fd").iterdir()]
     assert len([one for one in found if one.startswith("/run/netns")]) == 0
 
@@ -135,7 +137,7 @@ def test_a_second_descriptor_is_had_when_the_first_is_closed(root: Client) -> No
     (lease,) = root.acquire_all([BR0])
     with pytest.raises(LeaseBusy, match="close it there first"):
         root.reopen(lease.id)
-    tools.close(lease.fds)
+    library.close(lease.fds)
     (fd,) = root.reopen(lease.id)
     assert name_behind(fd) == "vnet0"
     os.close(fd)
@@ -147,7 +149,7 @@ def test_a_second_descriptor_is_had_when_the_first_is_closed(root: Client) -> No
 def test_what_no_rule_allows_is_refused_with_the_rule_it_needs(
     alice: Client, bob: Client, daemon: Daemon
 ) -> None:
-    tools.sh("ip link add br1 type bridge")
+    shell.sh("ip link add br1 type bridge")
     with pytest.raises(NotAllowed, match=r'(?s)bridges.*\[\[allow\]\].*"br1"') as said:
         alice.acquire(Tap(bridge="br1"))
     assert f'users = ["{ALICE}"]' in str(said.value)
@@ -162,7 +164,7 @@ def test_what_no_rule_allows_is_refused_with_the_rule_it_needs(
     for forbidden in (bob.recover, bob.reap, bob.examine, bob.statistics):
         with pytest.raises(NotAllowed, match="features"):
             forbidden()
-    assert tools.ports("br1") == set()
+    assert iproute.ports("br1") == set()
 
 
 def test_nobody_sees_or_ends_what_is_anothers(alice: Client, bob: Client) -> None:
@@ -178,8 +180,8 @@ def test_nobody_sees_or_ends_what_is_anothers(alice: Client, bob: Client) -> Non
     with pytest.raises(NoSuchLease):
         bob.bind([lease], None)
     assert bob.who(lease.name) == []
-    assert tools.ports() == {"vnet0"}
-    tools.close(lease.fds)
+    assert iproute.ports() == {"vnet0"}
+    library.close(lease.fds)
 
 
 def test_a_quota_is_clear_and_freed_by_a_release(alice: Client) -> None:
@@ -188,7 +190,7 @@ def test_a_quota_is_clear_and_freed_by_a_release(alice: Client) -> None:
         alice.acquire(BR0)
     alice.release(leases[0].id)
     leases += (alice.acquire(BR0),)
-    tools.close(fd for lease in leases for fd in lease.fds)
+    library.close(fd for lease in leases for fd in lease.fds)
 
 
 def test_a_group_is_as_good_as_a_user(daemon: Daemon) -> None:
@@ -196,7 +198,7 @@ def test_a_group_is_as_good_as_a_user(daemon: Daemon) -> None:
     daemon.send_signal(signal.SIGHUP)
     with daemon.connect(61003, groups=[61099, 61100]) as member:
         member.ping()
-        tools.close(member.acquire(BR0).fds)
+        library.close(member.acquire(BR0).fds)
 
 
 def test_a_broken_policy_keeps_the_old_one_and_says_where(daemon: Daemon) -> None:
@@ -212,7 +214,7 @@ def test_a_broken_policy_keeps_the_old_one_and_says_where(daemon: Daemon) -> Non
         with daemon.connect(ALICE) as alice:
             alice.ping()
             lease = alice.acquire(BR0)
-            tools.close(lease.fds)
+            library.close(lease.fds)
             alice.release(lease.id)
         assert said in daemon.logged("config-kept")[-1]
 
@@ -243,14 +245,14 @@ def test_a_lease_ends_with_the_process_it_was_acquired_by(
     said = next(events)
     assert (said.event, said.name, said.caller_uid) == ("released", "vnet0", BOB)
     assert "process" in (said.detail or "")
-    assert tools.ports() == set()
+    assert iproute.ports() == set()
 
 
 def test_a_lease_can_be_handed_to_a_process_of_the_same_user(
     daemon: Daemon, bob: Client
 ) -> None:
     lease = bob.acquire(BR0)
-    tools.close(lease.fds)
+    library.close(lease.fds)
     theirs, foreign = companion(BOB), companion(ALICE)
     with pytest.raises(NotAllowed, match="is not user"):
         bob.bind([lease], foreign.pid)
@@ -275,17 +277,17 @@ def test_a_lease_ends_with_the_last_close_of_its_tap(
     os.close(lease.fds[1])
     said = next(events)
     assert (said.event, said.lease) == ("released", lease.id)
-    assert tools.ports() == set()
+    assert iproute.ports() == set()
     assert next(events).event == "ended"
-    assert "vnet0" not in tools.links()
+    assert "vnet0" not in iproute.links()
 
 
 def test_what_is_not_bound_outlives_its_caller(daemon: Daemon, alice: Client) -> None:
-    tools.close(alice.acquire(BR0).fds)
+    library.close(alice.acquire(BR0).fds)
     alice.close()
     with daemon.connect(ALICE) as again:
         assert [lease.process for lease in again.leases()] == [None]
-    assert tools.ports() == {"vnet0"}
+    assert iproute.ports() == {"vnet0"}
 
 
 # What others do
@@ -294,7 +296,7 @@ def test_what_is_not_bound_outlives_its_caller(daemon: Daemon, alice: Client) ->
 def test_what_others_do_to_a_device_is_noticed_and_its_name_kept(
     daemon: Daemon, root: Client
 ) -> None:
-    tools.sh("ip link add br1 type bridge")
+    shell.sh("ip link add br1 type bridge")
     (lease,) = root.acquire_all([Tap(bridge="br0", fin_wait=60)])
     events = daemon.events()
     for command, event in {
@@ -306,21 +308,21 @@ def test_what_others_do_to_a_device_is_noticed_and_its_name_kept(
         "ip link set other name vnet0": "sound",
         "ip link del vnet0": "lost",
     }.items():
-        tools.sh(command)
+        shell.sh(command)
         said = next(events)
         assert (said.event, said.lease) == (event, lease.id)
     assert next(events).event == "replanted"
-    link = tools.links()["vnet0"]
+    link = iproute.links()["vnet0"]
     assert link["ifalias"].endswith(lease.id)
     assert "UP" not in link["flags"]
-    tools.close(lease.fds)
+    library.close(lease.fds)
 
 
 @pytest.fixture
 def blue(daemon: Daemon) -> Iterator[Client]:
     """Root in another namespace, with a bridge there."""
-    tools.sh("ip netns add blue")
-    tools.sh("ip -n blue link add br0 type bridge")
+    shell.sh("ip netns add blue")
+    shell.sh("ip -n blue link add br0 type bridge")
     with tapster.connect(daemon.socket, netns="blue") as blue:
         yield blue
 
@@ -340,12 +342,12 @@ def test_what_others_do_in_another_namespace_is_noticed_too(
         "ip -n blue link set vnet0 nomaster": "moved",
         "ip -n blue link del vnet0": "lost",
     }.items():
-        tools.sh(command)
+        shell.sh(command)
         said = next(events)
         assert (said.event, said.lease) == (event, lease.id)
     assert next(events).event == "replanted"
-    assert tools.links("blue")["vnet0"]["ifalias"].endswith(lease.id)
-    tools.close(lease.fds)
+    assert iproute.links("blue")["vnet0"]["ifalias"].endswith(lease.id)
+    library.close(lease.fds)
 
 
 def test_what_the_command_leases_in_another_namespace_is_watched_too(
@@ -353,13 +355,13 @@ def test_what_the_command_leases_in_another_namespace_is_watched_too(
 ) -> None:
     events = daemon.events()
     done = subprocess.run(
-        [tools.TAPSTER, "--ledger", str(daemon.ledger), "add", "--netns", "blue"],
+        [shell.TAPSTER, "--ledger", str(daemon.ledger), "add", "--netns", "blue"],
         capture_output=True,
         text=True,
         check=True,
     )
     assert done.stdout == "vnet0\n"
-    tools.sh("ip -n blue link del vnet0")
+    shell.sh("ip -n blue link del vnet0")
     assert next(one for one in events if one.event == "replanted").name == "vnet0"
 
 
@@ -368,13 +370,13 @@ def test_a_number_of_its_own_makes_it_no_stranger_to_itself(
 ) -> None:
     """Up to Linux 7.0 what happens at home then comes under that number, too."""
     Path("/run/netns").mkdir(exist_ok=True)
-    tools.sh(f"ip netns attach home {os.getpid()}")
-    tools.sh("ip netns set home auto")
+    shell.sh(f"ip netns attach home {os.getpid()}")
+    shell.sh("ip netns set home auto")
     lease = root.acquire(BR0)
     events = daemon.events()
-    tools.sh("ip link set vnet0 down")
+    shell.sh("ip link set vnet0 down")
     assert next(events).event == "down"
-    tools.close(lease.fds)
+    library.close(lease.fds)
 
 
 def test_a_device_whose_bridge_is_gone_is_said_to_be_moved(
@@ -382,7 +384,7 @@ def test_a_device_whose_bridge_is_gone_is_said_to_be_moved(
 ) -> None:
     lease = root.acquire(BR0)
     events = daemon.events()
-    tools.sh("ip link del br0")
+    shell.sh("ip link del br0")
     assert next(events).event == "moved"
     # It comes back all the same, and serves.
     daemon.stop()
@@ -390,7 +392,7 @@ def test_a_device_whose_bridge_is_gone_is_said_to_be_moved(
     assert daemon.logged("not-recovered")
     with daemon.connect() as again:
         assert [one.id for one in again.leases()] == [lease.id]
-    tools.close(lease.fds)
+    library.close(lease.fds)
 
 
 def test_a_name_that_is_no_text_is_told_as_far_as_it_can_be(
@@ -402,7 +404,7 @@ def test_a_name_that_is_no_text_is_told_as_far_as_it_can_be(
     said = next(events)
     assert (said.event, said.detail) == ("renamed", "it is called a? now")
     assert (root.device(lease) or lease).name == "a?"
-    tools.close(lease.fds)
+    library.close(lease.fds)
 
 
 def test_a_last_close_in_another_namespace_ends_a_lease(
@@ -410,29 +412,29 @@ def test_a_last_close_in_another_namespace_ends_a_lease(
 ) -> None:
     (lease,) = blue.acquire_all([Tap(bridge="br0", fin_wait=0)], on_close=True)
     events = daemon.events()
-    tools.close(lease.fds)
+    library.close(lease.fds)
     assert [next(events).event for _ in range(2)] == ["released", "ended"]
-    assert "vnet0" not in tools.links("blue")
+    assert "vnet0" not in iproute.links("blue")
 
 
 def test_the_end_of_a_namespace_ends_its_leases(
     daemon: Daemon, blue: Client, root: Client
 ) -> None:
     theirs = blue.acquire_all([Tap(bridge="br0"), Tap(fin_wait=60)])
-    tools.close(fd for lease in theirs for fd in lease.fds)
+    library.close(fd for lease in theirs for fd in lease.fds)
     blue.release(theirs[1].id)
     here = root.acquire(BR0)
     # Somebody else knows it by another path.
     Path("/run/netns/also").touch()
-    tools.sh("mount --bind /run/netns/blue /run/netns/also")
-    with Host(daemon.ledger, netns="also", reaper=tools.no_reaper) as host:
-        tools.close(host.acquire(Tap(fin_wait=60)).fds)
-    tools.sh("umount /run/netns/also")
+    shell.sh("mount --bind /run/netns/blue /run/netns/also")
+    with Host(daemon.ledger, netns="also", reaper=library.no_reaper) as host:
+        library.close(host.acquire(Tap(fin_wait=60)).fds)
+    shell.sh("umount /run/netns/also")
     # Its number is given to the next one at once.
     events = daemon.events()
-    tools.sh("ip netns del blue")
-    tools.sh("ip netns add blue")
-    tools.sh("ip netns set blue auto")
+    shell.sh("ip netns del blue")
+    shell.sh("ip netns add blue")
+    shell.sh("ip netns set blue auto")
     said = [next(events) for _ in range(3)]
     assert {one.lease for one in said} >= {lease.id for lease in theirs}
     assert {one.event for one in said} == {"ended"}
@@ -440,9 +442,9 @@ def test_the_end_of_a_namespace_ends_its_leases(
         new = blue.acquire(Tap())
     assert next(events).event == "acquired"
     assert {lease.id for lease in root.leases()} == {here.id, new.id}
-    tools.sh("ip -n blue link del vnet0")
+    shell.sh("ip -n blue link del vnet0")
     assert next(events).event == "lost"
-    tools.close(here.fds + new.fds)
+    library.close(here.fds + new.fds)
 
 
 def test_a_device_is_put_back_where_the_policy_says_so(world: None) -> None:
@@ -452,21 +454,21 @@ def test_a_device_is_put_back_where_the_policy_says_so(world: None) -> None:
     with daemon.connect() as root:
         lease = root.acquire(Tap(bridge="br0", isolated=True))
         assert next(events).event == "acquired"
-        tools.sh("ip link set vnet0 nomaster down")
+        shell.sh("ip link set vnet0 nomaster down")
         assert next(events).event == "down"
         assert next(events).event == "sound"
-        assert tools.ports() == {"vnet0"}
-        link = tools.links()["vnet0"]
+        assert iproute.ports() == {"vnet0"}
+        link = iproute.links()["vnet0"]
         assert link["linkinfo"]["info_slave_data"]["isolated"] is True
-        tools.close(lease.fds)
+        library.close(lease.fds)
     daemon.close()
 
 
 def test_users_hear_of_their_own_leases_alone(daemon: Daemon, alice: Client) -> None:
     events = daemon.events(BOB)
-    tools.close(alice.acquire(BR0).fds)
+    library.close(alice.acquire(BR0).fds)
     with daemon.connect(BOB) as bob:
-        tools.close(bob.acquire(BR0).fds)
+        library.close(bob.acquire(BR0).fds)
     assert next(events).caller_uid == BOB
 
 
@@ -490,9 +492,9 @@ def test_a_restart_changes_nothing_for_machines_and_loses_no_watch(
     events = daemon.events(ALICE)
     child.communicate()
     assert next(events).lease == bound.id
-    tools.close(closing.fds)
+    library.close(closing.fds)
     assert next(events).lease == closing.id
-    tools.close(kept.fds + bound.fds)
+    library.close(kept.fds + bound.fds)
     with daemon.connect(ALICE) as alice:
         assert [one.id for one in alice.leases(all=False)] == [kept.id]
 
@@ -503,20 +505,20 @@ def test_what_ended_while_no_daemon_ran_is_released_before_it_answers(
     with daemon.connect(ALICE) as alice:
         (closing,) = alice.acquire_all([BR0], on_close=True)
     daemon.stop(signal.SIGKILL)
-    tools.close(closing.fds)
+    library.close(closing.fds)
     daemon.start()
     with daemon.connect(ALICE) as alice:
         assert alice.leases(all=False) == []
-    assert tools.ports() == set()
+    assert iproute.ports() == set()
 
 
 def test_a_live_lease_is_changed_within_the_policy(
     alice: Client, bob: Client, daemon: Daemon
 ) -> None:
-    tools.sh("ip link add br1 type bridge")
+    shell.sh("ip link add br1 type bridge")
     lease = alice.acquire(BR0)
     assert alice.set(lease.id, isolated=True).wiring.isolated
-    data = tools.links()["vnet0"]["linkinfo"]["info_slave_data"]
+    data = iproute.links()["vnet0"]["linkinfo"]["info_slave_data"]
     assert data["isolated"] is True
     assert alice.differences(lease) == {}
     for change in ({"bridge": "br1"}, {"vlan": 7}, {"mtu": 1300}):
@@ -528,5 +530,5 @@ def test_a_live_lease_is_changed_within_the_policy(
         bob.set(lease.id, isolated=False)
     with daemon.connect() as root:
         root.set(lease.id, bridge="br1")
-    assert tools.ports("br1") == {"vnet0"}
-    tools.close(lease.fds)
+    assert iproute.ports("br1") == {"vnet0"}
+    library.close(lease.fds)

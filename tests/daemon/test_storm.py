@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from lab import iproute, library
+from lab.daemon import Daemon, as_user
 from tapster import Client, Tap
-from tests.daemon.daemons import Daemon, as_user
-from tests.kernel import tools
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
 CLIENTS = 64
 PAIRS = int(os.environ.get("TAPSTER_STORM", "200"))
@@ -123,7 +125,7 @@ def test_a_storm_of_clients_leaks_nothing_and_mixes_up_nobody_I1_I2(
     with daemon.connect() as root:
         # Once, so that all is open that stays open.
         lease = root.acquire(Tap(bridge="br0", fin_wait=0))
-        tools.close(lease.fds)
+        library.close(lease.fds)
         root.release(lease.id)
         _, idle = usage(daemon.pid)
     storm = Storm(daemon)
@@ -156,7 +158,7 @@ def test_a_storm_of_clients_leaks_nothing_and_mixes_up_nobody_I1_I2(
     )
     assert after - before < GROWTH
     assert fds <= idle + 2, "the watcher's socket and pidfd"
-    assert set(tools.links()) == {"lo", "br0"}
+    assert set(iproute.links()) == {"lo", "br0"}
     daemon.close()
     assert_names_not_shared(daemon.ledger)
 

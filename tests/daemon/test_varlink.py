@@ -7,6 +7,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
 import varlink  # type: ignore[import-untyped] # it has no types
 from asyncvarlink import (
     VarlinkClientProtocol,
@@ -15,10 +16,12 @@ from asyncvarlink import (
 )
 from varlink.scanner import Interface  # type: ignore[import-untyped] # nor has this
 
+from lab.daemon import ALICE, Daemon, user
 from tapster import Tap
 from tapster.rpc.interface import INTERFACE
-from tests.daemon.daemons import ALICE, Daemon, user
 from tests.daemon.test_service import name_behind
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
 _BR0 = Tap(bridge="br0")
 

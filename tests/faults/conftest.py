@@ -7,11 +7,8 @@ from pathlib import Path
 import pytest
 
 import tapster.kernel.libc  # noqa: F401 - no import is to be among what is refused
-from tests.faults.lab import Lab
-from tests.kernel import tools
-from tests.kernel.conftest import ledger, world
-
-__all__ = ["ledger", "world"]
+from lab import shell
+from tests.faults.sweep import Lab
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -19,6 +16,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.kernel)
             item.add_marker(pytest.mark.timeout(300))
+
+
+@pytest.fixture(autouse=True)
+def own_world(world: None) -> None:
+    """Run every test of this folder in namespaces of its own."""
 
 
 @pytest.fixture
@@ -31,9 +33,9 @@ def here(ledger: Path) -> Iterator[Lab]:
 @pytest.fixture
 def blue(ledger: Path) -> Iterator[Lab]:
     """A lab in a namespace called blue."""
-    tools.sh("ip netns add blue")
-    tools.sh("ip -n blue link add br0 address 02:00:00:00:00:02 type bridge")
-    tools.sh("ip -n blue link set br0 mtu 1400")
+    shell.sh("ip netns add blue")
+    shell.sh("ip -n blue link add br0 address 02:00:00:00:00:02 type bridge")
+    shell.sh("ip -n blue link set br0 mtu 1400")
     with Lab(ledger, "blue") as lab:
         yield lab
 

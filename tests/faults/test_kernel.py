@@ -21,8 +21,9 @@ from errno import (
 
 import pytest
 
+from lab import library, shell
 from tapster import Host, Macvtap, Mode, Tap
-from tests.faults.lab import (
+from tests.faults.sweep import (
     Before,
     Errnos,
     Lab,
@@ -32,7 +33,6 @@ from tests.faults.lab import (
     release,
     sweep,
 )
-from tests.kernel import tools
 
 CALLS: Errnos = {
     "sendto": (ENOBUFS,),
@@ -145,7 +145,7 @@ def test_a_release_that_is_refused_a_call_can_be_repeated_I5(
     def make(host: Host) -> None:
         name = acquire(host, spec).name
         if lost:
-            tools.sh(f"ip link del {name}")
+            shell.sh(f"ip link del {name}")
 
     def prepare() -> None:
         rows = here.mend(make)
@@ -238,7 +238,7 @@ def test_a_device_that_cannot_be_opened_again_can_be_later(
         lease = acquire(host, spec)
 
     def reopen(host: Host) -> None:
-        tools.close(host.reopen(lease.id))
+        library.close(host.reopen(lease.id))
 
     def check(where: str, _: Exception | None) -> None:
         assert len(here.judge(where)) == 1

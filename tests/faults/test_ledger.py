@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from lab import shell
+from lab.faults import Child, Script
 from tapster import Host, LedgerError, Tap
-from tests.faults.inject import Child, Script
-from tests.faults.lab import (
+from tests.faults.sweep import (
     Before,
     Errnos,
     Lab,
@@ -26,7 +27,6 @@ from tests.faults.lab import (
     release,
     sweep,
 )
-from tests.kernel import tools
 
 WRITES: Errnos = {
     "pwrite64": (EIO,),
@@ -76,7 +76,7 @@ def test_what_cannot_be_written_can_be_repeated_I5_I7(
         clear(host)
         waiting, lost = acquire(host, TAP), acquire(host, TAP)
         host.release(waiting.id)
-        tools.sh(f"ip link del {lost.name}")
+        shell.sh(f"ip link del {lost.name}")
 
     def check(where: str, _: Exception | None) -> None:
         here.judge(where, settled=False)
@@ -108,9 +108,9 @@ def small(world: None, tmp_path: Path) -> Iterator[Path]:
     """A ledger on a small file system of its own, with nothing else there."""
     place = tmp_path / "small"
     place.mkdir()
-    tools.sh(f"mount -t tmpfs -o size=512k tmpfs {place}")
+    shell.sh(f"mount -t tmpfs -o size=512k tmpfs {place}")
     yield place / "ledger.db"
-    tools.sh(f"umount -l {place}")
+    shell.sh(f"umount -l {place}")
 
 
 def test_a_full_disk_is_an_error_and_no_loss_I5(small: Path) -> None:
@@ -161,11 +161,11 @@ def test_a_read_only_file_system_is_an_error_and_no_loss_I5(small: Path) -> None
     with Lab(small) as lab:
         with lab.host() as host:
             add(host)
-        tools.sh(f"mount -o remount,ro {small.parent}")
+        shell.sh(f"mount -o remount,ro {small.parent}")
         for operate in (add, release, reap, Host.recover):
             with pytest.raises(LedgerError, match=str(small)), lab.host() as host:
                 operate(host)
-        tools.sh(f"mount -o remount,rw {small.parent}")
+        shell.sh(f"mount -o remount,rw {small.parent}")
         assert len(lab.judge("it can be written again")) == 1
         lab.mend(clear)
 

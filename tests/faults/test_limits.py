@@ -11,9 +11,11 @@ from itertools import count
 
 import pytest
 
+from lab import library, shell
+from lab.faults import Child, Fault, Script
+from lab.reapers import reapers, wait_dead, wait_reaping
 from tapster import Host, HostError, Macvtap, Mode, Tap
-from tests.faults.inject import Child, Fault, Script
-from tests.faults.lab import (
+from tests.faults.sweep import (
     Before,
     Check,
     Lab,
@@ -25,8 +27,6 @@ from tests.faults.lab import (
     held,
     release,
 )
-from tests.kernel import tools
-from tests.kernel.test_reaper import reapers, wait_dead, wait_reaping
 
 TAP = Tap(bridge="br0", queues=3, fin_wait=3600)
 MACVTAP = Macvtap(lower="low", queues=2)
@@ -46,7 +46,7 @@ def room_for(descriptors: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        tools.close(holes)
+        library.close(holes)
 
 
 def starve(
@@ -119,7 +119,7 @@ def test_whatever_runs_out_of_descriptors_can_be_repeated_I5(
         acquire(host, PASSTHRU)
         lost = acquire(host, TAP)
         ip = f"ip -n {lab.netns}" if lab.netns else "ip"
-        tools.sh(f"{ip} link del {lost.name}")
+        shell.sh(f"{ip} link del {lost.name}")
 
     def check(where: str, _: Exception | None) -> None:
         lab.judge(where, settled=False)
@@ -141,7 +141,7 @@ def test_a_host_out_of_descriptors_is_not_opened(blue: Lab) -> None:
 def test_the_command_out_of_descriptors_says_so_and_leaves_nothing_I6(
     here: Lab,
 ) -> None:
-    add = f"{tools.TAPSTER} add --link low --ledger {here.ledger}"
+    add = f"{shell.TAPSTER} add --link low --ledger {here.ledger}"
     complaints: list[str] = []
     for limit in count(3):
         done = subprocess.run(
@@ -189,7 +189,7 @@ def test_a_reaper_that_cannot_be_started_is_by_the_next_command(
     (row,) = here.judge(str(fault))
     assert row.state == "fin_wait", "it is released all the same"
     assert reapers(here.ledger) == []
-    tools.sh(f"{tools.TAPSTER} ls --ledger {here.ledger}")
+    shell.sh(f"{shell.TAPSTER} ls --ledger {here.ledger}")
     wait_reaping(here.ledger)
     with here.host() as host:
         host.reap(now=True)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from lab import shell
+from lab.faults import Child, Script
 from tapster import HostError, Macvtap, MissingCapability, Mode, Tap
-from tests.faults.inject import Child, Script
-from tests.faults.lab import Lab, acquire, attempt
-from tests.kernel import tools
+from tests.faults.sweep import Lab, acquire, attempt
 
 TUN = "/dev/net/tun"
 TAP = Tap(bridge="br0", fin_wait=3600)
@@ -44,7 +44,7 @@ def unknown() -> None:
 def refused() -> None:
     """Where nodes are not to be opened, whoever asks."""
     os.mknod(TUN, 0o600 | stat.S_IFCHR, os.makedev(10, 200))
-    tools.sh("mount -o remount,nodev /dev/net")
+    shell.sh("mount -o remount,nodev /dev/net")
 
 
 @pytest.mark.parametrize("wrong", [nothing, directory, file, null, unknown, refused])
@@ -53,9 +53,9 @@ def test_without_the_tun_device_nothing_is_made_and_nothing_lost_I5_I6(
 ) -> None:
     with here.host() as host:
         to_replace = [acquire(host, TAP), acquire(host, PASSTHRU)]
-        tools.sh(f"ip link del {to_replace[0].name}")
+        shell.sh(f"ip link del {to_replace[0].name}")
         before = here.rows()
-        tools.sh("mount -t tmpfs tmpfs /dev/net")
+        shell.sh("mount -t tmpfs tmpfs /dev/net")
         wrong()
         with pytest.raises(HostError, match=TUN):
             host.acquire(TAP)
@@ -64,7 +64,7 @@ def test_without_the_tun_device_nothing_is_made_and_nothing_lost_I5_I6(
             with pytest.raises(HostError, match=TUN):
                 host.release(lease.id)
         here.judge(wrong.__name__, settled=False)
-        tools.sh("umount /dev/net")
+        shell.sh("umount /dev/net")
         for lease in to_replace:
             host.release(lease.id)
         here.judge("it is back")

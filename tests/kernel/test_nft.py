@@ -9,8 +9,10 @@ from collections.abc import Iterator
 import pytest
 
 import tapster
+from lab import iproute, shell
 from tapster.kernel.linux import LinuxNamespace, LinuxSystem
-from tests.kernel import tools
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def elements(namespace: LinuxNamespace) -> list[str]:
 def test_what_is_done_is_there_for_nft_too(namespace: LinuxNamespace) -> None:
     namespace.nft("add element bridge t ports { 7, 1000000000 }")
     assert elements(namespace) == ["1000000000", "7"]
-    shown = json.loads(tools.sh("nft -j list set bridge t ports"))["nftables"]
+    shown = json.loads(shell.sh("nft -j list set bridge t ports"))["nftables"]
     assert sorted(shown[1]["set"]["elem"]) == ["1000000000", "7"]
 
 
@@ -52,11 +54,11 @@ def test_commands_are_done_all_or_none(
 
 
 def test_a_name_is_no_device_and_a_number_no_name(namespace: LinuxNamespace) -> None:
-    tools.sh("ip link add 7 type veth peer name other")
-    index = tools.links()["7"]["ifindex"]
+    shell.sh("ip link add 7 type veth peer name other")
+    index = iproute.links()["7"]["ifindex"]
     namespace.nft(f"add element bridge t ports {{ 7, {index} }}")
     assert elements(namespace) == sorted(["7", str(index)])
-    shown = tools.sh("nft -j list set bridge t ports")
+    shown = shell.sh("nft -j list set bridge t ports")
     assert json.loads(shown)["nftables"][1]["set"]["elem"].count("7") == 2
     with pytest.raises(tapster.HostError, match="Interface does not exist"):
         namespace.nft("add element bridge t ports { br0 }")
@@ -65,12 +67,12 @@ def test_a_name_is_no_device_and_a_number_no_name(namespace: LinuxNamespace) -> 
 def test_it_is_asked_in_the_namespace_and_nowhere_else(
     namespace: LinuxNamespace,
 ) -> None:
-    tools.sh("ip netns add blue")
+    shell.sh("ip netns add blue")
     blue = LinuxSystem().netns("blue")
     blue.nft("add table bridge t; add set bridge t ports { typeof iif; }")
     blue.nft("add element bridge t ports { 9 }")
     assert (elements(blue), elements(namespace)) == (["9"], [])
-    assert "elements = { 9 }" in tools.sh("ip netns exec blue nft list ruleset")
+    assert "elements = { 9 }" in shell.sh("ip netns exec blue nft list ruleset")
     blue.close()
 
 

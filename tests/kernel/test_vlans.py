@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
-from tests.kernel import tools
+from lab import shell
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
 SENT = re.compile(r"nlmsg_type=(RTM_(?:SET|DEL)LINK).*ifi_family=AF_BRIDGE(.*)")
 ENTRY = re.compile(r"\{flags=([^,]*), vid=(\d+)\}")
@@ -47,8 +49,8 @@ def sent(*command: str) -> list[tuple[str, tuple[str, ...]]]:
 def test_one_message_adds_and_one_deletes_as_bridge_does(
     vlans: str, added: list[str], deleted: list[str]
 ) -> None:
-    tools.sh("ip tuntap add vnet0 mode tap")
-    tools.sh("ip link set vnet0 master br0")
+    shell.sh("ip tuntap add vnet0 mode tap")
+    shell.sh("ip link set vnet0 master br0")
     wanted = []
     for verb, vids in (("add", added), ("del", deleted)):
         each = [

@@ -17,7 +17,7 @@ import tapster
 
 ROOT = Path(__file__).parents[2]
 SOURCE = Path(tapster.__file__).parent
-FOLDERS = ("tests", "demo", "bench", "soak", "explorer")
+FOLDERS = ("tests", "lab", "demo", "bench", "soak", "explorer")
 
 FIRST_LINE = "SPDX-License-Identifier: Apache-2.0"
 

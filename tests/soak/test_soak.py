@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.lines import Lines
+from lab.lines import Lines
 from soak.judge import BY_NOBODY, BY_STRANGER, NOT_RECORDED, TOO_SOON, WRONG
 from soak.part import BY_NAME, NO_WAIT
 

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kill a command at each of its system calls (strace); check what recover leaves."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from lab import iproute, library, shell
+from lab.reapers import reapers, wait_dead
+from tapster import Host, Lease, Macvtap, State, Tap
+
+CALLS = {"sendto": 1, "ioctl": 1, "pwrite64": 5, "clone": 1, "execve": 1, "mknodat": 1}
+"""By the distance from one place to the next. A transaction is several writes, and
+which of them it dies in is SQLite's business: some in each will do."""
+
+
+class Crashes:
+    """Runs a command again and again, killed some system calls later each time."""
+
+    calls = CALLS
+
+    def __init__(self, ledger: Path) -> None:
+        self._ledger = ledger
+        self._environment = {**os.environ, "TAPSTER_LEDGER": str(ledger)}
+        self.host = Host(ledger, reaper=library.no_reaper)
+        self.kills = 0
+
+    def killed(self, *arguments: str) -> Iterator[str]:
+        """Where it was killed, for each place; the caller looks at what is left."""
+        for call, distance in self.calls.items():
+            number = 1
+            while self._killed_at(call, number, arguments):
+                self.kills += 1
+                yield f"{' '.join(arguments)}, killed at {call} {number}"
+                number += distance
+
+    def _killed_at(self, call: str, number: int, arguments: tuple[str, ...]) -> bool:
+        trace = ["strace", "-o", "/dev/null", "-e", f"trace={call}"]
+        inject = ["-e", f"inject={call}:signal=KILL:when={number}"]
+        done = subprocess.run(
+            [*trace, *inject, shell.TAPSTER, *arguments],
+            env=self._environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+        self._kill_reapers()
+        return done.returncode == -signal.SIGKILL
+
+    def _kill_reapers(self) -> None:
+        """Those that were started would mend it, too, while it is looked at."""
+        while found := reapers(self._ledger):
+            for pid in found:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            wait_dead(found)
+
+    def acquire(self, spec: Tap | Macvtap) -> Lease:
+        lease = self.host.acquire(spec)
+        library.close(lease.fds)
+        return lease
+
+    def mend(self, where: str) -> None:
+        """Recover, check, and see that a second recover finds nothing to do."""
+        self.host.recover()
+        self.check(where)
+        assert self.host.recover() == [], where
+
+    def check(self, where: str) -> None:
+        """Every device of ours has a lease, and every lease a device, as it must."""
+        devices = {
+            link["ifalias"].rpartition(":")[2]: link
+            for link in iproute.links().values()
+            if link.get("ifalias", "").startswith("tapster:")
+        }
+        leases = {lease.id: lease for lease in self.host.leases()}
+        assert set(devices) == set(leases), where
+        for id_, lease in leases.items():
+            link = devices[id_]
+            assert lease.ifindex == link["ifindex"], where
+            assert lease.name == link["ifname"], where
+            assert lease.state is not State.RESERVED, where
+            active = lease.state is State.ACTIVE
+            assert ("UP" in link["flags"]) is active, where
+            assert (link.get("master") == "br0") is (active and not lease.lower), where
+
+    def clear(self) -> None:
+        for lease in self.host.leases():
+            self.host.release(lease.id)
+        self.host.reap(now=True)

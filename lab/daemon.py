@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real tapsterd for a test, and callers of it that are not root."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import tapster
+from tapster import Client
+from tapster.rpc.interface import Event
+
+ALICE, BOB, SERVICE = 61001, 61002, 61003
+"""Users that no machine knows by name; the last is the daemon's own."""
+
+TUN = "/dev/net/tun"
+UNIT = Path(__file__).parents[1] / "units" / "tapsterd.service"
+
+POLICY = f"""
+[[allow]]
+users = ["{ALICE}"]
+bridges = ["br0"]
+devices = 4
+features = ["queues", "fin-wait"]
+
+[[allow]]
+users = ["{BOB}"]
+bridges = ["br0"]
+"""
+
+
+PROGRAMS = {
+    "tapster": "tapster.cli",
+    "tapsterd": "tapster.daemon",
+    "qemu-bridge-helper": "tapster.integrate.qemu_bridge_helper",
+}
+
+
+def install(folder: Path) -> Path:
+    """Put Tapster where every user can run it: this tree, and the interpreter that
+    runs the tests, may be in a home. Returns the folder of the programs."""
+    library, programs = folder / "lib", folder / "bin"
+    shutil.copytree(Path(tapster.__file__).parent, library / "tapster")
+    programs.mkdir()
+    for name, module in PROGRAMS.items():
+        start = f"PYTHONPATH={library} exec /usr/bin/python3 -m {module}"
+        (programs / name).write_text(f'#!/bin/sh\n{start} "$@"\n')
+        (programs / name).chmod(0o755)
+    return programs
+
+
+def capabilities() -> list[str]:
+    """What the service's unit lets it keep, as setpriv calls it."""
+    kept: str
+    (kept,) = re.findall(r"(?m)^AmbientCapabilities=(.*)$", UNIT.read_text())
+    return [one.removeprefix("CAP_").lower() for one in kept.split()]
+
+
+def as_service() -> list[str]:
+    """What runs a command as its unit does: as a user, with these alone."""
+    kept = ",".join(f"+{one}" for one in capabilities())
+    return [
+        *("setpriv", f"--reuid={SERVICE}", f"--regid={SERVICE}", "--clear-groups"),
+        *(f"--inh-caps={kept}", f"--ambient-caps={kept}", "--no-new-privs"),
+        f"--bounding-set=-all,{kept}",
+    ]
+
+
+def let_everybody_open_tun(folder: Path) -> None:
+    """Let the node be as udev makes it, in the test's own mount namespace."""
+    node = folder / "tun"
+    os.mknod(node, stat.S_IFCHR, os.stat(TUN).st_rdev)
+    node.chmod(0o666)
+    subprocess.run(["mount", "--bind", node, TUN], check=True)
+
+
+class Daemon:
+    """One tapsterd after the other, on the same ledger, socket and policy."""
+
+    def __init__(self, *wrapper: str, policy: str = POLICY, root: bool = False) -> None:
+        """`root`: it runs as root, not as the service does."""
+        folder = Path("/run/test")  # below the test's own /run; users must get there
+        folder.mkdir()
+        if not root:
+            os.chown(folder, SERVICE, SERVICE)
+            let_everybody_open_tun(folder)
+        self.programs = install(folder)
+        self.socket = folder / "tapster.sock"
+        self.ledger = folder / "ledger.db"
+        self.config = folder / "tapster.toml"
+        self.config.write_text(policy)
+        self.log = folder / "log"
+        self._wrapper = [*wrapper, *([] if root else as_service())]
+        self._watchers: list[Client] = []
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> int:
+        """Start it; its pid, when it is ready."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
+            address = self.socket.with_suffix(".notify")
+            ready.bind(str(address))
+            address.chmod(0o777)
+            ready.settimeout(30)
+            with self.log.open("ab") as log:
+                self._process = subprocess.Popen(
+                    [
+                        *self._wrapper,
+                        *(self.programs / "tapsterd", "--socket", str(self.socket)),
+                        *("--ledger", str(self.ledger), "--config", str(self.config)),
+                    ],
+                    env={**os.environ, "NOTIFY_SOCKET": str(address)},
+                    stderr=log,
+                )
+            try:
+                assert ready.recv(100) == b"READY=1"
+            except TimeoutError:
+                self._process.kill()
+                self._process.wait()
+                raise AssertionError(self.log.read_text()) from None
+            finally:
+                address.unlink()
+        return self.pid
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """End it, and see that it went as it should."""
+        process = self._process
+        if process is None:
+            return
+        self._process = None
+        assert process.poll() is None, self.log.read_text()
+        process.send_signal(number)
+        expected = 0 if number == signal.SIGTERM else -number
+        assert process.wait(30) == expected, self.log.read_text()
+
+    def connect(self, uid: int = 0, groups: Sequence[int] = ()) -> Client:
+        """A client, as this user."""
+        with user(uid, groups):
+            return tapster.connect(self.socket)
+
+    def events(self, uid: int = 0) -> Iterator[Event]:
+        """What this user is told from now on; of those before, nothing."""
+        remote = self.connect(uid)
+        self._watchers.append(remote)
+        events = remote.watch()
+        assert next(events).event == "watching"
+        return events
+
+    def close(self) -> None:
+        """End it, and whoever watches."""
+        self.stop()
+        for watcher in self._watchers:
+            watcher.close()
+
+    def logged(self, event: str) -> list[str]:
+        """The lines of the log about an event."""
+        lines = self.log.read_text().splitlines()
+        return [line for line in lines if f"event={event}" in line.split()]
+
+    def tapster(
+        self, *arguments: str, uid: int = ALICE, status: int = 0
+    ) -> subprocess.CompletedProcess[str]:
+        """The command, as a user without privileges types it."""
+        done = subprocess.run(
+            [*as_user(uid), str(self.programs / "tapster"), *arguments],
+            env={**os.environ, "TAPSTER_SOCKET": str(self.socket)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == status, (done, self.log.read_text())
+        return done
+
+
+def as_user(uid: int) -> list[str]:
+    """What runs a command without any privilege."""
+    ids = [f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
+    return ["setpriv", *ids, "--bounding-set=-all", "--inh-caps=-all"]
+
+
+def companion(uid: int) -> subprocess.Popen[bytes]:
+    """A process of a user, which ends when its input does."""
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        [*as_user(uid), "cat"], stdin=pipe, stdout=pipe, bufsize=0
+    )
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write(b"!")
+    assert process.stdout.read(1) == b"!", "it is that user's now"
+    return process
+
+
+@contextmanager
+def user(uid: int, groups: Sequence[int] = ()) -> Iterator[None]:
+    """Be somebody else for a moment: what connects meanwhile is theirs for good."""
+    before = os.getgroups()
+    if uid:
+        os.setgroups(groups)
+        os.setegid(uid)
+        os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(before)

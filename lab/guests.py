@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bridge with guests that send and receive frames, and what nft and tc say of it."""
+
+import os
+import select
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lab import frames, library, shell
+from tapster import Host, Lease, Tap
+
+NO_OFFLOAD = bytes(10)
+"""The virtio_net_hdr before each frame: nothing is left for the other side to do."""
+MARK = frames.ether("02:00:00:00:00:99", frames.BROADCAST, 0x88B5, b"the last one")
+"""A frame of a type for experiments."""
+
+
+class Guest:
+    """A machine: whoever has the descriptor of a tap."""
+
+    def __init__(self, fd: int, mac: str) -> None:
+        self.fd = fd
+        self.mac = mac
+
+    def send(self, frame: bytes) -> None:
+        os.write(self.fd, NO_OFFLOAD + frame)
+
+    def receive(self) -> bytes:
+        """The next frame, which is on its way."""
+        ready, _, _ = select.select([self.fd], [], [], 10)
+        assert ready, "no frame came"
+        return os.read(self.fd, 1 << 17)[len(NO_OFFLOAD) :]
+
+
+class Leased(Guest):
+    """A machine with a lease."""
+
+    def __init__(self, lease: Lease) -> None:
+        super().__init__(lease.fds[0], lease.mac)
+        self.lease = lease
+
+
+class Lab:
+    """A host with the bridge br0, and two guests that nothing is asked of."""
+
+    def __init__(self, ledger: Path) -> None:
+        self.ledger = ledger
+        self.host = Host(ledger, reaper=library.no_reaper)
+        self.peer = self.guest()
+        self._marker = self.guest()
+
+    def guest(self, **wiring: Any) -> Leased:
+        """A machine on br0."""
+        return Leased(self.host.acquire(Tap(bridge="br0", **wiring)))
+
+    def arrive(self, sender: Guest, sent: list[bytes], receiver: Guest) -> list[bytes]:
+        """Those of the frames that get from one guest to another.
+
+        The kernel carries a frame over a bridge within the write that sends it. A
+        last one, from a third guest, still says for certain that no more will come.
+        """
+        for frame in sent:
+            sender.send(frame)
+        self._marker.send(MARK)
+        arrived = []
+        while (frame := receiver.receive()) != MARK:
+            arrived.append(frame)
+        return [frame for frame in sent if frame in arrived]
+
+    def passes(self, sender: Guest, frame: bytes) -> bool:
+        """Whether a frame gets from a guest to one that is not filtered."""
+        return self.arrive(sender, [frame], self.peer) == [frame]
+
+
+@contextmanager
+def lab(ledger: Path) -> Iterator[Lab]:
+    """A lab on the bridge br0, where the host sends nothing and drops nothing."""
+    shell.sh("ip link set br0 type bridge mcast_snooping 0")
+    for setting, value in (
+        ("ipv6/conf/br0/disable_ipv6", "1"),
+        ("bridge/bridge-nf-call-iptables", "0"),
+        ("bridge/bridge-nf-call-ip6tables", "0"),
+    ):
+        path = Path("/proc/sys/net", setting)
+        if path.exists():  # a module that is not loaded does nothing either
+            path.write_text(value)
+    lab = Lab(ledger)
+    with lab.host:
+        yield lab

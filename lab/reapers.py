@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Find the reapers of a ledger; wait until they come up, delete devices, and end."""
+
+import os
+import re
+import select
+import subprocess
+import time
+from pathlib import Path
+from typing import Self
+
+from lab import shell
+from tapster.kernel.lock import REAPER, LockFile
+
+PATIENCE = 20.0
+
+
+class Monitor:
+    """`ip monitor link`, listening from when it is entered."""
+
+    def __enter__(self) -> Self:
+        self._seen = b""
+        self._process = subprocess.Popen(
+            ["ip", "-o", "monitor", "link"], stdout=subprocess.PIPE
+        )
+        # It does not say when it is ready; that it reports a change does.
+        deadline = time.monotonic() + PATIENCE
+        number = 0
+        while b"canary" not in self._seen and time.monotonic() < deadline:
+            number += 1
+            shell.sh(f"ip link add canary{number} type bridge")
+            self._read(0.02)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def wait_deleted(self, name: str) -> None:
+        """Wait until the device is deleted."""
+        deadline = time.monotonic() + PATIENCE
+        while not re.search(rb"Deleted \d+: " + name.encode(), self._seen):
+            assert time.monotonic() < deadline, self._seen
+            self._read(PATIENCE)
+
+    def _read(self, patience: float) -> None:
+        assert self._process.stdout
+        if select.select([self._process.stdout], [], [], patience)[0]:
+            self._seen += os.read(self._process.stdout.fileno(), 65536)
+
+
+def reapers(ledger: Path) -> list[int]:
+    """The processes that reap for this ledger, oldest first."""
+    done = subprocess.run(
+        ["pgrep", "-f", f"tapster.reaper {ledger}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return sorted(int(pid) for pid in done.stdout.split())
+
+
+def wait_dead(pids: list[int]) -> None:
+    for pid in pids:
+        try:
+            ended = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        assert select.select([ended], [], [], PATIENCE)[0], pid
+        os.close(ended)
+
+
+def wait_reaping(ledger: Path) -> None:
+    """Wait until a leader has the lock and a standby is forked."""
+    locks = LockFile(str(ledger))
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        if locks.alive(REAPER) and len(reapers(ledger)) == 2:
+            locks.leave()
+            return
+        select.select([], [], [], 0.01)
+    raise AssertionError("no reaper came up")

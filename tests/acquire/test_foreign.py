@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""I4: what is foreign is never created over, attached to, modified or deleted."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tapster
+from lab import iproute, library, shell, strangers
+from tapster import Host, Macvtap, Tap
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
+
+IFF_MULTI_QUEUE = 0x0100
+
+
+def squat_idle(name: str) -> None:
+    shell.sh(f"ip tuntap add {name} mode tap")
+
+
+def squat_open(name: str) -> None:
+    strangers.foreign_tap(name)  # stays open until the process ends
+
+
+def squat_multiqueue(name: str) -> None:
+    strangers.foreign_tap(name, flags=IFF_MULTI_QUEUE)
+
+
+def squat_altname(name: str) -> None:
+    shell.sh(f"ip link add other-{name} type veth peer name peer-{name}")
+    shell.sh(f"ip link property add dev other-{name} altname {name}")
+
+
+@pytest.mark.parametrize(
+    "squat", [squat_idle, squat_open, squat_multiqueue, squat_altname]
+)
+@pytest.mark.parametrize("queues", [1, 2])
+def test_a_foreign_device_is_stepped_over_I4(
+    host: Host, squat: Callable[[str], None], queues: int
+) -> None:
+    squat("vnet0")
+    before = {name: iproute.steady(link) for name, link in iproute.links().items()}
+    lease = host.acquire(Tap(bridge="br0", queues=queues))
+    library.close(lease.fds)
+    assert lease.name == "vnet1"
+    with pytest.raises(tapster.NameTaken, match="foreign"):
+        host.acquire(Tap(bridge="br0", name="vnet0", queues=queues))
+    host.release(lease.id)
+    host.reap(now=True)
+    after = {name: iproute.steady(link) for name, link in iproute.links().items()}
+    assert after == before
+
+
+def test_a_foreign_name_that_is_gone_is_the_lowest_again(host: Host) -> None:
+    for number in range(5):
+        squat_idle(f"vnet{number}")
+    names = []
+    for gone in (None, "vnet3", "vnet1"):
+        if gone:
+            shell.sh(f"ip link del {gone}")
+        lease = host.acquire(Tap())
+        library.close(lease.fds)
+        names.append(lease.name)
+    assert names == ["vnet5", "vnet3", "vnet1"]
+
+
+def test_a_foreign_rename_frees_its_name(host: Host) -> None:
+    squat_idle("vnet0")
+    library.close(host.acquire(Tap()).fds)
+    shell.sh("ip link set vnet0 name elsewhere")
+    lease = host.acquire(Tap())
+    library.close(lease.fds)
+    assert lease.name == "vnet0"
+
+
+class Thief:
+    """A kernel in which somebody takes each name just before it is made."""
+
+    def __init__(self, namespace: Any, steal: list[str]) -> None:
+        self._namespace = namespace
+        self._steal = steal
+
+    def __getattr__(self, verb: str) -> Any:
+        real = getattr(self._namespace, verb)
+        if not verb.startswith("create_"):
+            return real
+
+        def create(name: str, *arguments: Any, **options: Any) -> Any:
+            if name in self._steal:
+                squat_idle(name)
+            return real(name, *arguments, **options)
+
+        return create
+
+
+def test_a_name_taken_between_choice_and_creation_is_stepped_over_I4(
+    host: Host,
+) -> None:
+    shell.sh("ip link add low type veth peer name low2")
+    shell.sh("ip link set low up")
+    host._namespace = Thief(host._namespace, ["vnet0", "vnet1", "vnet3", "web"])
+    first = host.acquire(Tap(bridge="br0"))
+    second = host.acquire(Macvtap(lower="low"))
+    library.close([*first.fds, *second.fds])
+    assert (first.name, second.name) == ("vnet2", "vnet4")
+    with pytest.raises(tapster.NameTaken, match="'web'"):
+        host.acquire(Tap(name="web"))
+    assert {lease.name for lease in host.leases()} == {"vnet2", "vnet4"}
+    assert iproute.ports() == {"vnet2"}
+    assert "ifalias" not in iproute.links()["web"]
+
+
+def test_a_foreign_device_that_has_our_ifindex_is_left_alone_I4(host: Host) -> None:
+    lease = host.acquire(Tap(bridge="br0"))
+    library.close(lease.fds)
+    shell.sh("ip link del vnet0")
+    shell.sh(f"ip link add twin index {lease.ifindex} type veth peer name twin2")
+    shell.sh("ip link set twin master br0 up alias tapster:01234567:0123456789abcdef")
+    before = iproute.steady(iproute.links()["twin"])
+    host.release(lease.id)
+    host.recover()
+    host.reap(now=True)
+    assert iproute.steady(iproute.links()["twin"]) == before
+    assert host.leases() == []
+
+
+def test_an_ifindex_that_is_taken_is_replaced_by_another(host: Host) -> None:
+    lease = host.acquire(Tap())
+    library.close(lease.fds)
+    taken = lease.ifindex + 1
+    shell.sh(f"ip link add twin index {taken} type veth peer name twin2")
+    other = host.acquire(Tap())
+    library.close(other.fds)
+    assert other.name == "vnet1"
+    assert other.ifindex == iproute.links()["vnet1"]["ifindex"] != taken
+
+
+def test_two_ledgers_on_one_host_leave_each_other_alone(
+    host: Host, tmp_path: Path
+) -> None:
+    with Host(tmp_path / "other.db", reaper=library.no_reaper) as other:
+        ours, theirs = host.acquire(Tap(bridge="br0")), other.acquire(Tap(bridge="br0"))
+        library.close([*ours.fds, *theirs.fds])
+        assert (ours.name, theirs.name) == ("vnet0", "vnet1")
+        host.release(ours.id)
+        host.recover()
+        host.reap(now=True)
+        assert other.recover() == []
+        assert iproute.ports() == {"vnet1"}
+        assert host.remove_leftovers("nobodys") == []
+        assert "vnet1" in iproute.links()
+
+
+def test_leftovers_in_use_or_with_a_lease_are_not_removed(host: Host) -> None:
+    used, idle, leased = (host.acquire(Tap(bridge="br0")) for _ in range(3))
+    with host.looking() as (ledger, _):
+        ledger.end([used.id, idle.id])  # as an older ledger would have it
+        own = ledger.id
+    library.close([*idle.fds, *leased.fds])
+    assert host.remove_leftovers(own) == [idle.name]
+    assert iproute.ports() == {used.name, leased.name}
+    library.close(used.fds)
+
+
+def test_one_ledger_by_two_paths_has_one_lock_file(
+    host: Host, ledger: Path, tmp_path: Path
+) -> None:
+    """Else a living manager would be taken for dead, and its acquire undone."""
+    link = tmp_path / "elsewhere" / "link.db"
+    link.parent.mkdir()
+    link.symlink_to(ledger)
+    settled = []
+    create = host._namespace.create_tap
+
+    def settle_meanwhile(*arguments: Any, **options: Any) -> tuple[int, ...]:
+        fds = create(*arguments, **options)
+        with Host(link, reaper=library.no_reaper) as other:
+            settled.extend([*other.settle(), *other.recover()])
+        return fds
+
+    host._namespace.create_tap = settle_meanwhile  # type: ignore[method-assign]
+    library.close(host.acquire(Tap(bridge="br0")).fds)
+    assert settled == []
+    assert iproute.ports() == {"vnet0"}
+
+
+def test_a_rename_between_queues_fails_and_leaves_nothing(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = os.open
+
+    def rename_before_second(path: str, flags: int, *rest: int, **named: int) -> int:
+        if path == "/dev/net/tun" and "vnet0" in iproute.links():
+            shell.sh("ip link set vnet0 name mine")
+            squat = strangers.foreign_tap("vnet0", persist=True, flags=IFF_MULTI_QUEUE)
+            os.close(squat)
+        return opened(path, flags, *rest, **named)
+
+    monkeypatch.setattr(os, "open", rename_before_second)
+    with pytest.raises(tapster.KernelError, match="renamed"):
+        host.acquire(Tap(bridge="br0", queues=2))
+    monkeypatch.undo()
+    assert host.leases() == []
+    assert "mine" not in iproute.links()
+    assert iproute.links()["vnet0"]["linkinfo"]["info_data"]["numqueues"] == 0

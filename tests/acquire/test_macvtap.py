@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Macvtaps get the same care as taps."""
+
+import os
+import select
+import socket
+from pathlib import Path
+
+import pytest
+
+import tapster
+from lab import iproute, library, shell
+from tapster import Host, Macvtap, Mode, Tap
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
+
+
+@pytest.fixture(autouse=True)
+def low(world: None) -> None:
+    shell.sh("ip link add low type veth peer name far")
+    shell.sh("ip link set low up")
+    shell.sh("ip link set far up")
+
+
+@pytest.mark.parametrize("mode", [*Mode])
+def test_each_mode(host: Host, mode: Mode) -> None:
+    lease = host.acquire(Macvtap(lower="low", mode=mode))
+    link = iproute.links()["vnet0"]
+    assert link["ifindex"] == lease.ifindex
+    assert link["link"] == "low"
+    assert link["linkinfo"]["info_kind"] == "macvtap"
+    assert link["linkinfo"]["info_data"]["mode"] == mode
+    assert link["address"] == lease.mac, "the guest's own: there is no host's side"
+    assert link["ifalias"].endswith(lease.id)
+    assert link["inet6_addr_gen_mode"] == "none"
+    assert "UP" in link["flags"]
+    library.close(lease.fds)
+
+
+def test_the_descriptors_carry_its_packets(host: Host) -> None:
+    lease = host.acquire(Macvtap(lower="low", queues=2, vnet_hdr=False))
+    assert len(lease.fds) == 2
+    frame = (
+        bytes.fromhex(lease.mac.replace(":", ""))
+        + b"\x02" * 6
+        + b"\x88\xb5"
+        + b"x" * 50
+    )
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as far:
+        far.bind(("far", 0))
+        far.send(frame)
+    ready, _, _ = select.select(lease.fds, [], [], 10)
+    assert os.read(ready[0], 2000)[:64] == frame
+    library.close(lease.fds)
+
+
+def test_equal_ifindexes_in_two_namespaces_are_two_devices(
+    ledger: Path, tmp_path: Path
+) -> None:
+    """/dev/tapN is not namespaced: it belongs to whoever came first."""
+    shell.sh("ip netns add blue")
+    shell.sh("ip -n blue link add low type veth peer name far")
+    shell.sh("ip -n blue link set low up")
+    shell.sh("ip -n blue link set far up")
+    with (
+        Host(ledger, reaper=library.no_reaper) as here,
+        Host(ledger, netns="blue", reaper=library.no_reaper) as blue,
+    ):
+        first = here.acquire(Macvtap(lower="low", vnet_hdr=False))
+        shell.sh(
+            f"ip -n blue link add link low index {first.ifindex + 1} name squat "
+            "type macvtap"
+        )
+        second = blue.acquire(Macvtap(lower="low", vnet_hdr=False))
+        third = here.acquire(Macvtap(lower="low", vnet_hdr=False))
+        assert len({first.ifindex, second.ifindex, third.ifindex}) == 3
+        for lease, where in ((second, "blue"), (third, None)):
+            link = iproute.links(where)[lease.name]
+            assert link["ifindex"] == lease.ifindex
+        os.write(second.fds[0], b"\xff" * 12 + b"\x88\xb5" + b"x" * 50)
+        sent = shell.sh("ip -n blue -s -j link show dev far")
+        assert '"rx":{"bytes":0' not in sent.replace(" ", "")
+        library.close([*first.fds, *second.fds, *third.fds])
+
+
+def test_passthru_lets_go_of_its_lower_device_at_once_and_keeps_the_name(
+    host: Host,
+) -> None:
+    lease = host.acquire(Macvtap(lower="low", mode=Mode.PASSTHRU))
+    assert lease.mac == iproute.links()["low"]["address"]
+    library.close(lease.fds)
+    host.release(lease.id)
+    assert iproute.links()["vnet0"]["linkinfo"]["info_kind"] == "tun"
+    again = host.acquire(Macvtap(lower="low", mode=Mode.PASSTHRU))
+    assert again.name == "vnet1"
+    library.close(again.fds)
+    host.release(lease.id)
+    host.reap(now=True)
+    assert "vnet0" not in iproute.links()
+    assert iproute.links()["vnet1"]["linkinfo"]["info_kind"] == "macvtap"
+
+
+def test_passthru_does_not_change_its_lower_device(host: Host) -> None:
+    with pytest.raises(tapster.RequestError, match="passthru"):
+        host.acquire(Macvtap(lower="low", mode=Mode.PASSTHRU, mac="52:54:00:00:00:01"))
+    assert host.leases() == []
+
+
+def test_a_second_macvtap_beside_a_passthru_is_refused_and_leaves_nothing(
+    host: Host,
+) -> None:
+    library.close(host.acquire(Macvtap(lower="low", mode=Mode.PASSTHRU)).fds)
+    with pytest.raises(tapster.KernelError, match="vnet1"):
+        host.acquire(Macvtap(lower="low"))
+    assert [lease.name for lease in host.leases()] == ["vnet0"]
+    assert "vnet1" not in iproute.links()
+
+
+def test_a_released_macvtap_frees_its_mac(host: Host) -> None:
+    mac = "52:54:00:00:00:07"
+    for name in ("vnet0", "vnet1"):
+        lease = host.acquire(Macvtap(lower="low", mac=mac))
+        assert lease.name == name
+        library.close(lease.fds)
+        host.release(lease.id)
+
+
+def test_a_bridge_port_carries_no_macvtap(host: Host) -> None:
+    shell.sh("ip link set low master br0")
+    with pytest.raises(tapster.NoSuchLink, match="port of a bridge"):
+        host.acquire(Macvtap(lower="low"))
+    assert host.leases() == []
+
+
+def test_taps_and_macvtaps_share_one_list_of_names(host: Host) -> None:
+    leases = [host.acquire(spec) for spec in (Tap(), Macvtap(lower="low"), Tap())]
+    assert [lease.name for lease in leases] == ["vnet0", "vnet1", "vnet2"]
+    for lease in leases:
+        library.close(lease.fds)
+
+
+def test_a_mac_in_use_on_the_lower_device_undoes_the_acquire(host: Host) -> None:
+    mac = "52:54:00:00:00:07"
+    library.close(host.acquire(Macvtap(lower="low", mac=mac)).fds)
+    with pytest.raises(tapster.KernelError, match="in use"):
+        host.acquire(Macvtap(lower="low", mac=mac))
+    assert [lease.name for lease in host.leases()] == ["vnet0"]
+    assert "vnet1" not in iproute.links()
+
+
+@pytest.mark.parametrize(
+    ("spec", "error"),
+    [
+        (Macvtap(lower="nix"), "no device 'nix'"),
+        (Macvtap(lower="idle"), "'idle' is down"),
+        (Macvtap(lower="low", mtu=9000), "more than the 1500"),
+    ],
+)
+def test_an_unfit_lower_device_is_refused_before_anything_is_made(
+    host: Host, spec: Macvtap, error: str
+) -> None:
+    shell.sh("ip link add idle type veth peer name idle2")
+    with pytest.raises(tapster.RequestError, match=error):
+        host.acquire(spec)
+    assert host.leases() == []

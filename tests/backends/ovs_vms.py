@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Machines on Open vSwitch: their leases, their ports, and what they say."""
+
+import os
+import select
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from lab import iproute, library
+from lab.openvswitch import Switch, ports, row, rows
+from tapster import Host, Lease, Tap
+from tapster.model import Rate
+
+FULL = Tap(
+    ovs="ovs0",
+    vlan=5,
+    trunks=(6, 7),
+    external_ids=(("iface-id", "nic-1"),),
+    inbound=Rate(1000, burst=100),
+    outbound=Rate(500),
+)
+
+
+PLAIN = Tap(ovs="ovs0")
+
+
+def acquire(host: Host, spec: Tap = FULL, **wanted: Any) -> Lease:
+    """Acquire a port for a machine that is not started."""
+    lease = host.acquire(spec._replace(**wanted))
+    library.close(lease.fds)
+    return lease
+
+
+def stamp(name: str = "vnet0") -> str:
+    return str(iproute.links()[name]["ifalias"])
+
+
+def shown(name: str = "vnet0") -> dict[str, Any]:
+    """A port as far as it is configured, wherever its rows are."""
+    port, interface = row("Port", name), row("Interface", name)
+    limits = {one["_uuid"]: one for one in [*rows("QoS"), *rows("Queue")]}
+    qos = limits.get(str(port["qos"]), {"queues": {}})
+    return {
+        "bridges": [one for one in ("ovs0", "ovs1") if name in ports(one)],
+        "interfaces": port["interfaces"] == interface["_uuid"],
+        **{key: port[key] for key in ("tag", "trunks", "vlan_mode", "other_config")},
+        "ids": (port["external_ids"], interface["external_ids"]),
+        "policing": (
+            interface["ingress_policing_rate"],
+            interface["ingress_policing_burst"],
+        ),
+        "qos": {key: one for key, one in qos.items() if key not in ("_uuid", "queues")},
+        "queues": {
+            number: limits[uuid]["other_config"]
+            for number, uuid in qos["queues"].items()
+        },
+        "works": interface["ofport"],
+    }
+
+
+PAYLOAD = b"what the machines say to each other"
+TAG = bytes.fromhex("81000005")
+
+
+def frame(source: Lease, to: Lease, tag: bytes = b"") -> bytes:
+    macs = bytes.fromhex(f"{to.mac}{source.mac}".replace(":", ""))
+    return macs + tag + bytes.fromhex("88b5") + PAYLOAD
+
+
+VNET_HDR = bytes(10)
+
+
+def send(source: Lease, to: Lease, tag: bytes = b"") -> None:
+    os.write(source.fds[0], VNET_HDR + frame(source, to, tag))
+
+
+def received(lease: Lease) -> bytes:
+    """The next of these frames that a machine receives."""
+    while True:
+        assert select.select(lease.fds, [], [], 20)[0], "nothing arrives"
+        if (data := os.read(lease.fds[0], 2048)).endswith(PAYLOAD):
+            return data[len(VNET_HDR) :]
+
+
+@pytest.fixture
+def pair(host: Host, switch: Switch) -> Iterator[tuple[Lease, Lease]]:
+    """Two machines: one sees VLAN 5 untagged, the other all that is tagged 5."""
+    leases = host.acquire_all([Tap(ovs="ovs0", vlan=5), Tap(ovs="ovs0", trunks=(5,))])
+    yield leases[0], leases[1]
+    for lease in leases:
+        library.close(lease.fds)

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures that tests of several subjects share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab import fake_and_real, library, shell
+from lab.fake_and_real import Lab
+from lab.namespaces import namespaces
+from lab.strangers import RealStranger
+from tapster import Host
+from tapster.kernel.port import Namespace
+from tapster.testing import Stranger
+
+
+@pytest.fixture
+def world() -> Iterator[None]:
+    """Give the test a network and a mount namespace of its own, with a bridge."""
+    with namespaces():
+        shell.sh("ip link set lo up")
+        shell.sh("ip link add br0 address 02:00:00:00:00:01 type bridge")
+        shell.sh("ip link set br0 up mtu 1400")
+        yield
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.db"
+
+
+@pytest.fixture
+def host(world: None, ledger: Path) -> Iterator[Host]:
+    """A Host that reaps only when told to."""
+    with Host(ledger, reaper=library.no_reaper) as host:
+        yield host
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(fake_and_real.fake, id="fake"),
+        pytest.param(fake_and_real.real, id="real", marks=pytest.mark.kernel),
+    ]
+)
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """Run the test on the host in memory, and on the real one."""
+    with request.param() as lab:
+        yield lab
+
+
+@pytest.fixture
+def namespace(lab: Lab) -> Iterator[Namespace]:
+    namespace = lab.system.netns(None)
+    yield namespace
+    namespace.close()
+
+
+@pytest.fixture
+def others(lab: Lab) -> Stranger | RealStranger:
+    return lab.others()

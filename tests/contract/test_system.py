@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clocks, the boot, and processes."""
+
+import uuid
+
+from lab.fake_and_real import Lab
+
+
+def test_the_boot_has_an_id(lab: Lab) -> None:
+    assert str(uuid.UUID(lab.system.boot_id)) == lab.system.boot_id
+
+
+def test_the_clocks_do_not_go_back(lab: Lab) -> None:
+    system = lab.system
+    assert 0 < system.boottime() <= system.boottime()
+    assert 0 < system.wallclock() <= system.wallclock()
+
+
+def test_the_wall_clock_has_whole_milliseconds(lab: Lab) -> None:
+    wallclock = lab.system.wallclock()
+    assert float(f"{wallclock:.3f}") == wallclock
+
+
+def test_a_process_runs_until_it_has_ended(lab: Lab) -> None:
+    pid = lab.start()
+    process = lab.system.process(pid)
+    assert process
+    assert process.pid == pid
+    assert lab.system.process(pid) == process
+    assert not lab.system.ended(process)
+    lab.end(pid)
+    assert lab.system.ended(process)
+    assert lab.system.process(pid) is None
+
+
+def test_another_process_of_the_same_pid_is_not_it(lab: Lab) -> None:
+    process = lab.system.process(lab.start())
+    assert process
+    assert lab.system.ended(process._replace(start=process.start - 1))
+
+
+def test_a_process_of_another_pid_namespace_may_run(lab: Lab) -> None:
+    process = lab.system.process(lab.start())
+    assert process
+    lab.end(process.pid)
+    assert not lab.system.ended(process._replace(pidns=process.pidns + 1))

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo shows what it says it shows, and leaves nothing behind, however it ends."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from demo import race
+from lab import keeper
+from lab.lines import Lines
+
+pytestmark = pytest.mark.e2e
+
+RACE = [sys.executable, "-W", "error", race.__file__]
+TIMEOUT = 20.0
+
+
+def test_it_shows_the_harm_and_the_cure(tmp_path: Path) -> None:
+    """Its exit status says whether both were seen."""
+    done = subprocess.run(RACE, check=False, capture_output=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
+    assert done.stderr == b""
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)],
+    ids=["ctrl-c", "kill-9"],
+)
+def test_it_leaves_nobody_behind(number: signal.Signals, status: int) -> None:
+    with subprocess.Popen(RACE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as demo:
+        assert demo.stdout is not None
+        Lines(demo.stdout).wait_for("VM A runs", TIMEOUT)
+        home = keeper.namespace(demo.pid)
+        demo.send_signal(number)
+        # To the end of its output, which its VMs and its keeper may write to, too.
+        _, errors = demo.communicate(timeout=TIMEOUT)
+    assert demo.returncode == status
+    assert b"Traceback" not in errors
+    assert [pid for pid in keeper.others() if keeper.namespace(pid) == home] == []

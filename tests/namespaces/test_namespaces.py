@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Namespaces: devices are made inside, names are counted apart, ends are noticed."""
+
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+import tapster
+from lab import iproute, library, shell
+from tapster import Action, Host, Tap
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
+
+
+@pytest.fixture
+def blue(world: None) -> None:
+    shell.sh("ip netns add blue")
+    shell.sh("ip -n blue link add br0 type bridge")
+
+
+def test_a_device_is_made_inside(blue: None, ledger: Path) -> None:
+    with Host(ledger, netns="blue", reaper=library.no_reaper) as host:
+        lease = host.acquire(Tap(bridge="br0"))
+        library.close(lease.fds)
+    assert lease.netns.path == "/run/netns/blue"
+    assert iproute.links("blue")["vnet0"]["master"] == "br0"
+    assert "vnet0" not in iproute.links()
+
+
+def test_one_ledger_serves_every_namespace_I1(blue: None, ledger: Path) -> None:
+    with (
+        Host(ledger, reaper=library.no_reaper) as here,
+        Host(ledger, netns="/run/netns/blue", reaper=library.no_reaper) as there,
+    ):
+        ours, theirs = here.acquire(Tap(bridge="br0")), there.acquire(Tap(bridge="br0"))
+        library.close([*ours.fds, *theirs.fds])
+        assert ours.name == theirs.name == "vnet0"
+        assert here.find("vnet0").id == ours.id
+        assert there.find("vnet0").id == theirs.id
+        here.release(theirs.id)
+        assert iproute.ports() == {"vnet0"}, "ours is untouched"
+        assert "master" not in iproute.links("blue")["vnet0"]
+        assert here.reap(now=True) == 1
+        assert "vnet0" not in iproute.links("blue")
+        assert "vnet0" in iproute.links()
+
+
+def test_a_namespace_that_is_gone_closes_its_leases(blue: None, ledger: Path) -> None:
+    with Host(ledger, netns="blue", reaper=library.no_reaper) as there:
+        lease = there.acquire(Tap(bridge="br0"))
+        library.close(lease.fds)
+    shell.sh("ip netns del blue")
+    with Host(ledger, reaper=library.no_reaper) as host:
+        (repairs,) = host.recover()
+        assert (repairs.lease.id, repairs.action) == (lease.id, Action.CLOSE)
+        assert host.leases() == []
+        (entry,) = host.who("vnet0")
+        assert (entry.lease, entry.netns) == (lease.id, "/run/netns/blue")
+        assert host.recover() == []
+
+
+def test_a_namespace_that_lost_its_name_is_found_by_its_processes(
+    blue: None, ledger: Path
+) -> None:
+    with Host(ledger, netns="blue", reaper=library.no_reaper) as there:
+        lease = there.acquire(Tap(bridge="br0"))
+        library.close(lease.fds)
+    inhabitant = subprocess.Popen(
+        ["ip", "netns", "exec", "blue", "cat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert inhabitant.stdin
+    assert inhabitant.stdout
+    inhabitant.stdin.write(b"!")
+    inhabitant.stdin.flush()
+    assert inhabitant.stdout.read(1) == b"!", "it is inside now"
+    shell.sh("ip netns del blue")
+    with Host(ledger, reaper=library.no_reaper) as host:
+        assert host.recover() == []
+        host.release(lease.id)
+        inside = ["nsenter", f"--net=/proc/{inhabitant.pid}/ns/net", "ip", "link"]
+        assert "master" not in subprocess.check_output(inside, text=True)
+        assert host.reap(now=True) == 1
+        assert "vnet0" not in subprocess.check_output(inside, text=True)
+    inhabitant.communicate()
+
+
+def test_a_namespace_that_was_entered_is_known_by_its_name(
+    blue: None, ledger: Path
+) -> None:
+    add = f"ip netns exec blue {shell.TAPSTER} add --bridge br0 --ledger {ledger}"
+    assert shell.sh(add) == "vnet0\n"
+    with Host(ledger, reaper=library.no_reaper) as host:
+        (lease,) = host.leases()
+        assert lease.netns.path == "/run/netns/blue"
+        assert host.recover() == []
+
+
+def test_a_path_that_leads_nowhere_hinders_nobody_else(
+    blue: None, ledger: Path
+) -> None:
+    with Host(ledger, netns="blue", reaper=library.no_reaper) as there:
+        library.close(there.acquire(Tap(bridge="br0")).fds)
+    shell.sh("umount /run/netns/blue")  # an empty file stays
+    with Host(ledger, reaper=library.no_reaper) as host:
+        library.close(host.acquire(Tap(bridge="br0")).fds)
+        assert [one.action for one in host.recover()] == [Action.CLOSE]
+        assert [lease.name for lease in host.leases()] == ["vnet0"]
+        assert iproute.ports() == {"vnet0"}
+
+
+def test_another_pid_namespace_cannot_tell_that_a_namespace_is_gone(
+    ledger: Path,
+) -> None:
+    elsewhere = f"unshare -n {shell.TAPSTER} add --ledger {ledger}"
+    shell.sh(elsewhere)
+    recover = f"unshare -p -f --mount-proc {shell.TAPSTER} recover --ledger {ledger}"
+    assert "can only be told from the pid namespace" in shell.refused(recover)
+    with Host(ledger, reaper=library.no_reaper) as host:
+        assert len(host.leases()) == 1
+        assert [one.action for one in host.recover()] == [Action.CLOSE]
+
+
+def test_another_namespace_of_the_same_name_is_not_it(blue: None, ledger: Path) -> None:
+    with Host(ledger, netns="blue", reaper=library.no_reaper) as there:
+        lease = there.acquire(Tap(bridge="br0"))
+        library.close(lease.fds)
+    shell.sh("ip netns del blue")
+    shell.sh("ip netns add blue")
+    shell.sh("ip -n blue link add vnet0 type bridge")
+    with Host(ledger, reaper=library.no_reaper) as host:
+        host.release(lease.id)
+        assert host.reap(now=True) == 1
+    assert "vnet0" in iproute.links("blue")
+
+
+def test_an_unknown_namespace_is_refused(ledger: Path) -> None:
+    with pytest.raises(tapster.NoSuchLink, match="'green'"):
+        Host(ledger, netns="green")
+
+
+def test_a_thread_elsewhere_makes_devices_where_the_host_is(
+    blue: None, ledger: Path
+) -> None:
+    from tapster.kernel.libc import CLONE_NEWNET, setns
+    from tapster.kernel.netns import open_netns
+
+    host = Host(ledger, reaper=library.no_reaper)
+    made = []
+
+    def elsewhere() -> None:
+        fd = open_netns("/run/netns/blue")
+        setns(fd, CLONE_NEWNET)
+        library.close([fd])
+        made.append(host.acquire(Tap(bridge="br0")))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    library.close(made[0].fds)
+    assert iproute.ports() == {"vnet0"}
+    host.close()
+
+
+def test_a_lease_of_an_earlier_boot_is_closed(host: Host, ledger: Path) -> None:
+    lease = host.acquire(Tap(bridge="br0"))
+    library.close(lease.fds)
+    with host.looking() as (opened, _):
+        opened.file.connection.execute("UPDATE netns SET boot = 'earlier'")
+    (repairs,) = host.recover()
+    assert (repairs.lease.id, repairs.action) == (lease.id, Action.CLOSE)
+    assert "vnet0" in iproute.links(), "whatever has its name and ifindex now"
+
+
+def test_what_a_boot_left_in_fin_wait_is_closed_before_other_work(host: Host) -> None:
+    lease = host.acquire(Tap(name="web"))
+    library.close(lease.fds)
+    host.release(lease.id)
+    with host.looking() as (opened, _):
+        opened.file.connection.execute("UPDATE netns SET boot = 'earlier'")
+    shell.sh("ip link del web")
+    assert [one.action for one in host.settle()] == [Action.CLOSE]
+    again = host.acquire(Tap(name="web"))
+    library.close(again.fds)
+    assert host.find("web") == again._replace(fds=())

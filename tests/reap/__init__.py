@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What reaping promises, and the process that reaps by itself."""

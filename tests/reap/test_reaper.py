@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finished waits are reaped without anybody remembering."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab import library, shell
+from lab.reapers import Monitor, reapers, wait_dead, wait_reaping
+from tapster import Host, Tap
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
+
+
+@pytest.fixture
+def released(ledger: Path) -> Iterator[Host]:
+    """A Host that has just released vnet0, which waits for a second."""
+    with Host(ledger) as host:
+        lease = host.acquire(Tap(bridge="br0", fin_wait=1.0))
+        library.close(lease.fds)
+        host.release(lease.id)
+        wait_reaping(ledger)
+        yield host
+
+
+def test_a_release_is_reaped_by_itself_and_the_reaper_ends(
+    released: Host, ledger: Path
+) -> None:
+    both = reapers(ledger)
+    with Monitor() as monitor:
+        monitor.wait_deleted("vnet0")
+    wait_dead(both)
+    assert released.leases() == []
+    assert reapers(ledger) == []
+
+
+def test_what_recover_lets_wait_is_reaped_by_itself_too(ledger: Path) -> None:
+    with Host(ledger) as host:
+        library.close(host.acquire(Tap(bridge="br0", fin_wait=1.0)).fds)
+        shell.sh("ip link del vnet0")
+        host.recover()
+        wait_reaping(ledger)
+        both = reapers(ledger)
+        with Monitor() as monitor:
+            monitor.wait_deleted("vnet0")
+        wait_dead(both)
+        assert host.leases() == []
+
+
+def test_it_survives_the_death_of_its_leader(released: Host, ledger: Path) -> None:
+    leader, standby = reapers(ledger)
+    with Monitor() as monitor:
+        os.kill(leader, signal.SIGKILL)
+        monitor.wait_deleted("vnet0")
+    wait_dead([standby])
+    assert released.leases() == []
+
+
+def test_it_survives_the_death_of_both_by_the_next_command(
+    released: Host, ledger: Path
+) -> None:
+    both = reapers(ledger)
+    with Monitor() as monitor:
+        for pid in both:
+            os.kill(pid, signal.SIGKILL)
+        wait_dead(both)
+        shell.sh(f"{shell.TAPSTER} ls --ledger {ledger}")
+        monitor.wait_deleted("vnet0")
+
+
+def test_one_reaper_is_enough(released: Host, ledger: Path) -> None:
+    before = reapers(ledger)
+    for _ in range(5):
+        lease = released.acquire(Tap(bridge="br0", fin_wait=1.0))
+        library.close(lease.fds)
+        released.release(lease.id)
+    assert reapers(ledger) == before
+    with Monitor() as monitor:
+        monitor.wait_deleted("vnet5")
+
+
+def test_it_does_not_outlive_a_deleted_ledger(released: Host, ledger: Path) -> None:
+    both = reapers(ledger)
+    for file in ledger.parent.glob("ledger.db*"):
+        file.unlink()
+    wait_dead(both)
