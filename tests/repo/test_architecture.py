@@ -235,6 +235,7 @@ ROOMS = [
         ("tapster.errors",),
         "files on their way to a host; it knows nothing of devices",
     ),
+    Room("tapster.libvirt", ("tapster.errors",), "a domain's XML: text in, text out"),
     Room("tapster.cli", ("tapster",), "the top: it may use all there is"),
 ]
 
@@ -335,6 +336,8 @@ PURE = {
     "tapster.daemon.policy": {"collections.abc", "fnmatch", "typing"},
     "tapster.daemon.metrics": {"bisect", "collections.abc", "typing"},
     "tapster.daemon.throttle": set(),
+    "tapster.libvirt.domain": {"collections.abc", "typing", "xml.sax.saxutils"},
+    "tapster.libvirt.spans": {"typing", "xml.parsers"},
     "tapster.backends.ovsdb": {"collections.abc", "typing"},
     "tapster.backends.ovsport": {"collections.abc", "typing"},
 }

@@ -1,0 +1,419 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Convert a domain's interfaces to devices that Tapster makes, and back. Pure.
+
+An adopted interface is of type ethernet with an unmanaged target: libvirt then opens
+the device of that name and neither creates, connects nor deletes it. What the device
+shall be connected to stands in the domain's metadata, which libvirt keeps as it is and
+hands to its hooks:
+
+    <metadata>
+      <tapster:nics xmlns:tapster="urn:tapster:libvirt:1">
+        <tapster:nic dev="tv1b2c3d4e-0" bridge="br0">
+          <tapster:was>...the interface element before...</tapster:was>
+        </tapster:nic>
+      </tapster:nics>
+    </metadata>
+
+The attributes of a nic are the options of "tapster add". libvirt's documentation of
+the elements: formatdomain, "Network interfaces".
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+from xml.sax.saxutils import escape, quoteattr
+
+from tapster.errors import RequestError
+from tapster.libvirt.spans import (
+    Span,
+    children,
+    indent,
+    replaced,
+    spans,
+    with_line,
+)
+
+NAMESPACE = "urn:tapster:libvirt:1"
+NIC = f"{NAMESPACE} nic"
+NICS = f"{NAMESPACE} nics"
+WAS = f"{NAMESPACE} was"
+INTERFACE = ("domain", "devices", "interface")
+
+Resolve = Callable[[str], dict[str, str]]
+"""What a libvirt network is on: attributes of a nic. RequestError if Tapster cannot
+connect a device to that network."""
+
+
+class Nic(NamedTuple):
+    """One line of the metadata: a device and what it shall be connected to."""
+
+    dev: str
+    wishes: dict[str, str]
+    """Options of `tapster add` without their dashes."""
+    was: str | None = None
+    """The interface element before it was adopted."""
+
+
+class Conversion(NamedTuple):
+    """A domain after a conversion."""
+
+    xml: bytes
+    nics: tuple[Nic, ...]
+    lost: tuple[str, ...]
+    """What the domain asked for and Tapster cannot give, for people."""
+    left: tuple[str, ...]
+    """The interfaces that stay as they are, and why."""
+
+
+class Interface(NamedTuple):
+    """An interface of the domain, with the elements in it."""
+
+    span: Span
+    parts: dict[str, Span]
+    inside: list[Span]
+
+    def attribute(self, part: str, name: str) -> str | None:
+        span = self.parts.get(part)
+        return span.attributes.get(name) if span else None
+
+    def within(self, part: str) -> list[Span]:
+        return children(self.inside, self.parts[part]) if part in self.parts else []
+
+
+def nics_of(xml: bytes) -> list[Nic]:
+    """The devices that a domain's metadata asks Tapster for."""
+    if NAMESPACE.encode() not in xml:
+        return []
+    elements = spans(xml)
+    found = []
+    for span in elements:
+        if span.path[-1] == NIC:
+            wishes = dict(span.attributes)
+            dev = wishes.pop("dev", "")
+            if not dev:
+                raise RequestError("a tapster:nic of the metadata has no dev")
+            was = [one.text for one in children(elements, span) if one.path[-1] == WAS]
+            found.append(Nic(dev, wishes, was[0] if was else None))
+    return found
+
+
+def uuid_of(xml: bytes) -> str:
+    """The domain's UUID: the owner of its leases, whatever the domain is called."""
+    return _text(xml, "uuid")
+
+
+def name_of(xml: bytes) -> str:
+    return _text(xml, "name")
+
+
+def adopt(xml: bytes, resolve: Resolve) -> Conversion:
+    """Let Tapster make the devices of a domain's interfaces.
+
+    `xml` is the inactive definition. Raises RequestError if it is no domain.
+    """
+    elements = spans(xml)
+    uuid = _text(xml, "uuid")
+    known = nics_of(xml)
+    taken = {nic.dev for nic in known}
+    nics: list[Nic] = []
+    lost: list[str] = []
+    left: list[str] = []
+    changes: list[tuple[int, int, bytes]] = []
+    for span in elements:
+        if span.path != INTERFACE:
+            continue
+        interface = _interface(elements, span)
+        mac = interface.attribute("mac", "address") or "without MAC"
+        if interface.attribute("target", "dev") in taken:
+            left.append(f"{mac}: adopted already")
+            continue
+        try:
+            wishes, missing = _wishes(interface, uuid, resolve)
+        except RequestError as error:
+            left.append(f"{mac}: {error}")
+            continue
+        dev = _free_name(uuid, taken)
+        taken.add(dev)
+        lost += [f"{mac}: {what}" for what in missing]
+        was = xml[span.start : span.end].decode()
+        nics.append(Nic(dev, wishes, was))
+        changes.append((span.start, span.end, _adopted(xml, interface, dev)))
+    if nics:
+        changes.append(_metadata(xml, elements, [*known, *nics]))
+    return Conversion(replaced(xml, changes), tuple(nics), tuple(lost), tuple(left))
+
+
+def release(xml: bytes) -> Conversion:
+    """Put back every interface as it was before it was adopted, byte for byte."""
+    elements = spans(xml)
+    nics = {nic.dev: nic for nic in nics_of(xml)}
+    changes: list[tuple[int, int, bytes]] = []
+    released: list[Nic] = []
+    left: list[str] = []
+    for span in elements:
+        if span.path != INTERFACE:
+            continue
+        dev = _interface(elements, span).attribute("target", "dev")
+        nic = nics.pop(dev, None) if dev else None
+        if nic is None:
+            continue
+        if nic.was is None:
+            left.append(f"{nic.dev}: written by hand, so there is no earlier element")
+            nics[nic.dev] = nic
+            continue
+        changes.append((span.start, span.end, nic.was.encode()))
+        released.append(nic)
+    left += [
+        f"{dev}: no interface has this device"
+        for dev, nic in nics.items()
+        if nic.was is not None
+    ]
+    kept = [nic for nic in nics.values() if nic.was is None]
+    if any(span.path[-1] == NICS for span in elements):
+        changes.append(_metadata(xml, elements, kept))
+    return Conversion(replaced(xml, changes), tuple(released), (), tuple(left))
+
+
+def _text(xml: bytes, name: str) -> str:
+    for span in spans(xml):
+        if span.path == ("domain", name) and span.text.strip():
+            return span.text.strip()
+    raise RequestError(f"the XML is no definition of a domain: it has no <{name}>")
+
+
+def _interface(elements: list[Span], span: Span) -> Interface:
+    inside = [one for one in elements if span.start < one.start < span.end]
+    return Interface(
+        span, {one.path[-1]: one for one in children(elements, span)}, inside
+    )
+
+
+def _free_name(uuid: str, taken: set[str]) -> str:
+    """A name from the domain's UUID: the live XML can then not be mistaken, and two
+    domains never ask for the same one."""
+    number = 0
+    while (name := f"tv{uuid.replace('-', '')[:8]}-{number}") in taken:
+        number += 1
+    return name
+
+
+# What Tapster is asked for
+
+
+def _wishes(
+    interface: Interface, uuid: str, resolve: Resolve
+) -> tuple[dict[str, str], list[str]]:
+    """The attributes of the nic, and what of the interface they do not cover."""
+    wishes = _place(interface, uuid, resolve)
+    lost: list[str] = []
+    if mac := interface.attribute("mac", "address"):
+        wishes["mac"] = mac
+    if mtu := interface.attribute("mtu", "size"):
+        wishes["mtu"] = mtu
+    if queues := interface.attribute("driver", "queues"):
+        wishes["queues"] = queues
+    model = interface.attribute("model", "type")
+    if "link" not in wishes and not (model or "").startswith("virtio"):
+        wishes["vnet-hdr"] = "no"
+    if interface.attribute("port", "isolated") == "yes":
+        wishes["isolated"] = "yes"
+    _rates(interface, wishes, lost)
+    _vlans(interface, wishes, lost)
+    _filter(interface, wishes, lost)
+    lost += [
+        f"<{part}>, which libvirt allows only on its own devices"
+        for part in ("coalesce", "script", "downscript", "backenddomain")
+        if part in interface.parts
+    ]
+    if "link" in wishes:
+        for option in set(wishes) & {
+            "isolated",
+            "vlan",
+            "trunk",
+            "filter",
+            "address",
+            "inbound",
+            "outbound",
+        }:
+            lost.append(f"{option}, which a macvtap cannot have")
+            del wishes[option]
+    return wishes, lost
+
+
+def _place(interface: Interface, uuid: str, resolve: Resolve) -> dict[str, str]:
+    kind = interface.span.attributes.get("type", "")
+    virtualport = interface.attribute("virtualport", "type")
+    if kind == "bridge":
+        bridge = interface.attribute("source", "bridge")
+        if not bridge:
+            raise RequestError("it names no bridge")
+        place = {"bridge": bridge}
+    elif kind == "network":
+        place = dict(resolve(interface.attribute("source", "network") or ""))
+    elif kind == "direct":
+        mode = interface.attribute("source", "mode") or "vepa"
+        place = {
+            "link": interface.attribute("source", "dev") or "",
+            "mode": "passthru" if mode == "passthrough" else mode,
+        }
+    else:
+        raise RequestError(f"type {kind!r} needs no device of Tapster's")
+    if virtualport == "openvswitch":
+        place = {"ovs": place.get("ovs") or place["bridge"]}
+        ids = {"attached-mac": interface.attribute("mac", "address"), "vm-id": uuid}
+        for parameters in interface.within("virtualport"):
+            ids["iface-id"] = parameters.attributes.get("interfaceid")
+            ids["port-profile"] = parameters.attributes.get("profileid")
+        place["external-id"] = " ".join(
+            f"{key}={value}" for key, value in ids.items() if value
+        )
+    elif virtualport is not None:
+        raise RequestError(f"virtualport {virtualport!r} is libvirt's own")
+    return place
+
+
+def _rates(interface: Interface, wishes: dict[str, str], lost: list[str]) -> None:
+    for span in interface.within("bandwidth"):
+        direction, given = span.path[-1], span.attributes
+        if "floor" in given:
+            lost.append("the guaranteed rate (floor)")
+        if average := given.get("average"):
+            numbers = [average, given.get("peak", ""), given.get("burst", "")]
+            wishes[direction] = ":".join(numbers).rstrip(":")
+
+
+def _vlans(interface: Interface, wishes: dict[str, str], lost: list[str]) -> None:
+    trunk = interface.attribute("vlan", "trunk") == "yes"
+    tags = interface.within("vlan")
+    trunks = []
+    for tag in tags:
+        vlan, native = tag.attributes.get("id", ""), tag.attributes.get("nativeMode")
+        if native == "tagged":
+            lost.append(f"native VLAN {vlan} that stays tagged")
+        elif native == "untagged" or not (trunk or len(tags) > 1):
+            wishes["vlan"] = vlan
+        else:
+            trunks.append(vlan)
+    if trunks:
+        wishes["trunk"] = ",".join(trunks)
+
+
+WITH_ADDRESSES = {
+    "clean-traffic",
+    "no-ip-spoofing",
+    "no-arp-spoofing",
+    "no-arp-ip-spoofing",
+    "no-ipv6-spoofing",
+}
+MAC_ALONE = {
+    "no-mac-spoofing",
+    "no-arp-mac-spoofing",
+    "no-mac-broadcast",
+    "no-other-l2-traffic",
+}
+
+
+def _filter(interface: Interface, wishes: dict[str, str], lost: list[str]) -> None:
+    name = interface.attribute("filterref", "filter")
+    if name is None:
+        return
+    parameters = [span.attributes for span in interface.within("filterref")]
+    addresses = [
+        parameter.get("value", "")
+        for parameter in parameters
+        if parameter.get("name") in ("IP", "IPV6")
+    ]
+    if name in MAC_ALONE:
+        wishes["filter"] = "yes"
+    elif name in WITH_ADDRESSES and addresses:
+        wishes["filter"] = "yes"
+        wishes["address"] = ",".join(addresses)
+    elif name in WITH_ADDRESSES:
+        lost.append(f"filter {name} that learns the guest's address: give it IP")
+    else:
+        lost.append(f"filter {name}")
+    lost += [
+        f"filter parameter {parameter.get('name')}"
+        for parameter in parameters
+        if parameter.get("name") not in ("IP", "IPV6", "MAC")
+    ]
+
+
+# What libvirt is told
+
+REPLACED = (
+    "source",
+    "virtualport",
+    "bandwidth",
+    "vlan",
+    "filterref",
+    "port",
+    "coalesce",
+    "script",
+    "downscript",
+    "backenddomain",
+    "target",
+)
+
+
+def _adopted(xml: bytes, interface: Interface, dev: str) -> bytes:
+    """The interface element of an adopted device."""
+    span = interface.span
+    cuts = [
+        with_line(xml, part.start, part.end)
+        for name, part in interface.parts.items()
+        if name in REPLACED
+    ]
+    target = f"<target dev={quoteattr(dev)} managed='no'/>".encode()
+    first = min((part.start for part in interface.parts.values()), default=span.inner)
+    margin = indent(xml, first)
+    head = b"<interface type='ethernet'>"
+    body = replaced(xml[: span.end], [(a, b, b"") for a, b in cuts])
+    inner = body[span.inner :] if span.inner < span.end else b"</interface>"
+    return head + b"\n" + margin + target + inner
+
+
+def _metadata(
+    xml: bytes, elements: list[Span], nics: list[Nic]
+) -> tuple[int, int, bytes]:
+    """The change that makes the metadata ask for these devices and no others."""
+    now = [span for span in elements if span.path[-1] == NICS]
+    metadata = [span for span in elements if span.path == ("domain", "metadata")]
+    (domain,) = [span for span in elements if span.path == ("domain",)]
+    if now:
+        margin = indent(xml, now[0].start)
+        alone = len(children(elements, metadata[0])) == 1
+        if not nics and alone:
+            return (*with_line(xml, metadata[0].start, metadata[0].end), b"")
+        if not nics:
+            return (*with_line(xml, now[0].start, now[0].end), b"")
+        return now[0].start, now[0].end, _nics(nics, margin)
+    if metadata and metadata[0].inner < metadata[0].end:
+        margin = indent(xml, metadata[0].start) + b"  "
+        place = metadata[0].inner
+        return place, place, b"\n" + margin + _nics(nics, margin)
+    inside = children(elements, domain)
+    (uuid,) = [span for span in inside if span.path[-1] == "uuid"]
+    margin = indent(xml, uuid.start)
+    block = b"<metadata>\n" + margin + b"  " + _nics(nics, margin + b"  ")
+    block += b"\n" + margin + b"</metadata>"
+    if metadata:
+        return metadata[0].start, metadata[0].end, block
+    return uuid.end, uuid.end, b"\n" + margin + block
+
+
+def _nics(nics: list[Nic], margin: bytes) -> bytes:
+    lines = [f'<tapster:nics xmlns:tapster="{NAMESPACE}">'.encode()]
+    for nic in nics:
+        wishes = {"dev": nic.dev, **nic.wishes}
+        attributes = " ".join(
+            f"{key}={quoteattr(value)}" for key, value in wishes.items()
+        )
+        if nic.was is None:
+            lines.append(margin + f"  <tapster:nic {attributes}/>".encode())
+        else:
+            lines += [
+                margin + f"  <tapster:nic {attributes}>".encode(),
+                margin + f"    <tapster:was>{escape(nic.was)}</tapster:was>".encode(),
+                margin + b"  </tapster:nic>",
+            ]
+    return b"\n".join([*lines, margin + b"</tapster:nics>"])

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""libvirt's domains on devices that Tapster makes."""

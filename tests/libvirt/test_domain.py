@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What adopting a domain changes in its XML, and that releasing restores it."""
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from tapster.errors import RequestError
+from tapster.libvirt import domain
+from tapster.libvirt.domain import Conversion, Nic
+
+DOMAINS = {
+    path.stem: path for path in sorted(Path(__file__).with_name("domains").iterdir())
+}
+ADDRESS = {"type": "pci", "slot": "0x03"}
+
+
+def resolve(network: str) -> dict[str, str]:
+    if network == "lan":
+        return {"bridge": "br7"}
+    raise RequestError(f"network {network!r} is no network on a bridge of the host")
+
+
+def adopt(name: str) -> Conversion:
+    return domain.adopt(DOMAINS[name].read_bytes(), resolve)
+
+
+def only_nic(name: str) -> Nic:
+    (nic,) = adopt(name).nics
+    return nic
+
+
+@pytest.mark.parametrize("name", DOMAINS)
+def test_releasing_an_adopted_domain_restores_every_byte_of_its_interfaces(
+    name: str,
+) -> None:
+    before = DOMAINS[name].read_bytes()
+    adopted = domain.adopt(before, resolve)
+    after = domain.release(adopted.xml)
+    assert len(after.nics) == len(adopted.nics)
+    if name == "empty-metadata":
+        before = before.replace(b"  <metadata/>\n", b"")
+    assert after.xml == before
+
+
+@pytest.mark.parametrize("name", DOMAINS)
+def test_adopting_twice_changes_nothing_more(name: str) -> None:
+    once = adopt(name).xml
+    assert domain.adopt(once, resolve).xml == once
+
+
+@pytest.mark.parametrize("name", DOMAINS)
+def test_what_the_guest_sees_of_its_nics_stays(name: str) -> None:
+    def shown(xml: bytes) -> list[dict[str, str]]:
+        found = []
+        for interface in ElementTree.fromstring(xml).iter("interface"):
+            parts = {}
+            for part in ("mac", "model", "boot", "alias", "address", "rom", "mtu"):
+                for element in interface.findall(part):
+                    parts[part] = ElementTree.tostring(element).decode().strip()
+            found.append(parts)
+        return found
+
+    assert shown(adopt(name).xml) == shown(DOMAINS[name].read_bytes())
+
+
+@pytest.mark.parametrize("name", DOMAINS)
+def test_the_metadata_says_which_device_each_adopted_interface_opens(
+    name: str,
+) -> None:
+    adopted = adopt(name)
+    targets = [
+        target.attrib
+        for interface in ElementTree.fromstring(adopted.xml).iter("interface")
+        if interface.get("type") == "ethernet"
+        for target in interface.iter("target")
+    ]
+    assert targets == [{"dev": nic.dev, "managed": "no"} for nic in adopted.nics]
+    assert domain.nics_of(adopted.xml) == list(adopted.nics)
+    assert all(len(nic.dev) <= 15 for nic in adopted.nics)
+
+
+MAC = {"mac": "52:54:00:00:00:01"}
+
+
+@pytest.mark.parametrize(
+    ("name", "wishes"),
+    [
+        ("bridge", {"bridge": "br0"}),
+        ("e1000", {"bridge": "br0", "vnet-hdr": "no"}),
+        ("no-model", {"bridge": "br0", "vnet-hdr": "no"}),
+        ("network", {"bridge": "br7"}),
+        (
+            "bandwidth",
+            {"bridge": "br0", "inbound": "1000:2000:512", "outbound": "500"},
+        ),
+        ("vlan", {"bridge": "br0", "vlan": "42"}),
+        ("trunk", {"bridge": "br0", "vlan": "123", "trunk": "42,200"}),
+        ("mtu", {"bridge": "br0", "mtu": "1400"}),
+        ("isolated", {"bridge": "br0", "isolated": "yes"}),
+        ("queues", {"bridge": "br0", "queues": "4"}),
+        (
+            "clean-traffic",
+            {"bridge": "br0", "filter": "yes", "address": "192.0.2.7,192.0.2.8"},
+        ),
+        ("no-mac-spoofing", {"bridge": "br0", "filter": "yes"}),
+        (
+            "no-ip-spoofing",
+            {"bridge": "br0", "filter": "yes", "address": "192.0.2.9"},
+        ),
+        ("direct-bridge", {"link": "eth0", "mode": "bridge"}),
+        ("direct-passthrough", {"link": "eth1", "mode": "passthru"}),
+        ("direct-no-mode", {"link": "eth0", "mode": "vepa"}),
+    ],
+)
+def test_what_the_interface_asked_for_is_asked_of_tapster(
+    name: str, wishes: dict[str, str]
+) -> None:
+    assert only_nic(name).wishes == {**wishes, **MAC}
+    assert adopt(name).lost == ()
+
+
+def test_a_port_of_open_vswitch_keeps_the_ids_that_libvirt_would_set() -> None:
+    nic = only_nic("ovs")
+    uuid = domain.uuid_of(DOMAINS["ovs"].read_bytes())
+    assert (nic.wishes["ovs"], nic.wishes["vlan"]) == ("ovs0", "7")
+    assert nic.wishes["external-id"].split() == [
+        "attached-mac=52:54:00:00:00:01",
+        f"vm-id={uuid}",
+        "iface-id=09b11c53-8b5c-4eeb-8f00-d84eaa0aaa4f",
+        "port-profile=gold",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "lost"),
+    [
+        ("floor", "guaranteed rate"),
+        ("clean-traffic-learning", "give it IP"),
+        ("own-filter", "filter my-filter"),
+        ("coalesce", "<coalesce>"),
+    ],
+)
+def test_what_tapster_cannot_give_is_listed(name: str, lost: str) -> None:
+    (missing,) = adopt(name).lost
+    assert lost in missing
+    assert missing.startswith("52:54:00:00:00:01: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("user", "'user'"),
+        ("vhostuser", "'vhostuser'"),
+        ("hostdev", "'hostdev'"),
+        ("qbg", "802.1Qbg"),
+        ("network-nat", "'default'"),
+    ],
+)
+def test_an_interface_that_needs_no_device_stays_as_it_is(name: str, why: str) -> None:
+    adopted = adopt(name)
+    assert adopted.xml == DOMAINS[name].read_bytes()
+    (left,) = adopted.left
+    assert why in left
+
+
+def test_two_domains_never_ask_for_the_same_device() -> None:
+    devices = [nic.dev for name in DOMAINS for nic in adopt(name).nics]
+    assert len(devices) == len(set(devices))
+
+
+def test_other_metadata_stays() -> None:
+    assert b"keep &amp; carry &lt;on&gt;" in adopt("metadata").xml
+
+
+@pytest.mark.parametrize(
+    ("xml", "wrong"),
+    [
+        (b"<domain", "not well-formed"),
+        (b"<domain/>", "no <uuid>"),
+        (b'<!DOCTYPE d [<!ENTITY a "b">]><domain>&a;</domain>', "entities"),
+    ],
+)
+def test_what_is_no_domain_is_refused(xml: bytes, wrong: str) -> None:
+    with pytest.raises(RequestError, match=wrong):
+        domain.adopt(xml, resolve)
+
+
+def test_a_nic_written_by_hand_is_never_removed() -> None:
+    xml = DOMAINS["bridge"].read_bytes()
+    by_hand = xml.replace(
+        b"  <memory",
+        b"  <metadata>\n    <tapster:nics xmlns:tapster='urn:tapster:libvirt:1'>"
+        b"<tapster:nic dev='web0' bridge='br0'/></tapster:nics>\n  </metadata>\n"
+        b"  <memory",
+    )
+    assert domain.nics_of(by_hand) == [Nic("web0", {"bridge": "br0"})]
+    adopted = domain.adopt(by_hand, resolve)
+    released = domain.release(adopted.xml)
+    assert domain.nics_of(released.xml) == [Nic("web0", {"bridge": "br0"})]
