@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from explorer.calls import Call, Client, Raised
-from tapster.backends.backend import Observed, Stray
+from tapster.backends.backend import Leftover, Observation
 from tapster.errors import ConflictError, ServiceUnavailable
 from tapster.kernel.port import Namespace
 from tapster.model import Lease, State, Wiring
@@ -29,7 +29,7 @@ class Entry(NamedTuple):
     """The id in its stamp; "" if it is a stranger's."""
 
 
-class RemotePlane(Client):
+class RemoteBackend(Client):
     """Stands for a backend. Each verb is one transaction, so one call."""
 
     name: str
@@ -47,7 +47,7 @@ class RemotePlane(Client):
     def detach(self, _: Namespace | None, lease: Lease) -> None:
         self._put("detach", (self.name, lease.id), {})
 
-    def observe(self, _: Namespace, leases: Sequence[Lease]) -> Observed:
+    def observe(self, _: Namespace, leases: Sequence[Lease]) -> Observation:
         entries: tuple[Entry, ...] = self._put("entries", (self.name,), {})
         there = {entry.lease for entry in entries}
         wrong = {}
@@ -56,10 +56,12 @@ class RemotePlane(Client):
             if lease.state is not State.RESERVED and wants != (lease.id in there):
                 wrong[lease.id] = "missing" if wants else "left"
         others = there - {lease.id for lease in leases} - {""}
-        return Observed(wrong, tuple(Stray(one, self.name) for one in sorted(others)))
+        return Observation(
+            wrong, tuple(Leftover(id, self.name) for id in sorted(others))
+        )
 
-    def remove(self, _: Namespace, stray: Stray) -> None:
-        self._put("detach", (self.name, stray.lease), {})
+    def remove(self, _: Namespace, leftover: Leftover) -> None:
+        self._put("detach", (self.name, leftover.lease), {})
 
 
 def answer(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from explorer.backends import RemotePlane
+from explorer.backends import RemoteBackend
 from explorer.calls import Call, RemoteKernel, RemoteLedger
 from explorer.invariants import HARM, STEP
 from explorer.kernels import BRIDGE
@@ -189,7 +189,7 @@ class WithoutPlaceholder(ExploredHost):
 AT_ONCE = TAP._replace(fin_wait=0)
 
 
-class DeletesByNameInPlanes(RemotePlane):
+class DeletesByNameInBackends(RemoteBackend):
     """A backend that takes down whatever has the device's name."""
 
     def detach(self, _: Namespace | None, lease: Lease) -> None:
@@ -197,7 +197,7 @@ class DeletesByNameInPlanes(RemotePlane):
 
 
 class WithoutPortIdentity(Wired):
-    backend: type[RemotePlane] = DeletesByNameInPlanes
+    backend: type[RemoteBackend] = DeletesByNameInBackends
 
 
 class WithoutWaitingForPlanes(Wired):

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from explorer.backends import PORTS, RULES, RemotePlane
+from explorer.backends import PORTS, RULES, RemoteBackend
 from explorer.calls import (
     Ask,
     Call,
@@ -112,7 +112,7 @@ class ExploredHost(Host):
 
     namespace: type[RemoteKernel] = RemoteKernel
     ledger: type[RemoteLedger] = RemoteLedger
-    backend: type[RemotePlane] = RemotePlane
+    backend: type[RemoteBackend] = RemoteBackend
     backends: tuple[str, ...] = ()
 
     def __init__(self, ask: Ask, manager: int) -> None:

@@ -17,7 +17,7 @@ from lab.shell import sh
 RUNDIR = Path("/run/openvswitch")
 """Where everybody looks for it: in a test /run is the test's own."""
 SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
-PATIENCE = 20.0
+DAEMON_SECONDS = 20.0
 
 
 class Switch:
@@ -63,7 +63,7 @@ def _start(daemon: str, arguments: str) -> None:
 def _stop(daemon: str, how: signal.Signals) -> None:
     process = os.pidfd_open(_pid(daemon))
     signal.pidfd_send_signal(process, how)
-    assert select.select([process], [], [], PATIENCE)[0], daemon
+    assert select.select([process], [], [], DAEMON_SECONDS)[0], daemon
     os.close(process)
 
 

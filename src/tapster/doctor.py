@@ -91,7 +91,7 @@ def _unmended(host: Host) -> Iterator[Problem]:
 def _strays(host: Host) -> Iterator[Problem]:
     with suppress(ServiceUnavailable):  # it has been said
         for _, stray in host.strays():
-            problem = f"{stray.what} is left of lease {stray.lease}"
+            problem = f"{stray.description} is left of lease {stray.lease}"
             yield Problem(problem, "tapster recover")
 
 

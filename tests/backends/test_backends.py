@@ -9,7 +9,7 @@ import pytest
 
 from lab.library import close, no_reaper
 from tapster import Action, Host, Lease, Repair, State, Tap, Wiring
-from tapster.backends.backend import Observed, Stray
+from tapster.backends.backend import Leftover, Observation
 from tapster.errors import KernelError, ServiceUnavailable
 from tapster.kernel.port import Namespace
 from tapster.testing import FakeSystem
@@ -41,15 +41,17 @@ class Switch:
         self.last(lease.name)
         self.there.discard(lease.id)
 
-    def observe(self, namespace: Namespace, leases: Sequence[Lease]) -> Observed:
+    def observe(self, namespace: Namespace, leases: Sequence[Lease]) -> Observation:
         if any(self.concerns(lease.wiring) for lease in leases):
             self._ask()
         unwanted = [lease.id for lease in leases if not self.concerns(lease.wiring)]
-        return Observed(dict.fromkeys(self.there.intersection(unwanted), "it is there"))
+        return Observation(
+            dict.fromkeys(self.there.intersection(unwanted), "it is there")
+        )
 
-    def remove(self, namespace: Namespace, stray: Stray) -> None:
+    def remove(self, namespace: Namespace, leftover: Leftover) -> None:
         self._ask()
-        self.there.discard(stray.lease)
+        self.there.discard(leftover.lease)
 
     def _ask(self) -> None:
         if self.away:

@@ -35,7 +35,8 @@ from lab.frames import (
     udp,
 )
 from lab.guests import Lab, Leased
-from tapster.backends.filter import Filter
+from tapster.backends import filter
+from tapster.backends.table import TableBackend
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
@@ -344,7 +345,7 @@ def test_the_bridge_does_not_learn_from_what_is_dropped(lab: Lab, to: str) -> No
 
 
 def test_from_lldp_the_bridge_learns_unless_it_is_told_not_to(lab: Lab) -> None:
-    """The kernel asks no hook about these: see docs/wiring.md."""
+    """The kernel asks no hook about these: see docs/backends.md."""
     assert learnt(lab, lab.guest(filter=True), LLDP)
     assert not learnt(lab, lab.guest(filter=True, learning=False), LLDP)
     shell.sh("ip link set br0 type bridge no_linklocal_learn 1")
@@ -356,7 +357,7 @@ def test_tags_pass_on_a_trunk_with_the_same_care_for_what_is_in_them(lab: Lab) -
     # This bridge need not tell VLANs apart: the filter is asked for by itself.
     trunk = guest.lease._replace(wiring=guest.lease.wiring._replace(trunks=(7,)))
     with lab.host.looking() as (ledger, namespace):
-        Filter(ledger.id).attach(namespace, trunk)
+        TableBackend(ledger.id, filter.PURPOSE).attach(namespace, trunk)
     untagged = cases(guest.mac)
     outcome = {
         name: lab.passes(guest, tagged(case.frame, 7))
@@ -379,7 +380,7 @@ def test_a_tag_within_a_tag_passes_nowhere(lab: Lab) -> None:
     guest = lab.guest(filter=True)
     trunk = guest.lease._replace(wiring=guest.lease.wiring._replace(trunks=(7,)))
     with lab.host.looking() as (ledger, namespace):
-        Filter(ledger.id).attach(namespace, trunk)
+        TableBackend(ledger.id, filter.PURPOSE).attach(namespace, trunk)
     once = tagged(ether(guest.mac, BROADCAST, 0x88B5, bytes(46)), 7)
     assert lab.passes(guest, once)
     for kind in (frames.VLAN, frames.QINQ):

@@ -43,8 +43,8 @@ pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A daemon that does not answer is given up soon."""
-    monkeypatch.setattr(ovsrpc, "PATIENCE", 0.5)
-    monkeypatch.setattr(ovs, "PATIENCE", 0.4)
+    monkeypatch.setattr(ovsrpc, "TRANSACTION_SECONDS", 0.5)
+    monkeypatch.setattr(ovs, "VSWITCHD_SECONDS", 0.4)
 
 
 def nothing_is_left(host: Host) -> None:
@@ -290,13 +290,13 @@ def test_a_released_device_is_down_although_vswitchd_puts_its_flags_back(
 def test_a_device_that_vswitchd_cannot_use_is_not_handed_out(
     host: Host, switch: Switch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put = ovs.Ovs._put
+    write_port = ovs.Ovs._write_port
 
     def lose(backend: ovs.Ovs, db: Any, lease: Lease) -> tuple[bool, int]:
         shell.sh(f"ip link del {lease.name}")
-        return put(backend, db, lease)
+        return write_port(backend, db, lease)
 
-    monkeypatch.setattr(ovs.Ovs, "_put", lose)
+    monkeypatch.setattr(ovs.Ovs, "_write_port", lose)
     with pytest.raises(HostError, match="No such device"):
         acquire(host)
     nothing_is_left(host)
@@ -323,14 +323,14 @@ def test_a_start_gives_up_a_daemon_that_hangs(
 def test_a_device_of_the_name_that_is_not_ours_is_no_machines_port(
     host: Host, switch: Switch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put = ovs.Ovs._put
+    write_port = ovs.Ovs._write_port
 
     def swap(backend: ovs.Ovs, db: Any, lease: Lease) -> tuple[bool, int]:
         shell.sh(f"ip link del {lease.name}")
         shell.sh(f"ip tuntap add {lease.name} mode tap")
-        return put(backend, db, lease)
+        return write_port(backend, db, lease)
 
-    monkeypatch.setattr(ovs.Ovs, "_put", swap)
+    monkeypatch.setattr(ovs.Ovs, "_write_port", swap)
     with pytest.raises(ConflictError, match="another device"):
         acquire(host)
     assert host.leases() == []

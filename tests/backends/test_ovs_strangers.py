@@ -105,7 +105,7 @@ def test_a_bridge_of_another_network_namespace_is_refused(
 
 
 def test_the_owners_key_is_not_for_users(host: Host, switch: Switch) -> None:
-    with pytest.raises(RequestError, match="Tapster's own"):
+    with pytest.raises(RequestError, match="reserved for Tapster"):
         acquire(host, FULL._replace(external_ids=(("tapster", "x"),)))
 
 

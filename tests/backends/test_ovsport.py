@@ -75,7 +75,7 @@ def test_what_open_vswitch_cannot_count_is_refused(rate: Rate, most: str) -> Non
 
 
 def test_the_owners_key_is_not_for_requests() -> None:
-    with pytest.raises(RequestError, match="Tapster's own"):
+    with pytest.raises(RequestError, match="reserved for Tapster"):
         ovsport.check(Wiring(ovs="ovs0", external_ids=(("tapster", "x"),)))
 
 
@@ -149,22 +149,22 @@ FULL = wanted(
 
 
 def test_what_was_written_is_found_as_it_was_wanted() -> None:
-    assert ovsport.found(tables(), "1234") == {"5678": [FULL]}
+    assert ovsport.present(tables(), "1234") == {"5678": [FULL]}
     assert ovsport.differences([FULL], FULL) == ""
 
 
 @pytest.mark.parametrize("stamp", ["", "tapster:1235:5678", "tapster:1234"])
 def test_what_is_not_the_ledgers_is_not_found(stamp: str) -> None:
-    assert ovsport.found(tables(stamp), "1234") == {}
+    assert ovsport.present(tables(stamp), "1234") == {}
 
 
-MORE = "Open vSwitch has more of it than its port"
+MORE = "Open vSwitch has more than its port"
 
 
 def test_limits_that_the_port_does_not_use_are_noticed() -> None:
     rows = tables()
     rows["Port"][0]["qos"] = frozenset()
-    (found,) = ovsport.found(rows, "1234").values()
+    (found,) = ovsport.present(rows, "1234").values()
     assert ovsport.differences(found, FULL) == MORE
 
 
@@ -173,9 +173,9 @@ def test_differences_name_what_is_there_and_what_should_be() -> None:
     rows["Port"][0]["tag"] = frozenset()
     rows["QoS"][0]["type"] = "linux-noop"
     rows["Bridge"][1]["ports"] = frozenset([Uuid("p0"), Uuid("p1")])
-    (found,) = ovsport.found(rows, "1234").values()
+    (found,) = ovsport.present(rows, "1234").values()
     assert ovsport.differences(found, FULL) == (
         "bridge is ovs0,ovs1, not ovs0; tag is none, not 5; "
         "inbound is max-rate=8000,type=linux-noop, not max-rate=8000,min-rate=8000"
     )
-    assert ovsport.differences([], FULL) == "Open vSwitch has no port of it"
+    assert ovsport.differences([], FULL) == "Open vSwitch has no port for it"

@@ -15,9 +15,8 @@ from lab import guests, iproute, library, nftables, shell
 from lab.frames import ARP, BROADCAST, arp, ether
 from lab.guests import Guest, Lab
 from tapster import Action, Host, Lease, Rate, Tap
-from tapster.backends.filter import Filter
-from tapster.backends.outbound import Outbound
-from tapster.backends.table import Table
+from tapster.backends import filter
+from tapster.backends.table import TableBackend
 from tapster.kernel import nft
 from tapster.kernel.port import LinkChange
 
@@ -109,7 +108,9 @@ def test_a_release_takes_what_a_change_put_there_before_it_was_killed(
     lease = taken(lab.host, FILTERED)
     more = FILTERED._replace(addresses=(*FILTERED.addresses, OTHER)).wiring
     with lab.host.looking() as (ledger, namespace):
-        Filter(ledger.id).attach(namespace, lease._replace(wiring=more))
+        TableBackend(ledger.id, filter.PURPOSE).attach(
+            namespace, lease._replace(wiring=more)
+        )
     assert lab.host.differences(lease)
     lab.host.release(lease.id)
     assert left(lab.host) == []
@@ -157,7 +158,7 @@ def test_those_that_could_not_be_deleted_before_a_placeholder_came_are_later(
         def refuse(*_: Any) -> None:
             raise tapster.ServiceUnavailable("not now")
 
-        patch.setattr(Table, "drop", refuse)
+        patch.setattr(TableBackend, "detach", refuse)
         lab.host.release(lease.id)
     assert lab.host.find(lease.id).ifindex != lease.ifindex
     assert len(left(lab.host)) == 7
@@ -195,7 +196,9 @@ def leave_behind(host: Host, ifindex: int) -> None:
     with host.looking() as (ledger, namespace):
         lost = host.leases()[0]._replace(id="0123456789abcdef", ifindex=ifindex)
         wiring = FILTERED._replace(addresses=(OTHER,)).wiring
-        Filter(ledger.id).attach(namespace, lost._replace(wiring=wiring))
+        TableBackend(ledger.id, filter.PURPOSE).attach(
+            namespace, lost._replace(wiring=wiring)
+        )
 
 
 def test_a_device_inherits_nothing_from_one_that_had_its_ifindex(lab: Lab) -> None:
@@ -217,7 +220,7 @@ def test_what_is_left_of_a_lost_lease_is_a_stray_and_recover_removes_it(
     assert not lab.passes(lab.peer, announce(lab.peer, MINE))
     name = table(lab.host, "filter")
     nftables.nft(f"add element bridge {name} trunks {{ 77, lo, * }}")
-    found = {stray.lease: stray.what for _, stray in lab.host.strays()}
+    found = {stray.lease: stray.description for _, stray in lab.host.strays()}
     assert set(found) == {"0123456789abcdef", ""}
     assert found[""] == f"3 elements of nftables table {name}"
     lab.host.recover()
@@ -435,14 +438,14 @@ def test_a_change_that_fails_leaves_all_as_it_was(
     guest = lab.guest(**WIRING, outbound=Rate(1000))
     before = nftables.unnumbered(nftables.ruleset())
     refusals = iter([True])
-    attach = Outbound.attach
+    attach = TableBackend.attach
 
-    def refuse_once(backend: Outbound, namespace: Any, lease: Lease) -> None:
-        if next(refusals, False):
+    def refuse_once(backend: TableBackend, namespace: Any, lease: Lease) -> None:
+        if backend.name == "outbound" and next(refusals, False):
             raise tapster.HostError("no more rates")
         attach(backend, namespace, lease)
 
-    monkeypatch.setattr(Outbound, "attach", refuse_once)
+    monkeypatch.setattr(TableBackend, "attach", refuse_once)
     with pytest.raises(tapster.HostError, match="no more rates"):
         lab.host.set(guest.lease.id, addresses=(OTHER,), outbound=Rate(500))
     assert nftables.unnumbered(nftables.ruleset()) == before

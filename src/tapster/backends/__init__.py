@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What connects a device: one file a backend.
+"""What connects a device, guards it and limits its rates: one file for each backend.
 
-Each resolves and checks what a request names before anything is made, says
-which changes put a device up, and which take it off again, by ifindex. Those that
-keep their part outside the kernel's links have the face in backend.py.
+Each backend checks what a request names before anything is made. It says which
+changes connect a device, and which disconnect it, by ifindex. Backends that keep
+state outside the kernel's links implement the protocol in backend.py.
 """
 
+from tapster.backends import filter, outbound
 from tapster.backends.backend import Backend
-from tapster.backends.filter import Filter
 from tapster.backends.inbound import Inbound
-from tapster.backends.outbound import Outbound
 from tapster.backends.ovs import Ovs
+from tapster.backends.table import TableBackend
 
 
 def make(ledger: str) -> tuple[Backend, ...]:
-    """Every backend but the links themselves, for the ledger of this id."""
-    return (Filter(ledger), Ovs(ledger), Inbound(ledger), Outbound(ledger))
+    """Make every backend that keeps state outside the links, for the ledger's id."""
+    return (
+        TableBackend(ledger, filter.PURPOSE),
+        Ovs(ledger),
+        Inbound(ledger),
+        TableBackend(ledger, outbound.PURPOSE),
+    )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The face of a backend that keeps its part outside the kernel's links.
+"""The protocol of a backend that keeps state outside the kernel's links.
 
-Rules, ports of a switch, rates: whatever refers to a device, and could outlive
-it. What a backend puts up carries the lease's stamp, or is keyed by its ifindex,
-and is taken down by that, never by the device's name alone.
+Rules, switch ports and rates refer to a device and could outlive it. Everything
+that a backend makes carries the lease's stamp or is keyed by the device's ifindex.
+The backend finds its things by these, never by the device's name alone.
 """
 
 from collections.abc import Sequence
@@ -13,53 +13,59 @@ from tapster.kernel.port import Namespace
 from tapster.model import Lease, Wiring
 
 
-class Stray(NamedTuple):
-    """Something that carries our ledger's stamp, but belongs to no lease looked at."""
+class Leftover(NamedTuple):
+    """Something that carries the ledger's stamp and belongs to no known lease."""
 
     lease: str
-    """The id in the stamp."""
-    what: str
-    """It, for people."""
+    """The lease id in the stamp."""
+    description: str
+    """The leftover, described for people."""
 
 
-class Observed(NamedTuple):
-    """What a backend has of some leases."""
+class Observation(NamedTuple):
+    """How a backend's state differs from what the leases want."""
 
-    wrong: dict[str, str]
-    """For each lease, by id, of which it is not as its wiring wants: how."""
-    strays: tuple[Stray, ...] = ()
+    differences: dict[str, str]
+    """By lease id: how the state of that lease differs. Other leases are as wanted."""
+    leftovers: tuple[Leftover, ...] = ()
 
 
 class Backend(Protocol):
     """One backend, for the leases of one ledger.
 
-    Every verb may be repeated. They raise ServiceUnavailable when whoever keeps
-    the backend cannot be reached, and otherwise HostError or ConflictError.
+    Every verb may be repeated. A verb raises ServiceUnavailable if the service that
+    keeps the state cannot be reached, and HostError or ConflictError otherwise.
     """
 
     @property
     def name(self) -> str: ...
 
     def concerns(self, wiring: Wiring) -> bool:
-        """Whether this wiring wants anything of the backend."""
+        """Say whether a wiring needs this backend."""
 
     def check(self, namespace: Namespace, wiring: Wiring) -> None:
-        """Whether it can be had: before anything is made. Raises NoSuchLink too."""
+        """Check that the backend can do what a wiring asks, before anything is made.
+
+        Raises NoSuchLink and RequestError too.
+        """
 
     def attach(self, namespace: Namespace, lease: Lease) -> None:
-        """Put up what the lease wants, all of it or nothing.
+        """Make everything that the lease's wiring asks of this backend, or nothing.
 
-        Its device is there, and may be wired already, in this way or another.
+        The lease's device exists. It may be connected already, in any way.
         """
 
     def detach(self, namespace: Namespace | None, lease: Lease) -> None:
-        """Take down whatever there is of the lease; return when it is gone.
+        """Remove everything that the backend has of the lease; return when it is gone.
 
-        `kernel` is None when the lease's network namespace is gone.
+        `namespace` is None if the lease's network namespace is gone.
         """
 
-    def observe(self, namespace: Namespace, leases: Sequence[Lease]) -> Observed:
-        """Compare what there is with what active leases want, and others do not."""
+    def observe(self, namespace: Namespace, leases: Sequence[Lease]) -> Observation:
+        """Report how the backend's state differs from what it should be.
 
-    def remove(self, namespace: Namespace, stray: Stray) -> None:
-        """Take down a stray."""
+        An active lease should have what its wiring asks; every other lease, nothing.
+        """
+
+    def remove(self, namespace: Namespace, leftover: Leftover) -> None:
+        """Remove a leftover."""

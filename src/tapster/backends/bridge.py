@@ -8,11 +8,11 @@ from tapster.kernel.port import LinkChange, Namespace, Vlans
 from tapster.model import Lease, Link, Wiring
 
 MAX_PORTS = 1023
-"""`BR_MAX_PORTS` in net/bridge/br_private.h, less port number 0, which is reserved."""
+"""`BR_MAX_PORTS` in net/bridge/br_private.h, without the reserved port number 0."""
 
 
 def find(namespace: Namespace, name: str) -> Link:
-    """The bridge called `name`. Raises NoSuchLink."""
+    """Return the bridge called `name`. Raises NoSuchLink."""
     link = namespace.named(name)
     if link is None:
         raise NoSuchLink(
@@ -26,7 +26,7 @@ def find(namespace: Namespace, name: str) -> Link:
 
 
 def find_room(namespace: Namespace, name: str) -> Link:
-    """The bridge called `name`, for one more port. Raises BridgeFull too."""
+    """Return the bridge called `name` if a port is free. Raises BridgeFull too."""
     bridge = find(namespace, name)
     if namespace.ports(bridge) >= MAX_PORTS:
         raise full(name)
@@ -34,12 +34,12 @@ def find_room(namespace: Namespace, name: str) -> Link:
 
 
 def check(bridge: Link, wiring: Wiring) -> None:
-    """Whether a bridge can do what is wanted of it. Raises NoSuchLink."""
+    """Check that a bridge supports what a wiring asks. Raises NoSuchLink."""
     if vlans(wiring) is not None and not bridge.vlan_filtering:
         name = bridge.name
         raise NoSuchLink(
-            f"bridge {name!r} does not tell VLANs apart; where the kernel can, let it: "
-            f"ip link set {name} type bridge vlan_filtering 1"
+            f"bridge {name!r} does not filter VLANs; switch this on, "
+            f"where the kernel can: ip link set {name} type bridge vlan_filtering 1"
         )
 
 
@@ -50,7 +50,7 @@ def full(name: str) -> BridgeFull:
 
 
 def attach(lease: Lease, bridge: int) -> list[LinkChange]:
-    """The changes that join a device to its bridge, if it has one, and bring it up.
+    """Return the changes that join a device to its bridge, if any, and bring it up.
 
     `bridge` is the bridge's ifindex, or 0.
     """
@@ -59,20 +59,20 @@ def attach(lease: Lease, bridge: int) -> list[LinkChange]:
         return [LinkChange(ifindex, up=wiring.up)]
     if not wiring.isolated and wiring.learning and vlans(wiring) is None:
         return [LinkChange(ifindex, master=bridge, up=wiring.up)]
-    # These are properties of a port: they can only follow the joining.
+    # A device that is not a port has no such properties: it must join first.
     joined = _port(lease)._replace(master=bridge)
     return [joined, LinkChange(ifindex, up=wiring.up)]
 
 
 def vlans(wiring: Wiring) -> Vlans | None:
-    """The VLANs that a port is to be in; None leaves it to its bridge."""
+    """Return the VLANs that a port should be in; None leaves them to its bridge."""
     if wiring.vlan is None and not wiring.trunks:
         return None
     return Vlans(wiring.vlan, tuple(sorted(wiring.trunks)))
 
 
 def _port(lease: Lease) -> LinkChange:
-    """All that a port is to be."""
+    """Return the change that gives a port all its properties."""
     wiring = lease.wiring
     return LinkChange(
         lease.ifindex,
@@ -84,31 +84,32 @@ def _port(lease: Lease) -> LinkChange:
 
 
 MIN_IPV6_MTU = 1280
-"""`IPV6_MIN_MTU`: a device with less has no IPv6, and gets all of it with more."""
+"""`IPV6_MIN_MTU`: a device with a smaller MTU has no IPv6. When the MTU grows, the
+kernel enables IPv6 with its defaults."""
 
 
 def leave(lease: Lease, was: Wiring, link: Link, bridge: int) -> list[LinkChange]:
-    """The first changes of a device that is wired already, perhaps in another way."""
+    """Return the changes that prepare a connected device for its new wiring."""
     ifindex, mtu = lease.ifindex, lease.wiring.mtu
     master = None if not link.master or _stays(lease, was, link, bridge) else 0
     gets_ipv6 = link.mtu < MIN_IPV6_MTU <= (mtu or link.mtu)
     if link.no_ipv6 and not gets_ipv6:
         return [LinkChange(ifindex, mtu=mtu, master=master)]
-    # It may have made itself an address: that goes when it is taken down.
+    # The device may have an IPv6 address, which goes when it goes down.
     down = LinkChange(ifindex, mtu=mtu, master=master, up=False)
     return [down, LinkChange(ifindex, no_ipv6=True)]
 
 
 def rewire(lease: Lease, was: Wiring, link: Link, bridge: int) -> list[LinkChange]:
-    """The changes that follow `leave`."""
+    """Return the changes that follow `leave`: they bring the new wiring about."""
     if not _stays(lease, was, link, bridge):
         return attach(lease, bridge)
     return [_port(lease), LinkChange(lease.ifindex, up=lease.wiring.up)]
 
 
 def _stays(lease: Lease, was: Wiring, link: Link, bridge: int) -> bool:
-    """Whether a port can become what it should be where it is."""
-    # What the bridge was told of a port is forgotten only when that leaves.
+    """Say whether a port can get its new properties without leaving its bridge."""
+    # The bridge forgets a neighbour and the VLANs only when the port leaves.
     wiring = lease.wiring
     forgets = (wiring.learning and not link.learning) or (
         vlans(wiring) is None and vlans(was) is not None
@@ -119,39 +120,39 @@ def _stays(lease: Lease, was: Wiring, link: Link, bridge: int) -> bool:
 def differs(
     lease: Lease, link: Link, namespace: Namespace, links: Mapping[int, Link]
 ) -> str | None:
-    """How a leased device is not connected as its wiring wants.
+    """Say how a leased device is not connected as its wiring asks.
 
-    `links` are those that have been looked at already, by ifindex.
+    `links` are the devices that have been read already, by ifindex.
     """
     wiring = lease.wiring
     wanted: dict[str, object] = {"up": wiring.up, "IPv6 of the host": False}
-    there: dict[str, object] = {"up": link.up, "IPv6 of the host": not link.no_ipv6}
+    present: dict[str, object] = {"up": link.up, "IPv6 of the host": not link.no_ipv6}
     if wiring.mtu is not None:
-        wanted["mtu"], there["mtu"] = wiring.mtu, link.mtu
+        wanted["mtu"], present["mtu"] = wiring.mtu, link.mtu
     if wiring.bridge is not None:
-        on = links.get(link.master) or namespace.link(link.master)
+        master = links.get(link.master) or namespace.link(link.master)
         wanted |= {
             "bridge": wiring.bridge,
             "isolated": wiring.isolated,
             "learning": (wiring.learning, wiring.learning),
         }
-        there |= {
-            "bridge": on and on.name,
+        present |= {
+            "bridge": master and master.name,
             "isolated": link.isolated,
             "learning": (link.learning, link.flood),
         }
         if not wiring.learning:
             wanted["neighbour"] = True
-            there["neighbour"] = lease.mac in namespace.neighbours(link.ifindex)
+            present["neighbour"] = lease.mac in namespace.neighbours(link.ifindex)
         if vlans(wiring) is not None:
             wanted["vlans"] = vlans(wiring)
-            there["vlans"] = namespace.vlans(link.ifindex)
-    wrong = [
-        f"{key} is {_shown(there[key])}, not {_shown(value)}"
+            present["vlans"] = namespace.vlans(link.ifindex)
+    differences = [
+        f"{key} is {_shown(present[key])}, not {_shown(value)}"
         for key, value in wanted.items()
-        if there[key] != value
+        if present[key] != value
     ]
-    return "; ".join(wrong) or None
+    return "; ".join(differences) or None
 
 
 def _shown(value: object) -> str:
@@ -165,5 +166,5 @@ def _shown(value: object) -> str:
 
 
 def detach(ifindex: int) -> LinkChange:
-    """The change that takes a device down, and off whatever bridge it is on."""
+    """Return the change that takes a device down and off its bridge."""
     return LinkChange(ifindex, master=0, up=False)

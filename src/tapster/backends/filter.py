@@ -1,47 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a guest may send from its bridge port: its own MAC and addresses only.
+"""What a guest may send from its bridge port: frames with its own MAC and addresses.
 
-The rules stand in filter.nft; here is what each port adds to them.
+The rules are in filter.nft. This file derives the elements of one lease.
 """
 
 from collections.abc import Iterator, Sequence
 
-from tapster.backends.backend import Observed, Stray
-from tapster.backends.table import Element, Table
-from tapster.kernel.port import Namespace
+from tapster.backends.table import Element, Purpose
 from tapster.model import Lease, Wiring, parse_mac
 
 
-class Filter:
-    """The backend that keeps a guest from passing for another."""
+def _concerns(wiring: Wiring) -> bool:
+    return wiring.filter
 
-    name = "filter"
 
-    def __init__(self, ledger: str) -> None:
-        self._table = Table(ledger, self.name)
-
-    def concerns(self, wiring: Wiring) -> bool:
-        return wiring.filter
-
-    def check(self, namespace: Namespace, wiring: Wiring) -> None:
-        self._table.check(namespace)
-
-    def attach(self, namespace: Namespace, lease: Lease) -> None:
-        self._table.put(namespace, lease, _elements(lease))
-
-    def detach(self, namespace: Namespace | None, lease: Lease) -> None:
-        if namespace is not None:
-            self._table.drop(namespace, lease, _elements(lease))
-
-    def observe(self, namespace: Namespace, leases: Sequence[Lease]) -> Observed:
-        return self._table.observe(namespace, leases, _elements)
-
-    def remove(self, namespace: Namespace, stray: Stray) -> None:
-        self._table.remove(namespace, stray)
+def _check(wiring: Wiring) -> None:
+    """Accept every wiring: the model has checked its MAC and addresses."""
 
 
 def _elements(lease: Lease) -> Iterator[Element]:
-    """What the rules are to know of a lease's port."""
     wiring = lease.wiring
     if not wiring.filter:
         return
@@ -55,8 +32,11 @@ def _elements(lease: Lease) -> Iterator[Element]:
         yield from _addresses(wiring.addresses, mac)
 
 
+PURPOSE = Purpose("filter", _concerns, _check, _elements)
+
+
 def _addresses(addresses: Sequence[str], mac: bytes) -> Iterator[Element]:
-    from ipaddress import ip_address  # only here: it is slow to import
+    from ipaddress import ip_address  # imported late: the import is slow
 
     for address in map(ip_address, addresses):
         if address.version == 4:
@@ -67,7 +47,7 @@ def _addresses(addresses: Sequence[str], mac: bytes) -> Iterator[Element]:
 
 
 def _link_local(mac: bytes) -> bytes:
-    """The address that IPv6 derives from a MAC: RFC 4291, appendix A."""
+    """Derive the link-local address of a MAC: RFC 4291, appendix A."""
     interface = bytes([mac[0] ^ 2, *mac[1:3], 0xFF, 0xFE, *mac[3:]])
     return bytes.fromhex("fe80000000000000") + interface
 

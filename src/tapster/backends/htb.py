@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A rate for what is sent to a device: tc-htb(8), through pyroute2.
+"""A rate for what the host sends to a device: tc-htb(8), through pyroute2.
 
-It is at the root of the device, as qdisc 1: with the class 1:1, and ends with the
-device: none can be left behind.
+The queue is qdisc 1: at the root of the device, with the class 1:1. The kernel deletes
+it with the device, so nothing can be left over.
 """
 
 from collections.abc import Iterator
@@ -18,12 +18,13 @@ TC_H_ROOT = 0xFFFFFFFF
 QDISC, CLASS, LEAF = 0x10000, 0x10001, 0x20000  # 1:, 1:1 and 2:
 
 LEAVES = ("fq_codel", "sfq")
-"""What shares the rate among the guest's flows: the first that the kernel has."""
+"""Qdiscs that share the rate among the guest's flows. The first that the kernel has
+is used."""
 
 TICKS = 15.625
-"""Of the packet scheduler in a microsecond."""
+"""Ticks of the packet scheduler in a microsecond."""
 LONGEST_BURST = 274
-"""The seconds of them that 32 bits can count."""
+"""Seconds whose ticks 32 bits can count."""
 
 
 class Class(NamedTuple):
@@ -36,20 +37,20 @@ class Class(NamedTuple):
 
     @classmethod
     def of(cls, wanted: Rate) -> Self:
-        """The class that makes a rate. Raises RequestError."""
+        """Return the class that enforces a rate. Raises RequestError."""
         rate, ceil = wanted.average * 1000, (wanted.peak or wanted.average) * 1000
         longest = rate * LONGEST_BURST // 1024
         if wanted.burst is not None and wanted.burst > longest:
             raise RequestError(
-                f"inbound burst {wanted.burst} is more than the kernel can count: "
-                f"at an average of {wanted.average} at most {longest}"
+                f"inbound burst {wanted.burst} exceeds what the kernel can count: "
+                f"with an average of {wanted.average} it can be at most {longest}"
             )
         burst = _burst(rate) if wanted.burst is None else wanted.burst * 1024
         return cls(rate, ceil, burst, _burst(ceil))
 
 
 def _burst(rate: int) -> int:
-    """A frame, and what is due at once when a timer is 1 ms late."""
+    """Return the bytes of a frame and of a timer that is 1 ms late."""
     return 1600 + rate // 1000
 
 
@@ -61,20 +62,20 @@ class Queues:
         self._refusal = refusal
         self._leaves = leaves
 
-    def put(self, ifindex: int, wanted: Class) -> None:
-        """Let a device have this rate, whatever it has now."""
+    def set(self, ifindex: int, wanted: Class) -> None:
+        """Give a device this rate, whatever rate it has now."""
         new = self._class(ifindex) is None
         if new:
             self._delete(ifindex, None)
             self._tc("replace", "htb", ifindex, QDISC, default=CLASS - QDISC)
-        # Where there is one class, its quantum means nothing. But the kernel
-        # complains of a large one, which is what it would take by itself.
+        # The quantum of an only class has no effect. But without one given the kernel
+        # chooses a large one and logs a warning about it.
         figures = {**wanted._asdict(), "parent": QDISC, "quantum": 1600}
         self._tc("replace-class", "htb", ifindex, CLASS, **figures)
         if new:
-            self._put_leaf(ifindex)
+            self._add_leaf(ifindex)
 
-    def _put_leaf(self, ifindex: int) -> None:
+    def _add_leaf(self, ifindex: int) -> None:
         while self._leaves:
             try:
                 self._tc("add", self._leaves[0], ifindex, LEAF, parent=CLASS)
@@ -82,31 +83,31 @@ class Queues:
             except KernelError as error:
                 if error.errno != ENOENT:
                     raise
-                del self._leaves[0]  # the kernel has none, and has looked for a module
+                del self._leaves[0]  # the kernel lacks it, and has looked for a module
 
-    def drop(self, ifindex: int) -> None:
-        """Let a device have no rate of ours."""
+    def clear(self, ifindex: int) -> None:
+        """Remove Tapster's rate from a device."""
         self._delete(ifindex, "htb")
 
-    def differs(self, ifindex: int, wanted: Class | None) -> str | None:
-        """How a device has not this rate, or with None how it has one."""
-        there = self._class(ifindex)
-        if there is None or wanted is None:
-            return "is missing" if wanted else "is there" if there else None
+    def difference(self, ifindex: int, wanted: Class | None) -> str | None:
+        """Say how a device's rate differs from the wanted one; None wants no rate."""
+        present = self._class(ifindex)
+        if present is None or wanted is None:
+            return "is missing" if wanted else "is left over" if present else None
         # The kernel keeps a burst as the microseconds that it takes.
         slack = Class(0, 0, 2 + wanted.rate // 10**6, 2 + wanted.ceil // 10**6)
-        figures = zip(Class._fields, there, wanted, slack, strict=True)
-        wrong = [
-            f"has a {field} of {found}, not {value}"
-            for field, found, value, near in figures
-            if abs(found - value) > near
+        figures = zip(Class._fields, present, wanted, slack, strict=True)
+        differences = [
+            f"has a {field} of {is_now}, not {should_be}"
+            for field, is_now, should_be, tolerance in figures
+            if abs(is_now - should_be) > tolerance
         ]
-        return ", ".join(wrong) or None
+        return ", ".join(differences) or None
 
     def _class(self, ifindex: int) -> Class | None:
-        for one in self._ip.get_classes(index=ifindex):
-            if (one["handle"], one.get_attr("TCA_KIND")) == (CLASS, "htb"):
-                options = one.get_attr("TCA_OPTIONS")
+        for listed in self._ip.get_classes(index=ifindex):
+            if (listed["handle"], listed.get_attr("TCA_KIND")) == (CLASS, "htb"):
+                options = listed.get_attr("TCA_OPTIONS")
                 figures = options.get_attr("TCA_HTB_PARMS")
                 rate = options.get_attr("TCA_HTB_RATE64") or figures["rate"]
                 ceil = options.get_attr("TCA_HTB_CEIL64") or figures["ceil"]
@@ -115,11 +116,11 @@ class Queues:
         return None
 
     def _delete(self, ifindex: int, kind: str | None) -> None:
-        """Delete the qdisc 1: at the root, if it is of this kind."""
+        """Delete the qdisc 1: at the root if it is of this kind."""
         try:
             self._tc("del", kind, ifindex, QDISC, parent=TC_H_ROOT)
         except KernelError as error:
-            if error.errno not in (ENOENT, EINVAL):  # there is another, or none
+            if error.errno not in (ENOENT, EINVAL):  # another qdisc, or none
                 raise
 
     def _tc(
@@ -128,8 +129,9 @@ class Queues:
         try:
             self._ip.tc(command, kind, index=ifindex, handle=handle, **more)
         except self._refusal as error:
-            code, said = error.args
-            raise KernelError(code, f"shaping device {ifindex}", said) from error
+            code, reason = error.args
+            action = f"setting the rate of device {ifindex}"
+            raise KernelError(code, action, reason) from error
 
 
 def _bytes(ticks: int, rate: int) -> int:
@@ -138,9 +140,9 @@ def _bytes(ticks: int, rate: int) -> int:
 
 @contextmanager
 def queues(namespace: Namespace, leaves: list[str]) -> Iterator[Queues]:
-    """The queues there, for a moment. Raises ServiceUnavailable without pyroute2.
+    """Open the queues of a namespace. Raises ServiceUnavailable without pyroute2.
 
-    Kinds of `leaves` that the kernel turns out not to have are taken out.
+    Kinds of qdiscs that the kernel lacks are removed from `leaves`.
     """
     socket, refusal = load()
     with namespace.inside(), socket() as ip:
@@ -148,13 +150,13 @@ def queues(namespace: Namespace, leaves: list[str]) -> Iterator[Queues]:
 
 
 def load() -> tuple[Any, type[Exception]]:
-    """What it takes of pyroute2, which takes 0.3 s to import."""
+    """Import what this file needs of pyroute2. The import takes 0.3 s."""
     try:
         from pyroute2 import IPRoute
         from pyroute2.netlink.exceptions import NetlinkError
     except ImportError:
         raise ServiceUnavailable(
-            "inbound rates need pyroute2, which is not installed: "
+            "inbound rates need pyroute2, which is not installed; install it with: "
             "pip install 'tapster[shape]'"
         ) from None
     return IPRoute, NetlinkError

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much goes to a guest: more than that is held back, see htb.py."""
+"""How much may be sent to a guest. The kernel holds back the rest: see htb.py."""
 
 from collections.abc import Sequence
 
 from tapster.backends import htb
-from tapster.backends.backend import Observed, Stray
+from tapster.backends.backend import Leftover, Observation
 from tapster.kernel.port import Namespace
 from tapster.model import Lease, State, Wiring, stamp
 
 
 class Inbound:
-    """The backend of inbound rates. Open vSwitch has its own."""
+    """The backend of inbound rates. Ports of Open vSwitch have their own."""
 
     name = "inbound"
 
@@ -31,39 +31,39 @@ class Inbound:
         wanted = htb.Class.of(lease.wiring.inbound)
         with htb.queues(namespace, self._leaves) as queues:
             try:
-                queues.put(lease.ifindex, wanted)
+                queues.set(lease.ifindex, wanted)
             except BaseException:
-                queues.drop(lease.ifindex)
+                queues.clear(lease.ifindex)
                 raise
 
     def detach(self, namespace: Namespace | None, lease: Lease) -> None:
-        if namespace is not None and self._is_there(namespace, lease):
+        if namespace is not None and self._exists(namespace, lease):
             with htb.queues(namespace, self._leaves) as queues:
-                queues.drop(lease.ifindex)
+                queues.clear(lease.ifindex)
 
-    def observe(self, namespace: Namespace, leases: Sequence[Lease]) -> Observed:
-        shaped = [
+    def observe(self, namespace: Namespace, leases: Sequence[Lease]) -> Observation:
+        limited = [
             lease
             for lease in leases
             if self.name in lease.backends
             and lease.state is not State.RESERVED
-            and self._is_there(namespace, lease)
+            and self._exists(namespace, lease)
         ]
-        if not shaped:
-            return Observed({})
-        wrong = {}
+        if not limited:
+            return Observation({})
+        differences = {}
         with htb.queues(namespace, self._leaves) as queues:
-            for lease in shaped:
+            for lease in limited:
                 rate = lease.wiring.inbound if lease.state is State.ACTIVE else None
                 wanted = rate and htb.Class.of(rate)
-                if said := queues.differs(lease.ifindex, wanted):
-                    wrong[lease.id] = f"the rate {said}"
-        return Observed(wrong)
+                if difference := queues.difference(lease.ifindex, wanted):
+                    differences[lease.id] = f"the rate {difference}"
+        return Observation(differences)
 
-    def remove(self, namespace: Namespace, stray: Stray) -> None:
-        """There are none: a queue ends with its device."""
+    def remove(self, namespace: Namespace, leftover: Leftover) -> None:
+        """Do nothing: a queue ends with its device, so nothing is left over."""
 
-    def _is_there(self, namespace: Namespace, lease: Lease) -> bool:
-        """Whether the lease's device is there, and not another with its ifindex."""
+    def _exists(self, namespace: Namespace, lease: Lease) -> bool:
+        """Say whether the lease's device, and no other, has the lease's ifindex."""
         link = namespace.link(lease.ifindex)
         return link is not None and link.alias == stamp(self._ledger, lease.id)

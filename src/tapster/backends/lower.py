@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lower devices: what a macvtap sits on."""
+"""Lower devices: the devices that macvtaps sit on."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from tapster.model import Macvtap, Mode
 
 
 class Lower(NamedTuple):
-    """A lower device that can carry the macvtap asked for."""
+    """A lower device that can carry the requested macvtap."""
 
     ifindex: int
     mac: str
@@ -17,22 +17,26 @@ class Lower(NamedTuple):
 
 
 def find(namespace: Namespace, spec: Macvtap) -> Lower:
-    """The lower device of a request. Raises NoSuchLink or RequestError."""
+    """Return the lower device of a request. Raises NoSuchLink or RequestError."""
     name = spec.lower
     link = namespace.named(name)
     if link is None:
-        raise NoSuchLink(f"there is no device {name!r} to put a macvtap on")
+        raise NoSuchLink(f"there is no device {name!r} for a macvtap to sit on")
     if not link.up:
-        raise NoSuchLink(f"{name!r} is down; bring it up with: ip link set {name} up")
+        raise NoSuchLink(
+            f"device {name!r} is down; bring it up with: ip link set {name} up"
+        )
     if link.master:
-        raise NoSuchLink(f"{name!r} is a port of a bridge: no macvtap can be on it")
+        raise NoSuchLink(
+            f"device {name!r} is a port of a bridge, so it cannot carry a macvtap"
+        )
     if spec.mtu is not None and spec.mtu > link.mtu:
         raise RequestError(
-            f"mtu {spec.mtu} is more than the {link.mtu} of the lower device {name!r}"
+            f"mtu {spec.mtu} exceeds the mtu of the lower device {name!r}, {link.mtu}"
         )
     if spec.mode == Mode.PASSTHRU and spec.mac and spec.mac.lower() != link.mac:
         raise RequestError(
             f"in mode passthru the guest has the MAC of {name!r}, {link.mac}; "
-            f"{spec.mac} would have to be set on {name!r} first"
+            f"to use {spec.mac}, set it on {name!r} first"
         )
     return Lower(link.ifindex, link.mac, link.mtu)

@@ -1,60 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much may come from a guest.
+"""How much a guest may send from its bridge port.
 
-It has been sent already, and is dropped where it is too much: the rules of that stand
-in outbound.nft.
+The host cannot make a guest wait: it drops what exceeds the limit. The rules are in
+outbound.nft. This file derives the elements of one lease. Ports of Open vSwitch have
+their own limit.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from tapster.backends.backend import Observed, Stray
-from tapster.backends.table import Element, Limit, Table
+from tapster.backends.table import Element, Limit, Purpose
 from tapster.errors import RequestError
-from tapster.kernel.port import Namespace
-from tapster.model import Lease, Rate, Wiring
+from tapster.model import Lease, Wiring
 
 FRAME = 65536
-"""Bytes of the largest frame, which a guest with segmentation offload sends: if not
-even one could pass, none ever would."""
+"""Bytes of the largest frame, which a guest with segmentation offload sends. A smaller
+bucket would never let such a frame pass."""
 
 MOST = 18_000_000
-"""Kilobytes a second: with more, nftables' reckoning in 64 bits overflows."""
+"""Kilobytes a second: a higher rate overflows the 64-bit arithmetic of nftables."""
 MOST_AT_ONCE = (1 << 32) // 1024 - 1
 """KiB: nftables counts the bytes of a burst in 32 bits."""
 
 
-class Outbound:
-    """The backend of outbound rates. Open vSwitch has its own."""
+def _concerns(wiring: Wiring) -> bool:
+    return wiring.ovs is None and wiring.outbound is not None
 
-    name = "outbound"
 
-    def __init__(self, ledger: str) -> None:
-        self._table = Table(ledger, self.name)
-
-    def concerns(self, wiring: Wiring) -> bool:
-        return wiring.ovs is None and wiring.outbound is not None
-
-    def check(self, namespace: Namespace, wiring: Wiring) -> None:
-        if wiring.outbound is not None:
-            _check(wiring.outbound)
-            self._table.check(namespace)
-
-    def attach(self, namespace: Namespace, lease: Lease) -> None:
-        self._table.put(namespace, lease, _elements(lease))
-
-    def detach(self, namespace: Namespace | None, lease: Lease) -> None:
-        if namespace is not None:
-            self._table.drop(namespace, lease, _elements(lease))
-
-    def observe(self, namespace: Namespace, leases: Sequence[Lease]) -> Observed:
-        return self._table.observe(namespace, leases, _elements)
-
-    def remove(self, namespace: Namespace, stray: Stray) -> None:
-        self._table.remove(namespace, stray)
+def _check(wiring: Wiring) -> None:
+    rate = wiring.outbound
+    assert rate is not None
+    for field, most in (("average", MOST), ("peak", MOST), ("burst", MOST_AT_ONCE)):
+        value = getattr(rate, field)
+        if value is not None and value > most:
+            raise RequestError(f"outbound {field} must be 1 to {most}, not {value}")
 
 
 def _elements(lease: Lease) -> Iterator[Element]:
-    """What the rules are to know of a lease's port."""
     rate = lease.wiring.outbound
     if rate is None or lease.wiring.ovs is not None:
         return
@@ -64,16 +45,12 @@ def _elements(lease: Lease) -> Iterator[Element]:
         yield Element("peak", limit=_limit(rate.peak, 0))
 
 
+PURPOSE = Purpose("outbound", _concerns, _check, _elements)
+
+
 def _limit(kilobytes: int, burst: int) -> Limit:
-    """A limit of so much a second, with a bucket that holds `burst` bytes or more."""
-    # nftables adds what one second lets through to the burst that it is given, and
-    # refuses 0.
+    """Make a limit for a rate a second, with a bucket of at least `burst` bytes."""
+    # The bucket of nftables holds the bytes of one second and the given burst. It
+    # refuses a burst of 0.
     rate = kilobytes * 1000
     return Limit(rate, max(burst - rate, FRAME - rate, 1))
-
-
-def _check(rate: Rate) -> None:
-    for field, most in (("average", MOST), ("peak", MOST), ("burst", MOST_AT_ONCE)):
-        value = getattr(rate, field)
-        if value is not None and value > most:
-            raise RequestError(f"outbound {field} must be 1 to {most}, not {value}")

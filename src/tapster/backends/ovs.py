@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Open vSwitch: a tap as a port of a bridge.
 
-Open vSwitch knows devices by name only: a row that is left behind takes in
-whatever device gets that name next. So rows carry the lease's stamp and are
-deleted by it alone, and the name must be held until they are gone.
+Open vSwitch knows devices by name only: a row that outlives its device takes in the
+next device of that name. So each row carries the lease's stamp and is found by the
+stamp alone, and Tapster holds the name until the rows are gone.
 
-A port is put up, mended or taken down in one transaction, which fails if what was
-read before it has changed. Then ovs-vswitchd is waited for, as ovs-vsctl does: it
+One transaction makes, mends or deletes a port. It fails if the rows have changed since
+they were read. Then Tapster waits for ovs-vswitchd, as ovs-vsctl does: ovs-vswitchd
 copies `next_cfg` to `cur_cfg` when it has done what the database says.
 """
 
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from tapster import model
 from tapster.backends import ovsport
-from tapster.backends.backend import Observed, Stray
+from tapster.backends.backend import Leftover, Observation
 from tapster.backends.ovsdb import (
     Condition,
     Inserted,
@@ -34,7 +34,7 @@ from tapster.backends.ovsdb import (
     update,
     wait,
 )
-from tapster.backends.ovsport import COLUMNS, GIVEN, KEY, Port
+from tapster.backends.ovsport import COLUMNS, KEY, REQUESTED, Port
 from tapster.errors import (
     ConflictError,
     HostError,
@@ -52,9 +52,9 @@ T = TypeVar("T")
 
 RUNDIR = "/run/openvswitch"
 ATTEMPTS = 5
-"""How often a change is tried while others change the same rows."""
-PATIENCE = 4.5
-"""Seconds that ovs-vswitchd may take: fewer than ovsrpc waits for an answer."""
+"""How often Tapster tries a change while others change the same rows."""
+VSWITCHD_SECONDS = 4.5
+"""How long ovs-vswitchd may take. ovsrpc waits a little longer for the answer."""
 
 
 class Ovs:
@@ -63,7 +63,7 @@ class Ovs:
     name = "ovs"
 
     def __init__(self, ledger: str, rundir: str | None = None) -> None:
-        """`rundir` is where Open vSwitch has its sockets; by default `OVS_RUNDIR`."""
+        """`rundir` holds Open vSwitch's sockets. The default is `OVS_RUNDIR`."""
         self._ledger = ledger
         self._rundir = rundir or os.environ.get("OVS_RUNDIR") or RUNDIR
         self._socket = f"{self._rundir}/db.sock"
@@ -72,7 +72,7 @@ class Ovs:
         return wiring.ovs is not None
 
     def check(self, namespace: Namespace, wiring: Wiring) -> None:
-        """As in `Backend`. Raises RequestError for what Open vSwitch cannot do."""
+        """Check a wiring. Raises RequestError for what Open vSwitch cannot do."""
         ovsport.check(wiring)
         name = wiring.ovs or ""
         here = select("Interface", _named(name), "ifindex", "mac_in_use")
@@ -82,42 +82,42 @@ class Ovs:
             if not bridges:
                 raise _no_bridge(name)
             if local and not members(local[0]["ifindex"]):
-                # ovs-vswitchd comes back to a database that was started anew.
+                # The database has restarted and ovs-vswitchd is about to reconnect.
                 _wait(db, "Interface", unused)
                 (local,) = db.transact(here)
         link = namespace.named(name)
-        # Elsewhere a port would take in whatever has the device's name there.
+        # In another namespace a port would take in another device of this name.
         if not link or local != [{"ifindex": link.ifindex, "mac_in_use": link.mac}]:
             raise NoSuchLink(
                 f"Open vSwitch's bridge {name!r} is not in this network namespace"
             )
 
     def attach(self, namespace: Namespace, lease: Lease) -> None:
-        """Insert the lease's port or mend it, and wait until it works."""
+        """Insert or mend the lease's port, and wait until it works."""
         with self._open() as db:
-            fresh, config = _insist(lambda: self._put(db, lease))
+            inserted, config = _retry(lambda: self._write_port(db, lease))
             try:
                 _wait_done(db, config)
-                _check_taken_up(db, lease)
+                _check_in_use(db, lease)
             except BaseException:
-                if fresh:
+                if inserted:
                     with suppress(TapsterError):
                         self._delete(db, lease.id)
                 raise
 
     def detach(self, namespace: Namespace | None, lease: Lease) -> None:
-        """Delete what carries the lease's stamp; return when it is let go."""
+        """Delete the rows with the lease's stamp; return when the device is free."""
         if lease.state is State.ACTIVE and namespace is not None:
             self._unlimit(lease.id)
-        self._take_down(lease.id)
+        self._delete_port(lease.id)
 
-    def observe(self, namespace: Namespace, leases: Sequence[Lease]) -> Observed:
+    def observe(self, namespace: Namespace, leases: Sequence[Lease]) -> Observation:
         needed = any(
             self.concerns(lease.wiring) or self.name in lease.backends
             for lease in leases
         )
         if not needed and not os.path.exists(self._socket):
-            return Observed({})
+            return Observation({})
         try:
             with self._open() as db:
                 rows = db.transact(
@@ -126,23 +126,23 @@ class Ovs:
         except ServiceUnavailable:
             if needed:
                 raise
-            return Observed({})
-        found = ovsport.found(dict(zip(COLUMNS, rows, strict=True)), self._ledger)
-        wrong = {
-            lease.id: differences
+            return Observation({})
+        present = ovsport.present(dict(zip(COLUMNS, rows, strict=True)), self._ledger)
+        differences = {
+            lease.id: difference
             for lease in leases
-            if (differences := self._differences(lease, found.pop(lease.id, [])))
+            if (difference := self._differences(lease, present.pop(lease.id, [])))
         }
-        strays = [Stray(id, "a port of Open vSwitch") for id in found]
-        return Observed(wrong, tuple(strays))
+        leftovers = [Leftover(id, "a port of Open vSwitch") for id in present]
+        return Observation(differences, tuple(leftovers))
 
-    def remove(self, namespace: Namespace, stray: Stray) -> None:
-        self._take_down(stray.lease)
+    def remove(self, namespace: Namespace, leftover: Leftover) -> None:
+        self._delete_port(leftover.lease)
 
-    # Up
+    # Attach
 
-    def _put(self, db: "Connection", lease: Lease) -> tuple[bool, int]:
-        """Insert or mend a port: whether it is a new one, and the new `next_cfg`."""
+    def _write_port(self, db: "Connection", lease: Lease) -> tuple[bool, int]:
+        """Insert or mend a port; return whether it is new, and the new `next_cfg`."""
         stamp = self._stamp(lease.id)
         wanted = ovsport.wanted(lease, stamp)
         (bridge,) = wanted.bridge
@@ -159,11 +159,11 @@ class Ovs:
         if not self._may_change(lease, port, interface):
             raise _taken(lease.name, port, interface)
         owners, changes = [stamp], []
-        if port and ovsport.mark(port) == (self._ledger, lease.id):
+        if port and ovsport.owner(port) == (self._ledger, lease.id):
             changes.append(_unchanged(port))
         elif port:
             changes += _remove(port)
-            owners += [port["external_ids"][KEY]] if ovsport.mark(port) else []
+            owners += [port["external_ids"][KEY]] if ovsport.owner(port) else []
             port = interface = None
         changes += _connect(lease, wanted, port, interface)
         return port is None, _commit(db, owners, changes)
@@ -171,15 +171,15 @@ class Ovs:
     def _may_change(
         self, lease: Lease, port: Row | None, interface: Row | None
     ) -> bool:
-        """Whether what Open vSwitch has under the lease's name is ours."""
+        """Say whether the rows under the lease's name may be changed."""
         if port is None:
             return interface is None
         if interface and interface["_uuid"] not in members(port["interfaces"]):
             return False
-        if owner := ovsport.mark(port):
-            # A name is held until its port is gone: another lease of ours is over.
+        if owner := ovsport.owner(port):
+            # A name is held until its port is gone, so another lease of ours has ended.
             return owner.ledger == self._ledger
-        # Somebody took our port away, and put our device where it is now.
+        # Somebody deleted our port and added our device by hand.
         return (
             lease.state is State.ACTIVE
             and interface is not None
@@ -188,56 +188,56 @@ class Ovs:
             and not interface["external_ids"]
         )
 
-    # Down
+    # Detach
 
     def _unlimit(self, lease: str) -> None:
-        """Take the rates off a device that will be used elsewhere.
+        """Remove the rates from a device that will be used elsewhere.
 
-        Open vSwitch leaves the queueing of a device as it is when it lets it go.
+        Open vSwitch does not reset the queueing of a device whose port is deleted.
         """
         stamp = self._stamp(lease)
-        policed: list[Condition] = [*_marked(stamp), ("ingress_policing_rate", ">", 0)]
+        policed: list[Condition] = [*_stamped(stamp), ("ingress_policing_rate", ">", 0)]
         with self._open() as db:
             qos, interfaces = db.transact(
-                select("QoS", _marked(stamp), "_uuid"),
+                select("QoS", _stamped(stamp), "_uuid"),
                 select("Interface", policed, "_uuid"),
             )
             if not (qos or interfaces):
                 return
             changes = [
-                update("Port", _marked(stamp), {"qos": frozenset()}),
-                update("Interface", _marked(stamp), _policed(0, 0)),
+                update("Port", _stamped(stamp), {"qos": frozenset()}),
+                update("Interface", _stamped(stamp), _policed(0, 0)),
             ]
             _wait_done(db, _commit(db, [stamp], changes))
 
-    def _take_down(self, lease: str) -> None:
+    def _delete_port(self, lease: str) -> None:
         with self._open() as db:
-            config = _insist(lambda: self._delete(db, lease))
+            config = _retry(lambda: self._delete(db, lease))
             try:
                 if self._vswitchd_runs():
                     _wait_done(db, config)
             except ServiceUnavailable:
-                # Not if it has died meanwhile: then it holds nothing.
+                # An ovs-vswitchd that has died holds no device.
                 if self._vswitchd_runs():
                     raise
 
     def _delete(self, db: "Connection", lease: str) -> int:
-        """Delete all that carries a lease's stamp; the `next_cfg` that says so."""
+        """Delete the rows with a lease's stamp; return the new `next_cfg`."""
         stamp = self._stamp(lease)
         ports, qos, queues, config = db.transact(
-            select("Port", _marked(stamp), "_uuid", "name", "external_ids"),
-            select("QoS", _marked(stamp), "_uuid"),
-            select("Queue", _marked(stamp), "_uuid"),
+            select("Port", _stamped(stamp), "_uuid", "name", "external_ids"),
+            select("QoS", _stamped(stamp), "_uuid"),
+            select("Queue", _stamped(stamp), "_uuid"),
             select("Open_vSwitch", [], "next_cfg"),
         )
         if not (ports or qos or queues):
-            # Done by an attempt that did not see its end.
+            # An earlier attempt deleted them and was not told so.
             return _number(config)
         changes = [change for port in ports for change in _remove(port)]
         return _commit(db, [stamp], changes)
 
     def _vswitchd_runs(self) -> bool:
-        """Whether ovs-vswitchd listens: a killed one leaves its socket behind."""
+        """Say whether ovs-vswitchd listens: if killed, it leaves its socket behind."""
         from tapster.backends.ovsrpc import listens
 
         return any(
@@ -252,7 +252,7 @@ class Ovs:
         if lease.state is State.ACTIVE and self.concerns(lease.wiring):
             wanted = ovsport.wanted(lease, self._stamp(lease.id))
             return ovsport.differences(ports, wanted)
-        return "Open vSwitch still has a port of it" if ports else ""
+        return "Open vSwitch still has its port" if ports else ""
 
     def _stamp(self, lease: str) -> str:
         return model.stamp(self._ledger, lease)
@@ -264,14 +264,14 @@ class Ovs:
             if error.name != "ovs":
                 raise
             raise ServiceUnavailable(
-                "a port of Open vSwitch takes its Python library; install it with: "
+                "ports of Open vSwitch need its Python library; install it with: "
                 "apt-get install python3-openvswitch, or: pip install 'tapster[ovs]'"
             ) from error
         return Connection(self._socket)
 
 
-def _insist(change: Callable[[], T]) -> T:
-    """Make a change that is refused when others change the same rows meanwhile."""
+def _retry(change: Callable[[], T]) -> T:
+    """Make a change; retry while it is refused because others change the rows."""
     for _ in range(ATTEMPTS - 1):
         with suppress(Refused):
             return change()
@@ -281,16 +281,18 @@ def _insist(change: Callable[[], T]) -> T:
 def _commit(
     db: "Connection", owners: Sequence[str], changes: Sequence[Operation]
 ) -> int:
-    """Make changes, and remove what limited the rates of these stamps; `next_cfg`."""
-    limits = [(table, _marked(owner)) for owner in owners for table in ("QoS", "Queue")]
+    """Make changes, and delete the limits of these stamps; return `next_cfg`."""
+    limits = [
+        (table, _stamped(owner)) for owner in owners for table in ("QoS", "Queue")
+    ]
     try:
-        return _do(db, [*(delete(*one) for one in limits), *changes])
+        return _do(db, [*(delete(*limit) for limit in limits), *changes])
     except Refused as error:
         if error.error != "referential integrity violation":
             raise
-    # Somebody else's port has our limits too: from now on they are that port's.
-    unmark = ("external_ids", "delete", frozenset([KEY]))
-    return _do(db, [*(mutate(*one, unmark) for one in limits), *changes])
+    # Another owner's port uses our limits too. Leave them to that port.
+    unstamp = ("external_ids", "delete", frozenset([KEY]))
+    return _do(db, [*(mutate(*limit, unstamp) for limit in limits), *changes])
 
 
 def _do(db: "Connection", changes: Sequence[Operation]) -> int:
@@ -303,30 +305,30 @@ def _do(db: "Connection", changes: Sequence[Operation]) -> int:
 
 
 def _number(config: Sequence[Row]) -> int:
-    """The `next_cfg` of a database, if it is in use at all."""
+    """Return the `next_cfg` of a database; 0 if it has none."""
     return max((row["next_cfg"] for row in config), default=0)
 
 
 def _wait_done(db: "Connection", config: int) -> None:
-    """Wait until ovs-vswitchd has done what the database says as of `next_cfg`."""
+    """Wait until ovs-vswitchd has done what the database said at this `next_cfg`."""
     _wait(db, "Open_vSwitch", [("cur_cfg", "<", config)])
 
 
 def _wait(db: "Connection", table: str, undone: Sequence[Condition]) -> None:
-    """Wait until ovs-vswitchd has left no such row."""
+    """Wait until ovs-vswitchd has left no row that fits."""
     try:
-        db.transact(wait(table, undone, seconds=PATIENCE))
+        db.transact(wait(table, undone, seconds=VSWITCHD_SECONDS))
     except Refused as error:
         if error.error != "timed out":
             raise
         raise ServiceUnavailable(
-            f"ovs-vswitchd has not done in {PATIENCE:g} s what Open vSwitch's "
-            "database says: is it running?"
+            f"ovs-vswitchd has not done what Open vSwitch's database says in "
+            f"{VSWITCHD_SECONDS:g} s: is it running?"
         ) from error
 
 
-def _check_taken_up(db: "Connection", lease: Lease) -> None:
-    """Whether Open vSwitch uses the device. Raises HostError, ConflictError."""
+def _check_in_use(db: "Connection", lease: Lease) -> None:
+    """Check that Open vSwitch uses the device. Raises HostError, ConflictError."""
     (rows,) = db.transact(
         select("Interface", _named(lease.name), "ofport", "error", "ifindex")
     )
@@ -334,11 +336,11 @@ def _check_taken_up(db: "Connection", lease: Lease) -> None:
         errors = [error for row in rows for error in members(row["error"])]
         raise HostError(
             f"Open vSwitch cannot use port {lease.name!r}: "
-            f"{', '.join(errors) or 'it has given it no number'}"
+            f"{', '.join(errors) or 'it has no port number'}"
         )
     if any(members(row["ifindex"]) - {lease.ifindex} for row in rows):
         raise ConflictError(
-            f"Open vSwitch has taken up another device that is called {lease.name!r}"
+            f"Open vSwitch uses another device that is called {lease.name!r}"
         )
 
 
@@ -348,65 +350,65 @@ def _check_taken_up(db: "Connection", lease: Lease) -> None:
 def _connect(
     lease: Lease, wanted: Port, port: Row | None, interface: Row | None
 ) -> list[Operation]:
-    """Write the rows of a port, those that are there or new ones, and join a bridge."""
+    """Insert or update the rows of a port, and put it on its bridge."""
     ids = {KEY: wanted.external_ids[KEY]}
     write_interface, interface_id = _write(
         "Interface",
         lease.name,
         interface,
-        ovsport.given(port) if port else [],
+        ovsport.requested_keys(port) if port else [],
         external_ids=wanted.external_ids,
         **_policed(*wanted.outbound),
     )
-    given = "=".join(dict(lease.wiring.external_ids))
+    requested = "=".join(dict(lease.wiring.external_ids))
     write_port, port_id = _write(
         "Port",
         lease.name,
         port,
-        [GIVEN],
+        [REQUESTED],
         interfaces=frozenset([interface_id]),
         tag=wanted.tag,
         trunks=wanted.trunks,
         vlan_mode=wanted.vlan_mode,
         qos=frozenset([Inserted("qos")] if wanted.inbound else []),
-        external_ids=ids | ({GIVEN: given} if given else {}),
+        external_ids=ids | ({REQUESTED: requested} if requested else {}),
         other_config={"transient": wanted.transient},
     )
     (bridge,) = wanted.bridge
-    it = frozenset([port_id])
-    elsewhere = [("name", "!=", bridge), ("ports", "includes", it)]
+    ids_of_port = frozenset([port_id])
+    others = [("name", "!=", bridge), ("ports", "includes", ids_of_port)]
     return [
         *(_limit(wanted.inbound, ids) if wanted.inbound else []),
         *write_interface,
         *write_port,
-        *([mutate("Bridge", elsewhere, ("ports", "delete", it))] if port else []),
+        *([mutate("Bridge", others, ("ports", "delete", ids_of_port))] if port else []),
         wait("Bridge", _named(bridge), {"name": bridge}),
-        mutate("Bridge", _named(bridge), ("ports", "insert", it)),
+        mutate("Bridge", _named(bridge), ("ports", "insert", ids_of_port)),
     ]
 
 
 def _write(
-    table: str, name: str, there: Row | None, stale: Sequence[str], **columns: object
+    table: str, name: str, present: Row | None, stale: Sequence[str], **columns: object
 ) -> tuple[list[Operation], Uuid | Inserted]:
-    """Insert a row, or change it and drop stale keys of its maps; what refers to it."""
-    if there is None:
+    """Insert a row, or update it and drop stale keys; return a reference to it."""
+    if present is None:
         handle = table.lower()
         return [insert(table, handle, {"name": name, **columns})], Inserted(handle)
-    uuid: Uuid = there["_uuid"]
-    it = [("_uuid", "==", uuid)]
-    maps = {column: one for column, one in columns.items() if isinstance(one, dict)}
-    rest = {column: one for column, one in columns.items() if column not in maps}
-    merging = [one for column in maps for one in merge(column, maps[column], stale)]
-    return [update(table, it, rest), mutate(table, it, *merging)], uuid
+    uuid: Uuid = present["_uuid"]
+    row = [("_uuid", "==", uuid)]
+    maps = {key: value for key, value in columns.items() if isinstance(value, dict)}
+    rest = {key: value for key, value in columns.items() if key not in maps}
+    merging = [mutation for key in maps for mutation in merge(key, maps[key], stale)]
+    return [update(table, row, rest), mutate(table, row, *merging)], uuid
 
 
 def _policed(rate: int, burst: int) -> Row:
-    """The columns of an Interface that limit what comes from the guest."""
+    """Return the columns of an Interface that limit what its guest sends."""
     return {"ingress_policing_rate": rate, "ingress_policing_burst": burst}
 
 
 def _limit(queue: dict[str, str], ids: dict[str, str]) -> list[Operation]:
-    """Insert a QoS with one queue, for all frames."""
+    """Insert a QoS with one queue for all frames."""
     qos = {
         "type": "linux-htb",
         "other_config": {"max-rate": queue["max-rate"]},
@@ -420,18 +422,22 @@ def _limit(queue: dict[str, str], ids: dict[str, str]) -> list[Operation]:
 
 
 def _remove(port: Row) -> list[Operation]:
-    """Delete a port, if it is still whose it was; its Interface goes with it."""
-    it = frozenset([port["_uuid"]])
+    """Delete a port if its owner is unchanged; its Interface goes with it."""
+    ids_of_port = frozenset([port["_uuid"]])
     return [
         _unchanged(port),
-        # A row that is only left to be collected still keeps what it refers to.
+        # A Port that waits to be garbage-collected still refers to its QoS.
         update("Port", [("_uuid", "==", port["_uuid"])], {"qos": frozenset()}),
-        mutate("Bridge", [("ports", "includes", it)], ("ports", "delete", it)),
+        mutate(
+            "Bridge",
+            [("ports", "includes", ids_of_port)],
+            ("ports", "delete", ids_of_port),
+        ),
     ]
 
 
 def _unchanged(port: Row) -> Operation:
-    """Go on only if a port is still whose it was."""
+    """Let the transaction go on only if a port's owner is unchanged."""
     ids = port["external_ids"]
     where = [("_uuid", "==", port["_uuid"]), ("external_ids", "==", ids)]
     return wait("Port", where, {"name": port["name"]})
@@ -441,7 +447,7 @@ def _named(name: str) -> list[Condition]:
     return [("name", "==", name)]
 
 
-def _marked(stamp: str) -> list[Condition]:
+def _stamped(stamp: str) -> list[Condition]:
     return [("external_ids", "includes", {KEY: stamp})]
 
 
@@ -456,10 +462,10 @@ def _no_bridge(name: str) -> NoSuchLink:
 
 
 def _taken(name: str, *rows: Row | None) -> ConflictError:
-    ids = {key: one for row in rows if row for key, one in row["external_ids"].items()}
-    noted = ", ".join(f"{key}={one}" for key, one in sorted(ids.items()))
+    ids = {key: id for row in rows if row for key, id in row["external_ids"].items()}
+    owner = ", ".join(f"{key}={id}" for key, id in sorted(ids.items()))
     return ConflictError(
         f"Open vSwitch has a port for {name!r} that is not ours "
-        f"({noted or 'no owner is noted'}); "
-        f"if nobody needs it: ovs-vsctl del-port {name}"
+        f"({owner or 'it names no owner'}); "
+        f"if nobody needs it, delete it with: ovs-vsctl del-port {name}"
     )

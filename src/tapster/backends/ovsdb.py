@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The words of OVSDB, as in RFC 7047: operations and values as JSON. Pure."""
+"""Operations and values of OVSDB as JSON, as in RFC 7047. Pure."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -18,21 +18,22 @@ class Uuid(str):
 
 
 class Inserted(str):
-    """A reference to the row that the same transaction inserts under this name."""
+    """A reference to a row that the same transaction inserts under this name."""
 
     __slots__ = ()
 
 
 class Refused(ServiceUnavailable):
-    """The server refused a transaction; nothing of it was done.
+    """The server refused a transaction and did none of it.
 
-    If not because of what it found, then it cannot do its work: a full disk, say.
+    Either the rows were not as the transaction expected, or the server cannot work,
+    for example because its disk is full.
     """
 
     def __init__(self, error: str, details: str = "") -> None:
         super().__init__(error, details)
         self.error = error
-        """"timed out": what was to be found was not there."""
+        """"timed out" if a wait did not find its rows."""
 
     def __str__(self) -> str:
         return f"Open vSwitch's database refused a change: {': '.join(self.args)}"
@@ -43,7 +44,7 @@ def select(table: str, where: Iterable[Condition], *columns: str) -> Operation:
 
 
 def insert(table: str, name: str, row: Row) -> Operation:
-    """Insert a row, which `Inserted(name)` refers to."""
+    """Insert a row; `Inserted(name)` refers to it."""
     return {"op": "insert", "table": table, "uuid-name": name, "row": _row(row)}
 
 
@@ -62,7 +63,7 @@ def delete(table: str, where: Iterable[Condition]) -> Operation:
 def wait(
     table: str, where: Iterable[Condition], *rows: Row, seconds: float = 0
 ) -> Operation:
-    """Go on only when these rows, and no others, are found."""
+    """Let the transaction go on only when exactly these rows are found."""
     return _operation(
         "wait",
         table,
@@ -75,8 +76,8 @@ def wait(
 
 
 def merge(column: str, new: dict[str, str], stale: Iterable[str]) -> list[Condition]:
-    """The mutations that set keys of a map and drop others."""
-    # An insertion leaves the value of a key that is there already.
+    """Return the mutations that set keys of a map and drop stale keys."""
+    # An insertion does not change the value of a key that exists.
     return [
         (column, "delete", frozenset([*new, *stale])),
         (column, "insert", new),
@@ -84,12 +85,12 @@ def merge(column: str, new: dict[str, str], stale: Iterable[str]) -> list[Condit
 
 
 def members(value: Any) -> frozenset[Any]:
-    """The value of a column that holds a set: a single member comes bare."""
+    """Return the members of a set. OVSDB sends a single member without its set."""
     return value if isinstance(value, frozenset) else frozenset([value])
 
 
 def decoded(row: Row) -> Row:
-    """A row as the server sent it, in Python's values."""
+    """Convert a row that the server sent to Python's values."""
     return {column: _decoded(value) for column, value in row.items()}
 
 
@@ -112,10 +113,10 @@ def _encoded(value: Any) -> Any:
         case dict():
             return [
                 "map",
-                [[_encoded(key), _encoded(one)] for key, one in value.items()],
+                [[_encoded(key), _encoded(entry)] for key, entry in value.items()],
             ]
         case frozenset():
-            return ["set", [_encoded(one) for one in value]]
+            return ["set", [_encoded(member) for member in value]]
         case Uuid():
             return ["uuid", value]
         case Inserted():
@@ -126,9 +127,9 @@ def _encoded(value: Any) -> Any:
 def _decoded(value: Any) -> Any:
     match value:
         case ["map", pairs]:
-            return {_decoded(key): _decoded(one) for key, one in pairs}
+            return {_decoded(key): _decoded(entry) for key, entry in pairs}
         case ["set", values]:
-            return frozenset(_decoded(one) for one in values)
+            return frozenset(map(_decoded, values))
         case ["uuid", uuid]:
             return Uuid(uuid)
     return value

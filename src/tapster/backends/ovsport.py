@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A lease's port in the terms of Open vSwitch's database: as wanted, as found. Pure.
+"""A lease's port in Open vSwitch's database, as wanted and as present. Pure.
 
-Open vSwitch's HTB lends a queue whatever rate the port has left. So `min-rate`
-alone limits nothing, and a `max-rate` of libvirt's `peak` lets the peak last for
-ever. Here both are the average: that is what the guest gets in the long run. A
-burst goes as fast as the device can, and `peak` is not used; nor can Linux use it
-for what comes from the guest.
+Open vSwitch's HTB lends a queue the rate that the port does not use. So `min-rate`
+alone limits nothing, and with a `max-rate` of libvirt's `peak` the guest could send at
+its peak for ever. Tapster sets both to the average, which the guest gets in the long
+run. A burst goes at the device's full speed. `peak` is not used, and Linux could not
+use it for what the guest sends.
 """
 
 from collections.abc import Sequence
@@ -17,14 +17,15 @@ from tapster.model import Lease, Rate, Stamp, Wiring, parse_stamp
 
 KEY = "tapster"
 """The key in `external_ids` under which a row carries its lease's stamp."""
-GIVEN = "tapster-keys"
-"""The key in a Port's `external_ids` that tells which of its Interface's are ours."""
+REQUESTED = "tapster-keys"
+"""The key in a Port's `external_ids` that lists which of its Interface's keys the
+lease's request named."""
 MAX_AVERAGE = ((1 << 32) - 1) // 1000
-"""KB/s: up to version 3.1 Open vSwitch takes a rate of bytes into 32 bits."""
+"""KB/s: up to version 3.1 Open vSwitch keeps a rate of bytes in 32 bits."""
 MAX_BURST = ((1 << 32) - 1) // (8 * 1024)
-"""KiB: it takes the bits of a burst into as many, and tells the kernel ..."""
+"""KiB: Open vSwitch keeps the bits of a burst in 32 bits too."""
 LONGEST_BURST = 268
-"""... how many seconds it lasts, in 32 bits that count 64 ns."""
+"""Seconds that a burst may last: the kernel counts units of 64 ns in 32 bits."""
 
 COLUMNS = {
     "Bridge": ("_uuid", "name", "ports"),
@@ -39,11 +40,11 @@ COLUMNS = {
     "QoS": ("_uuid", "type", "queues", "external_ids", "other_config"),
     "Queue": ("_uuid", "external_ids", "other_config"),
 }
-"""What `found` needs of each table."""
+"""The columns that `present` needs of each table."""
 
 
 class Port(NamedTuple):
-    """A port as it is, or as it should be."""
+    """A port, as it is or as it should be."""
 
     bridge: frozenset[str] = frozenset()
     interfaces: frozenset[str] = frozenset()
@@ -51,29 +52,29 @@ class Port(NamedTuple):
     trunks: frozenset[int] = frozenset()
     vlan_mode: frozenset[str] = frozenset()
     transient: str | None = None
-    """"true": it goes with `ovs-ctl delete-transient-ports`, as hosts do at boot."""
-    external_ids: dict[str, str] = {}  # noqa: RUF012 - nobody changes it
-    """Of the Interface, those that are ours."""
-    inbound: dict[str, str] = {}  # noqa: RUF012 - nobody changes it
-    """`other_config` of the Queue that all frames go through; {} is none."""
+    """If "true", `ovs-ctl delete-transient-ports` deletes it, as hosts do at boot."""
+    external_ids: dict[str, str] = {}  # noqa: RUF012 - never changed
+    """Those of the Interface that are ours."""
+    inbound: dict[str, str] = {}  # noqa: RUF012 - never changed
+    """`other_config` of the Queue for all frames; {} for no Queue."""
     outbound: tuple[int, int] = (0, 0)
-    """`ingress_policing_rate` and `_burst` of the Interface; 0 is none."""
+    """`ingress_policing_rate` and `_burst` of the Interface; 0 for no limit."""
 
 
-def mark(row: Row) -> Stamp | None:
-    """The stamp that a row carries."""
+def owner(row: Row) -> Stamp | None:
+    """Return the stamp that a row carries."""
     return parse_stamp(row["external_ids"].get(KEY, ""))
 
 
-def given(port: Row) -> list[str]:
-    """Which keys in `external_ids` a port's Interface has from its lease's request."""
-    return [key for key in port["external_ids"].get(GIVEN, "").split("=") if key]
+def requested_keys(port: Row) -> list[str]:
+    """List the keys in `external_ids` that a port's lease asked for."""
+    return [key for key in port["external_ids"].get(REQUESTED, "").split("=") if key]
 
 
 def check(wiring: Wiring) -> None:
-    """Whether Open vSwitch can have it. Raises RequestError."""
+    """Check that Open vSwitch supports what a wiring asks. Raises RequestError."""
     if KEY in dict(wiring.external_ids):
-        raise RequestError(f"external id {KEY!r} is Tapster's own")
+        raise RequestError(f"external id {KEY!r} is reserved for Tapster")
     for rate in (wiring.inbound, wiring.outbound):
         if rate is not None:
             _check_rate(rate)
@@ -94,7 +95,7 @@ def _check_rate(rate: Rate) -> None:
 
 
 def wanted(lease: Lease, stamp: str) -> Port:
-    """The port of an active lease."""
+    """Return the port that an active lease should have."""
     wiring = lease.wiring
     ids = {"attached-mac": lease.mac} | dict(wiring.external_ids) | {KEY: stamp}
     return Port(
@@ -127,46 +128,52 @@ def _queue(rate: Rate | None) -> dict[str, str]:
 def _police(rate: Rate | None) -> tuple[int, int]:
     if rate is None:
         return 0, 0
-    # A second's worth, as libvirt gives it, but a frame of any size.
+    # The bytes of a second, as libvirt sets it, but at least the largest frame.
     burst = rate.burst or max(rate.average, 64)
     return rate.average * 8, -(-burst * 8 * 1024 // 1000)
 
 
-def found(tables: dict[str, list[Row]], ledger: str) -> dict[str, list[Port]]:
-    """What carries a ledger's stamp, by lease.
+def present(tables: dict[str, list[Row]], ledger: str) -> dict[str, list[Port]]:
+    """Return the ports that carry a ledger's stamp, by lease id.
 
-    A QoS or Queue that its lease's port does not use counts as a port on no bridge.
+    A QoS or Queue that the lease's port does not use counts as a port on no bridge.
     """
     rows = {row["_uuid"]: row for name in COLUMNS for row in tables[name]}
     ours: dict[str, list[Port]] = {}
     used: set[Uuid] = set()
     for port in tables["Port"]:
-        if (owner := mark(port)) and owner.ledger == ledger:
-            ours.setdefault(owner.lease, []).append(_port(port, tables["Bridge"], rows))
+        if (stamp := owner(port)) and stamp.ledger == ledger:
+            ours.setdefault(stamp.lease, []).append(_port(port, tables["Bridge"], rows))
             for qos in members(port["qos"]):
                 used |= {qos, *rows[qos]["queues"].values()}
     for row in [*tables["QoS"], *tables["Queue"]]:
-        if (owner := mark(row)) and owner.ledger == ledger and row["_uuid"] not in used:
-            ours.setdefault(owner.lease, []).append(Port())
+        if (
+            (stamp := owner(row))
+            and stamp.ledger == ledger
+            and row["_uuid"] not in used
+        ):
+            ours.setdefault(stamp.lease, []).append(Port())
     return ours
 
 
 def _port(port: Row, bridges: Sequence[Row], rows: dict[Uuid, Row]) -> Port:
     interfaces = [rows[uuid] for uuid in members(port["interfaces"])]
     first = interfaces[0]
-    ours = {"attached-mac", *given(port), KEY}
+    ours = {"attached-mac", *requested_keys(port), KEY}
     qos = [rows[uuid] for uuid in members(port["qos"])]
     return Port(
         bridge=frozenset(
-            one["name"] for one in bridges if port["_uuid"] in members(one["ports"])
+            bridge["name"]
+            for bridge in bridges
+            if port["_uuid"] in members(bridge["ports"])
         ),
-        interfaces=frozenset(one["name"] for one in interfaces),
+        interfaces=frozenset(interface["name"] for interface in interfaces),
         tag=members(port["tag"]),
         trunks=members(port["trunks"]),
         vlan_mode=members(port["vlan_mode"]),
         transient=port["other_config"].get("transient"),
         external_ids={
-            key: one for key, one in first["external_ids"].items() if key in ours
+            key: id for key, id in first["external_ids"].items() if key in ours
         },
         inbound=_limit(qos[0], rows) if qos else {},
         outbound=(first["ingress_policing_rate"], first["ingress_policing_burst"]),
@@ -174,7 +181,7 @@ def _port(port: Row, bridges: Sequence[Row], rows: dict[Uuid, Row]) -> Port:
 
 
 def _limit(qos: Row, rows: dict[Uuid, Row]) -> dict[str, str]:
-    """What all frames go through, if it is as we make it; else what is there."""
+    """Return the Queue for all frames if it is as Tapster makes it, else the QoS."""
     shown = {"type": qos["type"], **qos["other_config"]}
     if list(qos["queues"]) == [0]:
         queue: dict[str, str] = rows[qos["queues"][0]]["other_config"]
@@ -183,24 +190,24 @@ def _limit(qos: Row, rows: dict[Uuid, Row]) -> dict[str, str]:
     return shown
 
 
-def differences(there: Sequence[Port], wanted: Port) -> str:
-    """How there is not exactly the port that is wanted; "" if there is."""
-    if not there:
-        return "Open vSwitch has no port of it"
-    if len(there) > 1:
-        return "Open vSwitch has more of it than its port"
+def differences(ports: Sequence[Port], wanted: Port) -> str:
+    """Say how the ports of a lease differ from the one wanted port; "" if not."""
+    if not ports:
+        return "Open vSwitch has no port for it"
+    if len(ports) > 1:
+        return "Open vSwitch has more than its port"
     return "; ".join(
         f"{field} is {_shown(value)}, not {_shown(getattr(wanted, field))}"
-        for field, value in there[0]._asdict().items()
+        for field, value in ports[0]._asdict().items()
         if value != getattr(wanted, field)
     )
 
 
 def _shown(value: object) -> str:
     if isinstance(value, dict):
-        value = [f"{key}={one}" for key, one in sorted(value.items())]
+        value = [f"{key}={entry}" for key, entry in sorted(value.items())]
     if isinstance(value, frozenset):
         value = sorted(value)
     if isinstance(value, (list, tuple)):
-        return ",".join(str(one) for one in value) or "none"
+        return ",".join(map(str, value)) or "none"
     return str(value)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A connection to ovsdb-server, on which nothing waits for ever.
+"""A connection to ovsdb-server on which every wait has a limit.
 
-The transport is that of Open vSwitch's own library. Its IDL would copy the whole
-database before the first change, and its JSON parser, where it is not compiled,
-takes 20 times as long as Python's.
+The transport comes from Open vSwitch's own library. The library's IDL would copy the
+whole database before the first change. Its JSON parser, where it is not compiled, takes
+20 times as long as Python's.
 
-Import it only where it is used: the library takes as long to load as all the rest.
+Import this module only where it is used: the library takes as long to load as the rest
+of the command.
 """
 
 import codecs
@@ -21,13 +22,13 @@ import ovs.timeval
 from tapster.backends.ovsdb import Operation, Refused, Row, decoded
 from tapster.errors import ServiceUnavailable
 
-PATIENCE = 5.0
-"""Seconds that a transaction may take, as many as libvirt gives ovs-vsctl."""
+TRANSACTION_SECONDS = 5.0
+"""How long a transaction may take. libvirt gives ovs-vsctl as long."""
 CHUNK = 1 << 16
 
 
 class Connection:
-    """A connection. Making it raises ServiceUnavailable, as what it does."""
+    """A connection. Its constructor and its methods raise ServiceUnavailable."""
 
     def __init__(self, socket: str) -> None:
         self._socket = socket
@@ -48,9 +49,9 @@ class Connection:
         self.close()
 
     def transact(self, *operations: Operation) -> list[list[Row]]:
-        """Do all or nothing; what each operation found. Raises Refused."""
+        """Do all operations or none; return the rows of each. Raises Refused."""
         self._requests += 1
-        self._deadline = ovs.timeval.msec() + PATIENCE * 1000
+        self._deadline = ovs.timeval.msec() + TRANSACTION_SECONDS * 1000
         request = {
             "method": "transact",
             "params": ["Open_vSwitch", *operations],
@@ -64,16 +65,17 @@ class Connection:
             if result and "error" in result:
                 raise Refused(result["error"], result.get("details", ""))
         return [
-            [decoded(row) for row in one.get("rows", ())] for one in reply["result"]
+            [decoded(row) for row in result.get("rows", ())]
+            for result in reply["result"]
         ]
 
     def _reply(self) -> dict[str, Any]:
-        """The reply to the last request; the server may have questions of its own."""
+        """Return the reply to the last request; skip requests of the server."""
         decoder = json.JSONDecoder()
         while True:
             try:
                 message, end = decoder.raw_decode(self._received)
-            except ValueError:  # the rest is still to come
+            except ValueError:  # the message is not complete yet
                 self._received += self._utf8.decode(self._receive())
                 continue
             self._received = self._received[end:]
@@ -97,29 +99,29 @@ class Connection:
             if error == EAGAIN:
                 self._wait(self._stream.recv_wait)
             elif error or not data:
-                why = os.strerror(error) if error else "it closed the connection"
-                raise self._unavailable(why)
+                reason = os.strerror(error) if error else "it closed the connection"
+                raise self._unavailable(reason)
             else:
                 received: bytes = data
                 return received
 
     def _wait(self, until: Any) -> None:
         if ovs.timeval.msec() >= self._deadline:
-            raise self._unavailable(f"no answer in {PATIENCE:g} s")
+            raise self._unavailable(f"no answer in {TRANSACTION_SECONDS:g} s")
         poller = ovs.poller.Poller()
         until(poller)
         poller.timer_wait_until(self._deadline)
         poller.block()
 
-    def _unavailable(self, why: str) -> ServiceUnavailable:
+    def _unavailable(self, reason: str) -> ServiceUnavailable:
         return ServiceUnavailable(
-            f"Open vSwitch's database cannot be reached at {self._socket} ({why}): "
+            f"Open vSwitch's database cannot be reached at {self._socket} ({reason}): "
             "is ovsdb-server running?"
         )
 
 
 def listens(socket: str) -> bool:
-    """Whether a process listens on a socket, as each daemon of Open vSwitch does."""
+    """Say whether a process listens on a socket, as Open vSwitch's daemons do."""
     error, stream = _connect(socket)
     if not error:
         stream.close()
@@ -128,5 +130,7 @@ def listens(socket: str) -> bool:
 
 def _connect(socket: str) -> tuple[int, Any]:
     opened = ovs.stream.Stream.open(f"unix:{socket}")
-    found: tuple[int, Any] = ovs.stream.Stream.open_block(opened, PATIENCE * 1000)
-    return found
+    result: tuple[int, Any] = ovs.stream.Stream.open_block(
+        opened, TRANSACTION_SECONDS * 1000
+    )
+    return result

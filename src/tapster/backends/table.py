@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A table of nftables that one ledger has to itself.
+"""A backend that keeps its state in a table of nftables.
 
-Its rules are few and the same for all leases: they stand in a file. What one lease
-has are elements of its sets: a key begins with the device's ifindex, and the comment
-is the lease's stamp. One of them, in the set `leases`, stands for all the others. So
-whoever could delete it and those that a lease should have has left none behind, and
-need not look at the thousands of other leases to know.
+Each ledger has one table for each purpose. The table's rules are few and the same for
+all leases; they are in a file. A lease adds elements to the table's sets: the key of an
+element begins with the device's ifindex, and its comment is the lease's stamp.
+
+Each lease also has one witness element in the set `leases`. Its key is a digest of the
+lease's other elements. If the kernel deletes the witness and the expected elements in
+one transaction, the lease had no other elements, so the table need not be listed, which
+is slow with thousands of leases.
 """
 
 import os
@@ -16,26 +19,26 @@ from functools import cached_property
 from typing import Any, NamedTuple
 from zlib import crc32
 
-from tapster.backends.backend import Observed, Stray
+from tapster.backends.backend import Leftover, Observation
 from tapster.errors import HostError, KernelError
 from tapster.kernel.port import Namespace
-from tapster.model import Lease, State, parse_stamp, stamp
+from tapster.model import Lease, State, Wiring, parse_stamp, stamp
 
 CHAINS = "chains bridge"
-"""What nft lists at once. For "tables bridge" it reads every rule there is."""
+"""The list that nft makes at once. For "tables bridge" it reads every rule."""
 
 
 class Limit(NamedTuple):
-    """Lets an element match only what is too much."""
+    """The rate of an element. The element matches only what exceeds the rate."""
 
     rate: int
     """Bytes a second."""
     burst: int
-    """Bytes, beside those of one second."""
+    """Bytes, in addition to those of one second."""
 
 
 class Element(NamedTuple):
-    """An element of a set, of whatever device."""
+    """An element of a set, without the device that it is for."""
 
     set: str
     key: tuple[str, ...] = ()
@@ -46,211 +49,232 @@ class Element(NamedTuple):
         return " ".join([self.set, *self.key, *map(str, self.limit or ())])
 
 
-class _Found(NamedTuple):
-    """An element as it was found."""
+class Purpose(NamedTuple):
+    """What one kind of table is for."""
+
+    name: str
+    """The backend's name; the rules are in the file NAME.nft."""
+    concerns: Callable[[Wiring], bool]
+    check: Callable[[Wiring], None]
+    """Check a wiring that concerns the backend. Raises RequestError."""
+    elements: Callable[[Lease], Iterable[Element]]
+    """Derive the elements that a lease's wiring asks for."""
+
+
+class _ListedElement(NamedTuple):
+    """An element as nft lists it."""
 
     element: Element
     device: str
-    """The number of a device, or whatever somebody has put in its place."""
+    """The device's ifindex, or whatever somebody has put in its place."""
     lease: str
-    """The id in its comment; "" if that is not of our making."""
+    """The lease id in the comment; "" if the comment is not this ledger's stamp."""
 
     def belongs_to(self, lease: Lease) -> bool:
         return self.device == str(lease.ifindex) or self.lease == lease.id
 
 
-class _Seen(NamedTuple):
-    """The table as it was found."""
+class _Listing(NamedTuple):
+    """The table as nft lists it."""
 
-    wrong: str | None
-    """How it is not as we make it."""
-    elements: Sequence[_Found]
+    problem: str | None
+    """How the table differs from the one that this class makes."""
+    elements: Sequence[_ListedElement]
 
 
-class Table:
-    """The table of a backend, in every network namespace that needs it."""
+class TableBackend:
+    """One ledger's table for one purpose, in every network namespace that needs it."""
 
-    def __init__(self, ledger: str, backend: str) -> None:
+    def __init__(self, ledger: str, purpose: Purpose) -> None:
+        self.name = purpose.name
+        self.table = f"tapster_{ledger}_{purpose.name}"
         self._ledger = ledger
-        self._plane = backend
-        self.name = f"tapster_{ledger}_{backend}"
+        self._purpose = purpose
 
-    def check(self, namespace: Namespace) -> None:
-        """Whether nftables can be had. Raises HostError."""
+    def concerns(self, wiring: Wiring) -> bool:
+        return self._purpose.concerns(wiring)
+
+    def check(self, namespace: Namespace, wiring: Wiring) -> None:
+        self._purpose.check(wiring)
         namespace.nft("")
 
-    def put(
-        self, namespace: Namespace, lease: Lease, elements: Iterable[Element]
-    ) -> None:
-        """Let a lease have these elements, and no others, in one transaction."""
-        wanted = _with_witness(elements)
-        new = [self._create(lease, one) for one in wanted]
-        guesses = [[*self._rules, *new]]
+    def attach(self, namespace: Namespace, lease: Lease) -> None:
+        """Replace the lease's elements by those it should have, in one transaction."""
+        new = [
+            self._create(lease, element)
+            for element in _with_witness(self._purpose.elements(lease))
+        ]
+        attempts = [[*self._rules, *new]]
         if lease.state is State.RESERVED:
-            guesses.insert(0, new)  # a new device; and the table is there
-        for guess in guesses:
+            # A new device has no elements yet. If the table exists, this is enough.
+            attempts.insert(0, new)
+        for commands in attempts:
             try:
-                namespace.nft("\n".join(guess))
+                namespace.nft("\n".join(commands))
                 return
-            except HostError:  # then not even a part of it was done
+            except HostError:  # nft did none of the commands
                 continue
         old = [
-            self._delete(one)
-            for one in self._look(namespace).elements
-            if one.belongs_to(lease)
+            self._delete(listed)
+            for listed in self._list(namespace).elements
+            if listed.belongs_to(lease)
         ]
         namespace.nft("\n".join([*self._rules, *old, *new]))
 
-    def drop(
-        self, namespace: Namespace, lease: Lease, elements: Iterable[Element]
-    ) -> None:
-        """Let a lease have none. If all is well it has these."""
-        if expected := list(elements):
+    def detach(self, namespace: Namespace | None, lease: Lease) -> None:
+        """Delete the lease's elements."""
+        if namespace is None:
+            return
+        if expected := list(self._purpose.elements(lease)):
             commands = [
-                self._delete(_Found(one, str(lease.ifindex), lease.id))
-                for one in _with_witness(expected)
+                self._delete(_ListedElement(element, str(lease.ifindex), lease.id))
+                for element in _with_witness(expected)
             ]
             try:
                 namespace.nft("\n".join(commands))
                 return
-            except HostError:  # then not even a part of it was done
+            except HostError:  # nft did none of the commands
                 pass
-        found = self._look(namespace).elements
-        self._drop(namespace, [one for one in found if one.belongs_to(lease)])
+        listed = self._list(namespace).elements
+        self._delete_all(namespace, [each for each in listed if each.belongs_to(lease)])
 
-    def observe(
-        self,
-        namespace: Namespace,
-        leases: Sequence[Lease],
-        wanted: Callable[[Lease], Iterable[Element]],
-    ) -> Observed:
-        """Compare the table with what these leases should have."""
+    def observe(self, namespace: Namespace, leases: Sequence[Lease]) -> Observation:
         try:
-            seen = self._look(namespace, mend=False)
+            listing = self._list(namespace, mend=False)
         except HostError as error:
-            if not any(self._plane in lease.backends for lease in leases):
-                return Observed({})  # who cannot look has put up nothing either
+            if not any(self.name in lease.backends for lease in leases):
+                return Observation({})  # without nftables the backend made nothing
             if not _unreadable(error):
                 raise
-            seen = _Seen("cannot be read", [])
-        ours = {
+            listing = _Listing("cannot be read", [])
+        by_ifindex = {
             str(lease.ifindex): lease.id
             for lease in leases
-            if self._plane in lease.backends
+            if self.name in lease.backends
         }
-        there: dict[str, set[Element]] = {lease.id: set() for lease in leases}
-        strays: dict[str, int] = {}
-        for one in seen.elements:
-            owners = {ours.get(one.device, ""), one.lease} & there.keys()
+        present: dict[str, set[Element]] = {lease.id: set() for lease in leases}
+        leftovers: dict[str, int] = {}
+        for listed in listing.elements:
+            owners = {by_ifindex.get(listed.device, ""), listed.lease} & present.keys()
             for owner in owners:
-                there[owner].add(one.element)
+                present[owner].add(listed.element)
             if not owners:
-                strays[one.lease] = strays.get(one.lease, 0) + 1
-        wrong: dict[str, str] = {}
+                leftovers[listed.lease] = leftovers.get(listed.lease, 0) + 1
+        differences: dict[str, str] = {}
         for lease in leases:
-            if lease.state is not State.RESERVED:  # that is still being wired
-                elements = list(wanted(lease)) if lease.state is State.ACTIVE else []
-                if said := self._differs(seen, there[lease.id], elements):
-                    wrong[lease.id] = said
-        what = f"elements of nftables table {self.name}"
-        return Observed(
-            wrong,
-            tuple(Stray(lease, f"{count} {what}") for lease, count in strays.items()),
+            if lease.state is State.RESERVED:  # its acquire is still at work
+                continue
+            active = lease.state is State.ACTIVE
+            wanted = list(self._purpose.elements(lease)) if active else []
+            if text := self._differences(listing, present[lease.id], wanted):
+                differences[lease.id] = text
+        return Observation(
+            differences,
+            tuple(
+                Leftover(lease, f"{count} elements of nftables table {self.table}")
+                for lease, count in leftovers.items()
+            ),
         )
 
-    def _differs(
-        self, seen: _Seen, there: set[Element], wanted: Sequence[Element]
+    def remove(self, namespace: Namespace, leftover: Leftover) -> None:
+        """Delete the elements that carry the leftover's stamp."""
+        listed = self._list(namespace).elements
+        self._delete_all(
+            namespace, [each for each in listed if each.lease == leftover.lease]
+        )
+
+    def _differences(
+        self, listing: _Listing, present: set[Element], wanted: Sequence[Element]
     ) -> str:
-        right = set(_with_witness(wanted)) if wanted else set()
-        said = [f"nftables table {self.name} {seen.wrong}"] * bool(
-            wanted and seen.wrong
-        )
-        said += [f"lacks {one}" for one in sorted(right - there, key=str)]
-        said += [f"has {one}" for one in sorted(there - right, key=str)]
-        return "; ".join(said)
+        expected = set(_with_witness(wanted)) if wanted else set()
+        texts = []
+        if wanted and listing.problem:
+            texts.append(f"nftables table {self.table} {listing.problem}")
+        texts += [f"lacks {each}" for each in sorted(expected - present, key=str)]
+        texts += [f"has {each}" for each in sorted(present - expected, key=str)]
+        return "; ".join(texts)
 
-    def remove(self, namespace: Namespace, stray: Stray) -> None:
-        """Delete the elements that carry the stamp of a stray."""
-        found = self._look(namespace).elements
-        self._drop(namespace, [one for one in found if one.lease == stray.lease])
-
-    def _look(self, namespace: Namespace, *, mend: bool = True) -> _Seen:
-        """How the table is. One that cannot be read is made anew first, if `mend`."""
+    def _list(self, namespace: Namespace, *, mend: bool = True) -> _Listing:
+        """List the table. If nft cannot read it and `mend` is set, mend it first."""
         chains = namespace.nft_list(CHAINS)
-        if not any(one.get("chain", {}).get("table") == self.name for one in chains):
-            return _Seen("is gone", [])
+        if not any(
+            listed.get("chain", {}).get("table") == self.table for listed in chains
+        ):
+            return _Listing("is gone", [])
         try:
-            objects = namespace.nft_list(f"table bridge {self.name}")
+            objects = namespace.nft_list(f"table bridge {self.table}")
         except HostError as error:
             if not mend or not _unreadable(error):
                 raise
             namespace.nft("\n".join(self._rules))
-            objects = namespace.nft_list(f"table bridge {self.name}")
-        found = [
-            self._found(one["set"]["name"], element)
-            for one in objects
-            if "set" in one
-            for element in one["set"].get("elem", [])
+            objects = namespace.nft_list(f"table bridge {self.table}")
+        elements = [
+            self._listed_element(listed["set"]["name"], element)
+            for listed in objects
+            if "set" in listed
+            for element in listed["set"].get("elem", [])
         ]
-        return _Seen(self._wrong(objects), found)
+        return _Listing(self._problem(objects), elements)
 
-    def _wrong(self, objects: Sequence[dict[str, Any]]) -> str | None:
-        """How the rules are not ours; each is known by its comment."""
-        there: dict[str, list[str]] = {}
-        for one in objects:
-            if rule := one.get("rule"):
-                there.setdefault(rule["chain"], []).append(rule.get("comment"))
-            if one.get("table", {}).get("flags"):
+    def _problem(self, objects: Sequence[dict[str, Any]]) -> str | None:
+        """Say how the table's rules differ; a rule is known by its comment."""
+        present: dict[str, list[str]] = {}
+        for listed in objects:
+            if rule := listed.get("rule"):
+                present.setdefault(rule["chain"], []).append(rule.get("comment"))
+            if listed.get("table", {}).get("flags"):
                 return "is dormant"
-            if one.get("chain", {}).get("policy", "accept") != "accept":
+            if listed.get("chain", {}).get("policy", "accept") != "accept":
                 return "has another policy"
         chains = re.findall(r"chain (\w+) {(.*?)\n\t}", self._text, re.DOTALL)
         ours = {chain: re.findall(r'comment "(.*)"', body) for chain, body in chains}
-        return None if there == ours else "has other rules"
+        return None if present == ours else "has other rules"
 
-    def _found(self, set: str, element: Any) -> _Found:
-        """An element from its JSON."""
+    def _listed_element(self, set: str, element: Any) -> _ListedElement:
+        """Make an element from its JSON."""
         body = element.get("elem", {}) if isinstance(element, dict) else {}
         value = body.get("val", element)
         parts = value["concat"] if isinstance(value, dict) else [value]
-        mark = parse_stamp(body.get("comment", ""))
-        return _Found(
+        owner = parse_stamp(body.get("comment", ""))
+        return _ListedElement(
             Element(set, tuple(map(_part, parts[1:])), _limit(body.get("limit"))),
             str(parts[0]),
-            mark.lease if mark and mark.ledger == self._ledger else "",
+            owner.lease if owner and owner.ledger == self._ledger else "",
         )
 
-    def _drop(self, namespace: Namespace, found: Sequence[_Found]) -> None:
-        if found:
-            namespace.nft("\n".join(map(self._delete, found)))
+    def _delete_all(
+        self, namespace: Namespace, listed: Sequence[_ListedElement]
+    ) -> None:
+        if listed:
+            namespace.nft("\n".join(map(self._delete, listed)))
 
-    def _create(self, lease: Lease, one: Element) -> str:
-        limit = one.limit and (
-            f"limit rate over {one.limit.rate} bytes/second "
-            f"burst {one.limit.burst} bytes "
+    def _create(self, lease: Lease, element: Element) -> str:
+        limit = element.limit and (
+            f"limit rate over {element.limit.rate} bytes/second "
+            f"burst {element.limit.burst} bytes "
         )
         comment = f'comment "{stamp(self._ledger, lease.id)}"'
-        where = f"bridge {self.name} {one.set}"
-        key = " . ".join([str(lease.ifindex), *one.key])
-        return f"create element {where} {{ {key} {limit or ''}{comment} }}"
+        set = f"bridge {self.table} {element.set}"
+        key = " . ".join([str(lease.ifindex), *element.key])
+        return f"create element {set} {{ {key} {limit or ''}{comment} }}"
 
-    def _delete(self, one: _Found) -> str:
-        key = " . ".join([one.device, *one.element.key])
-        return f"delete element bridge {self.name} {one.element.set} {{ {key} }}"
+    def _delete(self, listed: _ListedElement) -> str:
+        key = " . ".join([listed.device, *listed.element.key])
+        return f"delete element bridge {self.table} {listed.element.set} {{ {key} }}"
 
     @cached_property
     def _rules(self) -> list[str]:
-        """Commands that make the table and its rules, whatever there is of them."""
-        made = f"add table bridge {self.name}", f"flush table bridge {self.name}"
-        return [*made, self._text]
+        """Commands that make the table and its rules, and keep its elements."""
+        make = f"add table bridge {self.table}", f"flush table bridge {self.table}"
+        return [*make, self._text]
 
     @cached_property
     def _text(self) -> str:
-        path = os.path.join(os.path.dirname(__file__), f"{self._plane}.nft")
+        path = os.path.join(os.path.dirname(__file__), f"{self.name}.nft")
         with open(path) as file:
             text = file.read()
         digest = f"{crc32(text.encode()):08x}"
-        return text.replace("TABLE", self.name).replace("DIGEST", digest)
+        return text.replace("TABLE", self.table).replace("DIGEST", digest)
 
 
 def _unreadable(error: HostError) -> bool:
@@ -258,26 +282,26 @@ def _unreadable(error: HostError) -> bool:
 
 
 def _with_witness(elements: Iterable[Element]) -> list[Element]:
-    """The elements, each once, and the one that stands for just these."""
+    """Return the elements, each once, and their witness."""
     each = list(dict.fromkeys(elements))
     digest = crc32(repr(sorted(each)).encode())
     return [*each, Element("leases", (f"{digest:#x}",))]
 
 
 def _part(part: str | int) -> str:
-    """A part of a key in the form that Element has it."""
+    """Convert a part of a listed key to the form that Element has it in."""
     if isinstance(part, str) and not part.startswith("0x"):
         return part
     return f"{part if isinstance(part, int) else int(part, 16):#x}"
 
 
-def _limit(shown: dict[str, Any] | None) -> Limit | None:
-    if shown is None:
+def _limit(listed: dict[str, Any] | None) -> Limit | None:
+    if listed is None:
         return None
-    if (shown["per"], shown.get("inv")) != ("second", True):
+    if (listed["per"], listed.get("inv")) != ("second", True):
         return Limit(0, 0)
     rate, burst = (
-        shown[field] << 10 * _UNITS.index(shown.get(f"{field}_unit", "bytes"))
+        listed[field] << 10 * _UNITS.index(listed.get(f"{field}_unit", "bytes"))
         for field in ("rate", "burst")
     )
     return Limit(rate, burst)

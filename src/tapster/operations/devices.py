@@ -140,7 +140,7 @@ class Devices(Manager):
             except TapsterError as error:
                 reason = reason or error
                 continue
-            for id, wrong in observed.wrong.items():
+            for id, wrong in observed.differences.items():
                 found.setdefault(id, {})[backend.name] = wrong
         return found, reason
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from math import inf
 
-from tapster.backends.backend import Backend, Stray
+from tapster.backends.backend import Backend, Leftover
 from tapster.errors import ConflictError, NoSuchLease, TapsterError
 from tapster.kernel.port import Namespace
 from tapster.model import Lease, Link, State
@@ -189,18 +189,18 @@ class Mender(Devices):
             finally:
                 self._wake_reaper()
 
-    def strays(self) -> list[tuple[Backend, Stray]]:
+    def strays(self) -> list[tuple[Backend, Leftover]]:
         """What backends have here that carries the ledger's stamp, but no lease's."""
         with self._lock:
             return self._strays(self._ledger.leases())
 
-    def _strays(self, leases: Sequence[Lease]) -> list[tuple[Backend, Stray]]:
+    def _strays(self, leases: Sequence[Lease]) -> list[tuple[Backend, Leftover]]:
         """As `strays`; `leases` were all there are, a moment ago."""
         here = [lease for lease in leases if self._is_here(lease.netns)]
         found = [
             (backend, stray)
             for backend in self._backends
-            for stray in backend.observe(self._namespace, here).strays
+            for stray in backend.observe(self._namespace, here).leftovers
         ]
         # Asked after what was found: each lease precedes what is made for it.
         return [one for one in found if self._ledger.lease(one[1].lease) is None]
