@@ -120,7 +120,7 @@ _tapster() {
                 top) options='--interval --count' ;;
                 *) return ;;
             esac
-            [[ $word == -* || ! -v operands ]] && operands="$options --help --ledger --socket"
+            [[ $word == -* || ! -v operands ]] && operands="$options --help --ledger --socket --verbose"
             ;;
     esac
     mapfile -t COMPREPLY < <(compgen -W "$operands" -- "$value")

@@ -17,7 +17,9 @@ PACKAGE = ROOT / "src/tapster"
 LAYERS = (
     ("cli", "the command"),
     ("daemon", "tapsterd"),
+    ("install", "where the files of an installation go"),
     ("integrate", "stand-ins for parts of other programs"),
+    ("libvirt", "devices of libvirt's domains"),
     ("testing", "a host in memory, for tests"),
     ("doctor", "problems on a host"),
     ("reaper", "the process that reaps"),

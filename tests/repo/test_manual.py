@@ -55,6 +55,7 @@ def options_of(verb: str) -> dict[str, argparse.Action]:
         parser = argparse.ArgumentParser()
         parser.add_argument("--ledger")
         parser.add_argument("--socket")
+        parser.add_argument("-v", "--verbose", action="store_true")
         import_module(cli.module_name(verb)).declare(parser)
     else:
         parser = cli._top_parser()

@@ -130,6 +130,9 @@ def _run(arguments: list[str]) -> int:
     parser.add_argument(
         "--socket", default=options.socket, metavar="PATH", help=_SOCKET_HELP
     )
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", default=options.verbose, help=_VERBOSE
+    )
     module.declare(parser)
     chosen = parser.parse_args(options.arguments)
     if verb in HOST_VERBS:
@@ -147,7 +150,10 @@ def _open(verb: str, options: argparse.Namespace, parser: Parser) -> "Host | Cli
     if not told and failure.has("CAP_NET_ADMIN"):
         from tapster.host import Host
 
-        host = Host(options.ledger, netns=netns)
+        if options.verbose:
+            host = _verbose_host(options.ledger, netns)
+        else:
+            host = Host(options.ledger, netns=netns)
         try:
             if verb not in ("recover", "doctor"):
                 _settle(host)
@@ -161,6 +167,8 @@ def _open(verb: str, options: argparse.Namespace, parser: Parser) -> "Host | Cli
             f"tapster {verb} needs CAP_NET_ADMIN for a ledger of its own; "
             f"run it as root: sudo tapster {verb}"
         )
+    if options.verbose:
+        parser.error("-v prints what tapster itself changes; here the daemon does")
     from tapster.rpc.client import connect
 
     try:
@@ -173,6 +181,23 @@ def _open(verb: str, options: argparse.Namespace, parser: Parser) -> "Host | Cli
         ) from error
 
 
+def _verbose_host(path: str | None, netns: str | None) -> "Host":
+    """Open a Host that prints each change as the equivalent command."""
+    from tapster import backends
+    from tapster.cli import verbose
+    from tapster.host import Host
+    from tapster.kernel.linux import LinuxSystem
+    from tapster.ledger import Ledger
+    from tapster.operations.manager import ledger_path
+
+    system = verbose.system(LinuxSystem())
+    ledger = Ledger(ledger_path(path), system)
+    ledger.close()  # opened for its id
+    wrapped = verbose.backends(backends.make(ledger.id), ledger.id)
+    return Host(path, netns=netns, system=system, backends=wrapped)
+
+
+_VERBOSE = "print each change as a command of ip, bridge, nft, tc or ovs-vsctl"
 _SOCKET_HELP = "go through the daemon at this socket; who is not root always does"
 _LEDGER_HELP = "the ledger (else $TAPSTER_LEDGER, else /var/lib/tapster/ledger.db)"
 
@@ -181,12 +206,13 @@ def _top_parser() -> Parser:
     verbs = "\n".join(f"  {verb:<16} {what}" for verb, what in VERBS.items())
     parser = Parser(
         prog="tapster",
-        usage="tapster [--ledger PATH | --socket PATH] [VERB ...]",
+        usage="tapster [--ledger PATH | --socket PATH] [-v] [VERB ...]",
         description="Network devices for virtual machines, safe from one another.",
         epilog=f"verbs:\n{verbs}\n\ntapster VERB --help says more.",
     )
     parser.add_argument("--ledger", help=_LEDGER_HELP)
     parser.add_argument("--socket", metavar="PATH", help=_SOCKET_HELP)
+    parser.add_argument("-v", "--verbose", action="store_true", help=_VERBOSE)
     parser.add_argument("--version", action="store_true", help="print it and exit")
     parser.add_argument("verb", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("arguments", nargs="...", help=argparse.SUPPRESS)

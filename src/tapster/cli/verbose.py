@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Print each change as the equivalent ip, bridge, nft, tc or ovs-vsctl command.
+
+`System`, `Namespace` and `Backend` are wrapped, and handed to the Host in place of the
+real ones, so that no other module knows of this one. A command is printed after the
+kernel or the service has accepted the change. The commands name devices; Tapster itself
+uses ifindexes. No command requests an ifindex for a tap, because ip(8) has no option.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, cast
+
+from tapster.backends import htb, ovsport
+from tapster.backends.backend import Backend, Leftover, Observation
+from tapster.kernel import netns
+from tapster.kernel.port import LinkChange, Namespace, System
+from tapster.model import Lease, Mode, Netns, State, Wiring, stamp
+
+Write = Callable[[str], None]
+
+_SAFE = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
+_ELEMENT = re.compile(r"^((?:create|add|delete) element .*?\{ )(\d+)", re.MULTILINE)
+"""A command about an element, up to the ifindex with which the element's key begins."""
+_COMMENT = re.compile(r"^[ \t]*#.*\n", re.MULTILINE)
+
+
+def write(command: str) -> None:
+    """Print a command on standard error, at once."""
+    print(command, file=sys.stderr, flush=True)
+
+
+def command(*words: object) -> str:
+    """Return a command line for sh(1)."""
+    return " ".join(quote(str(word)) for word in words if word != "")
+
+
+def quote(word: str) -> str:
+    # shlex would do, but importing it takes longer than everything here.
+    return word if _SAFE.fullmatch(word) else "'" + word.replace("'", "'\"'\"'") + "'"
+
+
+class VerboseSystem:
+    """A System whose namespaces print what they change."""
+
+    def __init__(self, system: System, write: Write) -> None:
+        self._system = system
+        self._write = write
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._system, name)
+
+    def netns(self, where: str | None) -> Namespace:
+        return self._verbose(self._system.netns(where))
+
+    def find(self, netns: Netns) -> Namespace | None:
+        namespace = self._system.find(netns)
+        return namespace and self._verbose(namespace)
+
+    def _verbose(self, namespace: Namespace) -> Namespace:
+        return cast("Namespace", VerboseNamespace(namespace, self._write))
+
+
+class VerboseNamespace:
+    """A Namespace that prints what it changes."""
+
+    def __init__(self, namespace: Namespace, write: Write) -> None:
+        self._namespace = namespace
+        self._write = write
+        here = netns.cookie() == namespace.netns.cookie
+        self.prefix = () if here else ("nsenter", f"--net={namespace.netns.path}")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._namespace, name)
+
+    def number(self, other: Namespace) -> int:
+        plain = other._namespace if isinstance(other, VerboseNamespace) else other
+        return self._namespace.number(plain)
+
+    def say(self, *words: object) -> None:
+        """Print a command that is run in this namespace."""
+        self._write(command(*self.prefix, *words))
+
+    def name(self, ifindex: int) -> str:
+        """Return a device's name, for a command about it."""
+        link = self._namespace.link(ifindex)
+        return link.name if link else f"if{ifindex}"
+
+    def create_tap(
+        self,
+        name: str,
+        ifindex: int,
+        *,
+        queues: int,
+        vnet_hdr: bool,
+        uid: int | None,
+        gid: int | None,
+    ) -> tuple[int, ...]:
+        fds = self._namespace.create_tap(
+            name, ifindex, queues=queues, vnet_hdr=vnet_hdr, uid=uid, gid=gid
+        )
+        flags = ["multi_queue"] * (queues > 1) + ["vnet_hdr"] * vnet_hdr
+        flags += ["user", str(uid)] if uid is not None else []
+        flags += ["group", str(gid)] if gid is not None else []
+        self.say("ip", "tuntap", "add", "dev", name, "mode", "tap", *flags)
+        return fds
+
+    def create_macvtap(
+        self,
+        name: str,
+        ifindex: int,
+        *,
+        lower: int,
+        mode: Mode,
+        mac: str | None,
+        mtu: int | None,
+        queues: int,
+    ) -> None:
+        self._namespace.create_macvtap(
+            name, ifindex, lower=lower, mode=mode, mac=mac, mtu=mtu, queues=queues
+        )
+        self.say(
+            *("ip", "link", "add", "link", self.name(lower), "name", name),
+            *("index", ifindex, "numtxqueues", queues, "numrxqueues", queues),
+            *(("address", mac) if mac else ()),
+            *(("mtu", mtu) if mtu else ()),
+            *("type", "macvtap", "mode", str(mode)),
+        )
+
+    def set_links(self, changes: Sequence[LinkChange]) -> None:
+        for change in changes:
+            self._namespace.set_links([change])
+            for words in self._changes(change):
+                self.say(*words)
+
+    def _changes(self, change: LinkChange) -> Iterator[tuple[object, ...]]:
+        name = self.name(change.ifindex)
+        link = ("ip", "link", "set", "dev", name)
+        if change.mac is not None:
+            yield (*link, "address", change.mac)
+        if change.mtu is not None:
+            yield (*link, "mtu", change.mtu)
+        if change.alias is not None:
+            yield (*link, "alias", change.alias)
+        if change.no_ipv6:
+            yield (*link, "addrgenmode", "none")
+        if change.master is not None:
+            where = ("master", self.name(change.master)) if change.master else ()
+            yield (*link, *(where or ("nomaster",)))
+        if change.up is not None:
+            yield (*link, "up" if change.up else "down")
+        port = ("bridge", "link", "set", "dev", name)
+        if change.isolated is not None:
+            yield (*port, "isolated", _on(change.isolated))
+        if change.learning is not None:
+            learning = _on(change.learning)
+            yield (*port, "learning", learning, "flood", learning)
+        if change.vlans is not None:
+            vlan = ("bridge", "vlan")
+            native, tagged = change.vlans
+            yield (*vlan, "del", "dev", name, "vid", "1-4094")
+            if native is not None:
+                yield (*vlan, "add", "dev", name, "vid", native, "pvid", "untagged")
+            for vid in tagged:
+                yield (*vlan, "add", "dev", name, "vid", vid)
+        if change.neighbour is not None:
+            entry = (change.neighbour, "dev", name, "master", "static")
+            yield ("bridge", "fdb", "replace", *entry)
+
+    def delete_links(self, ifindexes: Sequence[int]) -> None:
+        names = [link.name for i in ifindexes if (link := self._namespace.link(i))]
+        self._namespace.delete_links(ifindexes)
+        for name in names:
+            self.say("ip", "link", "del", "dev", name)
+
+    def nft(self, commands: str) -> None:
+        def named(found: re.Match[str]) -> str:
+            link = self._namespace.link(int(found[2]))
+            return f'{found[1]}"{link.name}"' if link else found[0]
+
+        text = _ELEMENT.sub(named, _COMMENT.sub("", commands)).strip()
+        self._namespace.nft(commands)
+        if text:
+            first = command(*self.prefix, "nft", "-f", "-")
+            self._write(f"{first} <<'END'\n{text}\nEND")
+
+
+class VerboseBackend:
+    """A Backend that prints what it changes outside the port of the kernel."""
+
+    def __init__(self, backend: Backend, ledger: str, write: Write) -> None:
+        self._backend = backend
+        self._ledger = ledger
+        self._write = write
+
+    @property
+    def name(self) -> str:
+        return self._backend.name
+
+    def concerns(self, wiring: Wiring) -> bool:
+        return self._backend.concerns(wiring)
+
+    def check(self, namespace: Namespace, wiring: Wiring) -> None:
+        self._backend.check(namespace, wiring)
+
+    def attach(self, namespace: Namespace, lease: Lease) -> None:
+        self._backend.attach(namespace, lease)
+        mark = stamp(self._ledger, lease.id)
+        if self.name == "ovs":
+            if lease.state is not State.RESERVED:
+                self._deleted(lease, mark)
+            self._write(command(*_add_port(lease, mark)))
+        elif lease.wiring.inbound and self.name == "inbound":
+            for line in _shape(lease.name, htb.Class.of(lease.wiring.inbound)):
+                self._say(namespace, line)
+
+    def detach(self, namespace: Namespace | None, lease: Lease) -> None:
+        self._backend.detach(namespace, lease)
+        there = namespace and namespace.link(lease.ifindex)
+        if self.name == "ovs":
+            self._deleted(lease, stamp(self._ledger, lease.id))
+        elif self.name == "inbound" and there:
+            self._say(namespace, f"tc qdisc del dev {lease.name} root handle 1:")
+
+    def observe(self, namespace: Namespace, leases: Sequence[Lease]) -> Observation:
+        return self._backend.observe(namespace, leases)
+
+    def remove(self, namespace: Namespace, leftover: Leftover) -> None:
+        self._backend.remove(namespace, leftover)
+        if self.name == "ovs":
+            self._write(
+                f"# deleted from Open vSwitch: the rows of lease {leftover.lease}"
+            )
+
+    def _deleted(self, lease: Lease, mark: str) -> None:
+        self._write(command("ovs-vsctl", "--if-exists", "del-port", lease.name))
+        self._write(_delete_limits(mark))
+
+    def _say(self, namespace: Namespace | None, line: str) -> None:
+        if isinstance(namespace, VerboseNamespace) and namespace.prefix:
+            line = command(*namespace.prefix, "sh", "-c", line)
+        self._write(line)
+
+
+def _shape(name: str, figures: htb.Class) -> list[str]:
+    """Return the commands that limit what goes to a guest."""
+    leaf = f"tc qdisc replace dev {name} parent 1:1 handle 2:"
+    return [
+        f"tc qdisc replace dev {name} root handle 1: htb default 1",
+        f"tc class replace dev {name} parent 1: classid 1:1 htb "
+        f"rate {figures.rate}bps ceil {figures.ceil}bps "
+        f"burst {figures.burst} cburst {figures.cburst} quantum 1600",
+        " || ".join([*(f"{leaf} {kind} 2>&-" for kind in htb.LEAVES), "true"]),
+    ]
+
+
+def _add_port(lease: Lease, mark: str) -> tuple[object, ...]:
+    """Return one transaction: the port, its VLANs, its ids and its rates."""
+    port = ovsport.wanted(lease, mark)
+    (bridge,) = port.bridge
+    given = "=".join(dict(lease.wiring.external_ids))
+    rate, burst = port.outbound
+    ours = f'external_ids:{ovsport.KEY}="{mark}"'
+    columns: list[object] = [
+        *(f"tag={vlan}" for vlan in port.tag),
+        *([f"trunks={','.join(map(str, sorted(port.trunks)))}"] if port.trunks else []),
+        *(f"vlan_mode={mode}" for mode in port.vlan_mode),
+        f"other_config:transient={port.transient}",
+        ours,
+        *([f'external_ids:{ovsport.REQUESTED}="{given}"'] if given else []),
+    ]
+    words: list[object] = ["ovs-vsctl", "add-port", bridge, lease.name]
+    words += ["--", "set", "Port", lease.name, *columns]
+    words += ["--", "set", "Interface", lease.name]
+    words += [f'external_ids:{key}="{one}"' for key, one in port.external_ids.items()]
+    words += [f"ingress_policing_rate={rate}", f"ingress_policing_burst={burst}"]
+    if port.inbound:
+        queue = [f"other_config:{key}={one}" for key, one in port.inbound.items()]
+        words += ["--", "--id=@queue", "create", "Queue", *queue, ours]
+        words += ["--", "--id=@qos", "create", "QoS", "type=linux-htb", ours]
+        words += [f"other_config:max-rate={port.inbound['max-rate']}"]
+        words += ["queues:0=@queue", "--", "set", "Port", lease.name, "qos=@qos"]
+    return tuple(words)
+
+
+def _delete_limits(mark: str) -> str:
+    """Delete what limited a port's rate: these rows do not end with the port."""
+    marked = quote(f'external_ids:{ovsport.KEY}="{mark}"')
+    return (
+        "for table in QoS Queue; do "
+        f"ovs-vsctl --bare --columns=_uuid find $table {marked} | "
+        "xargs -r -n 1 ovs-vsctl destroy $table; done"
+    )
+
+
+def _on(yes: bool) -> str:
+    return "on" if yes else "off"
+
+
+def backends(
+    made: Iterable[Backend], ledger: str, write: Write = write
+) -> tuple[Backend, ...]:
+    """Return the backends, wrapped."""
+    return tuple(VerboseBackend(backend, ledger, write) for backend in made)
+
+
+def system(real: System, write: Write = write) -> System:
+    """Return the system, wrapped."""
+    return cast("System", VerboseSystem(real, write))
