@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bridge with guests that send and receive frames, and what nft and tc say of it."""
+"""A bridge with guests that send and receive frames."""
 
 import os
 import select
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,25 @@ MARK = frames.ether("02:00:00:00:00:99", frames.BROADCAST, 0x88B5, b"the last on
 """A frame of a type for experiments."""
 
 
+SECONDS = 20
+"""Time in which a frame that was sent surely arrives, even on a busy host."""
+
+
+def next_frame(fds: Sequence[int], wanted: Callable[[bytes], bool]) -> bytes:
+    """Read frames from taps until one is wanted; return it.
+
+    A test must not take any frame that comes for its own: a bridge and the host's IPv4
+    and IPv6 send some of theirs (IGMP, MLD, neighbour discovery).
+    """
+    while True:
+        ready, _, _ = select.select(fds, [], [], SECONDS)
+        assert ready, "no such frame arrives"
+        if wanted(frame := os.read(ready[0], 1 << 17)):
+            return frame
+
+
 class Guest:
-    """A machine: whoever has the descriptor of a tap."""
+    """A VM as far as a bridge can tell: a descriptor of a tap, and a MAC."""
 
     def __init__(self, fd: int, mac: str) -> None:
         self.fd = fd
@@ -27,11 +44,13 @@ class Guest:
     def send(self, frame: bytes) -> None:
         os.write(self.fd, NO_OFFLOAD + frame)
 
-    def receive(self) -> bytes:
-        """The next frame, which is on its way."""
-        ready, _, _ = select.select([self.fd], [], [], 10)
-        assert ready, "no frame came"
-        return os.read(self.fd, 1 << 17)[len(NO_OFFLOAD) :]
+    def receive(self, source: str | None = None) -> bytes:
+        """Return the next frame, if `source` is given only one from that MAC."""
+        start = len(NO_OFFLOAD)
+        sender = slice(start + 6, start + 12)
+        mac = None if source is None else frames.mac(source)
+        frame = next_frame([self.fd], lambda data: mac in (None, data[sender]))
+        return frame[start:]
 
 
 class Leased(Guest):

@@ -2,7 +2,6 @@
 """Macvtaps get the same care as taps."""
 
 import os
-import select
 import socket
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 import tapster
 from lab import iproute, library, shell
+from lab.guests import next_frame
 from tapster import Host, Macvtap, Mode, Tap
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
@@ -49,8 +49,7 @@ def test_the_descriptors_carry_its_packets(host: Host) -> None:
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as far:
         far.bind(("far", 0))
         far.send(frame)
-    ready, _, _ = select.select(lease.fds, [], [], 10)
-    assert os.read(ready[0], 2000)[:64] == frame
+    assert next_frame(lease.fds, lambda data: data[:64] == frame)
     library.close(lease.fds)
 
 

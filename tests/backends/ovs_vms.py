@@ -2,13 +2,13 @@
 """Machines on Open vSwitch: their leases, their ports, and what they say."""
 
 import os
-import select
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from lab import iproute, library
+from lab.guests import next_frame
 from lab.openvswitch import Switch, ports, row, rows
 from tapster import Host, Lease, Tap
 from tapster.model import Rate
@@ -77,11 +77,8 @@ def send(source: Lease, to: Lease, tag: bytes = b"") -> None:
 
 
 def received(lease: Lease) -> bytes:
-    """The next of these frames that a machine receives."""
-    while True:
-        assert select.select(lease.fds, [], [], 20)[0], "nothing arrives"
-        if (data := os.read(lease.fds[0], 2048)).endswith(PAYLOAD):
-            return data[len(VNET_HDR) :]
+    """Return the next of these frames that a VM receives."""
+    return next_frame(lease.fds, lambda data: data.endswith(PAYLOAD))[len(VNET_HDR) :]
 
 
 @pytest.fixture
