@@ -8,11 +8,14 @@ import pytest
 
 from lab import fake_and_real, library, shell
 from lab.fake_and_real import Lab
+from lab.inheritance import disinherit
 from lab.namespaces import namespaces
 from lab.strangers import RealStranger
 from tapster import Host
 from tapster.kernel.port import Namespace
 from tapster.testing import Stranger
+
+disinherit()  # before any test module is imported
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 """The race as it was first told: a machine stops on Open vSwitch while another starts.
 
 FIN WAIT is forced to nothing, so that the next machine has the name at once, and
-identity alone protects it from the cleanup that comes late. `TAPSTER_ROUNDS` says how
+identity alone protects it from the cleanup that comes late. `RACE_ROUNDS` says how
 often.
 """
 
@@ -20,7 +20,7 @@ from tests.backends.ovs_vms import PLAIN, acquire
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
-ROUNDS = int(os.environ.get("TAPSTER_ROUNDS", "60"))
+ROUNDS = int(os.environ.get("RACE_ROUNDS", "60"))
 
 WEB = PLAIN._replace(name="web0", fin_wait=0.0, vlan=5, inbound=Rate(1000))
 

@@ -26,8 +26,8 @@ from tests.daemon.test_storm import usage
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
-SEED = int(os.environ.get("TAPSTER_SEED", "1"))
-ROUNDS = int(os.environ.get("TAPSTER_ROUNDS", "1500"))
+SEED = int(os.environ.get("FUZZ_SEED", "1"))
+ROUNDS = int(os.environ.get("FUZZ_ROUNDS", "1500"))
 GROWTH = 16 << 20
 
 POLICY = f"""

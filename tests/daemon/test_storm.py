@@ -20,7 +20,7 @@ from tapster import Client, Tap
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
 CLIENTS = 64
-PAIRS = int(os.environ.get("TAPSTER_STORM", "200"))
+PAIRS = int(os.environ.get("STORM_PAIRS", "200"))
 KILLS = 12
 DAEMON_KILLS = 3
 USERS = range(61101, 61109)
