@@ -11,7 +11,7 @@ WORKERS ?= $(shell expr $$(nproc) + 1)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # the order of the prerequisites is the order of the work
-.PHONY: help setup deps demo test check explore soak bench install uninstall deb format clean root
+.PHONY: help setup deps demo quick test check explore soak bench install uninstall deb format clean root
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -22,8 +22,12 @@ deps: ## Install the Debian packages that tests and demo need (root)
 	@:$(if $(MISSING),$(need_root))
 	$(if $(MISSING),$(APT_INSTALL) $(MISSING))
 
-demo: root deps setup ## Show the race and its end, with real VMs (root)
+demo: root deps setup ## Reproduce the race with real VMs, then show the fix (root)
 	$(VENV)/bin/python demo/race.py $(ARGS)
+
+quick: setup ## Run the tests that need no root and no service, in under a minute
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "$(QUICK)" $(ARGS)
+QUICK = not kernel and not crash and not e2e and not slow
 
 test: root deps setup ## Run the tests; some of them: ARGS="-k recover" (root)
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)

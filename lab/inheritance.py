@@ -16,8 +16,8 @@ VARIABLES = ("TAPSTER_", "LC_", "LANG", "LISTEN_", "NOTIFY_SOCKET", "OVS_", "PYT
 TERMINAL = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "POSIXLY_CORRECT")
 """Variables that change what a program prints."""
 
-OPEN_FILES = 1024
-"""Linux starts a process with this soft limit unless somebody changes it."""
+OPEN_FILES = 4096
+"""Enough for a tap with 256 queues on the kernel in memory."""
 
 SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 """Folders of programs that a user without privileges may lack in PATH."""

@@ -36,6 +36,7 @@ TINY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_tapster_keeps_its_promises_in_every_schedule(name: str) -> None:
     with Explorer(SMALL[name]) as explorer:
@@ -51,6 +52,7 @@ def test_a_known_bug_is_found(name: str) -> None:
         assert explorer.shortest().found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KNOWN)
 def test_a_bad_schedule_can_be_replayed(name: str) -> None:
     with Explorer(KNOWN[name]) as explorer:
@@ -61,6 +63,7 @@ def test_a_bad_schedule_can_be_replayed(name: str) -> None:
     assert again.lines[-1] == f"=> {found.broken}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_merging_loses_no_schedule_and_no_violation(name: str) -> None:
     with Explorer(TINY[name]) as explorer:
@@ -71,6 +74,7 @@ def test_merging_loses_no_schedule_and_no_violation(name: str) -> None:
     assert merged.states < walked.states
 
 
+@pytest.mark.slow
 def test_going_back_is_as_good_as_starting_anew() -> None:
     """Each schedule from an empty world of its own ends as it did in the search."""
     scenario = TINY["a foreign program"]

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from lab.inheritance import OPEN_FILES
+
 IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGCHLD)
 
 
@@ -31,7 +33,7 @@ def test_a_test_starts_in_a_known_environment() -> None:
     assert os.environ["LC_ALL"] == "C.UTF-8"
     assert [name for name in os.environ if name.startswith("TAPSTER_")] == []
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    assert soft == min(1024, hard)
+    assert soft == min(OPEN_FILES, hard)
 
 
 def test_a_child_ends_at_ctrl_c() -> None:
