@@ -6,6 +6,7 @@ import struct
 import pytest
 
 from tapster.kernel import rtnl
+from tapster.kernel.port import LinkChange
 
 # From include/uapi/linux/if_link.h.
 IFLA_IFNAME, IFLA_MASTER, IFLA_LINKINFO = 3, 10, 18
@@ -33,3 +34,20 @@ def test_what_open_vswitch_has_in_the_kernel_is_on_no_bridge(
     link = rtnl.link_of(body)
     assert (link.ifindex, link.name, link.kind) == (42, "vnet0", "tun")
     assert link.master == master
+
+
+@pytest.mark.kernel
+@pytest.mark.usefixtures("world")
+@pytest.mark.parametrize("left", range(4))
+def test_sequence_numbers_begin_again_after_32_bits(left: int) -> None:
+    opened = rtnl.Rtnl(sequence=(1 << 32) - 1 - left)
+    bridge = opened.find("br0")
+    for mtu in (1300, 1301):
+        assert {link.name for link in opened.dump()} == {"lo", "br0"}
+        changes = [LinkChange(bridge, mtu=mtu), LinkChange(bridge, up=False)]
+        requests = [rtnl.set_messages(change)[0] for change in changes]
+        assert opened.execute(requests) == [None, None]
+        link = opened.get(bridge)
+        assert link
+        assert (link.mtu, link.up) == (mtu, False)
+    opened.close()

@@ -314,6 +314,7 @@ KEEPERS = [
             "tapster.daemon.server",
             "tapster.reaper",
             "tapster.kernel.detached",
+            "tapster.kernel.signals",
         ),
         "a library takes no signals",
     ),

@@ -6,7 +6,7 @@ import fcntl
 import os
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from errno import (
     EAFNOSUPPORT,
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from tapster.errors import HostError, KernelError, NoSuchLink
 from tapster.kernel import netns, process, rtnl, tun
+from tapster.kernel.descriptors import closing_on_error
 from tapster.kernel.failure import failure
 from tapster.kernel.port import HERE, LinkChange, Namespace, Vlans
 from tapster.kernel.watch import Watch
@@ -309,7 +310,7 @@ class LinuxNamespace:
         try:
             if self._rtnl.find(name) != ifindex:
                 raise OSError(EBADFD, f"another device is called {name!r}")
-            with self.inside(), tun.closing_on_error() as fds:
+            with self.inside(), closing_on_error() as fds:
                 fds.append(tun.join(name, flags))
                 if self._rtnl.find(tun.name_of(fds[0])) != ifindex:
                     raise OSError(EBADFD, "the tap was renamed while it was opened")
@@ -339,15 +340,18 @@ class LinuxNamespace:
         # /dev/tapN is not namespaced: two namespaces with a macvtap of the same
         # ifindex share one node, which belongs to the first. So the device's
         # number is read from a sysfs of this namespace, and opened through a
-        # node of our own, which nobody else sees and no crash leaves behind.
+        # node of our own, which no other process sees and no crash leaves behind.
+        # The kernel gives the number of a deleted macvtap to the next one, in any
+        # namespace (tap_get_minor() in drivers/net/tap.c). So the number is read
+        # once more when the node is open: a macvtap keeps its number for life.
         flags = tun.flags(queues=queues, vnet_hdr=vnet_hdr)
         node = f"tap{ifindex}"
         try:
-            device = self._device_number(node)
-            with suppress(FileNotFoundError):  # left when it could not be removed
-                os.unlink(node, dir_fd=self._nodes)
-            os.mknod(node, 0o020600, device, dir_fd=self._nodes)
-            with tun.closing_on_error() as fds:
+            with self._numbers() as number_of, closing_on_error() as fds:
+                device = number_of(node)
+                with suppress(FileNotFoundError):  # left when it could not be removed
+                    os.unlink(node, dir_fd=self._nodes)
+                os.mknod(node, 0o020600, device, dir_fd=self._nodes)
                 try:
                     for _ in range(queues):
                         fds.append(
@@ -356,6 +360,10 @@ class LinuxNamespace:
                         tun.set_flags(fds[-1], flags)
                 finally:
                     os.unlink(node, dir_fd=self._nodes)
+                if number_of(node) != device:
+                    raise OSError(
+                        EBADFD, "the macvtap was replaced while it was opened"
+                    )
         except OSError as error:
             raise failure(error, f"opening macvtap {ifindex}", "CAP_MKNOD") from error
         return tuple(fds)
@@ -420,22 +428,27 @@ class LinuxNamespace:
 
         return mount_detached("tmpfs")
 
-    def _device_number(self, node: str) -> int:
+    @contextmanager
+    def _numbers(self) -> Iterator[Callable[[str], int]]:
+        """Lend a function that tells the device number of a macvtap's node."""
         from tapster.kernel.libc import mount_detached
 
         with self.inside():
             sysfs = mount_detached("sysfs")
+
+        def number_of(node: str) -> int:
+            path = f"class/macvtap/{node}/dev"
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=sysfs)
+            try:
+                major, _, minor = os.read(fd, 32).decode().partition(":")
+            finally:
+                os.close(fd)
+            return os.makedev(int(major), int(minor))
+
         try:
-            fd = os.open(
-                f"class/macvtap/{node}/dev", os.O_RDONLY | os.O_CLOEXEC, dir_fd=sysfs
-            )
+            yield number_of
         finally:
             os.close(sysfs)
-        try:
-            major, _, minor = os.read(fd, 32).decode().partition(":")
-        finally:
-            os.close(fd)
-        return os.makedev(int(major), int(minor))
 
     def _execute(
         self, messages: Sequence[rtnl.Message], action: str, *, ignore: int = 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Network namespaces: problem, entering and telling them apart.
+"""Network namespaces: finding, entering and telling them apart.
 
 A namespace belongs to a thread, and a tap is made in the one of the thread
 that opens /dev/net/tun. An inode number of /proc/PID/ns/net can be reused by a
@@ -11,6 +11,8 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from tapster.kernel.descriptors import closing_on_error
 
 SO_NETNS_COOKIE = 71
 OWN = "/proc/thread-self/ns/net"
@@ -73,7 +75,10 @@ def cookie() -> int:
 
 @contextmanager
 def inside(fd: int) -> Iterator[None]:
-    """Be in the namespace `fd` for a moment; other threads stay where they are."""
+    """Run a block in the namespace `fd`. Other threads stay where they are.
+
+    Signals wait until the block has ended, so the block must be short.
+    """
     there, here = os.fstat(fd), os.stat(OWN)
     if (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino):
         yield
@@ -86,36 +91,40 @@ def inside(fd: int) -> Iterator[None]:
 
 
 def new_empty() -> int:
-    """A descriptor of a new namespace without devices, but for a `lo` that is down.
+    """Return a descriptor of a new namespace, which has only a `lo` that is down.
 
-    The caller closes it; then the namespace ends.
+    The caller closes the descriptor. Then the namespace ends.
     """
-    with _coming_back():
-        from tapster.kernel.libc import CLONE_NEWNET, unshare
+    with closing_on_error() as fds:
+        with _coming_back():
+            from tapster.kernel.libc import CLONE_NEWNET, unshare
 
-        unshare(CLONE_NEWNET)
-        return open_netns(OWN)
+            unshare(CLONE_NEWNET)
+            fds.append(open_netns(OWN))
+        return fds[0]
 
 
 @contextmanager
 def _coming_back() -> Iterator[None]:
-    """At the end, be in the namespace where the thread is now."""
+    """Return to the thread's namespace when the block has ended, however it ends."""
     from tapster.kernel.libc import CLONE_NEWNET, setns
+    from tapster.kernel.signals import deferred
 
-    own = open_netns(OWN)
-    try:
-        setns(own, CLONE_NEWNET)  # who may not come back must not leave
+    with deferred():
+        own = open_netns(OWN)
         try:
-            yield
-        finally:
+            setns(own, CLONE_NEWNET)  # a thread that may not come back must not leave
             try:
-                setns(own, CLONE_NEWNET)
-            except OSError:
-                # The kernel was short of memory. Once more: a thread that stayed
-                # would do all its other work in the wrong namespace.
-                setns(own, CLONE_NEWNET)
-    finally:
-        os.close(own)
+                yield
+            finally:
+                try:
+                    setns(own, CLONE_NEWNET)
+                except OSError:
+                    # The kernel was short of memory. Try once more: a thread that
+                    # stayed would do all its other work in the wrong namespace.
+                    setns(own, CLONE_NEWNET)
+        finally:
+            os.close(own)
 
 
 def everywhere() -> Iterator[int]:

@@ -105,6 +105,9 @@ _BUFFER = 1 << 18
 
 _DUMPS = 5
 
+_SEQUENCES = (1 << 32) - 1
+"""A sequence number has 32 bits (`struct nlmsghdr`). After the last comes 0."""
+
 _BATCH = 64
 """Messages in one send: their acknowledgements must fit the receive buffer."""
 
@@ -117,14 +120,25 @@ class Message(NamedTuple):
     payload: bytes
 
 
+class Answer(NamedTuple):
+    """One message that answers a request."""
+
+    place: int
+    """The place of the request among those that were sent together."""
+    type: int
+    flags: int
+    body: bytes
+
+
 class Rtnl:
     """A socket for requests, in the network namespace of the thread that made it."""
 
-    def __init__(self) -> None:
+    def __init__(self, sequence: int = 0) -> None:
+        """Open a socket. The first request has the number after `sequence`."""
         self._socket = connect()
         # Kept: to get so much memory and to give it back costs more than most answers.
         self._buffer = memoryview(bytearray(_BUFFER))
-        self._sequence = 0
+        self._sequence = sequence
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -137,13 +151,13 @@ class Rtnl:
         results: list[OSError | None] = []
         for start in range(0, len(messages), _BATCH):
             batch = messages[start : start + _BATCH]
-            first = self._send(batch)
             answers: dict[int, OSError | None] = {}
-            while len(answers) < len(batch):
-                for type_, flags, sequence, body in self._receive():
-                    if type_ == NLMSG_ERROR and 0 <= sequence - first < len(batch):
-                        answers[sequence] = _error(flags, body)
-            results += [answers[first + n] for n in range(len(batch))]
+            for answer in self._ask(batch):
+                if answer.type == NLMSG_ERROR:
+                    answers[answer.place] = _error(answer)
+                    if len(answers) == len(batch):
+                        break
+            results += [answers[place] for place in range(len(batch))]
         return results
 
     def get(self, ifindex: int) -> Link | None:
@@ -171,17 +185,13 @@ class Rtnl:
 
     def _get(self, wanted: bytes) -> bytes | None:
         attributes = _attr(IFLA_EXT_MASK, _U32.pack(RTEXT_FILTER_SKIP_STATS))
-        sequence = self._send([Message(RTM_GETLINK, 0, wanted + attributes)])
-        while True:
-            for type_, flags, answered, body in self._receive():
-                if answered != sequence:
-                    continue
-                if type_ == RTM_NEWLINK:
-                    return body
-                if type_ == NLMSG_ERROR and (error := _error(flags, body)):
-                    if error.errno == ENODEV:
-                        return None
-                    raise error
+        request = Message(RTM_GETLINK, 0, wanted + attributes)
+        try:
+            return self._only_answer(request, RTM_NEWLINK)
+        except OSError as error:
+            if error.errno == ENODEV:
+                return None
+            raise
 
     def neighbours(self, ifindex: int) -> set[str]:
         """The MACs that the bridge of this port knows there for good.
@@ -234,15 +244,8 @@ class Rtnl:
         return self._nsid(wanted)
 
     def _nsid(self, wanted: bytes) -> int:
-        sequence = self._send([Message(RTM_GETNSID, 0, wanted)])
-        while True:
-            for type_, flags, answered, body in self._receive():
-                if answered != sequence:
-                    continue
-                if type_ == RTM_NEWNSID:
-                    return nsid_of(body)
-                if type_ == NLMSG_ERROR and (error := _error(flags, body)):
-                    raise error
+        request = Message(RTM_GETNSID, 0, wanted)
+        return nsid_of(self._only_answer(request, RTM_NEWNSID))
 
     def dump(self) -> list[Link]:
         """Every link, read again while the list changes meanwhile, to a bound.
@@ -258,28 +261,49 @@ class Rtnl:
 
     def _dump(self, type_: int, wanted: bytes) -> tuple[list[bytes], bool]:
         """All that answers a request, and whether nothing changed meanwhile."""
-        drain(self._socket)  # of a dump that failed: until then there is no other
-        sequence = self._send([Message(type_, NLM_F_DUMP, wanted)])
+        # Throw away the rest of a dump that failed: it would delay this one.
+        drain(self._socket)
         bodies: list[bytes] = []
         whole = True
+        for answer in self._ask([Message(type_, NLM_F_DUMP, wanted)]):
+            whole = whole and not answer.flags & NLM_F_DUMP_INTR
+            if answer.type not in (NLMSG_DONE, NLMSG_ERROR):
+                bodies.append(answer.body)
+            elif error := _error(answer):
+                raise error
+            else:
+                break
+        return bodies, whole
+
+    def _only_answer(self, request: Message, type_: int) -> bytes:
+        """Send a request that one message of a type answers. Return its body."""
+        for answer in self._ask([request]):
+            if answer.type == type_:
+                return answer.body
+            if answer.type == NLMSG_ERROR and (error := _error(answer)):
+                raise error
+        raise AssertionError("the kernel's answers have no end")
+
+    def _ask(self, requests: Sequence[Message]) -> Iterator[Answer]:
+        """Send requests and yield their answers. The caller knows which is the last.
+
+        An earlier request may have failed before its answers were read. They are
+        skipped.
+        """
+        first = self._send(requests)
         while True:
-            for type_, flags, answered, body in self._receive():
-                if answered != sequence:
-                    continue
-                whole = whole and not flags & NLM_F_DUMP_INTR
-                if type_ == NLMSG_DONE:
-                    return bodies, whole
-                if type_ != NLMSG_ERROR:
-                    bodies.append(body)
-                elif error := _error(flags, body):
-                    raise error
+            length = self._socket.recv_into(self._buffer)
+            for type_, flags, sequence, body in messages(bytes(self._buffer[:length])):
+                place = (sequence - first) & _SEQUENCES
+                if place < len(requests):
+                    yield Answer(place, type_, flags, body)
 
     def _send(self, messages: Sequence[Message]) -> int:
         """Send requests; return the sequence number of the first."""
-        first = self._sequence + 1
+        first = (self._sequence + 1) & _SEQUENCES
         packets = []
         for type_, flags, payload in messages:
-            self._sequence += 1
+            self._sequence = (self._sequence + 1) & _SEQUENCES
             flags |= NLM_F_REQUEST | (
                 0 if flags & NLM_F_DUMP == NLM_F_DUMP else NLM_F_ACK
             )
@@ -290,10 +314,6 @@ class Rtnl:
             packets.append(payload)
         self._socket.send(b"".join(packets))
         return first
-
-    def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
-        length = self._socket.recv_into(self._buffer)
-        return messages(bytes(self._buffer[:length]))
 
 
 def nsid_of(body: bytes) -> int:
@@ -567,15 +587,15 @@ def _number(value: bytes | None) -> int:
     return _U32.unpack(value)[0] if value else 0
 
 
-def _error(flags: int, body: bytes) -> OSError | None:
-    """What an acknowledgement says: None for success."""
-    (code,) = _I32.unpack_from(body)
+def _error(answer: Answer) -> OSError | None:
+    """Return the error that an acknowledgement or the end of a dump reports, if any."""
+    (code,) = _I32.unpack_from(answer.body)
     if code == 0:
         return None
     text = os.strerror(-code)
-    if flags & NLM_F_ACK_TLVS:
+    if answer.type == NLMSG_ERROR and answer.flags & NLM_F_ACK_TLVS:
         # With NETLINK_CAP_ACK only the header of the request is repeated.
-        texts = _attributes(body, _I32.size + _HEADER.size)
-        if said := texts.get(NLMSGERR_ATTR_MSG):
-            text = said.rstrip(b"\0").decode(errors="replace")
+        texts = _attributes(answer.body, _I32.size + _HEADER.size)
+        if reason := texts.get(NLMSGERR_ATTR_MSG):
+            text = reason.rstrip(b"\0").decode(errors="replace")
     return OSError(-code, text)

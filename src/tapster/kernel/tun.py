@@ -16,9 +16,9 @@ Linux's Documentation/networking/tuntap.rst and drivers/net/tun.c. Traps:
 import fcntl
 import os
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from errno import EBADFD
+
+from tapster.kernel.descriptors import closing_on_error
 
 DEVICE = "/dev/net/tun"
 
@@ -96,18 +96,6 @@ def name_of(fd: int) -> str:
 def set_flags(fd: int, flags: int) -> None:
     """Set the flags of an open macvtap; the name does not matter there."""
     fcntl.ioctl(fd, TUNSETIFF, _ifreq("", flags))
-
-
-@contextmanager
-def closing_on_error() -> Iterator[list[int]]:
-    """A list of descriptors that are closed if the block fails."""
-    fds: list[int] = []
-    try:
-        yield fds
-    except BaseException:
-        for fd in fds:
-            os.close(fd)
-        raise
 
 
 def _ifreq(name: str, flags: int) -> bytes:

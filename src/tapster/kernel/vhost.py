@@ -3,7 +3,7 @@
 
 import os
 
-from tapster.kernel.tun import closing_on_error
+from tapster.kernel.descriptors import closing_on_error
 
 
 def open_vhost(count: int) -> tuple[int, ...]:

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Descriptors that are closed if what they are opened for fails."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def closing_on_error() -> Iterator[list[int]]:
+    """Lend a list for descriptors. Close the descriptors in it if the block fails."""
+    fds: list[int] = []
+    try:
+        yield fds
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Deferring signals, so that Ctrl-C cannot come between a step and its undoing."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# A process causes these signals itself. If it blocks them, the kernel kills it.
+_FAULTS = {
+    signal.SIGBUS,
+    signal.SIGFPE,
+    signal.SIGILL,
+    signal.SIGSEGV,
+    signal.SIGTRAP,
+}
+_DEFERRED = signal.valid_signals() - _FAULTS
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Deliver no signal to the calling thread before the block has ended.
+
+    Python raises KeyboardInterrupt between any two instructions of the main thread,
+    also inside `finally`. So `try` alone cannot undo a step for certain. Here a signal
+    waits in the kernel (pthread_sigmask(3)), and raises after the undoing. The kernel
+    may hand a signal to another thread that does not block it. So a program with
+    several threads should handle signals in the main thread (signalfd(2), a wakeup
+    descriptor), and call Tapster in another, as the daemon does.
+    """
+    # First ask for the mask, then change it. Changing it may already raise.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _DEFERRED)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A macvtap is opened by its number, which the kernel gives to another one later."""
+
+import os
+from collections.abc import Iterator
+from errno import EBADFD, ENOENT
+
+import pytest
+
+from lab import shell
+from tapster.errors import KernelError
+from tapster.kernel.linux import LinuxSystem
+from tapster.kernel.port import Namespace
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
+
+OURS, THEIRS = 1 << 30, (1 << 30) + 1
+
+
+def add(name: str, ifindex: int) -> None:
+    shell.sh(
+        f"ip link add link low name {name} index {ifindex} type macvtap mode bridge"
+    )
+
+
+@pytest.fixture
+def namespace() -> Iterator[Namespace]:
+    shell.sh("ip link add low type veth peer name far")
+    add("vnet0", OURS)
+    namespace = LinuxSystem().netns(None)
+    yield namespace
+    namespace.close()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_macvtap_whose_number_goes_to_another_is_not_opened(
+    namespace: Namespace, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    mknod = os.mknod
+
+    def late(node: str, mode: int, device: int, *, dir_fd: int) -> None:
+        shell.sh("ip link del vnet0")
+        add("vnet1", THEIRS)
+        if again:
+            add("vnet0", OURS)
+        mknod(node, mode, device, dir_fd=dir_fd)
+
+    before = set(os.listdir("/proc/self/fd"))
+    namespace_fds = namespace.open_macvtap(OURS, queues=1, vnet_hdr=True)
+    os.close(namespace_fds[0])
+    opened = set(os.listdir("/proc/self/fd")) - before  # the directory of nodes
+    monkeypatch.setattr(os, "mknod", late)
+    with pytest.raises(KernelError) as raised:
+        namespace.open_macvtap(OURS, queues=1, vnet_hdr=True)
+    assert raised.value.errno == (EBADFD if again else ENOENT)
+    assert set(os.listdir("/proc/self/fd")) - before == opened
