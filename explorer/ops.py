@@ -7,16 +7,18 @@ from explorer.backends import PORTS
 from explorer.calls import Call
 from explorer.kernels import BRIDGE, LOWER
 from explorer.script import (
+    USUAL,
     Actor,
-    ExploredHost,
     Failed,
     Held,
     Op,
+    Parts,
     Script,
     held_in,
 )
 from tapster.errors import TapsterError
 from tapster.model import Macvtap, Spec, Tap
+from tapster.operations.operations import Operations
 
 FIN_WAIT = 5.0
 ADMINISTRATOR = "administrator"
@@ -31,9 +33,7 @@ PORT = Tap(ovs="ovs0", fin_wait=FIN_WAIT)
 MACVTAP = Macvtap(lower=LOWER, fin_wait=FIN_WAIT)
 
 
-def acquire(
-    *specs: Spec, bound: bool = False, make: type[ExploredHost] = ExploredHost
-) -> Op:
+def acquire(*specs: Spec, bound: bool = False, parts: Parts = USUAL) -> Op:
     """Acquire devices, by default one TAP, and start a machine with them.
 
     If `bound`, the leases end with the machine's process.
@@ -43,8 +43,8 @@ def acquire(
         wanted = [spec._replace(owner=actor.name) for spec in specs or (TAP,)]
         pid = actor.ask(Call("machine", "pid")) if bound else None
         try:
-            leases = actor.host(make).acquire_all(wanted, pid=pid)
-            got = tuple(Held.of(lease) for lease in leases)
+            acquired = actor.operations(parts).acquire(wanted, pid=pid)
+            got = tuple(Held.of(lease) for lease, _ in acquired)
             return got if len(got) > 1 else got[0]
         except TapsterError as error:
             return Failed(type(error).__name__)
@@ -61,50 +61,48 @@ STOP = Op("stop", _stop)
 """The machine stops. Nobody has noticed yet."""
 
 
-def release(*, make: type[ExploredHost] = ExploredHost) -> Op:
+def release(*, parts: Parts = USUAL) -> Op:
     """Release what was acquired."""
 
-    def do(host: ExploredHost, memory: Any) -> None:
+    def do(operations: Operations, memory: Any) -> None:
         for held in held_in(memory):
-            host.release(held.lease)
+            operations.release(held.lease)
 
-    return _op("release", do, make)
+    return _op("release", do, parts)
 
 
-def change(
-    owner: str, *, make: type[ExploredHost] = ExploredHost, **changes: Any
-) -> Op:
+def change(owner: str, *, parts: Parts = USUAL, **changes: Any) -> Op:
     """Change what somebody's device is connected to, if there is one."""
 
-    def do(host: ExploredHost, _: Any) -> None:
-        for lease in host.leases():
+    def do(operations: Operations, _: Any) -> None:
+        for lease in operations.look.leases():
             if lease.owner == owner:
-                host.set(lease.id, **changes)
+                operations.rewire.set(lease.id, changes)
 
-    return _op("change", do, make)
+    return _op("change", do, parts)
 
 
-def recover(*, after: int = 0, make: type[ExploredHost] = ExploredHost) -> Op:
+def recover(*, after: int = 0, parts: Parts = USUAL) -> Op:
     """Recover; not before so many actors were killed."""
-    return _op("recover", lambda host, _: host.recover(), make, after)
+    return _op("recover", lambda operations, _: operations.recover(), parts, after)
 
 
 def settle() -> Op:
     """Mend what the dead have left, as every command does first."""
-    return _op("settle", lambda host, _: host.settle(), ExploredHost)
+    return _op("settle", lambda operations, _: operations.recover.settle(), USUAL)
 
 
-def reap(*, make: type[ExploredHost] = ExploredHost) -> Op:
+def reap(*, parts: Parts = USUAL) -> Op:
     """Delete what has waited long enough."""
-    return _op("reap", lambda host, _: host.reap(), make)
+    return _op("reap", lambda operations, _: operations.reap(), parts)
 
 
-def _op(name: str, do: Any, make: type[ExploredHost], after: int = 0) -> Op:
+def _op(name: str, do: Any, parts: Parts, after: int = 0) -> Op:
     def run(actor: Actor) -> Any:
         if after:
             actor.ask(Call("machine", "killed", (after,)))
         try:
-            do(actor.host(make), actor.memory)
+            do(actor.operations(parts), actor.memory)
         except TapsterError as error:
             return Failed(type(error).__name__)
         return actor.memory
@@ -112,19 +110,17 @@ def _op(name: str, do: Any, make: type[ExploredHost], after: int = 0) -> Op:
     return Op(name, run)
 
 
-def manager(name: str, *specs: Spec, make: type[ExploredHost] = ExploredHost) -> Script:
+def manager(name: str, *specs: Spec, parts: Parts = USUAL) -> Script:
     """Whoever runs one machine: it acquires, the machine stops, it releases."""
     return Script(
-        name, (acquire(*specs, make=make), STOP, release(make=make)), mortal=True
+        name, (acquire(*specs, parts=parts), STOP, release(parts=parts)), mortal=True
     )
 
 
-def setter(
-    owner: str, *, make: type[ExploredHost] = ExploredHost, **changes: Any
-) -> Script:
+def setter(owner: str, *, parts: Parts = USUAL, **changes: Any) -> Script:
     """Somebody who changes what another's device is connected to."""
     changes = changes or {"isolated": True}
-    return Script("setter", (change(owner, make=make, **changes),), mortal=True)
+    return Script("setter", (change(owner, parts=parts, **changes),), mortal=True)
 
 
 def bound(name: str) -> Script:
@@ -247,15 +243,15 @@ def _wait(actor: Actor) -> Any:
 AGAIN = "again"
 
 
-def ending(make: type[ExploredHost] = ExploredHost) -> Script:
+def ending(parts: Parts = USUAL) -> Script:
     """What is done when nobody can go on: a last recover, then a last reap."""
     return Script(
         "end",
         (
-            recover(make=make),
-            recover(make=make)._replace(name=AGAIN),
+            recover(parts=parts),
+            recover(parts=parts)._replace(name=AGAIN),
             Op("wait", _wait),
-            reap(make=make),
-            reap(make=make)._replace(name=AGAIN),
+            reap(parts=parts),
+            reap(parts=parts)._replace(name=AGAIN),
         ),
     )

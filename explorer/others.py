@@ -32,19 +32,22 @@ from explorer.ops import (
     switch,
 )
 from explorer.script import (
+    USUAL,
+    WITH_BACKENDS,
     Actor,
-    ExploredHost,
     Failed,
     Held,
     Op,
+    Parts,
     Script,
-    Wired,
 )
 from explorer.search import Scenario
 from tapster.errors import NameTaken, TapsterError
-from tapster.host import Plan
 from tapster.kernel.port import Namespace
 from tapster.model import Lease
+from tapster.operations.acquire import Acquire, Acquired, Plan
+from tapster.operations.devices import Devices
+from tapster.operations.rewire import Rewire
 
 # Programs that name devices in other ways. The machine's process holds the
 # device open: when it stops, the kernel deletes the device at once. Its manager
@@ -124,33 +127,31 @@ class Inclusive(RemoteKernel):
         return ()
 
 
-class WithoutExclusive(ExploredHost):
-    namespace: type[RemoteKernel] = Inclusive
+class RowLast(Acquire):
+    """The ledger is written after the device is made, not before."""
 
-
-class RowLast(ExploredHost):
-    """The row is written when the device is there, not before."""
-
-    def _reserve(self, plans: Sequence[Plan]) -> list[Lease]:
+    def reserve(self, plans: Sequence[Plan]) -> list[Lease]:
         (plan,) = plans
-        ledger: Any = self._ledger
-        named = {"manager": self._me(), "changed_links": self._namespace.changed_links}
-        wanted = self._namespace.netns, [plan.reservation]
-        (guess,) = ledger.peek(*wanted, holder_of=self._namespace.ifindex, **named)
-        self._create(plan, guess)
+        ledger: Any = self.context.ledger
+        namespace = self.context.namespace
+        manager = self.context.claims.take_number()
+        named = {"manager": manager, "changed_links": namespace.changed_links}
+        wanted = namespace.netns, [plan.reservation]
+        (guess,) = ledger.peek(*wanted, holder_of=namespace.ifindex, **named)
+        self.devices.make(guess, plan.reservation.spec, plan.lower)
         (lease,) = ledger.reserve(*wanted, holder_of=lambda _: 0, **named)
         if lease.ifindex != guess.ifindex:
-            self._namespace.delete_links([guess.ifindex])
+            namespace.delete_links([guess.ifindex])
             ledger.end([lease.id])
             raise NameTaken(lease.name)
         return [lease]
 
-    def _make(self, plan: Plan, lease: Lease) -> Lease:
-        return lease
+    def make(self, _: Plan, lease: Lease) -> Acquired:
+        return Acquired(lease, ())
 
 
-class DeletesByName(ExploredHost):
-    def _delete(self, namespace: Namespace, leases: Sequence[Lease]) -> None:
+class DeletesByName(Devices):
+    def delete(self, namespace: Namespace, leases: Sequence[Lease]) -> None:
         for lease in leases:
             if ifindex := namespace.ifindex(lease.name):
                 namespace.delete_links([ifindex])
@@ -166,10 +167,6 @@ class Unclaimed(RemoteLedger):
         return self._put("claim_due", (None, alive), named)
 
 
-class WithoutClaims(ExploredHost):
-    ledger: type[RemoteLedger] = Unclaimed
-
-
 class UnclaimedReservations(RemoteLedger):
     """A ledger in which a lease that is being acquired looks abandoned."""
 
@@ -177,12 +174,8 @@ class UnclaimedReservations(RemoteLedger):
         return self._put("reserve", args, {**named, "manager": None})
 
 
-class WithoutReservationClaims(ExploredHost):
-    ledger: type[RemoteLedger] = UnclaimedReservations
-
-
-class WithoutPlaceholder(ExploredHost):
-    def _plant(self, namespace: Namespace, lease: Lease) -> None:
+class WithoutPlaceholder(Devices):
+    def hold_name(self, _: Namespace, __: Lease) -> None:
         """Let the name go."""
 
 
@@ -196,19 +189,15 @@ class DeletesByNameInBackends(RemoteBackend):
         self._put("del_port", (self.name, lease.name), {})
 
 
-class WithoutPortIdentity(Wired):
-    backend: type[RemoteBackend] = DeletesByNameInBackends
-
-
-class WithoutWaitingForPlanes(Wired):
-    def _detach(self, namespace: Namespace | None, lease: Lease) -> None:
+class WithoutWaitingForBackends(Devices):
+    def detach(self, namespace: Namespace | None, lease: Lease) -> None:
         """Go on if a backend cannot be reached."""
         with suppress(TapsterError):
-            super()._detach(namespace, lease)
+            super().detach(namespace, lease)
 
 
-class WithoutLookingForReleases(ExploredHost):
-    def _rest_if_released(self, _: Namespace, __: str) -> bool:
+class WithoutLookingForReleases(Rewire):
+    def rest_if_released(self, _: Namespace, __: str) -> bool:
         return False
 
 
@@ -226,22 +215,29 @@ def known_bugs() -> list[Scenario]:
             (manager("A", AT_ONCE), manager("B", AT_ONCE), late_cleanup("A")),
             checks=STEP,
         ),
-        _without("the exclusive flag", WithoutExclusive, foreign()),
-        _without("the row written first", RowLast),
-        _without("deleting by identity", DeletesByName, late, foreign()),
-        _without("claims", WithoutClaims, late),
-        _without("claims on reservations", WithoutReservationClaims),
-        _without("placeholders", WithoutPlaceholder, late),
+        _without("the exclusive flag", Parts(namespace=Inclusive), foreign()),
+        _without("the row written first", Parts(acquire=RowLast)),
+        _without("deleting by identity", Parts(devices=DeletesByName), late, foreign()),
+        _without("claims", Parts(ledger=Unclaimed), late),
+        _without("claims on reservations", Parts(ledger=UnclaimedReservations)),
+        _without("placeholders", Parts(devices=WithoutPlaceholder), late),
         _with_port(
-            "the lease's mark on its port",
-            WithoutPortIdentity,
+            "the lease's stamp on its port",
+            WITH_BACKENDS._replace(backend=DeletesByNameInBackends),
             administrator("delete", "vnet0"),
             foreign_port(),
         ),
-        _with_port("waiting for its port", WithoutWaitingForPlanes, switch()),
+        _with_port(
+            "waiting for its port",
+            WITH_BACKENDS._replace(devices=WithoutWaitingForBackends),
+            switch(),
+        ),
         Scenario(
             "Tapster without looking for a release when it rewires",
-            (manager("A"), setter("A", make=WithoutLookingForReleases)),
+            (
+                manager("A"),
+                setter("A", parts=USUAL._replace(rewire=WithoutLookingForReleases)),
+            ),
             checks=STEP,
         ),
     ]
@@ -252,24 +248,26 @@ def _program(name: str, make: Callable[[Actor], Any], *more: Script) -> Scenario
     return Scenario(name, scripts, checks=HARM, end=None)
 
 
-def _without(what: str, make: type[ExploredHost], *more: Script) -> Scenario:
+def _without(what: str, parts: Parts, *more: Script) -> Scenario:
     """One machine, and a recover at any time. Only harm counts as a violation."""
-    manager = Script("A", (acquire(make=make), STOP, release(make=make)), mortal=True)
-    mending = Script("recover", (recover(make=make),))
+    manager = Script(
+        "A", (acquire(parts=parts), STOP, release(parts=parts)), mortal=True
+    )
+    mending = Script("recover", (recover(parts=parts),))
     return Scenario(
         f"Tapster without {what}",
         (manager, mending, *more),
         kills=1,
         checks=STEP,
-        end=ending(make),
+        end=ending(parts),
     )
 
 
-def _with_port(what: str, make: type[ExploredHost], *more: Script) -> Scenario:
+def _with_port(what: str, parts: Parts, *more: Script) -> Scenario:
     """One machine on a switch that knows ports by name."""
-    scripts = (manager("A", PORT._replace(fin_wait=0), make=make), *more)
+    scripts = (manager("A", PORT._replace(fin_wait=0), parts=parts), *more)
     name = f"Tapster without {what}"
-    return Scenario(name, scripts, checks=STEP, end=ending(make))
+    return Scenario(name, scripts, checks=STEP, end=ending(parts))
 
 
 def _try_outside(actor: Actor, verb: str, *args: Any) -> None:

@@ -22,18 +22,16 @@ from explorer.ops import (
     settle,
     switch,
 )
-from explorer.script import ExploredHost, Script, Wired
+from explorer.script import USUAL, WITH_BACKENDS, Parts, Script
 from explorer.search import Scenario
 
 
-def _recover(
-    name: str = "recover", after: int = 0, make: type[ExploredHost] = ExploredHost
-) -> Script:
-    return Script(name, (recover(after=after, make=make),), mortal=True)
+def _recover(name: str = "recover", after: int = 0, parts: Parts = USUAL) -> Script:
+    return Script(name, (recover(after=after, parts=parts),), mortal=True)
 
 
-def _reaper(make: type[ExploredHost] = ExploredHost) -> Script:
-    return Script("reaper", (reap(make=make),), mortal=True)
+def _reaper(parts: Parts = USUAL) -> Script:
+    return Script("reaper", (reap(parts=parts),), mortal=True)
 
 
 def _settler() -> Script:
@@ -131,12 +129,18 @@ SMALL_WITH_PLANES = (
 
 def with_planes() -> list[Scenario]:
     """Machines whose devices are in backends that outlive them."""
-    a, b = manager("A", PORT, make=Wired), manager("B", PORT, make=Wired)
+    a, b = (
+        manager("A", PORT, parts=WITH_BACKENDS),
+        manager("B", PORT, parts=WITH_BACKENDS),
+    )
     at_once = PORT._replace(fin_wait=0)
-    a0, b0 = manager("A", at_once, make=Wired), manager("B", at_once, make=Wired)
-    guarded = manager("A", GUARDED, make=Wired)
-    once = _recover(after=1, make=Wired)
-    reaper, end = _reaper(Wired), ending(Wired)
+    a0, b0 = (
+        manager("A", at_once, parts=WITH_BACKENDS),
+        manager("B", at_once, parts=WITH_BACKENDS),
+    )
+    guarded = manager("A", GUARDED, parts=WITH_BACKENDS)
+    once = _recover(after=1, parts=WITH_BACKENDS)
+    reaper, end = _reaper(WITH_BACKENDS), ending(WITH_BACKENDS)
     scenarios = [
         Scenario(
             "two ports of a switch, a late cleanup by name",
@@ -161,11 +165,16 @@ def with_planes() -> list[Scenario]:
         ),
         Scenario(
             "a port, an administrator deletes, a foreign port, recover",
-            (a, administrator("delete", "vnet0"), foreign_port(), _recover(make=Wired)),
+            (
+                a,
+                administrator("delete", "vnet0"),
+                foreign_port(),
+                _recover(parts=WITH_BACKENDS),
+            ),
         ),
         Scenario(
             "rules, a change while the machine stops, a crash, recover",
-            (guarded, setter("A", make=Wired, filter=False), once),
+            (guarded, setter("A", parts=WITH_BACKENDS, filter=False), once),
             1,
         ),
     ]

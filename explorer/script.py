@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Actors: real code that stops at each of its calls on the world.
 
-An actor runs a few operations one after the other. To know what its code does
-next, an operation is run from its start, each call being given the answer that
-is on record, up to the first call that has none: that is the next call. There
-the run is thrown away. The code depends on nothing but these answers, so this
-is the same as having stopped there. What came of it is kept in a tree of
-answers, so no piece of code is run twice for the same answers.
+An actor runs a few operations one after the other. To find the next call of its
+code, an operation is run from its start. Each call is given the answer that is on
+record, up to the first call without an answer: that is the next call. There the run
+is thrown away. The code depends on nothing but these answers, so this is the same
+as having stopped there. The result is kept in a tree of answers, so no piece of
+code is run twice for the same answers.
 
-Between two operations nothing is kept but a `memory` and the manager's number;
-a new `Host` is made for each, which is as good as the old one: a `Host` has no
-other state that outlives a call.
+Between two operations an actor keeps a `memory` and the manager's number, and
+nothing else. New `Operations` are constructed for each. These are as good as the
+former ones, which have no other state that outlives a call.
 """
 
-import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,8 +25,13 @@ from explorer.calls import (
     RemoteKernel,
     RemoteLedger,
 )
-from tapster.host import Host
 from tapster.model import Lease
+from tapster.operations.acquire import Acquire
+from tapster.operations.claims import Claims
+from tapster.operations.context import Context
+from tapster.operations.devices import Devices
+from tapster.operations.operations import Operations
+from tapster.operations.rewire import Rewire
 from tapster.testing import FakeSystem
 
 LEDGER = "00000000"
@@ -83,12 +87,14 @@ class Actor:
         self.memory = memory
         self.next: Call | None = None
         self._answers = iter(log)
-        self._host: ExploredHost | None = None
+        self._operations: Operations | None = None
         self._manager = manager
 
     @property
     def manager(self) -> int:
-        return self._host.manager if self._host else self._manager
+        if self._operations is None:
+            return self._manager
+        return self._operations.context.claims.number
 
     def ask(self, call: Call) -> Any:
         """The answer to the next call. Code that cleans up when it is stopped
@@ -101,48 +107,50 @@ class Actor:
             self.next = call
         raise Stopped
 
-    def host(self, make: "type[ExploredHost] | None" = None) -> "ExploredHost":
-        """A Host, which is this actor for the time of the operation."""
-        self._host = (make or ExploredHost)(self.ask, self._manager)
-        return self._host
+    def operations(self, parts: "Parts") -> Operations:
+        """The operations of this actor, until its operation ends."""
+        self._operations = parts.construct(self.ask, self._manager)
+        return self._operations
 
 
-class ExploredHost(Host):
-    """A Host on stand-ins. Its own code is all real."""
+class Parts(NamedTuple):
+    """The classes that an actor's operations are constructed from.
+
+    Ledger, kernel, backends, locks and clock are stand-ins. All other code is real,
+    unless a scenario takes a protection away by replacing a part.
+    """
 
     namespace: type[RemoteKernel] = RemoteKernel
     ledger: type[RemoteLedger] = RemoteLedger
     backend: type[RemoteBackend] = RemoteBackend
     backends: tuple[str, ...] = ()
+    devices: type[Devices] = Devices
+    acquire: type[Acquire] = Acquire
+    rewire: type[Rewire] = Rewire
 
-    def __init__(self, ask: Ask, manager: int) -> None:
-        # Not Host.__init__, which opens what is stood in for here.
+    def construct(self, ask: Ask, manager: int) -> Operations:
+        """Operations whose calls on the world are put to `ask`."""
         system: Any = Client(ask, "clock", boot_id=NETNS.boot)
         ledger: Any = self.ledger(ask, "ledger", id=LEDGER, path="")
         namespace: Any = self.namespace(ask, "kernel", netns=NETNS)
         locks: Any = Client(ask, "locks")
-        self._system, self._ledger = system, ledger
-        self._namespace, self._locks = namespace, locks
-        self._start_reaper = _nobody
-        self._backends = [
-            self.backend(ask, "backend", name=one) for one in self.backends
-        ]
-        self._lock = threading.RLock()
-        self._manager = manager
-
-    @property
-    def manager(self) -> int:
-        return self._manager
-
-
-class Wired(ExploredHost):
-    """A Host with backends."""
-
-    backends: tuple[str, ...] = (PORTS, RULES)
+        context = Context(
+            ledger=ledger,
+            system=system,
+            namespace=namespace,
+            backends=[
+                self.backend(ask, "backend", name=name) for name in self.backends
+            ],
+            claims=Claims(ledger, open_locks=lambda _: locks, number=manager),
+            start_reaper=lambda _: None,  # reapers are actors here
+        )
+        return Operations(
+            context, devices=self.devices, acquire=self.acquire, rewire=self.rewire
+        )
 
 
-def _nobody(_: str) -> None:
-    """Reapers are actors here."""
+USUAL = Parts()
+WITH_BACKENDS = Parts(backends=(PORTS, RULES))
 
 
 class Op(NamedTuple):

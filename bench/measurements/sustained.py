@@ -110,7 +110,7 @@ def _reaped(library: Library, place: World, times: Times) -> float:
     before = place.devices()
     rounds, seconds = _go_on(library, times.window)
     left = max(place.devices() - before, 0)
-    while library.host.next_deadline() is not None:
+    while library.host.operations.reap.next_deadline() is not None:
         library.tidy()
     return (rounds - left) / seconds
 

@@ -4,7 +4,7 @@
 from collections import deque
 
 from bench.floor import Floor
-from tapster.operations.mending import REAP_BATCH
+from tapster.operations.reap import REAP_BATCH
 
 BATCH = REAP_BATCH
 """As many devices at a time as Tapster reaps."""

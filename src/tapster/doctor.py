@@ -7,19 +7,20 @@ from contextlib import suppress
 from tapster import names
 from tapster.backends.bridge import MAX_PORTS
 from tapster.errors import ServiceUnavailable, TapsterError
-from tapster.host import Host
 from tapster.kernel import failure
 from tapster.kernel.port import Namespace
 from tapster.model import Lease, Link, Problem, parse_stamp
 from tapster.operations.decision import Action
+from tapster.operations.operations import Operations
 
 NEARLY_FULL = MAX_PORTS * 9 // 10
 """Ports of a bridge from which on a word of warning is due."""
 
 
-def examine(host: Host) -> list[Problem]:
-    """Everything that is wrong, as seen from the Host's network namespace."""
-    with host.looking() as (ledger, namespace):
+def examine(operations: Operations) -> list[Problem]:
+    """Everything that is wrong, as seen from the operations' network namespace."""
+    ledger, namespace = operations.context.ledger, operations.context.namespace
+    with operations.context.gate:
         links = (
             namespace.links()
         )  # before the leases, each of which precedes its device
@@ -36,8 +37,8 @@ def examine(host: Host) -> list[Problem]:
                 Problem(f"the ledger is damaged: {said}", "restore it from a backup")
                 for said in ledger.check()
             ),
-            *_unmended(host),
-            *_strays(host),
+            *_unmended(operations),
+            *_strays(operations),
             *_leftovers(ledger.id, links, here),
             *_squatters(ledger.templates(), links, here),
             *_bridges(namespace, links, here),
@@ -70,16 +71,16 @@ def _tun() -> Iterator[Problem]:
         )
 
 
-def _unmended(host: Host) -> Iterator[Problem]:
+def _unmended(operations: Operations) -> Iterator[Problem]:
     try:
-        repairs = host.recover(dry_run=True)
+        repairs = operations.recover(dry_run=True)
     except TapsterError as error:
         yield Problem(str(error), "see to that, then: tapster recover")
         return
     for lease, action in repairs:
         which = f"lease {lease.name} ({lease.id}, {lease.state})"
         if action is Action.REWIRE:
-            for backend, wrong in host.differences(lease).items():
+            for backend, wrong in operations.look.differences(lease).items():
                 problem = f"{which} is not wired as it should be: {backend}: {wrong}"
                 yield Problem(problem, "tapster recover")
             continue
@@ -88,9 +89,9 @@ def _unmended(host: Host) -> Iterator[Problem]:
         )
 
 
-def _strays(host: Host) -> Iterator[Problem]:
+def _strays(operations: Operations) -> Iterator[Problem]:
     with suppress(ServiceUnavailable):  # it has been said
-        for _, stray in host.strays():
+        for _, stray in operations.recover.leftovers():
             problem = f"{stray.description} is left of lease {stray.lease}"
             yield Problem(problem, "tapster recover")
 

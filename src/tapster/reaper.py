@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process that reaps when nobody else does.
+"""The reaper: a process that deletes released devices when their FIN WAIT is over.
 
-Whoever releases a lease starts it, if it does not run; it ends when nothing
-waits any more. It is two processes: a leader that works, and a standby that
-waits for the leader's lock and takes over when the leader is killed. If both
-are killed, the next command starts them again.
+A release starts the reaper, unless one runs. The reaper ends when no lease waits
+any more. It is two processes: a leader that works, and a standby that waits for
+the leader's lock, and takes over if the leader is killed. If both are killed, the
+next command starts a reaper again.
 
-It ends inside a transaction of the ledger in which nothing waits, and gives up
-its lock there. So whoever releases a lease either finds the lock free and
-starts a reaper, or has been seen by this one.
+The reaper gives up its lock inside a transaction of the ledger in which no lease
+waits. So a release either finds the lock free and starts a reaper, or the running
+reaper sees the lease.
 """
 
 import os
@@ -18,15 +18,15 @@ import time
 from contextlib import suppress
 
 from tapster.errors import ServiceUnavailable, TapsterError
-from tapster.host import Host
 from tapster.kernel.lock import REAPER, LockFile
+from tapster.operations.operations import Operations, open_operations
 
 LONGEST_NAP = 1.0
-"""Seconds: a lease released meanwhile may wait for less than the others."""
+"""Seconds. A lease that is released during a nap may have a shorter FIN WAIT."""
 
 
 def run(ledger: str) -> None:
-    """Reap until nothing waits, unless another reaper of the ledger runs."""
+    """Reap until no lease waits, unless another reaper of the ledger runs."""
     locks = LockFile(ledger)
     if not locks.try_enter(REAPER):
         return
@@ -39,40 +39,40 @@ def run(ledger: str) -> None:
                 done = _lead(ledger, locks)
             finally:
                 if not done:
-                    # What stopped the leader would stop the standby too. The next
-                    # command tries again, and shows its user the reason.
+                    # The same failure would stop the standby too. The next command
+                    # tries again, and shows the reason to its user.
                     os.kill(standby, signal.SIGKILL)
             return
-        # The lock belongs to the open file, which the leader shares with us
-        # until we close it; our own is another.
+        # The lock belongs to the open file that the leader shares with this
+        # process. So close it, and wait for the lock with a file of our own.
         locks.leave()
         locks = LockFile(ledger)
         locks.wait_enter(REAPER)
 
 
 def _done(ledger: str, locks: LockFile) -> bool:
-    """Whether there is nothing to do, or nothing that can be done."""
+    """Whether no lease waits, or the ledger cannot be used."""
     try:
-        with Host(ledger, reaper=_nobody) as host:
-            return host.quit_if_idle(lambda: locks.free(REAPER))
+        with _open(ledger) as operations:
+            return operations.reap.quit_if_idle(lambda: locks.free(REAPER))
     except TapsterError:
         return True
 
 
 def _lead(ledger: str, locks: LockFile) -> bool:
-    """Reap until nothing waits; False if that failed."""
+    """Reap until no lease waits; False if that failed."""
     while True:
         try:
-            # Opened anew each time: an idle process should hold nothing open.
-            with Host(ledger, reaper=_nobody) as host:
-                # A service that is away comes back: it is tried again until then.
+            # Opened again each time: a process that naps should hold nothing open.
+            with _open(ledger) as operations:
+                # A service that is away comes back; until then, try again.
                 with suppress(ServiceUnavailable):
-                    host.settle()
+                    operations.recover.settle()
                 with suppress(ServiceUnavailable):
-                    host.reap()
-                if host.quit_if_idle(lambda: locks.free(REAPER)):
+                    operations.reap()
+                if operations.reap.quit_if_idle(lambda: locks.free(REAPER)):
                     return True
-                deadline = host.next_deadline()
+                deadline = operations.reap.next_deadline()
         except TapsterError:
             return False
         if deadline is not None:
@@ -80,8 +80,9 @@ def _lead(ledger: str, locks: LockFile) -> bool:
             time.sleep(min(max(left, 0), LONGEST_NAP))  # noqa: TID251 - until then
 
 
-def _nobody(_: str) -> None:
-    """A reaper starts no reaper."""
+def _open(ledger: str) -> Operations:
+    """The operations of a reaper, which starts no reaper."""
+    return open_operations(ledger, reaper=lambda _: None)
 
 
 if __name__ == "__main__":

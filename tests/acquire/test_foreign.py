@@ -101,7 +101,8 @@ def test_a_name_taken_between_choice_and_creation_is_stepped_over_I4(
 ) -> None:
     shell.sh("ip link add low type veth peer name low2")
     shell.sh("ip link set low up")
-    host._namespace = Thief(host._namespace, ["vnet0", "vnet1", "vnet3", "web"])
+    context = host.operations.context
+    context.namespace = Thief(context.namespace, ["vnet0", "vnet1", "vnet3", "web"])
     first = host.acquire(Tap(bridge="br0"))
     second = host.acquire(Macvtap(lower="low"))
     library.close([*first.fds, *second.fds])
@@ -156,9 +157,9 @@ def test_two_ledgers_on_one_host_leave_each_other_alone(
 
 def test_leftovers_in_use_or_with_a_lease_are_not_removed(host: Host) -> None:
     used, idle, leased = (host.acquire(Tap(bridge="br0")) for _ in range(3))
-    with host.looking() as (ledger, _):
-        ledger.end([used.id, idle.id])  # as an older ledger would have it
-        own = ledger.id
+    ledger = host.operations.context.ledger
+    ledger.end([used.id, idle.id])  # as an older ledger would have it
+    own = ledger.id
     library.close([*idle.fds, *leased.fds])
     assert host.remove_leftovers(own) == [idle.name]
     assert iproute.ports() == {used.name, leased.name}
@@ -173,7 +174,7 @@ def test_one_ledger_by_two_paths_has_one_lock_file(
     link.parent.mkdir()
     link.symlink_to(ledger)
     settled = []
-    create = host._namespace.create_tap
+    create = host.operations.context.namespace.create_tap
 
     def settle_meanwhile(*arguments: Any, **options: Any) -> tuple[int, ...]:
         fds = create(*arguments, **options)
@@ -181,7 +182,7 @@ def test_one_ledger_by_two_paths_has_one_lock_file(
             settled.extend([*other.settle(), *other.recover()])
         return fds
 
-    host._namespace.create_tap = settle_meanwhile  # type: ignore[method-assign]
+    host.operations.context.namespace.create_tap = settle_meanwhile  # type: ignore[method-assign]
     library.close(host.acquire(Tap(bridge="br0")).fds)
     assert settled == []
     assert iproute.ports() == {"vnet0"}

@@ -116,7 +116,9 @@ def test_what_cannot_be_reaped_hinders_no_other_and_all_else_is_told(
     stuck, free = released
     told: list[str] = []
     with pytest.raises(ServiceUnavailable):
-        host.reap(now=True, told=lambda over: told.extend(one.id for one in over))
+        host.operations.reap(
+            now=True, on_reaped=lambda over: told.extend(lease.id for lease in over)
+        )
     assert sorted(told) == sorted(lease.id for lease in free)
     assert [lease.id for lease in host.leases()] == [stuck.id]
 
@@ -128,7 +130,7 @@ def test_what_cannot_be_ended_by_recover_hinders_no_other_and_all_else_is_told(
     system.advance(stuck.fin_wait)
     told: list[Repair] = []
     with pytest.raises(ServiceUnavailable):
-        host.recover(told=told.extend)
+        host.operations.recover(on_repaired=told.extend)
     assert told == [Repair(lease, Action.CLOSE) for lease, _ in told]
     assert {lease.id for lease, _ in told} == {lease.id for lease in free}
     assert [lease.id for lease in host.leases()] == [stuck.id]

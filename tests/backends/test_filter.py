@@ -356,8 +356,8 @@ def test_tags_pass_on_a_trunk_with_the_same_care_for_what_is_in_them(lab: Lab) -
     guest = lab.guest(filter=True, addresses=ADDRESSES)
     # This bridge need not tell VLANs apart: the filter is asked for by itself.
     trunk = guest.lease._replace(wiring=guest.lease.wiring._replace(trunks=(7,)))
-    with lab.host.looking() as (ledger, namespace):
-        TableBackend(ledger.id, filter.PURPOSE).attach(namespace, trunk)
+    context = lab.host.operations.context
+    TableBackend(context.ledger.id, filter.PURPOSE).attach(context.namespace, trunk)
     untagged = cases(guest.mac)
     outcome = {
         name: lab.passes(guest, tagged(case.frame, 7))
@@ -379,8 +379,8 @@ def test_tags_pass_on_a_trunk_with_the_same_care_for_what_is_in_them(lab: Lab) -
 def test_a_tag_within_a_tag_passes_nowhere(lab: Lab) -> None:
     guest = lab.guest(filter=True)
     trunk = guest.lease._replace(wiring=guest.lease.wiring._replace(trunks=(7,)))
-    with lab.host.looking() as (ledger, namespace):
-        TableBackend(ledger.id, filter.PURPOSE).attach(namespace, trunk)
+    context = lab.host.operations.context
+    TableBackend(context.ledger.id, filter.PURPOSE).attach(context.namespace, trunk)
     once = tagged(ether(guest.mac, BROADCAST, 0x88B5, bytes(46)), 7)
     assert lab.passes(guest, once)
     for kind in (frames.VLAN, frames.QINQ):

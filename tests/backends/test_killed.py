@@ -34,7 +34,7 @@ def see(crashes: Crashes, where: str) -> None:
     crashes.mend(where)
     for lease in crashes.host.leases(all=False):
         assert crashes.host.differences(lease) == {}, where
-    assert crashes.host.strays() == [], where
+    assert crashes.host.operations.recover.leftovers() == [], where
     crashes.clear()
     shown = shell.sh("nft list ruleset")
     assert "tapster:" not in shown, where

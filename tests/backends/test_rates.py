@@ -41,8 +41,8 @@ def many(mac: str, count: int) -> list[bytes]:
 
 def limits(lab: Lab) -> list[Any]:
     """The elements of nftables that limit anything."""
-    with lab.host.looking() as (ledger, _):
-        found = nftables.elements(f"tapster_{ledger.id}_outbound")
+    ledger = lab.host.operations.context.ledger
+    found = nftables.elements(f"tapster_{ledger.id}_outbound")
     return [*found.get("average", ()), *found.get("peak", ())]
 
 
@@ -169,7 +169,7 @@ def test_it_is_there_before_the_device_is_up(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    namespace = lab.host._namespace
+    namespace = lab.host.operations.context.namespace
     set_links = namespace.set_links
 
     def look_first(changes: Sequence[LinkChange]) -> None:
@@ -207,11 +207,11 @@ def test_all_of_it_is_put_there_or_nothing(
 
     monkeypatch.setattr(htb.Queues, "_tc", refuse)
     wiring = lease.wiring._replace(inbound=Rate(1000))
-    with (
-        lab.host.looking() as (ledger, namespace),
-        pytest.raises(tapster.KernelError, match="shaping"),
-    ):
-        Inbound(ledger.id).attach(namespace, lease._replace(wiring=wiring))
+    context = lab.host.operations.context
+    with pytest.raises(tapster.KernelError, match="shaping"):
+        Inbound(context.ledger.id).attach(
+            context.namespace, lease._replace(wiring=wiring)
+        )
     assert root(lease.name).get("kind") != "htb"
 
 
@@ -255,7 +255,8 @@ def test_the_flows_share_a_rate_where_the_kernel_can(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each kernel has one of these; few have the first."""
-    (backend,) = (one for one in lab.host._backends if isinstance(one, Inbound))
+    backends = lab.host.operations.context.backends
+    (backend,) = (one for one in backends if isinstance(one, Inbound))
     monkeypatch.setattr(backend, "_leaves", ["fq_codel", "htb"])
     lease = lab.guest(inbound=Rate(1000)).lease
     shown = json.loads(shell.sh(f"tc -j qdisc show dev {lease.name}"))

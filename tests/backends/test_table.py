@@ -35,8 +35,8 @@ def lab(ledger: Path) -> Iterator[Lab]:
 
 
 def table(host: Host, backend: str) -> str:
-    with host.looking() as (ledger, _):
-        return f"tapster_{ledger.id}_{backend}"
+    context = host.operations.context
+    return f"tapster_{context.ledger.id}_{backend}"
 
 
 def left(host: Host) -> list[Any]:
@@ -73,7 +73,7 @@ def test_they_are_there_before_the_device_is_up_or_on_its_bridge(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, spec: Tap
 ) -> None:
     seen: list[int] = []
-    namespace = lab.host._namespace
+    namespace = lab.host.operations.context.namespace
     set_links = namespace.set_links
 
     def look_first(changes: Sequence[LinkChange]) -> None:
@@ -107,10 +107,10 @@ def test_a_release_takes_what_a_change_put_there_before_it_was_killed(
     """The ledger has not heard of the change: it knows of less than there is."""
     lease = taken(lab.host, FILTERED)
     more = FILTERED._replace(addresses=(*FILTERED.addresses, OTHER)).wiring
-    with lab.host.looking() as (ledger, namespace):
-        TableBackend(ledger.id, filter.PURPOSE).attach(
-            namespace, lease._replace(wiring=more)
-        )
+    context = lab.host.operations.context
+    TableBackend(context.ledger.id, filter.PURPOSE).attach(
+        context.namespace, lease._replace(wiring=more)
+    )
     assert lab.host.differences(lease)
     lab.host.release(lease.id)
     assert left(lab.host) == []
@@ -120,7 +120,7 @@ def test_a_release_takes_what_a_change_put_there_before_it_was_killed(
 def test_an_acquire_that_fails_leaves_none(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, spec: Tap
 ) -> None:
-    namespace = lab.host._namespace
+    namespace = lab.host.operations.context.namespace
     set_links = namespace.set_links
 
     def refuse(changes: Sequence[LinkChange]) -> None:
@@ -193,12 +193,12 @@ def test_no_device_is_taken_for_another_because_of_its_name(lab: Lab) -> None:
 
 def leave_behind(host: Host, ifindex: int) -> None:
     """What a lost lease had at an ifindex."""
-    with host.looking() as (ledger, namespace):
-        lost = host.leases()[0]._replace(id="0123456789abcdef", ifindex=ifindex)
-        wiring = FILTERED._replace(addresses=(OTHER,)).wiring
-        TableBackend(ledger.id, filter.PURPOSE).attach(
-            namespace, lost._replace(wiring=wiring)
-        )
+    context = host.operations.context
+    lost = host.leases()[0]._replace(id="0123456789abcdef", ifindex=ifindex)
+    wiring = FILTERED._replace(addresses=(OTHER,)).wiring
+    TableBackend(context.ledger.id, filter.PURPOSE).attach(
+        context.namespace, lost._replace(wiring=wiring)
+    )
 
 
 def test_a_device_inherits_nothing_from_one_that_had_its_ifindex(lab: Lab) -> None:
@@ -220,12 +220,13 @@ def test_what_is_left_of_a_lost_lease_is_a_stray_and_recover_removes_it(
     assert not lab.passes(lab.peer, announce(lab.peer, MINE))
     name = table(lab.host, "filter")
     nftables.nft(f"add element bridge {name} trunks {{ 77, lo, * }}")
-    found = {stray.lease: stray.description for _, stray in lab.host.strays()}
+    leftovers = lab.host.operations.recover.leftovers()
+    found = {stray.lease: stray.description for _, stray in leftovers}
     assert set(found) == {"0123456789abcdef", ""}
     assert found[""] == f"3 elements of nftables table {name}"
     lab.host.recover()
     assert left(lab.host) == []
-    assert lab.host.strays() == []
+    assert lab.host.operations.recover.leftovers() == []
     assert lab.arrive(lab.peer, [announce(lab.peer, MINE)], lab.guest())
 
 
@@ -265,7 +266,7 @@ def test_two_ledgers_on_one_host_do_not_meet(lab: Lab, tmp_path: Path) -> None:
         before = left(other)
         assert len(before) == len(left(lab.host)) == 7
         lab.host.release(ours.id)
-        assert lab.host.strays() == []
+        assert lab.host.operations.recover.leftovers() == []
         lab.host.recover()
         assert (left(lab.host), left(other)) == ([], before)
         assert other.differences(theirs) == {}
@@ -511,7 +512,7 @@ def test_without_the_library_it_is_said_what_to_install(
             lab.host.acquire(spec)
     taken(lab.host, Tap(bridge="br0"))
     assert lab.host.recover() == []
-    assert lab.host.strays() == []
+    assert lab.host.operations.recover.leftovers() == []
     assert len(lab.host.leases()) == 3
     nft._library.cache_clear()
 

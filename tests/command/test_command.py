@@ -383,8 +383,8 @@ def test_the_claim_of_a_dead_manager_on_a_sound_lease_is_dropped(
     with Host(ledger, reaper=library.no_reaper) as host:
         lease = host.acquire(Tap(bridge="br0"))
         library.close(lease.fds)
-        with host.looking() as (opened, _):
-            opened.claim(lease.id, 1, lambda manager: False)
+        opened = host.operations.context.ledger
+        opened.claim(lease.id, 1, lambda manager: False)
         assert host.settle() == []
         assert host.find(lease.id).manager is None
         assert iproute.ports() == {"vnet0"}

@@ -287,7 +287,7 @@ def test_a_host_that_is_refused_a_call_is_not_opened(
 @pytest.fixture
 def few_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is busy for ever is soon found to be."""
-    for module in ("host", "operations.devices"):
+    for module in ("operations.acquire", "operations.devices"):
         monkeypatch.setattr(f"tapster.{module}.ATTEMPTS", 3)
 
 

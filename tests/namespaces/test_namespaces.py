@@ -168,8 +168,8 @@ def test_a_thread_elsewhere_makes_devices_where_the_host_is(
 def test_a_lease_of_an_earlier_boot_is_closed(host: Host, ledger: Path) -> None:
     lease = host.acquire(Tap(bridge="br0"))
     library.close(lease.fds)
-    with host.looking() as (opened, _):
-        opened.file.connection.execute("UPDATE netns SET boot = 'earlier'")
+    rows = host.operations.context.ledger.file.connection
+    rows.execute("UPDATE netns SET boot = 'earlier'")
     (repairs,) = host.recover()
     assert (repairs.lease.id, repairs.action) == (lease.id, Action.CLOSE)
     assert "vnet0" in iproute.links(), "whatever has its name and ifindex now"
@@ -179,8 +179,8 @@ def test_what_a_boot_left_in_fin_wait_is_closed_before_other_work(host: Host) ->
     lease = host.acquire(Tap(name="web"))
     library.close(lease.fds)
     host.release(lease.id)
-    with host.looking() as (opened, _):
-        opened.file.connection.execute("UPDATE netns SET boot = 'earlier'")
+    rows = host.operations.context.ledger.file.connection
+    rows.execute("UPDATE netns SET boot = 'earlier'")
     shell.sh("ip link del web")
     assert [one.action for one in host.settle()] == [Action.CLOSE]
     again = host.acquire(Tap(name="web"))

@@ -21,7 +21,7 @@ from tapster import (
     Tap,
 )
 from tapster.kernel import tun
-from tapster.operations.mending import REAP_BATCH
+from tapster.operations.reap import REAP_BATCH
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
@@ -206,6 +206,7 @@ def test_one_lease_can_be_mended_alone(host: Host) -> None:
     library.close(one.fds + other.fds)
     shell.sh(f"ip link del {one.name}")
     shell.sh(f"ip link del {other.name}")
-    assert [repairs.lease.id for repairs in host.mend([one.id])] == [one.id]
+    repairs = host.operations.recover.some([one.id])
+    assert [repair.lease.id for repair in repairs] == [one.id]
     assert list(iproute.links()).count(one.name) == 1, "a placeholder has it"
     assert other.name not in iproute.links()

@@ -188,7 +188,7 @@ def _verbose_host(path: str | None, netns: str | None) -> "Host":
     from tapster.host import Host
     from tapster.kernel.linux import LinuxSystem
     from tapster.ledger import Ledger
-    from tapster.operations.manager import ledger_path
+    from tapster.operations.context import ledger_path
 
     system = verbose.system(LinuxSystem())
     ledger = Ledger(ledger_path(path), system)

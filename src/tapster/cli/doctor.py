@@ -60,7 +60,7 @@ def _findings(host: "Host | Client") -> list[Problem]:
         return host.examine()
     from tapster import doctor
 
-    return doctor.examine(host)
+    return doctor.examine(host.operations)
 
 
 def _explain(options: argparse.Namespace) -> None:

@@ -12,9 +12,9 @@ from tapster.daemon import config, policy
 from tapster.daemon.log import DEBUG, ERROR, INFO, Log
 from tapster.daemon.server import Server
 from tapster.errors import RequestError, TapsterError
-from tapster.host import Host
 from tapster.kernel import failure, systemd, unix
-from tapster.operations.manager import ledger_path
+from tapster.operations.context import ledger_path
+from tapster.operations.operations import open_operations
 from tapster.rpc.interface import SOCKET
 
 
@@ -78,8 +78,8 @@ def _serve(options: argparse.Namespace, log: Log) -> None:
         scrapers = [_listen_for_scrapes(where)]
         ours += [where] if where.startswith("/") else []
     ledger = ledger_path(options.ledger)
-    with Host(ledger, reaper=lambda _: None) as host:
-        server = Server(host, ledger, options.config, listeners, scrapers, log)
+    with open_operations(ledger, reaper=lambda _: None) as operations:
+        server = Server(operations, ledger, options.config, listeners, scrapers, log)
         systemd.notify("READY=1")
         log(INFO, "serving", socket=options.socket, ledger=ledger)
         for capability in failure.CAPABILITIES:

@@ -25,11 +25,11 @@ from tapster.daemon.throttle import Throttle
 from tapster.daemon.upkeep import Upkeep
 from tapster.daemon.worker import Worker
 from tapster.errors import HostError, Overloaded, RequestError, TapsterError
-from tapster.host import Host
 from tapster.kernel import unix
 from tapster.kernel.watch import Changes, Watch
 from tapster.ledger import FIRST_IFINDEX
 from tapster.model import Process
+from tapster.operations.operations import Operations
 from tapster.rpc import interface, varlink
 from tapster.rpc.interface import INTERFACE, METHODS, NAME, Event
 from tapster.rpc.varlink import SERVICE, SERVICE_INTERFACE
@@ -51,14 +51,14 @@ class Server:
 
     def __init__(
         self,
-        host: Host,
+        operations: Operations,
         ledger: str,
         path: str,
         listeners: Sequence[socket.socket],
         scrapers: Sequence[socket.socket],
         log: Log,
     ) -> None:
-        """Serve `host` by the configuration at `path`. Owns the sockets.
+        """Serve `operations` by the configuration at `path`. Owns the sockets.
 
         Recovers before it returns. Raises RequestError if the configuration is
         wrong, and HostError if the devices cannot be watched.
@@ -81,13 +81,15 @@ class Server:
         self._paused: list[socket.socket] = []
         self._worker = Worker(self._unforeseen)
         self._upkeep = Upkeep(
-            host,
+            operations,
             self._metrics,
             log,
             tell=partial(self._worker.hand_back, self._tell),
             watch=partial(self._worker.hand_back, self._watch_process),
         )
-        self._service = Service(host, ledger, loaded, self._metrics, log, self._upkeep)
+        self._service = Service(
+            operations, ledger, loaded, self._metrics, log, self._upkeep
+        )
         self._use(loaded)
         # Before recover looks, so that nothing is missed between the two.
         self._watches = list(self._watch_links())

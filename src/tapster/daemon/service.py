@@ -23,9 +23,11 @@ from tapster.errors import (
     ServiceUnavailable,
     TapsterError,
 )
-from tapster.host import Host
 from tapster.kernel import process, unix, vhost
 from tapster.model import Lease, Spec, State, Tap, Wiring
+from tapster.operations.acquire import Acquired
+from tapster.operations.look import Look
+from tapster.operations.operations import Operations, open_operations
 from tapster.rpc import interface
 from tapster.rpc.interface import Binding
 from tapster.rpc.varlink import Nothing
@@ -55,7 +57,7 @@ class Service:
 
     def __init__(
         self,
-        host: Host,
+        operations: Operations,
         ledger: str,
         loaded: Loaded,
         metrics: Metrics,
@@ -63,7 +65,7 @@ class Service:
         upkeep: Upkeep,
     ) -> None:
         self.loaded = loaded
-        self._host = host
+        self._operations = operations
         self._ledger = ledger
         self._metrics = metrics
         self._log = log
@@ -98,19 +100,22 @@ class Service:
         bound_to_caller = asked.bind is Binding.CALLER
         if bound_to_caller and not call.caller.pid:
             raise RequestError("your process cannot be seen from here: bind to nothing")
-        host = self._host if asked.netns is None else self._inside(asked.netns)
+        operations = self._operations
+        if asked.netns is not None:
+            operations = self._inside(asked.netns)
         try:
-            self._upkeep.follow(host.netns)
-            leases = host.acquire_all(
+            self._upkeep.follow(operations.context.namespace.netns)
+            acquired = operations.acquire(
                 specs,
                 pid=call.caller.pid if bound_to_caller else None,
                 on_close=asked.bind is Binding.CLOSE,
                 caller_uid=call.caller.uid,
             )
         finally:
-            if host is not self._host:
-                host.close()
-        fds = [fd for lease in leases for fd in lease.fds]
+            if operations is not self._operations:
+                operations.close()
+        leases = [lease for lease, _ in acquired]
+        fds = [fd for _, opened in acquired for fd in opened]
         ids = [lease.id for lease in leases]
         try:
             if bound_to_caller and process.over(call.pidfd):
@@ -127,7 +132,7 @@ class Service:
             raise
         self._metrics.observe("acquire_seconds", time.perf_counter() - start)
         return Answer(
-            interface.Leases(_placed(leases, len(fds))),
+            interface.Leases(_placed(acquired, len(fds))),
             tuple(fds),
             lambda: self._take_back(ids),
         )
@@ -156,7 +161,7 @@ class Service:
         quota = policy.quota(config.allow, caller, config.limits.devices)
         if quota is None:
             return
-        count = self._host.count(caller.uid)
+        count = self._operations.look.count(caller.uid)
         held = count[State.ACTIVE] + count[State.RESERVED]
         if held + wanted > quota:
             self._metrics.add("refused", "quota")
@@ -174,7 +179,7 @@ class Service:
     def _take_back(self, ids: Iterable[str]) -> None:
         for id in ids:
             try:
-                lease = self._host.find(id)
+                lease = self._operations.look.lease(id)
                 if lease.state is State.ACTIVE:
                     self._end(lease, "the caller did not get it")
             except TapsterError as error:
@@ -191,14 +196,14 @@ class Service:
             pid = process.pid_of(pidfd)
             if not call.caller.root and process.owner(pid) != call.caller.uid:
                 raise NotAllowed(f"process {pid} is not {call.caller}'s")
-        self._host.bind(leases, pid)
+        self._operations.bind([lease.id for lease in leases], pid)
         if asked.process is not None and process.over(call.fds[asked.process]):
             # It has ended meanwhile, and the pid may be another's.
             for lease in leases:
                 self._end(lease, EXIT)
         for lease in leases:
             self._upkeep.let_go(lease.id)
-            self._upkeep.hold(self._host.find(lease.id))
+            self._upkeep.hold(self._operations.look.lease(lease.id))
         return Answer()
 
     def _release(self, call: Call) -> Answer:
@@ -207,9 +212,8 @@ class Service:
         try:
             lease = self._own(call.caller, asked.lease)
         except NoSuchLease:
-            with self._host.looking() as (ledger, _):
-                if ledger.ended(asked.lease):
-                    return Answer()
+            if self._operations.look.has_ended(asked.lease):
+                return Answer()
             raise
         self._end(lease, None)
         self._metrics.observe("release_seconds", time.perf_counter() - start)
@@ -227,12 +231,12 @@ class Service:
             Need("kinds", lease.kind),
             *(need for need in needed if need.key not in ("kinds", "templates")),
         )
-        changed = self._host.set(lease.id, **changes)
+        changed = self._operations.rewire.set(lease.id, changes)
         self._upkeep.say("set", changed, " ".join(asked.fields))
-        return Answer(interface.Got(changed, self._host.device(changed)))
+        return Answer(interface.Got(changed, self._operations.look.device(changed)))
 
     def _end(self, lease: Lease, reason: str | None) -> None:
-        self._host.release(lease.id)
+        self._operations.release(lease.id)
         self._upkeep.let_go(lease.id)
         if lease.state is State.ACTIVE:
             self._upkeep.say("released", lease, reason)
@@ -241,21 +245,22 @@ class Service:
 
     def _get(self, call: Call) -> Answer:
         asked: interface.Get = call.parameters
-        host = self._host
+        operations = self._operations
         if asked.netns is not None:
             self._permit_rule(call.caller, Need("netns", asked.netns))
-            host = self._inside(asked.netns)
+            operations = self._inside(asked.netns)
         try:
-            lease = self._seen(call.caller, asked.lease, host)
-            differences = _differences(host, lease)
-            return Answer(interface.Got(lease, host.device(lease), differences))
+            lease = self._seen(call.caller, asked.lease, operations.look)
+            differences = _differences(operations.look, lease)
+            device = operations.look.device(lease)
+            return Answer(interface.Got(lease, device, differences))
         finally:
-            if host is not self._host:
-                host.close()
+            if operations is not self._operations:
+                operations.close()
 
     def _list(self, call: Call) -> Answer:
         asked: interface.List = call.parameters
-        leases = self._host.leases(all=asked.all)
+        leases = self._operations.look.leases(all=asked.all)
         if not policy.allows(self._rules, call.caller, policy.SEE_OTHERS):
             leases = [lease for lease in leases if lease.caller_uid == call.caller.uid]
         return Answer(interface.Leases(tuple(leases)))
@@ -264,7 +269,7 @@ class Service:
         asked: interface.History = call.parameters
         entries = tuple(
             one
-            for one in self._host.who(asked.name, asked.at)
+            for one in self._operations.look.who(asked.name, asked.at)
             if policy.may_see(self._rules, call.caller, one.caller_uid)
         )
         return Answer(interface.HistoryEntries(entries))
@@ -272,13 +277,13 @@ class Service:
     def _reopen(self, call: Call) -> Answer:
         asked: interface.Reopen = call.parameters
         lease = self._own(call.caller, asked.lease)
-        fds = self._host.reopen(lease.id)
+        fds = self._operations.reopen(lease.id)
         self._upkeep.say("reopened", lease)
         return Answer(interface.Opened(tuple(range(len(fds)))), fds)
 
-    def _seen(self, caller: Caller, name_or_id: str, host: Host | None = None) -> Lease:
+    def _seen(self, caller: Caller, name_or_id: str, look: Look | None = None) -> Lease:
         """The lease, if the caller may know of it. Raises NoSuchLease."""
-        lease = (host or self._host).find(name_or_id)
+        lease = (look or self._operations.look).find(name_or_id)
         if not policy.may_see(self._rules, caller, lease.caller_uid):
             raise NoSuchLease(f"no lease has the name or id {name_or_id!r}")
         return lease
@@ -297,23 +302,25 @@ class Service:
     def _reap(self, call: Call) -> Answer:
         asked: interface.Reap = call.parameters
         self._permit_rule(call.caller, policy.MAINTAIN)
-        reaped = self._host.reap(now=asked.now, told=self._upkeep.reaped)
+        reaped = self._operations.reap(now=asked.now, on_reaped=self._upkeep.reaped)
         return Answer(interface.Reaped(reaped))
 
     def _recover(self, call: Call) -> Answer:
         asked: interface.Recover = call.parameters
         self._permit_rule(call.caller, policy.MAINTAIN)
-        repairs = self._host.recover(dry_run=asked.dry_run, told=self._upkeep.repairs)
+        repairs = self._operations.recover(
+            dry_run=asked.dry_run, on_repaired=self._upkeep.repairs
+        )
         return Answer(interface.Recovered(tuple(repairs)))
 
     def _examine(self, call: Call) -> Answer:
         self._permit_rule(call.caller, policy.MAINTAIN)
-        return Answer(interface.Problems(tuple(doctor.examine(self._host))))
+        return Answer(interface.Problems(tuple(doctor.examine(self._operations))))
 
     def _remove_leftovers(self, call: Call) -> Answer:
         asked: interface.Leftovers = call.parameters
         self._permit_rule(call.caller, policy.MAINTAIN)
-        names = self._host.remove_leftovers(asked.ledger)
+        names = self._operations.remove_leftovers(asked.ledger)
         return Answer(interface.Names(tuple(names)))
 
     def _statistics(self, call: Call) -> Answer:
@@ -323,10 +330,10 @@ class Service:
 
     def measure(self) -> None:
         """Bring the figures up to date that are not counted as they come."""
-        for state, number in self._host.count().items():
+        for state, number in self._operations.look.count().items():
             self._metrics.put("leases", number, state)
-        self._metrics.put("collisions", self._host.collisions)
-        self._metrics.put("reap_batches", self._host.batches)
+        self._metrics.put("collisions", self._operations.acquire.collisions)
+        self._metrics.put("reap_batches", self._operations.reap.batches)
 
     # Helpers
 
@@ -344,28 +351,28 @@ class Service:
             self._metrics.add("refused", "policy")
             raise NotAllowed(reason)
 
-    def _inside(self, netns: str) -> Host:
-        """A Host of another namespace, for a moment: an open one cannot end."""
-        return Host(self._ledger, netns=netns, reaper=lambda _: None)
+    def _inside(self, netns: str) -> Operations:
+        """Operations in another namespace, for a moment: an open one cannot end."""
+        return open_operations(self._ledger, netns=netns, reaper=lambda _: None)
 
 
-def _differences(host: Host, lease: Lease) -> tuple[interface.Difference, ...]:
+def _differences(look: Look, lease: Lease) -> tuple[interface.Difference, ...]:
     try:
-        differ = host.differences(lease)
+        differ = look.differences(lease)
     except ServiceUnavailable as error:
         differ = {"service": str(error)}
     return tuple(interface.Difference(*one) for one in differ.items())
 
 
-def _placed(leases: Sequence[Lease], total: int) -> tuple[Lease, ...]:
+def _placed(acquired: Sequence[Acquired], total: int) -> tuple[Lease, ...]:
     """The leases with the places of their descriptors: first all of the devices, then
     those of vhost, if there are any."""
     placed: list[Lease] = []
-    queues = sum(len(lease.fds) for lease in leases)
+    queues = sum(len(fds) for _, fds in acquired)
     at = 0
-    for lease in leases:
-        places = tuple(range(at, at + len(lease.fds)))
+    for lease, fds in acquired:
+        places = tuple(range(at, at + len(fds)))
         more = tuple(queues + one for one in places) if total > queues else ()
         placed.append(lease._replace(fds=places, vhost=more))
-        at += len(lease.fds)
+        at += len(fds)
     return tuple(placed)

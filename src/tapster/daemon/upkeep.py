@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable, Sequence
 from tapster.daemon.log import INFO, WARNING, Log
 from tapster.daemon.metrics import Metrics
 from tapster.errors import HostError, TapsterError
-from tapster.host import Host
 from tapster.kernel import rtnl
 from tapster.kernel.port import HERE
 from tapster.kernel.watch import Changes
 from tapster.model import Lease, Link, Netns, Process, State
 from tapster.operations.decision import Action, Repair
-from tapster.operations.mending import REAP_BATCH
+from tapster.operations.operations import Operations
+from tapster.operations.reap import REAP_BATCH
 from tapster.rpc.interface import Event
 
 EXIT = "the process that the lease was bound to has ended"
@@ -30,7 +30,7 @@ class Upkeep:
 
     def __init__(
         self,
-        host: Host,
+        operations: Operations,
         metrics: Metrics,
         log: Log,
         *,
@@ -43,14 +43,15 @@ class Upkeep:
         """Whether a device that others took off its bridge is put back."""
         self.deadline: float | None = None
         """When the next FIN WAIT ends, on `CLOCK_BOOTTIME`: for any thread to read."""
-        self._host = host
+        self._operations = operations
         self._metrics = metrics
         self._log = log
         self._tell = tell
         self._watch = watch
         self._bound: dict[Process, set[str]] = {}
         self._holder: dict[str, Process] = {}
-        self._followed = {host.netns.cookie: (host.netns, HERE)}
+        own = operations.context.namespace.netns
+        self._followed = {own.cookie: (own, HERE)}
         """The namespaces in which we have devices, and what Watch calls them."""
         self._untold: dict[int, float] = {}
         """Namespaces of which nothing could be told, and when to ask again."""
@@ -61,7 +62,7 @@ class Upkeep:
 
     def reap(self) -> None:
         """End what is due, one batch: others wait."""
-        self._host.reap(limit=REAP_BATCH, told=self.reaped)
+        self._operations.reap(limit=REAP_BATCH, on_reaped=self.reaped)
 
     def reaped(self, leases: Sequence[Lease]) -> None:
         self._metrics.add("reaped", by=len(leases))
@@ -71,7 +72,7 @@ class Upkeep:
 
     def look_ahead(self) -> None:
         """Find out when there is something to reap."""
-        self.deadline = self._host.next_deadline()
+        self.deadline = self._operations.reap.next_deadline()
 
     def recover(self) -> None:
         """Bring all into agreement, and watch what is to be watched."""
@@ -79,10 +80,10 @@ class Upkeep:
             self._forget_if_gone(cookie, netns)
         self._follow_all()  # before recover looks, so that nothing is missed between
         try:
-            self._host.recover(told=self.repairs)
+            self._operations.recover(on_repaired=self.repairs)
         except TapsterError as error:
             self._log(WARNING, "not-recovered", error=error)
-        leases = {lease.id: lease for lease in self._host.leases()}
+        leases = {lease.id: lease for lease in self._operations.look.leases()}
         self._strange = {id: one for id, one in self._strange.items() if id in leases}
         for lease in leases.values():
             if lease.state is not State.FIN_WAIT:
@@ -103,7 +104,7 @@ class Upkeep:
         """Look at our devices among those that changed, as they were seen last."""
         for cookie, (netns, number) in list(self._followed.items()):
             said = changes.links.get(number, {})
-            for lease in self._host.at(netns, said):
+            for lease in self._operations.look.at(netns, said):
                 if lease.manager is not None or lease.state is State.RESERVED:
                     continue
                 last = said[lease.ifindex]
@@ -124,7 +125,7 @@ class Upkeep:
         if netns.cookie in self._followed or self._untold.get(netns.cookie, 0) > now:
             return False
         try:
-            number = self._host.number(netns)
+            number = self._operations.look.number(netns)
         except HostError as error:
             self._untold[netns.cookie] = now + PATIENCE
             self._log(WARNING, "not-watched", netns=netns.path, error=error)
@@ -136,13 +137,15 @@ class Upkeep:
 
     def _follow_all(self) -> list[Netns]:
         """Follow every namespace that has leases; those of which `follow` is True."""
-        return [netns for netns in self._host.namespaces() if self.follow(netns)]
+        return [
+            netns for netns in self._operations.look.namespaces() if self.follow(netns)
+        ]
 
     def _forget_if_gone(self, cookie: int, netns: Netns) -> None:
         """A namespace of its number has ended: it may be one that had it before."""
         told = True
         try:
-            if self._host.number(netns) is not None:
+            if self._operations.look.number(netns) is not None:
                 return
         except HostError as error:
             self._log(WARNING, "not-told", netns=netns.path, error=error)
@@ -158,14 +161,14 @@ class Upkeep:
         where = (netns.boot, netns.cookie)
         return [
             lease.id
-            for lease in self._host.leases()
+            for lease in self._operations.look.leases()
             if (lease.netns.boot, lease.netns.cookie) == where
         ]
 
     def _look_if_strange(self, lease: Lease, link: Link | None) -> None:
         # Most changes are our own, and it costs the kernel nothing to see so.
         if self._what_is_strange(lease, link) or lease.id in self._strange:
-            self._look(lease, self._host.device(lease))
+            self._look(lease, self._operations.look.device(lease))
 
     def _look(self, lease: Lease, link: Link | None) -> None:
         strange = self._what_is_strange(lease, link)
@@ -199,7 +202,7 @@ class Upkeep:
         bridge = lease.wiring.bridge
         place = (lease.netns.cookie, bridge or "")
         if bridge is not None and link.master != self._bridges.get(place):
-            if not self._host.joined(link, lease):
+            if not self._operations.look.joined(link, lease):
                 return f"moved: it is not on bridge {bridge}"
             self._bridges[place] = link.master
         if lease.on_close and not link.carrier:
@@ -213,7 +216,7 @@ class Upkeep:
             self.repairs(repairs, reason)
 
         try:
-            self._host.mend(ids, wiring=wiring, told=told)
+            self._operations.recover.some(ids, wiring=wiring, on_repaired=told)
         except TapsterError as error:
             self._log(WARNING, "not-mended", leases=" ".join(ids), error=error)
 

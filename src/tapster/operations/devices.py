@@ -1,51 +1,88 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is done to the device of one lease, by its identity, and to its wiring."""
+"""The verbs on one lease's device: make, connect, rest, hold its name, delete.
+
+Every verb finds the device by its identity (namespace, ifindex). The lease is
+claimed or released, unless the verb only looks.
+"""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from errno import EBADFD, EBUSY, ENODEV, EOPNOTSUPP, EXFULL
 from itertools import count
 
 from tapster import model
 from tapster.backends import bridge
-from tapster.errors import (
-    ConflictError,
-    KernelError,
-    NoSuchLease,
-    NoSuchLink,
-    ServiceUnavailable,
-    TapsterError,
-)
+from tapster.errors import ConflictError, KernelError, TapsterError
 from tapster.kernel.port import LinkChange, Namespace
-from tapster.model import Lease, Link, Mode, State, Wiring
+from tapster.model import Lease, Link, Mode, Spec, State, Tap, Wiring
 from tapster.operations import decision
+from tapster.operations.context import Context
 from tapster.operations.decision import DeviceState
-from tapster.operations.manager import Manager
+from tapster.operations.failures import Failures
 
 ATTEMPTS = 100
-"""How often a device that others keep from being made is tried again."""
+"""How often to try again to make a device that other programs prevent."""
+
+Differences = dict[str, dict[str, str]]
+"""How leases are not connected as requested: by id, then by backend."""
 
 
-Differ = dict[str, dict[str, str]]
-"""How leases are not wired as they should be: by id, then by backend."""
+class Devices:
+    """The devices of a context's leases."""
 
+    def __init__(self, context: Context) -> None:
+        self.context = context
 
-class Devices(Manager):
-    """A manager that changes devices: those of leases it has claimed or released."""
+    # Making and connecting
 
-    def _connect(
+    def make(self, lease: Lease, spec: Spec, lower: int) -> tuple[int, ...]:
+        """Make a reserved lease's device, down; return a descriptor for each queue.
+
+        `lower` is the ifindex of a macvtap's lower device, or 0.
+        """
+        namespace = self.context.namespace
+        if isinstance(spec, Tap):
+            return namespace.create_tap(
+                lease.name,
+                lease.ifindex,
+                queues=spec.queues,
+                vnet_hdr=spec.vnet_hdr,
+                uid=spec.uid,
+                gid=spec.gid,
+            )
+        passthru = spec.mode == Mode.PASSTHRU
+        namespace.create_macvtap(
+            lease.name,
+            lease.ifindex,
+            lower=lower,
+            mode=Mode(spec.mode),
+            mac=None if passthru else lease.mac,
+            mtu=lease.wiring.mtu,
+            queues=spec.queues,
+        )
+        try:
+            return namespace.open_macvtap(
+                lease.ifindex, queues=spec.queues, vnet_hdr=spec.vnet_hdr
+            )
+        except BaseException:
+            namespace.delete_links([lease.ifindex])
+            raise
+
+    def connect(
         self,
         namespace: Namespace,
         lease: Lease,
         first: Sequence[LinkChange],
         joining: Sequence[LinkChange],
     ) -> None:
-        """Change a device, let its backends put up what they have, then join it."""
+        """Change a device, attach its backends, then join the device to its bridge.
+
+        What guards a port has to be there before the port is.
+        """
         if lease.backends:
-            # What guards a port has to be there before the port.
             namespace.set_links(first)
-            for backend in self._backends:
+            for backend in self.context.backends:
                 if backend.name in lease.backends:
                     backend.attach(namespace, lease)
         try:
@@ -55,110 +92,33 @@ class Devices(Manager):
                 raise bridge.full(lease.wiring.bridge) from error
             raise
 
-    def _check_backends(self, namespace: Namespace, wanted: Wiring) -> tuple[str, ...]:
-        """The backends that a wiring concerns, if they can be had."""
-        concerned = [backend for backend in self._backends if backend.concerns(wanted)]
-        for backend in concerned:
-            backend.check(namespace, wanted)
-        return tuple(backend.name for backend in concerned)
+    def check_backends(self, namespace: Namespace, wiring: Wiring) -> tuple[str, ...]:
+        """The names of the backends that a wiring needs, if each can be had."""
+        needed = [
+            backend for backend in self.context.backends if backend.concerns(wiring)
+        ]
+        for backend in needed:
+            backend.check(namespace, wiring)
+        return tuple(backend.name for backend in needed)
 
-    def _rewire(self, namespace: Namespace, lease: Lease, wanted: Wiring) -> Lease:
-        """Connect the device of a claimed lease as `wanted`, wherever it is now.
+    # Ending
 
-        Raises NoSuchLease if it was released meanwhile: a release waits for nobody.
+    def rest(self, namespace: Namespace, lease: Lease) -> bool:
+        """Take a device down and off its bridge; False if it must be replaced.
+
+        A device that is absent must be replaced. So must a passthru macvtap: it
+        excludes everything else from its lower device, so a waiting one would keep
+        the next VM from starting.
         """
-        released = f"lease {lease.id} ({lease.name}) was released meanwhile"
-        try:
-            changed = self._reconnect(namespace, lease, wanted)
-        except TapsterError:
-            if self._rest_if_released(namespace, lease.id):
-                raise NoSuchLease(released) from None
-            raise
-        if self._rest_if_released(namespace, lease.id):
-            raise NoSuchLease(released)
-        return changed
-
-    def _reconnect(self, namespace: Namespace, lease: Lease, wanted: Wiring) -> Lease:
-        on = bridge.find(namespace, wanted.bridge) if wanted.bridge else None
-        if on is not None:
-            bridge.check(on, wanted)
-        concerned = self._check_backends(namespace, wanted)
-        link = namespace.link(lease.ifindex)
-        if link is None:
-            raise NoSuchLink(f"device {lease.name!r} is gone: tapster recover")
-        changed = lease._replace(wiring=wanted, backends=concerned)
-        to = on.ifindex if on else 0
-        joining = bridge.rewire(changed, lease.wiring, link, to)
-        both = dict.fromkeys([*lease.backends, *concerned])
-        if tuple(both) != lease.backends:
-            self._ledger.rewire(lease.id, lease.wiring, both)
-        for backend in self._backends:
-            if backend.name in lease.backends and backend.name not in concerned:
-                backend.detach(namespace, changed)
-        self._connect(
-            namespace, changed, bridge.leave(changed, lease.wiring, link, to), joining
-        )
-        return self._ledger.rewire(lease.id, wanted, concerned)
-
-    def _rest_if_released(self, namespace: Namespace, id: str) -> bool:
-        """Bring a claimed lease's device to rest if it has been released."""
-        lease = self._ledger.lease(id)
-        if lease is None or lease.state is State.ACTIVE:
-            return lease is None
-        if not self._bring_to_rest(namespace, lease):
-            self._plant(namespace, lease)
-        with suppress(ServiceUnavailable):  # it will be tried again
-            self._detach(namespace, lease)
-        return True
-
-    def _differences(
-        self,
-        namespace: Namespace | None,
-        leases: Sequence[Lease],
-        links: dict[int, Link],
-    ) -> tuple[Differ, TapsterError | None]:
-        """How leases are not wired as they should be.
-
-        And why that cannot be told of some backend: of the others it is.
-        """
-        found: Differ = {}
-        reason: TapsterError | None = None
-        if namespace is None:
-            return found, reason
-        for lease in leases:
-            link = links.get(lease.ifindex)
-            if (
-                lease.state is State.ACTIVE
-                and link is not None
-                and decision.is_ours(self._ledger.id, lease, link)
-                and (wrong := bridge.differs(lease, link, namespace, links))
-            ):
-                found.setdefault(lease.id, {})["link"] = wrong
-        for backend in self._backends:
-            try:
-                observed = backend.observe(namespace, leases)
-            except TapsterError as error:
-                reason = reason or error
-                continue
-            for id, wrong in observed.differences.items():
-                found.setdefault(id, {})[backend.name] = wrong
-        return found, reason
-
-    def _bring_to_rest(self, namespace: Namespace, lease: Lease) -> bool:
-        """Take a device down and off its bridge; False if it must be replaced."""
-        # A passthru macvtap excludes everything else from its lower device: a
-        # waiting one would keep the next machine from starting.
         exclusive = lease.mode is Mode.PASSTHRU and not lease.placeholder
         link = namespace.link(lease.ifindex)
-        if (
-            exclusive
-            or decision.look(self._ledger.id, lease, link) is DeviceState.ABSENT
-        ):
+        ledger = self.context.ledger.id
+        if exclusive or decision.look(ledger, lease, link) is DeviceState.ABSENT:
             return False
         rest = bridge.detach(lease.ifindex)
-        mark = self._mark(lease)
-        if link is not None and link.alias != mark:
-            rest = rest._replace(alias=mark)
+        stamp = self.stamp(lease)
+        if link is not None and link.alias != stamp:
+            rest = rest._replace(alias=stamp)
         try:
             try:
                 namespace.set_links([rest])
@@ -173,31 +133,31 @@ class Devices(Manager):
             return False
         return True
 
-    def _detach(self, namespace: Namespace | None, lease: Lease) -> None:
-        """Let every backend take down what it has of a claimed lease."""
+    def detach(self, namespace: Namespace | None, lease: Lease) -> None:
+        """Let every backend remove what it has of a claimed lease."""
         if not lease.backends:
             return
-        reason: TapsterError | None = None
-        for backend in self._backends:
+        failures = Failures()
+        for backend in self.context.backends:
             if backend.name in lease.backends:
                 try:
                     backend.detach(namespace, lease)
                 except TapsterError as error:
-                    reason = reason or error
-        if reason is not None:
-            raise reason
+                    failures.add(error)
+        failures.raise_any()
         if namespace is not None and lease.state is State.FIN_WAIT:
-            # Open vSwitch puts back the flags of a device that it lets go, and may
-            # not have heard yet that it is down.
-            self._bring_to_rest(namespace, lease)
-        self._ledger.clear_backends(lease.id)
+            # Open vSwitch restores the flags of a device that it lets go, and may
+            # not have heard yet that the device is down.
+            self.rest(namespace, lease)
+        self.context.ledger.clear_backends(lease.id)
 
-    def _plant(self, namespace: Namespace, lease: Lease) -> None:
-        with suppress(TapsterError):  # it will be tried again
-            self._detach(namespace, lease)
-        self._delete(namespace, [lease])
+    def hold_name(self, namespace: Namespace, lease: Lease) -> None:
+        """Replace a claimed lease's device by a placeholder that holds its name."""
+        with suppress(TapsterError):  # reap or recover will try again
+            self.detach(namespace, lease)
+        self.delete(namespace, [lease])
         for attempt in count(1):
-            lease = self._ledger.hold_name(lease.id)
+            lease = self.context.ledger.hold_name(lease.id)
             try:
                 fds = namespace.create_tap(
                     lease.name,
@@ -209,44 +169,117 @@ class Devices(Manager):
                 )
             except KernelError as error:
                 if error.errno == EBUSY and namespace.ifindex(lease.name):
-                    return  # a foreign device has the name: nobody else can get it
+                    return  # a foreign device has the name: no VM can get it
                 if error.errno not in (EBUSY, EBADFD) or attempt == ATTEMPTS:
                     raise
                 continue  # its ifindex is taken, or it was deleted while it was made
-            close_fds(lease._replace(fds=fds))
+            close_fds(fds)
             try:
-                namespace.set_links(
-                    [LinkChange(lease.ifindex, alias=self._mark(lease))]
-                )
+                stamped = LinkChange(lease.ifindex, alias=self.stamp(lease))
+                namespace.set_links([stamped])
             except KernelError as error:
                 if error.errno != ENODEV or attempt == ATTEMPTS:
                     raise
-                continue  # deleted once more
+                continue  # somebody deleted the placeholder too
             return
 
-    def _delete(self, namespace: Namespace, leases: Sequence[Lease]) -> None:
-        """Delete what there is of these leases' devices, and see that it is gone."""
-        ours = [
-            lease.ifindex
-            for lease in leases
-            if self._seen(namespace, lease) is not DeviceState.ABSENT
-        ]
-        if ours:
-            namespace.delete_links(ours)
+    def delete(self, namespace: Namespace, leases: Sequence[Lease]) -> None:
+        """Delete those of these leases' devices that exist; check that they are gone.
+
+        Raises ConflictError if a device is still there.
+        """
+        there = [lease.ifindex for lease in leases if self.is_there(namespace, lease)]
+        if there:
+            namespace.delete_links(there)
         for lease in leases:
-            if self._seen(namespace, lease) is not DeviceState.ABSENT:
+            if self.is_there(namespace, lease):
                 raise ConflictError(
                     f"device {lease.name!r} (ifindex {lease.ifindex}) was not deleted: "
-                    "somebody moved it to another group meanwhile"
+                    "somebody moved it to another group at the same time; try again"
                 )
 
-    def _seen(self, namespace: Namespace, lease: Lease) -> DeviceState:
-        return decision.look(self._ledger.id, lease, namespace.link(lease.ifindex))
+    def end(
+        self,
+        namespace: Namespace | None,
+        leases: Sequence[Lease],
+        failures: Failures,
+    ) -> list[Lease]:
+        """Delete claimed leases' devices and end the leases; return those that ended.
 
-    def _mark(self, lease: Lease) -> str:
-        return model.stamp(self._ledger.id, lease.id)
+        A lease that cannot be ended now hinders no other.
+        """
+        ready: list[Lease] = []
+        for lease in leases:
+            try:
+                if lease.backends and lease.state is State.ACTIVE:
+                    # Its namespace is gone. Its backends may have to be waited for.
+                    lease = self.context.ledger.begin_release(lease.id)
+                self.detach(namespace, lease)
+                ready.append(lease)
+            except TapsterError as error:
+                failures.add(error)
+        if namespace is not None:
+            try:
+                self.delete(namespace, ready)
+            except ConflictError as error:
+                failures.add(error)
+                ready = [
+                    lease for lease in ready if not self.is_there(namespace, lease)
+                ]
+        self.context.ledger.end([lease.id for lease in ready])
+        return ready
+
+    # Looking
+
+    def state(self, namespace: Namespace, lease: Lease) -> DeviceState:
+        """How the lease's device looks now."""
+        link = namespace.link(lease.ifindex)
+        return decision.look(self.context.ledger.id, lease, link)
+
+    def is_there(self, namespace: Namespace, lease: Lease) -> bool:
+        """Whether the lease's device exists."""
+        return self.state(namespace, lease) is not DeviceState.ABSENT
+
+    def stamp(self, lease: Lease) -> str:
+        """The stamp that the lease's device carries."""
+        return model.stamp(self.context.ledger.id, lease.id)
+
+    def differences(
+        self,
+        namespace: Namespace | None,
+        leases: Sequence[Lease],
+        links: dict[int, Link],
+        failures: Failures,
+    ) -> Differences:
+        """How the devices of active leases are not connected as requested.
+
+        A backend that cannot tell hinders no other.
+        """
+        differences: Differences = {}
+        if namespace is None:
+            return differences
+        ledger = self.context.ledger.id
+        for lease in leases:
+            link = links.get(lease.ifindex)
+            if (
+                lease.state is State.ACTIVE
+                and link is not None
+                and decision.is_ours(ledger, lease, link)
+                and (wrong := bridge.differs(lease, link, namespace, links))
+            ):
+                differences.setdefault(lease.id, {})["link"] = wrong
+        for backend in self.context.backends:
+            try:
+                observed = backend.observe(namespace, leases)
+            except TapsterError as error:
+                failures.add(error)
+                continue
+            for id, wrong in observed.differences.items():
+                differences.setdefault(id, {})[backend.name] = wrong
+        return differences
 
 
-def close_fds(lease: Lease) -> None:
-    for fd in lease.fds:
+def close_fds(fds: Iterable[int]) -> None:
+    """Close these descriptors."""
+    for fd in fds:
         os.close(fd)

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Acquire: reserve leases, make their devices, connect them, activate the leases.
+
+A lease is in the ledger before its device is in the kernel. So at every moment
+each device of ours has a lease that names it, whenever a process is killed.
+"""
+
+from collections.abc import Sequence
+from errno import EBUSY, EEXIST
+from typing import NamedTuple
+
+from tapster import model
+from tapster.backends import bridge, lower
+from tapster.errors import (
+    KernelError,
+    NameTaken,
+    RequestError,
+    ServiceUnavailable,
+    TapsterError,
+)
+from tapster.kernel.port import LinkChange
+from tapster.ledger import Reservation
+from tapster.model import Kind, Lease, Macvtap, Mode, Naming, Spec
+from tapster.operations.context import Context
+from tapster.operations.devices import ATTEMPTS, Devices, close_fds
+
+
+class Plan(NamedTuple):
+    """A checked request, and the devices that it names."""
+
+    reservation: Reservation
+    bridge: int
+    """The ifindex of the Linux bridge, or 0."""
+    lower: int
+    """The ifindex of a macvtap's lower device, or 0."""
+
+
+class Acquired(NamedTuple):
+    """An active lease, and the open descriptors of its device."""
+
+    lease: Lease
+    fds: tuple[int, ...]
+
+
+class Acquire:
+    """The operation. Call it with requests."""
+
+    collisions = 0
+    """How often a name turned out to be a foreign device's."""
+
+    def __init__(self, context: Context, devices: Devices) -> None:
+        self.context = context
+        self.devices = devices
+
+    def __call__(
+        self,
+        specs: Sequence[Spec],
+        *,
+        pid: int | None = None,
+        on_close: bool = False,
+        caller_uid: int | None = None,
+    ) -> list[Acquired]:
+        """Make all the devices of one VM, or none. The caller closes the descriptors.
+
+        The leases end with the process `pid`, if one is given; with `on_close`, when
+        no process has the tap open any more. `caller_uid` is recorded: the user id
+        that the daemon acts for.
+        """
+        context = self.context
+        with context.gate:
+            process = None if pid is None else context.process(pid)
+            plans = [self._plan(spec, on_close, caller_uid) for spec in specs]
+            leases = self.reserve(plans)
+            ids = [lease.id for lease in leases]
+            made: list[Acquired] = []
+            try:
+                for plan, lease in zip(plans, leases, strict=True):
+                    made.append(self.make(plan, lease))
+                    self._connect(plan, made[-1].lease)
+                active = context.ledger.activate([lease for lease, _ in made], process)
+                return [
+                    Acquired(lease, fds)
+                    for lease, (_, fds) in zip(active, made, strict=True)
+                ]
+            except BaseException as error:
+                self._undo(ids, made, error)
+                raise
+
+    def reserve(self, plans: Sequence[Plan]) -> list[Lease]:
+        """Reserve a name and an ifindex for each plan, or for none."""
+        namespace = self.context.namespace
+        try:
+            return self.context.ledger.reserve(
+                namespace.netns,
+                [plan.reservation for plan in plans],
+                manager=self.context.claims.take_number(),
+                holder_of=self._holder_of,
+                changed_links=namespace.changed_links,
+            )
+        except BaseException:
+            # What the changes led to was rolled back with the rest.
+            namespace.forget_changes()
+            raise
+
+    def make(self, plan: Plan, lease: Lease) -> Acquired:
+        """Make the device; under another name or ifindex if these are in use."""
+        attempts = 0
+        while True:
+            try:
+                fds = self.devices.make(lease, plan.reservation.spec, plan.lower)
+                return Acquired(lease, fds)
+            except KernelError as error:
+                attempts += 1
+                if error.errno not in (EBUSY, EEXIST) or attempts == ATTEMPTS:
+                    raise
+                lease = self._step_aside(plan, lease, error)
+
+    def _plan(self, spec: Spec, on_close: bool, caller_uid: int | None) -> Plan:
+        """Check a request, and find the devices that it names."""
+        namespace = self.context.namespace
+        template = model.check_spec(spec)
+        mac = spec.mac and spec.mac.lower()
+        wiring = spec.wiring
+        bridge_index = lower_index = 0
+        if isinstance(spec, Macvtap):
+            if on_close:
+                raise RequestError(
+                    "the close of a macvtap cannot be seen: bind it to a process"
+                )
+            below = lower.find(namespace, spec)
+            lower_index = below.ifindex
+            if spec.mode == Mode.PASSTHRU:
+                mac = below.mac
+            wiring = wiring._replace(mtu=spec.mtu or below.mtu)
+        elif wiring.bridge is not None:
+            on = bridge.find_room(namespace, wiring.bridge)
+            bridge.check(on, wiring)
+            bridge_index = on.ifindex
+            wiring = wiring._replace(mtu=wiring.mtu or on.mtu)
+        elif wiring.ovs is not None:
+            local = namespace.named(wiring.ovs)
+            wiring = wiring._replace(mtu=wiring.mtu or (local and local.mtu))
+        reservation = Reservation(
+            spec,
+            template,
+            mac,
+            wiring,
+            self.devices.check_backends(namespace, wiring),
+            caller_uid=caller_uid,
+            on_close=on_close,
+        )
+        return Plan(reservation, bridge_index, lower_index)
+
+    def _holder_of(self, name: str) -> int:
+        """The ifindex of the device that has a name which no lease has, or 0."""
+        ifindex = self.context.namespace.ifindex(name)
+        self.collisions += ifindex != 0
+        return ifindex
+
+    def _step_aside(self, plan: Plan, lease: Lease, error: KernelError) -> Lease:
+        """Give another name or ifindex to a lease whose device could not be made."""
+        context = self.context
+        holder = context.namespace.ifindex(lease.name)
+        if not holder and context.namespace.link(lease.ifindex):
+            return context.ledger.reindex(lease.id)
+        if not holder and plan.lower and error.errno == EBUSY:
+            raise error  # the lower device is busy, not the name
+        reservation = plan.reservation
+        spec, template = reservation.spec, reservation.template
+        if not template.numbered or spec.naming == Naming.STABLE:
+            raise NameTaken(
+                f"name {lease.name!r} was taken by a foreign device "
+                "at the moment it was to be made; ask for another name"
+            )
+        return context.ledger.rename(lease.id, template, spec, self._holder_of)
+
+    def _connect(self, plan: Plan, lease: Lease) -> None:
+        """Configure a new device, and connect it."""
+        mac = model.host_mac(lease.mac) if lease.kind is Kind.TAP else None
+        configured = LinkChange(
+            lease.ifindex,
+            mac=mac,
+            mtu=lease.wiring.mtu,
+            alias=self.devices.stamp(lease),
+            no_ipv6=True,
+        )
+        self.devices.connect(
+            self.context.namespace,
+            lease,
+            [configured],
+            bridge.attach(lease, plan.bridge),
+        )
+
+    def _undo(
+        self, ids: Sequence[str], made: Sequence[Acquired], error: BaseException
+    ) -> None:
+        """Undo an acquire that failed: no other process knows of its devices."""
+        context = self.context
+        try:
+            for _, fds in made:
+                close_fds(fds)
+            # By the ledger, not by `made`: Ctrl-C may have come between the two.
+            leases = [lease for id in ids if (lease := context.ledger.lease(id))]
+            detached = [lease for lease in leases if self._detach(lease)]
+            self.devices.delete(context.namespace, detached)
+            context.ledger.end([lease.id for lease in detached])
+        except TapsterError as second:
+            error.add_note(f"undoing it failed too ({second}); recover will do it")
+
+    def _detach(self, lease: Lease) -> bool:
+        """Detach a lease that never was active from its backends.
+
+        If a service is away the lease waits, as a released one does. Then False.
+        """
+        try:
+            self.devices.detach(self.context.namespace, lease)
+        except ServiceUnavailable:
+            abandoned = self.context.ledger.abandon(lease.id)
+            self.devices.rest(self.context.namespace, abandoned)
+            self.context.wake_reaper()
+            return False
+        return True

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every operation works with: the ledger, the kernel, backends and claims.
+
+A context is constructed once for each Host, and handed to the operations.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from tapster import backends as all_backends
+from tapster.backends.backend import Backend
+from tapster.errors import HostError, RequestError
+from tapster.kernel.linux import LinuxSystem
+from tapster.kernel.port import Namespace, System
+from tapster.ledger import DEFAULT_PATH, Ledger
+from tapster.model import Netns, Process
+from tapster.operations.claims import Claims
+
+
+class Gate:
+    """Lets one thread at a time into the operations of a context.
+
+    Refuses a forked child: the parent's ledger, locks and sockets are not the
+    child's to use. Refuses everybody after `close`.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._pid = os.getpid()
+        self._closed = False
+
+    def __enter__(self) -> None:
+        # First: another thread of the parent may hold the child's copy for ever.
+        if os.getpid() != self._pid:
+            raise RequestError(
+                f"this Host was opened by process {self._pid}, and cannot be used in "
+                f"its forked child {os.getpid()}: open another Host there"
+            )
+        self._lock.acquire()
+        if self._closed:
+            self._lock.release()
+            raise RequestError("this Host is closed: open another one")
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def close(self) -> bool:
+        """Let nobody in any more. True the first time, in the opener's process."""
+        if os.getpid() != self._pid:
+            return False
+        with self._lock:
+            first, self._closed = not self._closed, True
+            return first
+
+
+class Context:
+    """A ledger, a network namespace, and the means to work on leases."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        system: System,
+        namespace: Namespace,
+        backends: Sequence[Backend],
+        claims: Claims,
+        start_reaper: Callable[[str], None],
+    ) -> None:
+        """`start_reaper` starts a reaper of the ledger at a path."""
+        self.ledger = ledger
+        self.system = system
+        self.namespace = namespace
+        """The namespace in which devices are made."""
+        self.backends = backends
+        self.claims = claims
+        self.gate = Gate()
+        """Every operation runs inside it."""
+        self._start_reaper = start_reaper
+
+    def close(self) -> None:
+        """Close everything but the leases."""
+        if self.gate.close():
+            self.claims.close()
+            self.namespace.close()
+            self.ledger.close()
+
+    @contextmanager
+    def opened(self, netns: Netns) -> Iterator[Namespace | None]:
+        """Open a lease's namespace for a block; None if the namespace is gone.
+
+        Only for a block, because an open namespace cannot end.
+        """
+        if self.is_here(netns):
+            yield self.namespace
+            return
+        namespace = self.system.find(netns)
+        try:
+            yield namespace
+        finally:
+            if namespace is not None:
+                namespace.close()
+
+    def is_here(self, netns: Netns) -> bool:
+        """Whether `netns` is the namespace in which devices are made."""
+        own = self.namespace.netns
+        return (own.boot, own.cookie) == (netns.boot, netns.cookie)
+
+    def process(self, pid: int) -> Process:
+        """The process that has this pid now. Raises RequestError."""
+        if process := self.system.process(pid):
+            return process
+        raise RequestError(f"there is no process {pid} to bind a lease to")
+
+    def wake_reaper(self) -> None:
+        """Start a reaper if a lease waits, and no reaper runs."""
+        if self.ledger.next_deadline() is None or self.claims.reaper_is_alive():
+            return
+        self._start_reaper(self.ledger.path)
+
+
+def ledger_path(path: str | os.PathLike[str] | None = None) -> str:
+    """The path of the ledger: `path`, else `TAPSTER_LEDGER`, else the default."""
+    if path is None:
+        path = os.environ.get("TAPSTER_LEDGER") or DEFAULT_PATH
+    if not os.fspath(path):
+        raise RequestError("the ledger's path is empty")
+    return os.fspath(path)
+
+
+def open_context(
+    ledger: str | os.PathLike[str] | None = None,
+    *,
+    netns: str | None = None,
+    system: System | None = None,
+    backends: Sequence[Backend] | None = None,
+    reaper: Callable[[str], None] | None = None,
+) -> Context:
+    """Open a ledger and a namespace; the parameters are those of `Host`."""
+    system = system or LinuxSystem()
+    opened = Ledger(ledger_path(ledger), system)
+    try:
+        return Context(
+            ledger=opened,
+            system=system,
+            namespace=system.netns(netns),
+            backends=all_backends.make(opened.id) if backends is None else backends,
+            claims=Claims(opened),
+            start_reaper=reaper or start_reaper,
+        )
+    except BaseException:
+        opened.close()
+        raise
+
+
+def start_reaper(ledger: str) -> None:
+    """Start a process that reaps the ledger at this path, and ends when it can."""
+    from tapster.kernel.detached import start  # rarely needed, and slow to import
+
+    try:
+        start("tapster.reaper", ledger)
+    except OSError as error:
+        raise HostError(
+            f"the reaper could not be started: {error.strerror}; released devices "
+            "keep waiting until the next command starts the reaper"
+        ) from error

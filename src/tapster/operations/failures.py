@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The failures of a batch: each is kept, so that one failure hides no other."""
+
+from tapster.errors import ServiceUnavailable, TapsterError
+
+
+class Failures:
+    """Collects errors while a batch goes on; raises them when the batch is done.
+
+    One error is raised, so that callers can catch it by its type. Every other
+    failure becomes a note of that error (PEP 678).
+    """
+
+    def __init__(self) -> None:
+        self._errors: list[TapsterError] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._errors)
+
+    def add(self, error: TapsterError) -> None:
+        """Keep an error for later."""
+        self._errors.append(error)
+
+    def raise_any(self) -> None:
+        """Raise what was collected, if anything was.
+
+        A service that is away comes back by itself, and callers wait for it. So an
+        error of another type is raised first, if there is one.
+        """
+        if not self._errors:
+            return
+        first = min(
+            self._errors, key=lambda error: isinstance(error, ServiceUnavailable)
+        )
+        known = {str(first), *getattr(first, "__notes__", ())}
+        for error in self._errors:
+            for text in (f"{error}", *getattr(error, "__notes__", ())):
+                if text not in known:
+                    known.add(text)
+                    first.add_note(f"another failure: {text}")
+        raise first

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Look: read leases, their devices and their history. Changes nothing."""
+
+from collections.abc import Iterable
+
+from tapster.errors import NoSuchLease
+from tapster.model import HistoryEntry, Lease, Link, Netns, State
+from tapster.operations import decision
+from tapster.operations.context import Context
+from tapster.operations.devices import Devices
+from tapster.operations.failures import Failures
+
+
+class Look:
+    """What can be read."""
+
+    def __init__(self, context: Context, devices: Devices) -> None:
+        self.context = context
+        self.devices = devices
+
+    # Leases
+
+    def leases(self, *, all: bool = True) -> list[Lease]:
+        """Every lease, oldest first; without those in FIN WAIT if not `all`."""
+        with self.context.gate:
+            return self.context.ledger.leases(all=all)
+
+    def lease(self, id: str) -> Lease:
+        """The lease with this id. Raises NoSuchLease."""
+        with self.context.gate:
+            if lease := self.context.ledger.lease(id):
+                return lease
+        raise NoSuchLease(f"no lease has the id {id!r}")
+
+    def find(self, name_or_id: str) -> Lease:
+        """The lease with this id, or with this name here, or else anywhere.
+
+        "Here" is the namespace in which devices are made. Raises NoSuchLease.
+        """
+        context = self.context
+        with context.gate:
+            if lease := context.ledger.lease(name_or_id):
+                return lease
+            named = context.ledger.named(name_or_id)
+        here = [lease for lease in named if context.is_here(lease.netns)]
+        leases = here or named
+        if not leases:
+            raise NoSuchLease(f"no lease has the name or id {name_or_id!r}")
+        if len(leases) > 1:
+            ids = ", ".join(lease.id for lease in leases)
+            raise NoSuchLease(
+                f"{name_or_id!r} is leased in several namespaces; use an id: {ids}"
+            )
+        return leases[0]
+
+    def has_ended(self, id: str) -> bool:
+        """Whether the history has a lease with this id."""
+        with self.context.gate:
+            return self.context.ledger.ended(id)
+
+    def at(self, netns: Netns, ifindexes: Iterable[int]) -> list[Lease]:
+        """The leases of a namespace that have one of these ifindexes."""
+        with self.context.gate:
+            return self.context.ledger.at(netns, ifindexes)
+
+    def count(self, caller_uid: int | None = None) -> dict[State, int]:
+        """How many leases are in each state: those of a user id, or all."""
+        with self.context.gate:
+            return self.context.ledger.count(caller_uid)
+
+    def who(self, name: str, at: float | None = None) -> list[HistoryEntry]:
+        """Who holds or held `name`, latest first; at wall clock `at` if given."""
+        with self.context.gate:
+            entries = self.context.ledger.entries(name)
+        if at is None:
+            return entries
+        return [
+            entry
+            for entry in entries
+            if entry.created <= at and (entry.ended is None or at < entry.ended)
+        ]
+
+    # Devices
+
+    def device(self, lease: Lease) -> Link | None:
+        """The lease's device as the kernel shows it now; None if it is gone."""
+        context = self.context
+        with context.gate, context.opened(lease.netns) as namespace:
+            link = namespace.link(lease.ifindex) if namespace else None
+            if link and decision.is_ours(context.ledger.id, lease, link):
+                return link
+            return None
+
+    def differences(self, lease: Lease) -> dict[str, str]:
+        """How an active lease's device is not connected as requested, by backend.
+
+        Raises ServiceUnavailable if a backend cannot tell.
+        """
+        with self.context.gate, self.context.opened(lease.netns) as namespace:
+            link = namespace.link(lease.ifindex) if namespace else None
+            links = {link.ifindex: link} if link else {}
+            failures = Failures()
+            differences = self.devices.differences(namespace, [lease], links, failures)
+            failures.raise_any()
+            return differences.get(lease.id, {})
+
+    def joined(self, link: Link, lease: Lease) -> bool:
+        """Whether a device is on the Linux bridge that its lease requests."""
+        with self.context.gate, self.context.opened(lease.netns) as namespace:
+            if namespace is None or not link.master:
+                return False
+            return link.master == namespace.ifindex(lease.wiring.bridge or "")
+
+    # Namespaces
+
+    def namespaces(self) -> list[Netns]:
+        """The network namespaces in which there are leases."""
+        with self.context.gate:
+            return self.context.ledger.namespaces()
+
+    def number(self, netns: Netns) -> int | None:
+        """The number by which the own namespace knows another; None if that is gone.
+
+        As `Namespace.number`.
+        """
+        with self.context.gate, self.context.opened(netns) as namespace:
+            if namespace is None:
+                return None
+            return self.context.namespace.number(namespace)

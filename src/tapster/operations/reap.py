@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reap: delete the devices whose FIN WAIT is over, in batches, and end their leases."""
+
+from collections.abc import Callable, Sequence
+from math import inf
+
+from tapster.errors import TapsterError
+from tapster.model import Lease
+from tapster.operations.context import Context
+from tapster.operations.devices import Devices
+from tapster.operations.failures import Failures
+
+REAP_BATCH = 64
+"""Devices deleted in one batch. During a batch the kernel lets no other process make a
+device: for 20 ms, and 0.25 ms more for each device. In batches of 32 a device takes
+1.1 ms, and the 99th percentile of the acquires that meet a reap is 19 ms; with 64 it
+is 0.7 and 32 ms, with 96 0.8 and 62 ms (`make bench ARGS="reaping waiting"`)."""
+POSTPONED = 1.0
+"""Seconds until the next attempt to end a lease that could not be ended."""
+
+
+class Reap:
+    """The operation. Call it."""
+
+    batches = 0
+    """How many batches were reaped."""
+
+    def __init__(self, context: Context, devices: Devices) -> None:
+        self.context = context
+        self.devices = devices
+
+    def __call__(
+        self,
+        *,
+        now: bool = False,
+        limit: int | None = None,
+        on_reaped: Callable[[Sequence[Lease]], None] | None = None,
+    ) -> int:
+        """End the leases whose FIN WAIT is over, or all that wait if `now`.
+
+        Return how many ended. At most about `limit` are tried. `on_reaped` is called
+        with those that ended, a batch at a time. A lease that cannot be ended keeps
+        waiting; why is raised after the rest is done.
+        """
+        context = self.context
+        boottime = inf if now else context.system.boottime()
+        tried = ended = 0
+        failures = Failures()
+        with context.gate:
+            context.claims.drop_stale()
+            try:
+                while (limit is None or tried < limit) and (
+                    due := context.claims.claim_due(boottime, REAP_BATCH)
+                ):
+                    self.batches += 1
+                    tried += len(due)
+                    for netns in {lease.netns for lease in due}:
+                        batch = [lease for lease in due if lease.netns == netns]
+                        reaped = self._reap(batch, failures)
+                        ended += len(reaped)
+                        if reaped and on_reaped is not None:
+                            on_reaped(reaped)
+            finally:
+                # A lease that could not be ended stays claimed until here, or it
+                # would be due again at once.
+                context.claims.release()
+        failures.raise_any()
+        return ended
+
+    def next_deadline(self) -> float | None:
+        """When the next FIN WAIT ends, on `CLOCK_BOOTTIME`; None if none waits."""
+        with self.context.gate:
+            return self.context.ledger.next_deadline()
+
+    def quit_if_idle(self, on_idle: Callable[[], None]) -> bool:
+        """Call `on_idle` if no lease waits, while no process can release a lease."""
+        with self.context.gate:
+            return self.context.ledger.call_if_idle(on_idle)
+
+    def _reap(self, batch: Sequence[Lease], failures: Failures) -> list[Lease]:
+        """End the claimed leases of one namespace; postpone those that cannot end."""
+        ended: list[Lease] = []
+        try:
+            with self.context.opened(batch[0].netns) as namespace:
+                ended = self.devices.end(namespace, batch, failures)
+        except TapsterError as error:
+            failures.add(error)
+        over = {lease.id for lease in ended}
+        if left := [lease.id for lease in batch if lease.id not in over]:
+            later = self.context.system.boottime() + POSTPONED
+            self.context.ledger.postpone(left, later)
+        return ended

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reopen: open an active lease's device again, for a VMM that replaces itself."""
+
+import os
+from contextlib import ExitStack
+from errno import EBUSY
+
+from tapster.errors import KernelError, LeaseBusy, NoSuchLease
+from tapster.kernel.port import Namespace
+from tapster.model import Kind, Lease, Link, State
+from tapster.operations.context import Context
+from tapster.operations.look import Look
+
+
+class Reopen:
+    """The operation. Call it with the id of a lease."""
+
+    def __init__(self, context: Context, look: Look) -> None:
+        self.context = context
+        self.look = look
+
+    def __call__(self, id: str) -> tuple[int, ...]:
+        """Open the device; return a descriptor for each queue. The caller closes them.
+
+        Raises LeaseBusy while a tap of one queue is open elsewhere: the kernel
+        allows a queue one descriptor.
+        """
+        context = self.context
+        with context.gate:
+            lease = self.look.lease(id)
+            link = self.look.device(lease)
+            if lease.state is not State.ACTIVE or link is None:
+                raise NoSuchLease(f"lease {id} has no device any more")
+            with context.opened(lease.netns) as namespace, ExitStack() as opened:
+                assert namespace is not None, "its device has just been seen"
+                if lease.kind is Kind.MACVTAP:
+                    return namespace.open_macvtap(
+                        lease.ifindex, queues=lease.queues, vnet_hdr=lease.vnet_hdr
+                    )
+                fds: list[int] = []
+                for _ in range(lease.queues):
+                    fds.append(_open(namespace, lease, link))
+                    opened.callback(os.close, fds[-1])
+                opened.pop_all()
+                return tuple(fds)
+
+
+def _open(namespace: Namespace, lease: Lease, link: Link) -> int:
+    try:
+        return namespace.open_tap(
+            link.name,
+            lease.ifindex,
+            multi_queue=lease.queues > 1,
+            vnet_hdr=lease.vnet_hdr,
+        )
+    except KernelError as error:
+        if error.errno != EBUSY:
+            raise
+        raise LeaseBusy(
+            f"tap {link.name!r} has one queue, and a process has it open; "
+            "close it there first, or hand that descriptor on"
+        ) from error

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rewire: change what an active lease's device is connected to, or restore it."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from tapster import model
+from tapster.backends import bridge
+from tapster.errors import (
+    NoSuchLease,
+    NoSuchLink,
+    RequestError,
+    ServiceUnavailable,
+    TapsterError,
+)
+from tapster.kernel.port import Namespace
+from tapster.model import Kind, Lease, State, Wiring
+from tapster.operations.context import Context
+from tapster.operations.devices import Devices
+
+
+class Rewire:
+    """The operation."""
+
+    def __init__(self, context: Context, devices: Devices) -> None:
+        self.context = context
+        self.devices = devices
+
+    def set(self, id: str, changes: Mapping[str, Any]) -> Lease:
+        """Change fields of an active lease's wiring, all or none of them.
+
+        The VM keeps its descriptors. Raises NoSuchLease, LeaseBusy, and what
+        acquire raises. If a change fails, the former wiring is restored.
+        """
+        if unknown := sorted(changes.keys() - set(Wiring._fields)):
+            raise RequestError(
+                f"{', '.join(unknown)} cannot be changed, but these can: "
+                f"{', '.join(Wiring._fields)}"
+            )
+        with self.context.gate:
+            lease = self.context.claims.claim(id)
+            try:
+                changed = self._set(lease, lease.wiring._replace(**changes))
+            finally:
+                self.context.claims.release()
+            return changed._replace(manager=None)
+
+    def reconnect(self, namespace: Namespace, lease: Lease, wiring: Wiring) -> Lease:
+        """Connect a claimed lease's device as `wiring` says, wherever it is now.
+
+        A release does not wait for claims. Raises NoSuchLease if the lease was
+        released during the change; then the device is at rest.
+        """
+        released = f"lease {lease.id} ({lease.name}) was released while it was changed"
+        try:
+            changed = self._reconnect(namespace, lease, wiring)
+        except TapsterError:
+            if self.rest_if_released(namespace, lease.id):
+                raise NoSuchLease(released) from None
+            raise
+        if self.rest_if_released(namespace, lease.id):
+            raise NoSuchLease(released)
+        return changed
+
+    def rest_if_released(self, namespace: Namespace, id: str) -> bool:
+        """Bring a claimed lease's device to rest if the lease was released."""
+        lease = self.context.ledger.lease(id)
+        if lease is None or lease.state is State.ACTIVE:
+            return lease is None
+        if not self.devices.rest(namespace, lease):
+            self.devices.hold_name(namespace, lease)
+        with suppress(ServiceUnavailable):  # the reaper will try again
+            self.devices.detach(namespace, lease)
+        return True
+
+    def _set(self, lease: Lease, wiring: Wiring) -> Lease:
+        if lease.state is not State.ACTIVE:
+            raise NoSuchLease(f"lease {lease.id} ({lease.name}) is released")
+        model.check_wiring(wiring)
+        if lease.kind is Kind.MACVTAP:
+            model.check_macvtap_wiring(wiring)
+        with self.context.opened(lease.netns) as namespace:
+            if namespace is None or not self.devices.is_there(namespace, lease):
+                raise _gone(lease)
+            if wiring.bridge not in (None, lease.wiring.bridge):
+                bridge.find_room(namespace, wiring.bridge)
+            try:
+                return self.reconnect(namespace, lease, wiring)
+            except NoSuchLease:
+                raise
+            except BaseException as error:
+                self._restore(namespace, lease, error)
+                raise
+
+    def _restore(
+        self, namespace: Namespace, lease: Lease, error: BaseException
+    ) -> None:
+        """Connect a device again as it was before a change that failed."""
+        try:
+            now = self.context.ledger.lease(lease.id) or lease
+            self.reconnect(namespace, now, lease.wiring)
+        except TapsterError as second:
+            error.add_note(
+                f"restoring the former wiring failed too ({second}); recover will do it"
+            )
+
+    def _reconnect(self, namespace: Namespace, lease: Lease, wiring: Wiring) -> Lease:
+        on = bridge.find(namespace, wiring.bridge) if wiring.bridge else None
+        if on is not None:
+            bridge.check(on, wiring)
+        needed = self.devices.check_backends(namespace, wiring)
+        link = namespace.link(lease.ifindex)
+        if link is None:
+            raise _gone(lease)
+        changed = lease._replace(wiring=wiring, backends=needed)
+        to = on.ifindex if on else 0
+        leaving = bridge.leave(changed, lease.wiring, link, to)
+        joining = bridge.rewire(changed, lease.wiring, link, to)
+        # Until the change is complete, both old and new backends may have something.
+        both = dict.fromkeys([*lease.backends, *needed])
+        if tuple(both) != lease.backends:
+            self.context.ledger.rewire(lease.id, lease.wiring, both)
+        for backend in self.context.backends:
+            if backend.name in lease.backends and backend.name not in needed:
+                backend.detach(namespace, changed)
+        self.devices.connect(namespace, changed, leaving, joining)
+        return self.context.ledger.rewire(lease.id, wiring, needed)
+
+
+def _gone(lease: Lease) -> NoSuchLink:
+    return NoSuchLink(f"device {lease.name!r} is gone; run: tapster recover")
