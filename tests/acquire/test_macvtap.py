@@ -152,7 +152,10 @@ def test_a_mac_in_use_on_the_lower_device_undoes_the_acquire(host: Host) -> None
     [
         (Macvtap(lower="nix"), "no device 'nix'"),
         (Macvtap(lower="idle"), "'idle' is down"),
-        (Macvtap(lower="low", mtu=9000), "more than the 1500"),
+        (
+            Macvtap(lower="low", mtu=9000),
+            "exceeds the mtu of the lower device .low., 1500",
+        ),
     ],
 )
 def test_an_unfit_lower_device_is_refused_before_anything_is_made(
