@@ -47,6 +47,7 @@ def found() -> None:
     for netns in NAMESPACES:
         Path(RUN, "sys", netns).mkdir(parents=True)
     for ledger in LEDGERS:
+        Path(ledger_path(ledger)).parent.mkdir(mode=0o700)
         Host(ledger_path(ledger)).close()  # whoever reads one with SQL finds its tables
     for netns in NAMESPACES:
         _run("ip", "netns", "add", netns)

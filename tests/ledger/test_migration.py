@@ -13,7 +13,8 @@ import pytest
 from tapster.errors import LedgerTooNew
 from tapster.ledger import Ledger, database
 from tapster.model import Kind, Mode, Netns, Process, Rate, State, Tap, Wiring
-from tests.ledger.test_ledger import Clock, create, dump, hold, killed_before, names_of
+from tests.ledger.killing import create, dump, killed_before
+from tests.ledger.making import Clock, hold, names_of
 
 DUMPS = {
     int(path.stem.removeprefix("schema_")): path

@@ -126,11 +126,20 @@ ROOMS = [
     ),
     Room(
         "tapster.ledger.database",
-        ("tapster.errors", "tapster.kernel.files"),
+        ("tapster.errors", "tapster.kernel.files", "tapster.ledger.failure"),
         "a file, whatever is in it",
     ),
     Room("tapster.kernel.files", (), "whose they are, whatever is in them"),
-    Room("tapster.ledger.rows", ("tapster.model",), "pure: values of columns"),
+    Room(
+        "tapster.ledger.rows",
+        ("tapster.model", "tapster.names"),
+        "pure: values of columns",
+    ),
+    Room(
+        "tapster.ledger.failure",
+        ("tapster.errors", "tapster.kernel.files"),
+        "errors of the file, with what would be right",
+    ),
     Room("tapster.ledger.claims", ("tapster.model",), "one column of a table"),
     Room("tapster.ledger.history", ("tapster.model",), "one table"),
     Room("tapster.ledger.namespaces", ("tapster.model",), "one table"),

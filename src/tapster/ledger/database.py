@@ -15,8 +15,9 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 
-from tapster.errors import LedgerDamaged, LedgerError, LedgerTooNew
+from tapster.errors import LedgerError, LedgerTooNew
 from tapster.kernel import files
+from tapster.ledger.failure import damaged, failure
 
 APPLICATION_ID = 0x54415053
 SCHEMA_VERSION = 2
@@ -50,9 +51,13 @@ class Database:
     """
 
     def __init__(
-        self, path: str, populate: Callable[[sqlite3.Connection], None]
+        self,
+        path: str,
+        populate: Callable[[sqlite3.Connection], None],
+        *,
+        make_directory: bool,
     ) -> None:
-        """Open the file. Make it, and its directory, if missing.
+        """Open the file. Make it if missing; its directory only if `make_directory`.
 
         `populate` is called once in the life of a ledger, inside the transaction that
         makes it.
@@ -60,6 +65,7 @@ class Database:
         self.path = path
         with self._translated():
             _refuse_unknown(path)
+            _make_file(path, make_directory=make_directory)
             self.connection = _connect(path)
             try:
                 self._prepare(populate)
@@ -94,16 +100,15 @@ class Database:
         """Raise the errors of SQLite and of the file as errors of the ledger."""
         try:
             yield
-        except sqlite3.OperationalError as error:
-            if str(error).startswith("Could not decode"):
-                raise _damaged(self.path, str(error)) from error
-            raise LedgerError(f"ledger {self.path!r}: {error}") from error
-        except (sqlite3.ProgrammingError, sqlite3.IntegrityError) as error:
-            raise LedgerError(f"ledger {self.path!r}: {error}") from error
-        except (sqlite3.DatabaseError, Damage) as error:
-            raise _damaged(self.path, str(error)) from error
-        except UnicodeDecodeError as error:  # SQLite's own message is garbled
-            raise _damaged(self.path, str(error)) from error
+        except sqlite3.Error as error:
+            raise failure(self.path, error) from error
+        except (Damage, UnicodeDecodeError) as error:
+            # SQLite's message is garbled, too, if it quotes what is in the file.
+            raise damaged(self.path, str(error)) from error
+        except UnicodeEncodeError as error:
+            raise LedgerError(
+                f"ledger {self.path!r} holds UTF-8 only, not {error.object!r}"
+            ) from error
         except OSError as error:
             raise LedgerError(f"ledger {self.path!r}: {error.strerror}") from error
 
@@ -153,9 +158,20 @@ class Database:
 _OF_ANOTHER_KIND = "it is a database of another kind"
 
 
+def _make_file(path: str, *, make_directory: bool) -> None:
+    directory = os.path.dirname(path)
+    if make_directory:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+    try:
+        files.make(path)  # this opens no file that exists; see the top
+    except FileNotFoundError:
+        raise LedgerError(
+            f"there is no directory {directory!r} for the ledger {path!r}: "
+            "make the directory, or give the path of another ledger"
+        ) from None
+
+
 def _connect(path: str) -> sqlite3.Connection:
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    files.make(path)  # this opens no file that exists; see the top
     # isolation_level None: transactions begin and end where the code says so.
     # Threads may share a Host, which lets in one thread at a time.
     connection = sqlite3.connect(
@@ -177,6 +193,8 @@ def _refuse_unknown(path: str) -> None:
     file alone: with a journal beside it that is nothing to go by, and with a log
     only that the application id has been in the file since it was made.
     """
+    if os.path.isdir(path):
+        raise LedgerError(f"{path!r} is a directory: a ledger is a file")
     if not os.path.exists(path) or os.stat(path).st_size == 0:
         return
     for look in range(LOOKS):
@@ -203,13 +221,13 @@ def _look(path: str) -> None:
         if os.path.exists(path + "-wal"):
             (application,) = connection.execute("PRAGMA application_id").fetchone()
             if application != APPLICATION_ID:
-                raise _damaged(path, _OF_ANOTHER_KIND)
+                raise damaged(path, _OF_ANOTHER_KIND)
             return
         if _version(connection, path) == 0:
-            raise _damaged(path, "it has no schema")
+            raise damaged(path, "it has no schema")
         connection.execute("SELECT sql FROM sqlite_schema").fetchall()
         if not connection.execute("SELECT 1 FROM meta").fetchone():
-            raise _damaged(path, "it has no settings")
+            raise damaged(path, "it has no settings")
 
 
 def _version(connection: sqlite3.Connection, path: str) -> int:
@@ -222,14 +240,14 @@ def _version(connection: sqlite3.Connection, path: str) -> int:
     if application == 0 and version == 0 and tables == 0:
         return 0
     if application != APPLICATION_ID:
-        raise _damaged(path, _OF_ANOTHER_KIND)
+        raise damaged(path, _OF_ANOTHER_KIND)
     if version > SCHEMA_VERSION:
         raise LedgerTooNew(
             f"ledger {path!r} has schema {version}; "
             f"this release knows schemas up to {SCHEMA_VERSION}"
         )
     if version == 0:
-        raise _damaged(path, "its schema has no version")
+        raise damaged(path, "its schema has no version")
     return int(version)
 
 
@@ -265,10 +283,3 @@ def _run(connection: sqlite3.Connection, script: str) -> None:
         if sqlite3.complete_statement(statement):
             connection.execute(statement)
             statement = ""
-
-
-def _damaged(path: str, said: str) -> LedgerDamaged:
-    return LedgerDamaged(
-        f"{path!r} is not a ledger, or a damaged one: {said}; "
-        "if its disk is well, restore it, or move it away to begin a new one"
-    )

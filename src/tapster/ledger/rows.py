@@ -4,6 +4,7 @@
 from typing import Any
 
 from tapster.model import (
+    MAX_QUEUES,
     Kind,
     Lease,
     Mode,
@@ -13,6 +14,12 @@ from tapster.model import (
     State,
     Wiring,
 )
+from tapster.names import MAX_BYTES
+
+MAX_IFINDEX = (1 << 31) - 1
+MAX_MTU = (1 << 31) - 1
+MAX_VLAN = 4094
+MAC_LENGTH = len("52:54:00:12:34:56")
 
 SELECT = f"""
 SELECT lease.id, name, ifindex, kind, state, owner, mac, lower, mode, queues, vnet_hdr,
@@ -25,7 +32,11 @@ FROM lease JOIN netns ON netns.id = lease.netns
 
 
 def lease_of(row: tuple[Any, ...]) -> Lease:
-    """The lease that a row of SELECT is. Raises ValueError if it is none."""
+    """Return the lease of a row of SELECT.
+
+    Raise ValueError if a value is not one that a release writes: the kernel's
+    interfaces have no room for it.
+    """
     (
         id,
         name,
@@ -49,7 +60,19 @@ def lease_of(row: tuple[Any, ...]) -> Lease:
         manager,
         *others,
     ) = row
-    netns, process, wiring = others[:4], others[4:7], others[7:]
+    netns, process, wiring = others[:4], others[4:7], _wiring_of(others[7:])
+    if not 0 < ifindex <= MAX_IFINDEX:
+        raise ValueError(f"lease {id} has the ifindex {ifindex}")
+    if not 0 < len(name.encode()) <= MAX_BYTES or "/" in name or "\0" in name:
+        raise ValueError(f"lease {id} has the name {name!r}")
+    if not 0 < queues <= MAX_QUEUES:
+        raise ValueError(f"lease {id} has {queues} queues")
+    if not 0 <= (wiring.mtu or 0) <= MAX_MTU:
+        raise ValueError(f"lease {id} has the MTU {wiring.mtu}")
+    if any(not 0 < vlan <= MAX_VLAN for vlan in (wiring.vlan or 1, *wiring.trunks)):
+        raise ValueError(f"lease {id} has the VLANs {wiring.vlan}, {wiring.trunks}")
+    if len(mac) != MAC_LENGTH or len(bytes.fromhex(mac.replace(":", ""))) != 6:
+        raise ValueError(f"lease {id} has the MAC {mac!r}")
     return Lease(
         id=id,
         name=name,
@@ -62,7 +85,7 @@ def lease_of(row: tuple[Any, ...]) -> Lease:
         mode=None if mode is None else Mode(mode),
         queues=queues,
         vnet_hdr=bool(vnet_hdr),
-        wiring=_wiring_of(wiring),
+        wiring=wiring,
         backends=tuple(backends.split()),
         caller_uid=caller_uid,
         on_close=bool(on_close),
@@ -78,7 +101,7 @@ def lease_of(row: tuple[Any, ...]) -> Lease:
 
 
 def columns_of(wiring: Wiring) -> dict[str, Any]:
-    """What the columns of a wiring hold."""
+    """Return the columns of a wiring, by name."""
     return wiring._asdict() | {
         "trunks": " ".join(map(str, wiring.trunks)),
         "external_ids": "\n".join(f"{k}={v}" for k, v in wiring.external_ids),
@@ -131,7 +154,9 @@ def _text_of(rate: Rate | None) -> str | None:
 def _rate_of(text: str | None) -> Rate | None:
     if text is None:
         return None
-    average, peak, burst = (None if one == "-" else int(one) for one in text.split())
+    average, peak, burst = (
+        None if figure == "-" else int(figure) for figure in text.split()
+    )
     if average is None:
         raise ValueError(f"a rate without an average: {text!r}")
     return Rate(average, peak, burst)

@@ -50,12 +50,20 @@ class Ledger:
         *,
         randomness: Callable[[int], bytes] = os.urandom,
     ) -> None:
-        """Open the ledger at `path`. Make it, and its directory, if missing."""
+        """Open the ledger at `path`. Make it if it is missing.
+
+        Only the directory of DEFAULT_PATH is made, too. A mistyped path must not lead
+        to an empty ledger.
+        """
         # One ledger has one lock file beside it, also if it is opened through links.
         self.path = os.path.realpath(path)
         self._clock = clock
         self._randomness = randomness
-        self.file = Database(self.path, lambda db: settings.populate(db, randomness))
+        self.file = Database(
+            self.path,
+            lambda db: settings.populate(db, randomness),
+            make_directory=os.fspath(path) == DEFAULT_PATH,
+        )
         try:
             with self.file.reading() as db:
                 self.id = str(settings.setting(db, "ledger"))

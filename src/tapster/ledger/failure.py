@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SQLite's errors as errors of the ledger, with what would be right."""
+
+import os
+import sqlite3
+
+from tapster.errors import LedgerDamaged, LedgerError
+from tapster.kernel import files
+
+LITTLE = 1 << 20
+"""A file system with fewer free bytes has no room for SQLite's files."""
+
+
+def failure(path: str, error: sqlite3.Error) -> LedgerError:
+    """Return the error to raise for an error of SQLite."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # Python's own have none
+    if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR) and _is_full(path):
+        return LedgerError(
+            f"ledger {path!r}: its file system is full; free some space on it"
+        )
+    if code == sqlite3.SQLITE_BUSY:
+        return LedgerError(f"ledger {path!r} is locked{_by_whom(path)}")
+    if code == sqlite3.SQLITE_READONLY:
+        return LedgerError(
+            f"ledger {path!r} cannot be written: the file, its directory or its file "
+            "system is read-only"
+        )
+    of_the_file = isinstance(error, sqlite3.DatabaseError) and not isinstance(
+        error,
+        sqlite3.OperationalError | sqlite3.ProgrammingError | sqlite3.IntegrityError,
+    )
+    if of_the_file or str(error).startswith("Could not decode"):
+        return damaged(path, str(error))
+    return LedgerError(f"ledger {path!r}: {error}")
+
+
+def damaged(path: str, reason: str) -> LedgerDamaged:
+    """Return the error to raise for a file that cannot be understood."""
+    return LedgerDamaged(
+        f"{path!r} is not a ledger, or a damaged one: {reason}; "
+        "if its disk is well, restore it, or move it away to begin a new one"
+    )
+
+
+def _is_full(path: str) -> bool:
+    try:
+        found = os.statvfs(os.path.dirname(path))
+    except OSError:
+        return False
+    return found.f_bavail * found.f_frsize < LITTLE or found.f_favail == 0
+
+
+def _by_whom(path: str) -> str:
+    """Name the processes that keep other processes out of the ledger."""
+    # The -shm file has the lock of a write-ahead log (wal.c in SQLite).
+    holders = files.lock_holders([path, f"{path}-shm"]) - {os.getpid()}
+    if not holders:
+        return " by another process; try again"
+    shown = ", ".join(f"{pid} ({files.command_of(pid)})" for pid in sorted(holders))
+    return (
+        f" by process {shown}: if it is stopped, let it go on (kill -CONT) or end it, "
+        "then try again"
+    )
