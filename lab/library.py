@@ -4,6 +4,8 @@
 import os
 from collections.abc import Iterable
 
+from tapster import Host, Lease, Macvtap, Tap
+
 
 def no_reaper(_: str) -> None:
     """For a Host: start none."""
@@ -12,3 +14,10 @@ def no_reaper(_: str) -> None:
 def close(fds: Iterable[int]) -> None:
     for fd in fds:
         os.close(fd)
+
+
+def acquired(host: Host, spec: Tap | Macvtap) -> Lease:
+    """Acquire for a VM that is not started: keep no descriptor open."""
+    lease = host.acquire(spec)
+    close(lease.fds)
+    return lease

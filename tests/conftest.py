@@ -62,3 +62,13 @@ def namespace(lab: Lab) -> Iterator[Namespace]:
 @pytest.fixture
 def others(lab: Lab) -> Stranger | RealStranger:
     return lab.others()
+
+
+@pytest.fixture
+def lab_host(lab: Lab, others: Stranger, ledger: Path) -> Iterator[Host]:
+    """A Host on the fake kernel and on the real one, with devices br0 and low."""
+    others.add_bridge("br0", mac="02:00:00:00:00:01")
+    others.set_by_name("br0", mtu=1400)
+    others.add_veth("low", "far")
+    with Host(ledger, system=lab.system, reaper=library.no_reaper) as host:
+        yield host

@@ -8,27 +8,9 @@ import pytest
 
 import tapster
 from lab import iproute, library, shell, strangers
-from tapster import Host, Naming, State, Tap
+from tapster import Host, Naming, Tap
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
-
-
-def test_a_tap_is_wired_wholly_when_acquire_returns_I6(host: Host) -> None:
-    lease = host.acquire(Tap(bridge="br0", mac="52:54:00:00:00:01", owner="vm1"))
-    library.close(lease.fds)
-    link = iproute.links()["vnet0"]
-    assert link["ifindex"] == lease.ifindex
-    assert link["master"] == "br0"
-    assert link["address"] == "fe:54:00:00:00:01"
-    assert link["mtu"] == 1400, "the bridge's"
-    assert link["ifalias"].endswith(lease.id)
-    assert link["inet6_addr_gen_mode"] == "none"
-    assert "UP" in link["flags"]
-    data = link["linkinfo"]["info_data"]
-    assert data["type"] == "tap"
-    assert (data["persist"], data["vnet_hdr"], data["pi"]) == (True, True, False)
-    assert host.leases() == [lease._replace(fds=())]
-    assert lease.state is State.ACTIVE
 
 
 def test_no_ipv6_link_local_address_appears_on_a_port(host: Host) -> None:
@@ -192,21 +174,6 @@ def test_two_macs_made_up_differ_and_are_local(host: Host) -> None:
     assert all(lease.mac.startswith("52:54:00:") for lease in leases)
     for lease in leases:
         library.close(lease.fds)
-
-
-def test_a_name_in_fin_wait_is_nobodys_I2(host: Host) -> None:
-    lease = host.acquire(Tap(bridge="br0"))
-    library.close(lease.fds)
-    host.release(lease.id)
-    assert "busy" in shell.refused("ip tuntap add vnet0 mode tap").lower()
-    fd = strangers.foreign_tap("vnet%d")
-    assert "vnet1" in iproute.links(), "the kernel's own choice steps over vnet0"
-    os.close(fd)
-    other = host.acquire(Tap(bridge="br0"))
-    library.close(other.fds)
-    assert other.name == "vnet1"
-    with pytest.raises(tapster.NameTaken, match=r"vnet0.*FIN WAIT"):
-        host.acquire(Tap(name="vnet0"))
 
 
 def test_next_goes_on_where_it_was_and_lowest_takes_the_hole(host: Host) -> None:

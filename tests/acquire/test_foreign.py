@@ -2,7 +2,6 @@
 """I4: what is foreign is never created over, attached to, modified or deleted."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,39 +18,6 @@ IFF_MULTI_QUEUE = 0x0100
 
 def squat_idle(name: str) -> None:
     shell.sh(f"ip tuntap add {name} mode tap")
-
-
-def squat_open(name: str) -> None:
-    strangers.foreign_tap(name)  # stays open until the process ends
-
-
-def squat_multiqueue(name: str) -> None:
-    strangers.foreign_tap(name, flags=IFF_MULTI_QUEUE)
-
-
-def squat_altname(name: str) -> None:
-    shell.sh(f"ip link add other-{name} type veth peer name peer-{name}")
-    shell.sh(f"ip link property add dev other-{name} altname {name}")
-
-
-@pytest.mark.parametrize(
-    "squat", [squat_idle, squat_open, squat_multiqueue, squat_altname]
-)
-@pytest.mark.parametrize("queues", [1, 2])
-def test_a_foreign_device_is_stepped_over_I4(
-    host: Host, squat: Callable[[str], None], queues: int
-) -> None:
-    squat("vnet0")
-    before = {name: iproute.steady(link) for name, link in iproute.links().items()}
-    lease = host.acquire(Tap(bridge="br0", queues=queues))
-    library.close(lease.fds)
-    assert lease.name == "vnet1"
-    with pytest.raises(tapster.NameTaken, match="foreign"):
-        host.acquire(Tap(bridge="br0", name="vnet0", queues=queues))
-    host.release(lease.id)
-    host.reap(now=True)
-    after = {name: iproute.steady(link) for name, link in iproute.links().items()}
-    assert after == before
 
 
 def test_a_foreign_name_that_is_gone_is_the_lowest_again(host: Host) -> None:
@@ -126,17 +92,6 @@ def test_a_foreign_device_that_has_our_ifindex_is_left_alone_I4(host: Host) -> N
     host.reap(now=True)
     assert iproute.steady(iproute.links()["twin"]) == before
     assert host.leases() == []
-
-
-def test_an_ifindex_that_is_taken_is_replaced_by_another(host: Host) -> None:
-    lease = host.acquire(Tap())
-    library.close(lease.fds)
-    taken = lease.ifindex + 1
-    shell.sh(f"ip link add twin index {taken} type veth peer name twin2")
-    other = host.acquire(Tap())
-    library.close(other.fds)
-    assert other.name == "vnet1"
-    assert other.ifindex == iproute.links()["vnet1"]["ifindex"] != taken
 
 
 def test_two_ledgers_on_one_host_leave_each_other_alone(

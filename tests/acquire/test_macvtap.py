@@ -10,7 +10,7 @@ import pytest
 import tapster
 from lab import iproute, library, shell
 from lab.guests import next_frame
-from tapster import Host, Macvtap, Mode, Tap
+from tapster import Host, Macvtap, Mode
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
@@ -82,37 +82,10 @@ def test_equal_ifindexes_in_two_namespaces_are_two_devices(
         library.close([*first.fds, *second.fds, *third.fds])
 
 
-def test_passthru_lets_go_of_its_lower_device_at_once_and_keeps_the_name(
-    host: Host,
-) -> None:
-    lease = host.acquire(Macvtap(lower="low", mode=Mode.PASSTHRU))
-    assert lease.mac == iproute.links()["low"]["address"]
-    library.close(lease.fds)
-    host.release(lease.id)
-    assert iproute.links()["vnet0"]["linkinfo"]["info_kind"] == "tun"
-    again = host.acquire(Macvtap(lower="low", mode=Mode.PASSTHRU))
-    assert again.name == "vnet1"
-    library.close(again.fds)
-    host.release(lease.id)
-    host.reap(now=True)
-    assert "vnet0" not in iproute.links()
-    assert iproute.links()["vnet1"]["linkinfo"]["info_kind"] == "macvtap"
-
-
 def test_passthru_does_not_change_its_lower_device(host: Host) -> None:
     with pytest.raises(tapster.RequestError, match="passthru"):
         host.acquire(Macvtap(lower="low", mode=Mode.PASSTHRU, mac="52:54:00:00:00:01"))
     assert host.leases() == []
-
-
-def test_a_second_macvtap_beside_a_passthru_is_refused_and_leaves_nothing(
-    host: Host,
-) -> None:
-    library.close(host.acquire(Macvtap(lower="low", mode=Mode.PASSTHRU)).fds)
-    with pytest.raises(tapster.KernelError, match="vnet1"):
-        host.acquire(Macvtap(lower="low"))
-    assert [lease.name for lease in host.leases()] == ["vnet0"]
-    assert "vnet1" not in iproute.links()
 
 
 def test_a_released_macvtap_frees_its_mac(host: Host) -> None:
@@ -129,13 +102,6 @@ def test_a_bridge_port_carries_no_macvtap(host: Host) -> None:
     with pytest.raises(tapster.NoSuchLink, match="port of a bridge"):
         host.acquire(Macvtap(lower="low"))
     assert host.leases() == []
-
-
-def test_taps_and_macvtaps_share_one_list_of_names(host: Host) -> None:
-    leases = [host.acquire(spec) for spec in (Tap(), Macvtap(lower="low"), Tap())]
-    assert [lease.name for lease in leases] == ["vnet0", "vnet1", "vnet2"]
-    for lease in leases:
-        library.close(lease.fds)
 
 
 def test_a_mac_in_use_on_the_lower_device_undoes_the_acquire(host: Host) -> None:

@@ -29,38 +29,6 @@ def test_a_device_is_made_inside(blue: None, ledger: Path) -> None:
     assert "vnet0" not in iproute.links()
 
 
-def test_one_ledger_serves_every_namespace_I1(blue: None, ledger: Path) -> None:
-    with (
-        Host(ledger, reaper=library.no_reaper) as here,
-        Host(ledger, netns="/run/netns/blue", reaper=library.no_reaper) as there,
-    ):
-        ours, theirs = here.acquire(Tap(bridge="br0")), there.acquire(Tap(bridge="br0"))
-        library.close([*ours.fds, *theirs.fds])
-        assert ours.name == theirs.name == "vnet0"
-        assert here.find("vnet0").id == ours.id
-        assert there.find("vnet0").id == theirs.id
-        here.release(theirs.id)
-        assert iproute.ports() == {"vnet0"}, "ours is untouched"
-        assert "master" not in iproute.links("blue")["vnet0"]
-        assert here.reap(now=True) == 1
-        assert "vnet0" not in iproute.links("blue")
-        assert "vnet0" in iproute.links()
-
-
-def test_a_namespace_that_is_gone_closes_its_leases(blue: None, ledger: Path) -> None:
-    with Host(ledger, netns="blue", reaper=library.no_reaper) as there:
-        lease = there.acquire(Tap(bridge="br0"))
-        library.close(lease.fds)
-    shell.sh("ip netns del blue")
-    with Host(ledger, reaper=library.no_reaper) as host:
-        (repairs,) = host.recover()
-        assert (repairs.lease.id, repairs.action) == (lease.id, Action.CLOSE)
-        assert host.leases() == []
-        (entry,) = host.who("vnet0")
-        assert (entry.lease, entry.netns) == (lease.id, "/run/netns/blue")
-        assert host.recover() == []
-
-
 def test_a_namespace_that_lost_its_name_is_found_by_its_processes(
     blue: None, ledger: Path
 ) -> None:

@@ -21,23 +21,8 @@ from tapster import (
     Tap,
 )
 from tapster.kernel import tun
-from tapster.operations.reap import REAP_BATCH
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
-
-
-def test_a_released_device_is_down_off_its_bridge_and_holds_its_name(
-    host: Host,
-) -> None:
-    lease = host.acquire(Tap(bridge="br0"))
-    host.release(lease.id)
-    link = iproute.links()["vnet0"]
-    assert link["ifindex"] == lease.ifindex
-    assert "master" not in link
-    assert "UP" not in link["flags"]
-    assert host.find("vnet0").state is State.FIN_WAIT
-    library.close(lease.fds)
-    assert "vnet0" in iproute.links(), "although its machine has ended"
 
 
 def test_release_may_be_repeated_I7(host: Host) -> None:
@@ -52,36 +37,6 @@ def test_release_may_be_repeated_I7(host: Host) -> None:
     assert host.leases() == []
     with pytest.raises(tapster.NoSuchLease, match="0000"):
         host.release("0000")
-
-
-def test_a_late_cleanup_by_name_hits_a_dead_device(host: Host) -> None:
-    old = host.acquire(Tap(bridge="br0"))
-    library.close(old.fds)
-    host.release(old.id)
-    new = host.acquire(Tap(bridge="br0"))
-    shell.sh("ip link set dev vnet0 nomaster down")
-    assert iproute.ports() == {new.name} == {"vnet1"}
-    shell.sh("ip link del vnet0")
-    assert iproute.ports() == {"vnet1"}
-    library.close(new.fds)
-
-
-def test_a_name_is_held_although_its_device_was_deleted_I2(host: Host) -> None:
-    lease = host.acquire(Tap(bridge="br0"))
-    library.close(lease.fds)
-    shell.sh("ip link del vnet0")
-    host.release(lease.id)
-    link = iproute.links()["vnet0"]
-    assert link["ifindex"] != lease.ifindex
-    assert link["ifalias"].endswith(lease.id)
-    assert "master" not in link
-    assert "UP" not in link["flags"]
-    shell.sh("ip link del vnet0")
-    host.recover()
-    assert "vnet0" in iproute.links(), "as often as it is deleted"
-    assert host.reap() == 0
-    assert host.reap(now=True) == 1
-    assert "vnet0" not in iproute.links()
 
 
 def test_a_placeholder_that_is_deleted_while_it_is_made_is_made_again_I2(
@@ -107,19 +62,6 @@ def test_a_placeholder_that_is_deleted_while_it_is_made_is_made_again_I2(
     assert waiting.placeholder
 
 
-def test_a_name_lost_to_a_foreign_device_is_not_fought_for_I4(host: Host) -> None:
-    lease = host.acquire(Tap(bridge="br0"))
-    library.close(lease.fds)
-    shell.sh("ip link del vnet0")
-    shell.sh("ip tuntap add vnet0 mode tap")
-    before = iproute.steady(iproute.links()["vnet0"])
-    host.release(lease.id)
-    host.recover()
-    assert iproute.steady(iproute.links()["vnet0"]) == before
-    assert host.reap(now=True) == 1
-    assert iproute.steady(iproute.links()["vnet0"]) == before
-
-
 def test_reap_waits_for_the_deadline_and_takes_no_more(host: Host) -> None:
     ended, waiting, running = (
         host.acquire(Tap(bridge="br0", fin_wait=wait)) for wait in (0.0, 60.0, 60.0)
@@ -137,18 +79,6 @@ def test_reap_waits_for_the_deadline_and_takes_no_more(host: Host) -> None:
     assert entry.created <= (entry.released or 0) <= (entry.ended or 0)
 
 
-def test_many_are_reaped_in_batches_and_nothing_else_goes(host: Host) -> None:
-    shell.sh("ip tuntap add bystander mode tap")
-    many = [host.acquire(Tap(bridge="br0")) for _ in range(2 * REAP_BATCH + 3)]
-    kept, *gone = many
-    for lease in many:
-        library.close(lease.fds)
-    for lease in gone:
-        host.release(lease.id)
-    assert host.reap(now=True) == len(gone)
-    assert set(iproute.links()) == {"lo", "br0", "bystander", kept.name}
-
-
 def test_a_device_whose_machine_still_runs_can_be_reaped(host: Host) -> None:
     lease = host.acquire(Tap(bridge="br0"))
     host.release(lease.id)
@@ -156,16 +86,6 @@ def test_a_device_whose_machine_still_runs_can_be_reaped(host: Host) -> None:
     with pytest.raises(OSError, match="bad state"):
         os.read(lease.fds[0], 1)
     library.close(lease.fds)
-
-
-def test_a_renamed_device_is_still_ours(host: Host) -> None:
-    lease = host.acquire(Tap(bridge="br0"))
-    library.close(lease.fds)
-    shell.sh("ip link set vnet0 name renamed")
-    host.release(lease.id)
-    assert "master" not in iproute.links()["renamed"]
-    host.reap(now=True)
-    assert "renamed" not in iproute.links()
 
 
 def test_a_lease_bound_to_its_taps_last_close_is_released_by_recover(

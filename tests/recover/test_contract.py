@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recover, on the fake kernel and on the real one."""
+
+import pytest
+
+from lab.fake_and_real import Lab
+from lab.library import acquired, close
+from tapster import Action, Host, Macvtap, State, Tap
+from tapster.testing import Stranger
+
+
+@pytest.fixture
+def host(lab_host: Host) -> Host:
+    return lab_host
+
+
+def test_recover_changes_nothing_when_all_is_well_I7(lab: Lab, host: Host) -> None:
+    acquired(host, Tap(bridge="br0"))
+    host.release(acquired(host, Macvtap(lower="low")).id)
+    before = lab.show()
+    assert host.recover() == []
+    assert lab.show() == before
+
+
+def test_recover_takes_a_waiting_device_down_again(
+    lab: Lab, host: Host, others: Stranger
+) -> None:
+    lease = acquired(host, Tap(bridge="br0"))
+    host.release(lease.id)
+    before = lab.show()
+    others.set_by_name("vnet0", master="br0", up=True, alias="")
+    (repairs,) = host.recover()
+    assert (repairs.lease.id, repairs.action) == (lease.id, Action.FINISH)
+    assert lab.show() == before
+
+
+def test_a_lease_ends_with_its_process(lab: Lab, host: Host) -> None:
+    pid = lab.start()
+    lease = host.acquire(Tap(bridge="br0"), pid=pid)
+    close(lease.fds)
+    assert host.settle() == []
+    lab.end(pid)
+    (repairs,) = host.settle()
+    assert (repairs.lease.id, repairs.action) == (lease.id, Action.RELEASE)
+    assert host.find("vnet0").state is State.FIN_WAIT
+    assert lab.show()["vnet0"].master == ""
