@@ -24,9 +24,9 @@ _tapster() {
     local word option value options='' operands
     local ours='alias tapster:[^:]*:([[:xdigit:]]+)$'
     local wire=(bridge= ovs= mtu= isolated learning vlan= trunk= external-id= filter
-        address= inbound= outbound= up down)
+        address= guard inbound= outbound= up down)
     local nic=(kind= link= mode= name= naming= key= owner= mac= queues= user= group=
-        fin-wait= "${wire[@]}")
+        fin-wait= vnet-hdr "${wire[@]}")
     COMPREPLY=()
 
     # Bash splits words at = and : too; here --bridge=br0 is one word.
@@ -94,8 +94,8 @@ _tapster() {
             return
             ;;
         *)
-            wire=("${wire[@]%=}" no-isolated no-learning no-filter)
-            nic=("${nic[@]%=}" no-isolated no-learning no-filter)
+            wire=("${wire[@]%=}" no-isolated no-learning no-filter no-guard)
+            nic=("${nic[@]%=}" no-isolated no-learning no-filter no-guard no-vnet-hdr)
             case $verb in
                 '')
                     options=--version

@@ -3,6 +3,7 @@
 
 import os
 import select
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from tapster import Host, Lease, Tap
 
 NO_OFFLOAD = bytes(10)
 """The virtio_net_hdr before each frame: nothing is left for the other side to do."""
+VIRTIO_NET_HDR_F_NEEDS_CSUM = 1
 MARK = frames.ether("02:00:00:00:00:99", frames.BROADCAST, 0x88B5, b"the last one")
 """A frame of a type for experiments."""
 
@@ -34,6 +36,11 @@ def next_frame(fds: Sequence[int], wanted: Callable[[bytes], bool]) -> bytes:
             return frame
 
 
+def checksum_request(start: int, offset: int) -> bytes:
+    """A virtio_net_hdr: the host shall write the checksum of frame[start:] there."""
+    return struct.pack("BBHHHH", VIRTIO_NET_HDR_F_NEEDS_CSUM, 0, 0, 0, start, offset)
+
+
 class Guest:
     """A VM as far as a bridge can tell: a descriptor of a tap, and a MAC."""
 
@@ -41,8 +48,8 @@ class Guest:
         self.fd = fd
         self.mac = mac
 
-    def send(self, frame: bytes) -> None:
-        os.write(self.fd, NO_OFFLOAD + frame)
+    def send(self, frame: bytes, request: bytes = NO_OFFLOAD) -> None:
+        os.write(self.fd, request + frame)
 
     def receive(self, source: str | None = None) -> bytes:
         """Return the next frame, if `source` is given only one from that MAC."""

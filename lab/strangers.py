@@ -56,12 +56,16 @@ class RealStranger:
         self, name: str, *, mac: str | None = None, vlan_filtering: bool = False
     ) -> None:
         address = b"" if mac is None else _mac(mac)
-        data = rtnl._attr(rtnl.IFLA_BR_VLAN_FILTERING, b"\1") if vlan_filtering else b""
+        data = (
+            rtnl.attribute(rtnl.IFLA_BR_VLAN_FILTERING, b"\1")
+            if vlan_filtering
+            else b""
+        )
         self._new(_name(name) + address + _kind(b"bridge", data))
         self.set_by_name(name, up=True)
 
     def add_veth(self, name: str, peer: str) -> None:
-        other = rtnl._nest(VETH_INFO_PEER, rtnl._ifinfo(0) + _name(peer))
+        other = rtnl.nest(VETH_INFO_PEER, rtnl._ifinfo(0) + _name(peer))
         self._new(_name(name) + _kind(b"veth", other))
         for end in (name, peer):
             self.set_by_name(end, up=True)
@@ -147,8 +151,8 @@ class RealStranger:
         self._execute(rtnl.delete_message(ifindex))
 
     def _altname(self, verb: int, flags: int, name: str, altname: str) -> None:
-        properties = rtnl._nest(
-            IFLA_PROP_LIST, rtnl._attr(IFLA_ALT_IFNAME, altname.encode() + b"\0")
+        properties = rtnl.nest(
+            IFLA_PROP_LIST, rtnl.attribute(IFLA_ALT_IFNAME, altname.encode() + b"\0")
         )
         header = rtnl._ifinfo(self._named(name))
         self._execute(rtnl.Message(verb, flags, header + properties))
@@ -170,14 +174,14 @@ class RealStranger:
 
 
 def _name(name: str) -> bytes:
-    return rtnl._attr(rtnl.IFLA_IFNAME, name.encode() + b"\0")
+    return rtnl.attribute(rtnl.IFLA_IFNAME, name.encode() + b"\0")
 
 
 def _mac(mac: str) -> bytes:
-    return rtnl._attr(rtnl.IFLA_ADDRESS, bytes.fromhex(mac.replace(":", "")))
+    return rtnl.attribute(rtnl.IFLA_ADDRESS, bytes.fromhex(mac.replace(":", "")))
 
 
 def _kind(kind: bytes, data: bytes = b"") -> bytes:
-    nested = rtnl._nest(rtnl.IFLA_INFO_DATA, data) if data else b""
-    name = rtnl._attr(rtnl.IFLA_INFO_KIND, kind)
-    return rtnl._nest(rtnl.IFLA_LINKINFO, name + nested)
+    nested = rtnl.nest(rtnl.IFLA_INFO_DATA, data) if data else b""
+    name = rtnl.attribute(rtnl.IFLA_INFO_KIND, kind)
+    return rtnl.nest(rtnl.IFLA_LINKINFO, name + nested)

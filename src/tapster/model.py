@@ -86,6 +86,9 @@ class Wiring(NamedTuple):
     IPv6 router."""
     addresses: tuple[str, ...] = ()
     """With `filter`: the IPv4 and IPv6 addresses it can use; () is all."""
+    guard: bool = True
+    """With `filter`: a program of the kernel drops what nftables cannot judge. False
+    gives this protection up, for kernels that cannot load the program."""
     inbound: Rate | None = None
     """Of what goes to the guest."""
     outbound: Rate | None = None
@@ -124,6 +127,7 @@ class Tap(NamedTuple):
     external_ids: tuple[tuple[str, str], ...] = ()
     filter: bool = False
     addresses: tuple[str, ...] = ()
+    guard: bool = True
     inbound: Rate | None = None
     outbound: Rate | None = None
     up: bool = True
@@ -388,6 +392,7 @@ _HOMES = {
     "isolated": ("bridge",),
     "learning": ("bridge",),
     "filter": ("bridge",),
+    "guard": ("bridge",),
     "vlan": ("bridge", "ovs"),
     "trunks": ("bridge", "ovs"),
     "external_ids": ("ovs",),

@@ -429,7 +429,7 @@ def test_a_lease_can_get_a_filter_and_lose_it(lab: Lab) -> None:
         lab.host.set(guest.lease.id, filter=wanted, outbound=rate)
         assert lab.passes(guest, forged) is not wanted
         assert bool(left(lab.host)) is wanted
-        backends = ("filter", "outbound") if wanted else ()
+        backends = ("filter", "guard", "outbound") if wanted else ()
         assert lab.host.find(guest.lease.id).backends == backends
 
 
@@ -529,7 +529,7 @@ def test_without_the_library_a_release_waits_for_it(
             with pytest.raises(tapster.HostError, match="libnftables"):
                 later.reap(now=True)
         nft._library.cache_clear()
-        assert later.find(lease.name).backends == ("filter",)
+        assert later.find(lease.name).backends == ("filter", "guard")
         assert later.reap(now=True) == 1
     assert left(lab.host) == []
 

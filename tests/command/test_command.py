@@ -55,6 +55,7 @@ LEASE_FIELDS = {
     *("mode", "mtu", "queues", "isolated", "netns", "created", "released"),
     *("fin_wait", "fin_wait_left", "pid", "placeholder"),
     *("ovs", "learning", "vlan", "trunks", "external_ids", "filter", "addresses"),
+    *("guard", "vnet_hdr"),
     *("inbound", "outbound", "up"),
     *("caller_uid", "on_close"),
 }

@@ -8,6 +8,7 @@ state outside the kernel's links implement the protocol in backend.py.
 
 from tapster.backends import filter, outbound
 from tapster.backends.backend import Backend
+from tapster.backends.guard import Guard
 from tapster.backends.inbound import Inbound
 from tapster.backends.ovs import Ovs
 from tapster.backends.table import TableBackend
@@ -17,6 +18,7 @@ def make(ledger: str) -> tuple[Backend, ...]:
     """Make every backend that keeps state outside the links, for the ledger's id."""
     return (
         TableBackend(ledger, filter.PURPOSE),
+        Guard(ledger),
         Ovs(ledger),
         Inbound(ledger),
         TableBackend(ledger, outbound.PURPOSE),

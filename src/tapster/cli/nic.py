@@ -40,6 +40,12 @@ def declare(parser: argparse.ArgumentParser) -> None:
     option("--key", metavar="K", help="what --naming stable derives the number from")
     option("--owner", metavar="TEXT", default="", help="whose it is: free text")
     option("--mac", help="the guest's MAC; one is made up otherwise")
+    option(
+        "--vnet-hdr",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="let the guest leave checksums and segmentation to the host",
+    )
     option("--queues", type=int, metavar="N", default=1, help="default: 1")
     option("--user", metavar="U", help="who may open the tap by name, beside root")
     option("--group", metavar="G", help="which group may")
@@ -66,6 +72,7 @@ def spec(options: argparse.Namespace) -> Spec:
             owner=options.owner,
             mac=options.mac,
             queues=options.queues,
+            vnet_hdr=options.vnet_hdr,
             uid=_uid(options.user),
             gid=_gid(options.group),
             fin_wait=options.fin_wait,
@@ -85,6 +92,7 @@ def spec(options: argparse.Namespace) -> Spec:
         mac=options.mac,
         mtu=wiring.get("mtu"),
         queues=options.queues,
+        vnet_hdr=options.vnet_hdr,
         fin_wait=options.fin_wait,
     )
 

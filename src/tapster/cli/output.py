@@ -44,6 +44,7 @@ def lease_json(lease: Lease) -> dict[str, Any]:
         "lower": lease.lower,
         "mode": lease.mode,
         "queues": lease.queues,
+        "vnet_hdr": lease.vnet_hdr,
         **wiring_json(lease.wiring),
         "netns": netns_name(lease.netns.path) or None,
         "created": timestamp(lease.created),

@@ -31,6 +31,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     option("--external-id", "for Open vSwitch", metavar="KEY=VALUE", action=_List)
     option("--filter", "let the guest send as itself alone", action=yes_or_no)
     option("--address", "an IP that it can use", metavar="IP", action=_List)
+    option("--guard", "drop what the filter cannot judge", action=yes_or_no)
     option("--inbound", "limit what it gets", metavar=RATE, type=rate)
     option("--outbound", "limit what it sends", metavar=RATE, type=rate)
     option("--up", "plug the cable in (the default)", action="store_true")

@@ -11,6 +11,7 @@ CAPABILITIES = {
     "CAP_SYS_PTRACE": 19,
     "CAP_SYS_ADMIN": 21,
     "CAP_MKNOD": 27,
+    "CAP_BPF": 39,
 }
 """The numbers in include/uapi/linux/capability.h."""
 

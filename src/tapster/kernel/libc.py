@@ -16,6 +16,9 @@ FSMOUNT_CLOEXEC = 1
 # The same on every architecture since Linux 5.1 (alpha aside).
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
 
+_BPF = {"x86_64": 321, "i386": 357, "i686": 357, "ppc64le": 361, "s390x": 351}
+"""bpf(2) has other numbers on older architectures; on newer ones it is 280."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -41,6 +44,13 @@ def mount_detached(fstype: str) -> int:
         return _syscall(_FSMOUNT, context, FSMOUNT_CLOEXEC, 0)
     finally:
         os.close(context)
+
+
+def bpf(command: int, attributes: bytes) -> int:
+    """bpf(2). The kernel takes attributes that it does not know if they are zero."""
+    buffer = ctypes.create_string_buffer(attributes, max(len(attributes), 152))
+    number = _BPF.get(os.uname().machine, 280)
+    return _check(_libc.syscall(number, command, buffer, len(buffer)), "bpf")
 
 
 def _syscall(number: int, *arguments: int | bytes | None) -> int:

@@ -33,6 +33,9 @@ from tapster.model import Link, Mode, Netns, Process
 if TYPE_CHECKING:
     from tapster.kernel.nft import Nft
 
+GUARD = "tapster-guard"
+"""The name under which tc shows the guard."""
+
 SIOCDEVPRIVATE = 0x89F0
 BRCTL_GET_PORT_LIST = 7
 BR_MAX_PORTS = 1024
@@ -274,6 +277,45 @@ class LinuxNamespace:
     def _nowhere(self) -> int:
         """A namespace without devices; see nft.py."""
         return netns.new_empty()
+
+    def guard(self, ifindex: int) -> None:
+        from tapster.kernel import ingress
+
+        try:
+            with self._guard_program() as program:
+                ingress.attach(self._rtnl, ifindex, program, GUARD)
+        except OSError as error:
+            action = f"loading the guard of device {ifindex}"
+            raise failure(error, action, "CAP_BPF") from error
+
+    def unguard(self, ifindex: int) -> None:
+        from tapster.kernel import ingress
+
+        try:
+            ingress.detach(self._rtnl, ifindex)
+        except OSError as error:
+            raise failure(error, f"removing the guard of {ifindex}") from error
+
+    def is_guarded(self, ifindex: int) -> bool:
+        from tapster.kernel import bpf, ingress
+
+        try:
+            with self._guard_program() as program:
+                return ingress.is_first(self._rtnl, ifindex, bpf.tag(program))
+        except OSError as error:
+            action = f"looking at the guard of device {ifindex}"
+            raise failure(error, action, "CAP_BPF") from error
+
+    @contextmanager
+    def _guard_program(self) -> Iterator[int]:
+        """Load the guard's program for the time of a block."""
+        from tapster.kernel import bpf, guard
+
+        fd = bpf.load(guard.program())
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
     def create_tap(
         self,

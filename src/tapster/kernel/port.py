@@ -93,6 +93,18 @@ class Namespace(Protocol):
     def nft_list(self, what: str) -> list[dict[str, Any]]:
         """The objects that `nft --json list WHAT` shows, devices by ifindex."""
 
+    def guard(self, ifindex: int) -> None:
+        """Let the guard drop what nftables cannot judge of a device's frames.
+
+        See kernel/guard.py. KernelError: the kernel cannot load the program.
+        """
+
+    def unguard(self, ifindex: int) -> None:
+        """Remove the guard from a device. There may be none."""
+
+    def is_guarded(self, ifindex: int) -> bool:
+        """Say whether the guard runs at a device before any other filter."""
+
     def create_tap(
         self,
         name: str,

@@ -181,10 +181,10 @@ class Rtnl:
         return 0 if body is None else int(IFINFO.unpack_from(body)[2])
 
     def _get_named(self, name: str) -> bytes | None:
-        return self._get(_ifinfo(0) + _attr(IFLA_IFNAME, os.fsencode(name) + b"\0"))
+        return self._get(_ifinfo(0) + attribute(IFLA_IFNAME, os.fsencode(name) + b"\0"))
 
     def _get(self, wanted: bytes) -> bytes | None:
-        attributes = _attr(IFLA_EXT_MASK, _U32.pack(RTEXT_FILTER_SKIP_STATS))
+        attributes = attribute(IFLA_EXT_MASK, _U32.pack(RTEXT_FILTER_SKIP_STATS))
         request = Message(RTM_GETLINK, 0, wanted + attributes)
         try:
             return self._only_answer(request, RTM_NEWLINK)
@@ -198,34 +198,25 @@ class Rtnl:
 
         As `bridge fdb show dev`: without the port's own MAC, which is permanent.
         """
-        for _ in range(_DUMPS):
-            # The filter by ifindex is a bridge's own: rtnl_fdb_dump() in
-            # net/core/rtnetlink.c takes it from ndm_ifindex.
-            request = _NDMSG.pack(socket.AF_BRIDGE, ifindex, 0, 0, 0)
-            bodies, whole = self._dump(RTM_GETNEIGH, request)
-            if whole:
-                break
+        # The filter by ifindex is a bridge's own: rtnl_fdb_dump() in
+        # net/core/rtnetlink.c takes it from ndm_ifindex.
+        request = _NDMSG.pack(socket.AF_BRIDGE, ifindex, 0, 0, 0)
         found = set()
-        for body in bodies:
+        for body in self.list_bodies(RTM_GETNEIGH, request):
             _, at, state, _, _ = _NDMSG.unpack_from(body)
-            entry = _attributes(body, _NDMSG.size)
+            entry = parse_attributes(body, _NDMSG.size)
             if at == ifindex and state == NUD_NOARP and NDA_MASTER in entry:
                 found.add(entry[NDA_LLADDR].hex(":"))
         return found
 
     def vlans(self, ifindex: int) -> Vlans | None:
         """The VLANs of a bridge port, as `bridge vlan show`."""
-        mask = _attr(IFLA_EXT_MASK, _U32.pack(RTEXT_FILTER_BRVLAN))
-        for _ in range(_DUMPS):
-            # Only a dump has them, and that has every port of every bridge.
-            bodies, whole = self._dump(
-                RTM_GETLINK, _ifinfo(0, family=socket.AF_BRIDGE) + mask
-            )
-            if whole:
-                break
-        for body in bodies:
+        mask = attribute(IFLA_EXT_MASK, _U32.pack(RTEXT_FILTER_BRVLAN))
+        # Only a dump has them, and that has every port of every bridge.
+        request = _ifinfo(0, family=socket.AF_BRIDGE) + mask
+        for body in self.list_bodies(RTM_GETLINK, request):
             if IFINFO.unpack_from(body)[2] == ifindex:
-                port = _attributes(body, IFINFO.size)
+                port = parse_attributes(body, IFINFO.size)
                 return _port_vlans(port.get(IFLA_AF_SPEC, b""))
         return None
 
@@ -234,10 +225,12 @@ class Rtnl:
 
         It holds nothing open: when that namespace ends, its number is another's.
         """
-        wanted = _RTGENMSG.pack(socket.AF_UNSPEC) + _attr(NETNSA_FD, _U32.pack(netns))
+        wanted = _RTGENMSG.pack(socket.AF_UNSPEC) + attribute(
+            NETNSA_FD, _U32.pack(netns)
+        )
         if (known := self._nsid(wanted)) != NETNSA_NSID_NOT_ASSIGNED:
             return known
-        any_ = _attr(NETNSA_NSID, _I32.pack(NETNSA_NSID_NOT_ASSIGNED))
+        any_ = attribute(NETNSA_NSID, _I32.pack(NETNSA_NSID_NOT_ASSIGNED))
         (error,) = self.execute([Message(RTM_NEWNSID, 0, wanted + any_)])
         if error is not None and error.errno != EEXIST:
             raise error
@@ -252,12 +245,20 @@ class Rtnl:
 
         A link that comes or goes all the while may then be missing or too many.
         """
-        attributes = _attr(IFLA_EXT_MASK, _U32.pack(RTEXT_FILTER_SKIP_STATS))
+        attributes = attribute(IFLA_EXT_MASK, _U32.pack(RTEXT_FILTER_SKIP_STATS))
+        bodies = self.list_bodies(RTM_GETLINK, _ifinfo(0) + attributes)
+        return [link_of(body) for body in bodies]
+
+    def list_bodies(self, type_: int, wanted: bytes) -> list[bytes]:
+        """List what the kernel has of a kind: the bodies of its messages.
+
+        The list is read again while it changes, at most _DUMPS times.
+        """
         for _ in range(_DUMPS):
-            bodies, whole = self._dump(RTM_GETLINK, _ifinfo(0) + attributes)
+            bodies, whole = self._dump(type_, wanted)
             if whole:
                 break
-        return [link_of(body) for body in bodies]
+        return bodies
 
     def _dump(self, type_: int, wanted: bytes) -> tuple[list[bytes], bool]:
         """All that answers a request, and whether nothing changed meanwhile."""
@@ -318,7 +319,7 @@ class Rtnl:
 
 def nsid_of(body: bytes) -> int:
     """The number of a namespace that a message is about."""
-    (number,) = _I32.unpack(_attributes(body, _RTGENMSG.size)[NETNSA_NSID])
+    (number,) = _I32.unpack(parse_attributes(body, _RTGENMSG.size)[NETNSA_NSID])
     return int(number)
 
 
@@ -326,21 +327,21 @@ def set_messages(change: LinkChange) -> list[Message]:
     """The requests that make one change."""
     attributes = b""
     if change.mac is not None:
-        attributes += _attr(IFLA_ADDRESS, parse_mac(change.mac))
+        attributes += attribute(IFLA_ADDRESS, parse_mac(change.mac))
     if change.mtu is not None:
-        attributes += _attr(IFLA_MTU, _U32.pack(change.mtu))
+        attributes += attribute(IFLA_MTU, _U32.pack(change.mtu))
     if change.alias is not None:
-        attributes += _attr(IFLA_IFALIAS, change.alias.encode())
+        attributes += attribute(IFLA_IFALIAS, change.alias.encode())
     if change.no_ipv6:
-        attributes += _nest(
+        attributes += nest(
             IFLA_AF_SPEC,
-            _nest(
+            nest(
                 socket.AF_INET6,
-                _attr(IFLA_INET6_ADDR_GEN_MODE, bytes([IN6_ADDR_GEN_MODE_NONE])),
+                attribute(IFLA_INET6_ADDR_GEN_MODE, bytes([IN6_ADDR_GEN_MODE_NONE])),
             ),
         )
     if change.master is not None:
-        attributes += _attr(IFLA_MASTER, _U32.pack(change.master))
+        attributes += attribute(IFLA_MASTER, _U32.pack(change.master))
     flags = 0 if change.up is None else IFF_UP
     header = _ifinfo(change.ifindex, IFF_UP if change.up else 0, flags)
     messages = []
@@ -348,10 +349,10 @@ def set_messages(change: LinkChange) -> list[Message]:
         messages.append(Message(RTM_SETLINK, 0, header + attributes))
     port = b""
     if change.isolated is not None:
-        port += _attr(IFLA_BRPORT_ISOLATED, bytes([change.isolated]))
+        port += attribute(IFLA_BRPORT_ISOLATED, bytes([change.isolated]))
     if change.learning is not None:
-        port += _attr(IFLA_BRPORT_LEARNING, bytes([change.learning]))
-        port += _attr(IFLA_BRPORT_UNICAST_FLOOD, bytes([change.learning]))
+        port += attribute(IFLA_BRPORT_LEARNING, bytes([change.learning]))
+        port += attribute(IFLA_BRPORT_UNICAST_FLOOD, bytes([change.learning]))
     if port:
         messages.append(_port(change.ifindex, port))
     if change.vlans is not None:
@@ -373,22 +374,23 @@ def macvtap_message(
 ) -> Message:
     """The request that makes a macvtap, exclusively."""
     attributes = (
-        _attr(IFLA_IFNAME, os.fsencode(name) + b"\0")
-        + _attr(IFLA_LINK, _I32.pack(lower))
-        + _attr(IFLA_NUM_TX_QUEUES, _U32.pack(queues))
-        + _attr(IFLA_NUM_RX_QUEUES, _U32.pack(queues))
-        + _nest(
+        attribute(IFLA_IFNAME, os.fsencode(name) + b"\0")
+        + attribute(IFLA_LINK, _I32.pack(lower))
+        + attribute(IFLA_NUM_TX_QUEUES, _U32.pack(queues))
+        + attribute(IFLA_NUM_RX_QUEUES, _U32.pack(queues))
+        + nest(
             IFLA_LINKINFO,
-            _attr(IFLA_INFO_KIND, b"macvtap")
-            + _nest(
-                IFLA_INFO_DATA, _attr(IFLA_MACVLAN_MODE, _U32.pack(MACVLAN_MODE[mode]))
+            attribute(IFLA_INFO_KIND, b"macvtap")
+            + nest(
+                IFLA_INFO_DATA,
+                attribute(IFLA_MACVLAN_MODE, _U32.pack(MACVLAN_MODE[mode])),
             ),
         )
     )
     if mac is not None:
-        attributes += _attr(IFLA_ADDRESS, parse_mac(mac))
+        attributes += attribute(IFLA_ADDRESS, parse_mac(mac))
     if mtu is not None:
-        attributes += _attr(IFLA_MTU, _U32.pack(mtu))
+        attributes += attribute(IFLA_MTU, _U32.pack(mtu))
     flags = NLM_F_CREATE | NLM_F_EXCL
     return Message(RTM_NEWLINK, flags, _ifinfo(ifindex) + attributes)
 
@@ -396,7 +398,7 @@ def macvtap_message(
 def group_message(ifindex: int, group: int) -> Message:
     """The request that puts a device into a group."""
     return Message(
-        RTM_SETLINK, 0, _ifinfo(ifindex) + _attr(IFLA_GROUP, _U32.pack(group))
+        RTM_SETLINK, 0, _ifinfo(ifindex) + attribute(IFLA_GROUP, _U32.pack(group))
     )
 
 
@@ -407,13 +409,13 @@ def delete_message(ifindex: int) -> Message:
 
 def delete_group_message(group: int) -> Message:
     """The request that deletes every device of a group."""
-    return Message(RTM_DELLINK, 0, _ifinfo(0) + _attr(IFLA_GROUP, _U32.pack(group)))
+    return Message(RTM_DELLINK, 0, _ifinfo(0) + attribute(IFLA_GROUP, _U32.pack(group)))
 
 
 def _port(ifindex: int, data: bytes) -> Message:
     # RTM_NEWLINK without NLM_F_CREATE changes; only it takes IFLA_INFO_SLAVE_DATA.
-    info = _attr(IFLA_INFO_SLAVE_KIND, b"bridge") + _nest(IFLA_INFO_SLAVE_DATA, data)
-    return Message(RTM_NEWLINK, 0, _ifinfo(ifindex) + _nest(IFLA_LINKINFO, info))
+    info = attribute(IFLA_INFO_SLAVE_KIND, b"bridge") + nest(IFLA_INFO_SLAVE_DATA, data)
+    return Message(RTM_NEWLINK, 0, _ifinfo(ifindex) + nest(IFLA_LINKINFO, info))
 
 
 def _vlans(ifindex: int, vlans: Vlans) -> list[Message]:
@@ -439,10 +441,11 @@ def _vlans(ifindex: int, vlans: Vlans) -> list[Message]:
             type_,
             0,
             _ifinfo(ifindex, family=socket.AF_BRIDGE)
-            + _nest(
+            + nest(
                 IFLA_AF_SPEC,
                 b"".join(
-                    _attr(IFLA_BRIDGE_VLAN_INFO, _VLAN.pack(*one)) for one in entries
+                    attribute(IFLA_BRIDGE_VLAN_INFO, _VLAN.pack(*one))
+                    for one in entries
                 ),
             ),
         )
@@ -455,7 +458,7 @@ def _neighbour(ifindex: int, mac: str) -> Message:
     # What `bridge fdb replace MAC dev PORT master static` sends.
     header = _NDMSG.pack(socket.AF_BRIDGE, ifindex, NUD_NOARP, NTF_MASTER, 0)
     flags = NLM_F_CREATE | NLM_F_REPLACE
-    return Message(RTM_NEWNEIGH, flags, header + _attr(NDA_LLADDR, parse_mac(mac)))
+    return Message(RTM_NEWNEIGH, flags, header + attribute(NDA_LLADDR, parse_mac(mac)))
 
 
 def connect(groups: int = 0) -> socket.socket:
@@ -491,13 +494,13 @@ def _ifinfo(
     return IFINFO.pack(family, 0, ifindex, flags, change)
 
 
-def _attr(type_: int, value: bytes) -> bytes:
+def attribute(type_: int, value: bytes) -> bytes:
     padding = -len(value) % 4
     return _ATTR.pack(_ATTR.size + len(value), type_) + value + bytes(padding)
 
 
-def _nest(type_: int, attributes: bytes) -> bytes:
-    return _attr(type_ | NLA_F_NESTED, attributes)
+def nest(type_: int, attributes: bytes) -> bytes:
+    return attribute(type_ | NLA_F_NESTED, attributes)
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
@@ -511,7 +514,7 @@ def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
         offset += length + 3 & ~3
 
 
-def _attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
+def parse_attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
     """The values of attributes, by type."""
     # A link has a hundred of them: this loop is most of what reading one costs. It
     # takes 12 us for forty in this way, one word a header; 20 by halves of words.
@@ -533,9 +536,9 @@ def _attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
 
 def link_of(body: bytes) -> Link:
     _, _, ifindex, flags, _ = IFINFO.unpack_from(body)
-    found = _attributes(body, IFINFO.size)
-    info = _attributes(found.get(IFLA_LINKINFO, b""))
-    port = _attributes(info.get(IFLA_INFO_SLAVE_DATA, b""))
+    found = parse_attributes(body, IFINFO.size)
+    info = parse_attributes(found.get(IFLA_LINKINFO, b""))
+    port = parse_attributes(info.get(IFLA_INFO_SLAVE_DATA, b""))
     master = _number(found.get(IFLA_MASTER))
     on = info.get(IFLA_INFO_SLAVE_KIND, b"").rstrip(b"\0")
     if on != b"bridge":
@@ -564,14 +567,14 @@ def link_of(body: bytes) -> Link:
 def _filters_vlans(info: dict[int, bytes]) -> bool:
     if info.get(IFLA_INFO_KIND, b"").rstrip(b"\0") != b"bridge":
         return False
-    data = _attributes(info.get(IFLA_INFO_DATA, b""))
+    data = parse_attributes(info.get(IFLA_INFO_DATA, b""))
     return data.get(IFLA_BR_VLAN_FILTERING) == b"\1"
 
 
 def _gen_mode(link: dict[int, bytes]) -> bytes | None:
     """How a link makes itself an IPv6 address; None if it has no IPv6."""
-    families = _attributes(link.get(IFLA_AF_SPEC, b""))
-    ipv6 = _attributes(families.get(socket.AF_INET6, b""))
+    families = parse_attributes(link.get(IFLA_AF_SPEC, b""))
+    ipv6 = parse_attributes(families.get(socket.AF_INET6, b""))
     return ipv6.get(IFLA_INET6_ADDR_GEN_MODE)
 
 
@@ -595,7 +598,7 @@ def _error(answer: Answer) -> OSError | None:
     text = os.strerror(-code)
     if answer.type == NLMSG_ERROR and answer.flags & NLM_F_ACK_TLVS:
         # With NETLINK_CAP_ACK only the header of the request is repeated.
-        texts = _attributes(answer.body, _I32.size + _HEADER.size)
+        texts = parse_attributes(answer.body, _I32.size + _HEADER.size)
         if reason := texts.get(NLMSGERR_ATTR_MSG):
             text = reason.rstrip(b"\0").decode(errors="replace")
     return OSError(-code, text)

@@ -20,7 +20,7 @@ from tapster.kernel import files
 from tapster.ledger.failure import damaged, failure
 
 APPLICATION_ID = 0x54415053
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 BUSY_SECONDS = 30.0
 """How long a transaction waits for the transactions of other processes."""
 LOG_TRIES = 100
@@ -34,6 +34,9 @@ MIGRATIONS: dict[int, str] = {
     ALTER TABLE lease RENAME COLUMN wired TO backends;
     ALTER TABLE lease RENAME COLUMN user TO caller_uid;
     ALTER TABLE history RENAME COLUMN user TO caller_uid;
+    """,
+    2: """
+    ALTER TABLE lease ADD COLUMN guard INTEGER NOT NULL DEFAULT 1;
     """,
 }
 """SQL that brings schema version n to n + 1."""

@@ -53,7 +53,8 @@ CREATE TABLE lease (
     manager     INTEGER,
     caller_uid  INTEGER,       -- for whom the daemon acquired it
     on_close    INTEGER NOT NULL DEFAULT 0,
-    vnet_hdr    INTEGER NOT NULL DEFAULT 1
+    vnet_hdr    INTEGER NOT NULL DEFAULT 1,
+    guard       INTEGER NOT NULL DEFAULT 1 -- of its wiring, too
 ) STRICT;
 CREATE UNIQUE INDEX lease_name ON lease (name, netns);
 CREATE UNIQUE INDEX lease_ifindex ON lease (netns, ifindex); -- also finds by netns

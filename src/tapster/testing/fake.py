@@ -254,6 +254,15 @@ class FakeNamespace:
     def nft(self, commands: str) -> NoReturn:
         raise HostError("the machine in memory has no nftables")
 
+    def guard(self, ifindex: int) -> NoReturn:
+        raise HostError("the machine in memory has no BPF")
+
+    def unguard(self, ifindex: int) -> NoReturn:
+        raise HostError("the machine in memory has no BPF")
+
+    def is_guarded(self, ifindex: int) -> NoReturn:
+        raise HostError("the machine in memory has no BPF")
+
     def nft_list(self, what: str) -> NoReturn:
         raise HostError("the machine in memory has no nftables")
 

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs at the ingress of a device: the clsact qdisc and its bpf filters.
+
+As `tc qdisc add dev DEV clsact` and `tc filter replace dev DEV ingress pref 1 handle 1
+bpf direct-action`. The kernel deletes both with the device.
+"""
+
+import socket
+import struct
+from errno import EEXIST, EINVAL, ENODEV, ENOENT
+from typing import NamedTuple
+
+from tapster.kernel.rtnl import (
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    Message,
+    Rtnl,
+    attribute,
+    nest,
+    parse_attributes,
+)
+
+RTM_NEWQDISC, RTM_DELQDISC = 36, 37
+RTM_NEWTFILTER, RTM_DELTFILTER, RTM_GETTFILTER = 44, 45, 46
+TC_H_CLSACT = 0xFFFFFFF1
+CLSACT = 0xFFFF0000
+INGRESS, EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
+TCA_KIND, TCA_OPTIONS = 1, 2
+TCA_BPF_FD, TCA_BPF_NAME, TCA_BPF_FLAGS, TCA_BPF_TAG = 6, 7, 8, 10
+TCA_BPF_FLAG_ACT_DIRECT = 1
+ETH_P_ALL = 3
+
+PREFERENCE, HANDLE = 1, 1
+"""A filter with a lower preference runs first, and 1 is the lowest."""
+
+_TCMSG = struct.Struct("BxxxiIII")  # tcmsg: family, ifindex, handle, parent, info
+_U32 = struct.Struct("I")
+_INFO = PREFERENCE << 16 | socket.htons(ETH_P_ALL)
+
+
+class Filter(NamedTuple):
+    """A filter as the kernel lists it."""
+
+    preference: int
+    handle: int
+    kind: str
+    tag: bytes
+    direct: bool
+    """Its program's result is what happens to the frame."""
+
+
+def attach(rtnl: Rtnl, ifindex: int, program: int, name: str) -> None:
+    """Let a program be the first filter at a device's ingress. Raises OSError."""
+    qdisc = _message(RTM_NEWQDISC, ifindex, CLSACT, TC_H_CLSACT, 0, _kind("clsact"))
+    (error,) = rtnl.execute([qdisc._replace(flags=NLM_F_CREATE | NLM_F_EXCL)])
+    if error is not None and error.errno != EEXIST:
+        raise error
+    options = nest(
+        TCA_OPTIONS,
+        attribute(TCA_BPF_FD, _U32.pack(program))
+        + attribute(TCA_BPF_NAME, name.encode() + b"\0")
+        + attribute(TCA_BPF_FLAGS, _U32.pack(TCA_BPF_FLAG_ACT_DIRECT)),
+    )
+    added = _message(
+        RTM_NEWTFILTER, ifindex, HANDLE, INGRESS, _INFO, _kind("bpf") + options
+    )
+    (error,) = rtnl.execute([added._replace(flags=NLM_F_CREATE)])
+    if error is not None:
+        raise error
+
+
+def detach(rtnl: Rtnl, ifindex: int) -> None:
+    """Delete the first filter; then the qdisc, if it has no other. Raises OSError."""
+    gone = _message(RTM_DELTFILTER, ifindex, HANDLE, INGRESS, _INFO, _kind("bpf"))
+    (error,) = rtnl.execute([gone])
+    if error is not None and error.errno not in (ENOENT, EINVAL, ENODEV):
+        raise error
+    if not any(filters(rtnl, ifindex, parent) for parent in (INGRESS, EGRESS)):
+        qdisc = _message(RTM_DELQDISC, ifindex, CLSACT, TC_H_CLSACT, 0)
+        (error,) = rtnl.execute([qdisc])
+        if error is not None and error.errno not in (ENOENT, EINVAL, ENODEV):
+            raise error
+
+
+def filters(rtnl: Rtnl, ifindex: int, parent: int = INGRESS) -> list[Filter]:
+    """List the filters at a device's ingress or egress. Raises OSError."""
+    wanted = _TCMSG.pack(socket.AF_UNSPEC, ifindex, 0, parent, 0)
+    listed = []
+    for body in rtnl.list_bodies(RTM_GETTFILTER, wanted):
+        _, at, handle, _, info = _TCMSG.unpack_from(body)
+        found = parse_attributes(body, _TCMSG.size)
+        options = parse_attributes(found.get(TCA_OPTIONS, b""))
+        if at == ifindex and handle:
+            flags = _U32.unpack(options.get(TCA_BPF_FLAGS, bytes(4)))[0]
+            kind = found.get(TCA_KIND, b"").rstrip(b"\0").decode()
+            tag = options.get(TCA_BPF_TAG, b"")
+            direct = bool(flags & TCA_BPF_FLAG_ACT_DIRECT)
+            listed.append(Filter(info >> 16, handle, kind, tag, direct))
+    return listed
+
+
+def is_first(rtnl: Rtnl, ifindex: int, tag: bytes) -> bool:
+    """Say whether the program with this tag is the first filter at the ingress."""
+    first = min(filters(rtnl, ifindex), default=None)
+    return first == Filter(PREFERENCE, HANDLE, "bpf", tag, True)
+
+
+def _kind(kind: str) -> bytes:
+    return attribute(TCA_KIND, kind.encode() + b"\0")
+
+
+def _message(
+    type: int, ifindex: int, handle: int, parent: int, info: int, rest: bytes = b""
+) -> Message:
+    header = _TCMSG.pack(socket.AF_UNSPEC, ifindex, handle, parent, info)
+    return Message(type, 0, header + rest)

@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guest cannot have the host change its frames after the filter."""
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import tapster
+from lab import frames, guests, shell
+from lab.frames import ARP, BROADCAST, IPV4, IPV6, TCP, UDP, arp, ether, ipv4, ipv6, udp
+from lab.guests import MARK, Lab, Leased, checksum_request
+from lab.veth import Receiver
+from tapster import Action, Host
+from tapster.errors import KernelError
+from tapster.kernel import linux
+from tapster.kernel.port import LinkChange
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
+
+MINE, VICTIM = "192.0.2.5", "192.0.2.6"
+MINE6, VICTIM6 = "2001:db8::5", "2001:db8::6"
+WIRING = {"filter": True, "addresses": (MINE, MINE6)}
+
+
+@pytest.fixture
+def lab(ledger: Path) -> Iterator[Lab]:
+    with guests.lab(ledger) as lab:
+        yield lab
+
+
+def tuned(frame: bytes, start: int, wanted: int) -> bytes:
+    """Choose a frame's last two bytes so that its checksum from `start` is `wanted`."""
+    assert (len(frame) - start) % 2 == 0
+    words = struct.unpack(f"!{(len(frame) - start - 2) // 2}H", frame[start:-2])
+    total = sum(words)
+    last = (-wanted - total) % 0xFFFF  # in ones' complement
+    return frame[:-2] + struct.pack("!H", last)
+
+
+def written(frame: bytes, at: int, value: int) -> bytes:
+    return frame[:at] + struct.pack("!H", value) + frame[at + 2 :]
+
+
+def attack(frame: bytes, at: int, value: int) -> tuple[bytes, bytes, bytes]:
+    """A frame, the request that has two bytes of it changed, and what should arrive."""
+    frame += bytes(len(frame) % 2 + 2)
+    start = 20
+    frame = tuned(frame, start, value)
+    return frame, checksum_request(start, at - start), written(frame, at, value)
+
+
+def attacks(me: str) -> dict[str, tuple[bytes, bytes, bytes]]:
+    """Frames that the filter passes, and the forged frames that they become."""
+    announce = ether(me, BROADCAST, ARP, arp(me, MINE, MINE))
+    packet = ether(me, BROADCAST, IPV4, ipv4(MINE, VICTIM, udp(1067, 1068)))
+    packet6 = ether(me, frames.ALL_NODES, IPV6, ipv6(MINE6, VICTIM6, udp(1, 2)))
+    tcp = bytes(20)
+    segment = ether(me, BROADCAST, IPV4, ipv4(MINE, VICTIM, tcp, protocol=TCP))
+    body = icmpv6_of_no_meaning()
+    icmp = ether(me, frames.ALL_NODES, IPV6, ipv6(MINE6, "ff02::1", body, protocol=58))
+    return {
+        "ARP, sender's address": attack(announce, 14 + 16, 0x0201),
+        "ARP, sender's MAC": attack(announce, 14 + 8, 0x6666),
+        "IPv4, source": attack(packet, 14 + 14, 0x0201),
+        "IPv4, protocol": attack(segment, 14 + 8, 0x4011),
+        "UDP, to a DHCP client": attack(packet, 14 + 22, 68),
+        "UDP over IPv6, to a DHCPv6 client": attack(packet6, 14 + 42, 546),
+        "IPv6, source": attack(packet6, 14 + 22, 0x0001),
+        "ICMPv6, a router advertisement": attack(icmp, 14 + 40, 134 << 8),
+        "TCP, a port": attack(segment, 14 + 20, 67),
+        "another protocol": attack(
+            ether(me, BROADCAST, 0x88B5, bytes(60)), 14 + 8, 0x0806
+        ),
+    }
+
+
+def icmpv6_of_no_meaning() -> bytes:
+    return struct.pack("!BBH", 212, 0, 0) + bytes(12)
+
+
+def arrivals(lab: Lab, receiver: Receiver) -> list[bytes]:
+    lab.peer.send(MARK)
+    return receiver.until(MARK)
+
+
+def forged(lab: Lab, guest: Leased, receiver: Receiver) -> list[str]:
+    """The attacks that succeed."""
+    successes = []
+    for name, (frame, request, becomes) in attacks(guest.mac).items():
+        guest.send(frame, request)
+        if becomes in arrivals(lab, receiver):
+            successes.append(name)
+    return successes
+
+
+def test_no_request_changes_what_the_filter_has_judged(lab: Lab) -> None:
+    with Receiver("plain", offload=False) as receiver:
+        assert forged(lab, lab.guest(**WIRING), receiver) == []
+
+
+def test_without_the_guard_each_of_them_would(lab: Lab) -> None:
+    """The filter alone sees the honest frame; so the test above can fail."""
+    guest = lab.guest(**WIRING, guard=False)
+    wanted = [name for name in attacks(guest.mac) if name != "another protocol"]
+    with Receiver("plain", offload=False) as receiver:
+        assert forged(lab, guest, receiver) == wanted
+
+
+def test_a_tap_without_the_header_asks_for_nothing(lab: Lab) -> None:
+    lease = lab.host.acquire(
+        tapster.Tap(bridge="br0", vnet_hdr=False, guard=False, **WIRING)  # type: ignore[arg-type]
+    )
+    frame, request, becomes = attacks(lease.mac)["ARP, sender's address"]
+    guest = guests.Guest(lease.fds[0], lease.mac)
+    with Receiver("plain", offload=False) as receiver:
+        guest.send(frame, request)  # its first bytes are no MAC of the guest's
+        guest.send(frame, b"")
+        assert becomes not in (arrived := arrivals(lab, receiver))
+        assert frame in arrived
+
+
+# Honest requests
+
+
+class Honest(NamedTuple):
+    """A frame whose checksum a guest leaves to the host."""
+
+    frame: bytes
+    transport: int
+    """Where its TCP or UDP header begins."""
+    place: int
+    """Where the checksum is written."""
+    payload: bool = False
+    """The filter does not judge what follows the header."""
+
+
+def honest(me: str) -> dict[str, Honest]:
+    tcp, datagram = bytes(20) + b"hello!", udp(1000, 2000, b"hello!")
+    inner = ether(me, BROADCAST, IPV4, ipv4("198.51.100.1", "198.51.100.2", tcp))
+    tunnel = udp(3000, 4789, bytes(8) + inner)
+    options = frames.hop_by_hop(TCP, tcp)
+    discover = ipv4("0.0.0.0", "255.255.255.255", udp(68, 67))
+
+    def on4(packet: bytes, place: int, **more: bool) -> Honest:
+        return Honest(ether(me, BROADCAST, IPV4, packet), 34, 34 + place, **more)
+
+    def on6(payload: bytes, protocol: int, before: int, place: int) -> Honest:
+        packet = ipv6(MINE6, VICTIM6, payload, protocol=protocol)
+        frame, start = ether(me, BROADCAST, IPV6, packet), 54 + before
+        return Honest(frame, start, start + place, payload=protocol == UDP)
+
+    return {
+        "TCP": on4(ipv4(MINE, VICTIM, tcp, protocol=TCP), 16),
+        "UDP": on4(ipv4(MINE, VICTIM, datagram), 6, payload=True),
+        "DHCP": on4(discover, 6),
+        "TCP in a tunnel": on4(ipv4(MINE, VICTIM, tunnel), 66, payload=True),
+        "TCP over IPv6": on6(tcp, TCP, 0, 16),
+        "TCP over IPv6 with options": on6(options, 0, 8, 16),
+        "UDP over IPv6": on6(datagram, UDP, 0, 6),
+    }
+
+
+@pytest.mark.parametrize("offload", [True, False])
+def test_honest_requests_pass(lab: Lab, offload: bool) -> None:
+    guest = lab.guest(**WIRING)
+    with Receiver("far", offload=offload) as receiver:
+        for name, (frame, start, place, _) in honest(guest.mac).items():
+            guest.send(frame, checksum_request(start, place - start))
+            (arrived,) = arrivals(lab, receiver)
+            assert arrived[:place] == frame[:place], name
+            assert arrived[place + 2 :] == frame[place + 2 :], name
+            assert (arrived == frame) is offload, name
+
+
+def test_no_other_place_passes(lab: Lab) -> None:
+    guest = lab.guest(**WIRING)
+    with Receiver("far", offload=True) as receiver:
+        for name, (frame, start, place, payload) in honest(guest.mac).items():
+            allowed = {start + 6 if payload else place}
+            if payload:
+                allowed |= set(range(start + 8, len(frame) - 1))
+            passing = set()
+            for at in range(20, len(frame) - 1):
+                guest.send(frame, checksum_request(20, at - 20))
+                if arrivals(lab, receiver):
+                    passing.add(at)
+            assert passing == allowed, name
+
+
+def test_a_frame_cut_short_is_dropped(lab: Lab) -> None:
+    guest = lab.guest(**WIRING)
+    frame = honest(guest.mac)["TCP over IPv6 with options"][0]
+    with Receiver("far", offload=True) as receiver:
+        for length in range(24, 58):
+            guest.send(frame[:length], checksum_request(20, 2))
+        assert arrivals(lab, receiver) == []
+
+
+# Frames that bridges keep to themselves
+
+
+@pytest.mark.parametrize("last", range(16))
+def test_no_frame_to_a_bridge_reaches_the_host(lab: Lab, last: int) -> None:
+    shell.sh("ip address add 192.0.2.200/24 dev br0")
+    to = f"01:80:c2:00:00:{last:02x}"
+    guest = lab.guest(filter=True)
+    guest.send(ether(guest.mac, to, ARP, arp(guest.mac, MINE, "192.0.2.200")))
+    guest.send(ether("52:54:00:66:66:66", to, 0x88CC, bytes(46)))
+    known = json.loads(shell.sh("ip -j neighbour"))
+    assert MINE not in {entry["dst"] for entry in known}
+    learnt = json.loads(shell.sh("bridge -j fdb show br br0"))
+    assert "52:54:00:66:66:66" not in {entry["mac"] for entry in learnt}
+
+
+# Its life
+
+
+def ingress(name: str) -> str:
+    return shell.sh(f"tc filter show dev {name} ingress")
+
+
+def test_it_is_there_before_the_port(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    set_links = linux.LinuxNamespace.set_links
+
+    def look_first(namespace: linux.LinuxNamespace, changes: list[LinkChange]) -> None:
+        if any(change.up or change.master for change in changes):
+            seen.append("tapster-guard" in ingress("vnet2"))
+        set_links(namespace, changes)
+
+    monkeypatch.setattr(linux.LinuxNamespace, "set_links", look_first)
+    lab.guest(filter=True)
+    assert seen == [True]
+
+
+def test_it_comes_and_goes_with_the_filter(lab: Lab) -> None:
+    guest = lab.guest()
+    name = guest.lease.name
+    assert ingress(name) == ""
+    for wanted in (True, False, True):
+        lab.host.set(guest.lease.id, filter=wanted)
+        assert ("tapster-guard" in ingress(name)) is wanted
+    assert "clsact" in shell.sh(f"tc qdisc show dev {name}")
+    lab.host.set(guest.lease.id, guard=False)
+    assert "clsact" not in shell.sh(f"tc qdisc show dev {name}")
+
+
+def test_filters_of_others_stay(lab: Lab) -> None:
+    guest = lab.guest(filter=True)
+    name = guest.lease.name
+    shell.sh(
+        f"tc filter add dev {name} egress pref 7 protocol all u32 match u32 0 0 "
+        "action mirred egress mirror dev lo"
+    )
+    lab.host.set(guest.lease.id, filter=False)
+    assert "pref 7" in shell.sh(f"tc filter show dev {name} egress")
+
+
+EDITS = {
+    "deleted": "tc filter del dev {} ingress",
+    "without its qdisc": "tc qdisc del dev {} clsact",
+    "replaced": "tc filter del dev {0} ingress && "
+    "tc filter add dev {0} ingress pref 1 protocol ip u32 match u32 0 0",
+}
+
+
+@pytest.mark.parametrize("edit", ["deleted", "without its qdisc"])
+def test_a_guard_that_somebody_removed_is_reported_and_mended(
+    lab: Lab, edit: str
+) -> None:
+    guest = lab.guest(**WIRING)
+    shell.sh(EDITS[edit].format(guest.lease.name))
+    said = "the guard does not run before all other filters"
+    assert lab.host.differences(guest.lease) == {"guard": said}
+    assert Action.REWIRE in {action for _, action in lab.host.recover()}
+    assert lab.host.differences(guest.lease) == {}
+    with Receiver("plain", offload=False) as receiver:
+        assert forged(lab, guest, receiver) == []
+
+
+def test_where_the_kernel_cannot_load_it_a_filtered_port_is_refused(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise KernelError(22, "loading the guard of device 7")
+
+    monkeypatch.setattr(linux.LinuxNamespace, "guard", refuse)
+    with pytest.raises(tapster.HostError, match="--no-guard --no-vnet-hdr is safe"):
+        lab.guest(filter=True)
+    assert len(lab.host.leases()) == 2
+    lab.guest(filter=True, guard=False)
+
+
+def test_a_guard_alone_needs_a_bridge(host: Host) -> None:
+    with pytest.raises(tapster.RequestError, match="guard works on a port of a Linux"):
+        host.acquire(tapster.Tap(guard=False))
