@@ -14,6 +14,18 @@ from bench.result import Goal, Row, Spread, Table, plain, spread, table
 PAGE = "performance.md"
 FILES = "performance"
 """The folder of the JSON and of the pictures, beside the page."""
+PICTURES = (
+    "acquire-200",
+    "release-200",
+    "sustained",
+    "growth-acquire",
+    "growth-release",
+    "backends-start",
+    "daemon-rate",
+    "drift-time",
+)
+"""The tables that are drawn, too. A picture says little more than its table, and each
+new run adds its size to the repository: so there are eight at most."""
 
 INTRODUCTION = """\
 <!-- SPDX-License-Identifier: Apache-2.0 -->
@@ -53,8 +65,9 @@ def write(out: Path, name: str, tables: Sequence[Table], rounds: int) -> None:
         "tables": [plain(one) for one in tables],
     }
     folder.joinpath(f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
-    for one in tables:
-        draw(one, folder / f"{one.key}.svg")
+    for drawn in tables:
+        if drawn.key in PICTURES:
+            draw(drawn, folder / f"{drawn.key}.svg")
 
 
 def write_page(out: Path, names: Sequence[str]) -> None:
@@ -82,7 +95,8 @@ def _section(table: Table) -> Iterator[str]:
     yield f"\n## {table.title}\n"
     if table.about:
         yield f"{table.about}\n"
-    yield f"![{table.title}]({FILES}/{table.key}.svg)\n"
+    if table.key in PICTURES:
+        yield f"![{table.title}]({FILES}/{table.key}.svg)\n"
     yield from _line("", table.unit, f"x {table.base}" if table.base else "", "")
     yield from _line("---", "---:", "---:", "---")
     for row in table.rows:

@@ -6,7 +6,8 @@ from functools import partial
 
 import pytest
 
-from bench.report import text
+from bench.__main__ import DOCS
+from bench.report import PICTURES, text
 from bench.result import Goal, Row, Spread, Table, best, interleave, plain, table
 
 NOISY = Table(
@@ -59,3 +60,10 @@ def test_every_round_measures_every_way_and_another_begins() -> None:
 
 def test_a_table_comes_back_from_json_as_it_was() -> None:
     assert table(json.loads(json.dumps(plain(NOISY)))) == NOISY
+
+
+def test_pictures_in_the_docs_stay_few_and_small() -> None:
+    pictures = sorted(DOCS.rglob("*.svg"))
+    assert {picture.stem for picture in pictures} == set(PICTURES)
+    assert len(pictures) <= 8
+    assert [one.name for one in pictures if one.stat().st_size > 30_000] == []
