@@ -10,7 +10,7 @@ import struct
 from errno import ENODEV
 
 from tapster.kernel import netns, rtnl
-from tapster.kernel.port import LinkChange
+from tapster.kernel.port import LinkChange, NewMacvtap
 from tapster.model import Mode
 
 IFLA_PROP_LIST = 52
@@ -107,9 +107,7 @@ class RealStranger:
     ) -> None:
         under = self._named(lower)
         self._execute(
-            rtnl.macvtap_message(
-                name, 0, lower=under, mode=mode, mac=mac, mtu=None, queues=1
-            )
+            rtnl.macvtap_message(NewMacvtap(name, 0, lower=under, mode=mode, mac=mac))
         )
 
     # Changing

@@ -4,7 +4,7 @@
 import pytest
 
 from tapster.errors import KernelError
-from tapster.kernel.port import Namespace
+from tapster.kernel.port import Namespace, NewMacvtap
 from tapster.model import Mode
 
 OURS = 1 << 30
@@ -43,13 +43,7 @@ def macvtap(
 ) -> None:
     """Make a macvtap on the device called `lower`."""
     namespace.create_macvtap(
-        name,
-        ifindex,
-        lower=namespace.ifindex(lower),
-        mode=mode,
-        mac=mac,
-        mtu=mtu,
-        queues=1,
+        NewMacvtap(name, ifindex, namespace.ifindex(lower), mode, mac=mac, mtu=mtu)
     )
 
 

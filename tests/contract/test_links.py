@@ -16,7 +16,7 @@ import pytest
 
 from lab.fake_and_real import Lab
 from lab.library import close
-from tapster.kernel.port import LinkChange, Namespace
+from tapster.kernel.port import LinkChange, Namespace, NewMacvtap
 from tapster.model import Link, Mode
 from tapster.testing import Stranger
 from tests.contract.makers import OURS, refused, tap
@@ -370,7 +370,7 @@ def test_a_macvtap_beside_is_not_disturbed(namespace: Namespace, bridge: int) ->
     """A device that has macvtaps on it cannot be a port."""
     idle(namespace, 0)
     namespace.create_macvtap(
-        "vnet1", OURS + 1, lower=OURS, mode=Mode.BRIDGE, mac=None, mtu=None, queues=1
+        NewMacvtap("vnet1", OURS + 1, lower=OURS, mode=Mode.BRIDGE)
     )
     with refused(EBUSY):
         namespace.set_links([LinkChange(OURS, master=bridge)])

@@ -8,7 +8,7 @@ import pytest
 
 from lab.fake_and_real import Lab
 from lab.library import close
-from tapster.kernel.port import LinkChange, Namespace
+from tapster.kernel.port import LinkChange, Namespace, NewMacvtap
 from tapster.model import MAX_QUEUES, Mode
 from tapster.testing import Stranger
 from tests.contract.makers import OURS, macvtap, refused, tap
@@ -64,9 +64,7 @@ def test_a_lower_device_that_cannot_be_one_is_refused(
     with refused(EINVAL):
         macvtap(namespace, "vnet0", OURS, "lo")
     with refused(ENODEV):
-        namespace.create_macvtap(
-            "vnet0", OURS, lower=OURS, mode=Mode.VEPA, mac=None, mtu=None, queues=1
-        )
+        namespace.create_macvtap(NewMacvtap("vnet0", OURS, lower=OURS, mode=Mode.VEPA))
     assert lab.show() == before
 
 

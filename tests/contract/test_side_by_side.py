@@ -32,7 +32,7 @@ from lab.strangers import RealStranger
 from lab.witness import Shown
 from tapster.errors import KernelError
 from tapster.kernel.linux import LinuxSystem
-from tapster.kernel.port import LinkChange, Namespace
+from tapster.kernel.port import LinkChange, Namespace, NewMacvtap
 from tapster.model import Link, Mode
 from tapster.testing import FakeSystem
 from tapster.testing.space import Space
@@ -116,7 +116,8 @@ class SideBySide(RuleBasedStateMachine):
         self, name: str, ifindex: int, data: st.DataObject, **options: Any
     ) -> None:
         lower = data.draw(self._ifindexes())
-        self._ours("create_macvtap", name, ifindex, lower=lower, queues=1, **options)
+        device = NewMacvtap(name, ifindex, lower=lower, **options)
+        self._ours("create_macvtap", device)
 
     @rule(queues=st.integers(1, 2), data=st.data())
     def open_macvtap(self, queues: int, data: st.DataObject) -> None:

@@ -15,8 +15,8 @@ from typing import Any, cast
 from tapster.backends import htb, ovsport
 from tapster.backends.backend import Backend, Leftover, Observation
 from tapster.kernel import netns
-from tapster.kernel.port import LinkChange, Namespace, System
-from tapster.model import Lease, Mode, Netns, State, Wiring, stamp
+from tapster.kernel.port import LinkChange, Namespace, NewMacvtap, System
+from tapster.model import Lease, Netns, State, Wiring, stamp
 
 Write = Callable[[str], None]
 
@@ -106,20 +106,9 @@ class VerboseNamespace:
         self.say("ip", "tuntap", "add", "dev", name, "mode", "tap", *flags)
         return fds
 
-    def create_macvtap(
-        self,
-        name: str,
-        ifindex: int,
-        *,
-        lower: int,
-        mode: Mode,
-        mac: str | None,
-        mtu: int | None,
-        queues: int,
-    ) -> None:
-        self._namespace.create_macvtap(
-            name, ifindex, lower=lower, mode=mode, mac=mac, mtu=mtu, queues=queues
-        )
+    def create_macvtap(self, device: NewMacvtap) -> None:
+        self._namespace.create_macvtap(device)
+        name, ifindex, lower, mode, mac, mtu, queues = device
         self.say(
             *("ip", "link", "add", "link", self.name(lower), "name", name),
             *("index", ifindex, "numtxqueues", queues, "numrxqueues", queues),

@@ -26,9 +26,9 @@ from tapster.errors import HostError, KernelError, NoSuchLink
 from tapster.kernel import netns, process, rtnl, tun
 from tapster.kernel.descriptors import closing_on_error
 from tapster.kernel.failure import failure
-from tapster.kernel.port import HERE, LinkChange, Namespace, Vlans
+from tapster.kernel.port import HERE, LinkChange, Namespace, NewMacvtap, Vlans
 from tapster.kernel.watch import Watch
-from tapster.model import Link, Mode, Netns, Process
+from tapster.model import Link, Netns, Process
 
 if TYPE_CHECKING:
     from tapster.kernel.nft import Nft
@@ -360,21 +360,9 @@ class LinuxNamespace:
             raise failure(error, f"opening tap {name!r}") from error
         return fds[0]
 
-    def create_macvtap(
-        self,
-        name: str,
-        ifindex: int,
-        *,
-        lower: int,
-        mode: Mode,
-        mac: str | None,
-        mtu: int | None,
-        queues: int,
-    ) -> None:
-        message = rtnl.macvtap_message(
-            name, ifindex, lower=lower, mode=mode, mac=mac, mtu=mtu, queues=queues
-        )
-        self._execute([message], f"making macvtap {name!r}")
+    def create_macvtap(self, device: NewMacvtap) -> None:
+        message = rtnl.macvtap_message(device)
+        self._execute([message], f"making macvtap {device.name!r}")
 
     def open_macvtap(
         self, ifindex: int, *, queues: int, vnet_hdr: bool

@@ -1,9 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Tapster asks of the kernel, in its own verbs.
+"""The port: what Tapster asks of the kernel, in its own verbs.
 
-`System` is the machine, `Kernel` one network namespace of it. Failures are
-KernelError with the kernel's errno, or MissingCapability. Every verb that
-changes a device names it by ifindex; none takes a name, except to create.
+`System` is the host. `Namespace` is one network namespace of it. `linux.py` implements
+both with system calls, `tapster.testing` in memory.
+
+Contract of every verb:
+
+- Errors. If the kernel refuses, the verb raises KernelError with the kernel's errno. If
+  the caller lacks a capability, it raises MissingCapability, which names it.
+- Identity. A verb that changes a device takes its interface index. Only the verbs that
+  create a device take a name.
+- Descriptors. The caller closes each descriptor that a verb returns. A verb that raises
+  has closed the descriptors that it opened. All are close-on-exec.
+- Threads. One thread at a time uses a namespace. A verb that enters another network
+  namespace returns the thread to its own before it ends, also when Ctrl-C comes.
 """
 
 from collections.abc import Sequence
@@ -14,84 +24,107 @@ from tapster.model import Link, Mode, Netns, Process
 
 
 class Vlans(NamedTuple):
-    """The VLANs that a bridge port is in."""
+    """The VLANs of a bridge port."""
 
     native: int | None
-    """Of untagged frames, both ways."""
+    """The VLAN of untagged frames, in both directions (PVID and untagged)."""
     tagged: tuple[int, ...]
-    """In rising order."""
+    """The VLANs of tagged frames, in rising order."""
+
+
+class NewMacvtap(NamedTuple):
+    """A macvtap to create."""
+
+    name: str
+    ifindex: int
+    lower: int
+    """The interface index of the lower device."""
+    mode: Mode
+    mac: str | None = None
+    """None: the kernel chooses; in mode passthru it takes the lower device's."""
+    mtu: int | None = None
+    """None: the lower device's."""
+    queues: int = 1
 
 
 class LinkChange(NamedTuple):
-    """A change of one device; what is None stays as it is."""
+    """A change of one device. A field that is None leaves its property as it is."""
 
     ifindex: int
     mac: str | None = None
     mtu: int | None = None
     alias: str | None = None
     no_ipv6: bool | None = None
-    """True: the device makes itself no IPv6 link-local address."""
+    """True: the kernel gives the device no IPv6 link-local address
+    (IN6_ADDR_GEN_MODE_NONE in include/uapi/linux/if_link.h)."""
     master: int | None = None
-    """The ifindex of a bridge, or 0 for none. EOPNOTSUPP: it is a port of Open
-    vSwitch's kernel part, which lets it go only by itself."""
+    """The interface index of a bridge, or 0 for none. The error EOPNOTSUPP means that
+    the device is a port of Open vSwitch's kernel module, which alone can remove it."""
     isolated: bool | None = None
-    """Of a bridge port: it reaches only the ports that are not isolated."""
+    """Of a bridge port. True: it exchanges frames only with ports that are not
+    isolated (bridge(8))."""
     learning: bool | None = None
-    """Of a bridge port: False if the bridge learns no MAC there and floods nothing
-    to it."""
+    """Of a bridge port. False: the bridge learns no MAC there and floods no unknown
+    unicast to it (`learning` and `flood` in bridge(8))."""
     neighbour: str | None = None
-    """A MAC that the bridge is to know behind this port of it, for good."""
+    """Of a bridge port. A MAC for a static entry in the bridge's forwarding table."""
     vlans: Vlans | None = None
-    """Of a bridge port: these and no others."""
+    """Of a bridge port. The port will be in these VLANs and in no others."""
     up: bool | None = None
 
 
 HERE = -1
-"""In place of a namespace's number: the namespace itself."""
+"""The number that `Namespace.number` returns for the namespace itself."""
 
 
 class Namespace(Protocol):
-    """One network namespace."""
+    """One network namespace. It stays in existence for as long as this object is open.
+
+    The caller closes it.
+    """
 
     @property
-    def netns(self) -> Netns: ...
+    def netns(self) -> Netns:
+        """The identity of the namespace: boot id, cookie, path and pid namespace."""
+
+    # Reading
 
     def ifindex(self, name: str) -> int:
-        """The ifindex of the device that has `name` as name or altname, or 0."""
+        """Return the index of the device with `name` as name or altname, or 0.
+
+        RTM_GETLINK with IFLA_IFNAME. SIOCGIFINDEX would load a kernel module of that
+        name (dev_load() in net/core/dev_ioctl.c) and cut a long name.
+        """
 
     def link(self, ifindex: int) -> Link | None:
-        """The device with this ifindex; None if there is none, as for 0."""
+        """Return the device with this index, or None. No device has index 0."""
 
     def named(self, name: str) -> Link | None:
-        """The device that has `name` as name or altname."""
+        """Return the device that has `name` as its name or altname, or None."""
 
     def links(self) -> list[Link]:
-        """Every device."""
+        """Return every device.
+
+        If devices come and go during every attempt, one of these may be missing, or
+        may be in the list although it is gone (NLM_F_DUMP_INTR, netlink(7)).
+        """
 
     def ports(self, bridge: Link) -> int:
-        """How many ports a bridge has."""
+        """Return how many ports a bridge has: at most 1,023 (BR_MAX_PORTS).
+
+        BRCTL_GET_PORT_LIST in net/bridge/br_ioctl.c. `bridge` must be a bridge.
+        """
 
     def neighbours(self, ifindex: int) -> set[str]:
-        """The MACs that a bridge knows for good behind this port of it."""
+        """Return the static MACs of a bridge port, as `bridge fdb show dev` does.
+
+        The port's own MAC, which is permanent, is not among them.
+        """
 
     def vlans(self, ifindex: int) -> Vlans | None:
-        """The VLANs of a bridge port; None if it has none, or is none."""
+        """Return the VLANs of a bridge port; None if it has none or is no port."""
 
-    def inside(self) -> AbstractContextManager[None]:
-        """For the time of a block the calling thread is in this namespace.
-
-        It is for libraries that open sockets of their own.
-        """
-
-    def nft(self, commands: str) -> None:
-        """Let nftables do these commands of nft(8), all or none.
-
-        Devices are given by ifindex: no name means one. Raises HostError with what
-        nft says, and ServiceUnavailable if libnftables is not installed.
-        """
-
-    def nft_list(self, what: str) -> list[dict[str, Any]]:
-        """The objects that `nft --json list WHAT` shows, devices by ifindex."""
+    # Creating and opening
 
     def guard(self, ifindex: int) -> None:
         """Let the guard drop what nftables cannot judge of a device's frames.
@@ -115,107 +148,142 @@ class Namespace(Protocol):
         uid: int | None,
         gid: int | None,
     ) -> tuple[int, ...]:
-        """Make a persistent tap, exclusively, down; return a descriptor a queue.
+        """Create a persistent tap, exclusively and down. Return a descriptor a queue.
 
-        The caller closes the descriptors, which are close-on-exec. EBUSY: a
-        device has the name or the ifindex. On failure no device stays.
+        EBUSY: another device has the name or the index (TUNSETIFF with IFF_TUN_EXCL).
+        If this raises, there is no tap.
         """
 
     def open_tap(
         self, name: str, ifindex: int, *, multi_queue: bool, vnet_hdr: bool
     ) -> int:
-        """Open a tap of ours once more; the caller closes the descriptor.
+        """Open a tap again. Return a descriptor of a new queue.
 
-        The flags are those it was made with. EBUSY: it has one queue, and somebody
-        has it open. EBADFD: another device has this name.
+        Pass the flags with which it was created. EBUSY: the tap has one queue, which
+        is open. EBADFD: another device has the name.
         """
 
-    def create_macvtap(
-        self,
-        name: str,
-        ifindex: int,
-        *,
-        lower: int,
-        mode: Mode,
-        mac: str | None,
-        mtu: int | None,
-        queues: int,
-    ) -> None:
-        """Make a macvtap, exclusively, down. EEXIST or EBUSY as for a tap."""
+    def create_macvtap(self, device: NewMacvtap) -> None:
+        """Create a macvtap, exclusively and down.
+
+        EEXIST: another device has the name or the index. EBUSY: the lower device is a
+        port of another device. EINVAL: the lower device can have no macvtap, or a
+        passthru macvtap excludes another. If this raises, there is no macvtap.
+        """
 
     def open_macvtap(
         self, ifindex: int, *, queues: int, vnet_hdr: bool
     ) -> tuple[int, ...]:
-        """Open a macvtap once for each queue; the caller closes the descriptors."""
+        """Open a macvtap. Return a descriptor for each queue.
+
+        ENOENT: there is no such macvtap. EBADFD: it was replaced while it was opened.
+        """
+
+    # Changing and deleting
 
     def set_links(self, changes: Sequence[LinkChange]) -> None:
-        """Make all changes, in order, up to the first that fails."""
+        """Apply the changes in order. Stop, and raise, at the first that fails.
+
+        What was applied before stays.
+        """
 
     def delete_links(self, ifindexes: Sequence[int]) -> None:
-        """Delete devices, several at a time as one group; absent ones are fine.
+        """Delete devices: several at a time as one group. Ignore those that are gone.
 
-        The kernel holds the rtnl lock for about 0.5 ms a device.
+        The kernel holds the rtnl lock for about 0.5 ms a device. A device that another
+        program takes out of the group at that moment stays.
+        """
+
+    # nftables
+
+    def nft(self, commands: str) -> None:
+        """Run commands in the language of nft(8), as one transaction.
+
+        Devices are given by index: no name is looked up. Raises HostError with the
+        message of nft, and ServiceUnavailable if libnftables is not installed.
+        """
+
+    def nft_list(self, what: str) -> list[dict[str, Any]]:
+        """Return the objects that `nft --json list WHAT` prints, devices by index."""
+
+    # Namespaces
+
+    def inside(self) -> AbstractContextManager[None]:
+        """Run a block with the calling thread in this namespace.
+
+        This is for libraries that open sockets of their own. Signals wait until the
+        block has ended (setns(2) is undone whatever happens), so it must be short.
         """
 
     def number(self, other: "Namespace") -> int:
-        """The number by which this namespace knows another, from now on.
+        """Return the number by which this namespace knows another (a nsid).
 
-        Watch calls that namespace so. Of the namespace itself it is HERE.
+        It is assigned if there is none (RTM_NEWNSID, ip-netns(8)). It keeps nothing
+        open. HERE is the number of the namespace itself.
         """
 
-    def changed_links(self) -> set[int] | None:
-        """The ifindexes of devices that changed since the last call.
+    # Changes by others
 
-        None for "any may have": at the first call, and when too much happened.
+    def changed_links(self) -> set[int] | None:
+        """Return the indexes of the devices that changed since the last call.
+
+        None: any device may have changed. It is returned by the first call, and if
+        messages of the kernel were lost (ENOBUFS, netlink(7)).
         """
 
     def forget_changes(self) -> None:
-        """Let the next `changed_links` be as the first."""
+        """Let the next call of `changed_links` return None."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close the namespace's descriptors and sockets. Closing twice is harmless."""
 
 
 class System(Protocol):
-    """The machine."""
+    """The host."""
 
     @property
-    def boot_id(self) -> str: ...
+    def boot_id(self) -> str:
+        """The id of this boot (/proc/sys/kernel/random/boot_id, random(4))."""
 
     def boottime(self) -> float:
-        """As in `tapster.ledger.Clock`."""
+        """Return CLOCK_BOOTTIME, as in `tapster.ledger.Clock`."""
 
     def wallclock(self) -> float:
-        """As in `tapster.ledger.Clock`."""
+        """Return the wall clock, as in `tapster.ledger.Clock`."""
 
     def netns(self, where: str | None) -> Namespace:
-        """The namespace of this name or path; None is the caller's own.
+        """Open the namespace with this name or path. None: the caller's own.
 
-        Raises NoSuchLink if there is none.
+        The caller closes it. Raises NoSuchLink if there is none.
         """
 
     def find(self, netns: Netns) -> Namespace | None:
-        """The namespace with this cookie, or None if no way leads to it.
+        """Open the namespace with this cookie; None if it has ended.
 
-        Raises MissingCapability if that cannot be told.
+        It has ended if neither its path, nor a name in /run/netns, nor a process leads
+        to it. Raises MissingCapability or HostError if that cannot be determined. The
+        caller closes it.
         """
 
     def process(self, pid: int) -> Process | None:
-        """The process that has `pid` now."""
+        """Return the identity of the process that has `pid` now, or None."""
 
     def ended(self, process: Process) -> bool:
-        """Whether the process is surely over.
+        """Return whether a process has ended for certain (proc_pid_stat(5)).
 
-        False also if it counts in a pid namespace that cannot be seen from here.
+        A zombie has ended. False if its pid belongs to a pid namespace that /proc does
+        not show.
         """
 
 
 class Managers(Protocol):
-    """Which managers live: see lock.py."""
+    """Which managers live: `lock.py` implements it."""
 
     def enter(self, manager: int) -> None:
         """Be this manager until `leave`, or until this process dies."""
 
     def alive(self, manager: int) -> bool:
-        """Whether this manager lives."""
+        """Return whether this manager lives."""
 
-    def leave(self) -> None: ...
+    def leave(self) -> None:
+        """Be no manager any more."""

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from errno import EAGAIN, EEXIST, ENOBUFS, ENODEV
 from typing import NamedTuple
 
-from tapster.kernel.port import LinkChange, Vlans
+from tapster.kernel.port import LinkChange, NewMacvtap, Vlans
 from tapster.model import Link, Mode, parse_mac
 
 NLM_F_REQUEST = 0x1
@@ -362,37 +362,25 @@ def set_messages(change: LinkChange) -> list[Message]:
     return messages
 
 
-def macvtap_message(
-    name: str,
-    ifindex: int,
-    *,
-    lower: int,
-    mode: Mode,
-    mac: str | None,
-    mtu: int | None,
-    queues: int,
-) -> Message:
-    """The request that makes a macvtap, exclusively."""
+def macvtap_message(device: NewMacvtap) -> Message:
+    """Return the request that creates a macvtap, exclusively."""
+    mode = attribute(IFLA_MACVLAN_MODE, _U32.pack(MACVLAN_MODE[device.mode]))
     attributes = (
-        attribute(IFLA_IFNAME, os.fsencode(name) + b"\0")
-        + attribute(IFLA_LINK, _I32.pack(lower))
-        + attribute(IFLA_NUM_TX_QUEUES, _U32.pack(queues))
-        + attribute(IFLA_NUM_RX_QUEUES, _U32.pack(queues))
+        attribute(IFLA_IFNAME, os.fsencode(device.name) + b"\0")
+        + attribute(IFLA_LINK, _I32.pack(device.lower))
+        + attribute(IFLA_NUM_TX_QUEUES, _U32.pack(device.queues))
+        + attribute(IFLA_NUM_RX_QUEUES, _U32.pack(device.queues))
         + nest(
             IFLA_LINKINFO,
-            attribute(IFLA_INFO_KIND, b"macvtap")
-            + nest(
-                IFLA_INFO_DATA,
-                attribute(IFLA_MACVLAN_MODE, _U32.pack(MACVLAN_MODE[mode])),
-            ),
+            attribute(IFLA_INFO_KIND, b"macvtap") + nest(IFLA_INFO_DATA, mode),
         )
     )
-    if mac is not None:
-        attributes += attribute(IFLA_ADDRESS, parse_mac(mac))
-    if mtu is not None:
-        attributes += attribute(IFLA_MTU, _U32.pack(mtu))
+    if device.mac is not None:
+        attributes += attribute(IFLA_ADDRESS, parse_mac(device.mac))
+    if device.mtu is not None:
+        attributes += attribute(IFLA_MTU, _U32.pack(device.mtu))
     flags = NLM_F_CREATE | NLM_F_EXCL
-    return Message(RTM_NEWLINK, flags, _ifinfo(ifindex) + attributes)
+    return Message(RTM_NEWLINK, flags, _ifinfo(device.ifindex) + attributes)
 
 
 def group_message(ifindex: int, group: int) -> Message:

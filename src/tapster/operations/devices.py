@@ -14,7 +14,7 @@ from itertools import count
 from tapster import model
 from tapster.backends import bridge
 from tapster.errors import ConflictError, KernelError, TapsterError
-from tapster.kernel.port import LinkChange, Namespace
+from tapster.kernel.port import LinkChange, Namespace, NewMacvtap
 from tapster.model import Lease, Link, Mode, Spec, State, Tap, Wiring
 from tapster.operations import decision
 from tapster.operations.context import Context
@@ -53,13 +53,15 @@ class Devices:
             )
         passthru = spec.mode == Mode.PASSTHRU
         namespace.create_macvtap(
-            lease.name,
-            lease.ifindex,
-            lower=lower,
-            mode=Mode(spec.mode),
-            mac=None if passthru else lease.mac,
-            mtu=lease.wiring.mtu,
-            queues=spec.queues,
+            NewMacvtap(
+                lease.name,
+                lease.ifindex,
+                lower=lower,
+                mode=Mode(spec.mode),
+                mac=None if passthru else lease.mac,
+                mtu=lease.wiring.mtu,
+                queues=spec.queues,
+            )
         )
         try:
             return namespace.open_macvtap(

@@ -13,8 +13,8 @@ from errno import EBADFD, ENODEV, EOPNOTSUPP
 from typing import NoReturn
 
 from tapster.errors import HostError, KernelError, NoSuchLink
-from tapster.kernel.port import HERE, LinkChange, Namespace, Vlans
-from tapster.model import Link, Mode, Netns, Process
+from tapster.kernel.port import HERE, LinkChange, Namespace, NewMacvtap, Vlans
+from tapster.model import Link, Netns, Process
 from tapster.testing.descriptors import Descriptors
 from tapster.testing.space import Device, Space, check_length, has_ipv6, refusal
 from tapster.testing.stranger import Stranger
@@ -318,21 +318,9 @@ class FakeNamespace:
                 raise refusal(EBADFD)
         return fds[0]
 
-    def create_macvtap(
-        self,
-        name: str,
-        ifindex: int,
-        *,
-        lower: int,
-        mode: Mode,
-        mac: str | None,
-        mtu: int | None,
-        queues: int,
-    ) -> None:
-        with _failing(f"making macvtap {name!r}"):
-            self._step(f"add {name} {ifindex}").add_macvtap(
-                name, ifindex, lower=lower, mode=mode, mac=mac, mtu=mtu
-            )
+    def create_macvtap(self, device: NewMacvtap) -> None:
+        with _failing(f"making macvtap {device.name!r}"):
+            self._step(f"add {device.name} {device.ifindex}").add_macvtap(device)
 
     def open_macvtap(
         self, ifindex: int, *, queues: int, vnet_hdr: bool

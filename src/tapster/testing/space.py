@@ -27,7 +27,7 @@ from errno import (
 )
 from typing import Any, NamedTuple
 
-from tapster.kernel.port import LinkChange, Vlans
+from tapster.kernel.port import LinkChange, NewMacvtap, Vlans
 from tapster.model import Mode
 
 MAX_BYTES = 15
@@ -174,17 +174,9 @@ class Space:
         self._put(device)
         return device
 
-    def add_macvtap(
-        self,
-        name: str,
-        ifindex: int,
-        *,
-        lower: int,
-        mode: Mode,
-        mac: str | None,
-        mtu: int | None,
-    ) -> Device:
+    def add_macvtap(self, device: NewMacvtap) -> Device:
         """RTM_NEWLINK with NLM_F_EXCL; macvlan_common_newlink()."""
+        name, ifindex, lower, mode, mac, mtu, _ = device
         check_length(name)
         if ifindex in self.devices if ifindex else name in self.names:
             raise refusal(EEXIST)

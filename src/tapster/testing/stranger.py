@@ -8,7 +8,7 @@ ours to see: they are handles, which `close` closes.
 from collections.abc import Callable
 from errno import EEXIST, ENODEV
 
-from tapster.kernel.port import LinkChange
+from tapster.kernel.port import LinkChange, NewMacvtap
 from tapster.model import Mode
 from tapster.testing.space import Device, Space, refusal
 from tapster.testing.world import World
@@ -98,7 +98,7 @@ class Stranger:
     ) -> None:
         """As `ip link add link LOWER name NAME type macvtap`."""
         under = self._named(lower).ifindex
-        self._space.add_macvtap(name, 0, lower=under, mode=mode, mac=mac, mtu=None)
+        self._space.add_macvtap(NewMacvtap(name, 0, under, mode, mac=mac))
 
     # Changing, by the name that a device has at this moment
 
