@@ -27,6 +27,7 @@ _tapster() {
         address= guard inbound= outbound= up down)
     local nic=(kind= link= mode= name= naming= key= owner= mac= queues= user= group=
         fin-wait= vnet-hdr "${wire[@]}")
+    local chosen='--owner --bridge --state --netns'
     COMPREPLY=()
 
     # Bash splits words at = and : too; here --bridge=br0 is one word.
@@ -72,6 +73,8 @@ _tapster() {
         --kind) operands='tap macvtap' ;;
         --mode) operands='bridge vepa private passthru' ;;
         --naming) operands='lowest next stable' ;;
+        --state) operands='reserved active fin_wait' ;;
+        --sort) operands='age name owner state on' ;;
         --bridge) operands=$(_tapster_links '/\1' type bridge) ;;
         --link) operands=$(_tapster_links '/\1' up) ;;
         --user | --group)
@@ -90,7 +93,7 @@ _tapster() {
             ;;
         --name | --key | --owner | --mac | --mtu | --queues | --fin-wait | --at | --remove | \
             --ovs | --vlan | --trunk | --external-id | --address | --inbound | --outbound | \
-            --interval | --count)
+            --interval | --count | --format)
             return
             ;;
         *)
@@ -103,13 +106,22 @@ _tapster() {
                         watch top'
                     ;;
                 add) options="${nic[*]/#/--} --netns --json" ;;
-                rm) options=--netns operands=$(_tapster_links "$ours/\1 \2") ;;
-                ls) options='--all --json' ;;
+                rm)
+                    options="$chosen --all --ignore-missing --dry-run"
+                    operands=$(_tapster_links "$ours/\1 \2")
+                    ;;
+                ls)
+                    options="$chosen --all --sort --quiet --id --format --json"
+                    operands=$(_tapster_links "$ours/\1 \2")
+                    ;;
                 set)
                     options="${wire[*]/#/--} --netns --json"
                     operands=$(_tapster_links "$ours/\1 \2")
                     ;;
-                show) options='--netns --json' operands=$(_tapster_links "$ours/\1 \2") ;;
+                show)
+                    options="$chosen --json"
+                    operands=$(_tapster_links "$ours/\1 \2")
+                    ;;
                 who) options='--at --json' operands=$(_tapster_links "$ours/\1") ;;
                 run) options="${nic[*]/#/--} --nic --netns" ;;
                 reap) options=--now ;;

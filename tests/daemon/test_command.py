@@ -33,7 +33,7 @@ def test_every_verb_works_without_root_and_prints_the_same(daemon: Daemon) -> No
     daemon.tapster("rm", "vnet0")
     assert iproute.ports() == set()
     assert daemon.tapster("ls").stdout.count("\n") == 1
-    assert lease["id"] in daemon.tapster("who", "vnet0").stdout
+    assert lease["mac"] in daemon.tapster("who", "vnet0").stdout
     assert daemon.tapster("ls", "--all", uid=BOB).stdout.count("\n") == 1
 
 

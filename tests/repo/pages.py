@@ -15,6 +15,7 @@ PAGE = ROOT / "ARCHITECTURE.md"
 PACKAGE = ROOT / "src/tapster"
 
 LAYERS = (
+    ("__main__", "the start of the command"),
     ("cli", "the command"),
     ("daemon", "tapsterd"),
     ("install", "where the files of an installation go"),

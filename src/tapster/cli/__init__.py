@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command: a table of verbs, one file a verb.
 
-Only the module of the verb that was typed is imported: the command sits in the
-start path of virtual machines. It is also the only place that prints, and that
-turns errors into exit codes: 1 for failure, 2 for wrong usage, 130 for Ctrl-C.
+Only the module of the verb that was typed is imported, because the command sits in the
+start path of VMs. Only this room prints and turns errors into exit codes: 1 for a
+failure, 2 for wrong usage, 130 for Ctrl-C. `run` has its command's exit codes, so its
+own failures are 125, as with env(1).
 """
 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib import import_module
 from io import TextIOWrapper
@@ -33,24 +34,24 @@ if TYPE_CHECKING:
     from tapster.rpc.client import Client
 
 VERBS = {
-    "add": "make a device and print its name",
+    "add": "create a device and print its name",
     "rm": "release devices",
     "ls": "list the leases (what tapster alone does)",
     "set": "change what a device is connected to",
-    "show": "show all of one lease, and its device as it is now",
-    "who": "say who holds or held a name",
+    "show": "show a lease, its device and every difference",
+    "who": "show who has or had a name",
     "run": "run a command with devices that end with it",
     "reap": "delete the devices whose FIN WAIT is over",
-    "recover": "mend what crashes left",
-    "doctor": "say what is wrong on this host and what would mend it",
+    "recover": "repair what crashes left",
+    "doctor": "list the problems of this host, with remedies",
     "install-service": "put the units of the daemon on this host",
-    "watch": "print what happens to the leases (by the daemon)",
-    "top": "show leases, events and rates, live (by the daemon)",
+    "watch": "print events as they happen (needs the daemon)",
+    "top": "show leases, events and rates, live (needs the daemon)",
 }
 HOST_VERBS = ("install-service",)
 """Work on the host itself; they open neither a ledger nor a connection."""
 DAEMON_VERBS = ("watch", "top")
-"""What only the daemon can do."""
+"""Verbs that need the daemon."""
 
 
 def module_name(verb: str) -> str:
@@ -58,8 +59,33 @@ def module_name(verb: str) -> str:
     return f"tapster.cli.{verb.replace('-', '_')}"
 
 
+ALIASES = {
+    "acquire": "add",
+    "create": "add",
+    "del": "rm",
+    "delete": "rm",
+    "destroy": "rm",
+    "exec": "run",
+    "get": "show",
+    "history": "who",
+    "info": "show",
+    "inspect": "show",
+    "list": "ls",
+    "monitor": "watch",
+    "new": "add",
+    "ps": "ls",
+    "release": "rm",
+    "remove": "rm",
+    "start": "run",
+    "status": "show",
+    "stop": "rm",
+    "update": "set",
+}
+"""Verbs of other tools, and the verb of this one that comes nearest."""
+
+
 class Formatter(argparse.RawDescriptionHelpFormatter):
-    """Help that is as wide as the terminal."""
+    """Format help as wide as the terminal."""
 
     def __init__(self, prog: str) -> None:
         # argparse would ask shutil, at the first option that is declared: its
@@ -76,19 +102,43 @@ def _columns() -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaint is one line, and who guesses nothing."""
+    """Parse options, never from a part of their name; complain in one line."""
+
+    failure = 2
+    """The exit code of wrong usage."""
 
     def __init__(self, **options: Any) -> None:
-        # What is short for one option today may be short for two tomorrow.
+        # An abbreviation that is unique today may be ambiguous tomorrow.
         super().__init__(formatter_class=Formatter, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
+        wanted = message.partition("unrecognized arguments: ")[2].split(" ")[0]
+        if wanted.startswith("-"):
+            option = wanted.partition("=")[0]
+            message = f"there is no option {option!r}"
+            message += self.hint(option, self._option_string_actions)
+        elif wanted:
+            message = f"{wanted!r} is one argument too many"
         print(f"{self.prog}: {message}; see: {self.prog} --help", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(self.failure)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        choices = list(map(str, action.choices or ()))
+        if choices and value not in choices:
+            near = self.hint(value, choices)
+            message = f"{value!r} is not one of {', '.join(choices)}{near}"
+            raise argparse.ArgumentError(action, message)
+
+    @staticmethod
+    def hint(wanted: str, known: Iterable[str]) -> str:
+        """Return a question about the nearest known word, or nothing."""
+        from tapster.cli.selection import hint
+
+        return hint(wanted, known)
 
 
 def command() -> NoReturn:
-    """The console script: run one verb, and end at once."""
+    """Run one verb and end the process at once."""
     status = main()
     # Python would take a sixth of a verb's time to free what ends anyway.
     sys.stderr.flush()
@@ -97,35 +147,63 @@ def command() -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    failed, misused = 1, 2
     try:
+        top = _top_parser()
+        options = top.parse_args(words)
+        if options.verb == "run":
+            failed = misused = RUN_FAILED
+        _take_signals()
         _ready_to_print()
-        status = _run(sys.argv[1:] if arguments is None else list(arguments))
+        status = _run(top, options)
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
         return 130
     except OSError as error:
-        # Tapster's own are errors of its own: this one is of what was printed.
-        return _fail_to_print(error)
+        # Tapster's own errors have their own types: this one comes from printing.
+        return _fail_to_print(error, failed)
     except (NoSuchLease, NoSuchLink) as error:
-        return _fail(error, 1)
+        return _fail(error, failed)
     except RequestError as error:
-        return _fail(error, 2)
+        return _fail(error, misused)
     except TapsterError as error:
-        return _fail(error, 1)
+        return _fail(error, failed)
+    except Exception as error:
+        if os.environ.get("TAPSTER_DEBUG"):
+            raise
+        print(
+            f"tapster: internal error: {type(error).__name__}: {error}; please report "
+            "it, with the traceback that TAPSTER_DEBUG=1 shows",
+            file=sys.stderr,
+        )
+        return failed
 
 
-def _run(arguments: list[str]) -> int:
-    top = _top_parser()
-    options = top.parse_args(arguments)
+RUN_FAILED = 125
+"""`run` failed before its command started: distinct from the command's own codes."""
+
+
+def _take_signals() -> None:
+    """Let Ctrl-C undo what is under way, instead of ending the process."""
+    import signal
+
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _run(top: Parser, options: argparse.Namespace) -> int:
     if options.version:
         print(f"tapster {__version__}")
         return 0
     verb = options.verb or "ls"
     if verb not in VERBS:
-        top.error(f"there is no verb {verb!r}")
+        near = f" (did you mean {ALIASES[verb]!r}?)" if verb in ALIASES else ""
+        top.error(f"there is no verb {verb!r}{near or top.hint(verb, VERBS)}")
     module = import_module(module_name(verb))
     parser = Parser(prog=f"tapster {verb}", description=module.__doc__)
+    parser.failure = RUN_FAILED if verb == "run" else 2
     parser.add_argument("--ledger", default=options.ledger, help=_LEDGER_HELP)
     parser.add_argument(
         "--socket", default=options.socket, metavar="PATH", help=_SOCKET_HELP
@@ -142,7 +220,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _open(verb: str, options: argparse.Namespace, parser: Parser) -> "Host | Client":
-    """The devices to work on: by ourselves, or through the daemon."""
+    """Open the ledger, or a connection to the daemon."""
     netns = getattr(options, "netns", None)
     told = options.socket is not None or verb in DAEMON_VERBS
     if told and options.ledger is not None:
@@ -198,7 +276,7 @@ def _verbose_host(path: str | None, netns: str | None) -> "Host":
 
 
 _VERBOSE = "print each change as a command of ip, bridge, nft, tc or ovs-vsctl"
-_SOCKET_HELP = "go through the daemon at this socket; who is not root always does"
+_SOCKET_HELP = "use the daemon at this socket; without root the daemon is always used"
 _LEDGER_HELP = "the ledger (else $TAPSTER_LEDGER, else /var/lib/tapster/ledger.db)"
 
 
@@ -208,19 +286,21 @@ def _top_parser() -> Parser:
         prog="tapster",
         usage="tapster [--ledger PATH | --socket PATH] [-v] [VERB ...]",
         description="Network devices for virtual machines, safe from one another.",
-        epilog=f"verbs:\n{verbs}\n\ntapster VERB --help says more.",
+        epilog=f"verbs:\n{verbs}\n\ntapster VERB --help explains a verb.",
     )
     parser.add_argument("--ledger", help=_LEDGER_HELP)
     parser.add_argument("--socket", metavar="PATH", help=_SOCKET_HELP)
     parser.add_argument("-v", "--verbose", action="store_true", help=_VERBOSE)
-    parser.add_argument("--version", action="store_true", help="print it and exit")
+    parser.add_argument(
+        "--version", action="store_true", help="print the version and exit"
+    )
     parser.add_argument("verb", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("arguments", nargs="...", help=argparse.SUPPRESS)
     return parser
 
 
 def _settle(host: "Host") -> None:
-    """Mend what dead processes left; what cannot be mended hinders nobody else."""
+    """Repair what dead processes left; go on if a lease cannot be repaired."""
     try:
         host.settle()
     except (HostError, ConflictError) as error:
@@ -228,19 +308,19 @@ def _settle(host: "Host") -> None:
 
 
 def _ready_to_print() -> None:
-    """Whatever a device is called and the terminal can show: no traceback."""
-    if sys.stdout is None:  # closed by the caller, as by >&-
+    """Make every text printable, whatever the terminal can show."""
+    if sys.stdout is None:  # the caller closed it, as by >&-
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def _fail_to_print(error: OSError) -> int:
+def _fail_to_print(error: OSError, code: int) -> int:
     # Python would try to print the rest once more at its end, and complain.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if not isinstance(error, BrokenPipeError):
-        print(f"tapster: {error.strerror}", file=sys.stderr)
-    return 1
+        print(f"tapster: writing the output: {error.strerror}", file=sys.stderr)
+    return code
 
 
 def _fail(error: TapsterError, code: int) -> int:

@@ -1,45 +1,230 @@
 # SPDX-License-Identifier: Apache-2.0
-"""List the leases."""
+"""List the leases.
+
+A lease whose device is not as requested has the state "differs"; `tapster show` says
+how. The table fits the terminal: it leaves columns out that do not fit.
+"""
 
 import argparse
-from typing import TYPE_CHECKING
+import sys
+import time
+from typing import TYPE_CHECKING, Any
 
-from tapster.cli import output
-from tapster.model import Lease
+from tapster.cli import output, selection, terminal
+from tapster.cli.output import Column
+from tapster.errors import HostError, RequestError
+from tapster.model import Lease, State
 
 if TYPE_CHECKING:
     from tapster.host import Host
     from tapster.rpc.client import Client
 
-HEADS = ("NAME", "STATE", "KIND", "ON", "MAC", "OWNER", "NETNS", "ID")
+DIFFERS = "differs"
+CHECKED = 100
+"""Leases up to which the daemon is asked about each."""
+COLUMNS = (
+    Column("NAME"),
+    Column("STATE"),
+    Column("ON", cut=True),
+    Column("MAC", 5),
+    Column("OWNER", cut=True),
+    Column("AGE", 4),
+    Column("KIND", 2),
+    Column("NETNS", 6),
+    Column("ID", 1),
+)
+STATE_COLUMN = 1
+STYLES = {
+    State.ACTIVE: terminal.GREEN,
+    State.FIN_WAIT: terminal.YELLOW,
+    State.RESERVED: terminal.CYAN,
+}
+SORTS = ("age", "name", "owner", "state", "on")
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
+    selection.declare(parser)
     parser.add_argument(
         "--all", action="store_true", help="also those released, in FIN WAIT"
+    )
+    parser.add_argument(
+        "--sort", choices=SORTS, help="the order; default: oldest first"
+    )
+    parser.add_argument(
+        "-q", "--quiet", action="store_true", help="print names alone, one a line"
+    )
+    parser.add_argument(
+        "--id", action="store_true", help="print lease ids alone, one a line"
+    )
+    parser.add_argument(
+        "--format",
+        metavar="TEXT",
+        help="print this for each lease, with {field} as named by --json",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(options: argparse.Namespace, host: "Host | Client") -> int:
-    leases = host.leases(all=options.all)
-    if options.json:
-        output.print_json(leases=[output.lease_json(lease) for lease in leases])
+    parts = None if options.format is None else parts_of(options.format)
+    chosen = selection.choose(options, host, all=options.all)
+    leases = sorted(chosen.leases, key=_key(options.sort))
+    if options.quiet or options.id:
+        for lease in leases:
+            print(lease.id if options.id else lease.name)
+    elif parts is not None:
+        for lease in leases:
+            print(fill_in(parts, lease))
     else:
-        output.print_table(HEADS, [row(lease) for lease in leases])
-    return 0
+        _show(options, host, leases)
+    for error in chosen.missing:
+        print(f"tapster: {error}", file=sys.stderr)
+    return int(bool(chosen.missing))
 
 
-def row(lease: Lease) -> tuple[str, ...]:
-    """A lease as a line of the table."""
+def _show(
+    options: argparse.Namespace, host: "Host | Client", leases: list[Lease]
+) -> None:
+    differing = find_differing(host, leases)
+    if options.json:
+        output.print_json(
+            leases=[
+                {**output.lease_json(lease), "differs": lease.id in differing}
+                for lease in leases
+            ]
+        )
+        return
+    print_leases(leases, differing)
+
+
+def print_leases(leases: list[Lease], differing: set[str]) -> None:
+    """Print the table of leases."""
+    print("\n".join(lines(leases, differing, terminal.width())))
+
+
+def lines(leases: list[Lease], differing: set[str], width: int) -> list[str]:
+    """Return the lines of the table of leases."""
+    now = time.time()
+    rows = [row(lease, now, lease.id in differing) for lease in leases]
+    columns = [
+        column
+        for column in COLUMNS
+        if column.head != "NETNS" or any(lease.netns.path for lease in leases)
+    ]
+    if len(columns) < len(COLUMNS):
+        empty = [column.head for column in COLUMNS].index("NETNS")
+        rows = [[*cells[:empty], *cells[empty + 1 :]] for cells in rows]
+    styles = [
+        terminal.RED if lease.id in differing else STYLES[lease.state]
+        for lease in leases
+    ]
+    return output.table(columns, rows, width, styles, STATE_COLUMN)
+
+
+def row(lease: Lease, now: float, differs: bool = False) -> list[str]:
+    """Return a lease as the cells of COLUMNS."""
     left = output.wait_left(lease)
-    return (
+    state = DIFFERS if differs else str(lease.state)
+    return [
         lease.name,
-        lease.state if left is None else f"{lease.state} {left:.1f}s",
-        lease.kind,
-        lease.wiring.bridge or lease.wiring.ovs or lease.lower or "-",
+        state if left is None else f"{state} {left:.1f}s",
+        on(lease) or "-",
         lease.mac,
         lease.owner or "-",
+        output.age(now - lease.created),
+        str(lease.kind),
         output.netns_name(lease.netns.path) or "-",
         lease.id,
-    )
+    ]
+
+
+def on(lease: Lease) -> str | None:
+    """Return the bridge or lower device that a lease's device is on."""
+    return lease.wiring.bridge or lease.wiring.ovs or lease.lower
+
+
+def find_differing(host: "Host | Client", leases: list[Lease]) -> set[str]:
+    """Return the ids of the active leases whose devices are not as requested.
+
+    The device itself is looked at: gone, renamed, down, off its bridge. `tapster show`
+    and `tapster doctor` also ask the backends.
+    """
+    from tapster.rpc.client import Client
+
+    active = [lease for lease in leases if lease.state is State.ACTIVE]
+    if isinstance(host, Client):
+        if len(active) > CHECKED:
+            return set()
+        return {lease.id for lease in active if host.differences(lease)}
+    differing = set()
+    for lease in active:
+        try:
+            link = host.device(lease)
+            if (
+                link is None
+                or link.name != lease.name
+                or link.up != lease.wiring.up
+                or (lease.wiring.bridge is not None and not host.joined(link, lease))
+            ):
+                differing.add(lease.id)
+        except HostError:
+            continue  # its namespace cannot be looked into from here
+    return differing
+
+
+def parts_of(text: str) -> list[tuple[str, str]]:
+    """Return a format as pairs: a field, or "", and the text that follows.
+
+    Raises RequestError for an unknown field.
+    """
+    first, *others = text.replace("\\t", "\t").replace("\\n", "\n").split("{")
+    parts = [("", first)]
+    for other in others:
+        field, brace, rest = other.partition("}")
+        if not brace or field.partition(".")[0] not in output.LEASE_FIELDS:
+            known = f"; there are: {', '.join(output.LEASE_FIELDS)}"
+            near = selection.hint(field, output.LEASE_FIELDS) or known
+            raise RequestError(f"--format: there is no field {field!r}{near}")
+        parts.append((field, rest))
+    return parts
+
+
+def fill_in(parts: list[tuple[str, str]], lease: Lease) -> str:
+    """Return a format with a lease's fields."""
+    fields = output.lease_json(lease)
+    filled = []
+    for field, rest in parts:
+        name, _, key = field.partition(".")
+        value = fields[name] if name else ""
+        if key:
+            value = value.get(key) if isinstance(value, dict) else None
+        filled += [_plain(value), rest]
+    return "".join(filled)
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ",".join(f"{key}={one}" for key, one in value.items() if one is not None)
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value)
+
+
+def _key(sort: str | None) -> Any:
+    return {
+        None: lambda lease: 0,  # as they come: oldest first
+        "age": lambda lease: -lease.created,
+        "name": lambda lease: natural(lease.name),
+        "owner": lambda lease: (lease.owner, natural(lease.name)),
+        "state": lambda lease: (lease.state, natural(lease.name)),
+        "on": lambda lease: (on(lease) or "", natural(lease.name)),
+    }[sort]
+
+
+def natural(name: str) -> tuple[str, int, str]:
+    """Return a key that puts vnet2 before vnet10."""
+    digits = name[len(name.rstrip("0123456789")) :]
+    return name[: len(name) - len(digits)], int(digits or -1), name

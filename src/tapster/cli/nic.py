@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options that describe one network device, shared by `add` and `run`."""
+"""The options for one network device, shared by `add` and `run`."""
 
 import argparse
+from collections.abc import Iterable
 
 from tapster import model
-from tapster.cli import wire
+from tapster.cli import values, wire
 from tapster.errors import RequestError
 from tapster.model import (
     DEFAULT_FIN_WAIT,
@@ -22,45 +23,54 @@ from tapster.model import (
 def declare(parser: argparse.ArgumentParser) -> None:
     """Add the options to `parser`."""
     option = parser.add_argument
-    option("--kind", choices=[*Kind], help="default: tap, or macvtap with --link")
+    option("--kind", choices=_texts(Kind), help="default: tap, or macvtap with --link")
     option("--link", metavar="LOWER", help="the device that a macvtap sits on")
-    option("--mode", choices=[*Mode], help="of a macvtap; default: bridge")
+    option("--mode", choices=_texts(Mode), help="of a macvtap; default: bridge")
     option(
         "--name",
         metavar="TEMPLATE",
         default=DEFAULT_TEMPLATE,
-        help="vnet%%d (the default), or a plain name",
+        help="a template or a plain name; default: vnet%%d",
     )
     option(
         "--naming",
-        choices=[*Naming],
+        choices=_texts(Naming),
         default=Naming.LOWEST,
         help="how the number is picked; default: lowest",
     )
-    option("--key", metavar="K", help="what --naming stable derives the number from")
-    option("--owner", metavar="TEXT", default="", help="whose it is: free text")
-    option("--mac", help="the guest's MAC; one is made up otherwise")
+    option(
+        "--key",
+        metavar="K",
+        help="the key from which --naming stable derives the number",
+    )
+    option("--owner", metavar="TEXT", default="", help="the owner, in free text")
+    option("--mac", help="the guest's MAC; default: a random one")
     option(
         "--vnet-hdr",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="let the guest leave checksums and segmentation to the host",
     )
-    option("--queues", type=int, metavar="N", default=1, help="default: 1")
-    option("--user", metavar="U", help="who may open the tap by name, beside root")
-    option("--group", metavar="G", help="which group may")
+    option("--queues", type=values.number, metavar="N", default=1, help="default: 1")
+    option("--user", metavar="U", help="the user who may open the tap by name")
+    option("--group", metavar="G", help="the group that may open the tap by name")
     option(
         "--fin-wait",
-        type=float,
-        metavar="SECONDS",
+        type=values.duration,
+        metavar="TIME",
         default=DEFAULT_FIN_WAIT,
-        help=f"how long the name waits after release; default: {DEFAULT_FIN_WAIT:g}",
+        help=f"how long the name waits after release; default: {DEFAULT_FIN_WAIT:g}s",
     )
     wire.declare(parser)
 
 
+def _texts(values: Iterable[str]) -> list[str]:
+    """Return the values of an enumeration as plain text, for argparse's messages."""
+    return [str(value) for value in values]
+
+
 def spec(options: argparse.Namespace) -> Spec:
-    """The request that the options make. Raises RequestError."""
+    """Return the request that the options make. Raises RequestError."""
     kind = options.kind or (Kind.MACVTAP if options.link else Kind.TAP)
     wiring = wire.changes(options)
     if kind == Kind.TAP:
@@ -111,7 +121,7 @@ def _uid(user: str | None) -> int | None:
     try:
         return getpwnam(user).pw_uid
     except KeyError:
-        raise RequestError(f"there is no user {user!r}") from None
+        raise RequestError(f"there is no user {user!r} on this host") from None
 
 
 def _gid(group: str | None) -> int | None:
@@ -122,4 +132,4 @@ def _gid(group: str | None) -> int | None:
     try:
         return getgrnam(group).gr_gid
     except KeyError:
-        raise RequestError(f"there is no group {group!r}") from None
+        raise RequestError(f"there is no group {group!r} on this host") from None

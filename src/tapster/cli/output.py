@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the command prints: tables for people, versioned JSON for programs.
 
-The JSON is a contract. Within version 1 a field may be added; none changes its
-meaning or goes.
+The JSON is a contract, documented in docs/json.md. Within version 1 a field may be
+added. No field changes its meaning, and none is removed.
 """
 
 import sys
@@ -10,10 +10,14 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from tapster.cli import terminal
 from tapster.kernel.netns import NAMED
 from tapster.model import HistoryEntry, Lease, Link, Wiring
 
 VERSION = 1
+GAP = "  "
+ELLIPSIS = "~"
+"""Marks a cell that is cut short; every terminal can show it."""
 
 
 def print_json(**content: Any) -> None:
@@ -32,7 +36,7 @@ def print_json_line(**content: Any) -> None:
 
 
 def lease_json(lease: Lease) -> dict[str, Any]:
-    """A lease as programs see it."""
+    """Return a lease as programs see it."""
     return {
         "id": lease.id,
         "name": lease.name,
@@ -58,8 +62,16 @@ def lease_json(lease: Lease) -> dict[str, Any]:
     }
 
 
+LEASE_FIELDS = (
+    *("id", "name", "ifindex", "kind", "state", "owner", "mac", "lower", "mode"),
+    *("queues", *Wiring._fields, "netns", "created", "released", "fin_wait"),
+    *("fin_wait_left", "pid", "caller_uid", "on_close", "placeholder"),
+)
+"""The fields of `lease_json`."""
+
+
 def wiring_json(wiring: Wiring) -> dict[str, Any]:
-    """What a device is connected to, as programs see it."""
+    """Return what a device is connected to, as programs see it."""
     return wiring._asdict() | {
         "external_ids": dict(wiring.external_ids),
         "inbound": wiring.inbound and wiring.inbound._asdict(),
@@ -68,12 +80,12 @@ def wiring_json(wiring: Wiring) -> dict[str, Any]:
 
 
 def link_json(link: Link | None) -> dict[str, Any] | None:
-    """A device as the kernel shows it."""
+    """Return a device as the kernel reports it."""
     return None if link is None else link._asdict()
 
 
-def tenure_json(entry: HistoryEntry) -> dict[str, Any]:
-    """A line of the history as programs see it."""
+def entry_json(entry: HistoryEntry) -> dict[str, Any]:
+    """Return an entry of the history as programs see it."""
     return {
         **entry._asdict(),
         "netns": netns_name(entry.netns) or None,
@@ -83,26 +95,99 @@ def tenure_json(entry: HistoryEntry) -> dict[str, Any]:
     }
 
 
-def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows in columns as wide as they need to be."""
-    print("\n".join(table(heads, rows)))
+class Column:
+    """A column of a table."""
+
+    def __init__(self, head: str, keep: int = 0, *, cut: bool = False) -> None:
+        """Columns with a lower `keep` go first when a line is too long; 0 is kept.
+
+        The cells of a `cut` column may be cut short.
+        """
+        self.head = head
+        self.keep = keep
+        self.cut = cut
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table."""
+def table(
+    columns: Sequence[Column],
+    rows: Sequence[Sequence[str]],
+    width: int | None = None,
+    styles: Sequence[str | None] = (),
+    style_of: int = 0,
+) -> list[str]:
+    """Return the lines of a table that is at most `width` wide, if that can be done.
+
+    `styles` has a colour for the cell in column `style_of` of each row.
+    """
+    shown = list(range(len(columns)))
     widths = [
-        max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))
+        max(len(row[column]) for row in [[c.head for c in columns], *rows])
+        for column in shown
     ]
-    return [
-        "  ".join(
-            cell.ljust(width) for cell, width in zip(row, widths, strict=True)
-        ).rstrip()
-        for row in [heads, *rows]
-    ]
+    if width is not None:
+        _fit(columns, shown, widths, width)
+    lines = [_line([c.head for c in columns], shown, widths)]
+    if terminal.has_colours():
+        lines = [terminal.paint(lines[0], terminal.BOLD)]
+    for number, row in enumerate(rows):
+        style = styles[number] if styles and terminal.has_colours() else None
+        lines.append(_line(row, shown, widths, style, style_of))
+    return lines
+
+
+CUT_WIDTH = 16
+"""A cell that may be cut short keeps so much before a whole column is dropped."""
+
+
+def _fit(
+    columns: Sequence[Column], shown: list[int], widths: list[int], width: int
+) -> None:
+    """Cut cells short and drop columns until a line fits."""
+    natural = list(widths)
+    for i in shown:
+        if columns[i].cut:
+            widths[i] = min(widths[i], CUT_WIDTH)
+
+    def room() -> int:
+        return width - sum(widths[i] + len(GAP) for i in shown) + len(GAP)
+
+    for i in sorted(shown, key=lambda i: columns[i].keep):
+        if columns[i].keep and room() < 0:
+            shown.remove(i)
+    for i in [i for i in shown if columns[i].cut]:
+        most = widths[i] + room()
+        widths[i] = max(min(most, natural[i]), len(columns[i].head))
+
+
+def _line(
+    row: Sequence[str],
+    shown: Sequence[int],
+    widths: Sequence[int],
+    style: str | None = None,
+    style_of: int = 0,
+) -> str:
+    cells = []
+    for i in shown:
+        cell = row[i]
+        if len(cell) > widths[i]:
+            cell = cell[: widths[i] - 1] + ELLIPSIS
+        cell = cell.ljust(widths[i])
+        cells.append(terminal.paint(cell, style) if style and i == style_of else cell)
+    return GAP.join(cells).rstrip()
+
+
+def print_table(
+    columns: Sequence[Column],
+    rows: Sequence[Sequence[str]],
+    styles: Sequence[str | None] = (),
+    style_of: int = 0,
+) -> None:
+    """Print a table that fits the terminal."""
+    print("\n".join(table(columns, rows, terminal.width(), styles, style_of)))
 
 
 def wait_left(lease: Lease) -> float | None:
-    """The seconds left of a lease's FIN WAIT; None before its release."""
+    """Return the seconds left of a lease's FIN WAIT; None before its release."""
     if lease.deadline is None:
         return None
     left = lease.deadline - time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -110,14 +195,29 @@ def wait_left(lease: Lease) -> float | None:
 
 
 def netns_name(path: str) -> str:
-    """How people call the namespace at `path`."""
+    """Return how people call the namespace at `path`."""
     return path.removeprefix(f"{NAMED}/")
 
 
+def age(seconds: float) -> str:
+    """Return a duration in its largest unit: 45s, 12m, 5h, 3d."""
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= size:
+            return f"{int(seconds // size)}{unit}"
+    return f"{max(int(seconds), 0)}s"
+
+
 def timestamp(seconds: float | None) -> str | None:
-    """Wall clock as RFC 3339, in UTC."""
+    """Return a moment for programs: ISO 8601, in UTC, with its offset."""
     if seconds is None:
         return None
     from datetime import UTC, datetime  # only here: `tapster add` does without
 
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+
+
+def moment(seconds: float | None) -> str:
+    """Return a moment for people, in local time."""
+    if seconds is None:
+        return "-"
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

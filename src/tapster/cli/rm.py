@@ -5,7 +5,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from tapster.errors import TapsterError
+from tapster.cli import selection
+from tapster.errors import RequestError, TapsterError
 
 if TYPE_CHECKING:
     from tapster.host import Host
@@ -13,16 +14,38 @@ if TYPE_CHECKING:
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("lease", nargs="+", metavar="NAME|ID", help="what to release")
-    parser.add_argument("--netns", metavar="NS", help="where to look for names first")
+    selection.declare(parser)
+    parser.add_argument("--all", action="store_true", help="release every lease")
+    parser.add_argument(
+        "--ignore-missing",
+        action="store_true",
+        help="succeed although a NAME or ID has no lease",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only print the names it would release"
+    )
 
 
 def run(options: argparse.Namespace, host: "Host | Client") -> int:
+    if options.all and selection.is_given(options):
+        raise RequestError("--all releases every lease: give it alone")
+    if not options.all and not selection.is_given(options):
+        raise RequestError(
+            "nothing was chosen: give a NAME or ID, --owner or another filter, or --all"
+        )
+    chosen = selection.choose(options, host, all=False)
     failed = False
-    for wanted in options.lease:
+    for lease in chosen.leases:
+        if options.dry_run:
+            print(lease.name)
+            continue
         try:
-            host.release(host.find(wanted).id)
+            host.release(lease.id)
         except TapsterError as error:
             print(f"tapster: {error}", file=sys.stderr)
+            failed = True
+    if not options.ignore_missing:
+        for missing in chosen.missing:
+            print(f"tapster: {missing}", file=sys.stderr)
             failed = True
     return int(failed)

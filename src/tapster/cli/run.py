@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run a command with network devices that end with it.
 
-In COMMAND, {fd} {fds} {name} {mac} {ifindex} stand for the device's; {fds} is
-one descriptor a queue, as 3:4:5. With several --nic, {fd0} {mac1} and so on
-say which; without a number it is the first.
+In COMMAND, {fd} {fds} {name} {mac} {ifindex} stand for the device's properties. {fds}
+has one descriptor for each queue, as 3:4:5. With several --nic, a number selects the
+device: {fd0} {mac1}; without a number it is the first. {{fd}
+stands for {fd} itself.
+
+Exit codes: COMMAND's, 128+N if signal N ended it, 127 if it was not found, 126 if it
+could not be started, 125 if tapster failed before it.
 """
 
 import argparse
@@ -24,8 +28,8 @@ if TYPE_CHECKING:
     from tapster.host import Host
     from tapster.rpc.client import Client
 
-_PLACE = re.compile(r"(?<!\$)\{(fds?|name|mac|ifindex)(\d*)\}")
-"""Not after a dollar: that is a shell's own."""
+_PLACE = re.compile(r"(?<!\$)(\{?)\{(fds?|name|mac|ifindex)(\d*)\}")
+"""A property; with two braces, literal text. After a dollar a brace is the shell's."""
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -35,18 +39,22 @@ def declare(parser: argparse.ArgumentParser) -> None:
         "--nic",
         action="append",
         metavar="KEY=VALUE,...",
-        help="a device, by the options below: bridge=br0,queues=2,isolated",
+        help="a device, by the options below without dashes: bridge=br0,queues=2",
     )
-    parser.add_argument("--netns", metavar="NS", help="make them in there")
+    parser.add_argument(
+        "--netns", metavar="NS", help="create the devices in this network namespace"
+    )
     nic.declare(parser)
-    parser.add_argument("command", nargs="...", metavar="COMMAND", help="what to run")
+    parser.add_argument(
+        "command", nargs="...", metavar="COMMAND", help="the command to run"
+    )
 
 
 def run(options: argparse.Namespace, host: "Host | Client") -> int:
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
         raise RequestError("tapster run needs a COMMAND after --")
-    specs = [nic.spec(one) for one in _nics(options)]
+    specs = [nic.spec(options) for options in _nics(options)]
     _check_places(command, len(specs))
     with signals_blocked() as mask, ExitStack() as ending:
         # Bound to this process until there is a child to bind them to.
@@ -61,13 +69,16 @@ def run(options: argparse.Namespace, host: "Host | Client") -> int:
             try:
                 child.go()
             except OSError as error:
-                print(f"tapster: {command[0]}: {error.strerror}", file=sys.stderr)
+                print(
+                    f"tapster: cannot start {command[0]!r}: {error.strerror}",
+                    file=sys.stderr,
+                )
                 return 127 if error.errno == ENOENT else 126
             return child.wait()
 
 
 def _release(host: "Host | Client", lease: Lease) -> None:
-    """Release; if that fails say so, but keep the command's status."""
+    """Release; report a failure, but keep the command's status."""
     try:
         host.release(lease.id)
     except TapsterError as error:
@@ -75,17 +86,19 @@ def _release(host: "Host | Client", lease: Lease) -> None:
 
 
 def fill_in(command: Sequence[str], leases: Sequence[Lease]) -> list[str]:
-    """The command with the devices' properties in their places."""
+    """Return the command with the devices' properties filled in."""
 
     def value(match: re.Match[str]) -> str:
-        lease = leases[int(match[2] or 0)]
+        if match[1]:
+            return match[0][1:]
+        lease = leases[int(match[3] or 0)]
         return {
             "fd": str(lease.fds[0]),
             "fds": ":".join(str(fd) for fd in lease.fds),
             "name": lease.name,
             "mac": lease.mac,
             "ifindex": str(lease.ifindex),
-        }[match[1]]
+        }[match[2]]
 
     return [_PLACE.sub(value, word) for word in command]
 
@@ -93,14 +106,14 @@ def fill_in(command: Sequence[str], leases: Sequence[Lease]) -> list[str]:
 def _check_places(command: Sequence[str], nics: int) -> None:
     for word in command:
         for match in _PLACE.finditer(word):
-            if int(match[2] or 0) >= nics:
+            if not match[1] and int(match[3] or 0) >= nics:
                 raise RequestError(
                     f"{match[0]} in COMMAND: the devices are numbered 0 to {nics - 1}"
                 )
 
 
 def _nics(options: argparse.Namespace) -> list[argparse.Namespace]:
-    """The options of each device; those on the command line are the defaults."""
+    """Return the options of each device; those outside --nic are the defaults."""
     if not options.nic:
         return [options]
     parser = _NicParser(prog="--nic", add_help=False, allow_abbrev=False)
@@ -115,4 +128,7 @@ def _nics(options: argparse.Namespace) -> list[argparse.Namespace]:
 
 class _NicParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        unknown = message.partition("unrecognized arguments: ")[2].partition("=")[0]
+        if unknown:
+            message = f"there is no option {unknown!r}"
         raise RequestError(f"--nic: {message.replace('--', '')}")

@@ -1,47 +1,74 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Show all of one lease, and its device as the kernel has it now."""
+"""Show leases, their devices as the kernel reports them, and every difference."""
 
 import argparse
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any
 
-from tapster.cli import output
-from tapster.errors import ServiceUnavailable
+from tapster.cli import output, selection, terminal
+from tapster.errors import RequestError, ServiceUnavailable
+from tapster.model import Lease
 
 if TYPE_CHECKING:
     from tapster.host import Host
     from tapster.rpc.client import Client
 
+TIMES = ("created", "released")
+
 
 def declare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("lease", metavar="NAME|ID", help="which lease")
-    parser.add_argument("--netns", metavar="NS", help="where to look for names first")
+    selection.declare(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(options: argparse.Namespace, host: "Host | Client") -> int:
-    lease = host.find(options.lease)
+    if not selection.is_given(options):
+        raise RequestError("nothing was chosen: give a NAME or ID, or a filter")
+    chosen = selection.choose(options, host)
+    shown = [_look(host, lease) for lease in chosen.leases]
+    if options.json:
+        # One lease by name is what version 1 began with: its fields are at the top.
+        plain = len(options.lease) == 1 and len(shown) == 1
+        if shown or not chosen.missing:
+            output.print_json(**(shown[0] if plain else {"shown": shown}))
+    else:
+        print(
+            "\n\n".join("\n".join(lines(one)) for one in shown), end="\n" * bool(shown)
+        )
+    for error in chosen.missing:
+        print(f"tapster: {error}", file=sys.stderr)
+    return int(bool(chosen.missing))
+
+
+def _look(host: "Host | Client", lease: Lease) -> dict[str, Any]:
     link = host.device(lease)
     try:
         differences = host.differences(lease)
     except ServiceUnavailable as error:
         differences = {"service": str(error)}
-    if options.json:
-        output.print_json(
-            lease=output.lease_json(lease),
-            device=output.link_json(link),
-            differences=differences,
-        )
-        return 0
-    for field, value in output.lease_json(lease).items():
-        if value not in (None, (), {}):
-            print(f"{field:<22}{_shown(value)}")
-    if link is None:
-        print(f"{'device':<22}is not there: tapster recover")
-    for field, value in link._asdict().items() if link else ():
-        print(f"device {field:<15}{value}")
-    for backend, wrong in differences.items():
-        print(f"differs {backend:<14}{wrong}: tapster recover")
-    return 0
+    return {
+        "lease": output.lease_json(lease),
+        "device": output.link_json(link),
+        "differences": differences,
+    }
+
+
+def lines(shown: dict[str, Any]) -> list[str]:
+    """Return one lease for people."""
+    red = terminal.RED if terminal.has_colours() else None
+    found = [
+        f"{field:<22}{_shown(value)}"
+        for field, value in shown["lease"].items()
+        if value not in (None, "", (), {})
+    ]
+    if shown["device"] is None:
+        found.append(terminal.paint(f"{'device':<22}is missing: tapster recover", red))
+    for field, value in (shown["device"] or {}).items():
+        found.append(f"device {field:<15}{_shown(value)}")
+    for backend, difference in shown["differences"].items():
+        line = f"differs {backend:<14}{difference}: tapster recover"
+        found.append(terminal.paint(line, red))
+    return found
 
 
 def _shown(value: object) -> object:
@@ -49,4 +76,6 @@ def _shown(value: object) -> object:
         return " ".join(f"{key}={one}" for key, one in value.items() if one is not None)
     if isinstance(value, tuple):
         return " ".join(map(str, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return value

@@ -9,8 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from tapster.cli import output, watch
-from tapster.cli.ls import HEADS, row
+from tapster.cli import ls, terminal, watch
 from tapster.errors import NotAllowed
 from tapster.model import Lease, State
 from tapster.rpc.client import connect
@@ -94,7 +93,7 @@ def _screen(
         "  ".join(moving),
         *(watch.line(event) for event in events),
         "",
-        *output.table(HEADS, [row(lease) for lease in reversed(leases)]),
+        *ls.lines(list(reversed(leases)), set(), terminal.width()),
     ]
 
 

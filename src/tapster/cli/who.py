@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from tapster.cli import output
+from tapster.cli.output import Column
 from tapster.errors import RequestError
 from tapster.model import HistoryEntry
 
@@ -13,7 +14,16 @@ if TYPE_CHECKING:
     from tapster.host import Host
     from tapster.rpc.client import Client
 
-HEADS = ("NAME", "OWNER", "FROM", "RELEASED", "UNTIL", "MAC", "NETNS", "LEASE")
+COLUMNS = (
+    Column("NAME"),
+    Column("OWNER", cut=True),
+    Column("FROM"),
+    Column("RELEASED"),
+    Column("UNTIL", 4),
+    Column("MAC", 3),
+    Column("NETNS", 2),
+    Column("LEASE", 1),
+)
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -30,9 +40,9 @@ def run(options: argparse.Namespace, host: "Host | Client") -> int:
     at = None if options.at is None else parse_time(options.at, datetime.now())
     entries = host.who(options.name, at)
     if options.json:
-        output.print_json(entries=[output.tenure_json(one) for one in entries])
+        output.print_json(entries=[output.entry_json(one) for one in entries])
     else:
-        output.print_table(HEADS, [_row(one) for one in entries])
+        output.print_table(COLUMNS, [_row(one) for one in entries])
     return 0
 
 
@@ -56,9 +66,9 @@ def _row(one: HistoryEntry) -> tuple[str, ...]:
     return (
         one.name,
         one.owner or "-",
-        output.timestamp(one.created) or "-",
-        output.timestamp(one.released) or "-",
-        output.timestamp(one.ended) or "-",
+        output.moment(one.created),
+        output.moment(one.released),
+        output.moment(one.ended),
         one.mac,
         output.netns_name(one.netns) or "-",
         one.lease,

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options that say what a device is connected to: of `add`, `run` and `set`.
+"""The options for a device's wiring, shared by `add`, `run` and `set`.
 
-One that was not given is not in the namespace. An empty value is none.
+An option that is not given is not in the namespace. An empty value means none.
 """
 
 import argparse
 from collections.abc import Callable
 from typing import Any
 
+from tapster.cli import values
 from tapster.errors import RequestError
-from tapster.model import Rate, Wiring
+from tapster.model import Wiring
 
 RATE = "AVERAGE[:PEAK[:BURST]]"
 
@@ -21,25 +22,32 @@ def declare(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(flag, help=help, default=argparse.SUPPRESS, **more)
 
     yes_or_no = argparse.BooleanOptionalAction
+    name, number, rate = values.name, values.optional_number, values.rate
     option("--bridge", "the Linux bridge that a tap joins", metavar="BR", type=name)
     option("--ovs", "the Open vSwitch bridge instead", metavar="BR", type=name)
     option("--mtu", "default: the bridge's", metavar="N", type=number)
     option("--isolated", "isolate the bridge port", action=yes_or_no)
     option("--learning", "whether the bridge learns MACs there", action=yes_or_no)
     option("--vlan", "the VLAN of untagged frames", metavar="N", type=number)
-    option("--trunk", "a VLAN of tagged frames", metavar="N", action=_List, type=int)
+    option(
+        "--trunk",
+        "VLANs of tagged frames: 5,10-20",
+        metavar="VLANS",
+        action=_List,
+        of=values.vlans,
+    )
     option("--external-id", "for Open vSwitch", metavar="KEY=VALUE", action=_List)
-    option("--filter", "let the guest send as itself alone", action=yes_or_no)
-    option("--address", "an IP that it can use", metavar="IP", action=_List)
+    option("--filter", "drop frames that are not the guest's own", action=yes_or_no)
+    option("--address", "an IP that the guest may use", metavar="IP", action=_List)
     option("--guard", "drop what the filter cannot judge", action=yes_or_no)
-    option("--inbound", "limit what it gets", metavar=RATE, type=rate)
-    option("--outbound", "limit what it sends", metavar=RATE, type=rate)
-    option("--up", "plug the cable in (the default)", action="store_true")
-    option("--down", "pull it out", action="store_false", dest="up")
+    option("--inbound", "limit traffic to the guest", metavar=RATE, type=rate)
+    option("--outbound", "limit traffic from the guest", metavar=RATE, type=rate)
+    option("--up", "plug the guest's cable in (the default)", action="store_true")
+    option("--down", "pull the guest's cable out", action="store_false", dest="up")
 
 
 def changes(options: argparse.Namespace) -> dict[str, Any]:
-    """The fields of `Wiring` that were given. Raises RequestError."""
+    """Return the fields of `Wiring` that were given. Raises RequestError."""
     given = {
         field: getattr(options, option)
         for field, option in _OPTIONS.items()
@@ -57,15 +65,24 @@ _OPTIONS = {field: field for field in Wiring._fields} | {
     "external_ids": "external_id",
     "addresses": "address",
 }
-"""The options by the fields of `Wiring` that they are about."""
+"""The option for each field of `Wiring`."""
+
+
+def _single(text: str) -> tuple[str, ...]:
+    return (text,)
 
 
 class _List(argparse.Action):
-    """One more value of several; an empty one takes away those before."""
+    """Add to the values given before; an empty value drops those."""
 
-    def __init__(self, *args: Any, type: Callable[[str], Any] = str, **more: Any):
+    def __init__(
+        self,
+        *args: Any,
+        of: Callable[[str], tuple[Any, ...]] = _single,
+        **more: Any,
+    ) -> None:
         super().__init__(*args, **more)
-        self._type = type
+        self._of = of
 
     def __call__(
         self,
@@ -76,27 +93,10 @@ class _List(argparse.Action):
     ) -> None:
         before = getattr(namespace, self.dest, ())
         try:
-            now = (*before, self._type(values)) if values else ()
-        except ValueError:
-            parser.error(f"argument {option_string}: invalid value: {values!r}")
+            now = (*before, *self._of(values)) if values else ()
+        except argparse.ArgumentTypeError as error:
+            parser.error(f"argument {option_string}: {error}")
         setattr(namespace, self.dest, now)
-
-
-def name(given: str) -> str | None:
-    return given or None
-
-
-def number(given: str) -> int | None:
-    return int(given) if given else None
-
-
-def rate(given: str) -> Rate | None:
-    if not given:
-        return None
-    average, *others = given.split(":")
-    if len(others) > 2:
-        raise ValueError(given)
-    return Rate(int(average), *(number(one) for one in others))
 
 
 def _pair(text: str) -> tuple[str, str]:

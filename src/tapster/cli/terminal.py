@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The terminal: its width, and whether it shows colours."""
+
+import os
+import sys
+from contextlib import suppress
+
+BOLD, DIM, RED, GREEN, YELLOW, CYAN = "1", "2", "31", "32", "33", "36"
+"""Parameters of the SGR escape sequence."""
+DEFAULT_WIDTH = 80
+
+
+def width() -> int:
+    """Return how many columns a line may have.
+
+    `COLUMNS` takes precedence. A pipe gets the default, so that the columns of a table
+    do not depend on the window in which a script was started.
+    """
+    with suppress(ValueError):
+        return int(os.environ.get("COLUMNS", ""))
+    if is_terminal():
+        with suppress(OSError):
+            return os.get_terminal_size(sys.stdout.fileno()).columns or DEFAULT_WIDTH
+    return DEFAULT_WIDTH
+
+
+def is_terminal() -> bool:
+    """Tell whether people read standard output."""
+    return sys.stdout.isatty()
+
+
+def has_colours() -> bool:
+    """Tell whether to print colours: on a terminal, unless NO_COLOR forbids them."""
+    return (
+        is_terminal()
+        and not os.environ.get("NO_COLOR")
+        and os.environ.get("TERM") not in (None, "", "dumb")
+    )
+
+
+def paint(text: str, style: str | None) -> str:
+    """Return text in a colour, or as it is without one."""
+    return f"\x1b[{style}m{text}\x1b[0m" if style else text
