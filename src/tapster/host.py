@@ -183,6 +183,13 @@ class Host:
         """
         return self._operations.look.differences(lease)
 
+    def differing(self, leases: Sequence[Lease]) -> frozenset[str]:
+        """The ids of active leases whose devices are not as requested.
+
+        A quick look at many: `differences` also asks the backends, and says how.
+        """
+        return self._operations.look.differing(leases)
+
     def who(self, name: str, at: float | None = None) -> list[HistoryEntry]:
         """Who holds or held `name`, latest first; at wall clock `at` if given."""
         return self._operations.look.who(name, at)

@@ -210,6 +210,7 @@ ROOMS = [
     Room(
         "tapster.operations.look",
         (
+            "tapster.backends",
             "tapster.errors",
             "tapster.model",
             "tapster.operations.context",

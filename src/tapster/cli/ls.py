@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tapster.cli import output, selection, terminal
 from tapster.cli.output import Column
-from tapster.errors import HostError, RequestError
+from tapster.errors import RequestError
 from tapster.model import Lease, State
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from tapster.rpc.client import Client
 
 DIFFERS = "differs"
-CHECKED = 100
-"""Leases up to which the daemon is asked about each."""
 COLUMNS = (
     Column("NAME"),
     Column("STATE"),
@@ -84,7 +82,7 @@ def run(options: argparse.Namespace, host: "Host | Client") -> int:
 def _show(
     options: argparse.Namespace, host: "Host | Client", leases: list[Lease]
 ) -> None:
-    differing = find_differing(host, leases)
+    differing = host.differing(leases)
     if options.json:
         output.print_json(
             leases=[
@@ -96,12 +94,12 @@ def _show(
     print_leases(leases, differing)
 
 
-def print_leases(leases: list[Lease], differing: set[str]) -> None:
+def print_leases(leases: list[Lease], differing: frozenset[str]) -> None:
     """Print the table of leases."""
     print("\n".join(lines(leases, differing, terminal.width())))
 
 
-def lines(leases: list[Lease], differing: set[str], width: int) -> list[str]:
+def lines(leases: list[Lease], differing: frozenset[str], width: int) -> list[str]:
     """Return the lines of the table of leases."""
     now = time.time()
     rows = [row(lease, now, lease.id in differing) for lease in leases]
@@ -140,35 +138,6 @@ def row(lease: Lease, now: float, differs: bool = False) -> list[str]:
 def on(lease: Lease) -> str | None:
     """Return the bridge or lower device that a lease's device is on."""
     return lease.wiring.bridge or lease.wiring.ovs or lease.lower
-
-
-def find_differing(host: "Host | Client", leases: list[Lease]) -> set[str]:
-    """Return the ids of the active leases whose devices are not as requested.
-
-    The device itself is looked at: gone, renamed, down, off its bridge. `tapster show`
-    and `tapster doctor` also ask the backends.
-    """
-    from tapster.rpc.client import Client
-
-    active = [lease for lease in leases if lease.state is State.ACTIVE]
-    if isinstance(host, Client):
-        if len(active) > CHECKED:
-            return set()
-        return {lease.id for lease in active if host.differences(lease)}
-    differing = set()
-    for lease in active:
-        try:
-            link = host.device(lease)
-            if (
-                link is None
-                or link.name != lease.name
-                or link.up != lease.wiring.up
-                or (lease.wiring.bridge is not None and not host.joined(link, lease))
-            ):
-                differing.add(lease.id)
-        except HostError:
-            continue  # its namespace cannot be looked into from here
-    return differing
 
 
 def parts_of(text: str) -> list[tuple[str, str]]:

@@ -93,7 +93,7 @@ def _screen(
         "  ".join(moving),
         *(watch.line(event) for event in events),
         "",
-        *ls.lines(list(reversed(leases)), set(), terminal.width()),
+        *ls.lines(list(reversed(leases)), frozenset(), terminal.width()),
     ]
 
 

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Look: read leases, their devices and their history. Changes nothing."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 
-from tapster.errors import NoSuchLease
+from tapster.backends import bridge
+from tapster.errors import HostError, NoSuchLease
 from tapster.model import HistoryEntry, Lease, Link, Netns, State
 from tapster.operations import decision
 from tapster.operations.context import Context
@@ -103,6 +105,37 @@ class Look:
             differences = self.devices.differences(namespace, [lease], links, failures)
             failures.raise_any()
             return differences.get(lease.id, {})
+
+    def differing(self, leases: Iterable[Lease]) -> frozenset[str]:
+        """The ids of active leases whose devices are not as requested.
+
+        The devices alone are looked at, not the backends: gone, renamed, down, off
+        the bridge. A lease whose namespace cannot be found from here is not in it.
+        """
+        active = [lease for lease in leases if lease.state is State.ACTIVE]
+        found: set[str] = set()
+        for netns in {lease.netns for lease in active}:
+            here = [lease for lease in active if lease.netns == netns]
+            with suppress(HostError):
+                found.update(self._differing(netns, here))
+        return frozenset(found)
+
+    def _differing(self, netns: Netns, leases: Sequence[Lease]) -> Iterator[str]:
+        ledger = self.context.ledger.id
+        with self.context.gate, self.context.opened(netns) as namespace:
+            links = (
+                {link.ifindex: link for link in namespace.links()} if namespace else {}
+            )
+            for lease in leases:
+                link = links.get(lease.ifindex)
+                if (
+                    namespace is None
+                    or link is None
+                    or link.name != lease.name
+                    or not decision.is_ours(ledger, lease, link)
+                    or bridge.differs(lease, link, namespace, links)
+                ):
+                    yield lease.id
 
     def joined(self, link: Link, lease: Lease) -> bool:
         """Whether a device is on the Linux bridge that its lease requests."""
