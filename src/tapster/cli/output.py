@@ -65,7 +65,7 @@ def lease_json(lease: Lease) -> dict[str, Any]:
 LEASE_FIELDS = (
     *("id", "name", "ifindex", "kind", "state", "owner", "mac", "lower", "mode"),
     *("queues", *Wiring._fields, "netns", "created", "released", "fin_wait"),
-    *("fin_wait_left", "pid", "caller_uid", "on_close", "placeholder"),
+    *("fin_wait_left", "pid", "caller_uid", "on_close", "placeholder", "vnet_hdr"),
 )
 """The fields of `lease_json`."""
 
