@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starting a process that its starter need not look after."""
+"""Starting a process that belongs to init and not to its starter."""
 
 import os
 import signal
@@ -9,13 +9,16 @@ from errno import EAGAIN
 
 
 def start(module: str, argument: str) -> None:
-    """Run `python -m MODULE ARGUMENT` in a session of its own, without input or
-    output. It is init's child: no zombie is left to the caller. Raises OSError."""
-    # -P, so that no module is taken from the directory the caller happens to be in.
+    """Run `python -m MODULE ARGUMENT` in a new session, without input or output.
+
+    The process becomes a child of init. So the caller has no zombie to collect.
+    Raise OSError.
+    """
+    # -P: take no module from the caller's working directory.
     command = [sys.executable, "-P", "-m", module, argument]
     shell = ["sh", "-c", '"$@" &', "sh", *command]
-    # It is to hold nothing of the caller's open, a lock say, for as long as it
-    # lives; and whatever signals the caller blocks, it must be possible to end it.
+    # The process must not keep the caller's descriptors, such as a lock, open. And it
+    # must be possible to end it, whatever signals the caller blocks or ignores.
     fds = [int(fd) for fd in os.listdir("/proc/self/fd")]
     pid = os.posix_spawn(
         "/bin/sh",
@@ -31,7 +34,7 @@ def start(module: str, argument: str) -> None:
         setsigmask=[],
         setsigdef=[signal.SIGINT, signal.SIGTERM, signal.SIGCHLD],
     )
-    with suppress(ChildProcessError):  # a caller that ignores SIGCHLD has none
+    with suppress(ChildProcessError):  # the caller ignores SIGCHLD
         _, status = os.waitpid(pid, 0)
         if status:
             raise OSError(EAGAIN, "the shell could not fork")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns the kernel's refusals into Tapster's errors."""
+"""Errors of system calls as errors of Tapster."""
 
 from errno import EACCES, EPERM
 
@@ -19,7 +19,7 @@ CAPABILITIES = {
 def failure(
     error: OSError, action: str, capability: str = "CAP_NET_ADMIN"
 ) -> HostError:
-    """The error to raise when `action`, which needs `capability`, failed."""
+    """Return the error to raise when `action`, which needs `capability`, failed."""
     code = error.errno or 0
     if code in (EPERM, EACCES) and not has(capability):
         return MissingCapability(f"{action} needs {capability}: run as root")
@@ -27,7 +27,7 @@ def failure(
 
 
 def has(capability: str) -> bool:
-    """Whether this process has a capability in effect (proc_pid_status(5))."""
+    """Return whether this process has a capability in effect (proc_pid_status(5))."""
     with open("/proc/self/status", errors="replace") as file:
         for line in file:
             if line.startswith("CapEff:"):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """System calls that Python has no function for, under their own names.
 
-`ctypes` costs 3 ms to import, and only callers that need one of these pay it:
-network namespaces other than the caller's own, and macvtap.
+`ctypes` takes 3 ms to import. So only the code that needs one of these calls imports
+this module: for other network namespaces, and for macvtaps.
 """
 
 import ctypes
@@ -23,20 +23,20 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def setns(fd: int, nstype: int) -> None:
-    """setns(2), for the calling thread."""
+    """Call setns(2) for the calling thread."""
     _check(_libc.setns(fd, nstype), "setns")
 
 
 def unshare(flags: int) -> None:
-    """unshare(2), for the calling thread."""
+    """Call unshare(2) for the calling thread."""
     _check(_libc.unshare(flags), "unshare")
 
 
 def mount_detached(fstype: str) -> int:
-    """A new mount that is attached nowhere, as a descriptor; the caller closes it.
+    """Mount a file system that is attached nowhere. The caller closes the descriptor.
 
-    It needs no mount namespace and leaves nothing behind, however the process
-    ends. sysfs shows the network namespace of the calling thread.
+    The mount needs no mount namespace. It ends with its descriptor, however the process
+    ends. A sysfs shows the network namespace of the thread that mounted it.
     """
     context = _syscall(_FSOPEN, fstype.encode(), FSOPEN_CLOEXEC)
     try:

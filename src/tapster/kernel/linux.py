@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The real kernel, behind the port."""
+"""The real kernel behind the port."""
 
 import array
 import fcntl
@@ -42,7 +42,7 @@ BR_MAX_PORTS = 1024
 """Size of the kernel's table of ports; number 0 is reserved, so 1,023 fit."""
 
 _NO_TUN = (ENOENT, ENOTDIR, EISDIR, ENODEV, ENXIO, ENOTTY)
-"""What /dev/net/tun answers when it is not what it should be."""
+"""The errors of /dev/net/tun if it is missing or another device."""
 
 _IFREQ_DATA = struct.Struct("16sQ16x")  # ifr_name, ifr_data
 
@@ -62,7 +62,7 @@ class LinuxSystem:
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def wallclock(self) -> float:
-        # No finer than it is printed, so that what is printed can be asked for.
+        # No finer than it is printed. So a printed time can be used in a query.
         return round(time.time(), 3)
 
     def netns(self, where: str | None) -> "LinuxNamespace":
@@ -109,14 +109,14 @@ class LinuxSystem:
         return None
 
     def _at(self, path: str, cookie: int) -> "LinuxNamespace | None":
-        """The namespace at `path`, if it has this cookie."""
+        """Return the namespace at `path` if it has this cookie."""
         try:
             namespace = self._namespace(netns.open_netns(path), path)
         except netns.GONE:
             return None
         except PermissionError:
             if path.startswith("/proc/"):
-                return None  # some process's: all of them are looked at below
+                return None  # of a process: all processes are looked at below
             raise
         except KernelError as error:
             if error.errno == EINVAL:
@@ -148,10 +148,10 @@ class LinuxSystem:
 
 
 class LinuxNamespace:
-    """One network namespace, with sockets in it to ask and to watch."""
+    """One network namespace, with sockets in it for requests and notifications."""
 
     def __init__(self, fd: int, boot_id: str, path: str) -> None:
-        """Owns `fd`, a descriptor of the namespace, unless this raises."""
+        """Take over `fd`, a descriptor of the namespace, unless this raises."""
         self._fd = fd
         self._watch: Watch | None = None
         try:
@@ -212,9 +212,9 @@ class LinuxNamespace:
             raise failure(error, "reading the devices") from error
 
     def ports(self, bridge: Link) -> int:
-        # The request that brctl(8) made (net/bridge/br_ioctl.c): one small copy,
-        # where listing the ports otherwise costs as much as making a device. It
-        # is private to bridges and means something else to another driver.
+        # The request that brctl(8) made (net/bridge/br_ioctl.c) copies 4 KiB. To list
+        # the ports by netlink takes as long as to create a device. The request is
+        # private to bridges: other drivers give its number another meaning.
         assert bridge.kind == "bridge"
         ports = array.array("i", bytes(4 * BR_MAX_PORTS))
         request = array.array(
@@ -223,7 +223,7 @@ class LinuxNamespace:
         name = os.fsencode(bridge.name)
         try:
             fcntl.ioctl(
-                self._rtnl,  # any socket in the namespace will do
+                self._rtnl,  # any socket of the namespace
                 SIOCDEVPRIVATE,
                 _IFREQ_DATA.pack(name, request.buffer_info()[0]),
             )
@@ -235,7 +235,7 @@ class LinuxNamespace:
         try:
             return self._rtnl.neighbours(ifindex)
         except OSError as error:
-            action = f"reading who is behind device {ifindex}"
+            action = f"reading the MACs behind device {ifindex}"
             raise failure(error, action) from error
 
     def vlans(self, ifindex: int) -> Vlans | None:
@@ -249,14 +249,14 @@ class LinuxNamespace:
             self._changes.run(commands)
 
     def nft_list(self, what: str) -> list[dict[str, Any]]:
-        # A new one each time: one that is kept believes what it has seen before as
-        # long as the lower 16 bits of a counter of changes are what they were.
+        # A new connection each time: one that is kept relies on its cache while the
+        # lower 16 bits of the kernel's generation number are the same.
         with self._asking_nft(), closing(self._nft()) as fresh:
             return fresh.run(f"list {what}")
 
     @cached_property
     def _changes(self) -> "Nft":
-        # Kept: closing one after a deletion takes the kernel 12 ms.
+        # Keep it: to close one after a deletion takes the kernel 12 ms.
         return self._nft()
 
     def _nft(self) -> "Nft":
@@ -275,7 +275,7 @@ class LinuxNamespace:
 
     @cached_property
     def _nowhere(self) -> int:
-        """A namespace without devices; see nft.py."""
+        """A namespace without devices, for libnftables; see nft.py."""
         return netns.new_empty()
 
     def guard(self, ifindex: int) -> None:
@@ -346,8 +346,8 @@ class LinuxNamespace:
     def open_tap(
         self, name: str, ifindex: int, *, multi_queue: bool, vnet_hdr: bool
     ) -> int:
-        # The kernel opens a tap by name alone. So the name is looked up first, and
-        # once more when the device behind the descriptor can be asked for its name.
+        # The kernel opens a tap by name only. So look the name up first, and look up
+        # the name of the device behind the descriptor afterwards.
         flags = tun.flags(queues=1 + multi_queue, vnet_hdr=vnet_hdr)
         try:
             if self._rtnl.find(name) != ifindex:
@@ -368,18 +368,18 @@ class LinuxNamespace:
         self, ifindex: int, *, queues: int, vnet_hdr: bool
     ) -> tuple[int, ...]:
         # /dev/tapN is not namespaced: two namespaces with a macvtap of the same
-        # ifindex share one node, which belongs to the first. So the device's
-        # number is read from a sysfs of this namespace, and opened through a
-        # node of our own, which no other process sees and no crash leaves behind.
+        # ifindex share one node, which belongs to the first. So read the device's
+        # number from a sysfs of this namespace, and open the device through a node
+        # of our own, which no other process sees and no crash leaves behind.
         # The kernel gives the number of a deleted macvtap to the next one, in any
-        # namespace (tap_get_minor() in drivers/net/tap.c). So the number is read
-        # once more when the node is open: a macvtap keeps its number for life.
+        # namespace (tap_get_minor() in drivers/net/tap.c). A macvtap keeps its number
+        # for life. So read the number again when the node is open.
         flags = tun.flags(queues=queues, vnet_hdr=vnet_hdr)
         node = f"tap{ifindex}"
         try:
             with self._numbers() as number_of, closing_on_error() as fds:
                 device = number_of(node)
-                with suppress(FileNotFoundError):  # left when it could not be removed
+                with suppress(FileNotFoundError):  # it could not be removed before
                     os.unlink(node, dir_fd=self._nodes)
                 os.mknod(node, 0o020600, device, dir_fd=self._nodes)
                 try:
@@ -405,12 +405,12 @@ class LinuxNamespace:
             except KernelError as error:
                 if error.errno != EAFNOSUPPORT:
                     raise
-                # No IPv6 in this kernel, or none at an MTU below 1280: then
-                # there is nothing to switch off.
+                # The kernel has no IPv6, or none at an MTU below 1280. Then there is
+                # nothing to switch off.
                 self._set(change._replace(no_ipv6=None))
 
     def _set(self, change: LinkChange) -> None:
-        # One by one: a device that could not get its MAC must not come up.
+        # One message at a time: a device that did not get its MAC must not come up.
         for message in rtnl.set_messages(change):
             self._execute([message], f"configuring device {change.ifindex}")
 
@@ -419,8 +419,8 @@ class LinuxNamespace:
             messages = [rtnl.delete_message(ifindex) for ifindex in ifindexes]
             self._execute(messages, "deleting a device", ignore=ENODEV)
             return
-        # A fresh random group: nobody else's device is in it, unless its owner
-        # drew one of the same 2^30 numbers, which people and tools do not use.
+        # A new random group: no foreign device is in it, unless its owner drew the
+        # same number of 2^30, which people and tools do not use.
         group = (1 << 30) + int.from_bytes(os.urandom(4), "big") % (1 << 30)
         joined = [rtnl.group_message(ifindex, group) for ifindex in ifindexes]
         deleted = rtnl.delete_group_message(group)
@@ -452,8 +452,8 @@ class LinuxNamespace:
 
     @cached_property
     def _nodes(self) -> int:
-        """A directory for device nodes, on a mount that nobody else sees."""
-        # Made once: unmounting a tmpfs takes the kernel 12 ms.
+        """A directory for device nodes, on a mount that no other process sees."""
+        # Mount it once: to unmount a tmpfs takes the kernel 12 ms.
         from tapster.kernel.libc import mount_detached
 
         return mount_detached("tmpfs")

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which managers live, told by locks that the kernel drops at their death.
+"""Which managers live: the kernel drops a manager's lock when its process dies.
 
-A manager holds an open file description lock (fcntl(2), F_OFD_SETLK) on the
-byte of its number in a file beside the ledger. A pid would not do: it can be
-reused, and means another process in another pid namespace.
+A manager holds an open file description lock (fcntl(2), F_OFD_SETLK) on the byte of
+its number, in a file beside the ledger. A pid would not do: pids are reused, and a pid
+means another process in another pid namespace.
 
-The lock belongs to the open file description, which a forked child shares: a
-child that lives on without exec keeps its parent's locks.
+The lock belongs to the open file description, which a forked child shares. So a child
+that lives on without exec keeps its parent's locks.
 """
 
 import fcntl
@@ -25,7 +25,7 @@ F_OFD_SETLKW = 38
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, len, pid
 
 REAPER = 0
-"""The byte of the one reaper of a ledger; managers are numbered from 1."""
+"""The byte of a ledger's reaper. Managers are numbered from 1."""
 
 
 class LockFile:
@@ -40,12 +40,14 @@ class LockFile:
             raise self._failure(error) from error
 
     def enter(self, byte: int) -> None:
-        """Lock `byte`, which nobody else has."""
+        """Lock `byte`. Raise LedgerError if another process holds it."""
         if not self.try_enter(byte):
-            raise LedgerError(f"byte {byte} of the lock file is locked by another")
+            raise LedgerError(
+                f"lock file {self._path!r}: another process has locked byte {byte}"
+            )
 
     def try_enter(self, byte: int) -> bool:
-        """Lock `byte` unless somebody else has it; whether it is ours now."""
+        """Lock `byte` unless another process holds it. Return whether it is locked."""
         try:
             self._call(F_OFD_SETLK, fcntl.F_WRLCK, byte)
         except (BlockingIOError, PermissionError):
@@ -53,7 +55,7 @@ class LockFile:
         return True
 
     def wait_enter(self, byte: int) -> None:
-        """Lock `byte`, waiting for as long as somebody else has it."""
+        """Lock `byte`. Wait for as long as another process holds it."""
         self._call(F_OFD_SETLKW, fcntl.F_WRLCK, byte)
 
     def free(self, byte: int) -> None:
@@ -61,22 +63,22 @@ class LockFile:
         self._call(F_OFD_SETLK, fcntl.F_UNLCK, byte)
 
     def alive(self, byte: int) -> bool:
-        """Whether somebody else has locked `byte`."""
+        """Return whether another open file description has locked `byte`."""
         return self._call(F_OFD_GETLK, fcntl.F_WRLCK, byte) != fcntl.F_UNLCK
 
     def leave(self) -> None:
-        """Close the file, and with it drop every lock."""
+        """Close the file. That drops every lock."""
         with suppress(OSError):
             os.close(self._fd)
         self._fd = -1
 
     def _call(self, command: int, kind: int, byte: int) -> int:
-        """fcntl(2) on one byte; the kind of lock in the answer."""
+        """Call fcntl(2) for one byte. Return the kind of lock in the answer."""
         request = _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0)
         try:
             answer = fcntl.fcntl(self._fd, command, request)
         except (BlockingIOError, PermissionError):
-            raise  # somebody else has it: fcntl(2)
+            raise  # another process holds it: fcntl(2)
         except OSError as error:
             raise self._failure(error) from error
         return int(_FLOCK.unpack(answer)[0])

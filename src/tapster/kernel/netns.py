@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Network namespaces: finding, entering and telling them apart.
 
-A namespace belongs to a thread, and a tap is made in the one of the thread
-that opens /dev/net/tun. An inode number of /proc/PID/ns/net can be reused by a
-later namespace; the cookie cannot.
+Each thread is in one network namespace. A tap is created in that of the thread that
+opens /dev/net/tun. A later namespace can have the inode number of an earlier one, but
+not its cookie (SO_NETNS_COOKIE, socket(7)).
 """
 
 import os
@@ -17,18 +17,18 @@ from tapster.kernel.descriptors import closing_on_error
 SO_NETNS_COOKIE = 71
 OWN = "/proc/thread-self/ns/net"
 NAMED = "/run/netns"
-"""Where `ip netns` keeps its names: ip-netns(8)."""
+"""Where `ip netns` keeps the names of namespaces (ip-netns(8))."""
 GONE = (FileNotFoundError, NotADirectoryError, ProcessLookupError)
-"""What says that there is nothing at a path. Any other error says nothing of it."""
+"""The errors which mean that nothing is at a path. Other errors do not tell."""
 
 
 def path_of(where: str) -> str:
-    """The path of a namespace given by name or path."""
+    """Return the path of a namespace that is given by name or path."""
     return os.path.abspath(where) if "/" in where else f"{NAMED}/{where}"
 
 
 def known_path() -> str:
-    """A path that leads to the calling thread's namespace, or "" if none is known."""
+    """Return a named path of the calling thread's namespace, or "" if it has none."""
     wanted = os.stat(OWN)
     for path in named():
         try:
@@ -41,7 +41,7 @@ def known_path() -> str:
 
 
 def named() -> list[str]:
-    """The paths of the namespaces that have a name."""
+    """Return the paths of the namespaces that have a name."""
     try:
         return [f"{NAMED}/{name}" for name in sorted(os.listdir(NAMED))]
     except FileNotFoundError:
@@ -49,9 +49,9 @@ def named() -> list[str]:
 
 
 def pidns() -> int:
-    """The inode of the pid namespace whose processes /proc shows, or 0.
+    """Return the inode of the pid namespace that /proc shows, or 0.
 
-    It shows those of whoever mounted it, which need not be the caller's.
+    0 means that /proc was mounted in another pid namespace than the caller's.
     """
     if os.readlink("/proc/self") != str(os.getpid()):
         return 0
@@ -59,12 +59,12 @@ def pidns() -> int:
 
 
 def open_netns(path: str) -> int:
-    """A descriptor of the namespace at `path`; the caller closes it."""
+    """Open the namespace at `path`. The caller closes the descriptor."""
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def cookie() -> int:
-    """The cookie of the calling thread's namespace."""
+    """Return the cookie of the calling thread's namespace."""
     with socket.socket(
         socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
     ) as probe:
@@ -128,18 +128,18 @@ def _coming_back() -> Iterator[None]:
 
 
 def everywhere() -> Iterator[int]:
-    """A descriptor of each namespace that a process is in, closed when passed.
+    """Yield a descriptor of each namespace that a process is in, and close it after.
 
-    Raises OSError if that cannot be told; at the end, if there is one that may not
-    be opened.
+    Raise OSError if /proc does not tell. Raise PermissionError at the end if there is
+    a namespace that the caller may not open.
     """
-    # Opening /proc/PID/ns/net asks for more than root may have: every capability
-    # of the process. Looking at /proc/PID/net does not, and the inode of a file
-    # there is one for each namespace. So one process of each that can be opened
-    # is enough.
+    # To open /proc/PID/ns/net one needs every capability that the process has, which
+    # may be more than root has. /proc/PID/net/dev can be looked at without them, and
+    # its inode is the same for all processes of a namespace. So one process that can
+    # be opened is enough for each namespace.
     opened: set[int] = set()
     refused: dict[int, PermissionError] = {}
-    os.stat("/proc/1/net/dev")  # where processes are hidden (hidepid), this one is
+    os.stat("/proc/1/net/dev")  # it is hidden (hidepid in proc(5)) if processes are
     for pid in filter(str.isdecimal, os.listdir("/proc")):
         try:
             inode = os.stat(f"/proc/{pid}/net/dev").st_ino

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""libnftables: the language of nft(8) in, its JSON out.
+"""libnftables: commands in the language of nft(8), answers in its JSON.
 
-Not JSON in: that cannot make a set of header fields that have no name, nor give an
-element a limit of its own.
+Commands are not JSON: JSON cannot describe a set of header fields that have no name,
+nor an element with a limit.
 """
 
 import ctypes
@@ -27,17 +27,17 @@ NETLINK_NETFILTER = 12
 NFT_CTX_OUTPUT_JSON = 1 << 4
 
 _lock = Lock()
-"""The library keeps what it knows of the devices in variables of its own."""
+"""The library keeps its list of devices in global variables."""
 
 
 class Nft:
-    """What speaks with nftables in the namespace of the thread that made it."""
+    """A connection to nftables in the namespace of the thread that opened it."""
 
     def __init__(self) -> None:
         _see_that_it_can_work()
         self._library = _library()
         with _lock:
-            # The library would leave its socket open to whatever is executed.
+            # The library opens its socket without close-on-exec.
             before = _open_fds()
             self._context = ctypes.c_void_p(self._library.nft_ctx_new(0))
             try:
@@ -51,11 +51,12 @@ class Nft:
         self._library.nft_ctx_buffer_error(self._context)
 
     def run(self, commands: str) -> list[dict[str, Any]]:
-        """Run commands as one transaction; the objects that they list.
+        """Run commands as one transaction. Return the objects that they list.
 
-        At every run the library looks at all devices, to call them by name. So
-        let the calling thread be where there are none: a thousand cost 20 ms, and
-        a device that is called 7 would be taken for the one whose ifindex is 7.
+        At every run the library lists the devices of the calling thread's namespace,
+        to translate names. So call this in a namespace without devices: a thousand
+        devices take 20 ms, and the library would take the index 7 for a device that
+        is called `7`.
         """
         _see_that_it_can_work()
         with _lock:
@@ -69,9 +70,11 @@ class Nft:
         try:
             return list(json.loads(said)["nftables"]) if said else []
         except ValueError as error:
-            # At least nftables 1.0.6 reads the flags of a table from memory that it
-            # has given back, and breaks off where that is no text.
-            raise KernelError(EBADMSG, "asking nftables", "it broke off") from error
+            # nftables 1.0.6 reads the flags of a table from freed memory, and stops
+            # its output where that is no text.
+            raise KernelError(
+                EBADMSG, "asking nftables", "its answer is cut off"
+            ) from error
 
     def close(self) -> None:
         with _lock:
@@ -81,7 +84,7 @@ class Nft:
 def _see_that_it_can_work() -> None:
     if not has("CAP_NET_ADMIN"):
         raise MissingCapability("asking nftables needs CAP_NET_ADMIN: run as root")
-    # Where the library cannot open a socket, it ends the process.
+    # If the library cannot open a socket, it ends the process.
     for family in (socket.NETLINK_ROUTE, NETLINK_NETFILTER):
         socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family
@@ -94,7 +97,7 @@ def _open_fds() -> set[int]:
 
 
 def _refusal(said: str) -> HostError:
-    # What follows in further lines shows where.
+    # Further lines show the place in the command.
     _, mark, reason = said.partition("Error: ")
     return HostError(f"nftables: {reason.splitlines()[0] if mark else said.strip()}")
 

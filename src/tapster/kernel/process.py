@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes, told apart although pids are reused: proc_pid_stat(5)."""
+"""Processes, identified by pid and start time: pids are reused (proc_pid_stat(5))."""
 
 import os
 import select
@@ -9,19 +9,19 @@ from tapster.kernel import netns
 from tapster.model import Process
 
 _STATE, _START = 0, 19
-"""Fields 3 and 22, counted after the command's closing parenthesis."""
+"""Where fields 3 and 22 are, after the closing parenthesis of the command."""
 
 
 def process(pid: int) -> Process | None:
-    """The process that has `pid` now, or None."""
+    """Return the process that has `pid` now, or None."""
     fields = _stat(pid)
     return Process(pid, int(fields[_START]), netns.pidns()) if fields else None
 
 
 def ended(process: Process) -> bool:
-    """Whether the process is surely over; a zombie is.
+    """Return whether a process has ended for certain. A zombie has ended.
 
-    A pid says nothing in another pid namespace: then the answer is no.
+    Return False if /proc does not show the pid namespace of its pid.
     """
     if process.pidns == 0 or process.pidns != netns.pidns():
         return False
@@ -39,26 +39,29 @@ def _stat(pid: int) -> list[str] | None:
             text = file.read()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    # The command may contain spaces and parentheses: the last one ends it.
+    # The command may contain spaces and parentheses. The last parenthesis ends it.
     return text.rpartition(")")[2].split()
 
 
 def pid_of(pidfd: int) -> int:
-    """The pid of a pidfd's process, as it is seen here. Raises RequestError if the
-    descriptor is none, or the process cannot be seen or is over."""
+    """Return the pid of a pidfd's process in this pid namespace.
+
+    Raise RequestError if the descriptor is no pidfd, if the process has ended, or if
+    it is in no pid namespace that is visible here.
+    """
     try:
         with open(f"/proc/self/fdinfo/{pidfd}") as file:
             fields = dict(line.split(":", 1) for line in file if ":" in line)
         pid = int(fields["Pid"])
     except (OSError, KeyError, ValueError):
-        raise RequestError("the descriptor is not one of a process (pidfd)") from None
+        raise RequestError("the descriptor is no pidfd: see pidfd_open(2)") from None
     if pid <= 0:
-        raise RequestError("the process is over, or cannot be seen from here")
+        raise RequestError("the process has ended, or belongs to another pid namespace")
     return pid
 
 
 def owner(pid: int) -> int:
-    """The user id of a process, or -1 if it is over."""
+    """Return the user id of a process, or -1 if it has ended."""
     try:
         return os.stat(f"/proc/{pid}").st_uid
     except (FileNotFoundError, ProcessLookupError):
@@ -66,7 +69,7 @@ def owner(pid: int) -> int:
 
 
 def over(pidfd: int) -> bool:
-    """Whether the process of a pidfd has ended; False for no pidfd."""
+    """Return whether the process of a pidfd has ended. False for -1."""
     if pidfd < 0:
         return False
     poll = select.poll()

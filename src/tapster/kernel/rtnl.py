@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Links over rtnetlink: the few messages that Tapster needs, and no more.
+"""Links over rtnetlink: the few messages that Tapster needs.
 
-rtnetlink(7), include/uapi/linux/if_link.h. A message that changes a device
-carries its ifindex and never a name, with the one exception of creation: a
-request that has both is executed by ifindex and the name, ignored or worse,
-becomes a rename.
+See rtnetlink(7) and include/uapi/linux/if_link.h. A message that changes a device
+carries its ifindex and no name: if it has both, the kernel finds the device by the
+ifindex, and ignores the name or renames the device. Only creation has a name.
 """
 
 import os
@@ -101,7 +100,7 @@ _U32 = struct.Struct("I")
 _I32 = struct.Struct("i")
 
 _BUFFER = 1 << 18
-"""Bytes that one answer may have. The kernel sends a dump in parts of 32 KiB."""
+"""The bytes of the largest answer. The kernel sends a dump in parts of 32 KiB."""
 
 _DUMPS = 5
 
@@ -136,7 +135,7 @@ class Rtnl:
     def __init__(self, sequence: int = 0) -> None:
         """Open a socket. The first request has the number after `sequence`."""
         self._socket = connect()
-        # Kept: to get so much memory and to give it back costs more than most answers.
+        # Keep it: to allocate and free so much memory costs more than most answers.
         self._buffer = memoryview(bytearray(_BUFFER))
         self._sequence = sequence
 
@@ -147,7 +146,7 @@ class Rtnl:
         self._socket.close()
 
     def execute(self, messages: Sequence[Message]) -> list[OSError | None]:
-        """Execute requests in order, whatever becomes of each; one result each."""
+        """Execute requests in order, also if one fails. Return one result for each."""
         results: list[OSError | None] = []
         for start in range(0, len(messages), _BATCH):
             batch = messages[start : start + _BATCH]
@@ -161,22 +160,17 @@ class Rtnl:
         return results
 
     def get(self, ifindex: int) -> Link | None:
-        """The link with this ifindex."""
+        """Return the link with this ifindex, or None."""
         body = self._get(_ifinfo(ifindex))
         return None if body is None else link_of(body)
 
     def named(self, name: str) -> Link | None:
-        """The link that has this name or altname."""
+        """Return the link that has this name or altname, or None."""
         body = self._get_named(name)
         return None if body is None else link_of(body)
 
     def find(self, name: str) -> int:
-        """The ifindex of the link that has this name or altname, or 0.
-
-        SIOCGIFINDEX would tell, too, but for a name that nobody has it loads
-        modules called so (`dev_load` in net/core/dev_ioctl.c), and it cuts a
-        long name.
-        """
+        """Return the ifindex of the link that has this name or altname, or 0."""
         body = self._get_named(name)
         return 0 if body is None else int(IFINFO.unpack_from(body)[2])
 
@@ -194,9 +188,9 @@ class Rtnl:
             raise
 
     def neighbours(self, ifindex: int) -> set[str]:
-        """The MACs that the bridge of this port knows there for good.
+        """Return the static MACs of a bridge port, as `bridge fdb show dev` does.
 
-        As `bridge fdb show dev`: without the port's own MAC, which is permanent.
+        The port's own MAC, which is permanent, is not among them.
         """
         # The filter by ifindex is a bridge's own: rtnl_fdb_dump() in
         # net/core/rtnetlink.c takes it from ndm_ifindex.
@@ -210,9 +204,9 @@ class Rtnl:
         return found
 
     def vlans(self, ifindex: int) -> Vlans | None:
-        """The VLANs of a bridge port, as `bridge vlan show`."""
+        """Return the VLANs of a bridge port, as `bridge vlan show` does."""
         mask = attribute(IFLA_EXT_MASK, _U32.pack(RTEXT_FILTER_BRVLAN))
-        # Only a dump has them, and that has every port of every bridge.
+        # Only a dump contains VLANs. It contains every port of every bridge.
         request = _ifinfo(0, family=socket.AF_BRIDGE) + mask
         for body in self.list_bodies(RTM_GETLINK, request):
             if IFINFO.unpack_from(body)[2] == ifindex:
@@ -221,9 +215,10 @@ class Rtnl:
         return None
 
     def nsid(self, netns: int) -> int:
-        """The number by which this namespace knows that of a descriptor, from now on.
+        """Return the number by which this namespace knows that of a descriptor.
 
-        It holds nothing open: when that namespace ends, its number is another's.
+        Assign one if there is none. It keeps nothing open. When the namespace ends, its
+        number may be given to another.
         """
         wanted = _RTGENMSG.pack(socket.AF_UNSPEC) + attribute(
             NETNSA_FD, _U32.pack(netns)
@@ -241,9 +236,9 @@ class Rtnl:
         return nsid_of(self._only_answer(request, RTM_NEWNSID))
 
     def dump(self) -> list[Link]:
-        """Every link, read again while the list changes meanwhile, to a bound.
+        """Return every link. Read the list again if it changed during the reading.
 
-        A link that comes or goes all the while may then be missing or too many.
+        If it changes each time, a link that came or went may be missing or too many.
         """
         attributes = attribute(IFLA_EXT_MASK, _U32.pack(RTEXT_FILTER_SKIP_STATS))
         bodies = self.list_bodies(RTM_GETLINK, _ifinfo(0) + attributes)
@@ -261,7 +256,7 @@ class Rtnl:
         return bodies
 
     def _dump(self, type_: int, wanted: bytes) -> tuple[list[bytes], bool]:
-        """All that answers a request, and whether nothing changed meanwhile."""
+        """Return all answers to a request, and whether nothing changed during it."""
         # Throw away the rest of a dump that failed: it would delay this one.
         drain(self._socket)
         bodies: list[bytes] = []
@@ -300,7 +295,7 @@ class Rtnl:
                     yield Answer(place, type_, flags, body)
 
     def _send(self, messages: Sequence[Message]) -> int:
-        """Send requests; return the sequence number of the first."""
+        """Send requests. Return the sequence number of the first."""
         first = (self._sequence + 1) & _SEQUENCES
         packets = []
         for type_, flags, payload in messages:
@@ -318,13 +313,13 @@ class Rtnl:
 
 
 def nsid_of(body: bytes) -> int:
-    """The number of a namespace that a message is about."""
+    """Return the number of the namespace that a message is about."""
     (number,) = _I32.unpack(parse_attributes(body, _RTGENMSG.size)[NETNSA_NSID])
     return int(number)
 
 
 def set_messages(change: LinkChange) -> list[Message]:
-    """The requests that make one change."""
+    """Return the requests that make one change."""
     attributes = b""
     if change.mac is not None:
         attributes += attribute(IFLA_ADDRESS, parse_mac(change.mac))
@@ -384,33 +379,34 @@ def macvtap_message(device: NewMacvtap) -> Message:
 
 
 def group_message(ifindex: int, group: int) -> Message:
-    """The request that puts a device into a group."""
+    """Return the request that puts a device into a group."""
     return Message(
         RTM_SETLINK, 0, _ifinfo(ifindex) + attribute(IFLA_GROUP, _U32.pack(group))
     )
 
 
 def delete_message(ifindex: int) -> Message:
-    """The request that deletes one device."""
+    """Return the request that deletes one device."""
     return Message(RTM_DELLINK, 0, _ifinfo(ifindex))
 
 
 def delete_group_message(group: int) -> Message:
-    """The request that deletes every device of a group."""
+    """Return the request that deletes every device of a group."""
     return Message(RTM_DELLINK, 0, _ifinfo(0) + attribute(IFLA_GROUP, _U32.pack(group)))
 
 
 def _port(ifindex: int, data: bytes) -> Message:
-    # RTM_NEWLINK without NLM_F_CREATE changes; only it takes IFLA_INFO_SLAVE_DATA.
+    # RTM_NEWLINK without NLM_F_CREATE changes a link. RTM_SETLINK would ignore
+    # IFLA_INFO_SLAVE_DATA.
     info = attribute(IFLA_INFO_SLAVE_KIND, b"bridge") + nest(IFLA_INFO_SLAVE_DATA, data)
     return Message(RTM_NEWLINK, 0, _ifinfo(ifindex) + nest(IFLA_LINKINFO, info))
 
 
 def _vlans(ifindex: int, vlans: Vlans) -> list[Message]:
-    """What `bridge vlan add` and `bridge vlan del` send, for all of them at once.
+    """Return what `bridge vlan add` and `bridge vlan del` send, for all VLANs at once.
 
-    Deleting one that is not there is no error (`br_vlan_info()` in
-    net/bridge/br_netlink.c), so nothing has to be looked at before.
+    To delete a VLAN that the port is not in is no error (`br_vlan_info()` in
+    net/bridge/br_netlink.c). So the present VLANs need not be read first.
     """
     untagged = BRIDGE_VLAN_INFO_PVID | BRIDGE_VLAN_INFO_UNTAGGED
     native = [] if vlans.native is None else [(untagged, vlans.native)]
@@ -450,7 +446,7 @@ def _neighbour(ifindex: int, mac: str) -> Message:
 
 
 def connect(groups: int = 0) -> socket.socket:
-    """A socket, also for what is said to these groups (rtnetlink(7))."""
+    """Open a socket. It also receives messages to these groups (rtnetlink(7))."""
     made = socket.socket(
         socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
     )
@@ -465,7 +461,7 @@ def connect(groups: int = 0) -> socket.socket:
 
 
 def drain(opened: socket.socket) -> None:
-    """Throw away what waits to be read."""
+    """Discard all messages that wait to be read."""
     while True:
         try:
             opened.recv(1 << 16, socket.MSG_DONTWAIT)
@@ -492,7 +488,7 @@ def nest(type_: int, attributes: bytes) -> bytes:
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """Type, flags, sequence number and body of each message."""
+    """Yield the type, flags, sequence number and body of each message."""
     offset = 0
     while offset + _HEADER.size <= len(data):
         length, type_, flags, sequence, _ = _HEADER.unpack_from(data, offset)
@@ -504,11 +500,12 @@ def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
 
 def parse_attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
     """The values of attributes, by type."""
-    # A link has a hundred of them: this loop is most of what reading one costs. It
-    # takes 12 us for forty in this way, one word a header; 20 by halves of words.
+    # A link has a hundred attributes: this loop is most of the cost of reading a link.
+    # It reads a header as one word: 12 us for forty attributes. By half words it took
+    # 20 us.
     found: dict[int, bytes] = {}
     if len(data) & 3:
-        data += bytes(-len(data) & 3)  # the last value's padding may be missing
+        data += bytes(-len(data) & 3)  # the padding of the last value may be missing
     words = memoryview(data).cast("I")
     at, end = offset >> 2, len(words)
     while at < end:
@@ -532,7 +529,7 @@ def link_of(body: bytes) -> Link:
     if on != b"bridge":
         port = {}
     if on == b"openvswitch":
-        # Its ports are no netlink message's to take off.
+        # No netlink message can remove a port of Open vSwitch.
         master = 0
     return Link(
         ifindex=ifindex,
@@ -560,14 +557,14 @@ def _filters_vlans(info: dict[int, bytes]) -> bool:
 
 
 def _gen_mode(link: dict[int, bytes]) -> bytes | None:
-    """How a link makes itself an IPv6 address; None if it has no IPv6."""
+    """Return how the kernel makes a link's IPv6 address; None if it has no IPv6."""
     families = parse_attributes(link.get(IFLA_AF_SPEC, b""))
     ipv6 = parse_attributes(families.get(socket.AF_INET6, b""))
     return ipv6.get(IFLA_INET6_ADDR_GEN_MODE)
 
 
 def _port_vlans(data: bytes) -> Vlans | None:
-    # One attribute for each VLAN, and nothing else: br_fill_ifinfo().
+    # One attribute for each VLAN, and no others: br_fill_ifinfo().
     entries = [(flags, vlan) for _, _, flags, vlan in _VLAN_INFO.iter_unpack(data)]
     native = [vlan for flags, vlan in entries if flags & BRIDGE_VLAN_INFO_PVID]
     tagged = sorted(vlan for _, vlan in entries if vlan not in native)

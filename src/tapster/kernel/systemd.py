@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What systemd hands to a service, and hears: sd_listen_fds(3), sd_notify(3)."""
+"""Sockets from systemd, and messages to it: sd_listen_fds(3), sd_notify(3)."""
 
 import os
 import socket
@@ -9,9 +9,9 @@ SD_LISTEN_FDS_START = 3
 
 
 def listeners() -> dict[str, list[socket.socket]]:
-    """The sockets that systemd listens on for this process, by their names.
+    """Return the sockets that systemd listens on for this process, by their names.
 
-    They are the caller's from now on; a second call finds none.
+    The caller owns them. A second call returns none.
     """
     meant = os.environ.pop("LISTEN_PID", "") == str(os.getpid())
     number = int(os.environ.pop("LISTEN_FDS", "0"))
@@ -26,7 +26,7 @@ def listeners() -> dict[str, list[socket.socket]]:
 
 
 def notify(state: str) -> None:
-    """Tell systemd, if it asked to be told."""
+    """Send a state to systemd, if it started this process and asked for states."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return

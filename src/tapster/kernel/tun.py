@@ -3,14 +3,14 @@
 
 Linux's Documentation/networking/tuntap.rst and drivers/net/tun.c. Traps:
 
-- Without IFF_TUN_EXCL, TUNSETIFF on an idle persistent tap, on a multi-queue
-  tap, or on either's altname silently attaches to that device. With it, EBUSY.
-- Only the first queue can be opened so. A further queue is attached by name,
-  the one thing here that is; what it was attached to is therefore compared
-  with the first queue, whose name follows a rename.
-- TUNSETIFF cuts a name of 16 bytes without a word: names are checked before.
-- A tap that is not persistent goes with its last descriptor. So persistence
-  comes last: until then, dying undoes everything.
+- Without IFF_TUN_EXCL, TUNSETIFF on an idle persistent tap or on a multi-queue tap
+  (or on its altname) attaches to that device. With the flag it fails with EBUSY.
+- Only the first queue can be opened with that flag. A further queue is attached by
+  name. So its device's name is compared with that of the first queue, which follows
+  a rename.
+- TUNSETIFF cuts a name of 16 bytes and reports no error. Names are checked before.
+- A tap that is not persistent goes with its last descriptor. So it is made persistent
+  last: if the process dies before, the kernel deletes the tap.
 """
 
 import fcntl
@@ -39,7 +39,7 @@ _IFREQ = struct.Struct("16sH22x")  # ifr_name, ifr_flags
 
 
 def flags(*, queues: int, vnet_hdr: bool) -> int:
-    """The flags of a tap or macvtap."""
+    """Return the flags of a tap or macvtap."""
     return (
         IFF_TAP
         | IFF_NO_PI
@@ -57,10 +57,10 @@ def create(
     uid: int | None,
     gid: int | None,
 ) -> tuple[int, ...]:
-    """Make a persistent tap; return an open descriptor for each queue.
+    """Create a persistent tap. Return an open descriptor for each queue.
 
-    It is made in the network namespace of the calling thread. The caller closes
-    the descriptors. Raises OSError; then there is no device.
+    The tap is created in the network namespace of the calling thread. The caller
+    closes the descriptors. Raise OSError; then there is no tap.
     """
     with closing_on_error() as fds:
         first = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
@@ -80,7 +80,7 @@ def create(
 
 
 def join(name: str, flags: int) -> int:
-    """A descriptor of the tap that has this name; the caller looks which it is."""
+    """Attach to the tap that has this name. The caller checks which tap that is."""
     with closing_on_error() as fds:
         fds.append(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
         fcntl.ioctl(fds[0], TUNSETIFF, _ifreq(name, flags))
@@ -88,13 +88,13 @@ def join(name: str, flags: int) -> int:
 
 
 def name_of(fd: int) -> str:
-    """The name that the device behind a descriptor has now."""
+    """Return the present name of the device behind a descriptor."""
     answer = fcntl.ioctl(fd, TUNGETIFF, bytes(_IFREQ.size))
     return os.fsdecode(_IFREQ.unpack(answer)[0].rstrip(b"\0"))
 
 
 def set_flags(fd: int, flags: int) -> None:
-    """Set the flags of an open macvtap; the name does not matter there."""
+    """Set the flags of an open macvtap. Its driver ignores the name."""
     fcntl.ioctl(fd, TUNSETIFF, _ifreq("", flags))
 
 

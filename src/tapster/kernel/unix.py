@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Unix sockets that carry descriptors: unix(7).
 
-Python's `recv_fds` and `send_fds` drop their flags and what the kernel says of cut
-control data, so recvmsg and sendmsg are used themselves. Traps:
+Python's `recv_fds` and `send_fds` do not report cut control data. So this module uses
+recvmsg and sendmsg. Traps:
 
-- With a full descriptor table the kernel drops what does not fit and sets
-  MSG_CTRUNC; the rest has arrived, and is closed here.
-- Descriptors end a read: those that come belong to the message of the last byte.
+- If the descriptor table is full, the kernel drops the descriptors that do not fit and
+  sets MSG_CTRUNC. The others have arrived. They are closed here.
+- Descriptors end a read. They belong to the message of the last byte.
 """
 
 import array
@@ -21,14 +21,14 @@ from typing import NamedTuple
 SO_PEERGROUPS = 59
 SO_PEERPIDFD = 77
 SCM_MAX_FD = 253
-"""So many descriptors go with one message: include/net/scm.h."""
+"""How many descriptors one message can carry (include/net/scm.h)."""
 
 _UCRED = struct.Struct("3i")
 _INT = array.array("i").itemsize
 
 
 class Peer(NamedTuple):
-    """Who is at the other end, as the kernel says: those who connected."""
+    """The process that connected, as the kernel recorded it (SO_PEERCRED)."""
 
     pid: int
     uid: int
@@ -36,7 +36,7 @@ class Peer(NamedTuple):
 
 
 def connect(path: str) -> socket.socket:
-    """A socket connected to the one at `path`; the caller closes it."""
+    """Connect to the socket at `path`. The caller closes the new socket."""
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         made.connect(path)
@@ -47,12 +47,12 @@ def connect(path: str) -> socket.socket:
 
 
 def listen(path: str, *, mode: int, backlog: int = 128) -> socket.socket:
-    """A socket that listens at `path`. Raises OSError if somebody answers there."""
+    """Listen at `path`. Raise FileExistsError if a process answers there already."""
     try:
         connect(path).close()
-        raise FileExistsError(f"somebody answers at {path!r} already")
+        raise FileExistsError(f"another process listens at {path!r} already")
     except ConnectionRefusedError:
-        os.unlink(path)  # left by one that was killed
+        os.unlink(path)  # its process was killed
     except FileNotFoundError:
         os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -67,16 +67,16 @@ def listen(path: str, *, mode: int, backlog: int = 128) -> socket.socket:
 
 
 def send(to: socket.socket, data: bytes | bytearray, fds: Sequence[int] = ()) -> int:
-    """Send what fits, with all descriptors; how much of `data` that was."""
+    """Send as much of `data` as fits, with all descriptors. Return its length."""
     control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
     return to.sendmsg([data], control if fds else [], socket.MSG_NOSIGNAL)
 
 
 def receive(at: socket.socket, size: int, fds: int) -> tuple[bytes, list[int]]:
-    """At most `size` bytes and `fds` descriptors, which the caller closes.
+    """Receive at most `size` bytes and `fds` descriptors. The caller closes these.
 
-    No bytes: the other end has closed. Raises OSError (EMFILE) if descriptors were
-    dropped: then none is left open.
+    No bytes mean that the other end has closed. Raise OSError (EMFILE) if the kernel
+    dropped descriptors. Then none is left open.
     """
     space = socket.CMSG_SPACE(fds * _INT) if fds else 0
     data, control, flags, _ = at.recvmsg(size, space, socket.MSG_CMSG_CLOEXEC)
@@ -92,29 +92,31 @@ def receive(at: socket.socket, size: int, fds: int) -> tuple[bytes, list[int]]:
 
 
 def readable(at: socket.socket, seconds: float) -> bool:
-    """Whether there is something to read, or will be within so many seconds."""
+    """Wait until the socket can be read, or for `seconds`. Return whether it can."""
     poll = select.poll()
     poll.register(at, select.POLLIN)
     return bool(poll.poll(seconds * 1000))
 
 
 def peer(of: socket.socket) -> Peer:
-    """Who is at the other end."""
+    """Return the process at the other end."""
     raw = of.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     pid, uid, gid = _UCRED.unpack(raw)
     try:
-        # Python gives the kernel no more room than this: 256 groups.
+        # getsockopt() of Python allows no larger buffer: 256 groups.
         groups = of.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 1024)
     except OSError as error:
         if error.errno != ERANGE:
             raise
-        groups = b""  # in so many groups: then only the first one counts
+        groups = b""  # in more groups: only the first counts
     return Peer(pid, uid, (gid, *array.array("I", groups)))
 
 
 def peer_pidfd(of: socket.socket) -> int | None:
-    """A pidfd of who is at the other end, for the caller to close; None where the
-    kernel has none (it is older than Linux 6.5), or they have ended."""
+    """Return a pidfd of the process at the other end. The caller closes it.
+
+    Return None if the process has ended, or if Linux is older than 6.5.
+    """
     try:
         raw = of.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD, _INT)
     except OSError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/dev/vhost-net: the kernel's own back end for virtio network cards."""
+"""/dev/vhost-net: the kernel's own back end for virtio network devices."""
 
 import os
 
@@ -7,7 +7,10 @@ from tapster.kernel.descriptors import closing_on_error
 
 
 def open_vhost(count: int) -> tuple[int, ...]:
-    """So many descriptors, for the caller to close; none if the host has no vhost."""
+    """Open /dev/vhost-net `count` times. The caller closes the descriptors.
+
+    Return none if the host has no vhost-net.
+    """
     with closing_on_error() as fds:
         try:
             for _ in range(count):

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Picks names, inside a transaction of the ledger.
 
-Each template's free numbers are kept as intervals (see schema.sql), so that a
-pick is a few index look-ups whatever the number of leases: `lowest` is the
-first number of the first interval, `next` the first one at or after the
-counter, and an empty set means at once that no name is left.
+The free numbers of each template are stored as intervals (see schema.sql). So a pick
+is a few index look-ups, however many leases there are. `lowest` is the first number of
+the first interval. `next` is the first number at or after the counter. If there is no
+interval, no name is left.
 
-Names of foreign devices are found out when they are picked: they leave the
-intervals, are remembered, and come back when `recheck` finds them gone.
+The names of foreign devices are discovered when they are picked. They leave the
+intervals and are remembered. They return when `recheck` finds that the device is gone.
 """
 
 import sqlite3
@@ -19,14 +19,14 @@ from tapster.model import Naming
 from tapster.names import Template
 
 HolderOf = Callable[[str], int]
-"""The ifindex of the device that has a name or altname in the kernel, or 0."""
+"""Returns the ifindex of the device that has a name or altname, or 0."""
 
 
 class Allocator:
     """Picks names in one network namespace.
 
-    `db` is in a transaction for as long as the allocator is used; `netns` is
-    the namespace's row.
+    `db` must be in a transaction while the allocator is used. `netns` is the row id
+    of the namespace.
     """
 
     def __init__(self, db: sqlite3.Connection, netns: int) -> None:
@@ -36,10 +36,10 @@ class Allocator:
     def pick(
         self, template: Template, naming: Naming, key: str | None, holder_of: HolderOf
     ) -> str:
-        """A name that nobody has, now the caller's to insert as a lease.
+        """Return a free name, which the caller inserts as a lease.
 
-        Raises NameTaken if the request allows one name and it is in use, and
-        NamesExhausted if every name of the template is.
+        Raise NameTaken if the request allows only one name, and it is in use. Raise
+        NamesExhausted if every name of the template is in use.
         """
         if not template.numbered:
             return self._only(template.prefix, holder_of)
@@ -62,7 +62,7 @@ class Allocator:
         return name
 
     def free_names(self, freed: Iterable[str]) -> None:
-        """Make names available again to every template that can make them."""
+        """Return names to the free numbers of every template that can make them."""
         query = "SELECT id, text FROM template WHERE netns = ?"
         templates = [
             (row, names.parse(text))
@@ -75,7 +75,7 @@ class Allocator:
                     self._give(row, number)
 
     def has_foreign(self) -> bool:
-        """Whether any foreign name is remembered."""
+        """Return whether a foreign name is remembered."""
         query = "SELECT 1 FROM foreign_name WHERE netns = ? LIMIT 1"
         return self._db.execute(query, (self._netns,)).fetchone() is not None
 
@@ -87,9 +87,9 @@ class Allocator:
         )
 
     def recheck(self, changed: set[int] | None, holder_of: HolderOf) -> None:
-        """Give back the foreign names that are gone.
+        """Free the foreign names whose devices are gone or renamed.
 
-        Only devices in `changed` are asked about; None stands for all.
+        Ask only about the devices in `changed`; None means all.
         """
         for name, ifindex in self._foreign(changed):
             if holder := holder_of(name):
@@ -106,7 +106,7 @@ class Allocator:
         query = "SELECT name, ifindex FROM foreign_name WHERE netns = ?"
         if changed is None:
             return self._db.execute(query, (self._netns,)).fetchall()
-        # 0 stands for a device that was gone before it could be asked about.
+        # 0 stands for a device that was gone before its index was known.
         return [
             row
             for ifindex in {0, *changed}
@@ -123,10 +123,10 @@ class Allocator:
         ).fetchone()
         if lease:
             id_, owner, fin_wait, deadline = lease
-            what = (
+            status = (
                 "is leased" if deadline is None else f"waits {fin_wait:g} s (FIN WAIT)"
             )
-            raise NameTaken(f"name {name!r} {what}: lease {id_}, owner {owner!r}")
+            raise NameTaken(f"name {name!r} {status}: lease {id_}, owner {owner!r}")
         if holder := holder_of(name):
             raise NameTaken(
                 f"name {name!r} belongs to a foreign device (ifindex {holder})"
@@ -179,7 +179,7 @@ class Allocator:
         return number
 
     def _take_from(self, row: int, number: int, template: Template) -> int:
-        """Take the first free number at or after `number`, else the lowest one."""
+        """Take the first free number at or after `number`, or else the lowest."""
         interval = self._interval_before(row, number) if number else None
         if interval is None or interval[1] < number:
             interval = (
@@ -219,7 +219,7 @@ class Allocator:
         )
 
     def _interval_before(self, row: int, number: int) -> tuple[int, int] | None:
-        """The last interval that begins at or before `number`."""
+        """Return the last interval that begins at or before `number`."""
         found: tuple[int, int] | None = self._db.execute(
             "SELECT first, last FROM free WHERE template = ? AND first <= ? "
             "ORDER BY first DESC LIMIT 1",
@@ -228,7 +228,7 @@ class Allocator:
         return found
 
     def _interval_from(self, row: int, number: int) -> tuple[int, int] | None:
-        """The first interval that begins at or after `number`."""
+        """Return the first interval that begins at or after `number`."""
         found: tuple[int, int] | None = self._db.execute(
             "SELECT first, last FROM free WHERE template = ? AND first >= ? "
             "ORDER BY first LIMIT 1",

@@ -190,11 +190,11 @@ def _connect(path: str) -> sqlite3.Connection:
 
 
 def _refuse_unknown(path: str) -> None:
-    """Refuse a file that is no ledger of ours before SQLite can leave a trace.
+    """Refuse a file that is no ledger before SQLite can change anything.
 
-    `immutable` makes SQLite read and nothing else. It also makes it believe the
-    file alone: with a journal beside it that is nothing to go by, and with a log
-    only that the application id has been in the file since it was made.
+    With `immutable` SQLite only reads. But it also ignores the journal and the log
+    beside the file. If there is a journal, the file alone tells nothing. If there is
+    a log, only the application id can be judged: it is in the file from the start.
     """
     if os.path.isdir(path):
         raise LedgerError(f"{path!r} is a directory: a ledger is a file")
@@ -207,9 +207,9 @@ def _refuse_unknown(path: str) -> None:
             _look(path)
             return
         except sqlite3.DatabaseError:
-            # Half of another process's checkpoint looks like damage. While that
-            # goes on there is a log, and SQLite, which waits for it, will judge;
-            # if it has just ended, another look is right.
+            # A checkpoint of another process that is half done looks like damage.
+            # During a checkpoint there is a log. Then SQLite, which waits for locks,
+            # will judge. If the checkpoint has just ended, look again.
             if os.path.exists(path + "-wal"):
                 return
             if look == LOOKS - 1:
@@ -217,7 +217,7 @@ def _refuse_unknown(path: str) -> None:
 
 
 def _look(path: str) -> None:
-    """Look at the file without leaving a trace. Raises if it is no ledger of ours."""
+    """Look at the file and change nothing. Raise an error if it is no ledger."""
     quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
     uri = f"file:{quoted}?mode=ro&immutable=1"
     with closing(sqlite3.connect(uri, uri=True)) as connection:
@@ -234,8 +234,8 @@ def _look(path: str) -> None:
 
 
 def _version(connection: sqlite3.Connection, path: str) -> int:
-    """The schema's version; 0 if the file is new."""
-    # In one statement: another process may be making the ledger at this moment.
+    """Return the version of the schema; 0 if the file is new."""
+    # One statement: another process may be making the ledger at this moment.
     application, version, tables = connection.execute(
         "SELECT application_id, user_version, (SELECT count(*) FROM sqlite_schema) "
         "FROM pragma_application_id, pragma_user_version"
@@ -257,13 +257,13 @@ def _version(connection: sqlite3.Connection, path: str) -> int:
 @contextmanager
 def _transaction(connection: sqlite3.Connection, kind: str) -> Iterator[None]:
     try:
-        # Inside: while it waits for its turn, Ctrl-C may come, and is raised
-        # when the transaction has begun.
+        # BEGIN is inside the `try`: if Ctrl-C comes while it waits, it is raised when
+        # the transaction has begun.
         connection.execute(f"BEGIN {kind}")
         yield
         connection.execute("COMMIT")
     except BaseException:
-        # SQLite itself rolls back after some errors, a full disk say.
+        # SQLite itself rolls back after some errors, such as a full disk.
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
@@ -279,7 +279,7 @@ def _make(
 
 
 def _run(connection: sqlite3.Connection, script: str) -> None:
-    """Run a script inside the open transaction (`executescript` would end it)."""
+    """Run a script inside the open transaction: `executescript` would end it."""
     statement = ""
     for line in script.splitlines(keepends=True):
         statement += line

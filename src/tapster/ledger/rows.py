@@ -28,7 +28,7 @@ SELECT lease.id, name, ifindex, kind, state, owner, mac, lower, mode, queues, vn
        {", ".join(Wiring._fields)}
 FROM lease JOIN netns ON netns.id = lease.netns
 """  # noqa: S608 - our names
-"""A query for leases, to which a WHERE can be added."""
+"""A query for leases, to which WHERE and ORDER BY can be added."""
 
 
 def lease_of(row: tuple[Any, ...]) -> Lease:

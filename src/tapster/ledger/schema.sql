@@ -27,7 +27,7 @@ CREATE TABLE lease (
     lower       TEXT,
     mode        TEXT,
     queues      INTEGER NOT NULL,
-    -- Its wiring. A list is separated by spaces, external_ids by newlines.
+    -- The wiring. Spaces separate the items of a list, newlines those of external_ids.
     bridge       TEXT,
     ovs          TEXT,
     isolated     INTEGER NOT NULL DEFAULT 0,
@@ -37,11 +37,11 @@ CREATE TABLE lease (
     external_ids TEXT NOT NULL DEFAULT '', -- KEY=VALUE
     filter       INTEGER NOT NULL DEFAULT 0,
     addresses    TEXT NOT NULL DEFAULT '',
-    inbound      TEXT,    -- average, peak, burst; '-' is none
+    inbound      TEXT,    -- average, peak and burst; '-' means none
     outbound     TEXT,
     mtu          INTEGER,
     up           INTEGER NOT NULL DEFAULT 1,
-    backends     TEXT NOT NULL DEFAULT '', -- the backends that may have something of it
+    backends     TEXT NOT NULL DEFAULT '', -- that may hold a part of its wiring
     created     REAL NOT NULL,
     fin_wait    REAL NOT NULL,
     deadline    REAL,
@@ -51,7 +51,7 @@ CREATE TABLE lease (
     pid_pidns   INTEGER,
     placeholder INTEGER NOT NULL DEFAULT 0,
     manager     INTEGER,
-    caller_uid  INTEGER,       -- for whom the daemon acquired it
+    caller_uid  INTEGER,       -- of the user for whom the daemon acquired it
     on_close    INTEGER NOT NULL DEFAULT 0,
     vnet_hdr    INTEGER NOT NULL DEFAULT 1,
     guard       INTEGER NOT NULL DEFAULT 1 -- of its wiring, too
@@ -82,10 +82,10 @@ CREATE TABLE history (
 CREATE INDEX history_name ON history (name);
 CREATE INDEX history_lease ON history (lease);
 
--- Which numbers of a template are free in a namespace, as disjoint intervals.
--- A number outside every interval is blocked by a lease or by a foreign device,
--- and comes back when that goes. A number inside one may still prove blocked
--- when it is picked; it is taken out then.
+-- The free numbers of a template in a namespace, as disjoint intervals. A number
+-- outside every interval is blocked by a lease or by a foreign device. It returns
+-- when that device is gone. A number inside an interval may turn out to be blocked
+-- when it is picked. Then it is removed from the interval.
 CREATE TABLE template (
     id    INTEGER PRIMARY KEY,
     netns INTEGER NOT NULL REFERENCES netns ON DELETE CASCADE,

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Varlink: its messages, and its types taken from Python's annotations. Pure.
+"""Varlink: messages, and types that are derived from Python's annotations. Pure.
 
-A message is one JSON object and a NUL byte (varlink.org). Python's side of a type
-is what the rest of Tapster uses anyway: bool, int, float, str, a StrEnum, a
-NamedTuple, `X | None`, `tuple[X, ...]` and `tuple[X, X]`. So a field that is added to
-a request or a lease is in the interface, its description and its checks at once.
+A message is one JSON object and a NUL byte (varlink.org). The types are those that the
+rest of Tapster uses: bool, int, float, str, a StrEnum, a NamedTuple, `X | None`,
+`tuple[X, ...]` and `tuple[X, X]`. So a new field of a request or a lease is at once in
+the interface, in its description and in its checks.
 """
 
 import json
@@ -20,11 +20,11 @@ _SIMPLE = {bool: "bool", int: "int", float: "float", str: "string"}
 
 
 class Malformed(ValueError):
-    """What came is not a message."""
+    """The bytes that came are no message."""
 
 
 class Unfit(ValueError):
-    """A parameter does not have the type that the interface says."""
+    """A parameter does not have the type that the interface declares."""
 
     def __init__(self, parameter: str, wanted: str) -> None:
         super().__init__(f"parameter {parameter!r} must be {wanted}")
@@ -36,18 +36,18 @@ class Nothing(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A method: NamedTuples say what it takes and gives."""
+    """A method, with the NamedTuples of its parameters and of its answer."""
 
     name: str
     takes: type[Any]
     gives: type[Any]
     says: str
     more: bool = False
-    """It answers again and again, and only to who asks for that."""
+    """The method answers repeatedly, and only a call with `more`."""
 
 
 class Error(NamedTuple):
-    """An error, and the NamedTuple of its parameters."""
+    """An error, with the NamedTuple of its parameters."""
 
     name: str
     gives: type[Any]
@@ -55,7 +55,7 @@ class Error(NamedTuple):
 
 
 class Interface(NamedTuple):
-    """What a service offers under one name."""
+    """The methods and errors that a service offers under one name."""
 
     name: str
     says: str
@@ -67,13 +67,13 @@ class Interface(NamedTuple):
 
 
 def encode(message: Mapping[str, Any]) -> bytes:
-    """A message as it goes over the wire; what no JSON can say is a question mark."""
+    """Return the bytes of a message. A character that UTF-8 lacks becomes `?`."""
     text = json.dumps(message, separators=(",", ":"), ensure_ascii=False)
     return text.encode(errors="replace") + b"\0"
 
 
 def decode(data: bytes) -> dict[str, Any]:
-    """The message that was sent, without its NUL. Raises Malformed."""
+    """Return the message in these bytes, which have no NUL. Raise Malformed."""
     try:
         message = json.loads(data.decode(), parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
@@ -91,7 +91,7 @@ def _refuse(constant: str) -> None:
 
 
 def to_json(value: Any) -> Any:
-    """A value as JSON knows it; fields that are None are left out."""
+    """Return a value for JSON. Leave out the fields that are None."""
     if isinstance(value, tuple):
         if not hasattr(value, "_fields"):
             return [to_json(one) for one in value]
@@ -105,10 +105,10 @@ def to_json(value: Any) -> Any:
 def from_json(
     kind: Any, data: Any, where: str = "parameters", *, strict: bool = True
 ) -> Any:
-    """The value of type `kind` that JSON data says. Raises Unfit.
+    """Return the value of type `kind` that JSON data describes. Raise Unfit.
 
-    Fields that the type does not have are refused, or passed over if not `strict`:
-    a service must not ignore what it is asked, a client may what it is told.
+    Refuse fields that the type does not have, or, if not `strict`, ignore them. A
+    service must not ignore part of a request. A client may ignore part of an answer.
     """
     inner, optional = _strip(kind)
     if data is None and optional:
@@ -156,7 +156,7 @@ def _struct(kind: Any, data: Any, where: str, strict: bool) -> Any:
 def _simple(kind: Any, data: Any, where: str) -> Any:
     if kind is float and type(data) is int and abs(data) <= LARGEST:
         return float(data)
-    if type(data) is not kind:  # a bool is an int to Python, and not to Varlink
+    if type(data) is not kind:  # in Python a bool is an int, in Varlink it is not
         raise Unfit(where, f"of type {_SIMPLE[kind]}")
     if kind is int and abs(data) > LARGEST:
         raise Unfit(where, "an int of 64 bits")
@@ -166,7 +166,7 @@ def _simple(kind: Any, data: Any, where: str) -> Any:
 
 
 def _strip(kind: Any) -> tuple[Any, bool]:
-    """A type without `| None`, and whether that was there."""
+    """Return a type without `| None`, and whether it had that."""
     if isinstance(kind, UnionType):
         (inner,) = (one for one in get_args(kind) if one is not NoneType)
         return inner, True
@@ -177,7 +177,7 @@ def _strip(kind: Any) -> tuple[Any, bool]:
 
 
 def describe(interface: Interface) -> str:
-    """The interface in Varlink's own language."""
+    """Return the interface in Varlink's interface language."""
     parts = [
         (interface.says, f"interface {interface.name}"),
         *(
@@ -221,7 +221,7 @@ def _type(kind: Any, *, optional: bool = False) -> str:
 
 
 def _named(interface: Interface) -> list[Any]:
-    """The types that have a name in the description, each before its users."""
+    """Return the named types of an interface, each before the types that use it."""
     found: dict[Any, None] = {}
     for method in interface.methods:
         for top in (method.takes, method.gives):
@@ -241,7 +241,7 @@ def _within(kind: Any) -> Iterator[Any]:
         yield inner
 
 
-# The service's own interface, which every Varlink service has
+# The interface that every Varlink service has
 
 
 class Info(NamedTuple):
@@ -270,7 +270,7 @@ class ParameterName(NamedTuple):
 
 SERVICE_INTERFACE = Interface(
     SERVICE,
-    "What a service is, and which interfaces it has.",
+    "The identity of a service, and its interfaces.",
     (
         Method("GetInfo", Nothing, Info, "Say what the service is."),
         Method(
