@@ -144,7 +144,7 @@ def i7_may_be_done_at_any_time(moment: Moment) -> str | None:
 
 
 def machines_stay_connected(moment: Moment) -> str | None:
-    """S1, S12: a running machine's device is up and on its bridge."""
+    """A running machine's device is up and on its bridge."""
     return all_connected(moment.namespace, moment.rest)
 
 

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Storms on the real kernel, and an exact account of who did what to which device.
 
-Managers start and stop machines by the library and by the command, in several network
-namespaces, on two ledgers; among them are squatters, administrators, strangers who
-clean up late and by name, and kills.
+Managers start and stop VMs through the library and the command, in several network
+namespaces, on two ledgers. Beside them work squatters, administrators, strangers who
+clean up late and by name, and a process that kills the others.
 
-What is harm is decided by the order of things, hardly by clocks. Each namespace has a
-bridge called `mark`, and whoever does something writes so into its alias, before and
-after. The kernel reports that change to everybody who listens, in one row with all
-others. So the watcher reads one sequence: "machine X begins", "administrator takes Y
-down: from here", "Y is down", "to here". Whatever changes a running machine's device,
-or a foreign object, without such a mark around it, was done by somebody who should not
-have.
+The order of events decides what is harm; clocks hardly matter. Each namespace has a
+bridge called `mark`. Each actor writes into the alias of that bridge, before and after
+it acts. The kernel reports such a write to every listener, in one sequence with all
+other changes. So the watcher reads, for example: "VM X begins", "administrator takes Y
+down: from here", "Y is down", "to here". A change of a running VM's device, or of a
+foreign object, without such marks around it is harm.
 
-The marks are numbered: a watcher that missed something knows it, and fails the run.
+The marks are numbered, so the watcher notices a mark that it missed, and fails the run.
 
-`marks` and `events` are the two kinds of entries, `judge` is the account (pure), and
-`watcher` keeps it; `books` reads the ledgers as any program may. `storm` casts the
-parts: `manager`, `commander` and their `machine`s, `squatter`, `outsiders`.
+`events` and `marks` are the two kinds of entries; `messages` are what marks say.
+`account` records what happened, `judge` says what of it is harm (both are pure), and
+`watcher` feeds them. `books` reads the ledgers as any program may. `storm` starts the
+actors: `manager`, `commander` and the VMs of both (`vm`), `squatter`, `outsiders`.
 """

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A machine manager that uses the command, and kills it now and then.
+"""A VM manager that uses the command, and kills it now and then.
 
-Each of its threads starts machines with `tapster add` or `tapster run`, and mends with
+Each of its threads starts VMs with `tapster add` or `tapster run`, and mends with
 `recover` and `reap`. What is killed is drawn at random: the command itself, at a random
-moment; the machine that `run` started; `run` but not its machine; or both.
+moment; the VM that `run` started; `run` but not its VM; or both.
 """
 
 import json
@@ -17,8 +17,8 @@ from threading import Event
 
 from lab.lines import Lines
 from soak import books, ground
-from soak.machine import Card, Machine
 from soak.marks import Marker
+from soak.messages import Count, Kill
 from soak.part import (
     Part,
     boottime,
@@ -29,12 +29,13 @@ from soak.part import (
     work_all,
 )
 from soak.refusals import hindered, refused
+from soak.vm import Card, RunningVm
 from soak.wishes import options, wishes
 
 TAPSTER = str(Path(sys.executable).with_name("tapster"))
 THREADS = 3
 LONGEST = 1.5
-"""Seconds that a machine runs."""
+"""Seconds that a VM runs."""
 KILL_WITHIN = 0.4
 """Seconds in which a command that is to be killed is; it takes about that long."""
 PATIENCE = 60.0
@@ -57,7 +58,7 @@ class Commander:
         self._environment = os.environ | {"TAPSTER_LEDGER": ledger_path(part.ledger)}
 
     def work(self) -> None:
-        """Start and stop machines until told to stop."""
+        """Start and stop VMs until told to stop."""
         number = 0
         while not self._stop.is_set():
             number += 1
@@ -92,18 +93,18 @@ class Commander:
         card = Card.asked(spec, part.netns, part.ledger)._replace(
             name=lease["name"], ifindex=lease["ifindex"], mac=lease["mac"]
         )
-        machine = Machine(self._marker, [card], bound=False)
-        self._look(machine, card)
+        vm = RunningVm(self._marker, [card], bound=False)
+        self._look(vm, card)
         self._stop.wait(nap)
-        self._look(machine, card)
-        machine.stop()
+        self._look(vm, card)
+        vm.stop()
         self._remove(lease["id"], kill=kill_rm)
 
-    def _look(self, machine: Machine, card: Card) -> None:
+    def _look(self, vm: RunningVm, card: Card) -> None:
         """Nobody has the device open, so it cannot talk: see where it is."""
         since = boottime()
         if card.bridge and ground.bridge_of(card.netns, card.ifindex) != card.bridge:
-            machine.cut(card, since)
+            vm.cut(card, since)
 
     def _remove(self, id: str, *, kill: bool) -> None:
         if kill:
@@ -120,12 +121,12 @@ class Commander:
         specs = wishes(random, name)
         nap = random.random() * LONGEST
         early = random.random() * KILL_WITHIN
-        kill = random.choice(("nobody", "nobody", "early", "run", "machine", "both"))
+        kill = random.choice(("nobody", "nobody", "early", "run", "VM", "both"))
         cards = [Card.asked(spec, part.netns, part.ledger) for spec in specs]
         command = [TAPSTER, "run", "--netns", part.netns]
         for spec in specs:
             command += ["--nic", _pairs(options(spec))]
-        command += ["--", sys.executable, "-m", "soak.machine", f"{name}/"]
+        command += ["--", sys.executable, "-m", "soak.vm", f"{name}/"]
         for i, card in enumerate(cards):
             device = f"{{ifindex{i}}},{{name{i}}},{{mac{i}}},{{fds{i}}}"
             command += [json.dumps(card), device]
@@ -139,18 +140,18 @@ class Commander:
             assert run.stderr
             if kill == "early":
                 self._kill_within(run, early, "run, early")
-            machine = self._wait_up(run)
-            if machine is not None:
+            vm = self._wait_up(run)
+            if vm is not None:
                 self._stop.wait(nap)
-                self._end(run, kill, machine, name)
-                os.close(machine)
+                self._end(run, kill, vm, name)
+                os.close(vm)
             run.wait(PATIENCE)
             errors = run.stderr.read().decode()
-        if machine is None and run.returncode >= 0:
+        if vm is None and run.returncode >= 0:
             refused(self._marker, part, name, errors)
 
     def _wait_up(self, run: subprocess.Popen[bytes]) -> int | None:
-        """A pidfd of the machine, or None if it is not started."""
+        """A pidfd of the VM, or None if it is not started."""
         assert run.stdout
         try:
             up = Lines(run.stdout).wait_for("^up ([0-9]+)", PATIENCE)
@@ -158,20 +159,18 @@ class Commander:
             return None
         return os.pidfd_open(int(up[1]))
 
-    def _end(
-        self, run: subprocess.Popen[bytes], kill: str, machine: int, name: str
-    ) -> None:
+    def _end(self, run: subprocess.Popen[bytes], kill: str, vm: int, name: str) -> None:
         assert run.stdin
         if kill in ("run", "both"):
-            self._marker.say(self._part.netns, "kill", what="run")
+            self._marker.say(self._part.netns, Kill("run"))
             run.kill()
-        if kill in ("machine", "both"):
-            self._marker.say(self._part.netns, "kill", what="machine", process=name)
-            signal.pidfd_send_signal(machine, signal.SIGKILL)
+        if kill in ("VM", "both"):
+            self._marker.say(self._part.netns, Kill("VM", name))
+            signal.pidfd_send_signal(vm, signal.SIGKILL)
         else:
             run.stdin.write(b"\n")
             run.stdin.flush()
-        assert wait_ended(machine, PATIENCE), f"{name} goes on"
+        assert wait_ended(vm, PATIENCE), f"{name} goes on"
 
     # tapster recover, reap, ls
 
@@ -186,7 +185,7 @@ class Commander:
         elif verb[0] == "recover":
             repairs = json.loads(done.stdout)["repairs"]
             what = Counter(f"recover: {one['action']}" for one in repairs)
-            self._marker.say(self._part.netns, "count", what=what)
+            self._marker.say(self._part.netns, Count(what))
 
     # Helpers
 
@@ -218,7 +217,7 @@ class Commander:
     ) -> None:
         pidfd = os.pidfd_open(process.pid)
         if not wait_ended(pidfd, seconds):
-            self._marker.say(self._part.netns, "kill", what=what)
+            self._marker.say(self._part.netns, Kill(what))
             process.kill()
         os.close(pidfd)
 

@@ -14,7 +14,7 @@ BRIDGES = ("br0", "br1")
 LOWER = {"low0": "far0", "low1": "far1"}
 """Lower devices for macvtaps, and what is at the other end of their cables."""
 PASSTHRU = "low1"
-"""Excludes all else: it is for machines in that mode."""
+"""Excludes all else: it is for VMs in that mode."""
 
 _BUILD = (
     f"link add {DEVICE} type bridge",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A machine manager that uses the library: threads that share a Host.
+"""A VM manager that uses the library: threads that share a Host.
 
 It may be killed at any moment. Its next generation looks after what it left, as a
 daemon does that is started again.
@@ -14,8 +14,8 @@ from threading import Event
 
 from soak import books
 from soak.ground import BRIDGES
-from soak.machine import Card, Machine
 from soak.marks import Marker
+from soak.messages import Count, End
 from soak.part import (
     BY_NAME,
     NO_WAIT,
@@ -27,12 +27,13 @@ from soak.part import (
     work_all,
 )
 from soak.refusals import hindered, refused
+from soak.vm import Card, RunningVm
 from soak.wishes import wishes
 from tapster import Host, Repair, TapsterError
 
 THREADS = 3
 LONGEST = 1.5
-"""Seconds that a machine runs."""
+"""Seconds that a VM runs."""
 
 
 class Manager:
@@ -52,11 +53,11 @@ class Manager:
         """Release what an earlier generation left."""
         for row in books.rows_of(self._part.ledger, f"{self._part.name}."):
             if row.state == "active":
-                self._marker.say(self._part.netns, "end", token=row.owner)
+                self._marker.say(self._part.netns, End(row.owner))
                 self._host.release(row.id)
 
     def work(self) -> None:
-        """Start and stop machines until told to stop."""
+        """Start and stop VMs until told to stop."""
         number = 0
         while not self._stop.is_set():
             number += 1
@@ -87,27 +88,27 @@ class Manager:
             )
             for spec, lease in zip(specs, leases, strict=True)
         ]
-        machine = Machine(self._marker, cards, bound=bound)
-        machine.talk()
+        vm = RunningVm(self._marker, cards, bound=bound)
+        vm.talk()
         self._stop.wait(nap)
         if move:
-            self._move(machine, cards[0], leases[0].id)
+            self._move(vm, cards[0], leases[0].id)
         if again:
-            machine.talk()
-        machine.stop()
+            vm.talk()
+        vm.stop()
         for lease in leases:
             self._host.release(lease.id)
             if self._part.broken == BY_NAME:
                 due = boottime() + lease.fin_wait + random.random()
                 self._by_name.append((due, lease.name))
 
-    def _move(self, machine: Machine, card: Card, lease: str) -> None:
-        """Move a running machine to the other bridge, if it is on one."""
+    def _move(self, vm: RunningVm, card: Card, lease: str) -> None:
+        """Move a running VM to the other bridge, if it is on one."""
         if not card.bridge:
             return
         (other,) = set(BRIDGES) - {card.bridge}
         with self._hindered():
-            machine.move(card, other, lambda to: self._set_bridge(lease, to))
+            vm.move(card, other, lambda to: self._set_bridge(lease, to))
 
     def _set_bridge(self, lease: str, bridge: str) -> None:
         self._host.set(lease, bridge=bridge)
@@ -140,7 +141,7 @@ class Manager:
 
     def _count(self, repairs: list[Repair]) -> None:
         what = Counter(f"recover: {one.action}" for one in repairs)
-        self._marker.say(self._part.netns, "count", what=what)
+        self._marker.say(self._part.netns, Count(what))
 
 
 def open_taps() -> Iterator[str]:

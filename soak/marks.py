@@ -8,8 +8,9 @@ is one report of the kernel, in order with those of all other changes.
 import json
 import os
 from collections import Counter
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
+from soak.messages import MESSAGES, Message
 from soak.part import RUN, boottime
 
 DEVICE = "mark"
@@ -24,8 +25,7 @@ class Mark(NamedTuple):
     number: int
     time: float
     """On `CLOCK_BOOTTIME`, just before it was said."""
-    does: str
-    says: dict[str, Any]
+    message: Message
 
     @property
     def process(self) -> str:
@@ -33,7 +33,15 @@ class Mark(NamedTuple):
 
     @classmethod
     def read(cls, alias: str) -> Self:
-        return cls(*json.loads(alias))
+        by, number, time, kind, values = json.loads(alias)
+        return cls(by, number, time, MESSAGES[kind](*values))
+
+    def write(self) -> str:
+        """Return the alias that `read` reads."""
+        kind = type(self.message).__name__.lower()
+        values = [*self.message._asdict().values()]
+        fields = (self.by, self.number, self.time, kind, values)
+        return json.dumps(fields, separators=(",", ":"))
 
 
 class Marker:
@@ -44,14 +52,14 @@ class Marker:
         self._files: dict[str, int] = {}
         self._numbers: Counter[str] = Counter()
 
-    def say(self, netns: str, does: str, **says: Any) -> float:
-        """Say it, and return when."""
+    def say(self, netns: str, message: Message) -> float:
+        """Write a mark; return its time."""
         now = boottime()
         self._numbers[netns] += 1
-        mark = Mark(self._by, self._numbers[netns], round(now, 6), does, says)
-        text = json.dumps(mark, separators=(",", ":")).encode()
-        assert len(text) <= LONGEST, text
-        os.write(self._file(netns), text)
+        text = Mark(self._by, self._numbers[netns], round(now, 6), message).write()
+        alias = text.encode()
+        assert len(alias) <= LONGEST, text
+        os.write(self._file(netns), alias)
         return now
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 
 An administrator picks one of our devices at random, whatever its state, and deletes it,
 renames it, takes it down, or moves it off its bridge. A stranger cleans up after a
-machine that has stopped, as a manager does that learns late of its end and knows only a
+VM that has stopped, as a manager does that learns late of its end and knows only a
 name.
 """
 
@@ -14,30 +14,31 @@ from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from random import Random
 from threading import Event, Thread
-from typing import Any
 
 from soak import ground
-from soak.judge import ADMIN, EFFECTS, STRANGER, Stopped
+from soak.account import ADMIN, EFFECTS, STRANGER
+from soak.judge import Stopped
 from soak.marks import Marker
+from soak.messages import Acted, Acting
 from soak.part import Part, boottime, given, stop_at_end_of_input
 
 ADMIN_NAP = 2.0
 """Seconds at most between two acts of an administrator in a namespace."""
 RENAMED = (*(f"lost{n}" for n in range(20)), *(f"vnet{n}" for n in range(20)))
-"""What an administrator may call a device: also by a name that a machine could get."""
+"""What an administrator may call a device: also by a name that a VM could get."""
 CLEANUPS = (("nomaster", "down", "del"), ("nomaster", "down"), ("down",), ("del",))
 CARES = 0.7
-"""How many of the machines that stop have a stranger."""
+"""How many of the VMs that stop have a stranger."""
 SOONER = 0.15
 """Seconds before the end of FIN WAIT at which a stranger gives up: `ip` takes a while,
 and what it does later proves nothing."""
 
 
-def act(marker: Marker, netns: str, what: str, *words: str, **says: Any) -> None:
-    """Do something with `ip`, between two marks."""
-    marker.say(netns, "act", **says)
-    ground.ip(netns, "link", what, *words)
-    marker.say(netns, "acted")
+def act(marker: Marker, netns: str, acting: Acting, *words: str) -> None:
+    """Do something with `ip link`, between two marks."""
+    marker.say(netns, acting)
+    ground.ip(netns, "link", *words)
+    marker.say(netns, Acted())
 
 
 class Administrator:
@@ -71,11 +72,11 @@ class Administrator:
             "nomaster": ("set", "dev", name, "nomaster"),
             "master": ("set", "dev", name, "master", "br1"),
         }[verb]
-        act(self._marker, self._netns, *words, kind=ADMIN, verb=verb, name=name)
+        act(self._marker, self._netns, Acting(ADMIN, verb, name), *words)
 
 
 class Strangers:
-    """All who clean up late. They hear of machines' ends on their input."""
+    """All who clean up late. They hear of VMs' ends on their input."""
 
     def __init__(self, part: Part) -> None:
         self._part = part
@@ -130,8 +131,7 @@ class Strangers:
             words = (
                 ("del", "dev", name) if verb == "del" else ("set", "dev", name, verb)
             )
-            says = {"kind": STRANGER, "verb": verb, "name": name, "late_for": token}
-            act(marker, netns, *words, **says)
+            act(marker, netns, Acting(STRANGER, verb, name, token), *words)
 
 
 def _listen(heard: "SimpleQueue[Stopped | None]") -> None:

@@ -23,7 +23,7 @@ BROKEN = {
     BY_NAME: "managers clean up by name, some time after FIN WAIT",
     NO_WAIT: "leases have no FIN WAIT, while strangers count on one",
 }
-"""Ways to manage machines that do harm: a storm must count it."""
+"""Ways to manage VMs that do harm: a storm must count it."""
 
 
 class Part(NamedTuple):

@@ -5,6 +5,7 @@ import re
 
 from soak import books
 from soak.marks import Marker
+from soak.messages import Count, Leak
 from soak.part import Part
 
 DELETED = r"No such device|File descriptor in bad state|is gone"
@@ -14,28 +15,28 @@ REFUSED = {
     DELETED: "an outsider deleted the device",
     r"making macvtap .*(Device or resource busy|Invalid argument)": "lower device busy",
 }
-"""Why a machine may not be started."""
+"""Why a VM may not be started."""
 HINDERED = {
     DELETED: "an outsider deleted the device",
     r"another process works on": "somebody else is at it",
     r"is released": "it was released meanwhile",
 }
-"""Why a running machine may not be moved, or something not be mended."""
+"""Why a running VM may not be moved, or something not be mended."""
 
 
 def refused(marker: Marker, part: Part, owner: str, said: str) -> None:
-    """A machine was not started: count it, and see whether anything was left of it."""
+    """A VM was not started: count it, and see whether anything was left of it."""
     count = {f"refused: {_why(REFUSED, said)}": 1}
-    marker.say(part.netns, "count", what=count)
+    marker.say(part.netns, Count(count))
     for row in books.rows_of(part.ledger, f"{owner}."):
         what = f"after {said[-60:]!r}: {row.name} of {row.owner} ({row.state})"
-        marker.say(part.netns, "leak", what=what)
+        marker.say(part.netns, Leak(what))
 
 
 def hindered(marker: Marker, part: Part, said: str) -> None:
     """Something could not be done; that is for others to do now."""
     count = {f"hindered: {_why(HINDERED, said)}": 1}
-    marker.say(part.netns, "count", what=count)
+    marker.say(part.netns, Count(count))
 
 
 def _why(reasons: dict[str, str], said: str) -> str:

@@ -2,7 +2,7 @@
 """Foreign programs that take and free names of our templates, also as altnames.
 
 A squatter deletes its devices by ifindex or by closing them. One that deleted by a name
-which an outsider had freed could hit a machine itself: that is not what is tried here.
+which an outsider had freed could hit a VM itself: that is not what is tried here.
 """
 
 import os
@@ -14,6 +14,7 @@ from demo.ways import open_tap
 from lab.namespaces import inside
 from soak import ground
 from soak.marks import Marker
+from soak.messages import Free, Take
 from soak.part import Part, given, stop_at_end_of_input
 
 MOST = 8
@@ -87,13 +88,11 @@ class Squatter:
     def _say_taken(
         self, ifindex: int, name: str, *, up: bool, on: str, also: str
     ) -> None:
-        self._marker.say(
-            self._netns, "take", ifindex=ifindex, name=name, up=up, on=on, also=also
-        )
+        self._marker.say(self._netns, Take(ifindex, name, up, on, also))
 
     def _free(self, place: int) -> None:
         ifindex, fd = self._held.pop(place)
-        self._marker.say(self._netns, "free", ifindex=ifindex)
+        self._marker.say(self._netns, Free(ifindex))
         if fd >= 0:
             os.close(fd)
         else:

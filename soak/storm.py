@@ -19,6 +19,7 @@ from soak import books, ground
 from soak.commander import TAPSTER
 from soak.judge import BLIND, LEAK, TOO_SOON, Finding
 from soak.marks import DEVICE, Marker
+from soak.messages import Count, Final, Ground, Kill, Message
 from soak.part import LEDGERS, NAMESPACES, Part, boottime, ledger_path, wait_ended
 from soak.table import table
 from soak.watcher import Report, tell
@@ -108,7 +109,7 @@ class Storm:
         self._heard = Lines(self._watcher.stdout)
         self._heard.wait_for("^ready$", PATIENCE)
         ground.build()
-        self._say("ground")
+        self._say(Ground())
         self._ground = {netns: _names(netns) for netns in NAMESPACES}
         self._strangers = Actor("outsiders", Part(seed, "strangers"), reading)
         os.close(reading)
@@ -145,7 +146,7 @@ class Storm:
                 if done.returncode:
                     self._failures.append(f"{verb} ended with {done.returncode}")
                 self._wait_reapers(ledger)
-        self._say("final")
+        self._say(Final())
 
     def account(self) -> int:
         """Print the table, and what is wrong; the exit status."""
@@ -174,7 +175,7 @@ class Storm:
         else:
             manager.signal(signal.SIGSTOP)
             self._stopped.append(manager)
-            self._marker.say(manager.part.netns, "count", what={"standstills": 1})
+            self._marker.say(manager.part.netns, Count({"standstills": 1}))
 
     def _wake(self) -> None:
         while self._stopped:
@@ -183,7 +184,7 @@ class Storm:
     def _kill_reapers(self, ledger: str, *, both: bool) -> None:
         found = _reapers(ledger)
         for pid in found if both else found[:1]:
-            self._marker.say(NAMESPACES[0], "kill", what="reaper")
+            self._marker.say(NAMESPACES[0], Kill("reaper"))
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -192,7 +193,7 @@ class Storm:
             return
         for netns in NAMESPACES:
             what = "manager" if netns == manager.part.netns else ""
-            self._marker.say(netns, "kill", what=what, process=manager.part.process)
+            self._marker.say(netns, Kill(what, manager.part.process))
         manager.kill()
         part = manager.part._replace(generation=manager.part.generation + 1)
         self._actors[self._actors.index(manager)] = Actor("manager", part)
@@ -233,9 +234,9 @@ class Storm:
             find(LEAK, "/proc", f"process {pid} is left: {_command(pid)}")
         return found
 
-    def _say(self, does: str) -> None:
+    def _say(self, message: Message) -> None:
         for netns in NAMESPACES:
-            self._marker.say(netns, does)
+            self._marker.say(netns, message)
 
 
 def _names(netns: str) -> set[str]:

@@ -30,7 +30,7 @@ def _rows(
     def one(what: str) -> tuple[str, int]:
         return what, tally.get(what, 0)
 
-    yield one("machines")
+    yield one("VMs")
     yield one("talks over the wire")
     yield from group("kills: ")
     yield one("standstills")
@@ -38,8 +38,8 @@ def _rows(
     yield one("foreign names stepped around")
     yield from group("refused: ")
     yield from group("admin: ")
-    yield one("changes of running machines by administrators")
-    yield one("changes of running machines by Tapster, as wanted")
+    yield one("changes of running VMs by administrators")
+    yield one("changes of running VMs by Tapster, as wanted")
     yield from group("stranger: ")
     yield one("late cleanups that met a waiting device")
     yield one("late cleanups that Tapster could not fend off")

@@ -2,7 +2,7 @@
 """The watcher's process: hears of every change, reads the ledgers, and has it judged.
 
 It prints "ready" when nothing will be missed any more, and at the end of its input its
-report, a line of JSON. It tells the strangers of each machine that ends, a line each,
+report, a line of JSON. It tells the strangers of each VM that ends, a line each,
 until it reads the line "calm": no more will.
 """
 
@@ -11,12 +11,13 @@ import os
 import selectors
 import sys
 from collections import Counter
-from typing import Any, NamedTuple, Self, TextIO
+from typing import NamedTuple, Self, TextIO
 
 from soak import books
 from soak.events import Listener
 from soak.judge import Finding, Judge, Stopped
 from soak.marks import Marker
+from soak.messages import Message, Sample, Sampled
 from soak.part import LEDGERS, NAMESPACES, boottime
 
 SAMPLE = 1.0
@@ -87,11 +88,11 @@ class Watcher:
         """Read the ledgers, between two marks in every namespace."""
         if not all(judge.begun for _, judge in self._listeners.values()):
             return
-        self._say("sample")
+        self._say(Sample())
         self._rows = {
             row.owner: row for ledger in LEDGERS for row in books.rows(ledger)
         }
-        self._say("sampled")
+        self._say(Sampled())
         self.judge()
 
     def report(self) -> Report:
@@ -105,13 +106,13 @@ class Watcher:
         tally = self._tally()
         kills = sum(count for key, count in tally.items() if key.startswith("kills"))
         return (
-            f"soak: {tally['machines']} machines, {kills} kills, "
+            f"soak: {tally['VMs']} VMs, {kills} kills, "
             f"{tally['events']} events, {len(self._findings())} findings"
         )
 
-    def _say(self, does: str, **says: Any) -> None:
+    def _say(self, message: Message) -> None:
         for netns in NAMESPACES:
-            self._marker.say(netns, does, **says)
+            self._marker.say(netns, message)
 
     def _stopped(self, stopped: Stopped) -> None:
         if not self._strangers.closed:

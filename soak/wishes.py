@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What machines ask for: requests drawn at random, and the same as options."""
+"""What VMs ask for: requests drawn at random, and the same as options."""
 
 from random import Random
 
@@ -25,7 +25,7 @@ KEYS = ("alpha", "beta", "gamma")
 
 
 def wishes(random: Random, owner: str) -> list[Spec]:
-    """The network cards of one machine."""
+    """The network cards of one VM."""
     count = random.choice((1, 1, 1, 2, 3))
     return [_wish(random, f"{owner}.{number}") for number in range(count)]
 

@@ -39,7 +39,7 @@ def test_its_mac_and_mtu_are_the_given_ones(namespace: Namespace) -> None:
     assert (link.mac, link.mtu) == (MAC, 1000)
 
 
-def test_a_name_altname_or_ifindex_that_is_taken_exists_S8(
+def test_a_name_altname_or_ifindex_that_is_taken_exists(
     lab: Lab, namespace: Namespace, others: Stranger
 ) -> None:
     others.add_tap("vnet0")

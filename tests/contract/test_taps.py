@@ -51,7 +51,7 @@ SQUATS: dict[str, Squat] = {
 
 @pytest.mark.parametrize("squat", SQUATS.values(), ids=SQUATS)
 @pytest.mark.parametrize("queues", [1, 2])
-def test_a_name_that_is_taken_is_busy_and_its_device_untouched_S8(
+def test_a_name_that_is_taken_is_busy_and_its_device_untouched(
     lab: Lab, namespace: Namespace, others: Stranger, squat: Squat, queues: int
 ) -> None:
     squat(others)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The account of a storm: each kind of harm is counted, and nothing that is none."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +21,7 @@ from soak.judge import (
     Stopped,
 )
 from soak.marks import DEVICE, Mark
+from soak.messages import MESSAGES
 
 BR0, BR1, FOREIGN = 2, 3, 4
 """The ifindexes of the ground's devices."""
@@ -57,13 +57,12 @@ class Sequence:
 
     def say(self, by: str, does: str, *, skip: int = 0, **says: Any) -> None:
         self._numbers[by] = self._numbers.get(by, 0) + 1 + skip
-        mark = Mark(by, self._numbers[by], self.now, does, says)
-        alias = json.dumps(mark)
-        look = Look(DEVICE, True, 0, "", 1500, alias)
+        mark = Mark(by, self._numbers[by], self.now, MESSAGES[does](**says))
+        look = Look(DEVICE, True, 0, "", 1500, mark.write())
         self.judge.event(Event(1, False, look, ()), self.now)
 
     def begin(self, ifindex: int = VM, *, make: bool = True, **says: Any) -> str:
-        """A machine begins, on a device that is made for it. Its token."""
+        """A VM begins, on a device that is made for it. Its token."""
         if make:
             self.link(ifindex)
         token = says.setdefault("token", f"vm{ifindex}")
@@ -85,7 +84,7 @@ class Sequence:
 
     def act(self, kind: str, verb: str, name: str, **says: Any) -> Iterator[None]:
         """An outsider's act; what happens in the loop's body happens meanwhile."""
-        self.say(f"{kind}/", "act", kind=kind, verb=verb, name=name, **says)
+        self.say(f"{kind}/", "acting", kind=kind, verb=verb, name=name, **says)
         yield
         self.say(f"{kind}/", "acted")
 
@@ -106,7 +105,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=str)
-def test_what_nobody_says_of_a_running_machine_is_counted(
+def test_what_nobody_says_of_a_running_vm_is_counted(
     row: Sequence, change: dict[str, Any]
 ) -> None:
     row.begin()
@@ -122,7 +121,7 @@ def test_what_nobody_says_of_a_foreign_object_is_counted(
     assert row.found == [BY_NOBODY]
 
 
-def test_before_it_begins_and_after_it_ends_a_machine_may_be_changed(
+def test_before_it_begins_and_after_it_ends_a_vm_may_be_changed(
     row: Sequence,
 ) -> None:
     row.link(VM, up=False, master=0)
@@ -186,7 +185,7 @@ def test_what_an_administrator_changed_may_not_become_worse(row: Sequence) -> No
     assert row.found == [BY_NOBODY]
 
 
-def test_a_manager_may_move_its_machine(row: Sequence) -> None:
+def test_a_manager_may_move_its_vm(row: Sequence) -> None:
     token = row.begin()
     row.say("m0.0/0", "move", token=token, on="br1")
     row.link(VM, master=0)
@@ -216,7 +215,7 @@ def cleaned_up(row: Sequence, late_for: str, *, takes: float = 0.0) -> None:
 
 
 def reused(row: Sequence, *, after: float = 1.0, **says: Any) -> str:
-    """A machine stops, its name goes to another. The first one's token."""
+    """A VM stops, its name goes to another. The first one's token."""
     token = row.begin()
     row.end(token)
     row.link(VM, gone=True)
@@ -226,7 +225,7 @@ def reused(row: Sequence, *, after: float = 1.0, **says: Any) -> str:
     return token
 
 
-def test_a_late_cleanup_that_meets_a_running_machine_is_counted(row: Sequence) -> None:
+def test_a_late_cleanup_that_meets_a_running_vm_is_counted(row: Sequence) -> None:
     token = reused(row)
     cleaned_up(row, token)
     assert row.found.count(BY_STRANGER) == 1
@@ -248,7 +247,7 @@ def test_a_cleanup_of_a_waiting_device_is_harmless(row: Sequence) -> None:
     assert row.found == []
 
 
-def test_two_machines_with_one_name_are_counted(row: Sequence) -> None:
+def test_two_vms_with_one_name_are_counted(row: Sequence) -> None:
     row.begin()
     row.link(VM + 1, name="vnet0")
     row.begin(VM + 1, make=False, name="vnet0")
@@ -289,7 +288,7 @@ def test_the_same_ledger_may_not(row: Sequence) -> None:
     assert row.found == [TOO_SOON, BY_STRANGER]
 
 
-def test_a_machine_that_an_administrator_gave_a_name_may_be_cleaned_up_by_it(
+def test_a_vm_that_an_administrator_gave_a_name_may_be_cleaned_up_by_it(
     row: Sequence,
 ) -> None:
     token = row.begin()
@@ -303,7 +302,7 @@ def test_a_machine_that_an_administrator_gave_a_name_may_be_cleaned_up_by_it(
     assert row.found == []
 
 
-def test_a_machine_that_begins_late_without_its_device_claims_no_name(
+def test_a_vm_that_begins_late_without_its_device_claims_no_name(
     row: Sequence,
 ) -> None:
     row.link(VM)
@@ -348,7 +347,7 @@ def test_a_squatter_that_finds_its_device_changed_is_heard(row: Sequence) -> Non
 
 
 @pytest.mark.parametrize("change", [{"up": False}, {"master": BR1}, {"alias": ""}])
-def test_a_machine_that_is_not_as_promised_from_the_start_is_counted(
+def test_a_vm_that_is_not_as_promised_from_the_start_is_counted(
     row: Sequence, change: dict[str, Any]
 ) -> None:
     row.link(VM, **change)
@@ -356,12 +355,12 @@ def test_a_machine_that_is_not_as_promised_from_the_start_is_counted(
     assert row.found == [NOT_AS_PROMISED]
 
 
-def test_a_machine_without_a_device_is_counted(row: Sequence) -> None:
+def test_a_vm_without_a_device_is_counted(row: Sequence) -> None:
     row.begin(make=False)
     assert row.found == [NOT_AS_PROMISED]
 
 
-def test_a_machine_that_is_cut_off_is_counted_unless_an_administrator_did_it(
+def test_a_vm_that_is_cut_off_is_counted_unless_an_administrator_did_it(
     row: Sequence,
 ) -> None:
     token = row.begin()
@@ -376,7 +375,7 @@ def test_a_machine_that_is_cut_off_is_counted_unless_an_administrator_did_it(
     assert row.found == [CUT_OFF]
 
 
-def test_a_killed_process_ends_the_machines_that_are_bound_to_it(row: Sequence) -> None:
+def test_a_killed_process_ends_the_vms_that_are_bound_to_it(row: Sequence) -> None:
     row.begin(bound=True)
     row.begin(VM + 1)
     row.say("storm", "kill", what="manager", process="m0.0")
@@ -411,7 +410,7 @@ RIGHT = Row("2", "vm1000", "vnet0", VM, "active", "/run/netns/n1", WAIT)
         (None, [NOT_RECORDED]),
     ],
 )
-def test_a_running_machine_is_in_its_ledger(
+def test_a_running_vm_is_in_its_ledger(
     row: Sequence, recorded: Row | None, found: list[str]
 ) -> None:
     row.begin()

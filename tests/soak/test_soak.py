@@ -22,7 +22,7 @@ SOAK = [sys.executable, "-m", "soak", "--seed", "1"]
 HARM = "wrongly touched"
 PATIENCE = 120.0
 HARMED = 240.0
-"""Seconds until harm is done that takes a few on an idle machine."""
+"""Seconds until harm is done that takes a few on an idle host."""
 
 
 def table(output: str) -> dict[str, int]:
@@ -39,7 +39,7 @@ def test_a_storm_touches_nothing_and_leaves_nothing_I1_I2_I3_I4_I5() -> None:
     counts = table(done.stdout)
     assert (counts["leaks"], counts[HARM], counts["not seen"]) == (0, 0, 0)
     assert done.returncode == 0
-    for what in ("machines", "kills", "admin", "talks over the wire"):
+    for what in ("VMs", "kills", "admin", "talks over the wire"):
         assert counts[what] > 0, what
     # It was a storm: names were contested, and strangers met what waits for them.
     assert counts["foreign names stepped around"] > 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A machine: it knows its network cards, says when it runs, and talks over the wire.
+"""A VM: it knows its network cards, says when it runs, and talks over the wire.
 
 Run by `tapster run`, it is a process of its own: it prints "up" and its pid, and stops
 when somebody writes to it.
@@ -17,6 +17,7 @@ from typing import NamedTuple, Self
 from lab.namespaces import inside
 from soak.ground import LOWER
 from soak.marks import Marker
+from soak.messages import Begin, Cut, End, Move, Moved
 from soak.part import boottime
 from soak.wishes import Spec
 from tapster import Macvtap, Mode, Naming
@@ -30,7 +31,7 @@ PATIENCE = 0.5
 
 
 class Card(NamedTuple):
-    """One network card, as the machine knows it."""
+    """One network card, as the VM knows it."""
 
     token: str
     netns: str
@@ -42,7 +43,7 @@ class Card(NamedTuple):
     tried: str
     """The template of which it has the lowest number that was free."""
     fleeting: bool
-    """See `judge.Machine`."""
+    """See `account.VmRecord`."""
     name: str = ""
     ifindex: int = 0
     mac: str = ""
@@ -65,8 +66,8 @@ class Card(NamedTuple):
         )
 
 
-class Machine:
-    """A running machine."""
+class RunningVm:
+    """A running VM."""
 
     def __init__(self, marker: Marker, cards: list[Card], *, bound: bool) -> None:
         """Say that it runs. `bound`: it ends with the process that says so."""
@@ -74,9 +75,7 @@ class Machine:
         self._marker = marker
         self._talks = dict.fromkeys((card.token for card in cards), 0)
         for card in cards:
-            marker.say(
-                card.netns,
-                "begin",
+            begin = Begin(
                 token=card.token,
                 ledger=card.ledger,
                 name=card.name,
@@ -87,6 +86,7 @@ class Machine:
                 on=card.bridge,
                 tried=card.tried,
             )
+            marker.say(card.netns, begin)
 
     def talk(self) -> None:
         """Prove that each card is connected, or say that it is not."""
@@ -101,25 +101,23 @@ class Machine:
 
     def cut(self, card: Card, since: float) -> None:
         """Say that a card is cut off."""
-        self._marker.say(card.netns, "cut", token=card.token, since=since)
+        self._marker.say(card.netns, Cut(card.token, since))
 
     def move(self, card: Card, bridge: str, move: Callable[[str], None]) -> None:
         """Have a card moved to another bridge, or see that this fails."""
         at = self.cards.index(card)
-        self._marker.say(card.netns, "move", token=card.token, on=bridge)
+        self._marker.say(card.netns, Move(card.token, bridge))
         try:
             move(bridge)
             self.cards[at] = card._replace(bridge=bridge, peer=bridge)
         finally:
             on = self.cards[at].bridge
-            self._marker.say(card.netns, "moved", token=card.token, on=on)
+            self._marker.say(card.netns, Moved(card.token, on))
 
     def stop(self) -> None:
         """Say that it stops, and pull the plugs."""
         for card in self.cards:
-            self._marker.say(
-                card.netns, "end", token=card.token, talks=self._talks[card.token]
-            )
+            self._marker.say(card.netns, End(card.token, self._talks[card.token]))
             for fd in card.fds:
                 os.close(fd)
 
@@ -164,7 +162,7 @@ def _sent_back(card: Card, frame: bytes, peer: socket.socket, token: bytes) -> b
 
 
 def main() -> None:
-    """Be a machine of `tapster run`: NAME, then a card and its device for each."""
+    """Be a VM of `tapster run`: NAME, then a card and its device for each."""
     name, *rest = sys.argv[1:]
     cards = []
     for text, device in zip(rest[::2], rest[1::2], strict=True):
@@ -174,12 +172,12 @@ def main() -> None:
         cards.append(
             card._replace(name=tap, ifindex=int(ifindex), mac=mac, fds=numbers)
         )
-    machine = Machine(Marker(name), cards, bound=True)
-    machine.talk()
+    vm = RunningVm(Marker(name), cards, bound=True)
+    vm.talk()
     print("up", os.getpid(), flush=True)
     sys.stdin.readline()
-    machine.talk()
-    machine.stop()
+    vm.talk()
+    vm.stop()
 
 
 if __name__ == "__main__":
