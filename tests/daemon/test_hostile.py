@@ -353,13 +353,13 @@ def test_mutated_requests_never_break_it(daemon: Daemon) -> None:
 
 
 BREAK = """
-Server._describe = Service._list = lambda *_: 1 / 0
+Dispatcher._describe = Service._list = lambda *_: 1 / 0
 """
 
 
 def test_a_mistake_of_its_own_ends_one_call_and_not_all(world: None) -> None:
     daemon = Daemon(policy=POLICY)
-    with Path("/run/test/lib/tapster/daemon/server.py").open("a") as code:
+    with Path("/run/test/lib/tapster/daemon/dispatch.py").open("a") as code:
         code.write(BREAK)
     daemon.start()
     with daemon.connect(ALICE) as alice:

@@ -402,7 +402,7 @@ def test_a_name_that_is_no_text_is_told_as_far_as_it_can_be(
     events = daemon.events()
     subprocess.run(["ip", "link", "set", "vnet0", "name", b"a\xff"], check=True)
     said = next(events)
-    assert (said.event, said.detail) == ("renamed", "it is called a? now")
+    assert (said.event, said.detail) == ("renamed", "the device is called a? now")
     assert (root.device(lease) or lease).name == "a?"
     library.close(lease.fds)
 

@@ -1,112 +1,156 @@
 # SPDX-License-Identifier: Apache-2.0
 """One client's connection: bytes and descriptors, in and out, within bounds.
 
-A connection has at most one call under way. While it has, and while the answer has
-not been taken, nothing more is read: so a client that sends more than it takes holds
-up itself, and what it can make the daemon keep is bounded.
+A connection has at most one request under way. Until its answer has been sent, nothing
+more is read. So a client that sends more than it receives delays only itself, and what
+it makes the daemon keep is bounded.
 """
 
 import socket
 from collections.abc import Callable, Sequence
 from errno import EAGAIN
-from selectors import EVENT_READ, EVENT_WRITE
+from functools import partial
+from typing import TYPE_CHECKING
 
+from tapster.daemon.closer import Closer
+from tapster.daemon.loop import READ, WRITE
 from tapster.daemon.policy import Caller
+from tapster.daemon.state import READING, ConnectionEvent, ConnectionState, after
 from tapster.kernel import unix
 
-READ = 1 << 16
+if TYPE_CHECKING:
+    from tapster.daemon.worker import Job
+
+CHUNK = 1 << 16
+"""Bytes to read at a time."""
 FDS = 8
-"""So many descriptors are taken with one read; nobody needs to send more than one."""
+"""Descriptors to receive with one read; no request needs more than one."""
 BACKLOG = 1 << 18
-"""Bytes of events that a watcher may be behind."""
+"""Bytes of events that a watching client may be behind."""
 
 
 class Connection:
     """A non-blocking socket with its buffers. Owns the socket and `pidfd`."""
 
-    def __init__(self, sock: socket.socket, caller: Caller, pidfd: int, now: float):
+    def __init__(
+        self,
+        sock: socket.socket,
+        caller: Caller,
+        pidfd: int,
+        now: float,
+        closer: Closer,
+    ) -> None:
         sock.setblocking(False)
         self.socket = sock
+        self.fd = sock.fileno()
         self.caller = caller
         self.pidfd = pidfd
-        self.busy = False
-        """A call is under way."""
-        self.watching = False
-        self.ended = False
+        self.state = ConnectionState.IDLE
+        self.half_closed = False
         """The client sends no more."""
-        self.closing = False
-        """To be closed when all is sent."""
-        self.closed = False
+        self.paused = False
+        """The client's user has used up its rate."""
         self.since = now
-        """When a request or its first byte last came, or an answer was last taken."""
+        """When the first byte of the request came, or the answer began to be sent; or
+        else when the last request was done."""
         self.undo: Callable[[], None] | None = None
-        """What to do if the answer that is being sent is not taken."""
+        """Takes back what the last answer hands over, in case the client has not
+        received it."""
+        self.job: Job | None = None
+        """The request under way."""
+        self.droppable = False
+        """Whether that request need not be done if the client leaves."""
+        self.next_page: Callable[[], None] | None = None
+        """Fetches the next page of a long answer."""
         self.fds: list[int] = []
+        """Descriptors that came with the request that is being received."""
+        self._closer = closer
         self._in = bytearray()
         self._out = bytearray()
         self._out_fds: Sequence[int] = ()
 
+    @property
+    def closed(self) -> bool:
+        return self.state is ConnectionState.CLOSED
+
+    def step(self, event: ConnectionEvent) -> None:
+        """Go to the state that follows an event."""
+        self.state = after(self.state, event)
+
     def close(self) -> None:
-        """Close it all; `undo` is the caller's to do."""
-        self.closed = True
-        self.socket.close()
-        unix.close([*self.fds, *self._out_fds])
+        """Close everything. What `undo` does is left to the caller."""
+        self.step(ConnectionEvent.LOSS)
+        self._closer.close_connection(self.caller.uid, self.socket)
+        self.discard(self.fds)
+        unix.close(self._out_fds)
         self.fds, self._out_fds = [], ()
         if self.pidfd >= 0:
             unix.close([self.pidfd])
             self.pidfd = -1
 
+    def discard(self, fds: Sequence[int]) -> None:
+        """Close descriptors that the client sent."""
+        self._closer.close_fds(self.caller.uid, fds)
+
     @property
     def events(self) -> int:
-        """What to wait for: bytes to come, or room for what is to go."""
-        reading = not self.ended and not self.closing and not self.busy
-        reading = reading and (self.watching or not self._out)
-        return (EVENT_READ if reading else 0) | (EVENT_WRITE if self._out else 0)
+        """What to wait for: bytes to come, or room for those that are to go."""
+        watching = self.state is ConnectionState.WATCHING
+        reading = self.state in READING and not self.half_closed and not self.paused
+        reading = reading and (watching or not self._out)
+        return (READ if reading else 0) | (WRITE if self._out else 0)
 
     @property
     def sending(self) -> bool:
+        """Whether something is yet to be sent."""
         return bool(self._out)
 
     @property
-    def receiving(self) -> bool:
-        """A request has begun to come."""
-        return bool(self._in)
-
-    @property
-    def full(self) -> bool:
-        """A watcher is too far behind."""
-        return len(self._out) > BACKLOG
-
-    @property
-    def size(self) -> int:
+    def received(self) -> int:
         """Bytes received and not yet taken."""
         return len(self._in)
 
+    @property
+    def has_request(self) -> bool:
+        """Whether a whole request has been received and not yet taken."""
+        return 0 in self._in
+
+    @property
+    def behind(self) -> bool:
+        """Whether a watching client is too far behind."""
+        return len(self._out) > BACKLOG
+
+    @property
+    def taken(self) -> bool:
+        """Whether the client has received all that was sent."""
+        return not self._out and not unix.untaken(self.socket)
+
     def receive(self, now: float) -> None:
         """Read once. Raises OSError if the connection or a descriptor is lost."""
+        discard = partial(self._closer.close_fds, self.caller.uid)
         try:
-            data, fds = unix.receive(self.socket, READ, FDS)
+            data, fds = unix.receive(self.socket, CHUNK, FDS, discard)
         except BlockingIOError:
             return
         if not data:
-            self.ended = True
+            self.half_closed = True
             return
         if not self._in:
             self.since = now
         self._in += data
         if fds:
-            # They belong to the last message; what came before has none.
-            unix.close(self.fds)
+            # They belong to the last request; those before it have none.
+            self.discard(self.fds)
             self.fds = fds
 
-    def next_message(self) -> bytes | None:
-        """Take the next whole message, without its NUL."""
+    def next_request(self) -> bytes | None:
+        """Take the next whole request, without its NUL."""
         end = self._in.find(0)
         if end < 0:
             return None
-        message = bytes(self._in[:end])
+        request = bytes(self._in[:end])
         del self._in[: end + 1]
-        return message
+        return request
 
     def send(
         self,
@@ -114,11 +158,13 @@ class Connection:
         fds: Sequence[int] = (),
         undo: Callable[[], None] | None = None,
     ) -> None:
-        """Begin to send; takes the descriptors over. Raises OSError if it is lost."""
+        """Begin to send, and take the descriptors over. Raises OSError if the
+        connection is lost."""
         assert not self._out_fds
         self._out += data
         self._out_fds = fds
-        self.undo = undo
+        if undo is not None:
+            self.undo = undo
         self.flush()
 
     def flush(self) -> None:
@@ -133,4 +179,15 @@ class Connection:
             unix.close(self._out_fds)
             self._out_fds = ()
             del self._out[:sent]
-        self.undo = None
+        if self.state in _SENDING:
+            self.step(ConnectionEvent.SENT)
+
+
+_SENDING = frozenset(
+    {
+        ConnectionState.WORKING,
+        ConnectionState.ANSWERING,
+        ConnectionState.WATCHING,
+        ConnectionState.CLOSING,
+    }
+)

@@ -25,6 +25,7 @@ KINDS: Mapping[str, Kind] = {
     "calls": Kind("Calls by method.", "counter", "method"),
     "failures": Kind("Calls that failed, by error.", "counter", "error"),
     "refused": Kind("Calls refused, by reason.", "counter", "reason"),
+    "delayed": Kind("Waits of clients that sent more than the rate allows.", "counter"),
     "dropped": Kind("Connections dropped, by reason.", "counter", "reason"),
     "events": Kind("Events, by what happened.", "counter", "event"),
     "collisions": Kind("Names found taken by foreign devices.", "counter"),

@@ -2,55 +2,71 @@
 """Just enough HTTP for Prometheus: every request is answered with the figures."""
 
 import socket
-import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
-from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 
-MOST = 4
-"""Scrapes at a time."""
-PATIENCE = 5.0
+from tapster.daemon.loop import READ, WRITE, Loop
+
+MOST = 16
+"""Scrapes at a time. A further one takes the place of the oldest."""
+SCRAPE_TIMEOUT = 5.0
+"""Seconds that a scrape may take."""
 LONGEST = 8192
+"""Bytes that a request may have."""
 
-Ask = Callable[[Callable[[str], None]], None]
+Measure = Callable[[Callable[[str], None]], None]
 
 
-class _Scrapers:
-    """The open connections of one daemon's metrics."""
+class Scrapers:
+    """The open connections of those who read one daemon's metrics."""
 
-    def __init__(self, selector: DefaultSelector, ask: Ask) -> None:
-        self._selector = selector
-        self._ask = ask
+    def __init__(self, loop: Loop, measure: Measure) -> None:
+        """`measure` calls what it is given with the text of the figures."""
+        self._loop = loop
+        self._measure = measure
         self._open: dict[socket.socket, float] = {}
+        self._waiting: set[socket.socket] = set()
+        """The sockets that the loop waits for."""
 
-    def accept(self, listener: socket.socket, _: int) -> None:
-        now = time.monotonic()
-        for old, since in list(self._open.items()):
-            if now - since > PATIENCE:
-                self._close(old)
+    def listen(self, listener: socket.socket) -> None:
+        listener.setblocking(False)
+        self._loop.add(listener.fileno(), READ, partial(self._accept, listener))
+
+    def _accept(self, listener: socket.socket, _: int) -> None:
         try:
             accepted, _ = listener.accept()
         except OSError:
             return
         if len(self._open) >= MOST:
-            accepted.close()
-            return
+            self._close(next(iter(self._open)))
         accepted.setblocking(False)
+        now = self._loop.now()
         self._open[accepted] = now
-        self._selector.register(
-            accepted, EVENT_READ, partial(self._read, accepted, bytearray())
-        )
+        self._loop.at(now + SCRAPE_TIMEOUT, partial(self._end, accepted))
+        self._wait(accepted, READ, partial(self._read, accepted, bytearray()))
+
+    def _wait(
+        self, sock: socket.socket, events: int, call: Callable[[int], None]
+    ) -> None:
+        self._waiting.add(sock)
+        self._loop.add(sock.fileno(), events, call)
+
+    def _wait_no_more(self, sock: socket.socket) -> None:
+        if sock in self._waiting:
+            self._waiting.discard(sock)
+            self._loop.remove(sock.fileno())
 
     def _read(self, sock: socket.socket, request: bytearray, _: int) -> None:
         try:
             data = sock.recv(LONGEST)
+        except BlockingIOError:
+            return
         except OSError:
             data = b""
         request += data
         if b"\r\n\r\n" in request:
-            self._selector.unregister(sock)
-            self._ask(partial(self._reply, sock))
+            self._wait_no_more(sock)
+            self._measure(partial(self._reply, sock))
         elif not data or len(request) > LONGEST:
             self._close(sock)
 
@@ -63,7 +79,7 @@ class _Scrapers:
             f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         )
         rest = bytearray(head.encode() + body)
-        self._selector.register(sock, EVENT_WRITE, partial(self._write, sock, rest))
+        self._wait(sock, WRITE, partial(self._write, sock, rest))
 
     def _write(self, sock: socket.socket, rest: bytearray, _: int) -> None:
         try:
@@ -75,18 +91,18 @@ class _Scrapers:
         if not rest:
             self._close(sock)
 
+    def _end(self, sock: socket.socket) -> None:
+        if sock in self._open:
+            self._close(sock)
+
     def _close(self, sock: socket.socket) -> None:
         del self._open[sock]
-        with suppress(KeyError, ValueError):
-            self._selector.unregister(sock)
+        self._wait_no_more(sock)
         sock.close()
 
 
-def serve(
-    selector: DefaultSelector, listeners: Sequence[socket.socket], ask: Ask
-) -> None:
-    """Answer on these sockets; `ask` is given where to put the text."""
-    scrapers = _Scrapers(selector, ask)
+def serve(loop: Loop, listeners: Sequence[socket.socket], measure: Measure) -> None:
+    """Answer on these sockets, which stay the caller's."""
+    scrapers = Scrapers(loop, measure)
     for listener in listeners:
-        listener.setblocking(False)
-        selector.register(listener, EVENT_READ, partial(scrapers.accept, listener))
+        scrapers.listen(listener)

@@ -124,8 +124,8 @@ class Service:
             if asked.vhost:
                 fds += vhost.open_vhost(sum(spec.queues for spec in specs))
             for lease in leases:
-                self._upkeep.hold(lease)
-                self._upkeep.say("acquired", lease)
+                self._upkeep.bind(lease)
+                self._upkeep.report("acquired", lease)
         except BaseException:
             unix.close(fds)
             self._take_back(ids)
@@ -202,8 +202,7 @@ class Service:
             for lease in leases:
                 self._end(lease, EXIT)
         for lease in leases:
-            self._upkeep.let_go(lease.id)
-            self._upkeep.hold(self._operations.look.lease(lease.id))
+            self._upkeep.bind(self._operations.look.lease(lease.id))
         return Answer()
 
     def _release(self, call: Call) -> Answer:
@@ -232,14 +231,14 @@ class Service:
             *(need for need in needed if need.key not in ("kinds", "templates")),
         )
         changed = self._operations.rewire.set(lease.id, changes)
-        self._upkeep.say("set", changed, " ".join(asked.fields))
+        self._upkeep.report("set", changed, " ".join(asked.fields))
         return Answer(interface.Got(changed, self._operations.look.device(changed)))
 
     def _end(self, lease: Lease, reason: str | None) -> None:
         self._operations.release(lease.id)
-        self._upkeep.let_go(lease.id)
+        self._upkeep.unbind(lease.id)
         if lease.state is State.ACTIVE:
-            self._upkeep.say("released", lease, reason)
+            self._upkeep.report("released", lease, reason)
 
     # Looking
 
@@ -261,7 +260,7 @@ class Service:
     def _list(self, call: Call) -> Answer:
         asked: interface.List = call.parameters
         leases = self._operations.look.leases(all=asked.all)
-        if not policy.allows(self._rules, call.caller, policy.SEE_OTHERS):
+        if not policy.allows(self.rules, call.caller, policy.SEE_OTHERS):
             leases = [lease for lease in leases if lease.caller_uid == call.caller.uid]
         return Answer(interface.Leases(tuple(leases)))
 
@@ -270,7 +269,7 @@ class Service:
         entries = tuple(
             one
             for one in self._operations.look.who(asked.name, asked.at)
-            if policy.may_see(self._rules, call.caller, one.caller_uid)
+            if policy.may_see(self.rules, call.caller, one.caller_uid)
         )
         return Answer(interface.HistoryEntries(entries))
 
@@ -278,13 +277,13 @@ class Service:
         asked: interface.Reopen = call.parameters
         lease = self._own(call.caller, asked.lease)
         fds = self._operations.reopen(lease.id)
-        self._upkeep.say("reopened", lease)
+        self._upkeep.report("reopened", lease)
         return Answer(interface.Opened(tuple(range(len(fds)))), fds)
 
     def _seen(self, caller: Caller, name_or_id: str, look: Look | None = None) -> Lease:
         """The lease, if the caller may know of it. Raises NoSuchLease."""
         lease = (look or self._operations.look).find(name_or_id)
-        if not policy.may_see(self._rules, caller, lease.caller_uid):
+        if not policy.may_see(self.rules, caller, lease.caller_uid):
             raise NoSuchLease(f"no lease has the name or id {name_or_id!r}")
         return lease
 
@@ -293,7 +292,7 @@ class Service:
         lease = self._seen(caller, id)
         if lease.id != id:
             raise NoSuchLease(f"no lease has the id {id!r}: {lease.name!r} is a name")
-        if not policy.may_end(self._rules, caller, lease):
+        if not policy.may_end(self.rules, caller, lease):
             self._permit_rule(caller, policy.END_OTHERS)
         return lease
 
@@ -302,14 +301,16 @@ class Service:
     def _reap(self, call: Call) -> Answer:
         asked: interface.Reap = call.parameters
         self._permit_rule(call.caller, policy.MAINTAIN)
-        reaped = self._operations.reap(now=asked.now, on_reaped=self._upkeep.reaped)
+        reaped = self._operations.reap(
+            now=asked.now, on_reaped=self._upkeep.report_reaped
+        )
         return Answer(interface.Reaped(reaped))
 
     def _recover(self, call: Call) -> Answer:
         asked: interface.Recover = call.parameters
         self._permit_rule(call.caller, policy.MAINTAIN)
         repairs = self._operations.recover(
-            dry_run=asked.dry_run, on_repaired=self._upkeep.repairs
+            dry_run=asked.dry_run, on_repaired=self._upkeep.report_repairs
         )
         return Answer(interface.Recovered(tuple(repairs)))
 
@@ -338,11 +339,11 @@ class Service:
     # Helpers
 
     @property
-    def _rules(self) -> tuple[policy.Rule, ...]:
+    def rules(self) -> tuple[policy.Rule, ...]:
         return self.loaded.config.allow
 
     def _permit_rule(self, caller: Caller, *needed: Need) -> None:
-        self._permit(self._rules, caller, *needed)
+        self._permit(self.rules, caller, *needed)
 
     def _permit(
         self, rules: tuple[policy.Rule, ...], caller: Caller, *needed: Need

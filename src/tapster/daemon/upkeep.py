@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What becomes of leases while nobody asks: FIN WAITs end, owners end, others act.
+"""The upkeep of leases: ends those that are over, mends what other programs break.
 
-Everything here runs in the worker's thread, but for what says otherwise.
+Everything here runs in the worker's thread, unless its docstring says otherwise.
 """
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 from tapster.daemon.log import INFO, WARNING, Log
 from tapster.daemon.metrics import Metrics
 from tapster.errors import HostError, TapsterError
-from tapster.kernel import rtnl
-from tapster.kernel.port import HERE
-from tapster.kernel.watch import Changes
+from tapster.kernel.port import HERE, Changes
 from tapster.model import Lease, Link, Netns, Process, State
 from tapster.operations.decision import Action, Repair
 from tapster.operations.operations import Operations
@@ -21,12 +20,26 @@ from tapster.rpc.interface import Event
 
 EXIT = "the process that the lease was bound to has ended"
 CLOSE = "nobody has the device open any more"
-PATIENCE = 60.0
-"""Seconds after which a namespace is looked for again that nobody could tell of."""
+NAMESPACE_RETRY = 60.0
+"""Seconds to wait before retrying a namespace whose existence could not be
+determined."""
+FIRST_RETRY, LAST_RETRY = 1.0, 30.0
+"""Seconds until a lease that could not be mended is tried again: from the first retry
+to the later ones, each twice as long as the one before."""
+
+
+class Retry(NamedTuple):
+    """A lease that could not be mended, and when to try again."""
+
+    when: float
+    wait: float
+    """Seconds between the last attempt and this one."""
+    reason: str | None
+    wiring: bool
 
 
 class Upkeep:
-    """Ends what is to end, mends what others break, and says so."""
+    """Ends leases that are over, mends devices, and reports both as events."""
 
     def __init__(
         self,
@@ -34,127 +47,136 @@ class Upkeep:
         metrics: Metrics,
         log: Log,
         *,
-        tell: Callable[[Event], None],
-        watch: Callable[[Process], None],
+        on_event: Callable[[Event], None],
+        watch_process: Callable[[Process], None],
+        forget_process: Callable[[Process], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`tell` is told every event; `watch` is asked to call `ended` at a process's
-        end. Both are called in the worker's thread."""
+        """`on_event` gets every event. `watch_process` asks for a call of
+        `process_ended` when a process ends; `forget_process` takes that back. All three
+        are called in the worker's thread."""
         self.reconnect = False
-        """Whether a device that others took off its bridge is put back."""
+        """Whether to put a device back that other programs took off its bridge."""
         self.deadline: float | None = None
-        """When the next FIN WAIT ends, on `CLOCK_BOOTTIME`: for any thread to read."""
+        """When the next FIN WAIT ends, on `CLOCK_BOOTTIME`. Any thread may read it."""
         self._operations = operations
         self._metrics = metrics
         self._log = log
-        self._tell = tell
-        self._watch = watch
+        self._on_event = on_event
+        self._watch_process = watch_process
+        self._forget_process = forget_process
+        self._clock = clock
         self._bound: dict[Process, set[str]] = {}
-        self._holder: dict[str, Process] = {}
+        """The leases that end with each watched process."""
+        self._process_of: dict[str, Process] = {}
         own = operations.context.namespace.netns
         self._followed = {own.cookie: (own, HERE)}
-        """The namespaces in which we have devices, and what Watch calls them."""
-        self._untold: dict[int, float] = {}
-        """Namespaces of which nothing could be told, and when to ask again."""
+        """The namespaces that have leases, each with its number in a Watch."""
+        self._undetermined: dict[int, float] = {}
+        """When to retry each namespace whose existence could not be determined."""
         self._bridges: dict[tuple[int, str], int] = {}
-        """The ifindex of each bridge of a namespace by its name, as it was last."""
-        self._strange: dict[str, str] = {}
-        """What is not as it should be, by lease: said once."""
+        """The last known ifindex of each bridge, by the cookie of its namespace and by
+        its name."""
+        self._problems: dict[str, str] = {}
+        """What is wrong with a device, by lease, so that it is reported once."""
+        self._retries: dict[str, Retry] = {}
+
+    # Deadlines
 
     def reap(self) -> None:
-        """End what is due, one batch: others wait."""
-        self._operations.reap(limit=REAP_BATCH, on_reaped=self.reaped)
+        """End one batch of leases whose FIN WAIT is over; calls may come in between."""
+        self._operations.reap(limit=REAP_BATCH, on_reaped=self.report_reaped)
 
-    def reaped(self, leases: Sequence[Lease]) -> None:
+    def report_reaped(self, leases: Sequence[Lease]) -> None:
+        """Report leases whose FIN WAIT has been ended."""
         self._metrics.add("reaped", by=len(leases))
         for lease in leases:
-            self._strange.pop(lease.id, None)
-            self.say("ended", lease)
+            self._problems.pop(lease.id, None)
+            self.report("ended", lease)
 
-    def look_ahead(self) -> None:
-        """Find out when there is something to reap."""
+    def find_deadline(self) -> None:
+        """Find out when the next FIN WAIT ends."""
         self.deadline = self._operations.reap.next_deadline()
 
+    # Agreement of ledger and kernel
+
     def recover(self) -> None:
-        """Bring all into agreement, and watch what is to be watched."""
+        """Bring ledger and kernel into agreement, and watch what has leases."""
         for cookie, (netns, _) in list(self._followed.items()):
-            self._forget_if_gone(cookie, netns)
-        self._follow_all()  # before recover looks, so that nothing is missed between
+            self._forget_if_ended(cookie, netns)
+        # Follow first: changes that come while recover looks are then reported.
+        self._follow_all()
         try:
-            self._operations.recover(on_repaired=self.repairs)
+            self._operations.recover(on_repaired=self.report_repairs)
         except TapsterError as error:
             self._log(WARNING, "not-recovered", error=error)
         leases = {lease.id: lease for lease in self._operations.look.leases()}
-        self._strange = {id: one for id, one in self._strange.items() if id in leases}
+        self._problems = {id: p for id, p in self._problems.items() if id in leases}
         for lease in leases.values():
             if lease.state is not State.FIN_WAIT:
-                self.hold(lease)
+                self.bind(lease)
 
-    def look_around(self) -> None:
-        """See what others have leased in namespaces that are not followed yet."""
+    def retry(self) -> None:
+        """Mend the leases whose retry is due."""
+        now = self._clock()
+        for id, retry in list(self._retries.items()):
+            if retry.when <= now:
+                self._mend([id], retry.reason, wiring=retry.wiring)
+
+    @property
+    def retries(self) -> int:
+        """How many leases wait for a retry. Any thread may read it."""
+        return len(self._retries)
+
+    # Namespaces
+
+    def follow_new_namespaces(self) -> None:
+        """Follow namespaces in which other managers have acquired leases."""
         for netns in self._follow_all():
             self._mend(self._leases_in(netns))
 
-    # What others do
-
-    def ended(self, over: Process) -> None:
-        """A process has ended: so do the leases bound to it."""
-        self._mend(sorted(self._bound.pop(over, ())), EXIT)
-
-    def changed(self, changes: Changes) -> None:
-        """Look at our devices among those that changed, as they were seen last."""
-        for cookie, (netns, number) in list(self._followed.items()):
-            said = changes.links.get(number, {})
-            for lease in self._operations.look.at(netns, said):
-                if lease.manager is not None or lease.state is State.RESERVED:
-                    continue
-                last = said[lease.ifindex]
-                link = None if last is None else rtnl.link_of(last)
-                try:
-                    self._look_if_strange(lease, link)
-                except TapsterError as error:
-                    self._log(WARNING, "not-looked-at", lease=lease.id, error=error)
-            if number in changes.over:
-                self._forget_if_gone(cookie, netns)
-
     def follow(self, netns: Netns) -> bool:
-        """See to it that Watch tells what happens in a namespace.
+        """Let the watches report changes in this namespace.
 
-        True if it was not followed before, or is gone: look at what is leased there.
+        True if the namespace was not followed before or has ended: then look at its
+        leases.
         """
-        now = time.monotonic()
-        if netns.cookie in self._followed or self._untold.get(netns.cookie, 0) > now:
+        now = self._clock()
+        if netns.cookie in self._followed:
+            return False
+        if self._undetermined.get(netns.cookie, 0) > now:
             return False
         try:
             number = self._operations.look.number(netns)
         except HostError as error:
-            self._untold[netns.cookie] = now + PATIENCE
+            self._undetermined[netns.cookie] = now + NAMESPACE_RETRY
             self._log(WARNING, "not-watched", netns=netns.path, error=error)
             return False
-        self._untold.pop(netns.cookie, None)
+        self._undetermined.pop(netns.cookie, None)
         if number is not None:
             self._followed[netns.cookie] = netns, number
         return True
 
     def _follow_all(self) -> list[Netns]:
-        """Follow every namespace that has leases; those of which `follow` is True."""
+        """Follow every namespace that has leases; those for which `follow` is True."""
         return [
             netns for netns in self._operations.look.namespaces() if self.follow(netns)
         ]
 
-    def _forget_if_gone(self, cookie: int, netns: Netns) -> None:
-        """A namespace of its number has ended: it may be one that had it before."""
-        told = True
+    def _forget_if_ended(self, cookie: int, netns: Netns) -> None:
+        """Stop following a namespace if it has ended, and mend its leases."""
+        determined = True
         try:
             if self._operations.look.number(netns) is not None:
                 return
         except HostError as error:
-            self._log(WARNING, "not-told", netns=netns.path, error=error)
-            told = False
-        # What cannot be told or ended now `look_around` comes back to.
+            self._log(WARNING, "not-determined", netns=netns.path, error=error)
+            determined = False
+        # `follow_new_namespaces` comes back to a namespace that still has leases.
         del self._followed[cookie]
-        for place in [one for one in self._bridges if one[0] == cookie]:
+        for place in [place for place in self._bridges if place[0] == cookie]:
             del self._bridges[place]
-        if told:
+        if determined:
             self._mend(self._leases_in(netns))
 
     def _leases_in(self, netns: Netns) -> list[str]:
@@ -165,45 +187,65 @@ class Upkeep:
             if (lease.netns.boot, lease.netns.cookie) == where
         ]
 
-    def _look_if_strange(self, lease: Lease, link: Link | None) -> None:
-        # Most changes are our own, and it costs the kernel nothing to see so.
-        if self._what_is_strange(lease, link) or lease.id in self._strange:
+    # Devices
+
+    def look_at(self, changes: Changes) -> None:
+        """Compare the reported devices with their leases."""
+        for cookie, (netns, number) in list(self._followed.items()):
+            links = changes.links.get(number, {})
+            for lease in self._operations.look.at(netns, links):
+                if lease.manager is not None or lease.state is State.RESERVED:
+                    continue
+                decode = links[lease.ifindex]
+                try:
+                    self._look_if_suspicious(lease, decode and decode())
+                except TapsterError as error:
+                    self._log(WARNING, "not-looked-at", lease=lease.id, error=error)
+            if number in changes.ended:
+                # The number may belong to another namespace by now.
+                self._forget_if_ended(cookie, netns)
+
+    def _look_if_suspicious(self, lease: Lease, link: Link | None) -> None:
+        # Tapster itself makes most changes. Their reports show no problem, so the
+        # kernel need not be asked.
+        if self._problem_of(lease, link) or lease.id in self._problems:
             self._look(lease, self._operations.look.device(lease))
 
     def _look(self, lease: Lease, link: Link | None) -> None:
-        strange = self._what_is_strange(lease, link)
-        if strange == self._strange.get(lease.id, ""):
+        problem = self._problem_of(lease, link)
+        if problem == self._problems.get(lease.id, ""):
             return
-        self._strange[lease.id] = strange
-        if strange == CLOSE:
+        self._problems[lease.id] = problem
+        if problem == CLOSE:
             self._mend([lease.id], CLOSE)
-        elif strange:
-            event, _, detail = strange.partition(": ")
+        elif problem:
+            event, _, detail = problem.partition(": ")
             self._log(WARNING, event, lease=lease.id, name=lease.name, detail=detail)
-            self.say(event, lease, detail or None)
+            self.report(event, lease, detail or None)
             if link is None:
                 self._mend([lease.id])
             elif event != "renamed" and self.reconnect:
                 self._mend([lease.id], wiring=True)
         else:
-            del self._strange[lease.id]
+            del self._problems[lease.id]
             if lease.state is State.ACTIVE:
-                self.say("sound", lease)
+                self.report("sound", lease)
 
-    def _what_is_strange(self, lease: Lease, link: Link | None) -> str:
+    def _problem_of(self, lease: Lease, link: Link | None) -> str:
+        """What is wrong with a lease's device, as an event and its detail, or ""."""
         if link is None:
-            return "lost: somebody deleted the device"
+            return "lost: another program deleted the device"
         if link.name != lease.name:
-            return f"renamed: it is called {link.name} now"
+            return f"renamed: the device is called {_printable(link.name)} now"
         if lease.state is not State.ACTIVE:
             return ""
         if lease.wiring.up and not link.up:
-            return "down: somebody took it down"
+            return "down: another program took the device down"
         bridge = lease.wiring.bridge
         place = (lease.netns.cookie, bridge or "")
         if bridge is not None and link.master != self._bridges.get(place):
             if not self._operations.look.joined(link, lease):
-                return f"moved: it is not on bridge {bridge}"
+                return f"moved: the device is not on bridge {bridge}"
             self._bridges[place] = link.master
         if lease.on_close and not link.carrier:
             return CLOSE
@@ -212,45 +254,70 @@ class Upkeep:
     def _mend(
         self, ids: Sequence[str], reason: str | None = None, *, wiring: bool = False
     ) -> None:
-        def told(repairs: Sequence[Repair]) -> None:
-            self.repairs(repairs, reason)
+        """Mend these leases; try again later if that fails."""
+
+        def report(repairs: Sequence[Repair]) -> None:
+            self.report_repairs(repairs, reason)
 
         try:
-            self._operations.recover.some(ids, wiring=wiring, on_repaired=told)
+            self._operations.recover.some(ids, wiring=wiring, on_repaired=report)
         except TapsterError as error:
             self._log(WARNING, "not-mended", leases=" ".join(ids), error=error)
+            for id in ids:
+                last = self._retries.get(id)
+                wait = min(2 * last.wait, LAST_RETRY) if last else FIRST_RETRY
+                self._retries[id] = Retry(self._clock() + wait, wait, reason, wiring)
+        else:
+            for id in ids:
+                self._retries.pop(id, None)
 
-    def repairs(self, repairs: Iterable[Repair], reason: str | None = None) -> None:
+    def report_repairs(
+        self, repairs: Iterable[Repair], reason: str | None = None
+    ) -> None:
+        """Report what was done with leases. `reason` says why one was released."""
         for lease, action in repairs:
             self._metrics.add("recovered", action)
             self._log(INFO, "mended", lease=lease.id, name=lease.name, action=action)
             if action is not Action.REWIRE:
-                self.let_go(lease.id)
+                self.unbind(lease.id)
             if action is Action.RELEASE:
-                self.say("released", lease, reason or EXIT)
+                self.report("released", lease, reason or EXIT)
             elif action is Action.HOLD_NAME:
-                self.say("replanted", lease, "a placeholder holds the name")
+                self.report("replanted", lease, "a placeholder holds the name")
             elif action is Action.CLOSE:
-                self._strange.pop(lease.id, None)
-                self.say("ended", lease)
+                self._problems.pop(lease.id, None)
+                self.report("ended", lease)
 
-    def hold(self, lease: Lease) -> None:
-        """Watch the process with which a lease ends."""
+    # Processes
+
+    def process_ended(self, process: Process) -> None:
+        """Release the leases that were bound to a process, which has ended."""
+        self._mend(sorted(self._bound.pop(process, ())), EXIT)
+
+    def bind(self, lease: Lease) -> None:
+        """Watch the process with which a lease ends, and no other for this lease."""
+        if self._process_of.get(lease.id) == lease.process:
+            return
+        self.unbind(lease.id)
         if lease.process is None:
             return
-        self.let_go(lease.id)
-        self._holder[lease.id] = lease.process
+        self._process_of[lease.id] = lease.process
         self._bound.setdefault(lease.process, set()).add(lease.id)
-        self._watch(lease.process)
+        self._watch_process(lease.process)
 
-    def let_go(self, id: str) -> None:
-        holder = self._holder.pop(id, None)
-        if holder is not None and holder in self._bound:
-            self._bound[holder].discard(id)
-            if not self._bound[holder]:
-                del self._bound[holder]
+    def unbind(self, id: str) -> None:
+        """Watch no process for this lease any more."""
+        process = self._process_of.pop(id, None)
+        if process is not None and process in self._bound:
+            self._bound[process].discard(id)
+            if not self._bound[process]:
+                del self._bound[process]
+                self._forget_process(process)
 
-    def say(self, event: str, lease: Lease, detail: str | None = None) -> None:
+    # Events
+
+    def report(self, event: str, lease: Lease, detail: str | None = None) -> None:
+        """Count an event, log it, and send it to those who watch."""
         self._metrics.add("events", event)
         self._log(
             INFO,
@@ -261,13 +328,19 @@ class Upkeep:
             caller_uid=lease.caller_uid,
             detail=detail,
         )
-        said = Event(
-            round(time.time(), 3),
-            event,
-            lease.id,
-            lease.name,
-            lease.owner,
-            lease.caller_uid,
-            detail,
+        self._on_event(
+            Event(
+                round(time.time(), 3),
+                event,
+                lease.id,
+                lease.name,
+                lease.owner,
+                lease.caller_uid,
+                detail,
+            )
         )
-        self._tell(said)
+
+
+def _printable(name: str) -> str:
+    """A name that another program chose, without characters that move a cursor."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name)

@@ -5,74 +5,169 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from queue import SimpleQueue
 from typing import Any
 
 from tapster.errors import TapsterError
 
-Job = Callable[[], Any]
-Then = Callable[[Any], None]
+Work = Callable[[], Any]
+OnDone = Callable[[Any], None]
+
+DAEMON = -1
+"""In place of a user: work that the daemon does for itself."""
+
+
+class Dropped:
+    """The result of a job that was dropped before it began."""
+
+
+DROPPED = Dropped()
+
+
+class Job:
+    """A piece of work for a user. It can be dropped as long as it has not begun."""
+
+    __slots__ = ("dropped", "on_done", "work")
+
+    def __init__(self, work: Work, on_done: OnDone) -> None:
+        self.work = work
+        self.on_done = on_done
+        self.dropped = False
+
+    def drop(self) -> None:
+        """Do not begin this job; its result is then `DROPPED`."""
+        self.dropped = True
+
+
+class FairQueue:
+    """Jobs by user: users take turns, and the jobs of each stay in order."""
+
+    def __init__(self) -> None:
+        self._ready = threading.Condition()
+        self._jobs: dict[int, deque[Job]] = {}
+        self._turns: deque[int] = deque()
+        self._closed = False
+
+    def __len__(self) -> int:
+        return sum(map(len, list(self._jobs.values())))
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is a job. Any thread may ask, without waiting."""
+        return bool(self._turns)
+
+    def put(self, user: int, job: Job) -> None:
+        with self._ready:
+            jobs = self._jobs.setdefault(user, deque())
+            if not jobs:
+                self._turns.append(user)
+            jobs.append(job)
+            self._ready.notify()
+
+    def close(self) -> None:
+        """Let `get` return None when no job is left."""
+        with self._ready:
+            self._closed = True
+            self._ready.notify()
+
+    def get(self) -> Job | None:
+        """The next job, or None at the end; waits for one."""
+        with self._ready:
+            while not self._turns:
+                if self._closed:
+                    return None
+                self._ready.wait()
+            user = self._turns.popleft()
+            jobs = self._jobs[user]
+            job = jobs.popleft()
+            if jobs:
+                self._turns.append(user)
+            else:
+                del self._jobs[user]
+            return job
 
 
 class Worker:
-    """Does jobs, one after the other; what becomes of them is handed back.
+    """Does jobs one after the other and hands their results to the serving thread.
 
-    `results`, in the thread that serves, calls each job's `then` with what it
-    returned or raised; `wake` can be read when there is something to hand back.
+    `deliver`, called by the serving thread, calls each job's `on_done` with what the
+    job returned or raised. `wake` is readable when there are results to deliver.
     """
 
-    def __init__(self, unforeseen: Callable[[Exception], TapsterError]) -> None:
-        """`unforeseen` makes a result of an error that nobody foresaw."""
+    def __init__(self, explain: Callable[[Exception], TapsterError]) -> None:
+        """`explain` makes a result of an error that nobody foresaw."""
         self.after: Callable[[], None] | None = None
-        """Called after each job, before its result is handed back."""
+        """Called after each job, before its result is handed over."""
         self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._unforeseen = unforeseen
-        self._jobs: SimpleQueue[tuple[Job, Then] | None] = SimpleQueue()
-        self._done: deque[tuple[Then, Any]] = deque()
+        self._explain = explain
+        self._queue = FairQueue()
+        self._results: deque[tuple[OnDone, Any]] = deque()
         self._thread = threading.Thread(target=self._run, name="worker")
 
     def start(self) -> None:
         self._thread.start()
 
-    def submit(self, job: Job, then: Then) -> None:
-        self._jobs.put((job, then))
+    @property
+    def waiting(self) -> bool:
+        """Whether a job waits. Any thread may ask."""
+        return self._queue.waiting
 
-    def hand_back(self, then: Then, value: Any) -> None:
-        """Let the thread that serves call `then`. May be called by any thread."""
-        self._done.append((then, value))
+    def submit(self, work: Work, on_done: OnDone, user: int = DAEMON) -> Job:
+        """Let the worker do this for a user. Any thread may call it."""
+        job = Job(work, on_done)
+        self._queue.put(user, job)
+        return job
+
+    def call_serving(self, call: OnDone, value: Any) -> None:
+        """Let the serving thread call `call`. Any thread may call it."""
+        self._results.append((call, value))
         os.eventfd_write(self.wake, 1)
 
-    def results(self) -> None:
+    def deliver(self) -> None:
+        """Hand over the results there are. The serving thread calls it."""
         os.eventfd_read(self.wake)
         self._hand_over()
 
     def finish(self) -> None:
-        """Do what is left to do, and end."""
-        self._jobs.put(None)
-        self._thread.join()
+        """Do what is left to do, hand over the results, and end."""
+        self._queue.close()
+        if self._thread.ident is not None:
+            self._thread.join()
         self._hand_over()
         os.close(self.wake)
 
     def _hand_over(self) -> None:
-        while self._done:
-            then, value = self._done.popleft()
+        while self._results:
+            on_done, value = self._results.popleft()
             try:
-                then(value)
-            except Exception as error:  # noqa: BLE001 - nor may one answer
-                self._unforeseen(error)
+                on_done(value)
+            except Exception as error:  # noqa: BLE001 - one answer must not end all
+                self._explain(error)
+
+    def run_one(self) -> bool:
+        """Do the next job, waiting for one; False at the end.
+
+        The worker's thread calls it, or a test that has not started the thread.
+        """
+        job = self._queue.get()
+        if job is None:
+            return False
+        if job.dropped:
+            self.call_serving(job.on_done, DROPPED)
+            return True
+        try:
+            result = job.work()
+        except TapsterError as error:
+            result = error
+        except Exception as error:  # noqa: BLE001 - one call must not end all
+            result = self._explain(error)
+        if self.after is not None:
+            try:
+                self.after()
+            except Exception as error:  # noqa: BLE001 - the result is still good
+                self._explain(error)
+        self.call_serving(job.on_done, result)
+        return True
 
     def _run(self) -> None:
-        while (entry := self._jobs.get()) is not None:
-            job, then = entry
-            try:
-                result = job()
-            except TapsterError as error:
-                result = error
-            except Exception as error:  # noqa: BLE001 - one call must not end all
-                result = self._unforeseen(error)
-            if self.after is not None:
-                try:
-                    self.after()
-                except Exception as error:  # noqa: BLE001 - its result is still good
-                    self._unforeseen(error)
-            self.hand_back(then, result)
+        while self.run_one():
+            pass

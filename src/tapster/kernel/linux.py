@@ -26,8 +26,15 @@ from tapster.errors import HostError, KernelError, NoSuchLink
 from tapster.kernel import netns, process, rtnl, tun
 from tapster.kernel.descriptors import closing_on_error
 from tapster.kernel.failure import failure
-from tapster.kernel.port import HERE, LinkChange, Namespace, NewMacvtap, Vlans
-from tapster.kernel.watch import Watch
+from tapster.kernel.port import (
+    HERE,
+    LinkChange,
+    Namespace,
+    NewMacvtap,
+    Vlans,
+    Watch,
+)
+from tapster.kernel.watch import LinkWatch
 from tapster.model import Link, Netns, Process
 
 if TYPE_CHECKING:
@@ -146,6 +153,19 @@ class LinuxSystem:
         except OSError as error:
             raise failure(error, f"looking at process {bound.pid}") from error
 
+    def open_process(self, wanted: Process) -> int | None:
+        try:
+            return process.open_process(wanted)
+        except OSError as error:
+            raise failure(error, f"opening process {wanted.pid}") from error
+
+    def watch(self, *, elsewhere: bool = False) -> Watch:
+        try:
+            return LinkWatch(elsewhere=elsewhere)
+        except OSError as error:
+            action = "watching the devices"
+            raise failure(error, action, "CAP_NET_BROADCAST") from error
+
 
 class LinuxNamespace:
     """One network namespace, with sockets in it for requests and notifications."""
@@ -153,7 +173,7 @@ class LinuxNamespace:
     def __init__(self, fd: int, boot_id: str, path: str) -> None:
         """Take over `fd`, a descriptor of the namespace, unless this raises."""
         self._fd = fd
-        self._watch: Watch | None = None
+        self._watch: LinkWatch | None = None
         try:
             with self.inside():
                 self._netns = Netns(boot_id, netns.cookie(), path, netns.pidns())
@@ -439,7 +459,7 @@ class LinuxNamespace:
         try:
             if self._watch is None:
                 with self.inside():
-                    self._watch = Watch()
+                    self._watch = LinkWatch()
                 return None
             return self._watch.changed()
         except OSError as error:

@@ -16,7 +16,7 @@ Contract of every verb:
   namespace returns the thread to its own before it ends, also when Ctrl-C comes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
@@ -238,6 +238,32 @@ class Namespace(Protocol):
         """Close the namespace's descriptors and sockets. Closing twice is harmless."""
 
 
+class Changes(NamedTuple):
+    """What a `Watch` has seen since it was last asked."""
+
+    links: dict[int, dict[int, Callable[[], Link] | None]]
+    """Each link that changed, by the number of its namespace and by its ifindex: a
+    function that decodes the last report of the link, or None if the link is gone."""
+    ended: set[int]
+    """The numbers of the namespaces that have ended. The kernel may have given such a
+    number to another namespace since."""
+
+
+class Watch(Protocol):
+    """Reports the links that change."""
+
+    def fileno(self) -> int:
+        """The descriptor to wait for: it is readable when there are reports."""
+
+    def changes(self, first: int) -> Changes | None:
+        """What has changed since the last call, of links with an ifindex from `first`.
+
+        None if reports were lost: then any link may have changed.
+        """
+
+    def close(self) -> None: ...
+
+
 class System(Protocol):
     """The host."""
 
@@ -273,6 +299,20 @@ class System(Protocol):
 
         A zombie has ended. False if its pid belongs to a pid namespace that /proc does
         not show.
+        """
+
+    def open_process(self, process: Process) -> int | None:
+        """A descriptor that is readable once the process has ended.
+
+        The caller closes it. None if the process has ended already.
+        """
+
+    def watch(self, *, elsewhere: bool = False) -> Watch:
+        """Watch the links of the caller's namespace.
+
+        With `elsewhere`, watch those of the namespaces that have a number there (see
+        `Namespace.number`), and not its own. Raises MissingCapability without
+        CAP_NET_BROADCAST.
         """
 
 

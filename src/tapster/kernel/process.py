@@ -33,6 +33,18 @@ def ended(process: Process) -> bool:
     )
 
 
+def open_process(wanted: Process) -> int | None:
+    """A pidfd of this process, which the caller closes; None if it has ended."""
+    try:
+        pidfd = os.pidfd_open(wanted.pid)
+    except ProcessLookupError:
+        return None
+    if ended(wanted):  # another process may have its pid by now
+        os.close(pidfd)
+        return None
+    return pidfd
+
+
 def _stat(pid: int) -> list[str] | None:
     try:
         with open(f"/proc/{pid}/stat", errors="replace") as file:

@@ -10,16 +10,20 @@ recvmsg and sendmsg. Traps:
 """
 
 import array
+import fcntl
 import os
 import select
 import socket
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from errno import EMFILE, ENODATA, ENOPROTOOPT, ERANGE, ESRCH
 from typing import NamedTuple
 
 SO_PEERGROUPS = 59
 SO_PEERPIDFD = 77
+SO_PASSRIGHTS = 83
+SIOCINQ, SIOCOUTQ = 0x541B, 0x5411
 SCM_MAX_FD = 253
 """How many descriptors one message can carry (include/net/scm.h)."""
 
@@ -72,11 +76,16 @@ def send(to: socket.socket, data: bytes | bytearray, fds: Sequence[int] = ()) ->
     return to.sendmsg([data], control if fds else [], socket.MSG_NOSIGNAL)
 
 
-def receive(at: socket.socket, size: int, fds: int) -> tuple[bytes, list[int]]:
-    """Receive at most `size` bytes and `fds` descriptors. The caller closes these.
+def receive(
+    at: socket.socket,
+    size: int,
+    fds: int,
+    discard: Callable[[list[int]], None] | None = None,
+) -> tuple[bytes, list[int]]:
+    """At most `size` bytes and `fds` descriptors, which the caller closes.
 
-    No bytes mean that the other end has closed. Raise OSError (EMFILE) if the kernel
-    dropped descriptors. Then none is left open.
+    No bytes: the other end has closed. Raises OSError (EMFILE) if the kernel dropped
+    descriptors. Then those that did come are closed, by `discard` if that is given.
     """
     space = socket.CMSG_SPACE(fds * _INT) if fds else 0
     data, control, flags, _ = at.recvmsg(size, space, socket.MSG_CMSG_CLOEXEC)
@@ -86,9 +95,60 @@ def receive(at: socket.socket, size: int, fds: int) -> tuple[bytes, list[int]]:
             whole = len(content) - len(content) % _INT
             received += array.array("i", content[:whole])
     if flags & socket.MSG_CTRUNC:
-        close(received)
+        (discard or close)(received)
         raise OSError(EMFILE, "more descriptors came than there is room for")
     return data, received
+
+
+def unread(at: socket.socket) -> int:
+    """How many bytes have come and are not yet received."""
+    return _number(at, SIOCINQ)
+
+
+def untaken(of: socket.socket) -> int:
+    """More than 0 if the other end has not yet received all that was sent to it.
+
+    0 also if the other end has closed: `reset` tells whether it had received all.
+    """
+    return _number(of, SIOCOUTQ)
+
+
+def reset(of: socket.socket) -> bool:
+    """Whether the other end closed without having received all. True only once."""
+    return bool(of.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+
+
+def _number(of: socket.socket, request: int) -> int:
+    (value,) = array.array("i", fcntl.ioctl(of, request, bytes(_INT)))
+    return value
+
+
+def shut_down(connection: socket.socket) -> None:
+    """Let neither end send any more; what has come stays."""
+    with suppress(OSError):  # the other end has left already
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+def refuse_descriptors(at: socket.socket) -> bool:
+    """Let the kernel refuse descriptors that are sent here; False if it cannot.
+
+    It can since Linux 6.16.
+    """
+    try:
+        at.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
+    except OSError as error:
+        if error.errno == ENOPROTOOPT:
+            return False
+        raise
+    return True
+
+
+def closes_at_once(fd: int) -> bool:
+    """Whether closing this descriptor surely waits for nothing: a pidfd does not.
+
+    The close of a socket may wait (SO_LINGER), and that of a file may ask a server.
+    """
+    return os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[pidfd]"
 
 
 def readable(at: socket.socket, seconds: float) -> bool:

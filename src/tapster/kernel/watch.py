@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which links change: in one network namespace, and in others that it has numbers for.
+"""Reports of links that change, in one network namespace and in numbered others.
 
-The kernel tells a socket of one namespace what happens in the others to which that
-one has given a number, a nsid (ip-netns(8)). Nothing is held open for it: the others
-may end, and that is told too. Who asks for it needs CAP_NET_BROADCAST
-(do_one_broadcast() in net/netlink/af_netlink.c).
+A netlink socket of one namespace also hears of the namespaces to which its own has
+given a number, a nsid (ip-netns(8)). The socket holds none of them open: a namespace
+may end, and the kernel reports that too. To hear of other namespaces a process needs
+CAP_NET_BROADCAST (do_one_broadcast() in net/netlink/af_netlink.c).
 """
 
 import socket
 import struct
 from collections.abc import Iterator
 from errno import ENOBUFS
-from typing import NamedTuple
+from functools import partial
 
 from tapster.kernel import rtnl
-from tapster.kernel.port import HERE
+from tapster.kernel.port import HERE, Changes
 
 RTMGRP_LINK = 1 << 0
 RTMGRP_NSID = 1 << 27
@@ -24,29 +24,21 @@ LINKS = (rtnl.RTM_NEWLINK, rtnl.RTM_DELLINK)
 
 _NSID = struct.Struct("i")
 _BUFFER = 1 << 16
-"""Bytes that one message may have. Kept: to get so many takes longer than to read."""
+"""Bytes that one message may have. The buffer is kept: allocating takes longer than
+reading."""
 _CONTROL = socket.CMSG_SPACE(_NSID.size)
 
 
-class Changes(NamedTuple):
-    """What happened."""
-
-    links: dict[int, dict[int, bytes | None]]
-    """What was said last of each link that changed, for `rtnl.link_of`; None if it is
-    gone. By the number of its namespace, and by its ifindex."""
-    over: set[int]
-    """The numbers of the namespaces that have ended: nobody has these any more, or
-    another."""
-
-
-class Watch:
-    """Notes which links change, in the namespace of the thread that made it."""
+class LinkWatch:
+    """Hears of links, from the namespace of the thread that makes it."""
 
     def __init__(self, *, elsewhere: bool = False) -> None:
-        """`elsewhere`: not there, but in the namespaces that have numbers there. Then
-        it raises PermissionError without CAP_NET_BROADCAST."""
-        # Not in one socket: up to Linux 7.0 one that hears of others hears of its own
-        # namespace under a number, too, once that has one.
+        """With `elsewhere`, hear of the numbered namespaces and not of its own.
+
+        Raises PermissionError if that needs CAP_NET_BROADCAST.
+        """
+        # Two sockets are needed. Up to Linux 7.0, a socket that hears of others also
+        # hears of its own namespace under a number, once that has one.
         self._elsewhere = elsewhere
         self._buffer = memoryview(bytearray(_BUFFER))
         self._socket = rtnl.connect(RTMGRP_LINK | (0 if elsewhere else RTMGRP_NSID))
@@ -58,41 +50,44 @@ class Watch:
                 raise
 
     def fileno(self) -> int:
-        """To wait for: it can be read when something has changed."""
+        """The descriptor to wait for: it is readable when there are reports."""
         return self._socket.fileno()
 
     def close(self) -> None:
         self._socket.close()
 
     def changed(self) -> set[int] | None:
-        """The ifindexes seen since the last call; None if some were missed."""
-        said = self._said()
-        if said is None:
+        """The ifindexes of the links that changed since the last call; None if reports
+        were lost."""
+        reports = self._reports()
+        if reports is None:
             return None
-        links = [body for _, type_, body in said if type_ in LINKS]
+        links = [body for _, type_, body in reports if type_ in LINKS]
         return {rtnl.IFINFO.unpack_from(body)[2] for body in links}
 
     def changes(self, first: int) -> Changes | None:
-        """What happened since the last call, to links whose ifindex is `first` or more;
-        None if some of it was missed."""
-        said = self._said()
-        if said is None:
+        """What changed since the last call, of links with an ifindex from `first`; None
+        if reports were lost."""
+        reports = self._reports()
+        if reports is None:
             return None
-        found = Changes({}, set())
-        for number, type_, body in said:
+        changes = Changes({}, set())
+        for number, type_, body in reports:
             if type_ in LINKS:
                 family, _, ifindex, _, _ = rtnl.IFINFO.unpack_from(body)
-                # What a bridge says of a port of its own is not what the link is.
+                # A bridge's report of its own port does not describe the link.
                 if family == socket.AF_UNSPEC and ifindex >= first:
+                    decode = partial(rtnl.link_of, body)
                     new = type_ == rtnl.RTM_NEWLINK
-                    found.links.setdefault(number, {})[ifindex] = body if new else None
+                    links = changes.links.setdefault(number, {})
+                    links[ifindex] = decode if new else None
             elif type_ == RTM_DELNSID:
-                found.over.add(rtnl.nsid_of(body))
-        return found
+                changes.ended.add(rtnl.nsid_of(body))
+        return changes
 
-    def _said(self) -> list[tuple[int, int, bytes]] | None:
-        """The messages that came since the last call: whence, type and body; None if
-        some were missed."""
+    def _reports(self) -> list[tuple[int, int, bytes]] | None:
+        """The messages since the last call, each as the number of its namespace, its
+        type and its body; None if some were lost."""
         try:
             return list(self._receive())
         except OSError as error:

@@ -18,6 +18,7 @@ from tapster.model import Link, Netns, Process
 from tapster.testing.descriptors import Descriptors
 from tapster.testing.space import Device, Space, check_length, has_ipv6, refusal
 from tapster.testing.stranger import Stranger
+from tapster.testing.watch import FakeWatch
 from tapster.testing.world import PIDNS, World
 
 NAMED = "/run/netns"
@@ -42,6 +43,9 @@ class FakeSystem:
         so on. It may act as a stranger. What it raises comes out of the verb, as if
         the process had been killed there."""
         self._descriptors = Descriptors()
+        self._watches: list[FakeWatch] = []
+        self._awaited: dict[Process, list[int]] = {}
+        """The writing ends of pipes whose reading ends wait for a process."""
 
     # The port
 
@@ -84,6 +88,24 @@ class FakeSystem:
         if process.pidns != PIDNS:
             return False
         return self.world.processes.get(process.pid) != process
+
+    def open_process(self, process: Process) -> int | None:
+        if self.ended(process):
+            return None
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        self._awaited.setdefault(process, []).append(writing)
+        return reading
+
+    def watch(self, *, elsewhere: bool = False) -> FakeWatch:
+        watch = FakeWatch(self.looked_at, self._link, elsewhere=elsewhere)
+        self._watches = [one for one in self._watches if not one.closed]
+        self._watches.append(watch)
+        return watch
+
+    def _link(self, cookie: int, ifindex: int) -> Link | None:
+        space = self.space(cookie)
+        device = space.devices.get(ifindex)
+        return _link(space, device) if device else None
 
     def _at(self, cookie: int, path: str = "") -> "FakeNamespace":
         """The namespace with this cookie, by the best path that leads to it."""
@@ -130,7 +152,16 @@ class FakeSystem:
 
     def end(self, pid: int) -> None:
         """End a process."""
+        process = self.world.processes[pid]
         self.world.end(pid)
+        for writing in self._awaited.pop(process, ()):
+            os.close(writing)
+
+    def deliver(self) -> None:
+        """Wake the readers of every watch that is open."""
+        for watch in self._watches:
+            if not watch.closed:
+                watch.deliver()
 
     def reboot(self) -> None:
         """Start the machine anew; its open descriptors are closed."""
@@ -165,6 +196,13 @@ class FakeSystem:
         return self.looked_at().render()
 
     # For FakeNamespace
+
+    def number(self, cookie: int) -> int:
+        """Give the namespace with this cookie a number, and let it be watched."""
+        for watch in self._watches:
+            if not watch.closed:
+                watch.include(cookie)
+        return cookie
 
     def space(self, cookie: int) -> Space:
         """The namespace with this cookie, as it is now."""
@@ -357,8 +395,9 @@ class FakeNamespace:
 
     def number(self, other: Namespace) -> int:
         self._step("number")
-        here = other.netns.cookie == self.netns.cookie
-        return HERE if here else other.netns.cookie
+        if other.netns.cookie == self.netns.cookie:
+            return HERE
+        return self._system.number(other.netns.cookie)
 
     def changed_links(self) -> set[int] | None:
         watches = self._step("read changes").watches

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Closes what clients sent, where waiting for it delays no other user.
+
+A client may send a descriptor whose last close waits: a TCP socket with SO_LINGER and
+unsent data, or a file of a file system in user space. The kernel also closes what still
+lies unread in a connection when that is closed. So both are closed by a thread of the
+user who sent them. The thread ends when it has nothing left to close.
+"""
+
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from tapster.kernel import unix
+
+
+class Closer:
+    """One thread for each user who has something to be closed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: dict[int, deque[Callable[[], None]]] = {}
+        """What is left to close, by user; each user here has a thread."""
+
+    def waiting(self, user: int) -> int:
+        """How much of this user's is yet to be closed."""
+        return len(self._waiting.get(user, ()))
+
+    def close_fds(self, user: int, fds: Iterable[int]) -> None:
+        """Close descriptors that a user sent."""
+        for fd in fds:
+            if unix.closes_at_once(fd):
+                unix.close([fd])
+            else:
+                self._put(user, partial(unix.close, [fd]))
+
+    def close_connection(self, user: int, connection: socket.socket) -> None:
+        """Close a user's connection, and the descriptors that lie unread in it."""
+        # After this the client can send nothing more into it.
+        unix.shut_down(connection)
+        if unix.unread(connection):
+            self._put(user, connection.close)
+        else:
+            connection.close()
+
+    def _put(self, user: int, close: Callable[[], None]) -> None:
+        with self._lock:
+            if user in self._waiting:
+                self._waiting[user].append(close)
+                return
+            self._waiting[user] = deque([close])
+        threading.Thread(
+            target=self._run, args=(user,), name=f"closer {user}", daemon=True
+        ).start()
+
+    def _run(self, user: int) -> None:
+        waiting = self._waiting[user]
+        while True:
+            waiting[0]()
+            with self._lock:
+                waiting.popleft()
+                if not waiting:
+                    del self._waiting[user]
+                    return

@@ -1,0 +1,406 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The open connections: who comes in, who is read, and who has to leave.
+
+Each user has a share of the connections and of the requests. A user who sends more
+than the rate allows is not read until the rate allows it again.
+"""
+
+import socket
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from errno import EMFILE, ENFILE
+from functools import partial
+
+from tapster.daemon import people
+from tapster.daemon.closer import Closer
+from tapster.daemon.config import Limits
+from tapster.daemon.connection import Connection
+from tapster.daemon.log import WARNING, Log
+from tapster.daemon.loop import HANGUP, READ, WRITE, Loop
+from tapster.daemon.metrics import Metrics
+from tapster.daemon.policy import Caller
+from tapster.daemon.state import ConnectionEvent, ConnectionState
+from tapster.daemon.throttle import Throttle
+from tapster.errors import Overloaded, RequestError, TapsterError
+from tapster.kernel import unix
+
+ACCEPTS = 32
+"""Connections to accept at a time, before others are served."""
+REQUESTS = 8
+"""Requests of one connection to take at a time, before others are served."""
+TAKEN_PAUSE = 0.01
+"""Seconds until the next look whether a client has received an answer, when it sent
+its next request before."""
+CLOSING_FDS = 64
+"""Descriptors of a user that may wait to be closed."""
+
+OnRequest = Callable[[Connection, bytes], None]
+OnDrop = Callable[[Connection], None]
+
+
+class Connections:
+    """The clients of one daemon."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        limits: Callable[[], Limits],
+        metrics: Metrics,
+        log: Log,
+        *,
+        identify: Callable[[socket.socket], tuple[Caller, int]] = people.identify,
+    ) -> None:
+        """`limits` gives the limits as they are now; `identify` the caller at the other
+        end of a socket, and a pidfd of the calling process or -1."""
+        self.on_request: OnRequest = _ignore
+        """Called with each request that is to be answered."""
+        self.take_back: Callable[[Callable[[], None]], None] = _call
+        """Called with what undoes an answer that its client did not receive."""
+        self.fail: Callable[[Connection, TapsterError], None] = _ignore_error
+        """Called to send an error to a connection that is about to be closed."""
+        self.stopping = False
+        self._loop = loop
+        self._limits = limits
+        self._metrics = metrics
+        self._log = log
+        self._identify = identify
+        self._throttle = Throttle()
+        self._closer = Closer()
+        self._open: dict[Connection, None] = {}
+        self._by_user: dict[int, int] = {}
+        self._waiting: dict[int, deque[Connection]] = {}
+        """The paused connections of each user, in the order of their requests."""
+        self._events: dict[Connection, int] = {}
+        """What the loop waits for, of each connection."""
+        self._paused_listeners: list[socket.socket] = []
+        self._logged: set[tuple[int, str]] = set()
+        """What has been logged of a user, so that it is logged once."""
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def watching(self) -> Iterator[Connection]:
+        """The connections whose clients watch."""
+        watching = ConnectionState.WATCHING
+        yield from [one for one in self._open if one.state is watching]
+
+    # Coming in
+
+    def listen(self, listener: socket.socket) -> None:
+        """Accept connections on this socket, which stays the caller's."""
+        listener.setblocking(False)
+        self._loop.add(listener.fileno(), READ, partial(self._accept, listener))
+
+    def _accept(self, listener: socket.socket, _: int) -> None:
+        for _ in range(ACCEPTS):
+            try:
+                accepted, _ = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._not_accepted(listener, error)
+                return
+            try:
+                self.welcome(accepted)
+            except OSError as error:
+                accepted.close()
+                self._not_accepted(listener, error)
+                return
+
+    def _not_accepted(self, listener: socket.socket, error: OSError) -> None:
+        self._log(WARNING, "not-accepted", error=error)
+        if error.errno in (EMFILE, ENFILE):
+            # Trying again before a descriptor is free would only burn time.
+            self._loop.remove(listener.fileno())
+            self._paused_listeners.append(listener)
+
+    def _resume_listeners(self) -> None:
+        """Accept again: a descriptor may be free."""
+        listeners, self._paused_listeners = self._paused_listeners, []
+        for listener in listeners:
+            self.listen(listener)
+
+    def welcome(self, accepted: socket.socket) -> None:
+        """Take in a client. Raises OSError; then the socket stays the caller's."""
+        caller, pidfd = self._identify(accepted)
+        now = self._loop.now()
+        connection = Connection(accepted, caller, pidfd, now, self._closer)
+        self._open[connection] = None
+        self._by_user[caller.uid] = self._by_user.get(caller.uid, 0) + 1
+        self._events[connection] = READ
+        self._loop.add(connection.fd, READ, partial(self._ready, connection))
+        if reason := self._crowded(caller):
+            self._metrics.add("refused", "connections")
+            self._log_once(caller, "crowded", reason)
+            connection.step(ConnectionEvent.REJECTION)
+            self.fail(connection, Overloaded(reason))
+            self.drop(connection, "crowded")
+
+    def _crowded(self, caller: Caller) -> str | None:
+        """Why there is no room for one more of this caller's connections, or None."""
+        if caller.root:
+            return None
+        limits = self._limits()
+        if self._by_user[caller.uid] > limits.connections_per_user:
+            return f"{caller} has {limits.connections_per_user} connections: close some"
+        if self._closer.waiting(caller.uid) > CLOSING_FDS:
+            return f"descriptors that {caller} sent are still being closed"
+        if len(self._open) > limits.connections and not self._make_room(caller):
+            return f"there are {limits.connections} connections: try again later"
+        return None
+
+    def _make_room(self, caller: Caller) -> bool:
+        """Drop a connection of the user who has most of them, unless that is the
+        caller; whether there is room now."""
+        user = max(self._by_user, key=self._by_user.__getitem__)
+        if self._by_user[user] <= self._by_user[caller.uid]:
+            return False
+        own = [one for one in self._open if one.caller.uid == user]
+        idle = [one for one in own if one.state is ConnectionState.IDLE]
+        self._log_once(own[0].caller, "evicted", "other users need connections")
+        self.drop(min(idle or own, key=lambda one: one.since), "evicted")
+        return True
+
+    def _log_once(self, caller: Caller, event: str, detail: str) -> None:
+        """Log what happens to a user, but only once until `sweep` forgets it."""
+        if (caller.uid, event) not in self._logged:
+            self._logged.add((caller.uid, event))
+            self._log(WARNING, event, user=caller.uid, detail=detail)
+
+    # Being served
+
+    def _ready(self, connection: Connection, events: int) -> None:
+        now = self._loop.now()
+        try:
+            if events & WRITE and connection.sending:
+                if connection.state is ConnectionState.WATCHING:
+                    connection.since = now
+                connection.flush()
+            if events & READ and connection.events & READ:
+                connection.receive(now)
+            elif events & HANGUP:
+                self._lost(connection)
+                return
+        except OSError as error:
+            self.drop(connection, error.strerror or "lost")
+            return
+        self.go_on(connection)
+
+    def _lost(self, connection: Connection) -> None:
+        """Act on a client that left while its connection is not read."""
+        if connection.state is ConnectionState.WORKING and not connection.droppable:
+            # What it asked for is done all the same. The hang-up is known now.
+            connection.half_closed = True
+            self._forget(connection)
+            return
+        if not connection.sending and not unix.reset(connection.socket):
+            connection.undo = None  # it had received the last answer
+        self.drop(connection, "closed")
+
+    def go_on(self, connection: Connection) -> None:
+        """Take the requests that have come, as far as they can be answered now."""
+        limit = self._limits().message
+        taken = 0
+        while (
+            connection.state is ConnectionState.IDLE
+            and not connection.sending
+            and not connection.paused
+            and not self.stopping
+        ):
+            if taken == REQUESTS:
+                self._loop.at(self._loop.now(), partial(self._resume, connection))
+                break
+            if connection.undo is not None and not self._confirm(connection):
+                break
+            if not self._may_go_on(connection):
+                break
+            request = connection.next_request()
+            if request is None or len(request) > limit:
+                if request is not None or connection.received > limit:
+                    self.reject(connection, f"a request has at most {limit} bytes")
+                break
+            taken += 1
+            connection.since = self._loop.now()
+            connection.step(ConnectionEvent.REQUEST)
+            self.on_request(connection, request)
+        if connection.state is ConnectionState.WATCHING and connection.received:
+            self.reject(connection, "a client that watches has nothing to send")
+        if connection.state is ConnectionState.WORKING and not connection.sending:
+            self._fetch_page(connection)
+        self.settle(connection)
+
+    def _resume(self, connection: Connection) -> None:
+        if connection in self._open:
+            self.go_on(connection)
+
+    def _fetch_page(self, connection: Connection) -> None:
+        fetch, connection.next_page = connection.next_page, None
+        if fetch is not None:
+            fetch()
+
+    def _confirm(self, connection: Connection) -> bool:
+        """Whether the client has received its last answer; if not, look again soon."""
+        if not connection.received and not connection.half_closed:
+            return True  # nothing depends on it yet
+        if connection.taken:
+            connection.undo = None
+            return True
+        when = self._loop.now() + TAKEN_PAUSE
+        self._loop.at(when, partial(self._resume, connection))
+        return False
+
+    def _may_go_on(self, connection: Connection) -> bool:
+        """Whether the rate of the connection's user allows a request now."""
+        if connection.caller.root or not connection.has_request:
+            return True
+        user, now = connection.caller.uid, self._loop.now()
+        delay = self._throttle.admit(user, self._limits().requests, now)
+        if not delay:
+            return True
+        connection.paused = True
+        self._metrics.add("delayed")
+        self._log_once(
+            connection.caller, "delayed", "more requests than the rate allows"
+        )
+        if user not in self._waiting:
+            self._waiting[user] = deque()
+            self._loop.at(now + delay, partial(self._admit_next, user))
+        self._waiting[user].append(connection)
+        return False
+
+    def _admit_next(self, user: int) -> None:
+        """Let the next paused connection of a user go on."""
+        waiting = self._waiting[user]
+        connection = waiting.popleft()
+        connection.paused = False
+        self._resume(connection)
+        if waiting:
+            pause = 1.0 / self._limits().requests
+            self._loop.at(self._loop.now() + pause, partial(self._admit_next, user))
+        else:
+            del self._waiting[user]
+
+    def settle(self, connection: Connection) -> None:
+        """Wait for what comes next of a connection, or close it."""
+        if connection not in self._open:
+            return
+        state = connection.state
+        leaves = connection.half_closed and not connection.sending
+        if state is ConnectionState.CLOSED:
+            self.drop(connection, "closed")
+        elif leaves and state in (ConnectionState.IDLE, ConnectionState.WATCHING):
+            if connection.has_request:  # it waits for its turn
+                self._wait_for(connection)
+                return
+            if not unix.reset(connection.socket):
+                if connection.undo is not None and not connection.taken:
+                    self._wait_for(connection)  # it may still read the last answer
+                    return
+                connection.undo = None
+            self.drop(connection, "closed")
+        else:
+            self._wait_for(connection)
+
+    def _forget(self, connection: Connection) -> None:
+        """Wait for nothing of this connection any more."""
+        if self._events.pop(connection, None) is not None:
+            self._loop.remove(connection.fd)
+
+    def _wait_for(self, connection: Connection) -> None:
+        events = connection.events
+        if connection not in self._events:
+            return
+        if self._events[connection] != events:
+            self._events[connection] = events
+            self._loop.change(connection.fd, events)
+
+    def send(
+        self,
+        connection: Connection,
+        data: bytes,
+        fds: Sequence[int] = (),
+        undo: Callable[[], None] | None = None,
+    ) -> None:
+        """Send to a client; takes the descriptors over."""
+        if not connection.sending:
+            connection.since = self._loop.now()
+        try:
+            connection.send(data, fds, undo)
+        except OSError as error:
+            self.drop(connection, error.strerror or "lost")
+            return
+        if connection.behind:
+            self.drop(connection, "behind")
+            return
+        self.settle(connection)
+
+    def reject(self, connection: Connection, reason: str) -> None:
+        """Tell a client what was wrong and hang up: what follows is not understood."""
+        connection.step(ConnectionEvent.REJECTION)
+        self.fail(connection, RequestError(reason))
+
+    # Leaving
+
+    def drop(self, connection: Connection, reason: str) -> None:
+        """Close a connection, and take back what its client did not receive."""
+        if connection not in self._open:
+            return
+        del self._open[connection]
+        user = connection.caller.uid
+        self._by_user[user] -= 1
+        if not self._by_user[user]:
+            del self._by_user[user]
+        if connection.job is not None and connection.droppable:
+            connection.job.drop()
+        undo, connection.undo = connection.undo, None
+        self._forget(connection)
+        connection.close()
+        if undo is not None:
+            self.take_back(undo)
+        self._metrics.add("dropped", reason)
+        self._resume_listeners()
+
+    def drop_all(self, reason: str) -> None:
+        """Close every connection at the daemon's end. What has been sent whole may
+        still be received, so it is not taken back."""
+        self._paused_listeners = []
+        for connection in list(self._open):
+            if not connection.sending:
+                connection.undo = None
+            self.drop(connection, reason)
+
+    def sweep(self) -> None:
+        """Drop the connections that are idle or stalled."""
+        now = self._loop.now()
+        limits = self._limits()
+        self._throttle.forget(now)
+        self._logged.clear()
+        self._resume_listeners()
+        for connection in list(self._open):
+            quiet = now - connection.since
+            if connection.sending or (
+                connection.state is ConnectionState.IDLE
+                and connection.received
+                and not connection.paused
+                and not connection.has_request
+            ):
+                if quiet > limits.stall:
+                    self.drop(connection, "stalled")
+            elif connection.state is ConnectionState.IDLE and not connection.paused:
+                # A client that is stopped may still read an answer when it goes on.
+                kept = connection.undo is not None and not connection.taken
+                if quiet > limits.idle and not kept:
+                    connection.undo = None
+                    self.drop(connection, "idle")
+
+
+def _ignore(connection: Connection, request: bytes) -> None:
+    """Stand in until the connections are given to a dispatcher."""
+
+
+def _ignore_error(connection: Connection, error: TapsterError) -> None:
+    """Stand in until the connections are given to a dispatcher."""
+
+
+def _call(undo: Callable[[], None]) -> None:
+    undo()

@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a request to its answer: requests are checked here, and methods are called.
+
+What a method does runs in the worker's thread, and so does the encoding of its answer.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from traceback import format_exception
+from typing import Any, NamedTuple
+
+from tapster import __version__
+from tapster.daemon import policy
+from tapster.daemon.connection import Connection
+from tapster.daemon.connections import Connections
+from tapster.daemon.log import ERROR, Log
+from tapster.daemon.metrics import Metrics
+from tapster.daemon.service import Answer, Call, Service
+from tapster.daemon.state import ConnectionEvent
+from tapster.daemon.worker import DROPPED, Worker
+from tapster.errors import HostError, TapsterError
+from tapster.kernel import unix
+from tapster.rpc import interface, varlink
+from tapster.rpc.interface import INTERFACE, METHODS, NAME, Event
+from tapster.rpc.varlink import SERVICE, SERVICE_INTERFACE
+
+URL = "man:tapsterd(8)"
+"""Where this service is described: Varlink asks for an address."""
+_INTERFACES = {NAME: INTERFACE, SERVICE: SERVICE_INTERFACE}
+_METHODS = {f"{NAME}.{method.name}": method for method in METHODS}
+_DROPPABLE = frozenset(
+    {
+        *("Acquire", "Bind", "Set", "Reopen"),
+        *("Get", "List", "History", "Examine", "GetStatistics"),
+    }
+)
+"""The methods that are not begun for a client that has left. It did not wait for the
+answer, so it cannot count on what they do. A release is done all the same."""
+
+
+class Request(NamedTuple):
+    """One request of a client, with the descriptors that came with it."""
+
+    method: str
+    parameters: Any
+    more: bool
+    oneway: bool
+    fds: list[int]
+
+
+class Reply(NamedTuple):
+    """An answer as it is sent."""
+
+    data: bytes
+    fds: tuple[int, ...] = ()
+    undo: Callable[[], None] | None = None
+    next_page: Callable[[], Answer] | None = None
+
+
+class Dispatcher:
+    """Answers requests: at once, or when the worker has done what they ask for."""
+
+    def __init__(
+        self,
+        connections: Connections,
+        worker: Worker,
+        service: Service,
+        metrics: Metrics,
+        log: Log,
+    ) -> None:
+        self.stopping = False
+        """Whether what is to be undone must be undone at once."""
+        self._connections = connections
+        self._worker = worker
+        self._service = service
+        self._metrics = metrics
+        self._log = log
+        connections.on_request = self.receive
+        connections.take_back = self.take_back
+        connections.fail = self.fail
+
+    # Requests
+
+    def receive(self, connection: Connection, text: bytes) -> None:
+        """Answer a request of a connection that has just begun to work on it."""
+        fds, connection.fds = connection.fds, []
+        try:
+            request = _parse(text, fds)
+        except varlink.Malformed as error:
+            connection.discard(fds)
+            self._connections.reject(connection, f"not a Varlink request: {error}")
+            return
+        try:
+            self._dispatch(connection, request)
+        except TapsterError as error:
+            connection.discard(fds)
+            self._answer_error(connection, error, request.oneway)
+        except varlink.Unfit as error:
+            connection.discard(fds)
+            self._metrics.add("failures", "InvalidParameter")
+            parameter = varlink.ParameterName(f"{error.parameter}: {error}")
+            self._standard(connection, "InvalidParameter", parameter, request.oneway)
+        except Exception as error:  # noqa: BLE001 - one call must not end all
+            connection.discard(fds)
+            self._answer_error(connection, self.explain(error), request.oneway)
+
+    def explain(self, error: Exception) -> TapsterError:
+        """Log an error that nobody foresaw; the error that the client gets."""
+        self._log(ERROR, "failed", traceback="".join(format_exception(error)))
+        return HostError(f"the daemon failed: {error!r}; see its log")
+
+    def _dispatch(self, connection: Connection, request: Request) -> None:
+        """Answer at once, or let the worker. Takes the descriptors over, unless it
+        raises."""
+        method = _METHODS.get(request.method)
+        if method is None:
+            self._describe(connection, request)
+            connection.discard(request.fds)
+            return
+        parameters = varlink.from_json(method.takes, request.parameters)
+        self._metrics.add("calls", method.name)
+        if method.name == "Ping":
+            self._send_answer(connection, _PONG, request.oneway)
+        elif method.name == "Watch":
+            if request.more:
+                self._start_watching(connection)
+            else:
+                nothing = varlink.Nothing()
+                self._standard(connection, "ExpectedMore", nothing, request.oneway)
+        else:
+            self._start(connection, method.name, request, parameters)
+            return
+        connection.discard(request.fds)
+
+    def _start(
+        self, connection: Connection, method: str, request: Request, parameters: Any
+    ) -> None:
+        call = Call(connection.caller, connection.pidfd, parameters, request.fds)
+        self._submit(
+            connection,
+            method,
+            partial(self._service.call, method, call),
+            request,
+        )
+
+    def _submit(
+        self,
+        connection: Connection,
+        method: str,
+        work: Callable[[], Answer],
+        request: Request,
+    ) -> None:
+        connection.droppable = method in _DROPPABLE and not request.oneway
+        connection.job = self._worker.submit(
+            partial(_encoded, work),
+            partial(self._done, connection, method, request),
+            user=connection.caller.uid,
+        )
+
+    def _done(
+        self, connection: Connection, method: str, request: Request, result: Any
+    ) -> None:
+        connection.discard(request.fds)
+        connection.job = None
+        if result is DROPPED:
+            self._metrics.add("calls", "dropped")
+        elif isinstance(result, TapsterError):
+            self._answer_error(connection, result, request.oneway)
+        elif isinstance(result, Unencodable):
+            self._discard_reply(result.answer)
+            error = self.explain(result.error)
+            self._answer_error(connection, error, request.oneway)
+        else:
+            self._send_answer(connection, result, request.oneway)
+        if not connection.closed:
+            self._connections.go_on(connection)
+
+    # Events
+
+    def _start_watching(self, connection: Connection) -> None:
+        connection.step(ConnectionEvent.SUBSCRIPTION)
+        event = Event(round(time.time(), 3), "watching")
+        self._connections.send(connection, _event(event))
+
+    def tell(self, event: Event) -> None:
+        """Send an event to each client that watches and may know of it."""
+        data = None
+        rules = self._service.rules
+        for connection in self._connections.watching():
+            if policy.may_see(rules, connection.caller, event.caller_uid):
+                data = data or _event(event)
+                connection.step(ConnectionEvent.PART)
+                self._connections.send(connection, data)
+
+    # Varlink's own interface
+
+    def _describe(self, connection: Connection, request: Request) -> None:
+        """Answer what every Varlink service is asked."""
+        where, _, method = request.method.rpartition(".")
+        given, oneway = request.parameters, request.oneway
+        if where not in _INTERFACES:
+            name = varlink.InterfaceName(where)
+            self._standard(connection, "InterfaceNotFound", name, oneway)
+        elif request.method == f"{SERVICE}.GetInfo":
+            varlink.from_json(varlink.Nothing, given)
+            self._send_answer(connection, _INFO, oneway)
+        elif request.method == f"{SERVICE}.GetInterfaceDescription":
+            wanted = varlink.from_json(varlink.InterfaceName, given).interface
+            if wanted in _DESCRIPTIONS:
+                self._send_answer(connection, _DESCRIPTIONS[wanted], oneway)
+            else:
+                name = varlink.InterfaceName(wanted)
+                self._standard(connection, "InterfaceNotFound", name, oneway)
+        else:
+            missing = varlink.MethodName(method)
+            self._standard(connection, "MethodNotFound", missing, oneway)
+
+    # Answers
+
+    def _send_answer(self, connection: Connection, reply: Reply, oneway: bool) -> None:
+        if connection.closed or oneway:
+            unix.close(reply.fds)
+            if reply.undo is not None and (connection.closed or reply.fds):
+                self.take_back(reply.undo)
+            if not connection.closed:
+                connection.step(ConnectionEvent.SILENCE)
+            return
+        connection.step(ConnectionEvent.ANSWER)
+        self._connections.send(connection, reply.data, reply.fds, reply.undo)
+
+    def _discard_reply(self, answer: Answer) -> None:
+        unix.close(answer.fds)
+        if answer.undo is not None:
+            self.take_back(answer.undo)
+
+    def take_back(self, undo: Callable[[], None]) -> None:
+        """Undo what an answer handed over that its client did not receive."""
+        if self.stopping:
+            undo()
+        else:
+            self._worker.submit(undo, self._ignore)
+
+    def _ignore(self, result: Any) -> None:
+        """Take the result of what has been undone: failures are in the log."""
+
+    def _answer_error(
+        self, connection: Connection, error: TapsterError, oneway: bool
+    ) -> None:
+        if connection.closed:
+            return
+        if oneway:
+            self._metrics.add("failures", type(error).__name__)
+            connection.step(ConnectionEvent.SILENCE)
+            return
+        connection.step(ConnectionEvent.ANSWER)
+        self.fail(connection, error)
+
+    def fail(self, connection: Connection, error: TapsterError) -> None:
+        """Send an error to a connection whose state already says so."""
+        name = type(error).__name__
+        self._metrics.add("failures", name)
+        failure = varlink.to_json(interface.failure(error))
+        message = {"error": f"{NAME}.{name}", "parameters": failure}
+        self._connections.send(connection, varlink.encode(message))
+
+    def _standard(
+        self, connection: Connection, name: str, parameters: Any, oneway: bool
+    ) -> None:
+        """Answer with an error that every Varlink service has."""
+        if oneway:
+            connection.step(ConnectionEvent.SILENCE)
+            return
+        connection.step(ConnectionEvent.ANSWER)
+        values = varlink.to_json(parameters)
+        message = {"error": f"{SERVICE}.{name}", "parameters": values}
+        self._connections.send(connection, varlink.encode(message))
+
+
+class Unencodable(NamedTuple):
+    """An answer that could not be encoded, and why."""
+
+    answer: Answer
+    error: Exception
+
+
+def _parse(text: bytes, fds: list[int]) -> Request:
+    """The request that a client sent. Raises Malformed."""
+    message = varlink.decode(text)
+    method = message.get("method")
+    if not isinstance(method, str):
+        raise varlink.Malformed("it names no method")
+    return Request(
+        method,
+        message.get("parameters", {}),
+        message.get("more") is True,
+        message.get("oneway") is True,
+        fds,
+    )
+
+
+def _encoded(work: Callable[[], Answer]) -> Reply | Unencodable:
+    answer = work()
+    try:
+        data = varlink.encode({"parameters": varlink.to_json(answer.parameters)})
+    except Exception as error:  # noqa: BLE001 - what was made for nobody must go
+        return Unencodable(answer, error)
+    return Reply(data, answer.fds, answer.undo)
+
+
+def _answer(parameters: Any) -> Reply:
+    return Reply(varlink.encode({"parameters": varlink.to_json(parameters)}))
+
+
+def _event(event: Event) -> bytes:
+    happened = varlink.to_json(interface.Happened(event))
+    return varlink.encode({"parameters": happened, "continues": True})
+
+
+_PONG = _answer(varlink.Nothing())
+_INFO = _answer(
+    varlink.Info("Tapster", "tapsterd", __version__, URL, tuple(sorted(_INTERFACES)))
+)
+_DESCRIPTIONS = {
+    name: _answer(varlink.Description(varlink.describe(described)))
+    for name, described in _INTERFACES.items()
+}

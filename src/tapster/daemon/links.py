@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reports of changed links, gathered for the worker: many reports make one look."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from tapster.daemon.loop import READ, Loop
+from tapster.daemon.upkeep import Upkeep
+from tapster.kernel.port import Changes, Watch
+from tapster.ledger import FIRST_IFINDEX
+
+Submit = Callable[[Callable[[], Any]], None]
+
+
+class Links:
+    """Takes reports from the watches, and lets the worker look at what they name."""
+
+    def __init__(
+        self, loop: Loop, watches: Sequence[Watch], upkeep: Upkeep, submit: Submit
+    ) -> None:
+        """`submit` hands a job to the worker. Owns the watches."""
+        self._loop = loop
+        self._watches = watches
+        self._upkeep = upkeep
+        self._submit = submit
+        self._changed: deque[Changes] = deque()
+        self._looking = self._recovering = False
+        for watch in watches:
+            loop.add(watch.fileno(), READ, partial(self._reported, watch))
+
+    def close(self) -> None:
+        for watch in self._watches:
+            self._loop.remove(watch.fileno())
+            watch.close()
+
+    def _reported(self, watch: Watch, _: int) -> None:
+        changes = watch.changes(FIRST_IFINDEX)
+        if changes is None:  # reports were lost: any device may have changed
+            if not self._recovering:
+                self._recovering = True
+                self._submit(self._recover)
+            return
+        if changes.links or changes.ended:
+            self._changed.append(changes)
+        if self._changed and not self._looking:
+            self._looking = True
+            self._submit(self._look)
+
+    def _recover(self) -> None:
+        """Look at every lease. Runs in the worker's thread.
+
+        The flag is cleared first: reports that are lost from now on need another look.
+        """
+        self._recovering = False
+        self._upkeep.recover()
+
+    def _look(self) -> None:
+        """Look at what has changed until now. Runs in the worker's thread.
+
+        The flag is cleared first. A report that comes before the queue is read is
+        looked at now, and a later report gets a look of its own.
+        """
+        self._looking = False
+        merged = Changes({}, set())
+        while self._changed:
+            changes = self._changed.popleft()
+            for number, links in changes.links.items():
+                merged.links.setdefault(number, {}).update(links)
+            merged.ended.update(changes.ended)
+        self._upkeep.look_at(merged)

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The processes with which leases end: the loop is told when each has ended."""
+
+import os
+from collections.abc import Callable
+from functools import partial
+
+from tapster.daemon.loop import READ, Loop
+from tapster.errors import TapsterError
+from tapster.kernel.port import System
+from tapster.model import Process
+
+RETRY = 1.0
+"""Seconds until a process is watched that could not be: the descriptors ran out."""
+
+
+class Processes:
+    """One descriptor for each process that is watched."""
+
+    def __init__(
+        self, loop: Loop, system: System, on_end: Callable[[Process], None]
+    ) -> None:
+        """`on_end` is called once for each watched process that has ended."""
+        self._loop = loop
+        self._system = system
+        self._on_end = on_end
+        self._watched: dict[Process, int] = {}
+        self._retried: set[Process] = set()
+
+    def __len__(self) -> int:
+        return len(self._watched)
+
+    def watch(self, process: Process) -> None:
+        """Report the end of this process; it may have ended already."""
+        if process in self._watched:
+            return
+        self._retried.discard(process)
+        try:
+            pidfd = self._system.open_process(process)
+        except TapsterError:
+            self._retried.add(process)
+            self._loop.at(self._loop.now() + RETRY, partial(self._retry, process))
+            return
+        if pidfd is None:
+            self._on_end(process)
+            return
+        self._watched[process] = pidfd
+        self._loop.add(pidfd, READ, lambda _: self._ended(process))
+
+    def forget(self, process: Process) -> None:
+        """Watch this process no more: no lease is bound to it."""
+        self._retried.discard(process)
+        pidfd = self._watched.pop(process, None)
+        if pidfd is not None:
+            self._loop.remove(pidfd)
+            os.close(pidfd)
+
+    def close(self) -> None:
+        """Watch none any more."""
+        for process in list(self._watched):
+            self.forget(process)
+
+    def _ended(self, process: Process) -> None:
+        self.forget(process)
+        self._on_end(process)
+
+    def _retry(self, process: Process) -> None:
+        if process in self._retried:
+            self.watch(process)

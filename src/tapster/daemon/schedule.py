@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When to reap: the serving thread asks the worker for one batch at a time."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tapster.daemon.log import WARNING, Log
+from tapster.daemon.loop import Loop
+from tapster.daemon.upkeep import Upkeep
+from tapster.daemon.worker import Worker
+from tapster.errors import TapsterError
+
+REAP_PAUSE = 0.25
+"""Seconds between two reaps. A device costs 20 ms to delete alone and 0.5 ms among
+others, so a device that has waited may wait a little longer for others."""
+FAILED_PAUSE = 1.0
+"""Seconds until the next reap after one that failed: what failed is still due."""
+LONGEST = 1.0
+"""Seconds until the next look at the deadline, which other managers also change."""
+
+
+class ReapSchedule:
+    """Lets the worker reap when a FIN WAIT is over."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        worker: Worker,
+        upkeep: Upkeep,
+        log: Log,
+        boottime: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+    ) -> None:
+        self._loop = loop
+        self._worker = worker
+        self._upkeep = upkeep
+        self._log = log
+        self._boottime = boottime
+        self._reaping = False
+        self._not_before = 0.0
+
+    def seconds(self) -> float:
+        """Seconds until `run` has something to do."""
+        deadline = self._upkeep.deadline
+        if deadline is None or self._reaping:
+            return LONGEST
+        due = deadline - self._boottime()
+        return min(LONGEST, max(due, self._not_before - self._loop.now(), 0.0))
+
+    def run(self) -> None:
+        """Let the worker reap if a FIN WAIT is over."""
+        if self.seconds() <= 0:
+            self._reaping = True
+            self._worker.submit(self._upkeep.reap, self._reaped)
+
+    def _reaped(self, result: Any) -> None:
+        self._reaping = False
+        pause = REAP_PAUSE
+        if isinstance(result, TapsterError):
+            self._log(WARNING, "not-reaped", error=result)
+            pause = FAILED_PAUSE
+        self._not_before = self._loop.now() + pause

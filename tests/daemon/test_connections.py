@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connections on socket pairs: what is read, answered, delayed and dropped."""
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from lab.library import close
+from tapster import State, Tap
+from tapster.daemon.state import (
+    READING,
+    TABLE,
+    ConnectionEvent,
+    ConnectionState,
+    after,
+)
+from tapster.kernel import unix
+from tapster.rpc import interface, varlink
+from tests.daemon.parts import ALICE, BOB, ROOT, Parts, Peer, parts
+
+PING = "io.tapster.Ping"
+PONG: dict[str, dict[str, str]] = {"parameters": {}}
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Iterator[Parts]:
+    with parts(
+        tmp_path, requests=10, connections=6, connections_per_user=3, devices=4
+    ) as made:
+        yield made
+
+
+def acquire(peer: Peer, binding: str = "nothing") -> None:
+    asked = interface.Acquire(
+        (interface.nic(Tap(bridge="br0")),), interface.Binding(binding)
+    )
+    peer.send("io.tapster.Acquire", parameters=varlink.to_json(asked))
+
+
+# The table
+
+
+def test_every_state_can_be_left_and_only_closed_is_final() -> None:
+    for state in ConnectionState:
+        followers = {after for (before, _), after in TABLE.items() if before is state}
+        final = state is ConnectionState.CLOSED
+        assert (followers == {ConnectionState.CLOSED}) is (
+            final or state is ConnectionState.CLOSING
+        )
+
+
+def test_every_state_is_reached_from_idle() -> None:
+    reached = {ConnectionState.IDLE}
+    while True:
+        more = {TABLE[pair] for pair in TABLE if pair[0] in reached}
+        if more <= reached:
+            break
+        reached |= more
+    assert reached == set(ConnectionState)
+
+
+def test_an_event_that_the_table_does_not_know_is_refused() -> None:
+    for state, event in product(ConnectionState, ConnectionEvent):
+        if (state, event) in TABLE:
+            assert after(state, event) is TABLE[state, event]
+        else:
+            with pytest.raises(ValueError, match="cannot happen"):
+                after(state, event)
+
+
+def test_nothing_is_read_while_a_request_is_under_way() -> None:
+    assert not READING & {ConnectionState.WORKING, ConnectionState.ANSWERING}
+
+
+# Requests and answers
+
+
+def test_requests_are_answered_in_order_also_after_a_half_close(made: Parts) -> None:
+    peer = made.connect()
+    peer.send(PING, "io.tapster.List", PING)
+    peer.socket.shutdown(socket.SHUT_WR)
+    made.serve()
+    assert peer.received() == [PONG, {"parameters": {"leases": []}}, PONG, None]
+
+
+def test_a_oneway_request_is_done_and_not_answered(made: Parts) -> None:
+    peer = made.connect()
+    peer.send(PING, oneway=True)
+    peer.send(PING)
+    made.serve()
+    assert peer.received() == [PONG]
+
+
+def test_a_malformed_request_is_rejected_and_the_connection_closed(made: Parts) -> None:
+    for wrong in (b"{\0", b"[]\0", b'{"method": 1}\0', b"\xff\0"):
+        peer = made.connect()
+        peer.socket.sendall(wrong)
+        made.serve()
+        answer, end = peer.received()
+        assert answer["error"] == "io.tapster.RequestError"
+        assert end is None
+
+
+def test_a_request_that_is_too_long_is_rejected(tmp_path: Path) -> None:
+    with parts(tmp_path, message=100) as made:
+        for data in (b"x" * 101, b'{"method": "' + b"x" * 100 + b'"}\0'):
+            peer = made.connect()
+            peer.socket.sendall(data)
+            made.serve()
+            answer, end = peer.received()
+            assert "at most 100 bytes" in answer["parameters"]["message"]
+            assert end is None
+
+
+def test_a_client_that_watches_has_nothing_to_send(made: Parts) -> None:
+    peer = made.connect()
+    peer.send("io.tapster.Watch", more=True)
+    made.serve()
+    assert peer.received()[0]["parameters"]["event"]["event"] == "watching"
+    peer.socket.sendall(b"x" * 1000)
+    made.serve()
+    answer, end = peer.received()
+    assert "nothing to send" in answer["parameters"]["message"]
+    assert end is None
+
+
+# Rates
+
+
+def test_beyond_the_rate_nothing_is_read_until_the_rate_allows_it(made: Parts) -> None:
+    flood, other = made.connect(), made.connect(BOB)
+    flood.send(*[PING] * 100)
+    made.turn(50)
+    assert flood.received() == [PONG] * 20
+    made.turn(50)
+    assert flood.received() == []
+    other.send(PING)
+    made.turn()
+    assert other.received() == [PONG]
+    made.clock.advance(0.11)
+    made.turn()
+    assert flood.received() == [PONG]
+    assert len(made.log.named("delayed")) == 1
+
+
+def test_the_paused_connections_of_a_user_take_turns(made: Parts) -> None:
+    peers = [made.connect() for _ in range(3)]
+    for peer in peers:
+        peer.send(*[PING] * 100)
+    made.turn(50)
+    assert sum(len(peer.received()) for peer in peers) == 20
+    for _ in range(6):
+        made.clock.advance(0.11)
+        made.turn()
+    assert sorted(len(peer.received()) for peer in peers) == [2, 2, 2]
+
+
+def test_root_has_no_rate(made: Parts) -> None:
+    peer = made.connect(ROOT)
+    peer.send(*[PING] * 100)
+    made.turn(100)
+    assert peer.received() == [PONG] * 100
+
+
+# Shares
+
+
+def test_a_user_with_too_many_connections_is_told_so(made: Parts) -> None:
+    for _ in range(3):
+        made.connect()
+    answer, end = made.connect().received()
+    assert answer["error"] == "io.tapster.Overloaded"
+    assert end is None
+    assert len(made.connections) == 3
+
+
+def test_a_newcomer_takes_a_connection_from_the_user_who_has_most(made: Parts) -> None:
+    first = made.connect()
+    made.clock.advance(1)
+    for _ in range(2):
+        made.connect()
+    for number in range(3):
+        made.connect(BOB._replace(uid=2000 + number))
+    newcomer = made.connect(BOB)
+    assert first.received() == [None]
+    newcomer.send(PING)
+    made.serve()
+    assert newcomer.received() == [PONG]
+    assert len(made.log.named("evicted")) == 1
+
+
+# Answers that nobody received
+
+
+@pytest.mark.parametrize("binding", ["nothing", "close"])
+def test_a_lease_is_taken_back_if_its_client_left_without_reading_the_answer(
+    made: Parts, binding: str
+) -> None:
+    peer = made.connect()
+    acquire(peer, binding)
+    made.serve()
+    assert [one.state for one in made.host.leases()] == [State.ACTIVE]
+    peer.socket.close()
+    made.serve()
+    assert [one.state for one in made.host.leases()] == [State.FIN_WAIT]
+
+
+def test_a_lease_stays_if_its_client_left_after_reading_the_answer(
+    made: Parts,
+) -> None:
+    peer = made.connect()
+    acquire(peer)
+    made.serve()
+    _, fds = unix.receive(peer.socket, 1 << 16, 4)
+    close(fds)
+    peer.socket.close()
+    made.serve()
+    assert [one.state for one in made.host.leases()] == [State.ACTIVE]
+
+
+def test_a_request_sent_ahead_does_not_confirm_an_answer(made: Parts) -> None:
+    peer = made.connect()
+    acquire(peer)
+    peer.send(PING)
+    made.serve()
+    assert made.connections._open, "the second request waits"
+    peer.socket.close()
+    made.clock.advance(1)
+    made.serve()
+    assert [one.state for one in made.host.leases()] == [State.FIN_WAIT]
+
+
+def test_a_request_sent_ahead_is_answered_once_the_answer_is_read(made: Parts) -> None:
+    peer = made.connect()
+    acquire(peer)
+    peer.send(PING)
+    made.serve()
+    data, fds = unix.receive(peer.socket, 1 << 16, 4)
+    close(fds)
+    assert data.count(b"\0") == 1
+    made.clock.advance(1)
+    made.serve()
+    assert peer.received() == [PONG]
+
+
+def test_an_acquire_of_a_client_that_left_is_dropped(made: Parts) -> None:
+    peer = made.connect()
+    acquire(peer)
+    made.turn()
+    peer.socket.close()
+    made.serve()
+    assert made.host.leases() == []
+    assert len(made.connections) == 0
+
+
+def test_a_release_of_a_client_that_left_is_done(made: Parts) -> None:
+    peer = made.connect()
+    acquire(peer)
+    made.serve()
+    data, fds = unix.receive(peer.socket, 1 << 16, 4)
+    close(fds)
+    (lease,) = json.loads(data[:-1])["parameters"]["leases"]
+    peer.send("io.tapster.Release", parameters={"lease": lease["id"]})
+    made.turn()
+    peer.socket.close()
+    made.serve()
+    assert [one.state for one in made.host.leases()] == [State.FIN_WAIT]
+    assert len(made.connections) == 0
+
+
+# Time
+
+
+def test_idle_and_stalled_clients_are_dropped(tmp_path: Path) -> None:
+    with parts(tmp_path, idle=100.0, stall=10.0) as made:
+        idle, slow, quick = made.connect(), made.connect(), made.connect()
+        slow.socket.sendall(b'{"method"')
+        made.turn()
+        made.clock.advance(11)
+        made.connections.sweep()
+        assert slow.received() == [None]
+        assert idle.received() == []
+        quick.send(PING)
+        made.serve()
+        made.clock.advance(90)
+        made.connections.sweep()
+        assert idle.received() == [None]
+        assert quick.received() == [PONG]
+
+
+def test_a_client_that_reads_nothing_is_dropped(tmp_path: Path) -> None:
+    with parts(tmp_path, requests=1000, stall=10.0) as made:
+        reader = made.connect()
+        describe = "org.varlink.service.GetInterfaceDescription"
+        reader.send(*[describe] * 60, parameters={"interface": "io.tapster"})
+        made.turn(100)
+        made.clock.advance(11)
+        made.connections.sweep()
+        assert len(made.connections) == 0
+
+
+def test_descriptors_that_no_request_needs_are_closed(made: Parts) -> None:
+    peer = made.connect()
+    reading, writing = os.pipe()
+    for _ in range(5):
+        unix.send(peer.socket, b'{"method":"io.tapster.Ping"}\0', [writing] * 8)
+    os.close(writing)
+    made.serve()
+    assert peer.received() == [PONG] * 5
+    assert os.read(reading, 1) == b"", "no copy of the other end is open"
+    os.close(reading)
+
+
+def test_what_happens_is_told_to_those_who_may_know(made: Parts) -> None:
+    alice, bob, root = made.connect(), made.connect(BOB), made.connect(ROOT)
+    for peer in (alice, bob, root):
+        peer.send("io.tapster.Watch", more=True)
+    made.serve()
+    for event in made.events:
+        made.dispatcher.tell(event)
+    with_lease = made.connect(ALICE)
+    acquire(with_lease, "close")
+    made.serve()
+    for event in made.events:
+        made.dispatcher.tell(event)
+    heard = [len(peer.received()) for peer in (alice, bob, root)]
+    assert heard == [2, 1, 2]

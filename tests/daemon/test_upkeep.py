@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Upkeep on the host in memory: what it reports, mends, releases and retries."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.library import close
+from tapster import Host, KernelError, Lease, State, Tap
+from tapster.daemon.upkeep import FIRST_RETRY, NAMESPACE_RETRY
+from tapster.errors import HostError
+from tapster.ledger import FIRST_IFINDEX
+from tests.daemon.parts import Parts, parts
+
+BR0 = Tap(bridge="br0", fin_wait=60)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Iterator[Parts]:
+    with parts(tmp_path) as made:
+        yield made
+
+
+class Watched:
+    """Upkeep with both its watches, as the serving thread feeds it."""
+
+    def __init__(self, made: Parts) -> None:
+        self.made = made
+        self.upkeep = made.upkeep
+        self.here = made.system.watch()
+        self.elsewhere = made.system.watch(elsewhere=True)
+        self.upkeep.recover()
+
+    def hear(self) -> list[str]:
+        """Let upkeep look at what has changed; the events that it reports."""
+        before = len(self.made.events)
+        for watch in (self.here, self.elsewhere):
+            changes = watch.changes(FIRST_IFINDEX)
+            if changes is None:
+                self.upkeep.recover()
+            else:
+                self.upkeep.look_at(changes)
+        return [event.event for event in self.made.events[before:]]
+
+    def close(self) -> None:
+        self.here.close()
+        self.elsewhere.close()
+
+
+@pytest.fixture
+def watched(made: Parts) -> Iterator[Watched]:
+    watched = Watched(made)
+    yield watched
+    watched.close()
+
+
+def acquire(host: Host, spec: Tap = BR0, **how: Any) -> Lease:
+    (lease,) = host.acquire_all([spec], **how)
+    return lease
+
+
+def test_what_tapster_does_itself_is_no_event(watched: Watched) -> None:
+    host = watched.made.host
+    lease = acquire(host)
+    assert watched.hear() == []
+    host.set(lease.id, mtu=1400)
+    close(lease.fds)
+    host.release(lease.id)
+    assert watched.hear() == []
+
+
+def test_what_others_do_is_reported_once_and_so_is_its_end(watched: Watched) -> None:
+    stranger = watched.made.system.stranger()
+    stranger.add_bridge("br1")
+    lease = acquire(watched.made.host)
+    for act, event in (
+        (partial(stranger.set_by_name, "vnet0", up=False), "down"),
+        (partial(stranger.set_by_name, "vnet0", up=True), "sound"),
+        (partial(stranger.set_by_name, "vnet0", master="br1"), "moved"),
+        (partial(stranger.set_by_name, "vnet0", master="br0"), "sound"),
+        (partial(stranger.rename, "vnet0", "other"), "renamed"),
+        (partial(stranger.rename, "other", "vnet0"), "sound"),
+    ):
+        act()
+        assert watched.hear() == [event]
+        assert watched.hear() == []
+    stranger.delete_by_name("vnet0")
+    assert watched.hear() == ["lost", "replanted"]
+    assert watched.hear() == []
+    close(lease.fds)
+
+
+def test_a_device_is_put_back_if_that_is_asked_for(watched: Watched) -> None:
+    watched.upkeep.reconnect = True
+    lease = acquire(watched.made.host)
+    stranger = watched.made.system.stranger()
+    stranger.set_by_name("vnet0", up=False)
+    assert watched.hear() == ["down"]
+    assert watched.hear() == ["sound"]
+    device = stranger.show("vnet0")
+    assert device
+    assert device.up
+    close(lease.fds)
+
+
+def test_a_device_is_put_back_when_its_bridge_comes_back(watched: Watched) -> None:
+    made = watched.made
+    watched.upkeep.reconnect = True
+    lease = acquire(made.host)
+    stranger = made.system.stranger()
+    stranger.delete_by_name("br0")
+    assert watched.hear() == ["moved"]
+    made.clock.advance(FIRST_RETRY)
+    watched.upkeep.retry()
+    assert watched.upkeep.retries == 1, "there is no bridge yet"
+    stranger.add_bridge("br0")
+    made.clock.advance(2 * FIRST_RETRY)
+    watched.upkeep.retry()
+    assert watched.upkeep.retries == 0
+    assert watched.hear() == ["sound"]
+    close(lease.fds)
+
+
+def test_a_name_cannot_move_a_cursor(watched: Watched) -> None:
+    lease = acquire(watched.made.host)
+    watched.made.system.stranger().rename("vnet0", "a\x1b[2J")
+    assert watched.hear() == ["renamed"]
+    assert watched.made.events[-1].detail == "the device is called a?[2J now"
+    close(lease.fds)
+
+
+def test_the_last_close_of_a_tap_releases_its_lease(watched: Watched) -> None:
+    lease = acquire(watched.made.host, on_close=True)
+    assert watched.hear() == []
+    close(lease.fds)
+    watched.made.system.looked_at()
+    assert watched.hear() == ["released"]
+    assert watched.made.host.find(lease.id).state is State.FIN_WAIT
+
+
+def test_the_end_of_a_process_releases_its_leases_and_ends_its_watch(
+    watched: Watched,
+) -> None:
+    made = watched.made
+    process = made.system.start(7)
+    lease = acquire(made.host, pid=7)
+    watched.upkeep.bind(lease)
+    assert made.watched == {process}
+    made.system.end(7)
+    watched.upkeep.process_ended(process)
+    assert [event.event for event in made.events] == ["released"]
+    close(lease.fds)
+
+
+def test_one_process_is_watched_for_a_lease_however_often_it_is_bound(
+    watched: Watched,
+) -> None:
+    made = watched.made
+    lease = acquire(made.host)
+    for pid in range(100, 400):
+        made.system.start(pid)
+        made.host.bind([lease], pid)
+        watched.upkeep.bind(made.host.find(lease.id))
+        assert len(made.watched) == 1
+    made.host.bind([lease], None)
+    watched.upkeep.bind(made.host.find(lease.id))
+    assert made.watched == set()
+    close(lease.fds)
+
+
+def test_a_release_that_fails_is_tried_again(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = watched.made
+    process = made.system.start(7)
+    lease = acquire(made.host, pid=7)
+    watched.upkeep.bind(lease)
+    made.system.end(7)
+
+    def full(*_: object, **__: object) -> None:
+        raise HostError("the disk is full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(made.host.operations.recover, "some", full)
+        watched.upkeep.process_ended(process)
+    assert made.host.find(lease.id).state is State.ACTIVE
+    watched.upkeep.retry()
+    assert made.host.find(lease.id).state is State.ACTIVE, "it is not due yet"
+    made.clock.advance(FIRST_RETRY)
+    watched.upkeep.retry()
+    assert made.host.find(lease.id).state is State.FIN_WAIT
+    assert watched.upkeep.retries == 0
+    close(lease.fds)
+
+
+def test_what_happens_in_another_namespace_is_noticed(
+    watched: Watched, tmp_path: Path
+) -> None:
+    made = watched.made
+    made.system.add_netns("blue")
+    made.system.stranger("blue").add_bridge("br0")
+    with Host(
+        tmp_path / "ledger.db",
+        netns="blue",
+        system=made.system,
+        reaper=lambda _: None,
+        backends=(),
+    ) as blue:
+        lease = acquire(blue)
+    watched.upkeep.follow_new_namespaces()
+    made.system.stranger("blue").set_by_name("vnet0", up=False)
+    assert watched.hear() == ["down"]
+    close(lease.fds)
+    made.system.delete_netns("blue")
+    assert watched.hear() == ["ended"]
+    assert made.host.leases() == []
+
+
+def test_a_namespace_that_cannot_be_determined_is_asked_again_later(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = watched.made
+    asked: list[object] = []
+
+    def refuse(netns: object) -> int:
+        asked.append(netns)
+        raise KernelError(5, "looking", "a disk failed")
+
+    other = made.host.netns._replace(cookie=99)
+    with monkeypatch.context() as broken:
+        broken.setattr(made.host.operations.look, "number", refuse)
+        for wait, times in ((0.0, 1), (NAMESPACE_RETRY / 2, 1), (NAMESPACE_RETRY, 2)):
+            made.clock.advance(wait)
+            assert not watched.upkeep.follow(other)
+            assert len(asked) == times
+    assert len(made.log.named("not-watched")) == 2
+
+
+def test_lost_reports_make_it_look_at_everything(watched: Watched) -> None:
+    lease = acquire(watched.made.host)
+    assert watched.hear() == []
+    watched.made.system.stranger().delete_by_name("vnet0")
+    watched.here.overrun()
+    assert watched.hear() == ["replanted"]
+    close(lease.fds)
+
+
+def test_a_lease_whose_time_is_over_is_reaped_and_reported(watched: Watched) -> None:
+    made = watched.made
+    lease = acquire(made.host)
+    close(lease.fds)
+    made.host.release(lease.id)
+    watched.upkeep.find_deadline()
+    assert watched.upkeep.deadline == made.system.boottime() + 60
+    made.system.advance(60)
+    watched.upkeep.reap()
+    watched.upkeep.find_deadline()
+    assert [event.event for event in made.events] == ["ended"]
+    assert watched.upkeep.deadline is None

@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The threads of the daemon: turns of users, deadlines, and closes that wait."""
+
+import os
+import select
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+
+from tapster.daemon.closer import Closer
+from tapster.daemon.loop import READ, Loop
+from tapster.daemon.processes import RETRY, Processes
+from tapster.daemon.schedule import FAILED_PAUSE, REAP_PAUSE, ReapSchedule
+from tapster.daemon.throttle import Throttle
+from tapster.daemon.worker import DROPPED, FairQueue, Job, Worker
+from tapster.errors import HostError, KernelError
+from tapster.kernel import unix
+from tapster.model import Process
+from tapster.testing import FakeSystem
+from tests.daemon.parts import FakeClock, RecordingLog
+
+
+def nothing(*_: object) -> None:
+    """Do nothing."""
+
+
+# Turns
+
+
+def test_users_take_turns_and_the_jobs_of_each_stay_in_order() -> None:
+    queue = FairQueue()
+    jobs = {(user, n): Job(nothing, nothing) for user in (1, 2) for n in range(3)}
+    late = Job(nothing, nothing)
+    for user in (1, 2):
+        for n in range(3):
+            queue.put(user, jobs[user, n])
+    queue.put(3, late)
+    order = [queue.get() for _ in range(7)]
+    expected = [jobs[1, 0], jobs[2, 0], late, jobs[1, 1], jobs[2, 1]]
+    assert order == [*expected, jobs[1, 2], jobs[2, 2]]
+    assert not queue.waiting
+    queue.close()
+    assert queue.get() is None
+
+
+def test_a_worker_hands_over_results_errors_and_what_was_dropped() -> None:
+    worker = Worker(lambda error: HostError(f"unforeseen: {error}"))
+    results: list[Any] = []
+
+    def fail() -> None:
+        raise HostError("foreseen")
+
+    worker.submit(lambda: 1, results.append)
+    worker.submit(fail, results.append)
+    worker.submit(lambda: 1 / 0, results.append)
+    worker.submit(lambda: 1, results.append).drop()
+    worker.start()
+    worker.finish()
+    one, foreseen, unforeseen, dropped = results
+    assert (one, dropped) == (1, DROPPED)
+    assert str(foreseen) == "foreseen"
+    assert str(unforeseen) == "unforeseen: division by zero"
+
+
+# The loop
+
+
+def test_a_descriptor_closed_within_a_turn_gets_no_call() -> None:
+    loop = Loop()
+    pairs = [os.pipe() for _ in range(2)]
+    calls: list[int] = []
+
+    def first(number: int, _: int) -> None:
+        calls.append(number)
+        other = pairs[1 - number][0]
+        loop.remove(other)
+        os.close(other)
+        replaced = os.open("/dev/null", os.O_RDONLY)
+        assert replaced == other
+        os.close(replaced)
+
+    for number, (reading, writing) in enumerate(pairs):
+        loop.add(reading, READ, partial(first, number))
+        os.write(writing, b"x")
+    loop.turn(1)
+    assert len(calls) == 1
+    loop.close()
+    for number, (reading, writing) in enumerate(pairs):
+        os.close(writing)
+        if number in calls:
+            os.close(reading)
+
+
+def test_what_is_due_is_called_in_the_order_of_time() -> None:
+    clock = FakeClock()
+    loop = Loop(clock)
+    calls: list[str] = []
+    loop.at(clock() + 2, lambda: calls.append("later"))
+    loop.at(clock() + 1, lambda: calls.append("soon"))
+    loop.turn(0)
+    assert calls == []
+    clock.advance(2)
+    loop.turn(0)
+    assert calls == ["soon", "later"]
+    loop.close()
+
+
+# Rates
+
+
+def test_a_user_waits_for_a_token_no_longer_than_the_rate_says() -> None:
+    throttle = Throttle()
+    assert [throttle.admit(7, 10, 100.0) for _ in range(20)] == [0.0] * 20
+    assert throttle.admit(7, 10, 100.0) == pytest.approx(0.1)
+    assert throttle.admit(8, 10, 100.0) == 0, "another user has another bucket"
+    assert throttle.admit(7, 10, 100.2) == 0
+    throttle.forget(104.0)
+    assert throttle.admit(7, 10, 104.0) == 0
+
+
+# Processes
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    loop = Loop(FakeClock())
+    yield loop
+    loop.close()
+
+
+def test_the_end_of_a_process_is_reported_once(loop: Loop) -> None:
+    system, ended = FakeSystem(), list[Process]()
+    processes = Processes(loop, system, ended.append)
+    seven, eight = system.start(7), system.start(8)
+    processes.watch(seven)
+    processes.watch(seven)
+    processes.watch(eight)
+    assert len(processes) == 2
+    processes.forget(eight)
+    system.end(7)
+    system.end(8)
+    loop.turn(0)
+    assert ended == [seven]
+    processes.watch(eight)
+    assert ended == [seven, eight], "it had ended before it was watched"
+    processes.close()
+
+
+def test_a_process_that_cannot_be_watched_yet_is_tried_again(loop: Loop) -> None:
+    system, ended = FakeSystem(), list[Process]()
+    processes = Processes(loop, system, ended.append)
+    seven = system.start(7)
+    opened = system.open_process
+
+    def full(process: Process) -> int | None:
+        raise KernelError(24, f"opening process {process.pid}", "too many open files")
+
+    system.open_process = full  # type: ignore[method-assign]
+    processes.watch(seven)
+    assert len(processes) == 0
+    system.open_process = opened  # type: ignore[method-assign]
+    assert isinstance(loop.now, FakeClock)
+    loop.now.advance(RETRY)
+    loop.turn(0)
+    assert len(processes) == 1
+    processes.close()
+
+
+# Reaping
+
+
+class Due:
+    """An upkeep whose only part is a deadline."""
+
+    def __init__(self, deadline: float | None) -> None:
+        self.deadline = deadline
+        self.reaps = 0
+        self.error: Exception | None = None
+
+    def reap(self) -> None:
+        self.reaps += 1
+        if self.error:
+            raise self.error
+
+
+def test_a_batch_is_reaped_when_due_and_the_next_after_a_pause(loop: Loop) -> None:
+    due: Any = Due(50.0)
+    clock = loop.now
+    assert isinstance(clock, FakeClock)
+    boottime = [49.5]
+    worker = Worker(lambda error: HostError(str(error)))
+    log = RecordingLog()
+    schedule = ReapSchedule(loop, worker, due, log, lambda: boottime[0])
+    assert schedule.seconds() == 0.5
+    schedule.run()
+    assert not worker.waiting
+    boottime[0] = 50.0
+    schedule.run()
+    schedule.run()
+    worker.run_one()
+    assert not worker.waiting, "one batch at a time"
+    worker.deliver()
+    assert schedule.seconds() == REAP_PAUSE
+    clock.advance(REAP_PAUSE)
+    due.error = HostError("the disk is full")
+    schedule.run()
+    worker.run_one()
+    worker.deliver()
+    assert schedule.seconds() == FAILED_PAUSE
+    assert due.reaps == 2
+    assert len(log.named("not-reaped")) == 1
+    worker.finish()
+
+
+# Closes that wait
+
+
+def lingering() -> tuple[int, socket.socket]:
+    """A descriptor whose close waits until the returned socket is closed."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sender = socket.create_connection(listener.getsockname())
+        receiver, _ = listener.accept()
+    receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    sender.setblocking(False)
+    try:
+        while True:
+            sender.send(b"x" * 65536)
+    except BlockingIOError:
+        pass
+    sender.setblocking(True)
+    linger = struct.pack("ii", 1, 3600)
+    sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    return sender.detach(), receiver
+
+
+def test_a_close_that_waits_delays_neither_the_caller_nor_another_user() -> None:
+    closes = Closer()
+    fd, receiver = lingering()
+    closes.close_fds(1, [fd])
+    reading, writing = os.pipe()
+    closes.close_fds(2, [writing])
+    poll = select.poll()
+    poll.register(reading, select.POLLHUP)
+    assert poll.poll(10_000), "the other user's descriptor is closed"
+    assert closes.waiting(1) == 1
+    receiver.close()
+    for thread in threading.enumerate():
+        if thread.name.startswith("closer"):
+            thread.join(10)
+    assert closes.waiting(1) == 0
+    os.close(reading)
+
+
+def test_what_lies_unread_in_a_connection_is_closed_by_its_users_thread() -> None:
+    closes = Closer()
+    ours, theirs = socket.socketpair()
+    fd, receiver = lingering()
+    unix.send(theirs, b"x", [fd])
+    os.close(fd)
+    closes.close_connection(1, ours)
+    assert closes.waiting(1) == 1
+    with pytest.raises(BrokenPipeError):
+        theirs.send(b"more")
+    receiver.close()
+    for thread in threading.enumerate():
+        if thread.name.startswith("closer"):
+            thread.join(10)
+    assert closes.waiting(1) == 0
+    theirs.close()
+
+
+def test_a_pidfd_is_closed_at_once() -> None:
+    pidfd = os.pidfd_open(os.getpid())
+    Closer().close_fds(1, [pidfd])
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(pidfd)
