@@ -17,8 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from demo.ways import KernelNames, TapsterNames, Way
-from lab.vm_network import BRIDGE, TOOLS, Lab, open_lab
+from demo.ways import KernelNames, TapProvider, TapsterNames
+from lab.vm_network import BRIDGE, TOOLS, VmNetwork, open_lab
 
 MAC_A = "52:54:00:00:00:0a"
 MAC_B = "52:54:00:00:00:0b"
@@ -70,7 +70,7 @@ class Seen:
         )
 
 
-def play(lab: Lab, way: Way) -> Seen:
+def play(lab: VmNetwork, way: TapProvider) -> Seen:
     """Play the story once, and tell it while it happens."""
     say = _teller()
     tap_a, address_a = live_and_die(lab, way, say)
@@ -95,7 +95,7 @@ def play(lab: Lab, way: Way) -> Seen:
     )
 
 
-def live_and_die(lab: Lab, way: Way, say: Say) -> tuple[str, str | None]:
+def live_and_die(lab: VmNetwork, way: TapProvider, say: Say) -> tuple[str, str | None]:
     """Let VM A have its network, then kill it; its tap and its address."""
     a = way.start("A", MAC_A)
     tap = a.tap()

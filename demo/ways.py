@@ -9,7 +9,7 @@ from typing import Protocol
 from lab import vm
 from lab.shell import TAPSTER
 from lab.vm import Vm
-from lab.vm_network import BRIDGE, Lab, wait_until_ended
+from lab.vm_network import BRIDGE, VmNetwork, wait_until_ended
 
 _TUNSETIFF = 0x400454CA
 _IFF_TAP = 0x0002
@@ -19,7 +19,7 @@ _PATIENCE = 10.0
 """Seconds in which the host has surely noticed that a VM is dead."""
 
 
-class Way(Protocol):
+class TapProvider(Protocol):
     """What differs between the two stories; all the rest is the same."""
 
     def start(self, name: str, mac: str) -> Vm:
@@ -34,7 +34,7 @@ class Way(Protocol):
 class KernelNames:
     """The way it was: ask the kernel for ``vnet%d``, and wire it by its name."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: VmNetwork) -> None:
         self._lab = lab
         self._changes = lab.watch("ip", "-o", "monitor", "link")
 
@@ -57,7 +57,7 @@ class KernelNames:
 class TapsterNames:
     """The same with Tapster: ``tapster run`` gives the VM its tap."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: VmNetwork) -> None:
         self._lab = lab
 
     def start(self, name: str, mac: str) -> Vm:

@@ -35,7 +35,7 @@ def in_file(path: Path) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Message:
+class DhcpMessage:
     """One DHCP message on the wire."""
 
     kind: str
@@ -53,7 +53,7 @@ class Wire:
     def __init__(self, lines: Lines) -> None:
         self._lines = lines
         self._fields: dict[str, str] = {}
-        self._heard: list[Message] = []
+        self._heard: list[DhcpMessage] = []
 
     def wait_until_listening(self, timeout: float) -> None:
         """Return when nothing will be missed any more.
@@ -62,7 +62,7 @@ class Wire:
         """
         self._lines.wait_for("listening on|reading from", timeout)
 
-    def heard(self, kind: str, mac: str) -> list[Message]:
+    def heard(self, kind: str, mac: str) -> list[DhcpMessage]:
         """The messages of one kind from or to one client, up to now."""
         self.wait_for(lambda: False, 0)
         return self._of(kind, mac)
@@ -90,7 +90,7 @@ class Wire:
         )
         return bool(self._of("ACK", mac))
 
-    def _of(self, kind: str, mac: str) -> list[Message]:
+    def _of(self, kind: str, mac: str) -> list[DhcpMessage]:
         return [m for m in self._heard if (m.kind, m.mac) == (kind, mac)]
 
     def _take(self, line: str) -> bool:
@@ -108,8 +108,8 @@ class Wire:
         return True
 
 
-def _message(fields: dict[str, str]) -> Message:
-    return Message(
+def _message(fields: dict[str, str]) -> DhcpMessage:
+    return DhcpMessage(
         kind=fields["kind"],
         mac=fields["mac"],
         address=fields.get("address"),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.dhcp import Wire, in_file
-from lab.vm_network import FILES, Lab
+from lab.vm_network import FILES, VmNetwork
 
 _MACHINE = (
     *("qemu-system-x86_64", "-no-user-config", "-nodefaults", "-display", "none"),
@@ -64,7 +64,11 @@ def command(name: str, mac: str, fd: str, card: str = CARD) -> list[str]:
 
 
 def start(
-    lab: Lab, name: str, mac: str, argv: Sequence[str], pass_fds: Sequence[int] = ()
+    lab: VmNetwork,
+    name: str,
+    mac: str,
+    argv: Sequence[str],
+    pass_fds: Sequence[int] = (),
 ) -> Vm:
     """Start a VM by a command line that ends in ``command``; return when it runs."""
     # A named pipe: the VM waits for its reader, and the reader knows when it runs.

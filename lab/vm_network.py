@@ -43,7 +43,7 @@ _DNSMASQ = (
 _STAY = "#!ipxe\n:stay\nsleep 1 ||\ngoto stay\n"
 
 
-class Lab:
+class VmNetwork:
     """What is running, and the means to run more in it."""
 
     wire: Wire
@@ -130,11 +130,11 @@ class Lab:
 
 
 @contextmanager
-def open_lab() -> Iterator[Lab]:
+def open_lab() -> Iterator[VmNetwork]:
     """A lab, entered by the calling thread; at the end everything in it is killed."""
     with namespaces(), ExitStack() as stack:
         FILES.mkdir()
-        yield Lab(stack)
+        yield VmNetwork(stack)
 
 
 def wait_until_ended(process: subprocess.Popen[bytes], timeout: float) -> int:

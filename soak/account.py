@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any, NamedTuple
 
-from soak.events import Event, Look
+from soak.events import LinkEvent, LinkLook
 from soak.marks import Mark
 from soak.messages import Acting, Begin
 
@@ -73,14 +73,14 @@ class VmRecord:
         """Say whether the device of the stopped VM must still exist."""
         return now < self.until and not self.fleeting
 
-    def note_difference(self, look: Look, now: float) -> None:
+    def note_difference(self, look: LinkLook, now: float) -> None:
         """Remember until when the device differed from what it is to be."""
         if any(getattr(look, key) not in goal for key, goal in self.wanted.items()):
             self.differed = inf
         elif self.differed == inf:
             self.differed = now
 
-    def is_mended(self, attribute: str, before: Look, after: Look) -> bool:
+    def is_mended(self, attribute: str, before: LinkLook, after: LinkLook) -> bool:
         """Say whether a change puts right what was not as it is to be."""
         goal = self.wanted.get(attribute, ())
         was, becomes = getattr(before, attribute, None), getattr(after, attribute, None)
@@ -122,7 +122,7 @@ class ActRecord:
 class DeviceRecord:
     """A device as the kernel reported it last."""
 
-    look: Look
+    look: LinkLook
     altnames: tuple[str, ...]
     vm: VmRecord | None = None
     foreign: str = ""
@@ -133,7 +133,7 @@ class DeviceRecord:
     """When it was deleted, or somewhat earlier."""
 
 
-class Change(NamedTuple):
+class DeviceChange(NamedTuple):
     """One attribute of a device has changed; the device's record is as before."""
 
     ifindex: int
@@ -162,11 +162,11 @@ class Account:
         self._deleted: dict[int, DeviceRecord] = {}
         self._acts: dict[str, ActRecord] = {}
         self._killed: set[str] = set()
-        self._recent: deque[Event | Mark] = deque(maxlen=2000)
+        self._recent: deque[LinkEvent | Mark] = deque(maxlen=2000)
 
     # Reports of the kernel
 
-    def changes(self, event: Event, heard: float) -> Iterator[Change]:
+    def changes(self, event: LinkEvent, heard: float) -> Iterator[DeviceChange]:
         """Yield each change that a report tells of, then record what it shows.
 
         `heard` is when the report was read: the change was not later than that.
@@ -189,7 +189,9 @@ class Account:
         else:
             self.note_name(event.ifindex, device)
 
-    def _attribute(self, event: Event, device: DeviceRecord, attribute: str) -> Change:
+    def _attribute(
+        self, event: LinkEvent, device: DeviceRecord, attribute: str
+    ) -> DeviceChange:
         """Find the act behind a change, and spend it unless the change mends."""
         vm = device.vm
         mends = vm is not None and (
@@ -201,7 +203,7 @@ class Account:
             device.touched[attribute] = act
         elif mends:
             device.touched.pop(attribute, None)
-        return Change(event.ifindex, device, attribute, act, mends)
+        return DeviceChange(event.ifindex, device, attribute, act, mends)
 
     def _cause(
         self, ifindex: int, attribute: str, becomes: object, *, spend: bool
@@ -303,27 +305,29 @@ class Account:
         return tuple(told[-STORY:])
 
 
-def _changes(before: Look, event: Event) -> list[str]:
+def _changes(before: LinkLook, event: LinkEvent) -> list[str]:
     if event.gone:
         return [GONE]
     after = event.look
     if before == after:
         return []
-    return [key for key in Look._fields if getattr(before, key) != getattr(after, key)]
+    return [
+        key for key in LinkLook._fields if getattr(before, key) != getattr(after, key)
+    ]
 
 
 def has_name(device: DeviceRecord, name: str) -> bool:
     return device.look.name == name or name in device.altnames
 
 
-def _is_about(entry: Event | Mark, about: set[object]) -> bool:
-    if isinstance(entry, Event):
+def _is_about(entry: LinkEvent | Mark, about: set[object]) -> bool:
+    if isinstance(entry, LinkEvent):
         return not about.isdisjoint((entry.ifindex, entry.look.name))
     values = entry.message._asdict().values()
     return any(isinstance(value, str | int) and value in about for value in values)
 
 
-def _tell(entry: Event | Mark) -> str:
+def _tell(entry: LinkEvent | Mark) -> str:
     if isinstance(entry, Mark):
         return f"{entry.time:.6f} {entry.by} says {entry.message}"
     look = entry.look

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from soak.part import ledger_path
 
 
-class Row(NamedTuple):
+class LeaseRow(NamedTuple):
     """A lease."""
 
     id: str
@@ -27,17 +27,17 @@ _ROWS = (
 )
 
 
-def rows(ledger: str) -> list[Row]:
+def rows(ledger: str) -> list[LeaseRow]:
     """All leases."""
     with closing(_open(ledger)) as db:
-        return [Row(*row) for row in db.execute(_ROWS)]
+        return [LeaseRow(*row) for row in db.execute(_ROWS)]
 
 
-def rows_of(ledger: str, owner: str) -> list[Row]:
+def rows_of(ledger: str, owner: str) -> list[LeaseRow]:
     """The leases of the owners whose names begin so."""
     with closing(_open(ledger)) as db:
         query = _ROWS + "WHERE owner GLOB ?"
-        return [Row(*row) for row in db.execute(query, (owner + "*",))]
+        return [LeaseRow(*row) for row in db.execute(query, (owner + "*",))]
 
 
 def shared_names(ledger: str) -> Iterator[str]:

@@ -18,7 +18,7 @@ from threading import Event
 from lab.lines import Lines
 from soak import books, ground
 from soak.marks import Marker
-from soak.messages import Count, Kill
+from soak.messages import Kill, Tally
 from soak.part import (
     Part,
     boottime,
@@ -185,7 +185,7 @@ class Commander:
         elif verb[0] == "recover":
             repairs = json.loads(done.stdout)["repairs"]
             what = Counter(f"recover: {one['action']}" for one in repairs)
-            self._marker.say(self._part.netns, Count(what))
+            self._marker.say(self._part.netns, Tally(what))
 
     # Helpers
 

@@ -23,7 +23,7 @@ _INFO = struct.Struct("=BxHiII")  # ifinfomsg
 _ATTRIBUTE = struct.Struct("=HH")
 
 
-class Look(NamedTuple):
+class LinkLook(NamedTuple):
     """What of a device nobody may change but who is allowed to."""
 
     name: str
@@ -34,12 +34,12 @@ class Look(NamedTuple):
     alias: str
 
 
-class Event(NamedTuple):
+class LinkEvent(NamedTuple):
     """A device as it is after a change, or as it was when it went."""
 
     ifindex: int
     gone: bool
-    look: Look
+    look: LinkLook
     altnames: tuple[str, ...]
 
 
@@ -58,7 +58,7 @@ class Listener:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def heard(self) -> Iterator[Event]:
+    def heard(self) -> Iterator[LinkEvent]:
         """What has been reported so far. Raises OSError if some of it is lost."""
         while True:
             try:
@@ -68,7 +68,7 @@ class Listener:
             yield from decode(data)
 
 
-def decode(data: bytes) -> Iterator[Event]:
+def decode(data: bytes) -> Iterator[LinkEvent]:
     """The reports in one datagram."""
     start = 0
     while start < len(data):
@@ -81,15 +81,15 @@ def decode(data: bytes) -> Iterator[Event]:
         start += -(-length // 4) * 4
 
 
-def _event(ifindex: int, gone: bool, flags: int, message: bytes) -> Event:
+def _event(ifindex: int, gone: bool, flags: int, message: bytes) -> LinkEvent:
     found = dict(_attributes(message))
     (mtu,) = struct.unpack("=I", found[IFLA_MTU])
     (master,) = struct.unpack("=I", found.get(IFLA_MASTER, bytes(4)))
     alternatives = _attributes(found.get(IFLA_PROP_LIST, b""))
-    return Event(
+    return LinkEvent(
         ifindex,
         gone,
-        Look(
+        LinkLook(
             name=_text(found[IFLA_IFNAME]),
             up=bool(flags & IFF_UP),
             master=master,

@@ -23,18 +23,17 @@ from soak.account import (
     STRANGER,
     Account,
     ActRecord,
-    Change,
+    DeviceChange,
     DeviceRecord,
     VmRecord,
 )
-from soak.books import Row
-from soak.events import Event
+from soak.books import LeaseRow
+from soak.events import LinkEvent
 from soak.marks import DEVICE, Mark
 from soak.messages import (
     Acted,
     Acting,
     Begin,
-    Count,
     Cut,
     End,
     Final,
@@ -47,6 +46,7 @@ from soak.messages import (
     Sample,
     Sampled,
     Take,
+    Tally,
 )
 
 WRONG = "wrongly touched: "
@@ -70,7 +70,7 @@ class Finding(NamedTuple):
     story: tuple[str, ...] = ()
 
 
-class Stopped(NamedTuple):
+class StoppedVm(NamedTuple):
     """A VM whose name a stranger may clean up until FIN WAIT is over."""
 
     token: str
@@ -85,8 +85,8 @@ class Judge:
     def __init__(
         self,
         netns: str,
-        on_stopped: Callable[[Stopped], None],
-        rows: Callable[[], Mapping[str, Row]],
+        on_stopped: Callable[[StoppedVm], None],
+        rows: Callable[[], Mapping[str, LeaseRow]],
     ) -> None:
         """Call `on_stopped` for each VM that ends. `rows` returns the leases by owner,
         as they were between the marks of the sample that is being judged."""
@@ -112,7 +112,7 @@ class Judge:
 
     # Reports of the kernel
 
-    def event(self, event: Event, heard: float) -> None:
+    def event(self, event: LinkEvent, heard: float) -> None:
         """Judge a report of a changed device, or read a mark from it.
 
         `heard` is when the report was read: the change was not later than that.
@@ -125,7 +125,7 @@ class Judge:
         for change in self._account.changes(event, heard):
             self._judge(change, heard)
 
-    def _judge(self, change: Change, heard: float) -> None:
+    def _judge(self, change: DeviceChange, heard: float) -> None:
         vm, act = change.vm, change.act
         if vm is None:
             self._charge_foreign(change)
@@ -139,7 +139,7 @@ class Judge:
         elif act is None and change.attribute == GONE and vm.is_to_hold(heard):
             self._find(TOO_SOON, f"{change}, which holds {vm}'s name", change.ifindex)
 
-    def _charge_foreign(self, change: Change) -> None:
+    def _charge_foreign(self, change: DeviceChange) -> None:
         """Judge the change of a device that has no VM."""
         owner = change.device.foreign
         if owner and change.act is None:
@@ -221,7 +221,7 @@ class Judge:
             case Free(ifindex):
                 if freed := account.devices.get(ifindex):
                     freed.foreign = ""
-            case Count(counts):
+            case Tally(counts):
                 self.tally.update(counts)
             case Leak(leak):
                 self._find(LEAK, leak)
@@ -302,7 +302,7 @@ class Judge:
 
     def _stop(self, vm: VmRecord, now: float) -> None:
         self._account.stop(vm, now)
-        self._on_stopped(Stopped(vm.token, self._netns, vm.name, vm.until))
+        self._on_stopped(StoppedVm(vm.token, self._netns, vm.name, vm.until))
 
     def _kill(self, mark: Mark, what: str, process: str) -> None:
         if what:

@@ -15,7 +15,7 @@ from threading import Event
 from soak import books
 from soak.ground import BRIDGES
 from soak.marks import Marker
-from soak.messages import Count, End
+from soak.messages import End, Tally
 from soak.part import (
     BY_NAME,
     NO_WAIT,
@@ -141,7 +141,7 @@ class Manager:
 
     def _count(self, repairs: list[Repair]) -> None:
         what = Counter(f"recover: {one.action}" for one in repairs)
-        self._marker.say(self._part.netns, Count(what))
+        self._marker.say(self._part.netns, Tally(what))
 
 
 def open_taps() -> Iterator[str]:

@@ -91,7 +91,7 @@ class Free(NamedTuple):
     ifindex: int
 
 
-class Count(NamedTuple):
+class Tally(NamedTuple):
     """Add these figures to the tally."""
 
     what: dict[str, int]
@@ -127,7 +127,7 @@ Message = (
     | Acted
     | Take
     | Free
-    | Count
+    | Tally
     | Leak
     | Sample
     | Sampled

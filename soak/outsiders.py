@@ -17,7 +17,7 @@ from threading import Event, Thread
 
 from soak import ground
 from soak.account import ADMIN, EFFECTS, STRANGER
-from soak.judge import Stopped
+from soak.judge import StoppedVm
 from soak.marks import Marker
 from soak.messages import Acted, Acting
 from soak.part import Part, boottime, given, stop_at_end_of_input
@@ -80,14 +80,14 @@ class Strangers:
 
     def __init__(self, part: Part) -> None:
         self._part = part
-        self._due: list[tuple[float, Stopped, str]] = []
+        self._due: list[tuple[float, StoppedVm, str]] = []
 
     def work(self, hands: int = 3) -> None:
         """Until the input ends and all is cleaned up."""
-        heard: SimpleQueue[Stopped | None] = SimpleQueue()
+        heard: SimpleQueue[StoppedVm | None] = SimpleQueue()
         Thread(target=_listen, args=(heard,), daemon=True).start()
         listening = True
-        jobs: SimpleQueue[tuple[Stopped, str] | None] = SimpleQueue()
+        jobs: SimpleQueue[tuple[StoppedVm, str] | None] = SimpleQueue()
         with ThreadPoolExecutor(hands) as pool:
             working = [pool.submit(self._clean, n, jobs) for n in range(hands)]
             while listening or self._due:
@@ -108,7 +108,7 @@ class Strangers:
         for one in working:
             one.result()
 
-    def _plan(self, stopped: Stopped) -> None:
+    def _plan(self, stopped: StoppedVm) -> None:
         random = Random(f"{self._part.seed}/{stopped.token}")
         if random.random() > CARES:
             return
@@ -121,7 +121,7 @@ class Strangers:
             )
 
     def _clean(
-        self, hand: int, jobs: "SimpleQueue[tuple[Stopped, str] | None]"
+        self, hand: int, jobs: "SimpleQueue[tuple[StoppedVm, str] | None]"
     ) -> None:
         marker = Marker(f"{self._part.process}/{hand}")
         while job := jobs.get():
@@ -134,9 +134,9 @@ class Strangers:
             act(marker, netns, Acting(STRANGER, verb, name, token), *words)
 
 
-def _listen(heard: "SimpleQueue[Stopped | None]") -> None:
+def _listen(heard: "SimpleQueue[StoppedVm | None]") -> None:
     for line in sys.stdin:
-        heard.put(Stopped(*json.loads(line)))
+        heard.put(StoppedVm(*json.loads(line)))
     heard.put(None)
 
 

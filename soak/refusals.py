@@ -5,7 +5,7 @@ import re
 
 from soak import books
 from soak.marks import Marker
-from soak.messages import Count, Leak
+from soak.messages import Leak, Tally
 from soak.part import Part
 
 DELETED = r"No such device|File descriptor in bad state|is gone"
@@ -27,7 +27,7 @@ HINDERED = {
 def refused(marker: Marker, part: Part, owner: str, said: str) -> None:
     """A VM was not started: count it, and see whether anything was left of it."""
     count = {f"refused: {_why(REFUSED, said)}": 1}
-    marker.say(part.netns, Count(count))
+    marker.say(part.netns, Tally(count))
     for row in books.rows_of(part.ledger, f"{owner}."):
         what = f"after {said[-60:]!r}: {row.name} of {row.owner} ({row.state})"
         marker.say(part.netns, Leak(what))
@@ -36,7 +36,7 @@ def refused(marker: Marker, part: Part, owner: str, said: str) -> None:
 def hindered(marker: Marker, part: Part, said: str) -> None:
     """Something could not be done; that is for others to do now."""
     count = {f"hindered: {_why(HINDERED, said)}": 1}
-    marker.say(part.netns, Count(count))
+    marker.say(part.netns, Tally(count))
 
 
 def _why(reasons: dict[str, str], said: str) -> str:

@@ -19,7 +19,7 @@ from soak import books, ground
 from soak.commander import TAPSTER
 from soak.judge import BLIND, LEAK, TOO_SOON, Finding
 from soak.marks import DEVICE, Marker
-from soak.messages import Count, Final, Ground, Kill, Message
+from soak.messages import Final, Ground, Kill, Message, Tally
 from soak.part import LEDGERS, NAMESPACES, Part, boottime, ledger_path, wait_ended
 from soak.table import table
 from soak.watcher import Report, tell
@@ -50,7 +50,7 @@ CAST = {
 """The actors by their modules: name, namespace, ledger, whether they live inside."""
 
 
-class Actor:
+class ActorProcess:
     """A running actor."""
 
     def __init__(self, module: str, part: Part, stdin: int = subprocess.PIPE) -> None:
@@ -93,8 +93,8 @@ class Storm:
         self._broken = broken
         self._random = Random(f"{seed}/storm")
         self._marker = Marker("storm")
-        self._actors: list[Actor] = []
-        self._stopped: list[Actor] = []
+        self._actors: list[ActorProcess] = []
+        self._stopped: list[ActorProcess] = []
         self._failures: list[str] = []
         ground.found()
         reading, writing = os.pipe()
@@ -111,7 +111,7 @@ class Storm:
         ground.build()
         self._say(Ground())
         self._ground = {netns: _names(netns) for netns in NAMESPACES}
-        self._strangers = Actor("outsiders", Part(seed, "strangers"), reading)
+        self._strangers = ActorProcess("outsiders", Part(seed, "strangers"), reading)
         os.close(reading)
 
     def rage(self, seconds: float) -> None:
@@ -120,7 +120,7 @@ class Storm:
         for module, parts in CAST.items():
             for name, netns, ledger, inside in parts:
                 part = Part(self._seed, name, netns, ledger, 0, inside, self._broken)
-                self._actors.append(Actor(module, part))
+                self._actors.append(ActorProcess(module, part))
         end = time.monotonic() + seconds
         while (now := time.monotonic()) < end and not self._failed():
             calm = self._random.random() * LONGEST_CALM
@@ -175,7 +175,7 @@ class Storm:
         else:
             manager.signal(signal.SIGSTOP)
             self._stopped.append(manager)
-            self._marker.say(manager.part.netns, Count({"standstills": 1}))
+            self._marker.say(manager.part.netns, Tally({"standstills": 1}))
 
     def _wake(self) -> None:
         while self._stopped:
@@ -188,7 +188,7 @@ class Storm:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    def _kill_manager(self, manager: Actor) -> None:
+    def _kill_manager(self, manager: ActorProcess) -> None:
         if manager.ended:
             return
         for netns in NAMESPACES:
@@ -196,7 +196,7 @@ class Storm:
             self._marker.say(netns, Kill(what, manager.part.process))
         manager.kill()
         part = manager.part._replace(generation=manager.part.generation + 1)
-        self._actors[self._actors.index(manager)] = Actor("manager", part)
+        self._actors[self._actors.index(manager)] = ActorProcess("manager", part)
 
     def _failed(self) -> bool:
         return any(actor.ended for actor in [*self._actors, self._strangers])

@@ -15,7 +15,7 @@ from typing import NamedTuple, Self, TextIO
 
 from soak import books
 from soak.events import Listener
-from soak.judge import Finding, Judge, Stopped
+from soak.judge import Finding, Judge, StoppedVm
 from soak.marks import Marker
 from soak.messages import Message, Sample, Sampled
 from soak.part import LEDGERS, NAMESPACES, boottime
@@ -47,7 +47,7 @@ class Watcher:
 
     def __init__(self, strangers: TextIO) -> None:
         self._strangers = strangers
-        self._rows: dict[str, books.Row] = {}
+        self._rows: dict[str, books.LeaseRow] = {}
         self._told: Counter[str] = Counter()
         self._marker = Marker("watcher")
         self._listeners = {
@@ -114,7 +114,7 @@ class Watcher:
         for netns in NAMESPACES:
             self._marker.say(netns, message)
 
-    def _stopped(self, stopped: Stopped) -> None:
+    def _stopped(self, stopped: StoppedVm) -> None:
         if not self._strangers.closed:
             print(json.dumps(stopped), file=self._strangers, flush=True)
 

@@ -27,7 +27,7 @@ TAPSTERD = str(Path(sys.executable).with_name("tapsterd"))
 LIBRARY = "library"
 
 
-class Found(NamedTuple):
+class DaemonFigures(NamedTuple):
     """What a number of clients found, together."""
 
     rate: float
@@ -37,7 +37,7 @@ class Found(NamedTuple):
 
 def measure(run: Run) -> Iterator[Table]:
     pairs, leases = run.size(PAIRS, 10), run.size(LEASES, 20)
-    ways: dict[str, Callable[[], Found]] = {}
+    ways: dict[str, Callable[[], DaemonFigures]] = {}
     with world(run.program) as place, daemon(place) as path:
         place.bridge("br0")
         with Host(place.directory / "library.db", reaper=lambda _: None) as host:
@@ -119,12 +119,12 @@ def _pairs(host: Host | Client, number: int) -> list[float]:
     return taken
 
 
-def _alone(host: Host, number: int) -> Found:
+def _alone(host: Host, number: int) -> DaemonFigures:
     before = time.perf_counter()
     return _found(_pairs(host, number), time.perf_counter() - before)
 
 
-def _together(path: Path, clients: int, pairs: int) -> Found:
+def _together(path: Path, clients: int, pairs: int) -> DaemonFigures:
     each = max(pairs // clients, 2)
     before = time.perf_counter()
     pipes = [_client(path, each) for _ in range(clients)]
@@ -153,9 +153,9 @@ def _client(path: Path, pairs: int) -> int:
         os._exit(0)
 
 
-def _found(taken: list[float], spent: float) -> Found:
+def _found(taken: list[float], spent: float) -> DaemonFigures:
     taken.sort()
-    return Found(
+    return DaemonFigures(
         len(taken) / spent,
         taken[len(taken) // 2] * 1000,
         taken[min(len(taken) - 1, len(taken) * 99 // 100)] * 1000,

@@ -43,7 +43,7 @@ PICTURES = {
 }
 
 
-class Look(NamedTuple):
+class LedgerLook(NamedTuple):
     """What was seen after some rounds, by curve."""
 
     rounds: int
@@ -54,7 +54,7 @@ def measure(run: Run) -> Iterator[Table]:
     rounds = run.size(ROUNDS, LOOKS * 6)
     with (
         tempfile.TemporaryDirectory() as directory,
-        closing(Storm(Path(directory) / "ledger.db")) as storm,
+        closing(DriftStorm(Path(directory) / "ledger.db")) as storm,
     ):
         looks = [storm.go_on(rounds // LOOKS) for _ in range(LOOKS)]
     goals = _goals(looks)
@@ -75,7 +75,7 @@ def measure(run: Run) -> Iterator[Table]:
         )
 
 
-def _goals(looks: list[Look]) -> dict[str, Goal]:
+def _goals(looks: list[LedgerLook]) -> dict[str, Goal]:
     first, middle, last = looks[0], looks[LOOKS // 2], looks[-1]
     return {
         TIME: Goal(_title(TIME, last), 1.5, to=_title(TIME, first)),
@@ -84,11 +84,11 @@ def _goals(looks: list[Look]) -> dict[str, Goal]:
     } | {naming: Goal(_title(naming, last), MAX_BYTES) for naming in Naming}
 
 
-def _title(curve: str, look: Look) -> str:
+def _title(curve: str, look: LedgerLook) -> str:
     return f"{curve}, after {look.rounds:,} rounds"
 
 
-class Storm:
+class DriftStorm:
     """Rounds of start and stop, with the three namings in turn."""
 
     def __init__(self, ledger: Path) -> None:
@@ -102,7 +102,7 @@ class Storm:
     def close(self) -> None:
         self._host.close()
 
-    def go_on(self, rounds: int) -> Look:
+    def go_on(self, rounds: int) -> LedgerLook:
         """Go on for some rounds, and look."""
         found: dict[str, float] = dict.fromkeys(Naming, 0)
         before = time.process_time()
@@ -112,7 +112,7 @@ class Storm:
         found[TIME] = (time.process_time() - before) / rounds * 1e3
         found[SIZE] = self._size()
         found[HISTORY] = self._history()
-        return Look(self._rounds, found)
+        return LedgerLook(self._rounds, found)
 
     def _round(self) -> tuple[Naming, str]:
         self._rounds += 1

@@ -35,7 +35,7 @@ NOTES = {
 def measure(run: Run) -> Iterator[Table]:
     devices = run.size(DEVICES, 20)
     with world(run.program) as place:
-        storm = Storm(place, devices)
+        storm = ReapStorm(place, devices)
         with storm.library.host:
             found = interleave(
                 {
@@ -57,7 +57,7 @@ def measure(run: Run) -> Iterator[Table]:
     )
 
 
-class Storm:
+class ReapStorm:
     """Devices to delete, and ways to start others meanwhile."""
 
     def __init__(self, place: World, devices: int) -> None:

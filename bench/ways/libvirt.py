@@ -33,7 +33,7 @@ ACCOUNTS = {
 }
 
 
-class Guest:
+class LibvirtGuest:
     """A guest of libvirt, and the program that orders devices for it."""
 
     def __init__(self, bridge: str) -> None:
@@ -71,7 +71,7 @@ class Attached:
     )
     kind = "bridge"
 
-    def __init__(self, guest: Guest) -> None:
+    def __init__(self, guest: LibvirtGuest) -> None:
         self._guest = guest
         self._live: deque[str] = deque()
         self._started = 0
@@ -98,10 +98,10 @@ class AttachedToNothing(Attached):
 
 
 @contextmanager
-def guest(bridge: str) -> Iterator[Guest]:
+def guest(bridge: str) -> Iterator[LibvirtGuest]:
     """A guest on a bridge, and a daemon for it."""
     with _daemon():
-        made = Guest(bridge)
+        made = LibvirtGuest(bridge)
         try:
             yield made
         finally:

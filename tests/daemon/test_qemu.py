@@ -14,7 +14,7 @@ import pytest
 import tapster
 from lab import iproute, shell
 from lab.daemon import ALICE, BOB, Daemon, as_user
-from lab.vm_network import FILES, Lab, open_lab
+from lab.vm_network import FILES, VmNetwork, open_lab
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
@@ -35,13 +35,13 @@ def world() -> None:
 
 
 @pytest.fixture
-def lab() -> Iterator[Lab]:
+def lab() -> Iterator[VmNetwork]:
     with open_lab() as lab:
         yield lab
 
 
 @pytest.fixture
-def daemon(lab: Lab) -> Iterator[Daemon]:
+def daemon(lab: VmNetwork) -> Iterator[Daemon]:
     # An /etc of its own, with what is in the machine's.
     for folder in ("upper", "work"):
         (FILES / folder).mkdir()
@@ -79,7 +79,7 @@ def complaint(machine: subprocess.Popen[str]) -> str:
     return said
 
 
-def assert_hers(lab: Lab, daemon: Daemon) -> None:
+def assert_hers(lab: VmNetwork, daemon: Daemon) -> None:
     """One device is leased: Alice's, on br0, until its last close."""
     with daemon.connect() as root:
         (lease,) = root.leases()
@@ -119,7 +119,7 @@ def helped(
 @pytest.mark.e2e
 @pytest.mark.timeout(120)
 def test_a_users_machine_gets_an_address_and_its_end_ends_the_lease(
-    lab: Lab, daemon: Daemon
+    lab: VmNetwork, daemon: Daemon
 ) -> None:
     shell.sh("ip link add br1 type bridge")
     machine = qemu(daemon, "br0")
@@ -257,7 +257,7 @@ def guest(environment: dict[str, str], bridge: str) -> subprocess.Popen[str]:
 @pytest.mark.e2e
 @pytest.mark.timeout(120)
 def test_a_guest_of_libvirts_session_mode_gets_an_address(
-    lab: Lab, daemon: Daemon, session: dict[str, str]
+    lab: VmNetwork, daemon: Daemon, session: dict[str, str]
 ) -> None:
     shell.sh("ip link add br1 type bridge")
     started = guest(session, "br0")

@@ -40,7 +40,7 @@ devices = 64
 """.replace("'", '"')
 
 
-class Storm:
+class ClientStorm:
     """The clients, and what they have written so far."""
 
     def __init__(self, daemon: Daemon) -> None:
@@ -128,7 +128,7 @@ def test_a_storm_of_clients_leaks_nothing_and_mixes_up_nobody_I1_I2(
         library.close(lease.fds)
         root.release(lease.id)
         _, idle = usage(daemon.pid)
-    storm = Storm(daemon)
+    storm = ClientStorm(daemon)
     try:
         for step in range(KILLS):
             storm.until(PAIRS // 2 * (step + 1) // KILLS)

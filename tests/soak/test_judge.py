@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from soak.books import Row
-from soak.events import Event, Look
+from soak.books import LeaseRow
+from soak.events import LinkEvent, LinkLook
 from soak.judge import (
     BLIND,
     BY_NOBODY,
@@ -18,7 +18,7 @@ from soak.judge import (
     NOT_RECORDED,
     TOO_SOON,
     Judge,
-    Stopped,
+    StoppedVm,
 )
 from soak.marks import DEVICE, Mark
 from soak.messages import MESSAGES
@@ -35,11 +35,11 @@ class Sequence:
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.rows: dict[str, Row] = {}
-        self.stopped: list[Stopped] = []
+        self.rows: dict[str, LeaseRow] = {}
+        self.stopped: list[StoppedVm] = []
         self.judge = Judge("n1", self.stopped.append, lambda: self.rows)
         self._numbers: dict[str, int] = {}
-        self._links: dict[int, Look] = {}
+        self._links: dict[int, LinkLook] = {}
         for ifindex, name in ((BR0, "br0"), (BR1, "br1"), (FOREIGN, "vnet9")):
             self.link(ifindex, name=name, alias="")
         self.say("storm", "ground")
@@ -50,16 +50,16 @@ class Sequence:
 
     def link(self, ifindex: int, *, gone: bool = False, **changes: Any) -> None:
         """A device is there, or changes, or goes."""
-        new = Look(f"vnet{ifindex - VM}", True, BR0, "", 1500, STAMP)
+        new = LinkLook(f"vnet{ifindex - VM}", True, BR0, "", 1500, STAMP)
         look = self._links.get(ifindex, new)._replace(**changes)
         self._links[ifindex] = look
-        self.judge.event(Event(ifindex, gone, look, ()), self.now)
+        self.judge.event(LinkEvent(ifindex, gone, look, ()), self.now)
 
     def say(self, by: str, does: str, *, skip: int = 0, **says: Any) -> None:
         self._numbers[by] = self._numbers.get(by, 0) + 1 + skip
         mark = Mark(by, self._numbers[by], self.now, MESSAGES[does](**says))
-        look = Look(DEVICE, True, 0, "", 1500, mark.write())
-        self.judge.event(Event(1, False, look, ()), self.now)
+        look = LinkLook(DEVICE, True, 0, "", 1500, mark.write())
+        self.judge.event(LinkEvent(1, False, look, ()), self.now)
 
     def begin(self, ifindex: int = VM, *, make: bool = True, **says: Any) -> str:
         """A VM begins, on a device that is made for it. Its token."""
@@ -397,7 +397,7 @@ def test_the_last_words_of_a_killed_process_count(row: Sequence) -> None:
     assert row.found == []
 
 
-RIGHT = Row("2", "vm1000", "vnet0", VM, "active", "/run/netns/n1", WAIT)
+RIGHT = LeaseRow("2", "vm1000", "vnet0", VM, "active", "/run/netns/n1", WAIT)
 
 
 @pytest.mark.parametrize(
@@ -411,7 +411,7 @@ RIGHT = Row("2", "vm1000", "vnet0", VM, "active", "/run/netns/n1", WAIT)
     ],
 )
 def test_a_running_vm_is_in_its_ledger(
-    row: Sequence, recorded: Row | None, found: list[str]
+    row: Sequence, recorded: LeaseRow | None, found: list[str]
 ) -> None:
     row.begin()
     if recorded:
@@ -439,8 +439,8 @@ def test_what_is_left_in_the_end_is_a_leak(row: Sequence) -> None:
 
 
 def test_a_mark_that_was_not_seen_is_noticed(row: Sequence) -> None:
-    row.say("m0.0/0", "count", what={})
-    row.say("m0.0/0", "count", what={}, skip=1)
+    row.say("m0.0/0", "tally", what={})
+    row.say("m0.0/0", "tally", what={}, skip=1)
     assert row.found == [BLIND]
 
 

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab.vm_network import Lab, open_lab
+from lab.vm_network import VmNetwork, open_lab
 
 
 @pytest.fixture
-def lab() -> Iterator[Lab]:
+def lab() -> Iterator[VmNetwork]:
     with open_lab() as lab:
         yield lab

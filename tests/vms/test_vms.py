@@ -13,7 +13,7 @@ from demo.ways import TapsterNames
 from lab import ping, vm
 from lab.lines import readable
 from lab.shell import TAPSTER
-from lab.vm_network import BRIDGE, Lab, wait_until_ended
+from lab.vm_network import BRIDGE, VmNetwork, wait_until_ended
 
 pytestmark = pytest.mark.e2e
 
@@ -36,7 +36,7 @@ TIMEOUT = 20.0
         ("virtio-net-pci", f",address={FIRST},inbound=1000:2000:100,outbound=1000"),
     ],
 )
-def test_a_vm_gets_its_address(lab: Lab, card: str, wiring: str) -> None:
+def test_a_vm_gets_its_address(lab: VmNetwork, card: str, wiring: str) -> None:
     argv = [
         *(TAPSTER, "run", "--nic", f"bridge={BRIDGE},mac={MAC}{wiring}", "--"),
         *vm.command("A", "{mac}", "{fd}", card),
@@ -48,7 +48,7 @@ def test_a_vm_gets_its_address(lab: Lab, card: str, wiring: str) -> None:
 
 
 @pytest.mark.timeout(180)  # a hundred commands, one after the other
-def test_a_vm_keeps_its_network_while_neighbours_come_and_go(lab: Lab) -> None:
+def test_a_vm_keeps_its_network_while_neighbours_come_and_go(lab: VmNetwork) -> None:
     tap = TapsterNames(lab).start("A", MAC).tap()
     address = lab.wire.wait_for_ack(MAC, TIMEOUT)
     assert address is not None
@@ -61,7 +61,7 @@ def test_a_vm_keeps_its_network_while_neighbours_come_and_go(lab: Lab) -> None:
         assert ping.answers(address), f"round {number}"
 
 
-def test_a_vm_outlives_its_supervisor(lab: Lab) -> None:
+def test_a_vm_outlives_its_supervisor(lab: VmNetwork) -> None:
     a = TapsterNames(lab).start("A", MAC)
     qemu, tap = os.pidfd_open(a.pid), a.tap()
     address = lab.wire.wait_for_ack(MAC, TIMEOUT)
@@ -83,7 +83,7 @@ def test_a_vm_outlives_its_supervisor(lab: Lab) -> None:
     assert lab.bridge_of(tap) is None
 
 
-def short_command(lab: Lab, name: str, stale: str) -> str:
+def short_command(lab: VmNetwork, name: str, stale: str) -> str:
     """A command that ends at once; meanwhile a cleanup of its predecessor's tap."""
     shows_its_tap = ("cat", "/proc/self/fdinfo/{fd}")
     process = lab.spawn(
@@ -98,7 +98,7 @@ def short_command(lab: Lab, name: str, stale: str) -> str:
     return match[1].decode()
 
 
-def killed_vm(lab: Lab, name: str, stale: str) -> str:
+def killed_vm(lab: VmNetwork, name: str, stale: str) -> str:
     """A VM that is killed; meanwhile a cleanup of its predecessor's tap."""
     b = TapsterNames(lab).start(name, OTHER_MAC)
     tap = b.tap()
