@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What actors do: the operations that scenarios are made of."""
 
-from typing import Any
+from typing import Any, Unpack
 
 from explorer.backends import PORTS
 from explorer.calls import Call
@@ -17,7 +17,7 @@ from explorer.script import (
     held_in,
 )
 from tapster.errors import TapsterError
-from tapster.model import Macvtap, Spec, Tap
+from tapster.model import Changes, Macvtap, Spec, Tap
 from tapster.operations.operations import Operations
 
 FIN_WAIT = 5.0
@@ -44,7 +44,7 @@ def acquire(*specs: Spec, bound: bool = False, parts: Parts = USUAL) -> Op:
         pid = actor.ask(Call("machine", "pid")) if bound else None
         try:
             acquired = actor.operations(parts).acquire(wanted, pid=pid)
-            got = tuple(Held.of(lease) for lease, _ in acquired)
+            got = tuple(Held.of(opened.lease) for opened in acquired)
             return got if len(got) > 1 else got[0]
         except TapsterError as error:
             return Failed(type(error).__name__)
@@ -71,7 +71,7 @@ def release(*, parts: Parts = USUAL) -> Op:
     return _op("release", do, parts)
 
 
-def change(owner: str, *, parts: Parts = USUAL, **changes: Any) -> Op:
+def change(owner: str, *, parts: Parts = USUAL, **changes: Unpack[Changes]) -> Op:
     """Change what somebody's device is connected to, if there is one."""
 
     def do(operations: Operations, _: Any) -> None:
@@ -117,7 +117,7 @@ def manager(name: str, *specs: Spec, parts: Parts = USUAL) -> Script:
     )
 
 
-def setter(owner: str, *, parts: Parts = USUAL, **changes: Any) -> Script:
+def setter(owner: str, *, parts: Parts = USUAL, **changes: Unpack[Changes]) -> Script:
     """Somebody who changes what another's device is connected to."""
     changes = changes or {"isolated": True}
     return Script("setter", (change(owner, parts=parts, **changes),), mortal=True)

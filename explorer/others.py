@@ -45,8 +45,8 @@ from explorer.search import Scenario
 from tapster.errors import NameTaken, TapsterError
 from tapster.kernel.port import Namespace
 from tapster.model import Lease
-from tapster.operations.acquire import Acquire, Acquired, Plan
-from tapster.operations.devices import Devices
+from tapster.operations.acquire import Acquire, Plan
+from tapster.operations.devices import Devices, Opened
 from tapster.operations.rewire import Rewire
 
 # Programs that name devices in other ways. The machine's process holds the
@@ -146,8 +146,8 @@ class RowLast(Acquire):
             raise NameTaken(lease.name)
         return [lease]
 
-    def make(self, _: Plan, lease: Lease) -> Acquired:
-        return Acquired(lease, ())
+    def make(self, _: Plan, lease: Lease) -> Opened:
+        return Opened(lease, ())
 
 
 class DeletesByName(Devices):

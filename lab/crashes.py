@@ -59,8 +59,7 @@ class Crashes:
             wait_dead(found)
 
     def acquire(self, spec: Tap | Macvtap) -> Lease:
-        lease = self.host.acquire(spec)
-        library.close(lease.fds)
+        lease = library.acquire(self.host, spec)
         return lease
 
     def mend(self, where: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lab import frames, library, shell
-from tapster import Host, Lease, Tap
+from tapster import Host, OpenDevice, Tap
 
 NO_OFFLOAD = bytes(10)
 """The virtio_net_hdr before each frame: nothing is left for the other side to do."""
@@ -63,9 +63,10 @@ class Guest:
 class Leased(Guest):
     """A machine with a lease."""
 
-    def __init__(self, lease: Lease) -> None:
-        super().__init__(lease.fds[0], lease.mac)
-        self.lease = lease
+    def __init__(self, opened: OpenDevice) -> None:
+        super().__init__(opened.fds[0], opened.mac)
+        self.opened = opened
+        self.lease = opened.lease
 
 
 class Lab:
@@ -74,12 +75,19 @@ class Lab:
     def __init__(self, ledger: Path) -> None:
         self.ledger = ledger
         self.host = Host(ledger, reaper=library.no_reaper)
+        self._guests: list[Leased] = []
         self.peer = self.guest()
         self._marker = self.guest()
 
     def guest(self, **wiring: Any) -> Leased:
         """A machine on br0."""
-        return Leased(self.host.acquire(Tap(bridge="br0", **wiring)))
+        guest = Leased(self.host.acquire(Tap(bridge="br0", **wiring)))
+        self._guests.append(guest)
+        return guest
+
+    def close(self) -> None:
+        """Close the guests' descriptors."""
+        library.close_all(*(guest.opened for guest in self._guests))
 
     def arrive(self, sender: Guest, sent: list[bytes], receiver: Guest) -> list[bytes]:
         """Those of the frames that get from one guest to another.
@@ -115,3 +123,4 @@ def lab(ledger: Path) -> Iterator[Lab]:
     lab = Lab(ledger)
     with lab.host:
         yield lab
+    lab.close()

@@ -4,20 +4,26 @@
 import os
 from collections.abc import Iterable
 
-from tapster import Host, Lease, Macvtap, Tap
+from tapster import Lease, Manager, OpenDevice, Spec
 
 
 def no_reaper(_: str) -> None:
     """For a Host: start none."""
 
 
+def acquire(manager: Manager, spec: Spec, *, pid: int | None = None) -> Lease:
+    """Acquire a device and close its descriptors; the lease."""
+    with manager.acquire(spec, pid=pid) as opened:
+        return opened.lease
+
+
 def close(fds: Iterable[int]) -> None:
+    """Close these descriptors."""
     for fd in fds:
         os.close(fd)
 
 
-def acquired(host: Host, spec: Tap | Macvtap) -> Lease:
-    """Acquire for a VM that is not started: keep no descriptor open."""
-    lease = host.acquire(spec)
-    close(lease.fds)
-    return lease
+def close_all(*devices: OpenDevice) -> None:
+    """Close the descriptors of these devices."""
+    for opened in devices:
+        opened.close()

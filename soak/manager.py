@@ -97,9 +97,9 @@ class Manager:
             vm.talk()
         vm.stop()
         for lease in leases:
-            self._host.release(lease.id)
+            self._host.release(lease)
             if self._part.broken == BY_NAME:
-                due = boottime() + lease.fin_wait + random.random()
+                due = boottime() + lease.lease.fin_wait + random.random()
                 self._by_name.append((due, lease.name))
 
     def _move(self, vm: RunningVm, card: Card, lease: str) -> None:

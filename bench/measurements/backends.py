@@ -15,7 +15,7 @@ from bench.result import Goal, Row, Table, interleave
 from bench.switch import switch
 from bench.ways.tapster import nobody
 from bench.world import World, world
-from tapster import Host, Lease, Rate, Tap
+from tapster import Host, Rate, Tap
 
 SAMPLES = 20
 """A round, of each wiring."""
@@ -114,7 +114,7 @@ def _crowded(
         for number in range(there, crowd):
             address = f"198.51.{number // 250}.{number % 250}"
             spec = ALL._replace(addresses=(address, f"::{number}"), inbound=None)
-            _close(host.acquire(spec))
+            host.acquire(spec).close()
         there = crowd
         add(f"among {crowd:,} leases")
     _firewall(foreign)
@@ -141,7 +141,7 @@ def _pairs(host: Host, spec: Tap, samples: int) -> Times:
     times = []
     for _ in range(samples):
         acquired, lease = timed(partial(host.acquire, spec))
-        _close(lease)
+        lease.close()
         host.device(lease)  # the kernel has noticed the close
         released, _ = timed(partial(host.release, lease.id))
         times.append((acquired * 1e3, released * 1e3))
@@ -193,12 +193,7 @@ def _rate(host: Host, sender: Tap, receiver: Tap, share: float) -> float:
             size = len(os.read(in_, 65536)) - 10
             received += size if now > start and size == SIZE else 0
     for lease in (from_, to):
-        _close(lease)
+        lease.close()
         host.release(lease.id)
     host.reap(now=True)
     return received / MEASURED / share / 1e3
-
-
-def _close(lease: Lease) -> None:
-    for fd in lease.fds:
-        os.close(fd)

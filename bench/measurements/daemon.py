@@ -18,7 +18,7 @@ import tapster
 from bench.measurements import Run
 from bench.result import Row, Table, interleave
 from bench.world import World, world
-from tapster import Client, Host, Tap
+from tapster import Host, Manager, Tap
 
 PAIRS = 400
 LEASES = 4000
@@ -106,16 +106,15 @@ def _start(place: World) -> subprocess.Popen[bytes]:
     return process
 
 
-def _pairs(host: Host | Client, number: int) -> list[float]:
+def _pairs(host: Manager, number: int) -> list[float]:
     """Acquire and release so often; the seconds of each acquire."""
     taken = []
     for _ in range(number):
         before = time.perf_counter()
         lease = host.acquire(Tap(bridge="br0"))
         taken.append(time.perf_counter() - before)
-        for fd in lease.fds:
-            os.close(fd)
-        host.release(lease.id)
+        lease.close()
+        host.release(lease)
     return taken
 
 
@@ -167,9 +166,8 @@ def _fill(place: World, leases: int) -> None:
     ledger = place.directory / "daemon.db"
     with Host(ledger, reaper=lambda _: None) as host:
         while (left := leases - len(host.leases())) > 0:
-            for lease in host.acquire_all([Tap()] * min(left, 100)):
-                for fd in lease.fds:
-                    os.close(fd)
+            for opened in host.acquire_all([Tap()] * min(left, 100)):
+                opened.close()
 
 
 def _recover(place: World, leases: int) -> float:

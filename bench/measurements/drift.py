@@ -5,7 +5,6 @@ What is real is Tapster and its ledger. The time is the processor's, so that oth
 on the machine do not count.
 """
 
-import os
 import sqlite3
 import tempfile
 import time
@@ -117,16 +116,14 @@ class DriftStorm:
     def _round(self) -> tuple[Naming, str]:
         self._rounds += 1
         spec = next(self._specs)
-        lease = self._host.acquire(spec)
-        for fd in lease.fds:
-            os.close(fd)
-        self._live.append(lease)
+        with self._host.acquire(spec) as opened:
+            self._live.append(opened.lease)
         if len(self._live) > LIVE:
             self._host.release(self._live.popleft().id)
         self._system.advance(STEP)
         if self._rounds % REAP_EVERY == 0:
             self._host.reap()
-        return spec.naming, lease.name
+        return spec.naming, opened.name
 
     def _size(self) -> float:
         files = self._ledger.parent.glob(f"{self._ledger.name}*")

@@ -86,7 +86,7 @@ def _fill(place: World, library: Library, live: int, size: int) -> list[int]:
         if live and (number - live) % PORTS == 0:
             bridge = f"br{number}"
             place.bridge(bridge)
-        fds += library.host.acquire(Tap(bridge=bridge)).fds
+        fds += library.host.acquire(Tap(bridge=bridge)).detach_fds()
     return fds
 
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tapster: the library, and the command."""
 
-import os
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from bench.clock import timed
 from bench.processes import run
-from tapster import Host, Lease, Tap
+from tapster import Host, OpenDevice, Tap
 from tapster.model import DEFAULT_FIN_WAIT
 
 COMMAND = str(Path(sys.executable).with_name("tapster"))
@@ -38,7 +37,7 @@ class Library:
     ) -> None:
         self.host = Host(ledger, reaper=reaper)
         self._spec = Tap(bridge=bridge, owner="bench", fin_wait=fin_wait)
-        self._live: deque[Lease] = deque()
+        self._live: deque[OpenDevice] = deque()
 
     def start(self) -> float:
         taken, lease = timed(lambda: self.host.acquire(self._spec))
@@ -47,8 +46,7 @@ class Library:
 
     def stop(self) -> float:
         lease = self._live.popleft()
-        for fd in lease.fds:
-            os.close(fd)
+        lease.close()
         self.host.device(lease)  # the kernel has noticed the close: see the floor
         return timed(lambda: self.host.release(lease.id))[0]
 

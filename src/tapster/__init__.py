@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Network devices for virtual machines that no other machine's stop can hurt.
+"""Network devices for VMs that no other VM's stop can hurt.
 
 import tapster
 
 with tapster.Host() as host:
-    lease = host.acquire(tapster.Tap(bridge="br0"))
-    ...  # start the VM with lease.fds, lease.name, lease.mac
-    host.release(lease.id)
+    with host.acquire(tapster.Tap(bridge="br0")) as device:
+        ...  # start the VM with device.fds, device.name, device.mac
+    host.release(device)
 
-Without privileges, with `tapster.connect() as host`, the daemon does the same.
+`tapster.connect()` gives the same without privileges: there the daemon does it.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from tapster.errors import (
     ConflictError,
     DaemonError,
     HostError,
+    InternalError,
     KernelError,
     LeaseBusy,
     LedgerDamaged,
@@ -37,6 +38,7 @@ from tapster.errors import (
     TapsterError,
 )
 from tapster.model import (
+    Changes,
     HistoryEntry,
     Kind,
     Lease,
@@ -45,30 +47,42 @@ from tapster.model import (
     Mode,
     Naming,
     Netns,
+    Problem,
     Process,
     Rate,
+    Spec,
     State,
     Tap,
     Wiring,
 )
+from tapster.open_device import OpenDevice
 from tapster.operations.decision import Action, Repair
 
 if TYPE_CHECKING:
+    from tapster.api import Manager, Reference
+    from tapster.backends.backend import Backend
     from tapster.host import Host
+    from tapster.kernel.port import System
     from tapster.rpc.client import Client, connect
+    from tapster.rpc.interface import Count, Event
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Action",
+    "Backend",
     "BadName",
     "BridgeFull",
+    "Changes",
     "Client",
     "ConflictError",
+    "Count",
     "DaemonError",
+    "Event",
     "HistoryEntry",
     "Host",
     "HostError",
+    "InternalError",
     "KernelError",
     "Kind",
     "Lease",
@@ -78,6 +92,7 @@ __all__ = [
     "LedgerTooNew",
     "Link",
     "Macvtap",
+    "Manager",
     "MissingCapability",
     "Mode",
     "NameTaken",
@@ -87,29 +102,45 @@ __all__ = [
     "NoSuchLease",
     "NoSuchLink",
     "NotAllowed",
+    "OpenDevice",
     "Overloaded",
+    "Problem",
     "Process",
     "QuotaExceeded",
     "Rate",
+    "Reference",
     "Repair",
     "RequestError",
     "ServiceUnavailable",
+    "Spec",
     "State",
+    "System",
     "Tap",
     "TapsterError",
     "Wiring",
     "connect",
 ]
 
+_LATER = {
+    "Backend": "tapster.backends.backend",
+    "Client": "tapster.rpc.client",
+    "Count": "tapster.rpc.interface",
+    "Event": "tapster.rpc.interface",
+    "Host": "tapster.host",
+    "Manager": "tapster.api",
+    "Reference": "tapster.api",
+    "System": "tapster.kernel.port",
+    "connect": "tapster.rpc.client",
+}
+"""What is imported when it is first used: who needs Host does not pay for Client."""
+
 
 def __getattr__(name: str) -> Any:
-    """Host and the client, when first used: who needs one does not pay for both."""
-    if name == "Host":
-        from tapster.host import Host
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = __import__(_LATER[name], fromlist=[name])
+    return getattr(module, name)
 
-        return Host
-    if name in ("Client", "connect"):
-        from tapster.rpc import client
 
-        return getattr(client, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -2,35 +2,47 @@
 """Every error that Tapster raises, in one tree, split by whose fault it is.
 
     TapsterError
-    +-- RequestError          the caller asked for what cannot be
-    |   +-- BadName           a name or template that Linux would refuse
-    |   +-- NoSuchLease       no lease has this name or id
-    |   +-- NoSuchLink        the bridge, lower device or netns is missing or unfit
-    +-- NotAllowed            the daemon's policy has no rule that allows it
-    +-- ConflictError         somebody else holds what is needed
-    |   +-- NameTaken         the one name asked for is in use, or waits
-    |   +-- NamesExhausted    every name of the template is in use
-    |   +-- BridgeFull        the bridge has no port left
-    |   +-- LeaseBusy         another manager works on the lease at this moment
-    |   +-- QuotaExceeded     the user has as many devices as the policy gives
-    |   +-- Overloaded        the daemon has more to do than its limits allow
-    +-- HostError             the host refused
-    |   +-- KernelError       a system call failed; `errno` says how
-    |   +-- MissingCapability the process may not do this
-    |   +-- ServiceUnavailable a service that keeps part of the wiring is not there
-    |   +-- DaemonError       the daemon does not answer, or not as it should
-    +-- LedgerError           the ledger cannot be used
-        +-- LedgerDamaged     it is not a ledger, or not a whole one
-        +-- LedgerTooNew      a later release wrote it
+    +-- RequestError           the caller asked for what cannot be
+    |   +-- BadName            Linux would refuse the name or template
+    |   +-- NoSuchLease        no lease has this id or name
+    |   +-- NoSuchLink         the bridge, lower device or netns is missing or unfit
+    +-- NotAllowed             no rule of the daemon's policy allows the request
+    +-- ConflictError          somebody else holds what is needed
+    |   +-- NameTaken          the only name that will do is in use, or waits
+    |   +-- NamesExhausted     every name of the template is in use
+    |   +-- BridgeFull         the bridge has no port left
+    |   +-- LeaseBusy          another manager works on the lease at this moment
+    |   +-- QuotaExceeded      the user has as many devices as the policy allows
+    |   +-- Overloaded         the daemon has more to do than its limits allow
+    +-- HostError              the host refused
+    |   +-- KernelError        a system call failed
+    |   +-- MissingCapability  the process may not do this
+    |   +-- ServiceUnavailable a service that a backend needs is not there
+    |   +-- DaemonError        the daemon does not answer, or not as it should
+    +-- LedgerError            the ledger cannot be used
+    |   +-- LedgerDamaged      the file is not a ledger, or not a whole one
+    |   +-- LedgerTooNew       a later release wrote the ledger
+    +-- InternalError          Tapster itself is at fault: please report it
 
-Every message names the value that was wrong and says what would be right.
+Every message names the value that was wrong, and says what would be right. What a
+program may want to know of an error is in its attributes.
 """
 
 import os
+from typing import ClassVar
 
 
 class TapsterError(Exception):
     """The root of the tree."""
+
+    fields: ClassVar[tuple[str, ...]] = ()
+    """The names of the attributes that this type of error has."""
+
+    def __init__(self, *args: object, **fields: object) -> None:
+        super().__init__(*args)
+        if unknown := fields.keys() - set(self.fields):
+            raise TypeError(f"{type(self).__name__} has no {', '.join(unknown)}")
+        self.__dict__.update(fields)
 
 
 class RequestError(TapsterError, ValueError):
@@ -38,11 +50,15 @@ class RequestError(TapsterError, ValueError):
 
 
 class BadName(RequestError):
-    """A name or template that Linux would refuse."""
+    """Linux would refuse the name or template."""
 
 
 class NoSuchLease(RequestError):
-    """No lease has this name or id."""
+    """No lease has this id or name."""
+
+    fields: ClassVar[tuple[str, ...]] = ("reference",)
+    reference: str | None = None
+    """The id or name that was given."""
 
 
 class NoSuchLink(RequestError):
@@ -60,21 +76,41 @@ class ConflictError(TapsterError):
 class NameTaken(ConflictError):
     """The only name that the request allows is in use or in FIN WAIT."""
 
+    fields: ClassVar[tuple[str, ...]] = ("name", "lease", "owner", "until")
+    name: str | None = None
+    """The name."""
+    lease: str | None = None
+    """The id of the lease that has the name; None if a foreign device has it."""
+    owner: str | None = None
+    """The owner of that lease."""
+    until: float | None = None
+    """`CLOCK_BOOTTIME` at which the lease's FIN WAIT ends; None if it is not in it."""
+
 
 class NamesExhausted(ConflictError):
     """Every name that the template can make is in use."""
+
+    fields: ClassVar[tuple[str, ...]] = ("template",)
+    template: str | None = None
 
 
 class BridgeFull(ConflictError):
     """The bridge has no free port."""
 
+    fields: ClassVar[tuple[str, ...]] = ("bridge",)
+    bridge: str | None = None
+
 
 class LeaseBusy(ConflictError):
     """Another living manager works on the lease at this moment."""
 
+    fields: ClassVar[tuple[str, ...]] = ("lease",)
+    lease: str | None = None
+    """The id of the lease."""
+
 
 class QuotaExceeded(ConflictError):
-    """The user has as many devices as the daemon's policy gives."""
+    """The user has as many devices as the daemon's policy allows."""
 
 
 class Overloaded(ConflictError):
@@ -88,14 +124,14 @@ class HostError(TapsterError):
 class KernelError(HostError):
     """A system call failed."""
 
-    def __init__(self, errno: int, action: str, said: str = "") -> None:
-        super().__init__(errno, action, said)
+    def __init__(self, errno: int, action: str, reason: str = "") -> None:
+        super().__init__(errno, action, reason)
         self.errno = errno
         """The kernel's error number, as in `errno`."""
 
     def __str__(self) -> str:
-        errno, action, said = self.args
-        return f"{action}: {said or os.strerror(errno)}"
+        errno, action, reason = self.args
+        return f"{action}: {reason or os.strerror(errno)}"
 
 
 class MissingCapability(HostError):
@@ -103,9 +139,9 @@ class MissingCapability(HostError):
 
 
 class ServiceUnavailable(HostError):
-    """A service that keeps part of the wiring, such as OVSDB, cannot be reached.
+    """A service that a backend needs, such as OVSDB, cannot be reached.
 
-    Or the library that speaks with it is not installed.
+    Or the library that speaks with the service is not installed.
     """
 
 
@@ -123,3 +159,15 @@ class LedgerDamaged(LedgerError):
 
 class LedgerTooNew(LedgerError):
     """A later release of Tapster wrote the ledger."""
+
+
+class InternalError(TapsterError):
+    """A fault of Tapster's own, which it did not foresee."""
+
+
+def internal(error: Exception) -> InternalError:
+    """The InternalError for an exception that no code of ours foresaw."""
+    return InternalError(
+        f"Tapster failed unexpectedly: {type(error).__name__}: {error}; this is a "
+        "fault of Tapster: please report it, with the traceback, to its developers"
+    )

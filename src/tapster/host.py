@@ -1,27 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Host: what a user of the library calls.
+"""Host: does what a Manager does, in the caller's own process.
 
-Each method is an operation of its own file in `tapster.operations`.
+Each method is an operation with a file of its own in `tapster.operations`.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any, Self
+from collections.abc import Callable, Iterable, Sequence
+from typing import Unpack
 
+from tapster.api import Manager, Reference, check_acquire, id_of, ids_of
 from tapster.backends.backend import Backend
+from tapster.checks import check_value
 from tapster.kernel.port import System
-from tapster.model import HistoryEntry, Lease, Link, Netns, Spec
+from tapster.model import Changes, HistoryEntry, Lease, Link, Netns, Problem, Spec
+from tapster.open_device import OpenDevice
 from tapster.operations.decision import Repair
-from tapster.operations.devices import close_fds
 from tapster.operations.operations import Operations, open_operations
 
 
-class Host:
+class Host(Manager):
     """The devices of one ledger on this host.
 
-    Threads may share a Host, which lets one in at a time. A forked child opens a
-    Host of its own. Close it, or use it as a context manager; that ends no lease.
+    Needs CAP_NET_ADMIN. Threads may share a Host, which lets one in at a time. A
+    forked child opens a Host of its own. Close it, or use it as a context manager;
+    that ends no lease.
     """
 
     def __init__(
@@ -38,11 +40,18 @@ class Host:
         New devices are made in the network namespace `netns` (a name or a path;
         None is the caller's). After a release `reaper` is called, with the ledger's
         path, if no reaper runs; by default one is started that ends when no lease
-        waits. Raises LedgerError, NoSuchLink and MissingCapability.
+        waits. `system` and `backends` are for tests: see `tapster.testing`.
         """
+        check_value(str | os.PathLike | None, ledger, "ledger")
+        check_value(str | None, netns, "netns")
         self._operations = open_operations(
             ledger, netns=netns, system=system, backends=backends, reaper=reaper
         )
+
+    @property
+    def netns(self) -> Netns:
+        """The network namespace in which devices are made."""
+        return self._operations.context.namespace.netns
 
     @property
     def operations(self) -> Operations:
@@ -50,146 +59,86 @@ class Host:
         return self._operations
 
     def close(self) -> None:
-        """Close everything but the leases."""
         self._operations.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def netns(self) -> Netns:
-        """The network namespace in which devices are made."""
-        return self._operations.context.namespace.netns
-
-    # Changing
-
-    def acquire(self, spec: Spec, *, pid: int | None = None) -> Lease:
-        """Make a device and connect it; the lease has its open descriptors.
-
-        The caller closes them. The lease lasts until `release`, or, if `pid` is
-        given, until that process has ended and a manager sees it. Raises
-        RequestError, ConflictError, HostError or LedgerError; then nothing is
-        left behind.
-        """
-        (lease,) = self.acquire_all([spec], pid=pid)
-        return lease
+    # Acquire and release
 
     def acquire_all(
-        self, specs: Sequence[Spec], *, pid: int | None = None, on_close: bool = False
-    ) -> tuple[Lease, ...]:
-        """As `acquire`, for all the devices of one VM, or for none.
+        self,
+        specs: Sequence[Spec],
+        *,
+        pid: int | None = None,
+        on_close: bool = False,
+        vhost: bool = False,
+    ) -> tuple[OpenDevice, ...]:
+        check_acquire(specs, pid, on_close, vhost)
+        acquired = self._operations.acquire(
+            specs, pid=pid, on_close=on_close, vhost=vhost
+        )
+        return tuple(OpenDevice(*opened) for opened in acquired)
 
-        With `on_close` each lease ends when no process has its tap open any more
-        and a manager sees it.
-        """
-        acquired = self._operations.acquire(specs, pid=pid, on_close=on_close)
-        return tuple(lease._replace(fds=fds) for lease, fds in acquired)
+    def release(self, lease: Reference) -> None:
+        self._operations.release(id_of(lease))
 
-    @contextmanager
-    def holding(self, *specs: Spec) -> Iterator[tuple[Lease, ...]]:
-        """Hold leases for a block; then close and release them."""
-        leases = self.acquire_all(specs)
-        with ExitStack() as ending:  # each, even if another fails
-            for lease in leases:
-                ending.callback(self.release, lease.id)
-                ending.callback(close_fds, lease.fds)
-            yield leases
+    def bind(self, leases: Iterable[Reference], pid: int | None) -> None:
+        check_value(int | None, pid, "pid")
+        self._operations.bind(ids_of(leases), pid)
 
-    def bind(self, leases: Sequence[Lease], pid: int | None) -> None:
-        """Let active leases end with the process `pid`, and with no other; None: with
-        no process.
+    def reopen(self, lease: Reference) -> OpenDevice:
+        return OpenDevice(*self._operations.reopen(id_of(lease)))
 
-        Once it has ended, the next manager that looks releases them. Raises
-        NoSuchLease, and binds none, if one has been released.
-        """
-        self._operations.bind([lease.id for lease in leases], pid)
+    def set(self, lease: Reference, **changes: Unpack[Changes]) -> Lease:
+        return self._operations.rewire.set(id_of(lease), changes)
 
-    def reopen(self, id: str) -> tuple[int, ...]:
-        """Open an active lease's device again: a descriptor for each queue.
-
-        For a VMM that replaces itself. The caller closes them. Raises LeaseBusy
-        while a tap of one queue is open elsewhere: the kernel lets only one in.
-        """
-        return self._operations.reopen(id)
-
-    def set(self, id: str, **changes: Any) -> Lease:
-        """Change what an active lease's device is connected to, all or nothing.
-
-        `changes` are fields of `Wiring`. The VM keeps its descriptors. May be
-        repeated. Raises NoSuchLease, LeaseBusy, and as `acquire`.
-        """
-        return self._operations.rewire.set(id, changes)
-
-    def release(self, id: str) -> None:
-        """End the lease with this id: the device goes down and off its bridge.
-
-        It stays, holding its name, until its FIN WAIT is over. May be repeated.
-        Raises NoSuchLease, LeaseBusy, HostError or LedgerError.
-        """
-        self._operations.release(id)
-
-    def reap(self, *, now: bool = False) -> int:
-        """Delete the devices whose FIN WAIT is over, or all that wait if `now`.
-
-        Return how many leases ended. What cannot be reaped keeps waiting; why is
-        raised after the rest is done.
-        """
-        return self._operations.reap(now=now)
-
-    def recover(self, *, dry_run: bool = False) -> list[Repair]:
-        """Bring ledger and kernel into agreement; return what was, or would be, done.
-
-        Leases that a living manager works on are left alone. May be repeated.
-        """
-        return self._operations.recover(dry_run=dry_run)
-
-    def settle(self) -> list[Repair]:
-        """Repair what dead processes left: a cheap recover, for before other work."""
-        return self._operations.recover.settle()
-
-    def remove_leftovers(self, ledger: str) -> list[str]:
-        """Delete the devices here that carry the stamp of a lost ledger.
-
-        Of this Host's own ledger, only those without a lease; and no tap that a
-        process has open. Only the caller can know that a ledger is lost. Return the
-        devices' names.
-        """
-        return self._operations.remove_leftovers(ledger)
-
-    # Looking
+    # Look
 
     def leases(self, *, all: bool = True) -> list[Lease]:
-        """Every lease, oldest first; without those in FIN WAIT if not `all`."""
+        check_value(bool, all, "all")
         return self._operations.look.leases(all=all)
 
     def find(self, name_or_id: str) -> Lease:
-        """The lease with this id, or with this name here, or else anywhere.
-
-        "Here" is the Host's network namespace. Raises NoSuchLease.
-        """
+        check_value(str, name_or_id, "name_or_id")
         return self._operations.look.find(name_or_id)
 
-    def device(self, lease: Lease) -> Link | None:
-        """The lease's device as the kernel shows it now; None if it is gone."""
-        return self._operations.look.device(lease)
+    def device(self, lease: Reference) -> Link | None:
+        look = self._operations.look
+        return look.device(look.lease(id_of(lease)))
 
-    def differences(self, lease: Lease) -> dict[str, str]:
-        """How an active lease's device is not connected as requested, by backend.
+    def differences(self, lease: Reference) -> dict[str, str]:
+        look = self._operations.look
+        return look.differences(look.lease(id_of(lease)))
 
-        Raises ServiceUnavailable if a backend cannot tell.
-        """
-        return self._operations.look.differences(lease)
-
-    def differing(self, leases: Sequence[Lease]) -> frozenset[str]:
-        """The ids of active leases whose devices are not as requested.
-
-        A quick look at many: `differences` also asks the backends, and says how.
-        """
+    def differing(self, leases: Iterable[Lease]) -> frozenset[str]:
         return self._operations.look.differing(leases)
 
     def who(self, name: str, at: float | None = None) -> list[HistoryEntry]:
-        """Who holds or held `name`, latest first; at wall clock `at` if given."""
+        check_value(str, name, "name")
+        check_value(float | None, at, "at")
         return self._operations.look.who(name, at)
+
+    # Look after
+
+    def reap(self, *, now: bool = False) -> int:
+        check_value(bool, now, "now")
+        return self._operations.reap(now=now)
+
+    def recover(self, *, dry_run: bool = False) -> list[Repair]:
+        check_value(bool, dry_run, "dry_run")
+        return self._operations.recover(dry_run=dry_run)
+
+    def settle(self) -> list[Repair]:
+        """Repair what dead processes left: a cheap `recover`, for before other work.
+
+        Releases leases that are bound to an ended process, finishes or undoes the
+        operations of dead managers, and closes leases of an earlier boot.
+        """
+        return self._operations.recover.settle()
+
+    def examine(self) -> list[Problem]:
+        from tapster import doctor  # rarely needed
+
+        return doctor.examine(self._operations)
+
+    def remove_leftovers(self, ledger: str) -> list[str]:
+        check_value(str, ledger, "ledger")
+        return self._operations.remove_leftovers(ledger)

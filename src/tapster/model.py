@@ -7,9 +7,10 @@ tuples because the command sits in a virtual machine's start path and importing
 """
 
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from tapster import names
+from tapster.checks import check_record, check_value, shown
 from tapster.errors import RequestError
 
 DEFAULT_TEMPLATE = "vnet%d"
@@ -96,6 +97,25 @@ class Wiring(NamedTuple):
     mtu: int | None = None
     up: bool = True
     """False: the guest sees its cable pulled out."""
+
+
+class Changes(TypedDict, total=False):
+    """Fields of `Wiring` to change, as keyword arguments of `set`."""
+
+    bridge: str | None
+    ovs: str | None
+    isolated: bool
+    learning: bool
+    vlan: int | None
+    trunks: tuple[int, ...]
+    external_ids: tuple[tuple[str, str], ...]
+    filter: bool
+    guard: bool
+    addresses: tuple[str, ...]
+    inbound: Rate | None
+    outbound: Rate | None
+    mtu: int | None
+    up: bool
 
 
 class Tap(NamedTuple):
@@ -233,12 +253,6 @@ class Lease(NamedTuple):
     on_close: bool = False
     """The lease ends when nobody has its tap open any more."""
     vnet_hdr: bool = True
-    vhost: tuple[int, ...] = ()
-    """One descriptor of /dev/vhost-net for each queue, where the daemon was asked
-    for them and the host has it; for the rest as `fds`."""
-    fds: tuple[int, ...] = ()
-    """One open descriptor for each queue, in what `acquire` returned and there
-    alone. They are close-on-exec, and whoever acquired them closes them."""
 
 
 class HistoryEntry(NamedTuple):
@@ -313,6 +327,7 @@ def parse_stamp(alias: str) -> Stamp | None:
 
 def check_spec(spec: Spec) -> names.Template:
     """Check a request by itself; return its template. Raises RequestError."""
+    check_record(spec)
     template = names.parse(spec.name)
     for field, value in spec._asdict().items():
         if isinstance(value, str) and not value.isprintable():
@@ -321,15 +336,11 @@ def check_spec(spec: Spec) -> names.Template:
         raise RequestError(
             f"owner has {len(spec.owner)} characters: at most {MAX_OWNER} will do"
         )
-    if spec.naming not in [*Naming]:
-        raise RequestError(f"naming must be one of {[*Naming]}, not {spec.naming!r}")
     if isinstance(spec, Macvtap):
-        if spec.mode not in [*Mode]:
-            raise RequestError(f"mode must be one of {[*Mode]}, not {spec.mode!r}")
         names.check(spec.lower)
     if spec.naming != Naming.LOWEST and not template.numbered:
         raise RequestError(
-            f"naming {spec.naming} needs a template with '%d', not {spec.name!r}"
+            f"naming {shown(spec.naming)} needs a template with '%d', not {spec.name!r}"
         )
     if (spec.naming == Naming.STABLE) != (spec.key is not None):
         raise RequestError("naming stable and a key go together")
@@ -379,6 +390,17 @@ def check_wiring(wiring: Wiring) -> None:
     for rate in (wiring.inbound, wiring.outbound):
         if rate is not None:
             _check_rate(rate)
+
+
+def check_changes(changes: Changes) -> None:
+    """Check that these are fields of a wiring, of the right types."""
+    for field, value in changes.items():
+        if field not in Wiring._fields:
+            raise RequestError(
+                f"{field} cannot be changed; these fields can: "
+                f"{', '.join(Wiring._fields)}"
+            )
+        check_value(Wiring.__annotations__[field], value, field)
 
 
 def check_macvtap_wiring(wiring: Wiring) -> None:

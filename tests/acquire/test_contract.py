@@ -8,7 +8,7 @@ import pytest
 
 import tapster
 from lab.fake_and_real import Lab
-from lab.library import acquired, close, no_reaper
+from lab.library import acquire, close, no_reaper
 from tapster import Host, Macvtap, Naming, State, Tap
 from tapster.testing import Stranger
 
@@ -21,7 +21,9 @@ def host(lab_host: Host) -> Host:
 def test_a_tap_is_completely_configured_when_acquire_returns_I6(
     lab: Lab, host: Host
 ) -> None:
-    lease = host.acquire(Tap(bridge="br0", isolated=True, queues=2, owner="vm1"))
+    spec = Tap(bridge="br0", isolated=True, queues=2, owner="vm1")
+    opened = host.acquire(spec)
+    lease = opened.lease
     shown = lab.show()[lease.name]
     assert (shown.ifindex, shown.kind, shown.master) == (lease.ifindex, "tun", "br0")
     assert (shown.mtu, shown.isolated, shown.no_ipv6) == (1400, True, True)
@@ -30,15 +32,15 @@ def test_a_tap_is_completely_configured_when_acquire_returns_I6(
     assert shown.alias.endswith(lease.id)
     assert (shown.persist, shown.vnet_hdr) == (True, True)
     assert lab.show()["br0"].mac == "02:00:00:00:00:01"
-    close(lease.fds)
+    opened.close()
     assert lab.show()[lease.name].carrier is False
-    assert host.leases() == [lease._replace(fds=())]
+    assert host.leases() == [lease]
     assert (lease.state, lease.owner) == (State.ACTIVE, "vm1")
 
 
 def test_taps_and_macvtaps_share_one_list_of_names(lab: Lab, host: Host) -> None:
     specs = Tap(), Macvtap(lower="low"), Tap(bridge="br0")
-    leases = [acquired(host, spec) for spec in specs]
+    leases = [acquire(host, spec) for spec in specs]
     assert [lease.name for lease in leases] == ["vnet0", "vnet1", "vnet2"]
     assert [lab.show()[lease.name].kind for lease in leases] == [
         "tun",
@@ -68,7 +70,7 @@ def test_a_foreign_device_is_stepped_over_I4(
 ) -> None:
     squat(others)
     before = lab.show()
-    lease = acquired(host, spec)
+    lease = acquire(host, spec)
     assert lease.name == "vnet1"
     with pytest.raises(tapster.NameTaken, match="foreign"):
         host.acquire(spec._replace(name="vnet0"))
@@ -78,7 +80,7 @@ def test_a_foreign_device_is_stepped_over_I4(
 
 
 def test_a_taken_ifindex_is_replaced_by_another(lab: Lab, host: Host) -> None:
-    first = acquired(host, Tap())
+    first = acquire(host, Tap())
     namespace = lab.system.netns(None)
     close(
         namespace.create_tap(
@@ -86,7 +88,7 @@ def test_a_taken_ifindex_is_replaced_by_another(lab: Lab, host: Host) -> None:
         )
     )
     for spec in (Tap(), Macvtap(lower="low")):
-        lease = acquired(host, spec)
+        lease = acquire(host, spec)
         assert lab.show()[lease.name].ifindex == lease.ifindex != first.ifindex + 1
     namespace.close()
 
@@ -110,9 +112,9 @@ def test_the_ledger_remembers_the_next_number(
     spec = Tap(naming=Naming.NEXT, fin_wait=0)
     names = []
     for _ in range(2):
-        lease = acquired(host, spec)
+        lease = acquire(host, spec)
         names.append(lease.name)
         host.release(lease.id)
     with Host(ledger, system=lab.system, reaper=no_reaper) as other:
-        names.append(acquired(other, spec).name)
+        names.append(acquire(other, spec).name)
     assert names == ["vnet0", "vnet1", "vnet2"]

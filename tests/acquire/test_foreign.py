@@ -27,18 +27,16 @@ def test_a_foreign_name_that_is_gone_is_the_lowest_again(host: Host) -> None:
     for gone in (None, "vnet3", "vnet1"):
         if gone:
             shell.sh(f"ip link del {gone}")
-        lease = host.acquire(Tap())
-        library.close(lease.fds)
+        lease = library.acquire(host, Tap())
         names.append(lease.name)
     assert names == ["vnet5", "vnet3", "vnet1"]
 
 
 def test_a_foreign_rename_frees_its_name(host: Host) -> None:
     squat_idle("vnet0")
-    library.close(host.acquire(Tap()).fds)
+    host.acquire(Tap()).close()
     shell.sh("ip link set vnet0 name elsewhere")
-    lease = host.acquire(Tap())
-    library.close(lease.fds)
+    lease = library.acquire(host, Tap())
     assert lease.name == "vnet0"
 
 
@@ -54,10 +52,11 @@ class Thief:
         if not verb.startswith("create_"):
             return real
 
-        def create(name: str, *arguments: Any, **options: Any) -> Any:
+        def create(device: Any, *arguments: Any, **options: Any) -> Any:
+            name = getattr(device, "name", device)
             if name in self._steal:
                 squat_idle(name)
-            return real(name, *arguments, **options)
+            return real(device, *arguments, **options)
 
         return create
 
@@ -71,7 +70,7 @@ def test_a_name_taken_between_choice_and_creation_is_stepped_over_I4(
     context.namespace = Thief(context.namespace, ["vnet0", "vnet1", "vnet3", "web"])
     first = host.acquire(Tap(bridge="br0"))
     second = host.acquire(Macvtap(lower="low"))
-    library.close([*first.fds, *second.fds])
+    library.close_all(first, second)
     assert (first.name, second.name) == ("vnet2", "vnet4")
     with pytest.raises(tapster.NameTaken, match="'web'"):
         host.acquire(Tap(name="web"))
@@ -81,8 +80,7 @@ def test_a_name_taken_between_choice_and_creation_is_stepped_over_I4(
 
 
 def test_a_foreign_device_that_has_our_ifindex_is_left_alone_I4(host: Host) -> None:
-    lease = host.acquire(Tap(bridge="br0"))
-    library.close(lease.fds)
+    lease = library.acquire(host, Tap(bridge="br0"))
     shell.sh("ip link del vnet0")
     shell.sh(f"ip link add twin index {lease.ifindex} type veth peer name twin2")
     shell.sh("ip link set twin master br0 up alias tapster:01234567:0123456789abcdef")
@@ -99,7 +97,7 @@ def test_two_ledgers_on_one_host_leave_each_other_alone(
 ) -> None:
     with Host(tmp_path / "other.db", reaper=library.no_reaper) as other:
         ours, theirs = host.acquire(Tap(bridge="br0")), other.acquire(Tap(bridge="br0"))
-        library.close([*ours.fds, *theirs.fds])
+        library.close_all(ours, theirs)
         assert (ours.name, theirs.name) == ("vnet0", "vnet1")
         host.release(ours.id)
         host.recover()
@@ -115,10 +113,10 @@ def test_leftovers_in_use_or_with_a_lease_are_not_removed(host: Host) -> None:
     ledger = host.operations.context.ledger
     ledger.end([used.id, idle.id])  # as an older ledger would have it
     own = ledger.id
-    library.close([*idle.fds, *leased.fds])
+    library.close_all(idle, leased)
     assert host.remove_leftovers(own) == [idle.name]
     assert iproute.ports() == {used.name, leased.name}
-    library.close(used.fds)
+    used.close()
 
 
 def test_one_ledger_by_two_paths_has_one_lock_file(
@@ -138,7 +136,7 @@ def test_one_ledger_by_two_paths_has_one_lock_file(
         return fds
 
     host.operations.context.namespace.create_tap = settle_meanwhile  # type: ignore[method-assign]
-    library.close(host.acquire(Tap(bridge="br0")).fds)
+    host.acquire(Tap(bridge="br0")).close()
     assert settled == []
     assert iproute.ports() == {"vnet0"}
 

@@ -34,7 +34,7 @@ def test_each_mode(host: Host, mode: Mode) -> None:
     assert link["ifalias"].endswith(lease.id)
     assert link["inet6_addr_gen_mode"] == "none"
     assert "UP" in link["flags"]
-    library.close(lease.fds)
+    lease.close()
 
 
 def test_the_descriptors_carry_its_packets(host: Host) -> None:
@@ -50,7 +50,7 @@ def test_the_descriptors_carry_its_packets(host: Host) -> None:
         far.bind(("far", 0))
         far.send(frame)
     assert next_frame(lease.fds, lambda data: data[:64] == frame)
-    library.close(lease.fds)
+    lease.close()
 
 
 def test_equal_ifindexes_in_two_namespaces_are_two_devices(
@@ -79,7 +79,7 @@ def test_equal_ifindexes_in_two_namespaces_are_two_devices(
         os.write(second.fds[0], b"\xff" * 12 + b"\x88\xb5" + b"x" * 50)
         sent = shell.sh("ip -n blue -s -j link show dev far")
         assert '"rx":{"bytes":0' not in sent.replace(" ", "")
-        library.close([*first.fds, *second.fds, *third.fds])
+        library.close_all(first, second, third)
 
 
 def test_passthru_does_not_change_its_lower_device(host: Host) -> None:
@@ -93,7 +93,7 @@ def test_a_released_macvtap_frees_its_mac(host: Host) -> None:
     for name in ("vnet0", "vnet1"):
         lease = host.acquire(Macvtap(lower="low", mac=mac))
         assert lease.name == name
-        library.close(lease.fds)
+        lease.close()
         host.release(lease.id)
 
 
@@ -106,7 +106,7 @@ def test_a_bridge_port_carries_no_macvtap(host: Host) -> None:
 
 def test_a_mac_in_use_on_the_lower_device_undoes_the_acquire(host: Host) -> None:
     mac = "52:54:00:00:00:07"
-    library.close(host.acquire(Macvtap(lower="low", mac=mac)).fds)
+    host.acquire(Macvtap(lower="low", mac=mac)).close()
     with pytest.raises(tapster.KernelError, match="in use"):
         host.acquire(Macvtap(lower="low", mac=mac))
     assert [lease.name for lease in host.leases()] == ["vnet0"]

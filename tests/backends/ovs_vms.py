@@ -10,7 +10,7 @@ import pytest
 from lab import iproute, library
 from lab.guests import next_frame
 from lab.openvswitch import Switch, ports, row, rows
-from tapster import Host, Lease, Tap
+from tapster import Host, Lease, OpenDevice, Tap
 from tapster.model import Rate
 
 FULL = Tap(
@@ -28,8 +28,7 @@ PLAIN = Tap(ovs="ovs0")
 
 def acquire(host: Host, spec: Tap = FULL, **wanted: Any) -> Lease:
     """Acquire a port for a machine that is not started."""
-    lease = host.acquire(spec._replace(**wanted))
-    library.close(lease.fds)
+    lease = library.acquire(host, spec._replace(**wanted))
     return lease
 
 
@@ -64,7 +63,7 @@ PAYLOAD = b"what the machines say to each other"
 TAG = bytes.fromhex("81000005")
 
 
-def frame(source: Lease, to: Lease, tag: bytes = b"") -> bytes:
+def frame(source: OpenDevice, to: OpenDevice, tag: bytes = b"") -> bytes:
     macs = bytes.fromhex(f"{to.mac}{source.mac}".replace(":", ""))
     return macs + tag + bytes.fromhex("88b5") + PAYLOAD
 
@@ -72,19 +71,19 @@ def frame(source: Lease, to: Lease, tag: bytes = b"") -> bytes:
 VNET_HDR = bytes(10)
 
 
-def send(source: Lease, to: Lease, tag: bytes = b"") -> None:
+def send(source: OpenDevice, to: OpenDevice, tag: bytes = b"") -> None:
     os.write(source.fds[0], VNET_HDR + frame(source, to, tag))
 
 
-def received(lease: Lease) -> bytes:
+def received(lease: OpenDevice) -> bytes:
     """Return the next of these frames that a VM receives."""
     return next_frame(lease.fds, lambda data: data.endswith(PAYLOAD))[len(VNET_HDR) :]
 
 
 @pytest.fixture
-def pair(host: Host, switch: Switch) -> Iterator[tuple[Lease, Lease]]:
+def pair(host: Host, switch: Switch) -> Iterator[tuple[OpenDevice, OpenDevice]]:
     """Two machines: one sees VLAN 5 untagged, the other all that is tagged 5."""
     leases = host.acquire_all([Tap(ovs="ovs0", vlan=5), Tap(ovs="ovs0", trunks=(5,))])
     yield leases[0], leases[1]
     for lease in leases:
-        library.close(lease.fds)
+        lease.close()

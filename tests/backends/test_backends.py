@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.library import close, no_reaper
+from lab import library
+from lab.library import no_reaper
 from tapster import Action, Host, Lease, Repair, State, Tap, Wiring
 from tapster.backends.backend import Leftover, Observation
 from tapster.errors import KernelError, ServiceUnavailable
@@ -82,9 +83,7 @@ def host(system: FakeSystem, switch: Switch, ledger: Path) -> Iterator[Host]:
 
 
 def acquire(host: Host, spec: Tap) -> Lease:
-    lease = host.acquire(spec)
-    close(lease.fds)
-    return lease
+    return library.acquire(host, spec)
 
 
 def test_what_a_plane_hinders_hinders_no_other_lease(

@@ -111,16 +111,17 @@ def test_without_the_guard_each_of_them_would(lab: Lab) -> None:
 
 
 def test_a_tap_without_the_header_asks_for_nothing(lab: Lab) -> None:
-    lease = lab.host.acquire(
+    opened = lab.host.acquire(
         tapster.Tap(bridge="br0", vnet_hdr=False, guard=False, **WIRING)  # type: ignore[arg-type]
     )
-    frame, request, becomes = attacks(lease.mac)["ARP, sender's address"]
-    guest = guests.Guest(lease.fds[0], lease.mac)
+    frame, request, becomes = attacks(opened.mac)["ARP, sender's address"]
+    guest = guests.Guest(opened.fds[0], opened.mac)
     with Receiver("plain", offload=False) as receiver:
         guest.send(frame, request)  # its first bytes are no MAC of the guest's
         guest.send(frame, b"")
         assert becomes not in (arrived := arrivals(lab, receiver))
         assert frame in arrived
+    opened.close()
 
 
 # Honest requests

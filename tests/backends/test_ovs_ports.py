@@ -10,7 +10,7 @@ from lab import iproute, shell
 from lab.openvswitch import Switch, ports, row, rows, vsctl
 from tapster import (
     Host,
-    Lease,
+    OpenDevice,
     RequestError,
 )
 from tapster.backends import ovs
@@ -66,7 +66,9 @@ def test_the_mtu_is_the_bridges(host: Host, switch: Switch) -> None:
     assert iproute.links()["vnet0"]["mtu"] == 1400
 
 
-def test_frames_pass_from_machine_to_machine(pair: tuple[Lease, Lease]) -> None:
+def test_frames_pass_from_machine_to_machine(
+    pair: tuple[OpenDevice, OpenDevice],
+) -> None:
     access, trunk = pair
     send(access, trunk)
     assert received(trunk) == frame(access, trunk, TAG)

@@ -22,6 +22,7 @@ from tapster import (
     HostError,
     Lease,
     NameTaken,
+    OpenDevice,
     ServiceUnavailable,
     State,
     Tap,
@@ -205,7 +206,7 @@ def test_a_start_waits_for_a_database_that_was_just_started_anew(
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_restart_of_vswitchd_loses_nothing(
-    host: Host, switch: Switch, pair: tuple[Lease, Lease], how: signal.Signals
+    host: Host, switch: Switch, pair: tuple[OpenDevice, OpenDevice], how: signal.Signals
 ) -> None:
     limited = acquire(host)
     before = [shown(name) for name in ("vnet0", "vnet1", "vnet2")]

@@ -236,16 +236,14 @@ def test_a_rate_can_be_given_to_a_lease_and_taken_away(lab: Lab) -> None:
 
 
 def test_a_tap_needs_no_bridge_for_what_goes_to_it(lab: Lab) -> None:
-    lease = lab.host.acquire(Tap(inbound=Rate(1000)))
-    library.close(lease.fds)
+    lease = library.acquire(lab.host, Tap(inbound=Rate(1000)))
     assert "rate 8Mbit" in shaped(lease.name)
 
 
 def test_it_is_in_the_network_namespace_of_the_lease(lab: Lab, tmp_path: Path) -> None:
     shell.sh("ip netns add blue")
     with Host(tmp_path / "b.db", netns="blue", reaper=library.no_reaper) as blue:
-        lease = blue.acquire(Tap(inbound=Rate(1000)))
-        library.close(lease.fds)
+        lease = library.acquire(blue, Tap(inbound=Rate(1000)))
         assert "rate 8Mbit" in shell.sh(f"tc -n blue class show dev {lease.name}")
         blue.release(lease.id)
         assert shell.sh(f"tc -n blue class show dev {lease.name}") == ""

@@ -60,8 +60,7 @@ def shown(host: Host, backend: str, set: str) -> list[str]:
 
 
 def taken(host: Host, spec: Tap) -> Lease:
-    lease = host.acquire(spec)
-    library.close(lease.fds)
+    lease = library.acquire(host, spec)
     return lease
 
 
@@ -485,8 +484,7 @@ with Host(sys.argv[1], reaper=lambda _: None) as host:
     for number in range(15):
         lease = host.acquire(spec)
         host.set(lease.id, addresses=(f"192.0.2.{number}",))
-        for fd in lease.fds:
-            os.close(fd)
+        lease.close()
         if number % 3:
             host.release(lease.id)
 """

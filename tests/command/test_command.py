@@ -402,8 +402,7 @@ def test_the_claim_of_a_dead_manager_on_a_sound_lease_is_dropped(
     ledger: Path,
 ) -> None:
     with Host(ledger, reaper=library.no_reaper) as host:
-        lease = host.acquire(Tap(bridge="br0"))
-        library.close(lease.fds)
+        lease = library.acquire(host, Tap(bridge="br0"))
         opened = host.operations.context.ledger
         opened.claim(lease.id, 1, lambda manager: False)
         assert host.settle() == []

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import tapster
+from lab import library
 from lab.library import close, no_reaper
 from tapster import Host, Macvtap, Mode, State, Tap
 from tapster.kernel.port import LinkChange
@@ -142,8 +143,7 @@ def test_an_open_tap_keeps_its_namespace(system: FakeSystem) -> None:
 
 
 def test_a_name_waits_until_its_deadline_I2(system: FakeSystem, host: Host) -> None:
-    lease = host.acquire(Tap(bridge="br0", fin_wait=5))
-    close(lease.fds)
+    lease = library.acquire(host, Tap(bridge="br0", fin_wait=5))
     host.release(lease.id)
     system.set_wallclock(0)
     system.advance(4.999)
@@ -156,7 +156,7 @@ def test_a_name_waits_until_its_deadline_I2(system: FakeSystem, host: Host) -> N
 def test_a_boot_closes_every_lease(
     system: FakeSystem, host: Host, ledger: Path
 ) -> None:
-    close(host.acquire(Tap(bridge="br0")).fds)
+    host.acquire(Tap(bridge="br0")).close()
     host.close()
     system.reboot()
     system.stranger().add_bridge("vnet0")
@@ -216,7 +216,7 @@ def test_a_name_taken_just_before_the_device_is_made_is_stepped_over_I4(
     system.step = steal
     leases = [host.acquire(Tap()), host.acquire(Macvtap(lower="low"))]
     assert [lease.name for lease in leases] == ["vnet2", "vnet3"]
-    close([fd for lease in leases for fd in lease.fds])
+    library.close_all(*leases)
 
 
 def test_a_bridge_that_fills_up_meanwhile_undoes_the_acquire_I6(
@@ -244,8 +244,7 @@ def test_a_device_moved_out_of_the_group_keeps_its_lease_I5(
     system: FakeSystem, host: Host
 ) -> None:
     for _ in range(2):
-        lease = host.acquire(Tap(bridge="br0"))
-        close(lease.fds)
+        lease = library.acquire(host, Tap(bridge="br0"))
         host.release(lease.id)
 
     def move(what: str) -> None:
@@ -282,8 +281,7 @@ def _dying_at(last: int) -> Callable[[str], None]:
 
 
 def _whole_life(host: Host, spec: Tap | Macvtap) -> None:
-    lease = host.acquire(spec)
-    close(lease.fds)
+    lease = library.acquire(host, spec)
     host.release(lease.id)
     host.reap(now=True)
 

@@ -30,18 +30,19 @@ def pair(host: Client, owner: str, chance: random.Random) -> bytes:
         raise AssertionError("br9 is nobody's")
     spec = Tap(bridge="br0", owner=owner, fin_wait=0.2)
     bound = chance.choice(["", "process", "close"])
-    (lease,) = host.acquire_all(
-        [spec],
+    opened = host.acquire(
+        spec,
         pid=os.getpid() if bound == "process" else None,
         on_close=bound == "close",
     )
-    answer = fcntl.ioctl(lease.fds[0], TUNGETIFF, bytes(40))
+    answer = fcntl.ioctl(opened.fds[0], TUNGETIFF, bytes(40))
+    lease = opened.lease
     name = struct.unpack("16sH22x", answer)[0].rstrip(b"\0").decode()
     assert name == lease.name, (name, lease)
     assert (lease.owner, lease.caller_uid) == (owner, os.getuid()), lease
     if chance.random() < 0.1:
         assert {one.caller_uid for one in host.leases()} == {os.getuid()}
-    os.close(lease.fds[0])
+    opened.close()
     host.release(lease.id)
     return b"p"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lab import library, shell
+from lab import shell
 from lab.daemon import ALICE, POLICY, SERVICE, Daemon
 from tapster import NotAllowed, Tap
 from tapster.daemon.config import load
@@ -39,7 +39,7 @@ def test_prometheus_reads_what_happened(world: None) -> None:
     with daemon.connect(ALICE) as alice:
         lease = alice.acquire(Tap(bridge="br0"))
         assert lease.name == "vnet1", "vnet0 is foreign"
-        library.close(lease.fds)
+        lease.close()
         with pytest.raises(NotAllowed):
             alice.acquire(Tap(bridge="br9"))
         with urllib.request.urlopen("http://127.0.0.1:9474/metrics") as answer:

@@ -52,17 +52,18 @@ def name_behind(fd: int) -> str:
 
 
 def test_a_user_without_privileges_gets_an_open_tap_on_a_bridge(alice: Client) -> None:
-    lease = alice.acquire(Tap(bridge="br0", owner="vm1", queues=2))
+    opened = alice.acquire(Tap(bridge="br0", owner="vm1", queues=2))
+    lease = opened.lease
     assert (lease.state, lease.owner, lease.caller_uid) == (State.ACTIVE, "vm1", ALICE)
-    assert [name_behind(fd) for fd in lease.fds] == ["vnet0"] * 2
-    assert not any(os.get_inheritable(fd) for fd in lease.fds)
+    assert [name_behind(fd) for fd in opened.fds] == ["vnet0"] * 2
+    assert not any(os.get_inheritable(fd) for fd in opened.fds)
     assert iproute.ports() == {"vnet0"}
-    assert alice.leases() == [lease._replace(fds=())]
+    assert alice.leases() == [lease]
     assert alice.find("vnet0").id == lease.id
     device = alice.device(lease)
     assert device
     assert device.ifindex == iproute.links()["vnet0"]["ifindex"] == lease.ifindex
-    library.close(lease.fds)
+    opened.close()
     alice.release(lease.id)
     assert iproute.ports() == set()
     assert alice.leases(all=False) == []
@@ -86,7 +87,7 @@ def test_root_may_do_everything_a_host_does(root: Client) -> None:
     shell.sh("ip link set eth0 up")
     tap, macvtap = root.acquire_all([BR0, Macvtap("eth0")])
     assert {link["ifname"] for link in iproute.links().values()} >= {"vnet0", "vnet1"}
-    library.close(tap.fds + macvtap.fds)
+    library.close_all(tap, macvtap)
     shell.sh("ip link del vnet0")
     assert [one.lease.id for one in root.recover()] in ([], [tap.id]), "or the watch"
     root.release(macvtap.id)
@@ -103,8 +104,7 @@ def test_a_namespace_is_made_in_and_left_again(root: Client, daemon: Daemon) -> 
     shell.sh("ip netns add blue")
     shell.sh("ip -n blue link add br2 type bridge")
     with tapster.connect(daemon.socket, netns="blue") as blue:
-        lease = blue.acquire(Tap(bridge="br2"))
-        library.close(lease.fds)
+        lease = library.acquire(blue, Tap(bridge="br2"))
         assert "vnet0" in iproute.links("blue")
         assert blue.find("vnet0").netns.path == "/run/netns/blue"
     assert "vnet0" not in iproute.links()
@@ -137,10 +137,9 @@ def test_a_second_descriptor_is_had_when_the_first_is_closed(root: Client) -> No
     (lease,) = root.acquire_all([BR0])
     with pytest.raises(LeaseBusy, match="close it there first"):
         root.reopen(lease.id)
-    library.close(lease.fds)
-    (fd,) = root.reopen(lease.id)
-    assert name_behind(fd) == "vnet0"
-    os.close(fd)
+    lease.close()
+    with root.reopen(lease.id) as again:
+        assert [name_behind(fd) for fd in again.fds] == ["vnet0"]
 
 
 # Who may do what
@@ -181,7 +180,7 @@ def test_nobody_sees_or_ends_what_is_anothers(alice: Client, bob: Client) -> Non
         bob.bind([lease], None)
     assert bob.who(lease.name) == []
     assert iproute.ports() == {"vnet0"}
-    library.close(lease.fds)
+    lease.close()
 
 
 def test_a_quota_is_clear_and_freed_by_a_release(alice: Client) -> None:
@@ -190,7 +189,7 @@ def test_a_quota_is_clear_and_freed_by_a_release(alice: Client) -> None:
         alice.acquire(BR0)
     alice.release(leases[0].id)
     leases += (alice.acquire(BR0),)
-    library.close(fd for lease in leases for fd in lease.fds)
+    library.close_all(*leases)
 
 
 def test_a_group_is_as_good_as_a_user(daemon: Daemon) -> None:
@@ -198,7 +197,7 @@ def test_a_group_is_as_good_as_a_user(daemon: Daemon) -> None:
     daemon.send_signal(signal.SIGHUP)
     with daemon.connect(61003, groups=[61099, 61100]) as member:
         member.ping()
-        library.close(member.acquire(BR0).fds)
+        member.acquire(BR0).close()
 
 
 def test_a_broken_policy_keeps_the_old_one_and_says_where(daemon: Daemon) -> None:
@@ -213,8 +212,7 @@ def test_a_broken_policy_keeps_the_old_one_and_says_where(daemon: Daemon) -> Non
         daemon.send_signal(signal.SIGHUP)
         with daemon.connect(ALICE) as alice:
             alice.ping()
-            lease = alice.acquire(BR0)
-            library.close(lease.fds)
+            lease = library.acquire(alice, BR0)
             alice.release(lease.id)
         assert said in daemon.logged("config-kept")[-1]
 
@@ -251,8 +249,7 @@ def test_a_lease_ends_with_the_process_it_was_acquired_by(
 def test_a_lease_can_be_handed_to_a_process_of_the_same_user(
     daemon: Daemon, bob: Client
 ) -> None:
-    lease = bob.acquire(BR0)
-    library.close(lease.fds)
+    lease = library.acquire(bob, BR0)
     theirs, foreign = companion(BOB), companion(ALICE)
     with pytest.raises(NotAllowed, match="is not user"):
         bob.bind([lease], foreign.pid)
@@ -272,9 +269,10 @@ def test_a_lease_ends_with_the_last_close_of_its_tap(
     events = daemon.events(ALICE)
     (lease,) = alice.acquire_all([Tap(bridge="br0", queues=2)], on_close=True)
     assert next(events).event == "acquired"
-    os.close(lease.fds[0])
+    first, second = lease.detach_fds()
+    os.close(first)
     alice.ping()
-    os.close(lease.fds[1])
+    os.close(second)
     said = next(events)
     assert (said.event, said.lease) == ("released", lease.id)
     assert iproute.ports() == set()
@@ -283,7 +281,7 @@ def test_a_lease_ends_with_the_last_close_of_its_tap(
 
 
 def test_what_is_not_bound_outlives_its_caller(daemon: Daemon, alice: Client) -> None:
-    library.close(alice.acquire(BR0).fds)
+    alice.acquire(BR0).close()
     alice.close()
     with daemon.connect(ALICE) as again:
         assert [lease.process for lease in again.leases()] == [None]
@@ -315,7 +313,7 @@ def test_what_others_do_to_a_device_is_noticed_and_its_name_kept(
     link = iproute.links()["vnet0"]
     assert link["ifalias"].endswith(lease.id)
     assert "UP" not in link["flags"]
-    library.close(lease.fds)
+    lease.close()
 
 
 @pytest.fixture
@@ -347,7 +345,7 @@ def test_what_others_do_in_another_namespace_is_noticed_too(
         assert (said.event, said.lease) == (event, lease.id)
     assert next(events).event == "replanted"
     assert iproute.links("blue")["vnet0"]["ifalias"].endswith(lease.id)
-    library.close(lease.fds)
+    lease.close()
 
 
 def test_what_the_command_leases_in_another_namespace_is_watched_too(
@@ -376,7 +374,7 @@ def test_a_number_of_its_own_makes_it_no_stranger_to_itself(
     events = daemon.events()
     shell.sh("ip link set vnet0 down")
     assert next(events).event == "down"
-    library.close(lease.fds)
+    lease.close()
 
 
 def test_a_device_whose_bridge_is_gone_is_said_to_be_moved(
@@ -392,7 +390,7 @@ def test_a_device_whose_bridge_is_gone_is_said_to_be_moved(
     assert daemon.logged("not-recovered")
     with daemon.connect() as again:
         assert [one.id for one in again.leases()] == [lease.id]
-    library.close(lease.fds)
+    lease.close()
 
 
 def test_a_name_that_is_no_text_is_told_as_far_as_it_can_be(
@@ -404,7 +402,7 @@ def test_a_name_that_is_no_text_is_told_as_far_as_it_can_be(
     said = next(events)
     assert (said.event, said.detail) == ("renamed", "the device is called a? now")
     assert (root.device(lease) or lease).name == "a?"
-    library.close(lease.fds)
+    lease.close()
 
 
 def test_a_last_close_in_another_namespace_ends_a_lease(
@@ -412,7 +410,7 @@ def test_a_last_close_in_another_namespace_ends_a_lease(
 ) -> None:
     (lease,) = blue.acquire_all([Tap(bridge="br0", fin_wait=0)], on_close=True)
     events = daemon.events()
-    library.close(lease.fds)
+    lease.close()
     assert [next(events).event for _ in range(2)] == ["released", "ended"]
     assert "vnet0" not in iproute.links("blue")
 
@@ -421,14 +419,14 @@ def test_the_end_of_a_namespace_ends_its_leases(
     daemon: Daemon, blue: Client, root: Client
 ) -> None:
     theirs = blue.acquire_all([Tap(bridge="br0"), Tap(fin_wait=60)])
-    library.close(fd for lease in theirs for fd in lease.fds)
+    library.close_all(*theirs)
     blue.release(theirs[1].id)
     here = root.acquire(BR0)
     # Somebody else knows it by another path.
     Path("/run/netns/also").touch()
     shell.sh("mount --bind /run/netns/blue /run/netns/also")
     with Host(daemon.ledger, netns="also", reaper=library.no_reaper) as host:
-        library.close(host.acquire(Tap(fin_wait=60)).fds)
+        host.acquire(Tap(fin_wait=60)).close()
     shell.sh("umount /run/netns/also")
     # Its number is given to the next one at once.
     events = daemon.events()
@@ -444,7 +442,7 @@ def test_the_end_of_a_namespace_ends_its_leases(
     assert {lease.id for lease in root.leases()} == {here.id, new.id}
     shell.sh("ip -n blue link del vnet0")
     assert next(events).event == "lost"
-    library.close(here.fds + new.fds)
+    library.close_all(here, new)
 
 
 def test_a_device_is_put_back_where_the_policy_says_so(world: None) -> None:
@@ -460,15 +458,15 @@ def test_a_device_is_put_back_where_the_policy_says_so(world: None) -> None:
         assert iproute.ports() == {"vnet0"}
         link = iproute.links()["vnet0"]
         assert link["linkinfo"]["info_slave_data"]["isolated"] is True
-        library.close(lease.fds)
+        lease.close()
     daemon.close()
 
 
 def test_users_hear_of_their_own_leases_alone(daemon: Daemon, alice: Client) -> None:
     events = daemon.events(BOB)
-    library.close(alice.acquire(BR0).fds)
+    alice.acquire(BR0).close()
     with daemon.connect(BOB) as bob:
-        library.close(bob.acquire(BR0).fds)
+        bob.acquire(BR0).close()
     assert next(events).caller_uid == BOB
 
 
@@ -492,9 +490,9 @@ def test_a_restart_changes_nothing_for_machines_and_loses_no_watch(
     events = daemon.events(ALICE)
     child.communicate()
     assert next(events).lease == bound.id
-    library.close(closing.fds)
+    closing.close()
     assert next(events).lease == closing.id
-    library.close(kept.fds + bound.fds)
+    library.close_all(kept, bound)
     with daemon.connect(ALICE) as alice:
         assert [one.id for one in alice.leases(all=False)] == [kept.id]
 
@@ -505,7 +503,7 @@ def test_what_ended_while_no_daemon_ran_is_released_before_it_answers(
     with daemon.connect(ALICE) as alice:
         (closing,) = alice.acquire_all([BR0], on_close=True)
     daemon.stop(signal.SIGKILL)
-    library.close(closing.fds)
+    closing.close()
     daemon.start()
     with daemon.connect(ALICE) as alice:
         assert alice.leases(all=False) == []
@@ -525,10 +523,10 @@ def test_a_live_lease_is_changed_within_the_policy(
         with pytest.raises(NotAllowed):
             alice.set(lease.id, **change)
     with pytest.raises(RequestError, match="owner cannot be changed"):
-        alice.set(lease.id, owner="me")
+        alice.set(lease.id, owner="me")  # type: ignore[call-arg]
     with pytest.raises(NoSuchLease):
         bob.set(lease.id, isolated=False)
     with daemon.connect() as root:
         root.set(lease.id, bridge="br1")
     assert iproute.ports("br1") == {"vnet0"}
-    library.close(lease.fds)
+    lease.close()

@@ -124,8 +124,7 @@ def test_a_storm_of_clients_leaks_nothing_and_mixes_up_nobody_I1_I2(
     daemon.start()
     with daemon.connect() as root:
         # Once, so that all is open that stays open.
-        lease = root.acquire(Tap(bridge="br0", fin_wait=0))
-        library.close(lease.fds)
+        lease = library.acquire(root, Tap(bridge="br0", fin_wait=0))
         root.release(lease.id)
         _, idle = usage(daemon.pid)
     storm = ClientStorm(daemon)

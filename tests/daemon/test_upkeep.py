@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from lab.library import close
-from tapster import Host, KernelError, Lease, State, Tap
+from tapster import Host, KernelError, OpenDevice, State, Tap
 from tapster.daemon.upkeep import FIRST_RETRY, NAMESPACE_RETRY
 from tapster.errors import HostError
 from tapster.ledger import FIRST_IFINDEX
@@ -57,9 +56,8 @@ def watched(made: Parts) -> Iterator[Watched]:
     watched.close()
 
 
-def acquire(host: Host, spec: Tap = BR0, **how: Any) -> Lease:
-    (lease,) = host.acquire_all([spec], **how)
-    return lease
+def acquire(host: Host, spec: Tap = BR0, **how: Any) -> OpenDevice:
+    return host.acquire(spec, **how)
 
 
 def test_what_tapster_does_itself_is_no_event(watched: Watched) -> None:
@@ -67,7 +65,7 @@ def test_what_tapster_does_itself_is_no_event(watched: Watched) -> None:
     lease = acquire(host)
     assert watched.hear() == []
     host.set(lease.id, mtu=1400)
-    close(lease.fds)
+    lease.close()
     host.release(lease.id)
     assert watched.hear() == []
 
@@ -90,7 +88,7 @@ def test_what_others_do_is_reported_once_and_so_is_its_end(watched: Watched) -> 
     stranger.delete_by_name("vnet0")
     assert watched.hear() == ["lost", "replanted"]
     assert watched.hear() == []
-    close(lease.fds)
+    lease.close()
 
 
 def test_a_device_is_put_back_if_that_is_asked_for(watched: Watched) -> None:
@@ -103,7 +101,7 @@ def test_a_device_is_put_back_if_that_is_asked_for(watched: Watched) -> None:
     device = stranger.show("vnet0")
     assert device
     assert device.up
-    close(lease.fds)
+    lease.close()
 
 
 def test_a_device_is_put_back_when_its_bridge_comes_back(watched: Watched) -> None:
@@ -121,7 +119,7 @@ def test_a_device_is_put_back_when_its_bridge_comes_back(watched: Watched) -> No
     watched.upkeep.retry()
     assert watched.upkeep.retries == 0
     assert watched.hear() == ["sound"]
-    close(lease.fds)
+    lease.close()
 
 
 def test_a_name_cannot_move_a_cursor(watched: Watched) -> None:
@@ -129,13 +127,13 @@ def test_a_name_cannot_move_a_cursor(watched: Watched) -> None:
     watched.made.system.stranger().rename("vnet0", "a\x1b[2J")
     assert watched.hear() == ["renamed"]
     assert watched.made.events[-1].detail == "the device is called a?[2J now"
-    close(lease.fds)
+    lease.close()
 
 
 def test_the_last_close_of_a_tap_releases_its_lease(watched: Watched) -> None:
     lease = acquire(watched.made.host, on_close=True)
     assert watched.hear() == []
-    close(lease.fds)
+    lease.close()
     watched.made.system.looked_at()
     assert watched.hear() == ["released"]
     assert watched.made.host.find(lease.id).state is State.FIN_WAIT
@@ -147,12 +145,12 @@ def test_the_end_of_a_process_releases_its_leases_and_ends_its_watch(
     made = watched.made
     process = made.system.start(7)
     lease = acquire(made.host, pid=7)
-    watched.upkeep.bind(lease)
+    watched.upkeep.bind(lease.lease)
     assert made.watched == {process}
     made.system.end(7)
     watched.upkeep.process_ended(process)
     assert [event.event for event in made.events] == ["released"]
-    close(lease.fds)
+    lease.close()
 
 
 def test_one_process_is_watched_for_a_lease_however_often_it_is_bound(
@@ -168,7 +166,7 @@ def test_one_process_is_watched_for_a_lease_however_often_it_is_bound(
     made.host.bind([lease], None)
     watched.upkeep.bind(made.host.find(lease.id))
     assert made.watched == set()
-    close(lease.fds)
+    lease.close()
 
 
 def test_a_release_that_fails_is_tried_again(
@@ -177,7 +175,7 @@ def test_a_release_that_fails_is_tried_again(
     made = watched.made
     process = made.system.start(7)
     lease = acquire(made.host, pid=7)
-    watched.upkeep.bind(lease)
+    watched.upkeep.bind(lease.lease)
     made.system.end(7)
 
     def full(*_: object, **__: object) -> None:
@@ -193,7 +191,7 @@ def test_a_release_that_fails_is_tried_again(
     watched.upkeep.retry()
     assert made.host.find(lease.id).state is State.FIN_WAIT
     assert watched.upkeep.retries == 0
-    close(lease.fds)
+    lease.close()
 
 
 def test_what_happens_in_another_namespace_is_noticed(
@@ -213,7 +211,7 @@ def test_what_happens_in_another_namespace_is_noticed(
     watched.upkeep.follow_new_namespaces()
     made.system.stranger("blue").set_by_name("vnet0", up=False)
     assert watched.hear() == ["down"]
-    close(lease.fds)
+    lease.close()
     made.system.delete_netns("blue")
     assert watched.hear() == ["ended"]
     assert made.host.leases() == []
@@ -245,13 +243,13 @@ def test_lost_reports_make_it_look_at_everything(watched: Watched) -> None:
     watched.made.system.stranger().delete_by_name("vnet0")
     watched.here.overrun()
     assert watched.hear() == ["replanted"]
-    close(lease.fds)
+    lease.close()
 
 
 def test_a_lease_whose_time_is_over_is_reaped_and_reported(watched: Watched) -> None:
     made = watched.made
     lease = acquire(made.host)
-    close(lease.fds)
+    lease.close()
     made.host.release(lease.id)
     watched.upkeep.find_deadline()
     assert watched.upkeep.deadline == made.system.boottime() + 60

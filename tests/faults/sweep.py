@@ -139,8 +139,7 @@ class Lab:
 
 def acquire(host: Host, spec: Tap | Macvtap) -> Lease:
     """Acquire, and keep nothing open."""
-    lease = host.acquire(spec)
-    library.close(lease.fds)
+    lease = library.acquire(host, spec)
     return lease
 
 

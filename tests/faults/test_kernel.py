@@ -21,7 +21,7 @@ from errno import (
 
 import pytest
 
-from lab import library, shell
+from lab import shell
 from tapster import Host, Macvtap, Mode, Tap
 from tests.faults.sweep import (
     Before,
@@ -238,7 +238,7 @@ def test_a_device_that_cannot_be_opened_again_can_be_later(
         lease = acquire(host, spec)
 
     def reopen(host: Host) -> None:
-        library.close(host.reopen(lease.id))
+        host.reopen(lease.id).close()
 
     def check(where: str, _: Exception | None) -> None:
         assert len(here.judge(where)) == 1

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lab.fake_and_real import Lab
-from lab.library import acquired, no_reaper
+from lab.library import acquire, no_reaper
 from tapster import Action, Host, Tap
 
 
@@ -21,9 +21,9 @@ def test_one_ledger_serves_every_namespace_I1(
     lab.add_netns("blue")
     lab.others("blue").add_bridge("br0")
     with Host(ledger, netns="blue", system=lab.system, reaper=no_reaper) as there:
-        theirs = acquired(there, Tap(bridge="br0"))
+        theirs = acquire(there, Tap(bridge="br0"))
         assert there.find("vnet0").id == theirs.id
-    ours = acquired(host, Tap(bridge="br0"))
+    ours = acquire(host, Tap(bridge="br0"))
     assert theirs.name == ours.name == "vnet0"
     assert host.find("vnet0").id == ours.id
     host.release(theirs.id)
@@ -39,7 +39,7 @@ def test_leases_of_a_deleted_namespace_are_closed(
 ) -> None:
     lab.add_netns("blue")
     with Host(ledger, netns="blue", system=lab.system, reaper=no_reaper) as there:
-        lease = acquired(there, Tap())
+        lease = acquire(there, Tap())
     lab.delete_netns("blue")
     (repairs,) = host.recover()
     assert (repairs.lease.id, repairs.action) == (lease.id, Action.CLOSE)

@@ -22,8 +22,7 @@ def blue(world: None) -> None:
 
 def test_a_device_is_made_inside(blue: None, ledger: Path) -> None:
     with Host(ledger, netns="blue", reaper=library.no_reaper) as host:
-        lease = host.acquire(Tap(bridge="br0"))
-        library.close(lease.fds)
+        lease = library.acquire(host, Tap(bridge="br0"))
     assert lease.netns.path == "/run/netns/blue"
     assert iproute.links("blue")["vnet0"]["master"] == "br0"
     assert "vnet0" not in iproute.links()
@@ -33,8 +32,7 @@ def test_a_namespace_that_lost_its_name_is_found_by_its_processes(
     blue: None, ledger: Path
 ) -> None:
     with Host(ledger, netns="blue", reaper=library.no_reaper) as there:
-        lease = there.acquire(Tap(bridge="br0"))
-        library.close(lease.fds)
+        lease = library.acquire(there, Tap(bridge="br0"))
     inhabitant = subprocess.Popen(
         ["ip", "netns", "exec", "blue", "cat"],
         stdin=subprocess.PIPE,
@@ -71,10 +69,10 @@ def test_a_path_that_leads_nowhere_hinders_nobody_else(
     blue: None, ledger: Path
 ) -> None:
     with Host(ledger, netns="blue", reaper=library.no_reaper) as there:
-        library.close(there.acquire(Tap(bridge="br0")).fds)
+        there.acquire(Tap(bridge="br0")).close()
     shell.sh("umount /run/netns/blue")  # an empty file stays
     with Host(ledger, reaper=library.no_reaper) as host:
-        library.close(host.acquire(Tap(bridge="br0")).fds)
+        host.acquire(Tap(bridge="br0")).close()
         assert [one.action for one in host.recover()] == [Action.CLOSE]
         assert [lease.name for lease in host.leases()] == ["vnet0"]
         assert iproute.ports() == {"vnet0"}
@@ -94,8 +92,7 @@ def test_another_pid_namespace_cannot_tell_that_a_namespace_is_gone(
 
 def test_another_namespace_of_the_same_name_is_not_it(blue: None, ledger: Path) -> None:
     with Host(ledger, netns="blue", reaper=library.no_reaper) as there:
-        lease = there.acquire(Tap(bridge="br0"))
-        library.close(lease.fds)
+        lease = library.acquire(there, Tap(bridge="br0"))
     shell.sh("ip netns del blue")
     shell.sh("ip netns add blue")
     shell.sh("ip -n blue link add vnet0 type bridge")
@@ -128,14 +125,13 @@ def test_a_thread_elsewhere_makes_devices_where_the_host_is(
     thread = threading.Thread(target=elsewhere)
     thread.start()
     thread.join()
-    library.close(made[0].fds)
+    made[0].close()
     assert iproute.ports() == {"vnet0"}
     host.close()
 
 
 def test_a_lease_of_an_earlier_boot_is_closed(host: Host, ledger: Path) -> None:
-    lease = host.acquire(Tap(bridge="br0"))
-    library.close(lease.fds)
+    lease = library.acquire(host, Tap(bridge="br0"))
     rows = host.operations.context.ledger.file.connection
     rows.execute("UPDATE netns SET boot = 'earlier'")
     (repairs,) = host.recover()
@@ -144,13 +140,11 @@ def test_a_lease_of_an_earlier_boot_is_closed(host: Host, ledger: Path) -> None:
 
 
 def test_what_a_boot_left_in_fin_wait_is_closed_before_other_work(host: Host) -> None:
-    lease = host.acquire(Tap(name="web"))
-    library.close(lease.fds)
+    lease = library.acquire(host, Tap(name="web"))
     host.release(lease.id)
     rows = host.operations.context.ledger.file.connection
     rows.execute("UPDATE netns SET boot = 'earlier'")
     shell.sh("ip link del web")
     assert [one.action for one in host.settle()] == [Action.CLOSE]
-    again = host.acquire(Tap(name="web"))
-    library.close(again.fds)
-    assert host.find("web") == again._replace(fds=())
+    again = library.acquire(host, Tap(name="web"))
+    assert host.find("web") == again

@@ -4,7 +4,7 @@
 import pytest
 
 from lab.fake_and_real import Lab
-from lab.library import acquired
+from lab.library import acquire
 from tapster import Host, Tap
 from tapster.testing import Stranger
 
@@ -20,7 +20,7 @@ def test_reap_deletes_many_in_batches_and_nothing_else(
     others.add_tap("bystander")
     before = set(lab.show())
     # More than one batch, which has 64.
-    kept, *gone = [acquired(host, Tap(bridge="br0")) for _ in range(70)]
+    kept, *gone = [acquire(host, Tap(bridge="br0")) for _ in range(70)]
     for lease in gone:
         host.release(lease.id)
     assert host.reap(now=True) == 69

@@ -19,8 +19,7 @@ pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 def released(ledger: Path) -> Iterator[Host]:
     """A Host that has just released vnet0, which waits for a second."""
     with Host(ledger) as host:
-        lease = host.acquire(Tap(bridge="br0", fin_wait=1.0))
-        library.close(lease.fds)
+        lease = library.acquire(host, Tap(bridge="br0", fin_wait=1.0))
         host.release(lease.id)
         wait_reaping(ledger)
         yield host
@@ -39,7 +38,7 @@ def test_a_release_is_reaped_by_itself_and_the_reaper_ends(
 
 def test_what_recover_lets_wait_is_reaped_by_itself_too(ledger: Path) -> None:
     with Host(ledger) as host:
-        library.close(host.acquire(Tap(bridge="br0", fin_wait=1.0)).fds)
+        host.acquire(Tap(bridge="br0", fin_wait=1.0)).close()
         shell.sh("ip link del vnet0")
         host.recover()
         wait_reaping(ledger)
@@ -74,8 +73,7 @@ def test_it_survives_the_death_of_both_by_the_next_command(
 def test_one_reaper_is_enough(released: Host, ledger: Path) -> None:
     before = reapers(ledger)
     for _ in range(5):
-        lease = released.acquire(Tap(bridge="br0", fin_wait=1.0))
-        library.close(lease.fds)
+        lease = library.acquire(released, Tap(bridge="br0", fin_wait=1.0))
         released.release(lease.id)
     assert reapers(ledger) == before
     with Monitor() as monitor:

@@ -4,7 +4,7 @@
 import pytest
 
 from lab.fake_and_real import Lab
-from lab.library import acquired, close
+from lab.library import acquire
 from tapster import Action, Host, Macvtap, State, Tap
 from tapster.testing import Stranger
 
@@ -15,8 +15,8 @@ def host(lab_host: Host) -> Host:
 
 
 def test_recover_changes_nothing_when_all_is_well_I7(lab: Lab, host: Host) -> None:
-    acquired(host, Tap(bridge="br0"))
-    host.release(acquired(host, Macvtap(lower="low")).id)
+    acquire(host, Tap(bridge="br0"))
+    host.release(acquire(host, Macvtap(lower="low")).id)
     before = lab.show()
     assert host.recover() == []
     assert lab.show() == before
@@ -25,7 +25,7 @@ def test_recover_changes_nothing_when_all_is_well_I7(lab: Lab, host: Host) -> No
 def test_recover_takes_a_waiting_device_down_again(
     lab: Lab, host: Host, others: Stranger
 ) -> None:
-    lease = acquired(host, Tap(bridge="br0"))
+    lease = acquire(host, Tap(bridge="br0"))
     host.release(lease.id)
     before = lab.show()
     others.set_by_name("vnet0", master="br0", up=True, alias="")
@@ -37,7 +37,7 @@ def test_recover_takes_a_waiting_device_down_again(
 def test_a_lease_ends_with_its_process(lab: Lab, host: Host) -> None:
     pid = lab.start()
     lease = host.acquire(Tap(bridge="br0"), pid=pid)
-    close(lease.fds)
+    lease.close()
     assert host.settle() == []
     lab.end(pid)
     (repairs,) = host.settle()

@@ -7,7 +7,7 @@ import pytest
 
 import tapster
 from lab.fake_and_real import Lab
-from lab.library import acquired, close
+from lab.library import acquire
 from tapster import Host, Macvtap, Mode, State, Tap
 from tapster.testing import Stranger
 from tests.contract.makers import refused
@@ -27,26 +27,26 @@ def test_a_released_device_reserves_its_name_until_it_is_reaped_I2(
     shown = lab.show()["vnet0"]
     assert (shown.ifindex, shown.up, shown.master) == (lease.ifindex, False, "")
     assert host.find("vnet0").state is State.FIN_WAIT
-    close(lease.fds)
+    lease.close()
     assert "vnet0" in lab.show(), "although its VM has ended"
     with refused(EBUSY, OSError):
         others.add_tap("vnet0")
     with pytest.raises(tapster.NameTaken, match=r"vnet0.*FIN WAIT"):
         host.acquire(Tap(name="vnet0"))
     assert others.add_tap("vnet%d") == "vnet1", "the kernel skips the name, too"
-    assert acquired(host, Tap()).name == "vnet2"
+    assert acquire(host, Tap()).name == "vnet2"
     assert host.reap() == 0, "it is not due"
     assert host.reap(now=True) == 1
     assert "vnet0" not in lab.show()
-    assert acquired(host, Tap()).name == "vnet0"
+    assert acquire(host, Tap()).name == "vnet0"
 
 
 def test_a_late_cleanup_by_name_never_hits_the_next_vm_I2(
     lab: Lab, host: Host, others: Stranger
 ) -> None:
-    old = acquired(host, Tap(bridge="br0"))
+    old = acquire(host, Tap(bridge="br0"))
     host.release(old.id)
-    new = acquired(host, Tap(bridge="br0"))
+    new = acquire(host, Tap(bridge="br0"))
     before = lab.show()[new.name]
     others.set_by_name(old.name, master="", up=False)
     others.delete_by_name(old.name)
@@ -56,7 +56,7 @@ def test_a_late_cleanup_by_name_never_hits_the_next_vm_I2(
 def test_a_placeholder_holds_the_name_of_a_deleted_device_I2(
     lab: Lab, host: Host, others: Stranger
 ) -> None:
-    lease = acquired(host, Tap(bridge="br0"))
+    lease = acquire(host, Tap(bridge="br0"))
     others.delete_by_name("vnet0")
     host.release(lease.id)
     for _ in range(2):
@@ -77,7 +77,7 @@ def test_a_placeholder_holds_the_name_of_a_deleted_device_I2(
 def test_release_leaves_a_foreign_device_that_took_the_name_I4(
     lab: Lab, host: Host, others: Stranger
 ) -> None:
-    lease = acquired(host, Tap(bridge="br0"))
+    lease = acquire(host, Tap(bridge="br0"))
     others.delete_by_name("vnet0")
     others.add_tap("vnet0")
     before = lab.show()
@@ -88,7 +88,7 @@ def test_release_leaves_a_foreign_device_that_took_the_name_I4(
 
 
 def test_a_renamed_device_is_still_ours(lab: Lab, host: Host, others: Stranger) -> None:
-    lease = acquired(host, Tap(bridge="br0"))
+    lease = acquire(host, Tap(bridge="br0"))
     others.rename("vnet0", "renamed")
     host.release(lease.id)
     assert lab.show()["renamed"].master == ""
@@ -100,7 +100,7 @@ def test_a_released_passthru_frees_its_lower_device_at_once(
     lab: Lab, host: Host
 ) -> None:
     spec = Macvtap(lower="low", mode=Mode.PASSTHRU)
-    lease = acquired(host, spec)
+    lease = acquire(host, spec)
     assert lease.mac == lab.show()["low"].mac
     with pytest.raises(tapster.KernelError, match="vnet1"):
         host.acquire(Macvtap(lower="low"))
@@ -108,7 +108,7 @@ def test_a_released_passthru_frees_its_lower_device_at_once(
     assert "vnet1" not in lab.show()
     host.release(lease.id)
     assert lab.show()["vnet0"].kind == "tun", "a placeholder"
-    assert acquired(host, spec).name == "vnet1"
+    assert acquire(host, spec).name == "vnet1"
     assert host.reap(now=True) == 1
     assert "vnet0" not in lab.show()
     assert lab.show()["vnet1"].kind == "macvtap"

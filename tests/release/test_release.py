@@ -26,8 +26,7 @@ pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
 
 def test_release_may_be_repeated_I7(host: Host) -> None:
-    lease = host.acquire(Tap(bridge="br0"))
-    library.close(lease.fds)
+    lease = library.acquire(host, Tap(bridge="br0"))
     host.release(lease.id)
     deadline = host.find(lease.id).deadline
     host.release(lease.id)
@@ -42,8 +41,7 @@ def test_release_may_be_repeated_I7(host: Host) -> None:
 def test_a_placeholder_that_is_deleted_while_it_is_made_is_made_again_I2(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lease = host.acquire(Tap(bridge="br0"))
-    library.close(lease.fds)
+    lease = library.acquire(host, Tap(bridge="br0"))
     shell.sh("ip link del vnet0")
     lost = 0
 
@@ -67,7 +65,7 @@ def test_reap_waits_for_the_deadline_and_takes_no_more(host: Host) -> None:
         host.acquire(Tap(bridge="br0", fin_wait=wait)) for wait in (0.0, 60.0, 60.0)
     )
     for lease in (ended, waiting, running):
-        library.close(lease.fds)
+        lease.close()
     host.release(waiting.id)
     host.release(ended.id)
     assert set(iproute.links()) == {"lo", "br0", waiting.name, running.name}
@@ -85,16 +83,17 @@ def test_a_device_whose_machine_still_runs_can_be_reaped(host: Host) -> None:
     assert host.reap(now=True) == 1
     with pytest.raises(OSError, match="bad state"):
         os.read(lease.fds[0], 1)
-    library.close(lease.fds)
+    lease.close()
 
 
 def test_a_lease_bound_to_its_taps_last_close_is_released_by_recover(
     host: Host,
 ) -> None:
     (lease,) = host.acquire_all([Tap(bridge="br0", queues=2)], on_close=True)
-    os.close(lease.fds[0])
+    first, second = lease.detach_fds()
+    os.close(first)
     assert host.recover() == []
-    os.close(lease.fds[1])
+    os.close(second)
     assert [one.action for one in host.recover()] == [Action.RELEASE]
     assert iproute.ports() == set()
     assert host.find(lease.id).state is State.FIN_WAIT
@@ -112,10 +111,9 @@ def test_a_second_process_gets_a_descriptor_of_the_same_device(host: Host) -> No
     lease = host.acquire(Tap(bridge="br0"))
     with pytest.raises(LeaseBusy, match="one queue"):
         host.reopen(lease.id)
-    library.close(lease.fds)
-    (fd,) = host.reopen(lease.id)
-    assert iproute.links()["vnet0"]["flags"].count("LOWER_UP") == 1
-    os.close(fd)
+    lease.close()
+    with host.reopen(lease.id):
+        assert iproute.links()["vnet0"]["flags"].count("LOWER_UP") == 1
     host.release(lease.id)
     with pytest.raises(NoSuchLease):
         host.reopen(lease.id)
@@ -123,7 +121,7 @@ def test_a_second_process_gets_a_descriptor_of_the_same_device(host: Host) -> No
 
 def test_one_lease_can_be_mended_alone(host: Host) -> None:
     one, other = host.acquire_all([Tap(bridge="br0")] * 2)
-    library.close(one.fds + other.fds)
+    library.close_all(one, other)
     shell.sh(f"ip link del {one.name}")
     shell.sh(f"ip link del {other.name}")
     repairs = host.operations.recover.some([one.id])

@@ -69,8 +69,25 @@ ROOMS = [
     Room("tapster.ledger", (), "one file of records: its parts follow"),
     Room("tapster.operations", (), "one operation in each file: they follow"),
     Room("tapster.errors", (), "everything raises them"),
+    Room("tapster.checks", ("tapster.errors",), "pure rules of types"),
     Room("tapster.names", ("tapster.errors",), "pure rules"),
-    Room("tapster.model", ("tapster.errors", "tapster.names"), "plain values"),
+    Room(
+        "tapster.model",
+        ("tapster.checks", "tapster.errors", "tapster.names"),
+        "plain values",
+    ),
+    Room("tapster.open_device", ("tapster.model",), "it owns descriptors"),
+    Room(
+        "tapster.api",
+        (
+            "tapster.checks",
+            "tapster.errors",
+            "tapster.model",
+            "tapster.open_device",
+            "tapster.operations.decision",
+        ),
+        "what Host and Client both do, whoever does it",
+    ),
     Room("tapster.rpc.varlink", (), "messages and types, whatever they say"),
     Room(
         "tapster.rpc.interface",
@@ -85,7 +102,10 @@ ROOMS = [
     Room(
         "tapster.rpc.client",
         (
+            "tapster.api",
+            "tapster.checks",
             "tapster.errors",
+            "tapster.open_device",
             "tapster.rpc.interface",
             "tapster.kernel.unix",
             "tapster.operations.decision",
@@ -289,6 +309,7 @@ ROOMS = [
             "tapster.kernel.port",
             "tapster.model",
             "tapster.operations.context",
+            "tapster.operations.devices",
             "tapster.operations.look",
         ),
         "an operation",
@@ -321,11 +342,14 @@ ROOMS = [
     Room(
         "tapster.host",
         (
+            "tapster.api",
             "tapster.backends.backend",
+            "tapster.checks",
+            "tapster.doctor",
             "tapster.kernel.port",
             "tapster.model",
+            "tapster.open_device",
             "tapster.operations.decision",
-            "tapster.operations.devices",
             "tapster.operations.operations",
         ),
         "the face of the operations for users",
@@ -367,11 +391,16 @@ ROOMS = [
 PUBLIC = Room(
     "tapster",
     (
-        "tapster.rpc.client",
+        "tapster.api",
+        "tapster.backends.backend",
         "tapster.errors",
         "tapster.host",
-        "tapster.operations.decision",
+        "tapster.kernel.port",
         "tapster.model",
+        "tapster.open_device",
+        "tapster.operations.decision",
+        "tapster.rpc.client",
+        "tapster.rpc.interface",
     ),
     "it shows the world what these rooms define",
 )
@@ -452,7 +481,8 @@ KEEPERS = [
 ]
 
 PURE = {
-    "tapster.errors": {"os"},  # os.strerror
+    "tapster.errors": {"os", "typing"},  # os.strerror
+    "tapster.checks": {"enum", "types", "typing"},
     "tapster.names": {"hashlib", "typing"},
     "tapster.model": {"enum", "ipaddress", "typing"},
     "tapster.ledger.rows": {"typing"},

@@ -4,13 +4,16 @@
 from collections.abc import Iterator
 from errno import EOPNOTSUPP
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lab import library
 from lab.fake_and_real import Lab
-from lab.library import close, no_reaper
+from lab.library import no_reaper
 from tapster import (
     Action,
+    Changes,
     Host,
     Lease,
     Macvtap,
@@ -18,6 +21,7 @@ from tapster import (
     NoSuchLink,
     RequestError,
     Tap,
+    TapsterError,
 )
 from tapster.kernel.port import LinkChange, Vlans
 from tapster.testing import Stranger
@@ -36,9 +40,8 @@ def host(lab: Lab, others: Stranger, tmp_path: Path) -> Iterator[Host]:
 @pytest.fixture
 def lease(host: Host) -> Iterator[Lease]:
     """A lease of a running machine."""
-    lease = host.acquire(Tap(bridge="br0", owner="vm"))
-    yield lease
-    close(lease.fds)
+    with host.acquire(Tap(bridge="br0", owner="vm")) as opened:
+        yield opened.lease
 
 
 # Changing
@@ -50,7 +53,7 @@ def test_a_machine_moves_to_another_bridge_and_keeps_its_descriptor(
     before = lab.show()["vnet0"]
     moved = host.set(lease.id, bridge="br1")
     assert lab.show()["vnet0"] == before._replace(master="br1")
-    assert moved == host.find("vnet0") == lease._replace(fds=(), wiring=moved.wiring)
+    assert moved == host.find("vnet0") == lease._replace(wiring=moved.wiring)
     assert moved.wiring == lease.wiring._replace(bridge="br1")
     assert host.set(lease.id, bridge=None).wiring.bridge is None
     assert lab.show()["vnet0"] == before._replace(master="")
@@ -71,11 +74,11 @@ def test_a_change_can_be_made_repeated_and_taken_back(
     lab: Lab,
     host: Host,
     lease: Lease,
-    changes: dict[str, object],
+    changes: Changes,
     shown: dict[str, object],
 ) -> None:
     before = lab.show()["vnet0"]
-    old = {field: getattr(lease.wiring, field) for field in changes}
+    old: Any = {field: getattr(lease.wiring, field) for field in changes}
     for _ in range(2):
         host.set(lease.id, **changes)
         there = lab.show()["vnet0"]
@@ -90,24 +93,24 @@ def test_what_cannot_be_leaves_all_as_it_was(
     lab: Lab, host: Host, lease: Lease
 ) -> None:
     before = lab.show()
-    for changes, error in (
+    cannot: list[tuple[Any, type[TapsterError]]] = [
         ({"bridge": "br7", "up": False}, NoSuchLink),
         ({"bridge": "low"}, NoSuchLink),
         ({"bridge": None, "isolated": True}, RequestError),
         ({"mtu": 67}, RequestError),
         ({"name": "vnet7"}, RequestError),
-    ):
+    ]
+    for changes, error in cannot:
         with pytest.raises(error):
             host.set(lease.id, **changes)
         assert lab.show() == before
-        assert host.find("vnet0") == lease._replace(fds=())
+        assert host.find("vnet0") == lease
 
 
 def test_a_change_that_the_kernel_refuses_is_taken_back(
     lab: Lab, host: Host, others: Stranger
 ) -> None:
-    macvtap = host.acquire(Macvtap(lower="low"))
-    close(macvtap.fds)
+    macvtap = library.acquire(host, Macvtap(lower="low"))
     before = lab.show()["vnet0"]
     with pytest.raises(RequestError, match="macvtap"):
         host.set(macvtap.id, bridge="br0")
@@ -177,13 +180,12 @@ def test_a_port_is_in_the_vlans_of_its_lease_and_in_no_other(
     assert shown[trunk.name].master == "br0"
     assert not any(host.differences(lease) for lease in host.leases())
     for lease in (access, trunk, both, plain):
-        close(lease.fds)
+        lease.close()
 
 
 @pytest.mark.usefixtures("filtering")
 def test_vlans_that_others_changed_are_put_back(lab: Lab, host: Host) -> None:
-    lease = host.acquire(Tap(bridge="brv", vlan=7))
-    close(lease.fds)
+    lease = library.acquire(host, Tap(bridge="brv", vlan=7))
     namespace = lab.system.netns(None)
     namespace.set_links([LinkChange(lease.ifindex, vlans=Vlans(8, (9,)))])
     namespace.close()
@@ -199,7 +201,7 @@ def test_a_bridge_that_tells_no_vlans_apart_is_refused(
         host.acquire(Tap(bridge="br0", vlan=7))
     with pytest.raises(NoSuchLink, match="vlan_filtering 1"):
         host.set(lease.id, vlan=7)
-    assert host.leases() == [lease._replace(fds=())]
+    assert host.leases() == [lease]
 
 
 # Mending
@@ -230,15 +232,14 @@ def other_mtu(others: Stranger) -> None:
 def test_recover_puts_back_what_others_took_away(
     lab: Lab, host: Host, others: Stranger, meddle: object, spec: Tap
 ) -> None:
-    lease = host.acquire(spec)
-    close(lease.fds)
+    lease = library.acquire(host, spec)
     before = lab.show()
     assert host.differences(lease) == {}
     assert callable(meddle)
     meddle(others)
     assert host.differences(lease).keys() == {"link"}
     (would,) = host.recover(dry_run=True)
-    assert would == (lease._replace(fds=()), Action.REWIRE)
+    assert would == (lease, Action.REWIRE)
     assert host.recover() == [would]
     assert lab.show() == before
     assert host.recover() == []
@@ -255,8 +256,7 @@ def test_recover_leaves_a_cable_that_was_pulled_out(
 def test_a_bridge_that_is_gone_is_named_and_hinders_no_other(
     lab: Lab, host: Host, lease: Lease, others: Stranger
 ) -> None:
-    second = host.acquire(Tap(bridge="br1"))
-    close(second.fds)
+    library.acquire(host, Tap(bridge="br1"))
     others.delete_by_name("br0")
     others.set_by_name("vnet1", up=False)
     with pytest.raises(NoSuchLink, match="br0"):

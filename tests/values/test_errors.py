@@ -3,7 +3,6 @@
 
 import errno
 import re
-from types import ModuleType
 
 import pytest
 
@@ -62,21 +61,6 @@ def test_a_kernel_error_says_what_was_tried_and_how_it_failed() -> None:
     assert str(error) == "make tap 'vnet0': Device or resource busy"
     said = KernelError(errno.EINVAL, "make tap 'vnet0'", "the kernel's own words")
     assert str(said) == "make tap 'vnet0': the kernel's own words"
-
-
-def test_all_names_exactly_what_is_public() -> None:
-    later = {"Host", "Client", "connect"}  # imported when first used
-    public = later | {
-        name
-        for name, value in vars(tapster).items()
-        if not name.startswith("_")
-        and not isinstance(value, ModuleType)
-        and name not in ("Any", "TYPE_CHECKING")
-    }
-    assert all(hasattr(tapster, name) for name in tapster.__all__)
-    assert not hasattr(tapster, "whatever")
-    assert len(set(tapster.__all__)) == len(tapster.__all__)
-    assert set(tapster.__all__) == public
 
 
 def test_every_error_is_public() -> None:

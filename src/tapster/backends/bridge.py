@@ -45,7 +45,8 @@ def check(bridge: Link, wiring: Wiring) -> None:
 
 def full(name: str) -> BridgeFull:
     return BridgeFull(
-        f"bridge {name!r} is full: Linux gives a bridge at most {MAX_PORTS} ports"
+        f"bridge {name!r} is full: Linux gives a bridge at most {MAX_PORTS} ports",
+        bridge=name,
     )
 
 

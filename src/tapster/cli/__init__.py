@@ -30,8 +30,8 @@ from tapster.errors import (
 from tapster.kernel import failure
 
 if TYPE_CHECKING:
+    from tapster.api import Manager
     from tapster.host import Host
-    from tapster.rpc.client import Client
 
 VERBS = {
     "add": "create a device and print its name",
@@ -219,7 +219,7 @@ def _run(top: Parser, options: argparse.Namespace) -> int:
         return int(module.run(chosen, host))
 
 
-def _open(verb: str, options: argparse.Namespace, parser: Parser) -> "Host | Client":
+def _open(verb: str, options: argparse.Namespace, parser: Parser) -> "Manager":
     """Open the ledger, or a connection to the daemon."""
     netns = getattr(options, "netns", None)
     told = options.socket is not None or verb in DAEMON_VERBS

@@ -2,15 +2,13 @@
 """Make a device and print its name. It stays until `tapster rm`."""
 
 import argparse
-import os
 import sys
 from typing import TYPE_CHECKING
 
 from tapster.cli import nic, output
 
 if TYPE_CHECKING:
-    from tapster.host import Host
-    from tapster.rpc.client import Client
+    from tapster.api import Manager
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -19,10 +17,9 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the lease as JSON")
 
 
-def run(options: argparse.Namespace, host: "Host | Client") -> int:
-    lease = host.acquire(nic.spec(options))
-    for fd in lease.fds:
-        os.close(fd)
+def run(options: argparse.Namespace, host: "Manager") -> int:
+    with host.acquire(nic.spec(options)) as opened:
+        lease = opened.lease
     try:
         if options.json:
             output.print_json(lease=output.lease_json(lease))

@@ -10,11 +10,9 @@ import sys
 from typing import TYPE_CHECKING
 
 from tapster.cli import output
-from tapster.model import Problem
 
 if TYPE_CHECKING:
-    from tapster.host import Host
-    from tapster.rpc.client import Client
+    from tapster.api import Manager
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +32,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace, host: "Host | Client") -> int:
+def run(options: argparse.Namespace, host: "Manager") -> int:
     if options.remove:
         for name in host.remove_leftovers(options.remove):
             print(f"deleted {name}")
@@ -42,7 +40,7 @@ def run(options: argparse.Namespace, host: "Host | Client") -> int:
     if options.user is not None:
         _explain(options)
         return 0
-    problems = _findings(host)
+    problems = host.examine()
     if options.json:
         output.print_json(problems=[one._asdict() for one in problems])
     else:
@@ -51,16 +49,6 @@ def run(options: argparse.Namespace, host: "Host | Client") -> int:
     if not problems:
         print("nothing is wrong", file=sys.stderr)
     return int(bool(problems))
-
-
-def _findings(host: "Host | Client") -> list[Problem]:
-    from tapster.rpc.client import Client
-
-    if isinstance(host, Client):
-        return host.examine()
-    from tapster import doctor
-
-    return doctor.examine(host.operations)
 
 
 def _explain(options: argparse.Namespace) -> None:

@@ -16,8 +16,7 @@ from tapster.install import place
 from tapster.install.manifest import service_files
 
 if TYPE_CHECKING:
-    from tapster.host import Host
-    from tapster.rpc.client import Client
+    from tapster.api import Manager
 
 AFTERWARDS = (
     ("systemd-sysusers",),
@@ -37,7 +36,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace, host: "Host | Client | None") -> int:
+def run(options: argparse.Namespace, host: "Manager | None") -> int:
     prefix, bindir = _installation()
     files = service_files(prefix)
     if options.dry_run:

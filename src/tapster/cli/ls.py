@@ -16,8 +16,7 @@ from tapster.errors import RequestError
 from tapster.model import Lease, State
 
 if TYPE_CHECKING:
-    from tapster.host import Host
-    from tapster.rpc.client import Client
+    from tapster.api import Manager
 
 DIFFERS = "differs"
 COLUMNS = (
@@ -62,7 +61,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run(options: argparse.Namespace, host: "Host | Client") -> int:
+def run(options: argparse.Namespace, host: "Manager") -> int:
     parts = None if options.format is None else parts_of(options.format)
     chosen = selection.choose(options, host, all=options.all)
     leases = sorted(chosen.leases, key=_key(options.sort))
@@ -79,9 +78,7 @@ def run(options: argparse.Namespace, host: "Host | Client") -> int:
     return int(bool(chosen.missing))
 
 
-def _show(
-    options: argparse.Namespace, host: "Host | Client", leases: list[Lease]
-) -> None:
+def _show(options: argparse.Namespace, host: "Manager", leases: list[Lease]) -> None:
     differing = host.differing(leases)
     if options.json:
         output.print_json(

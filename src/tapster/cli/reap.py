@@ -5,8 +5,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tapster.host import Host
-    from tapster.rpc.client import Client
+    from tapster.api import Manager
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +14,6 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace, host: "Host | Client") -> int:
+def run(options: argparse.Namespace, host: "Manager") -> int:
     print(f"reaped {host.reap(now=options.now)}")
     return 0

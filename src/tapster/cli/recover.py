@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from tapster.cli import output
 
 if TYPE_CHECKING:
-    from tapster.host import Host
-    from tapster.rpc.client import Client
+    from tapster.api import Manager
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +15,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run(options: argparse.Namespace, host: "Host | Client") -> int:
+def run(options: argparse.Namespace, host: "Manager") -> int:
     repairs = host.recover(dry_run=options.dry_run)
     if options.json:
         output.print_json(

@@ -9,8 +9,7 @@ from tapster.cli import selection
 from tapster.errors import RequestError, TapsterError
 
 if TYPE_CHECKING:
-    from tapster.host import Host
-    from tapster.rpc.client import Client
+    from tapster.api import Manager
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +25,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace, host: "Host | Client") -> int:
+def run(options: argparse.Namespace, host: "Manager") -> int:
     if options.all and selection.is_given(options):
         raise RequestError("--all releases every lease: give it alone")
     if not options.all and not selection.is_given(options):

@@ -22,11 +22,10 @@ from typing import TYPE_CHECKING, NoReturn
 from tapster.cli import nic
 from tapster.cli.supervise import Child, signals_blocked
 from tapster.errors import RequestError, TapsterError
-from tapster.model import Lease
+from tapster.open_device import OpenDevice
 
 if TYPE_CHECKING:
-    from tapster.host import Host
-    from tapster.rpc.client import Client
+    from tapster.api import Manager
 
 _PLACE = re.compile(r"(?<!\$)(\{?)\{(fds?|name|mac|ifindex)(\d*)\}")
 """A property; with two braces, literal text. After a dollar a brace is the shell's."""
@@ -50,7 +49,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace, host: "Host | Client") -> int:
+def run(options: argparse.Namespace, host: "Manager") -> int:
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
         raise RequestError("tapster run needs a COMMAND after --")
@@ -58,14 +57,15 @@ def run(options: argparse.Namespace, host: "Host | Client") -> int:
     _check_places(command, len(specs))
     with signals_blocked() as mask, ExitStack() as ending:
         # Bound to this process until there is a child to bind them to.
-        leases = host.acquire_all(specs, pid=os.getpid())
-        for lease in leases:
-            ending.callback(_release, host, lease)
-        fds = [fd for lease in leases for fd in lease.fds]
-        with Child(fill_in(command, leases), fds, mask) as child:
-            for fd in fds:
-                os.close(fd)
-            host.bind(leases, child.pid)
+        devices = host.acquire_all(specs, pid=os.getpid())
+        for opened in devices:
+            ending.callback(_release, host, opened)
+            ending.callback(opened.close)
+        fds = [fd for opened in devices for fd in opened.fds]
+        with Child(fill_in(command, devices), fds, mask) as child:
+            for opened in devices:
+                opened.close()
+            host.bind(devices, child.pid)
             try:
                 child.go()
             except OSError as error:
@@ -77,27 +77,27 @@ def run(options: argparse.Namespace, host: "Host | Client") -> int:
             return child.wait()
 
 
-def _release(host: "Host | Client", lease: Lease) -> None:
+def _release(host: "Manager", opened: OpenDevice) -> None:
     """Release; report a failure, but keep the command's status."""
     try:
-        host.release(lease.id)
+        host.release(opened)
     except TapsterError as error:
         print(f"tapster: {error}", file=sys.stderr)
 
 
-def fill_in(command: Sequence[str], leases: Sequence[Lease]) -> list[str]:
+def fill_in(command: Sequence[str], devices: Sequence[OpenDevice]) -> list[str]:
     """Return the command with the devices' properties filled in."""
 
     def value(match: re.Match[str]) -> str:
         if match[1]:
             return match[0][1:]
-        lease = leases[int(match[3] or 0)]
+        opened = devices[int(match[3] or 0)]
         return {
-            "fd": str(lease.fds[0]),
-            "fds": ":".join(str(fd) for fd in lease.fds),
-            "name": lease.name,
-            "mac": lease.mac,
-            "ifindex": str(lease.ifindex),
+            "fd": str(opened.fds[0]),
+            "fds": ":".join(str(fd) for fd in opened.fds),
+            "name": opened.name,
+            "mac": opened.mac,
+            "ifindex": str(opened.ifindex),
         }[match[2]]
 
     return [_PLACE.sub(value, word) for word in command]

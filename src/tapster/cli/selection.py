@@ -13,8 +13,7 @@ from tapster.errors import NoSuchLease
 from tapster.model import Lease, State
 
 if TYPE_CHECKING:
-    from tapster.host import Host
-    from tapster.rpc.client import Client
+    from tapster.api import Manager
 
 FILTERS = ("owner", "bridge", "state", "in_netns")
 
@@ -55,9 +54,7 @@ class Chosen:
         self.missing = missing
 
 
-def choose(
-    options: argparse.Namespace, host: "Host | Client", *, all: bool = True
-) -> Chosen:
+def choose(options: argparse.Namespace, host: "Manager", *, all: bool = True) -> Chosen:
     """Return the leases that the options choose, in the order of their creation.
 
     Without `all`, a lease in FIN WAIT is chosen only by its exact name or id, or by
@@ -93,7 +90,7 @@ def choose(
     return Chosen([lease for lease in leases if lease.id in ids], missing)
 
 
-def _find_each(names: Sequence[str], host: "Host | Client") -> Chosen:
+def _find_each(names: Sequence[str], host: "Manager") -> Chosen:
     """Find leases by name or id, without a list of all: for a VM's start and stop."""
     found: dict[str, Lease] = {}
     missing: list[NoSuchLease] = []

@@ -10,8 +10,7 @@ from tapster.errors import RequestError, ServiceUnavailable
 from tapster.model import Lease
 
 if TYPE_CHECKING:
-    from tapster.host import Host
-    from tapster.rpc.client import Client
+    from tapster.api import Manager
 
 TIMES = ("created", "released")
 
@@ -21,7 +20,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run(options: argparse.Namespace, host: "Host | Client") -> int:
+def run(options: argparse.Namespace, host: "Manager") -> int:
     if not selection.is_given(options):
         raise RequestError("nothing was chosen: give a NAME or ID, or a filter")
     chosen = selection.choose(options, host)
@@ -40,7 +39,7 @@ def run(options: argparse.Namespace, host: "Host | Client") -> int:
     return int(bool(chosen.missing))
 
 
-def _look(host: "Host | Client", lease: Lease) -> dict[str, Any]:
+def _look(host: "Manager", lease: Lease) -> dict[str, Any]:
     link = host.device(lease)
     try:
         differences = host.differences(lease)

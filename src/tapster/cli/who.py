@@ -11,8 +11,7 @@ from tapster.errors import RequestError
 from tapster.model import HistoryEntry
 
 if TYPE_CHECKING:
-    from tapster.host import Host
-    from tapster.rpc.client import Client
+    from tapster.api import Manager
 
 COLUMNS = (
     Column("NAME"),
@@ -36,7 +35,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run(options: argparse.Namespace, host: "Host | Client") -> int:
+def run(options: argparse.Namespace, host: "Manager") -> int:
     at = None if options.at is None else parse_time(options.at, datetime.now())
     entries = host.who(options.name, at)
     if options.json:

@@ -19,7 +19,7 @@ from tapster.daemon.metrics import Metrics
 from tapster.daemon.service import Answer, Call, Service
 from tapster.daemon.state import ConnectionEvent
 from tapster.daemon.worker import DROPPED, Worker
-from tapster.errors import HostError, TapsterError
+from tapster.errors import TapsterError, internal
 from tapster.kernel import unix
 from tapster.rpc import interface, varlink
 from tapster.rpc.interface import INTERFACE, METHODS, NAME, Event
@@ -108,7 +108,7 @@ class Dispatcher:
     def explain(self, error: Exception) -> TapsterError:
         """Log an error that nobody foresaw; the error that the client gets."""
         self._log(ERROR, "failed", traceback="".join(format_exception(error)))
-        return HostError(f"the daemon failed: {error!r}; see its log")
+        return internal(error)
 
     def _dispatch(self, connection: Connection, request: Request) -> None:
         """Answer at once, or let the worker. Takes the descriptors over, unless it

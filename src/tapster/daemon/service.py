@@ -23,9 +23,9 @@ from tapster.errors import (
     ServiceUnavailable,
     TapsterError,
 )
-from tapster.kernel import process, unix, vhost
+from tapster.kernel import process, unix
 from tapster.model import Lease, Spec, State, Tap, Wiring
-from tapster.operations.acquire import Acquired
+from tapster.operations.devices import Opened
 from tapster.operations.look import Look
 from tapster.operations.operations import Operations, open_operations
 from tapster.rpc import interface
@@ -109,20 +109,19 @@ class Service:
                 specs,
                 pid=call.caller.pid if bound_to_caller else None,
                 on_close=asked.bind is Binding.CLOSE,
+                vhost=asked.vhost,
                 caller_uid=call.caller.uid,
             )
         finally:
             if operations is not self._operations:
                 operations.close()
-        leases = [lease for lease, _ in acquired]
-        fds = [fd for _, opened in acquired for fd in opened]
+        leases = [opened.lease for opened in acquired]
+        fds = [fd for opened in acquired for fd in opened.fds + opened.vhost_fds]
         ids = [lease.id for lease in leases]
         try:
             if bound_to_caller and process.over(call.pidfd):
                 # Its pid may be another's by now, to which nothing may be bound.
                 raise RequestError("the calling process has ended")
-            if asked.vhost:
-                fds += vhost.open_vhost(sum(spec.queues for spec in specs))
             for lease in leases:
                 self._upkeep.bind(lease)
                 self._upkeep.report("acquired", lease)
@@ -132,7 +131,7 @@ class Service:
             raise
         self._metrics.observe("acquire_seconds", time.perf_counter() - start)
         return Answer(
-            interface.Leases(_placed(acquired, len(fds))),
+            interface.Devices(_placed(acquired)),
             tuple(fds),
             lambda: self._take_back(ids),
         )
@@ -223,7 +222,7 @@ class Service:
         lease = self._own(call.caller, asked.lease)
         if unknown := set(asked.fields) - set(Wiring._fields):
             raise RequestError(f"{', '.join(sorted(unknown))} cannot be changed")
-        changes = {field: getattr(asked.wiring, field) for field in asked.fields}
+        changes: Any = {field: getattr(asked.wiring, field) for field in asked.fields}
         needed = policy.needs(Tap(**changes), call.caller)
         self._permit_rule(
             call.caller,
@@ -276,9 +275,10 @@ class Service:
     def _reopen(self, call: Call) -> Answer:
         asked: interface.Reopen = call.parameters
         lease = self._own(call.caller, asked.lease)
-        fds = self._operations.reopen(lease.id)
+        opened = self._operations.reopen(lease.id)
         self._upkeep.report("reopened", lease)
-        return Answer(interface.Opened(tuple(range(len(fds)))), fds)
+        (device,) = _placed([opened])
+        return Answer(device, opened.fds)
 
     def _seen(self, caller: Caller, name_or_id: str, look: Look | None = None) -> Lease:
         """The lease, if the caller may know of it. Raises NoSuchLease."""
@@ -365,15 +365,15 @@ def _differences(look: Look, lease: Lease) -> tuple[interface.Difference, ...]:
     return tuple(interface.Difference(*one) for one in differ.items())
 
 
-def _placed(acquired: Sequence[Acquired], total: int) -> tuple[Lease, ...]:
-    """The leases with the places of their descriptors: first all of the devices, then
-    those of vhost, if there are any."""
-    placed: list[Lease] = []
-    queues = sum(len(fds) for _, fds in acquired)
+def _placed(opened: Sequence[Opened]) -> tuple[interface.Device, ...]:
+    """The devices, with the places of their descriptors among all of them."""
+    devices: list[interface.Device] = []
     at = 0
-    for lease, fds in acquired:
-        places = tuple(range(at, at + len(fds)))
-        more = tuple(queues + one for one in places) if total > queues else ()
-        placed.append(lease._replace(fds=places, vhost=more))
-        at += len(fds)
-    return tuple(placed)
+    for lease, fds, vhost_fds in opened:
+        after = at + len(fds)
+        end = after + len(vhost_fds)
+        devices.append(
+            interface.Device(lease, tuple(range(at, after)), tuple(range(after, end)))
+        )
+        at = end
+    return tuple(devices)

@@ -75,13 +75,10 @@ def _check_acl(bridge: str) -> None:
 def _hand_over(bridge: str, to: int, *, vnet_hdr: bool) -> None:
     spec = Tap(bridge=bridge, owner="qemu", vnet_hdr=vnet_hdr)
     with client.connect() as host:
-        (lease,) = host.acquire_all([spec], on_close=True)
-    try:
-        with socket.socket(fileno=to) as waiting:
-            unix.send(waiting, b"\0", lease.fds)
-    finally:
-        # If QEMU did not take the descriptor, this is the last close.
-        unix.close(lease.fds)
+        opened = host.acquire(spec, on_close=True)
+    # If QEMU does not take the descriptor, the end of this block is the last close.
+    with opened, socket.socket(fileno=to) as waiting:
+        unix.send(waiting, b"\0", opened.fds)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tapster.errors import HostError, KernelError, NoSuchLink
-from tapster.kernel import netns, process, rtnl, tun
+from tapster.kernel import netns, process, rtnl, tun, vhost
 from tapster.kernel.descriptors import closing_on_error
 from tapster.kernel.failure import failure
 from tapster.kernel.port import (
@@ -140,6 +140,12 @@ class LinuxSystem:
         except BaseException:
             os.close(fd)
             raise
+
+    def open_vhost(self, count: int) -> tuple[int, ...]:
+        try:
+            return vhost.open_vhost(count)
+        except OSError as error:
+            raise failure(error, "opening /dev/vhost-net") from error
 
     def process(self, pid: int) -> Process | None:
         try:

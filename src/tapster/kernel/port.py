@@ -291,6 +291,12 @@ class System(Protocol):
         caller closes it.
         """
 
+    def open_vhost(self, count: int) -> tuple[int, ...]:
+        """Open /dev/vhost-net so many times; () if the host does not have it.
+
+        The caller closes the descriptors, which are close-on-exec.
+        """
+
     def process(self, pid: int) -> Process | None:
         """Return the identity of the process that has `pid` now, or None."""
 

@@ -126,10 +126,17 @@ class Allocator:
             status = (
                 "is leased" if deadline is None else f"waits {fin_wait:g} s (FIN WAIT)"
             )
-            raise NameTaken(f"name {name!r} {status}: lease {id_}, owner {owner!r}")
+            raise NameTaken(
+                f"name {name!r} {status}: lease {id_}, owner {owner!r}",
+                name=name,
+                lease=id_,
+                owner=owner,
+                until=deadline,
+            )
         if holder := holder_of(name):
             raise NameTaken(
-                f"name {name!r} belongs to a foreign device (ifindex {holder})"
+                f"name {name!r} belongs to a foreign device (ifindex {holder})",
+                name=name,
             )
         return name
 
@@ -169,7 +176,8 @@ class Allocator:
         if self._db.execute(query, (text,)).fetchone()[0] >= template.capacity:
             raise NamesExhausted(
                 f"all {template.capacity} names of template {text!r} "
-                f"belong to other keys"
+                f"belong to other keys",
+                template=text,
             )
         number = names.home(template, key)
         query = "SELECT 1 FROM stable WHERE template = ? AND number = ?"
@@ -215,7 +223,8 @@ class Allocator:
 
     def _exhausted(self, template: Template) -> tuple[int, int]:
         raise NamesExhausted(
-            f"all {template.capacity} names of template {str(template)!r} are in use"
+            f"all {template.capacity} names of template {str(template)!r} are in use",
+            template=str(template),
         )
 
     def _interval_before(self, row: int, number: int) -> tuple[int, int] | None:

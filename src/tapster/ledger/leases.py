@@ -123,7 +123,7 @@ def bind(db: sqlite3.Connection, id: str, process: Process | None) -> None:
         (*(process or (None, None, None)), id),
     )
     if not changed.rowcount:
-        raise NoSuchLease(f"lease {id} was released in the meantime")
+        raise NoSuchLease(f"lease {id} was released in the meantime", reference=id)
 
 
 def set_wiring(
@@ -177,4 +177,4 @@ def _new_mac(db: sqlite3.Connection, randomness: Callable[[int], bytes]) -> str:
 
 
 def _no_such(id: str) -> NoSuchLease:
-    return NoSuchLease(f"no lease has the id {id!r}")
+    return NoSuchLease(f"no lease has the id {id!r}", reference=id)

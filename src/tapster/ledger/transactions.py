@@ -264,7 +264,8 @@ class Ledger:
             if lease.state is State.RESERVED:
                 raise LeaseBusy(
                     f"lease {id} ({lease.name}) is still being acquired; "
-                    "if its maker was killed, `tapster recover` removes it"
+                    "if its maker was killed, `tapster recover` removes it",
+                    lease=id,
                 )
             if lease.state is State.ACTIVE:
                 lease = lease._replace(
@@ -330,7 +331,8 @@ class Ledger:
             lease = leases.get(db, id)
             if not claims.is_available(lease, manager, is_alive):
                 raise LeaseBusy(
-                    f"another process works on lease {id} ({lease.name}); try again"
+                    f"another process works on lease {id} ({lease.name}); try again",
+                    lease=id,
                 )
             (claimed,) = claims.claim(db, [lease], manager)
             return claimed

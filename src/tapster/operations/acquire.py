@@ -22,7 +22,7 @@ from tapster.kernel.port import LinkChange
 from tapster.ledger import Reservation
 from tapster.model import Kind, Lease, Macvtap, Mode, Naming, Spec
 from tapster.operations.context import Context
-from tapster.operations.devices import ATTEMPTS, Devices, close_fds
+from tapster.operations.devices import ATTEMPTS, Devices, Opened, close_fds
 
 
 class Plan(NamedTuple):
@@ -33,13 +33,6 @@ class Plan(NamedTuple):
     """The ifindex of the Linux bridge, or 0."""
     lower: int
     """The ifindex of a macvtap's lower device, or 0."""
-
-
-class Acquired(NamedTuple):
-    """An active lease, and the open descriptors of its device."""
-
-    lease: Lease
-    fds: tuple[int, ...]
 
 
 class Acquire:
@@ -58,12 +51,14 @@ class Acquire:
         *,
         pid: int | None = None,
         on_close: bool = False,
+        vhost: bool = False,
         caller_uid: int | None = None,
-    ) -> list[Acquired]:
+    ) -> list[Opened]:
         """Make all the devices of one VM, or none. The caller closes the descriptors.
 
         The leases end with the process `pid`, if one is given; with `on_close`, when
-        no process has the tap open any more. `caller_uid` is recorded: the user id
+        no process has the tap open any more. With `vhost` there are descriptors of
+        /dev/vhost-net, where the host has it. `caller_uid` is recorded: the user id
         that the daemon acts for.
         """
         context = self.context
@@ -72,15 +67,19 @@ class Acquire:
             plans = [self._plan(spec, on_close, caller_uid) for spec in specs]
             leases = self.reserve(plans)
             ids = [lease.id for lease in leases]
-            made: list[Acquired] = []
+            made: list[Opened] = []
             try:
                 for plan, lease in zip(plans, leases, strict=True):
                     made.append(self.make(plan, lease))
                     self._connect(plan, made[-1].lease)
-                active = context.ledger.activate([lease for lease, _ in made], process)
+                    if vhost:
+                        made[-1] = self._open_vhost(made[-1])
+                active = context.ledger.activate(
+                    [opened.lease for opened in made], process
+                )
                 return [
-                    Acquired(lease, fds)
-                    for lease, (_, fds) in zip(active, made, strict=True)
+                    opened._replace(lease=lease)
+                    for lease, opened in zip(active, made, strict=True)
                 ]
             except BaseException as error:
                 self._undo(ids, made, error)
@@ -102,13 +101,13 @@ class Acquire:
             namespace.forget_changes()
             raise
 
-    def make(self, plan: Plan, lease: Lease) -> Acquired:
+    def make(self, plan: Plan, lease: Lease) -> Opened:
         """Make the device; under another name or ifindex if these are in use."""
         attempts = 0
         while True:
             try:
                 fds = self.devices.make(lease, plan.reservation.spec, plan.lower)
-                return Acquired(lease, fds)
+                return Opened(lease, fds)
             except KernelError as error:
                 attempts += 1
                 if error.errno not in (EBUSY, EEXIST) or attempts == ATTEMPTS:
@@ -170,7 +169,8 @@ class Acquire:
         if not template.numbered or spec.naming == Naming.STABLE:
             raise NameTaken(
                 f"name {lease.name!r} was taken by a foreign device "
-                "at the moment it was to be made; ask for another name"
+                "at the moment it was to be made; ask for another name",
+                name=lease.name,
             )
         return context.ledger.rename(lease.id, template, spec, self._holder_of)
 
@@ -191,14 +191,18 @@ class Acquire:
             bridge.attach(lease, plan.bridge),
         )
 
+    def _open_vhost(self, opened: Opened) -> Opened:
+        queues = opened.lease.queues
+        return opened._replace(vhost_fds=self.context.system.open_vhost(queues))
+
     def _undo(
-        self, ids: Sequence[str], made: Sequence[Acquired], error: BaseException
+        self, ids: Sequence[str], made: Sequence[Opened], error: BaseException
     ) -> None:
         """Undo an acquire that failed: no other process knows of its devices."""
         context = self.context
         try:
-            for _, fds in made:
-                close_fds(fds)
+            for _, fds, vhost_fds in made:
+                close_fds(fds + vhost_fds)
             # By the ledger, not by `made`: Ctrl-C may have come between the two.
             leases = [lease for id in ids if (lease := context.ledger.lease(id))]
             detached = [lease for lease in leases if self._detach(lease)]

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from tapster import backends as all_backends
 from tapster.backends.backend import Backend
-from tapster.errors import HostError, RequestError
+from tapster.errors import HostError, RequestError, TapsterError, internal
 from tapster.kernel.linux import LinuxSystem
 from tapster.kernel.port import Namespace, System
 from tapster.ledger import DEFAULT_PATH, Ledger
@@ -23,7 +23,8 @@ class Gate:
     """Lets one thread at a time into the operations of a context.
 
     Refuses a forked child: the parent's ledger, locks and sockets are not the
-    child's to use. Refuses everybody after `close`.
+    child's to use. Refuses everybody after `close`. An exception that is none of
+    Tapster's own becomes an InternalError.
     """
 
     def __init__(self) -> None:
@@ -43,8 +44,10 @@ class Gate:
             self._lock.release()
             raise RequestError("this Host is closed: open another one")
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         self._lock.release()
+        if isinstance(error, Exception) and not isinstance(error, TapsterError):
+            raise internal(error) from error
 
     def close(self) -> bool:
         """Let nobody in any more. True the first time, in the opener's process."""

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from errno import EBADFD, EBUSY, ENODEV, EOPNOTSUPP, EXFULL
 from itertools import count
+from typing import NamedTuple
 
 from tapster import model
 from tapster.backends import bridge
@@ -26,6 +27,16 @@ ATTEMPTS = 100
 
 Differences = dict[str, dict[str, str]]
 """How leases are not connected as requested: by id, then by backend."""
+
+
+class Opened(NamedTuple):
+    """A lease, and open descriptors of its device. The caller closes them."""
+
+    lease: Lease
+    fds: tuple[int, ...]
+    """One for each queue."""
+    vhost_fds: tuple[int, ...] = ()
+    """Of /dev/vhost-net: one for each queue, or none."""
 
 
 class Devices:

@@ -33,7 +33,7 @@ class Failures:
             self._errors, key=lambda error: isinstance(error, ServiceUnavailable)
         )
         known = {str(first), *getattr(first, "__notes__", ())}
-        for error in self._errors:
+        for error in [error for error in self._errors if error is not first]:
             for text in (f"{error}", *getattr(error, "__notes__", ())):
                 if text not in known:
                     known.add(text)

@@ -32,7 +32,7 @@ class Look:
         with self.context.gate:
             if lease := self.context.ledger.lease(id):
                 return lease
-        raise NoSuchLease(f"no lease has the id {id!r}")
+        raise NoSuchLease(f"no lease has the id {id!r}", reference=id)
 
     def find(self, name_or_id: str) -> Lease:
         """The lease with this id, or with this name here, or else anywhere.
@@ -47,11 +47,14 @@ class Look:
         here = [lease for lease in named if context.is_here(lease.netns)]
         leases = here or named
         if not leases:
-            raise NoSuchLease(f"no lease has the name or id {name_or_id!r}")
+            raise NoSuchLease(
+                f"no lease has the name or id {name_or_id!r}", reference=name_or_id
+            )
         if len(leases) > 1:
             ids = ", ".join(lease.id for lease in leases)
             raise NoSuchLease(
-                f"{name_or_id!r} is leased in several namespaces; use an id: {ids}"
+                f"{name_or_id!r} is leased in several namespaces; use an id: {ids}",
+                reference=name_or_id,
             )
         return leases[0]
 

@@ -9,6 +9,7 @@ from tapster.errors import KernelError, LeaseBusy, NoSuchLease
 from tapster.kernel.port import Namespace
 from tapster.model import Kind, Lease, Link, State
 from tapster.operations.context import Context
+from tapster.operations.devices import Opened
 from tapster.operations.look import Look
 
 
@@ -19,8 +20,8 @@ class Reopen:
         self.context = context
         self.look = look
 
-    def __call__(self, id: str) -> tuple[int, ...]:
-        """Open the device; return a descriptor for each queue. The caller closes them.
+    def __call__(self, id: str) -> Opened:
+        """Open the device, with a descriptor for each queue.
 
         Raises LeaseBusy while a tap of one queue is open elsewhere: the kernel
         allows a queue one descriptor.
@@ -30,19 +31,20 @@ class Reopen:
             lease = self.look.lease(id)
             link = self.look.device(lease)
             if lease.state is not State.ACTIVE or link is None:
-                raise NoSuchLease(f"lease {id} has no device any more")
+                raise NoSuchLease(f"lease {id} has no device any more", reference=id)
             with context.opened(lease.netns) as namespace, ExitStack() as opened:
                 assert namespace is not None, "its device has just been seen"
                 if lease.kind is Kind.MACVTAP:
-                    return namespace.open_macvtap(
+                    opened_fds = namespace.open_macvtap(
                         lease.ifindex, queues=lease.queues, vnet_hdr=lease.vnet_hdr
                     )
+                    return Opened(lease, opened_fds)
                 fds: list[int] = []
                 for _ in range(lease.queues):
                     fds.append(_open(namespace, lease, link))
                     opened.callback(os.close, fds[-1])
                 opened.pop_all()
-                return tuple(fds)
+                return Opened(lease, tuple(fds))
 
 
 def _open(namespace: Namespace, lease: Lease, link: Link) -> int:
@@ -58,5 +60,6 @@ def _open(namespace: Namespace, lease: Lease, link: Link) -> int:
             raise
         raise LeaseBusy(
             f"tap {link.name!r} has one queue, and a process has it open; "
-            "close it there first, or hand that descriptor on"
+            "close it there first, or hand that descriptor on",
+            lease=lease.id,
         ) from error

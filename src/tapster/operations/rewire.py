@@ -1,21 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rewire: change what an active lease's device is connected to, or restore it."""
 
-from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
 
 from tapster import model
 from tapster.backends import bridge
 from tapster.errors import (
     NoSuchLease,
     NoSuchLink,
-    RequestError,
     ServiceUnavailable,
     TapsterError,
 )
 from tapster.kernel.port import Namespace
-from tapster.model import Kind, Lease, State, Wiring
+from tapster.model import Changes, Kind, Lease, State, Wiring
 from tapster.operations.context import Context
 from tapster.operations.devices import Devices
 
@@ -27,17 +24,13 @@ class Rewire:
         self.context = context
         self.devices = devices
 
-    def set(self, id: str, changes: Mapping[str, Any]) -> Lease:
+    def set(self, id: str, changes: Changes) -> Lease:
         """Change fields of an active lease's wiring, all or none of them.
 
         The VM keeps its descriptors. Raises NoSuchLease, LeaseBusy, and what
         acquire raises. If a change fails, the former wiring is restored.
         """
-        if unknown := sorted(changes.keys() - set(Wiring._fields)):
-            raise RequestError(
-                f"{', '.join(unknown)} cannot be changed, but these can: "
-                f"{', '.join(Wiring._fields)}"
-            )
+        model.check_changes(changes)
         with self.context.gate:
             lease = self.context.claims.claim(id)
             try:
@@ -57,10 +50,10 @@ class Rewire:
             changed = self._reconnect(namespace, lease, wiring)
         except TapsterError:
             if self.rest_if_released(namespace, lease.id):
-                raise NoSuchLease(released) from None
+                raise NoSuchLease(released, reference=lease.id) from None
             raise
         if self.rest_if_released(namespace, lease.id):
-            raise NoSuchLease(released)
+            raise NoSuchLease(released, reference=lease.id)
         return changed
 
     def rest_if_released(self, namespace: Namespace, id: str) -> bool:
@@ -76,7 +69,9 @@ class Rewire:
 
     def _set(self, lease: Lease, wiring: Wiring) -> Lease:
         if lease.state is not State.ACTIVE:
-            raise NoSuchLease(f"lease {lease.id} ({lease.name}) is released")
+            raise NoSuchLease(
+                f"lease {lease.id} ({lease.name}) is released", reference=lease.id
+            )
         model.check_wiring(wiring)
         if lease.kind is Kind.MACVTAP:
             model.check_macvtap_wiring(wiring)

@@ -1,23 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon's client: what `Host` does, for who is not root.
+"""Client: a Manager for which the daemon does the work.
 
-with tapster.connect() as host:
-    lease = host.acquire(tapster.Tap(bridge="br0"))
-
-Small and synchronous: it sits in the start path of virtual machines.
+Small and synchronous, because it sits in the start path of VMs.
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any, Self
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Unpack
 
+from tapster.api import Manager, Reference, check_acquire, id_of, ids_of
+from tapster.checks import check_value
 from tapster.errors import DaemonError, RequestError
 from tapster.kernel import unix
-from tapster.model import HistoryEntry, Lease, Link, Problem, Spec, State, Wiring
+from tapster.model import (
+    Changes,
+    HistoryEntry,
+    Lease,
+    Link,
+    Problem,
+    Spec,
+    State,
+    Wiring,
+    check_changes,
+)
+from tapster.open_device import OpenDevice
 from tapster.operations.decision import Repair
 from tapster.rpc import interface, varlink
 from tapster.rpc.interface import NAME, SOCKET, Binding, Count, Event
+
+
+def _opened(device: interface.Device, fds: Sequence[int]) -> OpenDevice:
+    """A device of an answer, with the descriptors that came along."""
+    return OpenDevice(
+        device.lease,
+        tuple(fds[place] for place in device.fds),
+        tuple(fds[place] for place in device.vhost_fds),
+    )
+
 
 _METHODS = {method.name: method for method in interface.METHODS}
 _ONCE = {"Acquire", "Reopen", "Watch"}
@@ -49,12 +68,12 @@ def connect(
     return Client(socket_path(path), netns)
 
 
-class Client:
-    """The devices that the daemon manages for the caller, with Host's methods.
+class Client(Manager):
+    """The devices that the daemon manages for the caller.
 
-    May be used by one thread at a time. Close it, or use it as a context manager;
-    that ends no lease. Every method raises what Host's does, and DaemonError,
-    NotAllowed, QuotaExceeded and Overloaded.
+    One thread at a time may use it. Close it, or use it as a context manager; that
+    ends no lease. Methods also raise DaemonError, NotAllowed, QuotaExceeded and
+    Overloaded. The caller sees its own leases only, unless the policy allows more.
     """
 
     def __init__(self, path: str, netns: str | None = None) -> None:
@@ -74,23 +93,11 @@ class Client:
         self._fds: list[int] = []
 
     def close(self) -> None:
-        """Close the connection."""
         self._socket.close()
         unix.close(self._fds)
         self._fds = []
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    # As Host's
-
-    def acquire(self, spec: Spec, *, pid: int | None = None) -> Lease:
-        """As Host's. `pid`, if given, is the caller's own."""
-        (lease,) = self.acquire_all([spec], pid=pid)
-        return lease
+    # Acquire and release
 
     def acquire_all(
         self,
@@ -99,46 +106,40 @@ class Client:
         pid: int | None = None,
         on_close: bool = False,
         vhost: bool = False,
-    ) -> tuple[Lease, ...]:
-        """As Host's. With `vhost`, where the host has it, each lease has descriptors
-        of /dev/vhost-net too."""
+    ) -> tuple[OpenDevice, ...]:
+        """As Manager's. `pid`, if given, is the caller's own."""
+        check_acquire(specs, pid, on_close, vhost)
         if pid not in (None, os.getpid()):
-            raise RequestError("acquire binds to the caller; bind() to another process")
-        # Bound to this process until it knows of them: so nothing is left if either
-        # side dies before that.
+            raise RequestError(
+                f"pid must be the caller's own, {os.getpid()}, not {pid}: "
+                "bind() binds to another process"
+            )
+        # Bound to this process until the process knows of the leases. So nothing is
+        # left if either side dies before that.
         binding = Binding.CLOSE if on_close else Binding.CALLER
         nics = tuple(interface.nic(spec) for spec in specs)
-        asked = interface.Acquire(nics, binding, self._netns, vhost)
-        given, fds = self._call("Acquire", asked)
-        leases = tuple(
-            lease._replace(
-                fds=tuple(fds[place] for place in lease.fds),
-                vhost=tuple(fds[place] for place in lease.vhost),
-            )
-            for lease in given.leases
-        )
+        request = interface.Acquire(nics, binding, self._netns, vhost)
+        answer, fds = self._call("Acquire", request)
+        devices: Sequence[interface.Device] = answer.devices
         if pid is None and not on_close:
             try:
-                self.bind(leases, None)
+                self.bind([device.lease for device in devices], None)
             except BaseException:
                 unix.close(fds)
                 raise
-            leases = tuple(lease._replace(process=None) for lease in leases)
-        return leases
+            devices = [
+                device._replace(lease=device.lease._replace(process=None))
+                for device in devices
+            ]
+        return tuple(_opened(device, fds) for device in devices)
 
-    @contextmanager
-    def holding(self, *specs: Spec) -> Iterator[tuple[Lease, ...]]:
-        """As Host's."""
-        leases = self.acquire_all(specs)
-        with ExitStack() as ending:
-            for lease in leases:
-                ending.callback(self.release, lease.id)
-                ending.callback(unix.close, lease.fds + lease.vhost)
-            yield leases
+    def release(self, lease: Reference) -> None:
+        self._call("Release", interface.Release(id_of(lease)))
 
-    def bind(self, leases: Sequence[Lease], pid: int | None) -> None:
-        """As Host's; the process must be of the caller's own user."""
-        ids = tuple(lease.id for lease in leases)
+    def bind(self, leases: Iterable[Reference], pid: int | None) -> None:
+        """As Manager's. The process must be of the caller's own user."""
+        check_value(int | None, pid, "pid")
+        ids = tuple(ids_of(leases))
         if pid is None:
             self._call("Bind", interface.Bind(ids))
             return
@@ -153,78 +154,71 @@ class Client:
         finally:
             os.close(process)
 
-    def release(self, id: str) -> None:
-        """As Host's."""
-        self._call("Release", interface.Release(id))
+    def reopen(self, lease: Reference) -> OpenDevice:
+        answer, fds = self._call("Reopen", interface.Reopen(id_of(lease)))
+        return _opened(answer, fds)
 
-    def reopen(self, id: str) -> tuple[int, ...]:
-        """As Host's."""
-        given, fds = self._call("Reopen", interface.Reopen(id))
-        return tuple(fds[place] for place in given.fds)
+    def set(self, lease: Reference, **changes: Unpack[Changes]) -> Lease:
+        check_changes(changes)
+        request = interface.Set(id_of(lease), tuple(changes), Wiring(**changes))
+        changed: Lease = self._call("Set", request)[0].lease
+        return changed
+
+    # Look
+
+    def leases(self, *, all: bool = True) -> list[Lease]:
+        check_value(bool, all, "all")
+        return list(self._call("List", interface.List(all))[0].leases)
 
     def find(self, name_or_id: str) -> Lease:
-        """As Host's: what the caller may see."""
-        asked = interface.Get(name_or_id, self._netns)
-        lease: Lease = self._call("Get", asked)[0].lease
+        check_value(str, name_or_id, "name_or_id")
+        request = interface.Get(name_or_id, self._netns)
+        lease: Lease = self._call("Get", request)[0].lease
         return lease
 
-    def device(self, lease: Lease) -> Link | None:
-        """As Host's."""
-        device: Link | None = self._call("Get", interface.Get(lease.id))[0].device
+    def device(self, lease: Reference) -> Link | None:
+        device: Link | None = self._call("Get", interface.Get(id_of(lease)))[0].device
         return device
 
-    def differences(self, lease: Lease) -> dict[str, str]:
-        """As Host's; what cannot be told is said as of the backend "service"."""
-        return dict(self._call("Get", interface.Get(lease.id))[0].differences)
+    def differences(self, lease: Reference) -> dict[str, str]:
+        """As Manager's. What cannot be told is under "service"."""
+        return dict(self._call("Get", interface.Get(id_of(lease)))[0].differences)
 
-    def differing(self, leases: Sequence[Lease]) -> frozenset[str]:
-        """As Host's, for up to 100 leases: each takes a call."""
+    def differing(self, leases: Iterable[Lease]) -> frozenset[str]:
+        """As Manager's, for up to 100 active leases: each takes a call."""
         active = [lease for lease in leases if lease.state is State.ACTIVE]
         if len(active) > DIFFERING_LEASES:
             return frozenset()
         return frozenset(lease.id for lease in active if self.differences(lease))
 
-    def set(self, id: str, **changes: Any) -> Lease:
-        """As Host's."""
-        if unknown := sorted(changes.keys() - set(Wiring._fields)):
-            raise RequestError(
-                f"{', '.join(unknown)} cannot be changed, but these can: "
-                f"{', '.join(Wiring._fields)}"
-            )
-        asked = interface.Set(id, tuple(changes), Wiring(**changes))
-        lease: Lease = self._call("Set", asked)[0].lease
-        return lease
-
-    def leases(self, *, all: bool = True) -> list[Lease]:
-        """As Host's: those that the caller may see."""
-        return list(self._call("List", interface.List(all))[0].leases)
-
     def who(self, name: str, at: float | None = None) -> list[HistoryEntry]:
-        """As Host's: what the caller may see."""
+        check_value(str, name, "name")
+        check_value(float | None, at, "at")
         return list(self._call("History", interface.History(name, at))[0].entries)
 
+    # Look after
+
     def reap(self, *, now: bool = False) -> int:
-        """As Host's."""
+        check_value(bool, now, "now")
         return int(self._call("Reap", interface.Reap(now))[0].reaped)
 
     def recover(self, *, dry_run: bool = False) -> list[Repair]:
-        """As Host's."""
+        check_value(bool, dry_run, "dry_run")
         return list(self._call("Recover", interface.Recover(dry_run))[0].repairs)
 
+    def examine(self) -> list[Problem]:
+        return list(self._call("Examine", varlink.Nothing())[0].problems)
+
     def remove_leftovers(self, ledger: str) -> list[str]:
-        """As Host's."""
-        given, _ = self._call("RemoveLeftovers", interface.Leftovers(ledger))
-        return list(given.names)
+        check_value(str, ledger, "ledger")
+        answer, _ = self._call("RemoveLeftovers", interface.Leftovers(ledger))
+        return list(answer.names)
 
     # The daemon's own
 
     def ping(self) -> None:
         """Return when the daemon answers."""
         self._call("Ping", varlink.Nothing())
-
-    def examine(self) -> list[Problem]:
-        """What is wrong on the host."""
-        return list(self._call("Examine", varlink.Nothing())[0].problems)
 
     def statistics(self) -> list[Count]:
         """What the daemon has done, counted."""

@@ -60,6 +60,18 @@ class Acquire(NamedTuple):
     vhost: bool = False
 
 
+class Device(NamedTuple):
+    """A lease, and the places of its descriptors among those that come along."""
+
+    lease: Lease
+    fds: tuple[int, ...]
+    vhost_fds: tuple[int, ...] = ()
+
+
+class Devices(NamedTuple):
+    devices: tuple[Device, ...]
+
+
 class Leases(NamedTuple):
     leases: tuple[Lease, ...]
 
@@ -118,10 +130,6 @@ class Reopen(NamedTuple):
     lease: str
 
 
-class Opened(NamedTuple):
-    fds: tuple[int, ...]
-
-
 class Reap(NamedTuple):
     now: bool = False
 
@@ -161,7 +169,16 @@ class Failure(NamedTuple):
     remedy: str
     errno: int | None = None
     action: str | None = None
-    said: str | None = None
+    reason: str | None = None
+    """Of a KernelError; so are the two before. The rest are the attributes of other
+    errors."""
+    reference: str | None = None
+    name: str | None = None
+    lease: str | None = None
+    owner: str | None = None
+    until: float | None = None
+    template: str | None = None
+    bridge: str | None = None
 
 
 METHODS = (
@@ -169,11 +186,10 @@ METHODS = (
     Method(
         "Acquire",
         Acquire,
-        Leases,
-        """Make devices, all or none. They end with the calling process until Bind says
-        otherwise, so that what dies half-way leaves nothing. In each lease of the
-        answer, fds and vhost are places among the descriptors that come with it: one
-        for each queue.""",
+        Devices,
+        """Make devices, all or none. Unless bind says otherwise, the leases end with
+        the calling process until Bind is called. So nothing is left if either side
+        dies before the caller knows of them.""",
     ),
     Method(
         "Bind",
@@ -205,8 +221,8 @@ METHODS = (
     Method(
         "Reopen",
         Reopen,
-        Opened,
-        "Further descriptors of a lease's device: places among those that come.",
+        Device,
+        "Open a lease's device again.",
     ),
     Method("Reap", Reap, Reaped, "Delete the devices whose FIN WAIT is over."),
     Method("Recover", Recover, Recovered, "Bring ledger and kernel into agreement."),
@@ -242,6 +258,7 @@ REMEDIES: dict[type[TapsterError], str] = {
     errors.MissingCapability: "let the daemon have the capability",
     errors.HostError: "see the message and the daemon's log",
     errors.LedgerError: "see to the ledger; nothing was changed",
+    errors.InternalError: "report it to Tapster's developers, with the daemon's log",
 }
 """What the caller may do, by kind of error, the nearest first."""
 
@@ -260,22 +277,26 @@ def spec_of(nic: Nic) -> Spec:
 
 
 def failure(error: TapsterError) -> Failure:
-    """An error on its way out."""
+    """An error, to be sent."""
     message = "\n".join([str(error), *getattr(error, "__notes__", ())])
     kinds = (kind for kind in type(error).__mro__ if kind in REMEDIES)
     remedy = REMEDIES[next(kinds)]
     if isinstance(error, KernelError):
-        _, action, said = error.args
-        return Failure(message, remedy, error.errno, action, said)
-    return Failure(message, remedy)
+        _, action, reason = error.args
+        return Failure(message, remedy, error.errno, action, reason)
+    fields: dict[str, Any] = {field: getattr(error, field) for field in error.fields}
+    return Failure(message, remedy, **fields)
 
 
 def raised(name: str, parameters: Any) -> TapsterError:
-    """The error that came over the wire: `name` without the interface."""
-    said = parameters if isinstance(parameters, dict) else {}
+    """The error that was received: `name` without the interface."""
+    received = parameters if isinstance(parameters, dict) else {}
     kind = RAISED.get(name, errors.DaemonError)
     if kind is KernelError:
         return KernelError(
-            said.get("errno", 0), said.get("action", ""), said.get("said", "")
+            received.get("errno", 0),
+            received.get("action", ""),
+            received.get("reason", ""),
         )
-    return kind(said.get("message", name))
+    fields = {field: received.get(field) for field in kind.fields}
+    return kind(received.get("message", name), **fields)

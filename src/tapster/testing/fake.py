@@ -81,6 +81,9 @@ class FakeSystem:
             return FakeNamespace(self, cookie, netns.path)
         return None
 
+    def open_vhost(self, _: int) -> tuple[int, ...]:
+        return ()
+
     def process(self, pid: int) -> Process | None:
         return self.world.processes.get(pid)
 

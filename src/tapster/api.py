@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Manager: what can be done with leases, by Host itself or through the daemon."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Protocol, Self, Unpack
+
+from tapster.checks import check_value, shown
+from tapster.errors import NoSuchLease, RequestError
+from tapster.model import Changes, HistoryEntry, Lease, Link, Problem, Spec
+from tapster.open_device import OpenDevice
+from tapster.operations.decision import Repair
+
+Reference = str | Lease | OpenDevice
+"""Which lease is meant: its id, the lease, or its open device. Never a name."""
+
+
+class Manager(Protocol):
+    """Acquires, releases and looks after network devices for VMs.
+
+    `Host` does this itself and needs privileges. `connect()` gives a `Client`, for
+    which the daemon does it. Close a manager, or use it as a context manager; that
+    ends no lease.
+
+    Every method raises RequestError if the caller asks for what cannot be,
+    ConflictError if somebody else holds what is needed, HostError if the host
+    refuses, LedgerError if the ledger cannot be used, and InternalError at a fault
+    of Tapster's own.
+    """
+
+    def close(self) -> None:
+        """Close everything but the leases."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Acquire and release
+
+    def acquire(
+        self,
+        spec: Spec,
+        *,
+        pid: int | None = None,
+        on_close: bool = False,
+        vhost: bool = False,
+    ) -> OpenDevice:
+        """Make a device and connect it. If that fails, nothing is left behind.
+
+        The lease lasts until `release`. With `pid` it also ends with that process;
+        with `on_close`, when no process has the tap open any more. With `vhost` the
+        result has descriptors of /dev/vhost-net, where the host has it.
+        """
+        (opened,) = self.acquire_all([spec], pid=pid, on_close=on_close, vhost=vhost)
+        return opened
+
+    def acquire_all(
+        self,
+        specs: Sequence[Spec],
+        *,
+        pid: int | None = None,
+        on_close: bool = False,
+        vhost: bool = False,
+    ) -> tuple[OpenDevice, ...]:
+        """Make all the devices of one VM, or none; otherwise as `acquire`."""
+        ...
+
+    @contextmanager
+    def holding(self, *specs: Spec) -> Iterator[tuple[OpenDevice, ...]]:
+        """Acquire devices for a block; then close and release them."""
+        devices = self.acquire_all(specs)
+        with ExitStack() as ending:  # each, even if another fails
+            for opened in devices:
+                ending.callback(self.release, opened.id)
+                ending.callback(opened.close)
+            yield devices
+
+    def release(self, lease: Reference) -> None:
+        """End a lease: its device goes down and off its bridge.
+
+        The device stays, and holds its name, until its FIN WAIT is over. May be
+        repeated, also after the lease has ended.
+        """
+
+    def bind(self, leases: Iterable[Reference], pid: int | None) -> None:
+        """Let active leases end with the process `pid`, and with no other.
+
+        None: with no process. If one of the leases has been released, none is bound.
+        """
+
+    def reopen(self, lease: Reference) -> OpenDevice:
+        """Open an active lease's device again, for a VMM that replaces itself.
+
+        Raises LeaseBusy while a tap of one queue is open elsewhere: the kernel
+        allows a queue one descriptor.
+        """
+        ...
+
+    def set(self, lease: Reference, **changes: Unpack[Changes]) -> Lease:
+        """Change what an active lease's device is connected to, all or nothing.
+
+        The keyword arguments are fields of `Wiring`; what is not given stays. The
+        VM keeps its descriptors. May be repeated.
+        """
+        ...
+
+    # Look
+
+    def leases(self, *, all: bool = True) -> list[Lease]:
+        """Every lease, oldest first; without those in FIN WAIT if not `all`."""
+        ...
+
+    def find(self, name_or_id: str) -> Lease:
+        """The lease with this id, or with this name.
+
+        A name in the manager's own network namespace comes first, then a name
+        anywhere. Raises NoSuchLease.
+        """
+        ...
+
+    def device(self, lease: Reference) -> Link | None:
+        """The lease's device as the kernel shows it now; None if it is gone."""
+        ...
+
+    def differences(self, lease: Reference) -> dict[str, str]:
+        """How a device is not connected as requested, by backend; {} if it is.
+
+        Raises ServiceUnavailable if a backend cannot tell.
+        """
+        ...
+
+    def differing(self, leases: Iterable[Lease]) -> frozenset[str]:
+        """The ids of those active leases whose devices are not as requested.
+
+        A quick look at many: `differences` also asks the backends, and says how.
+        """
+        ...
+
+    def who(self, name: str, at: float | None = None) -> list[HistoryEntry]:
+        """Who holds or held `name`, latest first; at wall clock `at` if given."""
+        ...
+
+    # Look after
+
+    def reap(self, *, now: bool = False) -> int:
+        """Delete the devices whose FIN WAIT is over, or all that wait if `now`.
+
+        Return how many leases ended. A lease that cannot be ended keeps waiting, and
+        the reason is raised after the rest is done.
+        """
+        ...
+
+    def recover(self, *, dry_run: bool = False) -> list[Repair]:
+        """Bring ledger and kernel into agreement; return what was, or would be, done.
+
+        Leases that a living manager works on are left alone. May be repeated.
+        """
+        ...
+
+    def examine(self) -> list[Problem]:
+        """What is wrong on the host, and what would be the remedy."""
+        ...
+
+    def remove_leftovers(self, ledger: str) -> list[str]:
+        """Delete the devices that carry the stamp of a lost ledger.
+
+        Only the caller can know that a ledger is lost. Of the manager's own ledger,
+        devices with a lease stay; so does a tap that a process has open. Return the
+        devices' names.
+        """
+        ...
+
+
+def id_of(reference: Reference) -> str:
+    """The id of the lease that is meant. Raises RequestError."""
+    if isinstance(reference, Lease | OpenDevice):
+        return reference.id
+    if not isinstance(reference, str):
+        raise RequestError(
+            "a lease is given by its id, a Lease or an OpenDevice, "
+            f"not by {shown(reference)}"
+        )
+    if len(reference) != ID_LENGTH:
+        raise NoSuchLease(
+            f"no lease has the id {reference!r}; if that is a name, look for it "
+            f"with find({reference!r})",
+            reference=reference,
+        )
+    return reference
+
+
+ID_LENGTH = 16
+"""Characters of a lease's id."""
+
+
+def ids_of(references: Iterable[Reference]) -> list[str]:
+    """The ids of the leases that are meant. Raises RequestError."""
+    _check_several(references, "leases")
+    return [id_of(reference) for reference in references]
+
+
+def check_acquire(
+    specs: Sequence[Spec], pid: int | None, on_close: bool, vhost: bool
+) -> None:
+    """Check the types of what `acquire_all` is called with. Raises RequestError."""
+    _check_several(specs, "specs")
+    for spec in specs:
+        check_value(Spec, spec, "spec")
+    check_value(int | None, pid, "pid")
+    check_value(bool, on_close, "on_close")
+    check_value(bool, vhost, "vhost")
+
+
+def _check_several(value: object, where: str) -> None:
+    """Refuse one item where several belong: a record and a str are iterable too."""
+    one = isinstance(value, str) or hasattr(value, "_fields")
+    if one or not hasattr(value, "__iter__"):
+        raise RequestError(f"{where} must be several, such as a list, not {value!r}")

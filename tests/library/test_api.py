@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The public names, their types, and what the door refuses."""
+
+import gc
+import inspect
+import os
+import pydoc
+import re
+import subprocess
+import sys
+import threading
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+
+import tapster
+from lab.library import no_reaper
+from tapster import (
+    Changes,
+    Client,
+    Host,
+    InternalError,
+    Lease,
+    Macvtap,
+    Manager,
+    NameTaken,
+    NoSuchLease,
+    OpenDevice,
+    Rate,
+    RequestError,
+    Tap,
+    TapsterError,
+    Wiring,
+)
+from tapster.testing import FakeSystem
+
+OWN = {"settle", "netns", "operations"}
+"""What Host alone has."""
+OF_THE_DAEMON = {"ping", "statistics", "watch", "ready"}
+"""What Client alone has."""
+
+
+@pytest.fixture
+def system() -> FakeSystem:
+    system = FakeSystem()
+    system.stranger().add_bridge("br0")
+    return system
+
+
+@pytest.fixture
+def host(system: FakeSystem, tmp_path: Path) -> Iterator[Host]:
+    with Host(tmp_path / "ledger.db", system=system, reaper=no_reaper) as host:
+        yield host
+
+
+def public(kind: type) -> set[str]:
+    return {name for name in dir(kind) if not name.startswith("_")}
+
+
+# What there is
+
+
+def test_host_and_client_are_managers() -> None:
+    managers: list[type[Manager]] = [Host, Client]  # mypy compares the signatures
+    assert all(Manager in kind.__mro__ for kind in managers)
+    assert public(Host) - public(Manager) == OWN
+    assert public(Client) - public(Manager) == OF_THE_DAEMON
+
+
+@pytest.mark.parametrize("kind", [Host, Client])
+def test_every_method_of_manager_is_implemented(kind: type) -> None:
+    inherited = {"acquire", "holding"}  # made of the others
+    for name in public(Manager) - inherited:
+        assert name in vars(kind), name
+
+
+@pytest.mark.parametrize("kind", [Host, Client])
+def test_help_says_what_each_method_does(kind: type) -> None:
+    for name in public(kind):
+        assert inspect.getdoc(getattr(kind, name)), name
+    assert "Make a device and connect it." in pydoc.render_doc(kind)
+
+
+def test_dir_shows_what_is_public() -> None:
+    shown = {name for name in dir(tapster) if not name.startswith("_")}
+    assert shown == set(tapster.__all__)
+    assert {"Host", "connect"} <= shown
+    assert all(hasattr(tapster, name) for name in shown)
+    assert not hasattr(tapster, "whatever")
+
+
+def names_in(annotation: Any) -> Iterator[Any]:
+    """Every class that an annotation is made of."""
+    inner = typing.get_args(annotation)
+    if not inner and isinstance(annotation, type):
+        yield annotation
+    for one in inner:
+        yield from names_in(one)
+
+
+def test_every_type_in_a_public_signature_is_public() -> None:
+    exported = {getattr(tapster, name) for name in tapster.__all__}
+    for kind in (Host, Client, Manager, OpenDevice):
+        for name in (public(kind) | {"__init__"}) - {"operations"}:
+            function = getattr(kind, name)
+            if isinstance(function, property):
+                function = function.fget
+            if not inspect.isfunction(function):
+                continue
+            for annotation in get_type_hints(function).values():
+                for part in names_in(annotation):
+                    ours = part.__module__.startswith("tapster")
+                    assert not ours or part in exported, (kind, name, part)
+
+
+def test_changes_are_the_fields_of_a_wiring() -> None:
+    assert get_type_hints(Changes) == get_type_hints(Wiring)
+
+
+def test_an_import_of_the_package_loads_neither_host_nor_client() -> None:
+    code = "import tapster, sys; print(*sys.modules)"
+    command = [sys.executable, "-c", code]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True)
+    loaded = set(shown.stdout.split())
+    assert not loaded & {"tapster.host", "tapster.rpc.client", "sqlite3", "json"}
+
+
+# What the door refuses
+
+tap: Any = Tap
+macvtap: Any = Macvtap
+rate: Any = Rate
+refused: Any = Host
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (tap(bridge=5), "bridge must be a str or None, not 5"),
+        (tap(queues="2"), "queues must be an int, not '2'"),
+        (tap(queues=True), "queues must be an int, not True"),
+        (tap(isolated=1), "isolated must be True or False, not 1"),
+        (
+            tap(naming="first"),
+            "naming must be one of lowest, next, stable, not 'first'",
+        ),
+        (tap(fin_wait="5"), "fin_wait must be a number, not '5'"),
+        (tap(trunks=[5]), "trunks must be a tuple"),
+        (tap(trunks=("5",)), "trunks must be a tuple"),
+        (tap(inbound=1000), "inbound must be a Rate or None, not 1000"),
+        (tap(inbound=rate("fast")), "average must be an int, not 'fast'"),
+        (tap(external_ids=(("a", "b", "c"),)), "external_ids must be a tuple"),
+        (macvtap(lower=None), "lower must be a str, not None"),
+        (macvtap(lower="low", mode="none"), "mode must be one of bridge, vepa"),
+        ("vnet0", "spec must be a Tap or a Macvtap, not 'vnet0'"),
+        (None, "spec must be a Tap or a Macvtap, not None"),
+    ],
+)
+def test_a_wrong_type_in_a_request_is_named(
+    host: Host, spec: Any, message: str
+) -> None:
+    with pytest.raises(RequestError, match=f"^{re.escape(message)}"):
+        host.acquire(spec)
+    assert host.leases() == []
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda host: host.acquire_all(Tap()), "specs must be several"),
+        (lambda host: host.acquire_all(7), "specs must be several"),
+        (lambda host: host.acquire(Tap(), pid="1"), "pid must be an int or None"),
+        (lambda host: host.acquire(Tap(), on_close=1), "on_close must be True or"),
+        (lambda host: host.release(7), "a lease is given by its id"),
+        (lambda host: host.release(None), "a lease is given by its id"),
+        (lambda host: host.bind("0" * 16, None), "leases must be several"),
+        (lambda host: host.bind(7, None), "leases must be several"),
+        (lambda host: host.bind([], "1"), "pid must be an int or None, not '1'"),
+        (lambda host: host.reopen([]), "a lease is given by its id"),
+        (lambda host: host.device(3), "a lease is given by its id"),
+        (lambda host: host.differences(b"x"), "a lease is given by its id"),
+        (lambda host: host.set(3, up=False), "a lease is given by its id"),
+        (lambda host: host.set("0" * 16, up=1), "up must be True or False, not 1"),
+        (lambda host: host.set("0" * 16, color=1), "color cannot be changed"),
+        (lambda host: host.find(3), "name_or_id must be a str, not 3"),
+        (lambda host: host.who(3), "name must be a str, not 3"),
+        (lambda host: host.who("a", "b"), "at must be a number or None, not 'b'"),
+        (lambda host: host.reap(now=2), "now must be True or False, not 2"),
+        (lambda host: host.recover(dry_run=None), "dry_run must be True or False"),
+        (lambda host: host.leases(all="no"), "all must be True or False, not 'no'"),
+        (lambda host: host.remove_leftovers(8), "ledger must be a str, not 8"),
+        (lambda host: refused(7), "ledger must be a str or a PathLike or None, not 7"),
+        (lambda host: refused(netns=7), "netns must be a str or None, not 7"),
+    ],
+)
+def test_a_wrong_type_in_a_call_is_named(host: Host, call: Any, message: str) -> None:
+    with pytest.raises(RequestError, match=f"^{re.escape(message)}"):
+        call(host)
+
+
+# References
+
+
+def test_every_verb_takes_an_id_a_lease_or_an_open_device(
+    host: Host, system: FakeSystem
+) -> None:
+    system.start(7)
+    with host.acquire(Tap(bridge="br0")) as opened:
+        pass
+    for reference in (opened, opened.lease, opened.id):
+        device = host.device(reference)
+        assert device is not None
+        assert device.ifindex == opened.ifindex
+        assert host.differences(reference) == {}
+        assert host.set(reference, isolated=True).wiring.isolated
+        host.bind([reference], 7)
+        with host.reopen(reference) as again:
+            assert again.id == opened.id
+            assert len(again.fds) == 1
+    for reference in (opened, opened.lease, opened.id):
+        host.release(reference)
+    assert not system.stranger().carrier("vnet0")
+
+
+@pytest.mark.parametrize("verb", ["release", "reopen", "device", "differences", "set"])
+def test_no_verb_takes_a_name(host: Host, verb: str) -> None:
+    host.acquire(Tap(bridge="br0")).close()
+    with pytest.raises(NoSuchLease, match=r"find\('vnet0'\)") as caught:
+        getattr(host, verb)("vnet0")
+    assert caught.value.reference == "vnet0"
+    with pytest.raises(NoSuchLease):
+        host.bind(["vnet0"], None)
+
+
+# Open devices
+
+
+def is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def test_an_open_device_owns_its_descriptors(host: Host) -> None:
+    opened = host.acquire(Tap(bridge="br0", queues=2))
+    assert isinstance(opened.lease, Lease)
+    assert (opened.name, opened.mac) == ("vnet0", opened.lease.mac)
+    fds = opened.fds
+    assert [is_open(fd) for fd in fds] == [True, True]
+    with opened:
+        pass
+    assert [is_open(fd) for fd in fds] == [False, False]
+    assert opened.fds == ()
+    opened.close()
+    assert host.leases() == [opened.lease], "a close ends no lease"
+
+
+def test_a_forgotten_device_is_closed_with_a_warning(host: Host) -> None:
+    devices = [host.acquire(Tap(bridge="br0"))]
+    (fd,) = devices[0].fds
+    with pytest.warns(ResourceWarning, match="OpenDevice vnet0 .* was not closed"):
+        devices.clear()
+    assert not is_open(fd)
+
+
+def test_detached_descriptors_are_the_callers(host: Host) -> None:
+    opened = host.acquire(Tap(bridge="br0"))
+    (fd,) = opened.detach_fds()
+    del opened
+    gc.collect()
+    assert is_open(fd)
+    os.close(fd)
+
+
+# Use after the end
+
+
+def test_a_closed_host_says_so(host: Host) -> None:
+    host.close()
+    host.close()
+    with pytest.raises(RequestError, match="closed: open another"):
+        host.leases()
+    with pytest.raises(RequestError, match="closed"):
+        host.acquire(Tap(bridge="br0"))
+
+
+def test_a_forked_child_is_refused_while_the_parent_goes_on(host: Host) -> None:
+    inside, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with host.operations.context.gate:
+            inside.set()
+            release.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    inside.wait()  # so the child has a lock that nobody will ever release
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            host.leases()
+        except RequestError as error:
+            os.write(writing, str(error).encode())
+        host.close()  # which must not touch what the parent uses
+        os._exit(0)
+    os.close(writing)
+    release.set()
+    holder.join()
+    os.waitpid(pid, 0)
+    said = os.read(reading, 1000).decode()
+    os.close(reading)
+    assert f"process {os.getpid()}" in said
+    assert "open another Host" in said
+    host.acquire(Tap(bridge="br0")).close()
+    assert len(host.leases()) == 1
+
+
+# Errors
+
+
+def test_a_taken_name_says_by_whom_and_until_when(
+    host: Host, system: FakeSystem
+) -> None:
+    opened = host.acquire(Tap(name="web", owner="vm1", fin_wait=7))
+    opened.close()
+    with pytest.raises(NameTaken) as caught:
+        host.acquire(Tap(name="web"))
+    error = caught.value
+    assert (error.name, error.lease, error.owner) == ("web", opened.id, "vm1")
+    assert error.until is None
+    host.release(opened)
+    with pytest.raises(NameTaken) as caught:
+        host.acquire(Tap(name="web"))
+    assert caught.value.until == system.boottime() + 7
+    system.stranger().add_tap("lan")
+    with pytest.raises(NameTaken) as caught:
+        host.acquire(Tap(name="lan"))
+    assert (caught.value.name, caught.value.lease) == ("lan", None)
+
+
+def test_an_error_takes_only_the_fields_of_its_type() -> None:
+    with pytest.raises(TypeError, match="owner"):
+        NoSuchLease("gone", owner="vm1")
+
+
+def test_a_fault_of_ours_is_an_internal_error(host: Host, system: FakeSystem) -> None:
+    def fail(_: str) -> None:
+        raise ZeroDivisionError("by zero")
+
+    system.step = fail
+    with pytest.raises(InternalError, match=r"ZeroDivisionError: by zero; .* report"):
+        host.acquire(Tap(bridge="br0"))
+    assert issubclass(InternalError, TapsterError)
