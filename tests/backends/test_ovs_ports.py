@@ -211,14 +211,14 @@ def test_an_owner_that_changes_while_we_delete_is_seen_in_time(
 ) -> None:
     """The transaction that deletes checks the owner, whatever was read before."""
     lease = acquire(host, PLAIN, inbound=Rate(1000))
-    remove = ovs._remove
+    remove = ovs.removal_of
 
     def hand_over(port: Any) -> Any:
         monkeypatch.undo()
         vsctl("set Port vnet0 external_ids:tapster=tapster:00000000:0000000000000000")
         return remove(port)
 
-    monkeypatch.setattr(ovs, "_remove", hand_over)
+    monkeypatch.setattr(ovs, "removal_of", hand_over)
     host.release(lease.id)
     assert ports("ovs0") == ["vnet0"]
     (qos,), (queue,) = rows("QoS"), rows("Queue")

@@ -170,7 +170,7 @@ def test_a_database_that_stops_after_the_port_was_made_leaves_nothing_for_good(
         monkeypatch.undo()
         switch.stop_database()
 
-    monkeypatch.setattr(ovs, "_wait_done", after(ovs._wait_done, stop))
+    monkeypatch.setattr(ovs, "wait_done", after(ovs.wait_done, stop))
     with pytest.raises(ServiceUnavailable):
         acquire(host)
     with pytest.raises(NameTaken):
@@ -276,13 +276,13 @@ def test_a_released_device_is_down_although_vswitchd_puts_its_flags_back(
 ) -> None:
     """Now and then it remembers IFF_UP from before; here it always does."""
     lease = acquire(host)
-    done = ovs._wait_done
+    done = ovs.wait_done
 
     def let_go(*arguments: Any) -> None:
         done(*arguments)
         shell.sh("ip link set vnet0 up")
 
-    monkeypatch.setattr(ovs, "_wait_done", let_go)
+    monkeypatch.setattr(ovs, "wait_done", let_go)
     host.release(lease.id)
     assert "UP" not in iproute.links()["vnet0"]["flags"]
     assert host.recover() == []
@@ -291,13 +291,13 @@ def test_a_released_device_is_down_although_vswitchd_puts_its_flags_back(
 def test_a_device_that_vswitchd_cannot_use_is_not_handed_out(
     host: Host, switch: Switch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_port = ovs.Ovs._write_port
+    write_port = ovs.Ovs.write_port
 
     def lose(backend: ovs.Ovs, db: Any, lease: Lease) -> tuple[bool, int]:
         shell.sh(f"ip link del {lease.name}")
         return write_port(backend, db, lease)
 
-    monkeypatch.setattr(ovs.Ovs, "_write_port", lose)
+    monkeypatch.setattr(ovs.Ovs, "write_port", lose)
     with pytest.raises(HostError, match="No such device"):
         acquire(host)
     nothing_is_left(host)
@@ -324,14 +324,14 @@ def test_a_start_gives_up_a_daemon_that_hangs(
 def test_a_device_of_the_name_that_is_not_ours_is_no_machines_port(
     host: Host, switch: Switch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_port = ovs.Ovs._write_port
+    write_port = ovs.Ovs.write_port
 
     def swap(backend: ovs.Ovs, db: Any, lease: Lease) -> tuple[bool, int]:
         shell.sh(f"ip link del {lease.name}")
         shell.sh(f"ip tuntap add {lease.name} mode tap")
         return write_port(backend, db, lease)
 
-    monkeypatch.setattr(ovs.Ovs, "_write_port", swap)
+    monkeypatch.setattr(ovs.Ovs, "write_port", swap)
     with pytest.raises(ConflictError, match="another device"):
         acquire(host)
     assert host.leases() == []

@@ -197,7 +197,7 @@ def test_all_of_it_is_put_there_or_nothing(
 ) -> None:
     """Neither the qdisc without a class that it has for a moment."""
     lease = lab.guest().lease
-    tc = htb.Queues._tc
+    tc = htb.Queues.tc
 
     def refuse(queues: htb.Queues, command: str, *rest: Any, **more: Any) -> None:
         if command == "replace-class":
@@ -205,7 +205,7 @@ def test_all_of_it_is_put_there_or_nothing(
             raise tapster.KernelError(22, "shaping")
         tc(queues, command, *rest, **more)
 
-    monkeypatch.setattr(htb.Queues, "_tc", refuse)
+    monkeypatch.setattr(htb.Queues, "tc", refuse)
     wiring = lease.wiring._replace(inbound=Rate(1000))
     context = lab.host.operations.context
     with pytest.raises(tapster.KernelError, match="shaping"):
@@ -255,11 +255,11 @@ def test_the_flows_share_a_rate_where_the_kernel_can(
     """Each kernel has one of these; few have the first."""
     backends = lab.host.operations.context.backends
     (backend,) = (one for one in backends if isinstance(one, Inbound))
-    monkeypatch.setattr(backend, "_leaves", ["fq_codel", "htb"])
+    monkeypatch.setattr(backend, "leaves", ["fq_codel", "htb"])
     lease = lab.guest(inbound=Rate(1000)).lease
     shown = json.loads(shell.sh(f"tc -j qdisc show dev {lease.name}"))
     (leaf,) = (one for one in shown if one.get("parent") == "1:1")
-    assert leaf["kind"] == backend._leaves[0]
+    assert leaf["kind"] == backend.leaves[0]
 
 
 # What somebody does by hand

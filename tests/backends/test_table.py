@@ -503,7 +503,7 @@ with Host(sys.argv[1], reaper=lambda _: None) as host:
 def test_without_the_library_it_is_said_what_to_install(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nft._library.cache_clear()
+    nft.library.cache_clear()
     monkeypatch.setattr(nft, "LIBRARY", "libnftables.so.0")
     for spec in (FILTERED, LIMITED):
         with pytest.raises(tapster.HostError, match="apt install libnftables1"):
@@ -512,7 +512,7 @@ def test_without_the_library_it_is_said_what_to_install(
     assert lab.host.recover() == []
     assert lab.host.operations.recover.leftovers() == []
     assert len(lab.host.leases()) == 3
-    nft._library.cache_clear()
+    nft.library.cache_clear()
 
 
 def test_without_the_library_a_release_waits_for_it(
@@ -521,12 +521,12 @@ def test_without_the_library_a_release_waits_for_it(
     lease = taken(lab.host, FILTERED)
     with Host(lab.ledger, reaper=library.no_reaper) as later:
         with monkeypatch.context() as patch:
-            nft._library.cache_clear()
+            nft.library.cache_clear()
             patch.setattr(nft, "LIBRARY", "libnftables.so.0")
             later.release(lease.id)
             with pytest.raises(tapster.HostError, match="libnftables"):
                 later.reap(now=True)
-        nft._library.cache_clear()
+        nft.library.cache_clear()
         assert later.find(lease.name).backends == ("filter", "guard")
         assert later.reap(now=True) == 1
     assert left(lab.host) == []

@@ -228,7 +228,7 @@ def test_a_request_sent_ahead_does_not_confirm_an_answer(made: Parts) -> None:
     acquire(peer)
     peer.send(PING)
     made.serve()
-    assert made.connections._open, "the second request waits"
+    assert len(made.connections), "the second request waits"
     peer.socket.close()
     made.clock.advance(1)
     made.serve()

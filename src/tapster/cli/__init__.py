@@ -150,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else list(arguments)
     failed, misused = 1, 2
     try:
-        top = _top_parser()
+        top = top_parser()
         options = top.parse_args(words)
         if options.verb == "run":
             failed = misused = RUN_FAILED
@@ -280,7 +280,7 @@ _SOCKET_HELP = "use the daemon at this socket; without root the daemon is always
 _LEDGER_HELP = "the ledger (else $TAPSTER_LEDGER, else /var/lib/tapster/ledger.db)"
 
 
-def _top_parser() -> Parser:
+def top_parser() -> Parser:
     verbs = "\n".join(f"  {verb:<16} {what}" for verb, what in VERBS.items())
     parser = Parser(
         prog="tapster",

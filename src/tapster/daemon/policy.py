@@ -59,7 +59,7 @@ SEE_OTHERS = Need("features", "see-others")
 END_OTHERS = Need("features", "end-others")
 MAINTAIN = Need("features", "maintain")
 
-_LISTED = {
+LISTED = {
     "bridge": "bridges",
     "lower": "lower",
     "name": "templates",
@@ -68,7 +68,7 @@ _LISTED = {
     "vlan": "vlans",
 }
 """The fields whose values a rule lists."""
-_FREE = {
+FREE = {
     *("key", "owner", "vnet_hdr"),
     *("addresses", "filter", "inbound", "isolated", "learning", "outbound", "up"),
 }
@@ -86,11 +86,11 @@ def _needs(spec: Spec, caller: Caller) -> Iterator[Need]:
     for field, value in spec._asdict().items():
         if field == "name" or value == spec._field_defaults.get(field):
             continue
-        if field in _LISTED:
+        if field in LISTED:
             for one in value if isinstance(value, tuple) else (value,):
-                yield Need(_LISTED[field], str(one))
+                yield Need(LISTED[field], str(one))
         elif (field, value) != ("uid", caller.uid) and not (
-            field in _FREE or (field == "gid" and value in caller.gids)
+            field in FREE or (field == "gid" and value in caller.gids)
         ):
             yield Need("features", field.replace("_", "-"))
 

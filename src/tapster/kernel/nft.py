@@ -35,7 +35,7 @@ class Nft:
 
     def __init__(self) -> None:
         _see_that_it_can_work()
-        self._library = _library()
+        self._library = library()
         with _lock:
             # The library opens its socket without close-on-exec.
             before = _open_fds()
@@ -103,7 +103,7 @@ def _refusal(said: str) -> HostError:
 
 
 @cache
-def _library() -> ctypes.CDLL:
+def library() -> ctypes.CDLL:
     try:
         library = ctypes.CDLL(LIBRARY)
     except OSError:
