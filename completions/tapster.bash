@@ -26,7 +26,7 @@ _tapster() {
     local wire=(bridge= ovs= mtu= isolated learning vlan= trunk= external-id= filter
         address= guard inbound= outbound= up down)
     local nic=(kind= link= mode= name= naming= key= owner= mac= queues= user= group=
-        fin-wait= vnet-hdr "${wire[@]}")
+        fin-wait= vm= incoming= takeover vnet-hdr "${wire[@]}")
     local chosen='--owner --bridge --state --netns'
     COMPREPLY=()
 
@@ -91,7 +91,7 @@ _tapster() {
             compopt -o default # files
             return
             ;;
-        --name | --key | --owner | --mac | --mtu | --queues | --fin-wait | --at | --remove | \
+        --name | --key | --owner | --mac | --mtu | --queues | --fin-wait | --vm | --incoming | --at | --remove | \
             --ovs | --vlan | --trunk | --external-id | --address | --inbound | --outbound | \
             --interval | --count | --format)
             return
@@ -102,7 +102,7 @@ _tapster() {
             case $verb in
                 '')
                     options=--version
-                    operands='add rm ls set show who run reap recover doctor install-service
+                    operands='add rm ls set show who run reap recover doctor fleet install-service
                         watch top'
                     ;;
                 add) options="${nic[*]/#/--} --netns --json" ;;
@@ -127,6 +127,11 @@ _tapster() {
                 reap) options=--now ;;
                 recover) options='--dry-run --json' ;;
                 doctor) options='--json --remove --user --config' ;;
+                fleet)
+                    options=--config
+                    operands='init join leave sync take epoch ls hosts who where doctor
+                        fence forget evict'
+                    ;;
                 install-service) options='--dry-run --remove' ;;
                 watch) options=--json ;;
                 top) options='--interval --count' ;;

@@ -118,6 +118,17 @@ class Changes(TypedDict, total=False):
     up: bool
 
 
+class Vm(NamedTuple):
+    """The VM of a device, as the hosts of a fleet know it."""
+
+    id: str
+    """Identifies the VM among all VMs of the fleet, such as its UUID."""
+    incoming: str | None = None
+    """The epoch by which the VM still runs on another host."""
+    takeover: bool = False
+    """The user knows that the silent host that ran the VM does not run it now."""
+
+
 class Tap(NamedTuple):
     """A request for a tap device.
 
@@ -151,6 +162,7 @@ class Tap(NamedTuple):
     inbound: Rate | None = None
     outbound: Rate | None = None
     up: bool = True
+    vm: Vm | None = None
 
     @property
     def kind(self) -> Kind:
@@ -179,6 +191,7 @@ class Macvtap(NamedTuple):
     queues: int = 1
     vnet_hdr: bool = True
     fin_wait: float = DEFAULT_FIN_WAIT
+    vm: Vm | None = None
 
     @property
     def kind(self) -> Kind:
@@ -353,8 +366,26 @@ def check_spec(spec: Spec) -> names.Template:
             raise RequestError(f"a user or group id is 0 to 4294967294, not {id_}")
     if spec.mac is not None:
         parse_mac(spec.mac)
+    if spec.vm is not None:
+        _check_vm(spec.vm)
     check_wiring(spec.wiring)
     return template
+
+
+def _check_vm(vm: Vm) -> None:
+    good = vm.id.isascii() and vm.id.isprintable() and " " not in vm.id
+    if not good or not 0 < len(vm.id) <= MAX_OWNER or vm.id.startswith("lease/"):
+        raise RequestError(
+            f"the id of a VM is 1 to {MAX_OWNER} characters of ASCII without spaces, "
+            f"such as its UUID, not {vm.id!r}"
+        )
+    if vm.incoming is not None:
+        term, _, step = vm.incoming.partition(".")
+        if not (vm.incoming.isascii() and term.isdecimal() and step.isdecimal()):
+            raise RequestError(
+                "incoming is the epoch of the other host, such as 0.7, "
+                f"not {vm.incoming!r}"
+            )
 
 
 def check_wiring(wiring: Wiring) -> None:

@@ -31,6 +31,7 @@ LAYERS = (
     ("open_device", "a lease and its open descriptors"),
     ("operations", "acquire, release, set, reap, recover"),
     ("backends", "Open vSwitch, filters, rates"),
+    ("fleet", "MACs and an inventory that hosts share"),
     ("ledger", "the records"),
     ("kernel", "the only room that makes system calls"),
     ("model", "requests, leases, identities"),

@@ -205,6 +205,7 @@ ROOMS = [
     Room(
         "tapster.operations.context",
         (
+            "tapster.fleet.guard",
             "tapster.backends",
             "tapster.errors",
             "tapster.kernel",
@@ -260,6 +261,7 @@ ROOMS = [
     Room(
         "tapster.operations.acquire",
         (
+            "tapster.fleet.guard",
             "tapster.backends.bridge",
             "tapster.backends.lower",
             "tapster.errors",
@@ -384,6 +386,34 @@ ROOMS = [
     ),
     Room("tapster.libvirt", ("tapster.errors",), "a domain's XML: text in, text out"),
     Room("tapster.__main__", ("tapster.cli",), "it starts the command"),
+    Room(
+        "tapster.fleet",
+        ("tapster.errors", "tapster.ledger", "tapster.model"),
+        "it pushes what a ledger says, and touches no device",
+    ),
+    Room("tapster.fleet.claim", (), "who has a MAC is pure reasoning"),
+    Room(
+        "tapster.fleet.keys",
+        ("tapster.errors", "tapster.fleet.claim", "tapster.fleet.store"),
+        "keys and values",
+    ),
+    Room("tapster.fleet.store", ("tapster.errors",), "a protocol, and its errors"),
+    Room("tapster.fleet.memory", ("tapster.fleet.store",), "a store of its own"),
+    Room(
+        "tapster.fleet.steps",
+        (
+            "tapster.errors",
+            "tapster.fleet.claim",
+            "tapster.fleet.keys",
+            "tapster.fleet.store",
+        ),
+        "the explorer runs them on a store that answers late",
+    ),
+    Room(
+        "tapster.fleet.etcd",
+        ("tapster.errors", "tapster.fleet.store"),
+        "a store, whatever is in it",
+    ),
     Room("tapster.cli", ("tapster",), "the top: it may use all there is"),
 ]
 
@@ -427,7 +457,7 @@ KEEPERS = [
     Keeper("ctypes", ("tapster.kernel",), "system calls live in one room"),
     Keeper(
         "socket",
-        ("tapster.daemon", "tapster.integrate", "tapster.kernel"),
+        ("tapster.fleet.etcd", "tapster.daemon", "tapster.integrate", "tapster.kernel"),
         "netlink is the kernel's",
     ),
     Keeper(
@@ -443,6 +473,8 @@ KEEPERS = [
     Keeper(
         "json",
         (
+            "tapster.fleet.etcd",
+            "tapster.fleet.keys",
             "tapster.cli",
             "tapster.kernel.nft",
             "tapster.rpc.varlink",
@@ -454,7 +486,14 @@ KEEPERS = [
         "ovs", ("tapster.backends.ovsrpc",), "it is slow to import, and may be absent"
     ),
     Keeper("pyroute2", ("tapster.backends.htb",), "it is slow to import, and optional"),
-    Keeper("tomllib", ("tapster.daemon.config",), "only the daemon has a file"),
+    Keeper(
+        "tomllib",
+        (
+            "tapster.fleet.settings",
+            "tapster.daemon.config",
+        ),
+        "only the daemon and a fleet have a file",
+    ),
     Keeper(
         "importlib",
         ("tapster.cli",),
@@ -487,6 +526,10 @@ PURE = {
     "tapster.model": {"enum", "ipaddress", "typing"},
     "tapster.ledger.rows": {"typing"},
     "tapster.operations.decision": {"enum", "typing"},
+    "tapster.fleet.claim": {"enum", "typing"},
+    "tapster.fleet.keys": {"collections.abc", "json", "typing"},
+    "tapster.fleet.store": {"collections.abc", "typing"},
+    "tapster.fleet.steps": {"collections.abc", "typing"},
     "tapster.rpc.varlink": {"collections.abc", "enum", "json", "types", "typing"},
     "tapster.rpc.interface": {"enum", "typing"},
     "tapster.daemon.policy": {"collections.abc", "fnmatch", "typing"},

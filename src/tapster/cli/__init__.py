@@ -44,12 +44,13 @@ VERBS = {
     "reap": "delete the devices whose FIN WAIT is over",
     "recover": "repair what crashes left",
     "doctor": "list the problems of this host, with remedies",
+    "fleet": "share MACs and an inventory with other hosts",
     "install-service": "put the units of the daemon on this host",
     "watch": "print events as they happen (needs the daemon)",
     "top": "show leases, events and rates, live (needs the daemon)",
 }
-HOST_VERBS = ("install-service",)
-"""Work on the host itself; they open neither a ledger nor a connection."""
+HOST_VERBS = ("fleet", "install-service")
+"""Verbs that open what they need themselves: no Host, and no connection."""
 DAEMON_VERBS = ("watch", "top")
 """Verbs that need the daemon."""
 

@@ -16,6 +16,7 @@ from tapster.model import (
     Naming,
     Spec,
     Tap,
+    Vm,
     Wiring,
 )
 
@@ -61,6 +62,17 @@ def declare(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_FIN_WAIT,
         help=f"how long the name waits after release; default: {DEFAULT_FIN_WAIT:g}s",
     )
+    option("--vm", metavar="ID", help="the VM, as all hosts of the fleet call it")
+    option(
+        "--incoming",
+        metavar="EPOCH",
+        help="the VM still runs elsewhere, by this epoch (tapster fleet epoch)",
+    )
+    option(
+        "--takeover",
+        action="store_true",
+        help="start the VM although a host that is silent may run it",
+    )
     wire.declare(parser)
 
 
@@ -86,6 +98,7 @@ def spec(options: argparse.Namespace) -> Spec:
             uid=_uid(options.user),
             gid=_gid(options.group),
             fin_wait=options.fin_wait,
+            vm=_vm(options),
             **wiring,
         )
     _refuse(options, "user", "group", kind=kind)
@@ -104,7 +117,16 @@ def spec(options: argparse.Namespace) -> Spec:
         queues=options.queues,
         vnet_hdr=options.vnet_hdr,
         fin_wait=options.fin_wait,
+        vm=_vm(options),
     )
+
+
+def _vm(options: argparse.Namespace) -> Vm | None:
+    if options.vm is not None:
+        return Vm(options.vm, options.incoming, options.takeover)
+    if options.incoming is not None or options.takeover:
+        raise RequestError("--incoming and --takeover need --vm")
+    return None
 
 
 def _refuse(options: argparse.Namespace, *unfit: str, kind: str) -> None:

@@ -153,6 +153,12 @@ class Ledger:
                 text for (text,) in db.execute("SELECT DISTINCT text FROM template")
             ]
 
+    def in_fleet(self) -> bool:
+        """Return whether the host of this ledger has joined a fleet."""
+        with self.file.reading() as db:
+            query = "SELECT 1 FROM sqlite_schema WHERE name = 'fleet_record'"
+            return db.execute(query).fetchone() is not None
+
     def check(self) -> list[str]:
         """Return the faults that SQLite finds in the file. This reads all of it."""
         with self.file.reading() as db:
