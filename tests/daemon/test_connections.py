@@ -264,8 +264,8 @@ def test_a_release_of_a_client_that_left_is_done(made: Parts) -> None:
     made.serve()
     data, fds = unix.receive(peer.socket, 1 << 16, 4)
     close(fds)
-    (lease,) = json.loads(data[:-1])["parameters"]["leases"]
-    peer.send("io.tapster.Release", parameters={"lease": lease["id"]})
+    (device,) = json.loads(data[:-1])["parameters"]["devices"]
+    peer.send("io.tapster.Release", parameters={"lease": device["lease"]["id"]})
     made.turn()
     peer.socket.close()
     made.serve()

@@ -243,6 +243,11 @@ class Client(Manager):
     def call(
         self, method: str, parameters: Any, fds: Sequence[int] = ()
     ) -> tuple[Any, list[int]]:
+        """Call a method of the daemon's interface, by its name.
+
+        Return the answer, and the descriptors that came along. If the daemon was
+        restarted, a method that may be repeated is called again.
+        """
         try:
             self._send(method, parameters, fds)
             return self._receive(method)
