@@ -16,7 +16,7 @@ from tapster.kernel.port import System
 from tapster.testing import FakeSystem, Stranger
 
 
-class Lab(Protocol):
+class ContractLab(Protocol):
     """A host, and other programs that act on it."""
 
     @property
@@ -106,11 +106,11 @@ class RealLab:
 
 
 @contextmanager
-def fake() -> Iterator[Lab]:
+def fake() -> Iterator[ContractLab]:
     yield FakeLab()
 
 
 @contextmanager
-def real() -> Iterator[Lab]:
+def real() -> Iterator[ContractLab]:
     with namespaces(), ExitStack() as stack:
         yield RealLab(stack)

@@ -51,7 +51,7 @@ class Fault(NamedTuple):
         return f"{self.call} number {self.number}{on} fails: {code}"
 
 
-class Child:
+class FaultyChild:
     """A child process that does one step of its script at a time."""
 
     def __init__(

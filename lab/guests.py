@@ -69,7 +69,7 @@ class Leased(Guest):
         self.lease = opened.lease
 
 
-class Lab:
+class GuestBridge:
     """A host with the bridge br0, and two guests without a filter or a rate."""
 
     def __init__(self, ledger: Path) -> None:
@@ -109,7 +109,7 @@ class Lab:
 
 
 @contextmanager
-def lab(ledger: Path) -> Iterator[Lab]:
+def lab(ledger: Path) -> Iterator[GuestBridge]:
     """Open a bridge br0 on which the host sends little and drops nothing."""
     shell.sh("ip link set br0 type bridge mcast_snooping 0")
     for setting, value in (
@@ -120,7 +120,7 @@ def lab(ledger: Path) -> Iterator[Lab]:
         path = Path("/proc/sys/net", setting)
         if path.exists():  # a module that is not loaded does nothing either
             path.write_text(value)
-    lab = Lab(ledger)
+    lab = GuestBridge(ledger)
     with lab.host:
         yield lab
     lab.close()

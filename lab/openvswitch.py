@@ -20,7 +20,7 @@ SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
 DAEMON_SECONDS = 20.0
 
 
-class Switch:
+class OpenVswitch:
     """ovsdb-server and ovs-vswitchd, with bridges in userspace."""
 
     def __init__(self) -> None:
@@ -109,9 +109,9 @@ def _plain(value: Any) -> Any:
 
 
 @pytest.fixture
-def switch(world: None) -> Iterator[Switch]:
+def switch(world: None) -> Iterator[OpenVswitch]:
     """Run Open vSwitch with two bridges, ovs0 and ovs1."""
-    switch = Switch()
+    switch = OpenVswitch()
     for bridge in ("ovs0", "ovs1"):
         vsctl(f"add-br {bridge} -- set Bridge {bridge} datapath_type=netdev")
         sh(f"ip link set {bridge} up")
