@@ -6,12 +6,12 @@ Each method is an operation with a file of its own in `tapster.operations`.
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Unpack
 
 from tapster.api import Manager, Reference, check_acquire, id_of, ids_of
 from tapster.backends.backend import Backend
 from tapster.checks import check_value
 from tapster.kernel.port import System
+from tapster.light import Unpack
 from tapster.model import Changes, HistoryEntry, Lease, Link, Netns, Problem, Spec
 from tapster.open_device import OpenDevice
 from tapster.operations.decision import Repair

@@ -7,11 +7,11 @@ tuples because the command sits in a virtual machine's start path and importing
 """
 
 from enum import StrEnum
-from typing import NamedTuple, TypedDict
 
 from tapster import names
 from tapster.checks import check_record, check_value, shown
 from tapster.errors import RequestError
+from tapster.light import NamedTuple, TypedDict
 
 DEFAULT_TEMPLATE = "vnet%d"
 DEFAULT_FIN_WAIT = 5.0

@@ -38,6 +38,7 @@ LAYERS = (
     ("checks", "types of values, by annotations"),
     ("names", "what a device may be called"),
     ("errors", "every error"),
+    ("light", "named tuples, and names of types without `typing`"),
 )
 """The rooms, from the top, and what each is."""
 

@@ -8,10 +8,10 @@ it with the device, so nothing can be left over.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import EINVAL, ENOENT
-from typing import Any, NamedTuple, Self
 
 from tapster.errors import KernelError, RequestError, ServiceUnavailable
 from tapster.kernel.port import Namespace
+from tapster.light import Any, NamedTuple, Self
 from tapster.model import Rate
 
 TC_H_ROOT = 0xFFFFFFFF

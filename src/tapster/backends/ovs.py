@@ -13,7 +13,6 @@ copies `next_cfg` to `cur_cfg` when it has done what the database says.
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar
 
 from tapster import model
 from tapster.backends import ovsport
@@ -43,6 +42,7 @@ from tapster.errors import (
     TapsterError,
 )
 from tapster.kernel.port import Namespace
+from tapster.light import TYPE_CHECKING, TypeVar
 from tapster.model import Lease, State, Wiring
 
 if TYPE_CHECKING:

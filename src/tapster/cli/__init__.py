@@ -14,7 +14,6 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib import import_module
 from io import TextIOWrapper
-from typing import TYPE_CHECKING, Any, NoReturn
 
 from tapster import __version__
 from tapster.errors import (
@@ -28,6 +27,7 @@ from tapster.errors import (
     TapsterError,
 )
 from tapster.kernel import failure
+from tapster.light import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from tapster.api import Manager

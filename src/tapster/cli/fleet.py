@@ -9,7 +9,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
 
 from tapster.cli import output
 from tapster.cli.output import Column
@@ -21,6 +20,7 @@ from tapster.fleet.keys import InventoryRow, Keys
 from tapster.fleet.member import Member, Synced, open_store
 from tapster.fleet.settings import Settings
 from tapster.fleet.steps import GateClosed
+from tapster.light import Any, NamedTuple
 
 ROW_COLUMNS = (
     Column("HOST"),

@@ -8,10 +8,10 @@ added. No field changes its meaning, and none is removed.
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from tapster.cli import terminal
 from tapster.kernel.netns import NAMED
+from tapster.light import Any
 from tapster.model import HistoryEntry, Lease, Link, Wiring
 
 VERSION = 1

@@ -6,10 +6,10 @@
 
 import argparse
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from tapster.cli import output
 from tapster.errors import NoSuchLease
+from tapster.light import TYPE_CHECKING
 from tapster.model import Lease, State
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ uses ifindexes. No command requests an ifindex for a tap, because ip(8) has no o
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, cast
 
 from tapster.backends import htb, ovsport
 from tapster.backends.backend import Backend, Leftover, Observation
 from tapster.kernel import netns
 from tapster.kernel.port import LinkChange, Namespace, NewMacvtap, System
+from tapster.light import Any, cast
 from tapster.model import Lease, Netns, State, Wiring, stamp
 
 Write = Callable[[str], None]

@@ -3,11 +3,11 @@
 
 import argparse
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from tapster.cli import output
 from tapster.cli.output import Column
 from tapster.errors import RequestError
+from tapster.light import TYPE_CHECKING
 from tapster.model import HistoryEntry
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ Rule 4: a refusal says the rule that would be needed.
 
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
-from typing import NamedTuple
 
+from tapster.light import NamedTuple
 from tapster.model import DEFAULT_TEMPLATE, Lease, Spec
 
 

@@ -6,7 +6,6 @@ Everything here runs in the worker's thread, but for what says otherwise.
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
 
 from tapster import doctor
 from tapster.daemon import policy
@@ -24,6 +23,7 @@ from tapster.errors import (
     TapsterError,
 )
 from tapster.kernel import process, unix
+from tapster.light import Any, NamedTuple
 from tapster.model import Lease, Spec, State, Tap, Wiring
 from tapster.operations.devices import Opened
 from tapster.operations.look import Look

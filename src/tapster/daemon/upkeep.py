@@ -6,12 +6,12 @@ Everything here runs in the worker's thread, unless its docstring says otherwise
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
 
 from tapster.daemon.log import INFO, WARNING, Log
 from tapster.daemon.metrics import Metrics
 from tapster.errors import HostError, TapsterError
 from tapster.kernel.port import HERE, Changes
+from tapster.light import NamedTuple
 from tapster.model import Lease, Link, Netns, Process, State
 from tapster.operations.decision import Action, Repair
 from tapster.operations.operations import Operations

@@ -8,7 +8,6 @@ is one transaction.
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
 
 from tapster.fleet import keys
 from tapster.fleet.claim import (
@@ -20,6 +19,7 @@ from tapster.fleet.claim import (
 from tapster.fleet.keys import BLOCK_SIZE, InventoryRow
 from tapster.fleet.steps import Outcome
 from tapster.ledger import Ledger
+from tapster.light import Any, NamedTuple
 
 REST = 86400.0
 """Seconds before a MAC is given to another VM: neighbours remember it."""

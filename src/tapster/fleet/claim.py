@@ -18,7 +18,8 @@ has a name of its own in the fleet (`--vm`), and ends the claim of any other.
 """
 
 from enum import StrEnum
-from typing import NamedTuple
+
+from tapster.light import NamedTuple
 
 
 class Epoch(NamedTuple):

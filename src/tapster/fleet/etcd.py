@@ -21,10 +21,10 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPException
-from typing import Any, NamedTuple
 
 from tapster.errors import RequestError
 from tapster.fleet.store import Committed, FleetUnavailable, FleetUnclear
+from tapster.light import Any, NamedTuple
 
 PAGE = 1000
 """Keys in an answer to `scan`."""

@@ -3,7 +3,6 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
 
 from tapster.errors import ConflictError, RequestError
 from tapster.fleet import keys, steps
@@ -19,6 +18,7 @@ from tapster.fleet.keys import (
     value_of,
 )
 from tapster.fleet.store import Store
+from tapster.light import Any, NamedTuple
 
 KVM_PREFIX = "52:54:00"
 

@@ -8,7 +8,6 @@ than the budget, whatever the store, the network or a name server does.
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from tapster.errors import TapsterError
 from tapster.fleet.book import Book, Entry, describe
@@ -21,6 +20,7 @@ from tapster.fleet.claim import (
 )
 from tapster.fleet.store import FleetUnavailable, MacClaimed
 from tapster.ledger import Ledger
+from tapster.light import TYPE_CHECKING
 from tapster.model import Lease, Spec
 
 if TYPE_CHECKING:

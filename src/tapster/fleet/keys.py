@@ -7,11 +7,11 @@ which names the key. Text that came from another host is checked when it is read
 
 import json
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
 
 from tapster.errors import RequestError
 from tapster.fleet.claim import RELEASED, Claim, ClaimState, Epoch, parse_epoch
 from tapster.fleet.store import FleetDamaged
+from tapster.light import Any, NamedTuple, TypeVar
 
 DEFAULT_ROOT = "/tapster/v1"
 BLOCK_SIZE = 256

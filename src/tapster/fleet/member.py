@@ -4,7 +4,6 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple, TypeVar
 
 from tapster.errors import ConflictError, RequestError
 from tapster.fleet import claim, keys, steps
@@ -15,6 +14,7 @@ from tapster.fleet.settings import CACHE, Settings
 from tapster.fleet.steps import Me, Outcome, Push, Steps
 from tapster.fleet.store import FleetUnavailable, Store
 from tapster.ledger import Ledger
+from tapster.light import NamedTuple, TypeVar
 
 SESSION_SECONDS = 180
 """How long a host counts as there after its last sync."""

@@ -4,10 +4,10 @@
 import os
 import tomllib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
 
 from tapster.errors import RequestError
 from tapster.fleet import keys
+from tapster.light import Any, NamedTuple
 
 PATH = "/etc/tapster/tapster.toml"
 CACHE = "/run/tapster/fleet"

@@ -13,13 +13,13 @@ the host can be applied. A request that this ends for no reason is made once mor
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
 
 from tapster.errors import RequestError
 from tapster.fleet import claim, keys
 from tapster.fleet.claim import Claim, ClaimAction, ClaimState, Epoch, Record, Standing
 from tapster.fleet.keys import Block, HostGate, InventoryRow, Keys, encode
 from tapster.fleet.store import MAX_KEYS, Committed, FleetUnavailable, Store
+from tapster.light import Any, NamedTuple, TypeVar
 
 TRIES = 20
 """Commits in a row that fail because another host was faster."""

@@ -6,9 +6,9 @@ only if other keys are what the caller has read. Every call has a time limit.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
 
 from tapster.errors import ConflictError, ServiceUnavailable
+from tapster.light import NamedTuple, Protocol
 
 MAX_KEYS = 100
 """Keys in a commit or a read: etcd takes 128 operations in a transaction."""

@@ -20,7 +20,6 @@ from errno import (
     ENXIO,
 )
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
 
 from tapster.errors import HostError, KernelError, NoSuchLink
 from tapster.kernel import netns, process, rtnl, tun, vhost
@@ -35,6 +34,7 @@ from tapster.kernel.port import (
     Watch,
 )
 from tapster.kernel.watch import LinkWatch
+from tapster.light import TYPE_CHECKING, Any
 from tapster.model import Link, Netns, Process
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ import socket
 from errno import EBADMSG
 from functools import cache
 from threading import Lock
-from typing import Any
 
 from tapster.errors import (
     HostError,
@@ -21,6 +20,7 @@ from tapster.errors import (
     ServiceUnavailable,
 )
 from tapster.kernel.failure import has
+from tapster.light import Any
 
 LIBRARY = "libnftables.so.1"
 NETLINK_NETFILTER = 12

@@ -12,9 +12,9 @@ import struct
 import sys
 from collections.abc import Iterator, Sequence
 from errno import EAGAIN, EEXIST, ENOBUFS, ENODEV
-from typing import NamedTuple
 
 from tapster.kernel.port import LinkChange, NewMacvtap, Vlans
+from tapster.light import NamedTuple
 from tapster.model import Link, Mode, parse_mac
 
 NLM_F_REQUEST = 0x1

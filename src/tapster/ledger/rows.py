@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Leases as rows of the ledger's tables, and back."""
 
-from typing import Any
-
+from tapster.light import Any
 from tapster.model import (
     MAX_QUEUES,
     Kind,

@@ -6,9 +6,9 @@ Every function runs inside a transaction of the caller.
 
 import sqlite3
 from collections.abc import Callable
-from typing import Any
 
 from tapster.ledger.database import Damage
+from tapster.light import Any
 
 FIRST_IFINDEX = 1 << 30
 """The lowest interface index that Tapster uses. The kernel counts its own up from 1."""

@@ -8,7 +8,6 @@ caller passes in functions that do (`holder_of`, `is_alive`, ...).
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
 
 from tapster.errors import LeaseBusy
 from tapster.ledger import claims, history, leases, namespaces, settings
@@ -16,6 +15,7 @@ from tapster.ledger.allocator import Allocator, HolderOf
 from tapster.ledger.claims import IsAlive
 from tapster.ledger.database import Database
 from tapster.ledger.leases import Reservation
+from tapster.light import Protocol
 from tapster.model import HistoryEntry, Lease, Netns, Process, Spec, State, Wiring
 from tapster.names import Template
 

@@ -7,7 +7,6 @@ each device of ours has a lease that names it, whenever a process is killed.
 
 from collections.abc import Sequence
 from errno import EBUSY, EEXIST
-from typing import TYPE_CHECKING, NamedTuple
 
 from tapster import model
 from tapster.backends import bridge, lower
@@ -20,6 +19,7 @@ from tapster.errors import (
 )
 from tapster.kernel.port import LinkChange
 from tapster.ledger import Reservation
+from tapster.light import TYPE_CHECKING, NamedTuple
 from tapster.model import Kind, Lease, Macvtap, Mode, Naming, Spec
 from tapster.operations.context import Context
 from tapster.operations.devices import ATTEMPTS, Devices, Opened, close_fds

@@ -8,7 +8,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from tapster import backends as all_backends
 from tapster.backends.backend import Backend
@@ -16,6 +15,7 @@ from tapster.errors import HostError, RequestError, TapsterError, internal
 from tapster.kernel.linux import LinuxSystem
 from tapster.kernel.port import Namespace, System
 from tapster.ledger import DEFAULT_PATH, Ledger
+from tapster.light import TYPE_CHECKING
 from tapster.model import Netns, Process
 from tapster.operations.claims import Claims
 

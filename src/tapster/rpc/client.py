@@ -6,12 +6,12 @@ Small and synchronous, because it sits in the start path of VMs.
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Unpack
 
 from tapster.api import Manager, Reference, check_acquire, id_of, ids_of
 from tapster.checks import check_value
 from tapster.errors import DaemonError, RequestError
 from tapster.kernel import unix
+from tapster.light import Any, Unpack
 from tapster.model import (
     Changes,
     HistoryEntry,

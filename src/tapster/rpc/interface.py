@@ -5,10 +5,10 @@ Requests, leases and all else are the model's own types: see varlink.py.
 """
 
 from enum import StrEnum
-from typing import Any, NamedTuple
 
 from tapster import errors
 from tapster.errors import KernelError, TapsterError
+from tapster.light import Any, NamedTuple
 from tapster.model import HistoryEntry, Lease, Link, Macvtap, Problem, Spec, Tap, Wiring
 from tapster.operations.decision import Repair
 from tapster.rpc.varlink import Error, Interface, Method, Nothing
