@@ -15,7 +15,7 @@ GROUP = 200
 """Devices deleted at a time when all is over."""
 
 
-class BenchWorld:
+class World:
     """What is there to work with."""
 
     def __init__(self, directory: Path, floor: Floor) -> None:
@@ -51,12 +51,12 @@ class BenchWorld:
 
 
 @contextmanager
-def world(program: Path) -> Iterator[BenchWorld]:
+def world(program: Path) -> Iterator[World]:
     """Be in a network of our own; `program` is the compiled floor."""
     with namespaces(), tempfile.TemporaryDirectory() as directory:
         _ip("link", "set", "lo", "up")
         with Floor(program) as floor:
-            made = BenchWorld(Path(directory), floor)
+            made = World(Path(directory), floor)
             yield made
             made.clear()
 

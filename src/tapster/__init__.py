@@ -11,6 +11,8 @@ with tapster.Host() as host:
 `tapster.connect()` gives the same without privileges: there the daemon does it.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from tapster.errors import (
     BadName,
     BridgeFull,
@@ -35,7 +37,6 @@ from tapster.errors import (
     ServiceUnavailable,
     TapsterError,
 )
-from tapster.light import TYPE_CHECKING, Any
 from tapster.model import (
     Changes,
     HistoryEntry,

@@ -2,8 +2,7 @@
 """Start the command: `tapster`, or `python -m tapster`."""
 
 import signal
-
-from tapster.light import NoReturn
+from typing import NoReturn
 
 
 def command() -> NoReturn:

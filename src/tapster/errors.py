@@ -29,8 +29,7 @@ program may want to know of an error is in its attributes.
 """
 
 import os
-
-from tapster.light import ClassVar
+from typing import ClassVar
 
 
 class TapsterError(Exception):

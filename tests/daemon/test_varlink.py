@@ -82,12 +82,10 @@ def test_another_client_acquires_and_gets_descriptors(daemon: Daemon) -> None:
         assert reply
         assert reply.error is None
         given: Any = reply.parameters
-        (device,) = given["devices"]
-        lease = device["lease"]
+        (lease,) = given["leases"]
         assert lease["caller_uid"] == ALICE
         assert fds
-        names = {name_behind(fds[place].fileno()) for place in device["fds"]}
-        assert names == {"vnet0"}
+        assert {name_behind(fds[place].fileno()) for place in lease["fds"]} == {"vnet0"}
         taken.set_result(None)
         released = await ask(protocol, "io.tapster.Release", {"lease": lease["id"]})
         assert released == (None, {})

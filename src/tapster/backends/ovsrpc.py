@@ -13,6 +13,7 @@ import codecs
 import json
 import os
 from errno import EAGAIN
+from typing import Any, Self
 
 import ovs.poller
 import ovs.stream
@@ -20,7 +21,6 @@ import ovs.timeval
 
 from tapster.backends.ovsdb import Operation, Refused, Row, decoded
 from tapster.errors import ServiceUnavailable
-from tapster.light import Any, Self
 
 TRANSACTION_SECONDS = 5.0
 """How long a transaction may take. libvirt gives ovs-vsctl as long."""

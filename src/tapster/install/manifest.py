@@ -5,7 +5,7 @@
 files; this list is the only place that names them.
 """
 
-from tapster.light import NamedTuple
+from typing import NamedTuple
 
 PROGRAMS = {
     "tapster": ("tapster.cli", "command"),

@@ -8,8 +8,7 @@ the user cannot read is ignored: an administrator uses its mode to select users.
 
 from collections.abc import Iterator
 from contextlib import suppress
-
-from tapster.light import NamedTuple
+from typing import NamedTuple
 
 ALL = "all"
 DEEPEST = 16

@@ -18,6 +18,7 @@ The program runs before the bridge and its hooks. The kernel deletes it with the
 
 import struct
 import sys
+from typing import Self
 
 from tapster.kernel.bpf import (
     MEMBER_OFFSET,
@@ -28,7 +29,6 @@ from tapster.kernel.bpf import (
     Reference,
     offset_of,
 )
-from tapster.light import Self
 
 NAME = "tapster_guard"
 

@@ -12,6 +12,7 @@ import socket
 from errno import EBADMSG
 from functools import cache
 from threading import Lock
+from typing import Any
 
 from tapster.errors import (
     HostError,
@@ -20,7 +21,6 @@ from tapster.errors import (
     ServiceUnavailable,
 )
 from tapster.kernel.failure import has
-from tapster.light import Any
 
 LIBRARY = "libnftables.so.1"
 NETLINK_NETFILTER = 12
@@ -35,7 +35,7 @@ class Nft:
 
     def __init__(self) -> None:
         _see_that_it_can_work()
-        self._library = library()
+        self._library = _library()
         with _lock:
             # The library opens its socket without close-on-exec.
             before = _open_fds()
@@ -103,7 +103,7 @@ def _refusal(said: str) -> HostError:
 
 
 @cache
-def library() -> ctypes.CDLL:
+def _library() -> ctypes.CDLL:
     try:
         library = ctypes.CDLL(LIBRARY)
     except OSError:

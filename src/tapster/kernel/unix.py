@@ -18,8 +18,7 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from errno import EMFILE, ENODATA, ENOPROTOOPT, ERANGE, ESRCH
-
-from tapster.light import NamedTuple
+from typing import NamedTuple
 
 SO_PEERGROUPS = 59
 SO_PEERPIDFD = 77
