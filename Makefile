@@ -11,10 +11,10 @@ WORKERS ?= $(shell expr $$(nproc) + 1)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # the order of the prerequisites is the order of the work
-.PHONY: help setup deps demo quick test check explore soak bench install uninstall deb format clean root
+.PHONY: help setup deps demo quick test host host-test check explore soak bench install uninstall deb format clean root
 
 help: ## List these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
 setup: $(VENV)/tapster.stamp ## Make .venv, with Tapster in it (editable)
 
@@ -30,7 +30,19 @@ quick: setup ## Run the tests that need no root and no service, in under a minut
 QUICK = not kernel and not crash and not e2e and not slow
 
 test: root deps setup ## Run the tests; some of them: ARGS="-k recover" (root)
-	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal \
+	    -p lab.ran --ran .ran/here.json $(ARGS)
+
+SUITE ?= 13
+TIMES ?= $(if $(SHORT),1,20)
+host: root deps setup ## A shell on a whole Debian host, in QEMU: SUITE=12|13 (root)
+	$(VENV)/bin/python -m lab.host --suite $(SUITE) shell
+
+host-test: root deps setup ## Tests on whole Debian hosts: SUITE=12|13 (root)
+	$(VENV)/bin/python -m lab.host --suite $(SUITE) test \
+	    --ran .ran/inside-$(SUITE).json $(if $(SHORT),--skipped .ran/here.json) -- $(ARGS)
+	$(VENV)/bin/python -m pytest -p lab.host.plugin --suite $(SUITE) --times $(TIMES) \
+	    -p lab.ran --ran .ran/outside-$(SUITE).json tests/host/outside
 
 explore: setup ## Run Tapster through every schedule; BOUND=full takes an hour or more
 	$(VENV)/bin/python -m explorer --bound $(or $(BOUND),small)
@@ -72,7 +84,7 @@ format: setup ## Format the code, mend what lint can mend
 	$(VENV)/bin/ruff format
 
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) dist htmlcov .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) dist htmlcov .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache .ran
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Two stamps, so that an edit of pyproject.toml fetches nothing. After sudo, .venv goes

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which tests ran where: a plugin of pytest, and a check over several computers.
+
+No computer can run all tests. `pytest -p lab.ran --ran FILE` writes what became of each
+test. `python -m lab.ran FILE...` fails if a test passed in none of these files.
+"""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--ran", type=Path, help="write what became of each test here")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    path = config.getoption("--ran")
+    if path and not hasattr(config, "workerinput"):  # the others are pytest-xdist's
+        config.pluginmanager.register(Recorder(path))
+
+
+class Recorder:
+    """Keeps the outcome of each test, and writes all of them at the end."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._outcomes: dict[str, str] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        before = self._outcomes.get(report.nodeid)
+        if report.failed or before == "failed":
+            outcome = "failed"
+        elif report.skipped and not hasattr(report, "wasxfail"):
+            outcome = "skipped"
+        elif report.when == "call" or hasattr(report, "wasxfail"):
+            outcome = "passed"
+        else:
+            return
+        self._outcomes[report.nodeid] = outcome
+
+    def pytest_sessionfinish(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        report = {"where": where(), "tests": self._outcomes}
+        self._path.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def where() -> str:
+    """Return what tells computers apart: distribution, kernel, systemd, Python."""
+    system = platform.freedesktop_os_release()["PRETTY_NAME"]
+    systemd = "systemd" if os.path.exists("/run/systemd/system") else "no systemd"
+    kernel, python = platform.release(), platform.python_version()
+    return f"{system}, Linux {kernel}, {systemd}, Python {python}"
+
+
+def outcomes(path: Path) -> dict[str, str]:
+    """Read what became of each test in one run."""
+    tests: dict[str, str] = json.loads(path.read_text())["tests"]
+    return tests
+
+
+def skipped(path: Path) -> list[str]:
+    """Return the tests that one run skipped."""
+    return [test for test, outcome in outcomes(path).items() if outcome == "skipped"]
+
+
+def ran_nowhere(runs: Iterable[dict[str, str]]) -> list[str]:
+    """Return the tests that passed in none of these runs."""
+    every: set[str] = set()
+    passed: set[str] = set()
+    for run in runs:
+        every.update(run)
+        passed.update(test for test, outcome in run.items() if outcome == "passed")
+    return sorted(every - passed)
+
+
+def main(arguments: list[str]) -> int:
+    """Print what ran where; return 1 if a test passed nowhere."""
+    reports: dict[str, Any] = {
+        path: json.loads(Path(path).read_text()) for path in arguments
+    }
+    for report in reports.values():
+        results = list(report["tests"].values())
+        counts = ", ".join(
+            f"{results.count(outcome)} {outcome}"
+            for outcome in ("passed", "failed", "skipped")
+            if outcome in results
+        )
+        print(f"{report['where']}: {counts}")
+    missing = ran_nowhere(report["tests"] for report in reports.values())
+    for test in missing:
+        print(f"passed nowhere: {test}")
+    return 1 if missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a host keeps when it is rebooted in good order, and when its power is cut."""
+
+import json
+import threading
+from contextlib import suppress
+
+from lab.host.debian import DebianHost
+from tests.host.outside.ground import add_bridge, enable, leases, taps, wait_output
+
+VM = """\
+[Unit]
+After=bridge.service
+[Service]
+ExecStart=/usr/bin/tapster run --bridge br0 --owner vm --name vm%d -- sleep infinity
+[Install]
+WantedBy=multi-user.target
+"""
+
+STORM = """
+n=0
+while :; do
+    n=$((n + 1))
+    name=$(tapster add --bridge br0 --name 'n%d' --naming next --fin-wait 1 --filter)
+    echo $name
+    test $((n % 3)) = 0 || tapster rm $name
+    tapster run --bridge br0 --name 'r%d' --naming next --fin-wait 1 -- echo {name}
+done
+"""
+STABLE = "tapster add --bridge br0 --name 's%d' --naming stable --key web"
+NEXT = "tapster add --bridge br0 --name 'n%d' --naming next"
+
+
+def number(name: str) -> int:
+    return int(name[1:])
+
+
+def test_a_reboot_ends_leases_and_keeps_names_and_counters(
+    debian_host: DebianHost, times: int
+) -> None:
+    host = debian_host
+    add_bridge(host)
+    enable(host, "vm.service", VM)
+    stable = host.sh(STABLE).strip()
+    last = number(host.sh(NEXT).strip())
+    for _ in range(times):
+        before = leases(host)
+        host.reboot()
+        wait_output(host, "tapster ls", "vm0 .*active")
+        assert set(leases(host)) == {"vm0"} == taps(host)
+        assert leases(host)["vm0"]["id"] != before["vm0"]["id"]
+        history = json.loads(host.sh(f"tapster who --json {stable}"))["history"]
+        assert history[0]["lease"] == before[stable]["id"]
+        assert history[0]["until"]
+        assert host.sh(STABLE).strip() == stable
+        following = number(host.sh(NEXT).strip())
+        assert following > last
+        last = following
+
+
+def test_a_power_cut_in_a_storm_loses_no_promise(
+    debian_host: DebianHost, times: int
+) -> None:
+    host = debian_host
+    add_bridge(host)
+    promised: list[str] = []
+    for turn in range(times):
+        _storm(host, promised, 4 + turn % 7)
+        host.boot()
+        check = (
+            "import sqlite3; db = sqlite3.connect('/var/lib/tapster/ledger.db'); "
+            "print(*db.execute('PRAGMA integrity_check').fetchone())"
+        )
+        assert host.run("python3", "-c", check).stdout == "ok\n"
+        host.sh("tapster recover")
+        assert leases(host) == {}
+        assert taps(host) == set()
+        assert json.loads(host.sh("tapster doctor --json"))["problems"] == []
+        for kind in "nr":
+            highest = max(number(name) for name in promised if name[0] == kind)
+            add = NEXT.replace("n%d", f"{kind}%d")
+            name = host.sh(add).strip()
+            assert number(name) > highest, "a name that was given out came again"
+            promised.append(name)
+
+
+def _storm(host: DebianHost, promised: list[str], names: int) -> None:
+    """Take the power away after so many names; what the host gave out is kept."""
+    enough = threading.Event()
+    seen: list[bytes] = []
+
+    def on_output(data: bytes) -> None:
+        seen.append(data)
+        if b"".join(seen).count(b"\n") >= names:
+            enough.set()
+
+    def storm() -> None:
+        with suppress(EOFError, OSError, AssertionError):  # the host is off
+            host.run("bash", "-c", STORM, on_output=on_output, timeout=600)
+        enough.set()
+
+    thread = threading.Thread(target=storm)
+    thread.start()
+    enough.wait()
+    host.power_cut()
+    thread.join()
+    given = b"".join(seen).decode().splitlines()
+    assert len(given) >= names, given
+    promised += [name for name in given if name[:1] in ("n", "r")]
