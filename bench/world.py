@@ -15,7 +15,7 @@ GROUP = 200
 """Devices deleted at a time when all is over."""
 
 
-class World:
+class BenchWorld:
     """What is there to work with."""
 
     def __init__(self, directory: Path, floor: Floor) -> None:
@@ -51,12 +51,12 @@ class World:
 
 
 @contextmanager
-def world(program: Path) -> Iterator[World]:
+def world(program: Path) -> Iterator[BenchWorld]:
     """Be in a network of our own; `program` is the compiled floor."""
     with namespaces(), tempfile.TemporaryDirectory() as directory:
         _ip("link", "set", "lo", "up")
         with Floor(program) as floor:
-            made = World(Path(directory), floor)
+            made = BenchWorld(Path(directory), floor)
             yield made
             made.clear()
 

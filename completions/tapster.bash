@@ -25,9 +25,9 @@ _tapster() {
     local ours='alias tapster:[^:]*:([[:xdigit:]]+)$'
     local wire=(bridge= ovs= mtu= isolated learning vlan= trunk= external-id= filter
         address= guard inbound= outbound= up down)
-    local nic=(kind= link= mode= name= naming= key= owner= label= mac= queues= user= group=
-        fin-wait= vnet-hdr "${wire[@]}")
-    local chosen='--owner --bridge --state --netns --label'
+    local nic=(kind= link= mode= name= naming= key= owner= mac= queues= user= group=
+        fin-wait= vm= incoming= takeover vnet-hdr "${wire[@]}")
+    local chosen='--owner --bridge --state --netns'
     COMPREPLY=()
 
     # Bash splits words at = and : too; here --bridge=br0 is one word.
@@ -91,9 +91,9 @@ _tapster() {
             compopt -o default # files
             return
             ;;
-        --name | --key | --owner | --mac | --mtu | --queues | --fin-wait | --at | --remove | \
+        --name | --key | --owner | --mac | --mtu | --queues | --fin-wait | --vm | --incoming | --at | --remove | \
             --ovs | --vlan | --trunk | --external-id | --address | --inbound | --outbound | \
-            --interval | --count | --format | --label | --lease | --since | --until | --limit)
+            --interval | --count | --format)
             return
             ;;
         *)
@@ -102,7 +102,7 @@ _tapster() {
             case $verb in
                 '')
                     options=--version
-                    operands='add rm ls set show who run reap recover doctor install-service
+                    operands='add rm ls set show who run reap recover doctor fleet install-service
                         watch top'
                     ;;
                 add) options="${nic[*]/#/--} --netns --json" ;;
@@ -122,14 +122,16 @@ _tapster() {
                     options="$chosen --json"
                     operands=$(_tapster_links "$ours/\1 \2")
                     ;;
-                who)
-                    options='--owner --mac --lease --label --at --since --until --limit --json'
-                    operands=$(_tapster_links "$ours/\1")
-                    ;;
+                who) options='--at --json' operands=$(_tapster_links "$ours/\1") ;;
                 run) options="${nic[*]/#/--} --nic --netns" ;;
                 reap) options=--now ;;
                 recover) options='--dry-run --json' ;;
                 doctor) options='--json --remove --user --config' ;;
+                fleet)
+                    options=--config
+                    operands='init join leave sync take epoch ls hosts who where doctor
+                        fence forget evict'
+                    ;;
                 install-service) options='--dry-run --remove' ;;
                 watch) options=--json ;;
                 top) options='--interval --count' ;;

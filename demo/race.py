@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The race that Tapster ends, shown with real VMs: first without it, then with it.
+"""Reproduce the race with real VMs, then show how Tapster prevents it.
 
-Run it as root. It exits with 0 only when both were seen: a VM that loses its network
-to a dead neighbour's cleanup, and one that keeps it.
+Run the demo as root. It exits with 0 only if both happened: without Tapster, a VM lost
+its network to the cleanup after a dead neighbour; with Tapster, a VM kept it.
 """
 
 import os
@@ -24,13 +24,13 @@ MAC_A = "52:54:00:00:00:0a"
 MAC_B = "52:54:00:00:00:0b"
 
 ASKS = 3
-"""VM A is answered at its first DHCPDISCOVER: who has asked so often gets nothing."""
+"""VM A is answered at its first DHCPDISCOVER. After so many, a VM gets no answer."""
 
 TIMEOUT = 30.0
 
 INTRODUCTION = f"""\
 Two real VMs, A and B, on a bridge ({BRIDGE}) with a DHCP server, in a private network.
-A dies, B starts at once, and then A's manager, late, cleans up after A by name.
+VM A dies. VM B starts at once. Then A's manager cleans up after A, late and by name.
 """
 
 
@@ -39,7 +39,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Seen:
-    """What was observed of one run of the story."""
+    """What was observed in one run."""
 
     tap_a: str
     address_a: str | None
@@ -51,7 +51,7 @@ class Seen:
     address_b: str | None
 
     def is_the_harm(self) -> bool:
-        """B got A's name, and A's cleanup took B off the network."""
+        """Say whether B got the name of A's tap, and A's cleanup disconnected B."""
         return (
             self.address_a is not None
             and self.tap_b == self.tap_a
@@ -61,7 +61,7 @@ class Seen:
         )
 
     def is_the_cure(self) -> bool:
-        """B got another name, and its address."""
+        """Say whether B's tap got another name, and B got its address."""
         return (
             self.address_a is not None
             and self.tap_b != self.tap_a
@@ -71,12 +71,13 @@ class Seen:
 
 
 def play(lab: VmNetwork, way: TapProvider) -> Seen:
-    """Play the story once, and tell it while it happens."""
+    """Run the scenario once, and print each step as it happens."""
     say = _teller()
     tap_a, address_a = live_and_die(lab, way, say)
     b = way.start("B", MAC_B)
     tap_b = b.tap()
-    say(f"VM B runs on {tap_b}{', as A did' if tap_b == tap_a else ''}")
+    same = ", as A did" if tap_b == tap_a else ""
+    say(f"VM B runs on {tap_b}{same}")
     lab.clean_up_by_name(tap_a)
     say(f"A's manager has cleaned up {tap_a}: nomaster, down")
     answered = b.nic.wait_for_answer(MAC_B, ASKS, TIMEOUT)
@@ -96,7 +97,7 @@ def play(lab: VmNetwork, way: TapProvider) -> Seen:
 
 
 def live_and_die(lab: VmNetwork, way: TapProvider, say: Say) -> tuple[str, str | None]:
-    """Let VM A have its network, then kill it; its tap and its address."""
+    """Start VM A, then kill it; return its tap and its address."""
     a = way.start("A", MAC_A)
     tap = a.tap()
     say(f"VM A runs on {tap}")
@@ -109,7 +110,7 @@ def live_and_die(lab: VmNetwork, way: TapProvider, say: Say) -> tuple[str, str |
 
 
 def table(before: Seen, after: Seen) -> str:
-    """The two runs side by side."""
+    """Return the two runs side by side."""
     rows = [
         ("", "kernel's names", "Tapster"),
         ("A's tap", before.tap_a, after.tap_a),
@@ -130,21 +131,21 @@ def table(before: Seen, after: Seen) -> str:
 
 
 def verdict(before: Seen, after: Seen) -> int:
-    """Say whether the runs showed what they should; the exit status."""
+    """Print what the runs failed to show; return the exit status."""
     if not before.is_the_harm():
-        print("The kernel's names did no harm this time: see the left column.")
+        print("The kernel's names did not disconnect B this time: see the left column.")
     if not after.is_the_cure():
         print("Tapster did not keep B on the network: see the right column.")
     return 0 if before.is_the_harm() and after.is_the_cure() else 1
 
 
 def tell() -> int:
-    """Play the story in both ways, each in a lab of its own, and compare."""
+    """Run the scenario both ways, each in a network of its own, and compare."""
     print(INTRODUCTION)
-    print("1. The kernel picks the names", flush=True)
+    print("1. Without Tapster: the kernel picks the names", flush=True)
     with open_lab() as lab:
         before = play(lab, KernelNames(lab))
-    print("\n2. Tapster picks the names", flush=True)
+    print("\n2. With Tapster: Tapster picks the names", flush=True)
     with open_lab() as lab:
         after = play(lab, TapsterNames(lab))
     print(f"\n{table(before, after)}\n")
@@ -152,7 +153,7 @@ def tell() -> int:
 
 
 def main() -> int:
-    """The command: the exit status, and one line when it cannot be done."""
+    """Run the demo; print one line if it cannot run."""
     try:
         if (obstacle := _obstacle()) is None:
             return tell()

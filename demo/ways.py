@@ -16,23 +16,23 @@ _IFF_TAP = 0x0002
 _IFF_NO_PI = 0x1000
 
 _PATIENCE = 10.0
-"""Seconds in which the host has surely noticed that a VM is dead."""
+"""Seconds in which the host surely notices that a VM is dead."""
 
 
 class TapProvider(Protocol):
-    """What differs between the two stories; all the rest is the same."""
+    """What differs between the two runs."""
 
     def start(self, name: str, mac: str) -> Vm:
         """Start a VM on a tap that is a port of the bridge; return when it runs."""
         ...
 
     def wait_until_gone(self, dead: Vm, tap: str) -> str:
-        """Wait until the killed VM's tap is dealt with; tell what came of it."""
+        """Wait until the killed VM's tap is handled; return a sentence about it."""
         ...
 
 
 class KernelNames:
-    """The way it was: ask the kernel for ``vnet%d``, and wire it by its name."""
+    """Without Tapster: ask the kernel for `vnet%d`, configure the tap by its name."""
 
     def __init__(self, lab: VmNetwork) -> None:
         self._lab = lab
@@ -55,7 +55,7 @@ class KernelNames:
 
 
 class TapsterNames:
-    """The same with Tapster: ``tapster run`` gives the VM its tap."""
+    """With Tapster: `tapster run` gives the VM its tap."""
 
     def __init__(self, lab: VmNetwork) -> None:
         self._lab = lab
@@ -76,7 +76,7 @@ class TapsterNames:
 
 
 def open_tap(template: str) -> tuple[int, str]:
-    """A new tap, and the name that the kernel gave it. The caller closes it."""
+    """Open a new tap; return its descriptor, which the caller closes, and its name."""
     fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
     request = struct.pack("16sH22x", template.encode(), _IFF_TAP | _IFF_NO_PI)
     try:

@@ -13,12 +13,12 @@ from lab.reapers import reapers, wait_dead
 from tapster import Host, Lease, Macvtap, State, Tap
 
 CALLS = {"sendto": 1, "ioctl": 1, "pwrite64": 5, "clone": 1, "execve": 1, "mknodat": 1}
-"""By the distance from one place to the next. A transaction is several writes, and
-which of them it dies in is SQLite's business: some in each will do."""
+"""The system calls to kill at, each with the distance between kills. A transaction is
+several writes, and SQLite handles a death in any of them: every fifth will do."""
 
 
 class Crashes:
-    """Runs a command again and again, killed some system calls later each time."""
+    """Run a command again and again; kill it some system calls later each time."""
 
     calls = CALLS
 
@@ -29,7 +29,7 @@ class Crashes:
         self.kills = 0
 
     def killed(self, *arguments: str) -> Iterator[str]:
-        """Where it was killed, for each place; the caller looks at what is left."""
+        """Yield where the command was killed; the caller checks what is left."""
         for call, distance in self.calls.items():
             number = 1
             while self._killed_at(call, number, arguments):
@@ -51,7 +51,7 @@ class Crashes:
         return done.returncode == -signal.SIGKILL
 
     def _kill_reapers(self) -> None:
-        """Those that were started would mend it, too, while it is looked at."""
+        """End the command's reapers: they would repair what is checked."""
         while found := reapers(self._ledger):
             for pid in found:
                 with suppress(ProcessLookupError):
@@ -69,7 +69,7 @@ class Crashes:
         assert self.host.recover() == [], where
 
     def check(self, where: str) -> None:
-        """Every device of ours has a lease, and every lease a device, as it must."""
+        """Check that each device of Tapster has a lease, and each lease its device."""
         devices = {
             link["ifalias"].rpartition(":")[2]: link
             for link in iproute.links().values()

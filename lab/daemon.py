@@ -17,7 +17,7 @@ from tapster import Client
 from tapster.rpc.interface import Event
 
 ALICE, BOB, SERVICE = 61001, 61002, 61003
-"""Users that no machine knows by name; the last is the daemon's own."""
+"""Users that no host knows by name; the last is the daemon's own."""
 
 TUN = "/dev/net/tun"
 UNIT = Path(__file__).parents[1] / "units" / "tapsterd.service"
@@ -43,8 +43,9 @@ PROGRAMS = {
 
 
 def install(folder: Path) -> Path:
-    """Put Tapster where every user can run it: this tree, and the interpreter that
-    runs the tests, may be in a home. Returns the folder of the programs."""
+    """Put Tapster where every user can run it, and return the folder of its programs.
+
+    This tree, and the interpreter that runs the tests, may be in a home."""
     library, programs = folder / "lib", folder / "bin"
     shutil.copytree(Path(tapster.__file__).parent, library / "tapster")
     programs.mkdir()
@@ -56,14 +57,14 @@ def install(folder: Path) -> Path:
 
 
 def capabilities() -> list[str]:
-    """What the service's unit lets it keep, as setpriv calls it."""
+    """Return the unit's capabilities, as setpriv names them."""
     kept: str
     (kept,) = re.findall(r"(?m)^AmbientCapabilities=(.*)$", UNIT.read_text())
     return [one.removeprefix("CAP_").lower() for one in kept.split()]
 
 
 def as_service() -> list[str]:
-    """What runs a command as its unit does: as a user, with these alone."""
+    """Return the prefix that runs a command as the daemon's unit does."""
     kept = ",".join(f"+{one}" for one in capabilities())
     return [
         *("setpriv", f"--reuid={SERVICE}", f"--regid={SERVICE}", "--clear-groups"),
@@ -73,7 +74,7 @@ def as_service() -> list[str]:
 
 
 def let_everybody_open_tun(folder: Path) -> None:
-    """Let the node be as udev makes it, in the test's own mount namespace."""
+    """Give the node the mode that udev gives it, in the test's own mount namespace."""
     node = folder / "tun"
     os.mknod(node, stat.S_IFCHR, os.stat(TUN).st_rdev)
     node.chmod(0o666)
@@ -81,10 +82,10 @@ def let_everybody_open_tun(folder: Path) -> None:
 
 
 class Daemon:
-    """One tapsterd after the other, on the same ledger, socket and policy."""
+    """One tapsterd after another, on the same ledger, socket and policy."""
 
     def __init__(self, *wrapper: str, policy: str = POLICY, root: bool = False) -> None:
-        """`root`: it runs as root, not as the service does."""
+        """Install Tapster; `root` runs the daemon as root, not as its unit does."""
         folder = Path("/run/test")  # below the test's own /run; users must get there
         folder.mkdir()
         if not root:
@@ -101,7 +102,7 @@ class Daemon:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> int:
-        """Start it; its pid, when it is ready."""
+        """Start the daemon, wait until it is ready, and return its pid."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
             address = self.socket.with_suffix(".notify")
             ready.bind(str(address))
@@ -136,7 +137,7 @@ class Daemon:
         os.kill(self.pid, number)
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        """End it, and see that it went as it should."""
+        """End the daemon, and check its exit status."""
         process = self._process
         if process is None:
             return
@@ -147,12 +148,12 @@ class Daemon:
         assert process.wait(30) == expected, self.log.read_text()
 
     def connect(self, uid: int = 0, groups: Sequence[int] = ()) -> Client:
-        """A client, as this user."""
+        """Connect as this user."""
         with user(uid, groups):
             return tapster.connect(self.socket)
 
     def events(self, uid: int = 0) -> Iterator[Event]:
-        """What this user is told from now on; of those before, nothing."""
+        """Yield the events that this user is told from now on."""
         remote = self.connect(uid)
         self._watchers.append(remote)
         events = remote.watch()
@@ -160,20 +161,20 @@ class Daemon:
         return events
 
     def close(self) -> None:
-        """End it, and whoever watches."""
+        """End the daemon and its watchers."""
         self.stop()
         for watcher in self._watchers:
             watcher.close()
 
     def logged(self, event: str) -> list[str]:
-        """The lines of the log about an event."""
+        """Return the lines of the log about an event."""
         lines = self.log.read_text().splitlines()
         return [line for line in lines if f"event={event}" in line.split()]
 
     def tapster(
         self, *arguments: str, uid: int = ALICE, status: int = 0
     ) -> subprocess.CompletedProcess[str]:
-        """The command, as a user without privileges types it."""
+        """Run the command as a user without privileges does."""
         done = subprocess.run(
             [*as_user(uid), str(self.programs / "tapster"), *arguments],
             env={**os.environ, "TAPSTER_SOCKET": str(self.socket)},
@@ -186,13 +187,13 @@ class Daemon:
 
 
 def as_user(uid: int) -> list[str]:
-    """What runs a command without any privilege."""
+    """Return the prefix that runs a command without any privilege."""
     ids = [f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
     return ["setpriv", *ids, "--bounding-set=-all", "--inh-caps=-all"]
 
 
 def companion(uid: int) -> subprocess.Popen[bytes]:
-    """A process of a user, which ends when its input does."""
+    """Start a process of a user that ends when its input does."""
     pipe = subprocess.PIPE
     process = subprocess.Popen(
         [*as_user(uid), "cat"], stdin=pipe, stdout=pipe, bufsize=0
@@ -206,7 +207,7 @@ def companion(uid: int) -> subprocess.Popen[bytes]:
 
 @contextmanager
 def user(uid: int, groups: Sequence[int] = ()) -> Iterator[None]:
-    """Be somebody else for a moment: what connects meanwhile is theirs for good."""
+    """Act as another user for a moment: a connection made then stays that user's."""
     before = os.getgroups()
     if uid:
         os.setgroups(groups)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Watch a wire for DHCP: who asked for an address, and who was given which one.
+"""Watch a wire for DHCP: which client asked for an address, and which one it got.
 
 tcpdump does the watching, so what is believed here is neither Tapster's word nor the
 DHCP server's.
@@ -25,12 +25,12 @@ _FIELD = re.compile(
 
 
 def on_device(name: str) -> tuple[str, ...]:
-    """The command that listens on a network device."""
+    """Return the command that listens on a network device."""
     return (*_TCPDUMP, "--immediate-mode", "-i", name, _FILTER)
 
 
 def in_file(path: Path) -> tuple[str, ...]:
-    """The command that reads packets from a file or a named pipe."""
+    """Return the command that reads packets from a file or a named pipe."""
     return (*_TCPDUMP, "-r", str(path), _FILTER)
 
 
@@ -48,7 +48,7 @@ class DhcpMessage:
 
 
 class Wire:
-    """What tcpdump has heard so far, and the wait for more."""
+    """The DHCP messages that tcpdump has captured so far, and ways to wait for more."""
 
     def __init__(self, lines: Lines) -> None:
         self._lines = lines
@@ -56,14 +56,14 @@ class Wire:
         self._heard: list[DhcpMessage] = []
 
     def wait_until_listening(self, timeout: float) -> None:
-        """Return when nothing will be missed any more.
+        """Wait until tcpdump misses nothing any more.
 
         On a named pipe that is when somebody has begun to write to it.
         """
         self._lines.wait_for("listening on|reading from", timeout)
 
     def heard(self, kind: str, mac: str) -> list[DhcpMessage]:
-        """The messages of one kind from or to one client, up to now."""
+        """Return the messages of one kind from or to one client, up to now."""
         self.wait_for(lambda: False, 0)
         return self._of(kind, mac)
 
@@ -76,12 +76,12 @@ class Wire:
                 return
 
     def wait_for_ack(self, mac: str, timeout: float) -> str | None:
-        """The address that this client is given; None when it is given none."""
+        """Return the address that this client is given, or None in the end."""
         self.wait_for(lambda: bool(self._of("ACK", mac)), timeout)
         return next((m.address for m in self._of("ACK", mac)), None)
 
     def wait_for_answer(self, mac: str, asks: int, timeout: float) -> bool:
-        """Whether this client was given an address before it had asked so often."""
+        """Say whether this client got an address before it had asked so often."""
         self.wait_for(
             lambda: (
                 bool(self._of("ACK", mac)) or len(self._of("Discover", mac)) >= asks
@@ -94,7 +94,7 @@ class Wire:
         return [m for m in self._heard if (m.kind, m.mac) == (kind, mac)]
 
     def _take(self, line: str) -> bool:
-        """Read one line of tcpdump's; say whether it completed a message."""
+        """Read a line of tcpdump; say whether it completed a message."""
         match = _FIELD.search(line)
         if match is None:
             return False

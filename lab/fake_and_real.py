@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two machines to try one contract on: the real one, and the one in memory."""
+"""Two hosts for one contract: the real one, and the one in memory."""
 
 import subprocess
 from collections.abc import Iterator
@@ -16,8 +16,8 @@ from tapster.kernel.port import System
 from tapster.testing import FakeSystem, Stranger
 
 
-class Lab(Protocol):
-    """A machine, and others that act on it."""
+class ContractLab(Protocol):
+    """A host, and other programs that act on it."""
 
     @property
     def system(self) -> System: ...
@@ -26,20 +26,20 @@ class Lab(Protocol):
         """Other programs, in a namespace."""
 
     def show(self, netns: str | None = None) -> dict[str, Shown]:
-        """What others see: every device by name."""
+        """Return every device by name, as other programs see it."""
 
     def add_netns(self, name: str) -> None: ...
 
     def delete_netns(self, name: str) -> None: ...
 
     def start(self, netns: str | None = None) -> int:
-        """Start a process in a namespace; its pid."""
+        """Start a process in a namespace; return its pid."""
 
     def end(self, pid: int) -> None: ...
 
 
 class FakeLab:
-    """The machine in memory."""
+    """The host in memory."""
 
     def __init__(self) -> None:
         self.system = FakeSystem()
@@ -68,7 +68,7 @@ class FakeLab:
 
 
 class RealLab:
-    """The real machine, in a network and a mount namespace of its own."""
+    """The real host, in a network and a mount namespace of its own."""
 
     def __init__(self, stack: ExitStack) -> None:
         self.system = LinuxSystem()
@@ -106,11 +106,11 @@ class RealLab:
 
 
 @contextmanager
-def fake() -> Iterator[Lab]:
+def fake() -> Iterator[ContractLab]:
     yield FakeLab()
 
 
 @contextmanager
-def real() -> Iterator[Lab]:
+def real() -> Iterator[ContractLab]:
     with namespaces(), ExitStack() as stack:
         yield RealLab(stack)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fails a chosen system call of a child process: any one of a kind, with any error.
+"""Fail any chosen system call of a child process, with any error.
 
 The child loads a seccomp filter that lets every call of some kinds wait for the
 word of its parent: go on, or fail so (seccomp_unotify(2)). So the kernel refuses
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Self
 
 PATIENCE = 20_000
-"""Milliseconds until a child that says nothing is taken to hang."""
+"""Milliseconds after which a silent child counts as hanging."""
 
 SCMP_ACT_ALLOW = 0x7FFF0000
 SCMP_ACT_NOTIFY = 0x7FC00000
@@ -34,11 +34,11 @@ _NOTIF = struct.Struct("QIIiIQ6Q")  # id, pid, flags; nr, arch, ip, args
 _RESP = struct.Struct("QqiI")  # id, val, error, flags
 
 Script = Iterator[object]
-"""What a child does: each step ends with a `yield` of what it has to say."""
+"""The work of a child: each step ends with a `yield` of its result."""
 
 
 class Fault(NamedTuple):
-    """The `number`-th call of a kind in a step fails, and if lasting all later ones."""
+    """Fail the `number`-th call of a kind in a step; if lasting, all later ones too."""
 
     call: str
     errno: int
@@ -51,8 +51,8 @@ class Fault(NamedTuple):
         return f"{self.call} number {self.number}{on} fails: {code}"
 
 
-class Child:
-    """A child process that goes on with its script when told to."""
+class FaultyChild:
+    """A child process that does one step of its script at a time."""
 
     def __init__(
         self, script: Callable[[], Script], calls: Iterable[str] = ("execve",)
@@ -91,7 +91,7 @@ class Child:
         self._control.close()
 
     def step(self, fault: Fault | None = None) -> Any:
-        """Let the child do its next step; what it has to say then."""
+        """Let the child do its next step; return the step's result."""
         self.calls = Counter()
         self._control.send(b"!")
         while True:
@@ -104,7 +104,7 @@ class Child:
             self._answer(fault)
 
     def _answer(self, fault: Fault | None) -> None:
-        """Let a call that waits go on, or fail."""
+        """Let a waiting call go on, or fail."""
         note = fcntl.ioctl(self._listener, SECCOMP_IOCTL_NOTIF_RECV, bytes(_NOTIF.size))
         id_, _, _, number, *_ = _NOTIF.unpack(note)
         call = self._names[number]
@@ -159,7 +159,7 @@ def _number(call: str) -> int:
 
 
 def _load_filter(calls: Iterable[str]) -> int:
-    """Let these calls wait from now on for who has the returned descriptor."""
+    """Hold these calls until the owner of the returned descriptor decides."""
     context = _seccomp.seccomp_init(SCMP_ACT_ALLOW)
     for call in calls:
         assert not _seccomp.seccomp_rule_add(context, SCMP_ACT_NOTIFY, _number(call), 0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ethernet frames, put together byte by byte: honest ones and forged ones."""
+"""Build Ethernet frames byte by byte: honest ones and forged ones."""
 
 import struct
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ def ether(source: str, to: str, kind: int, payload: bytes) -> bytes:
 
 
 def tagged(frame: bytes, vlan: int, kind: int = VLAN) -> bytes:
-    """The frame with a VLAN tag."""
+    """Add a VLAN tag to a frame."""
     return frame[:12] + struct.pack("!HH", kind, vlan) + frame[12:]
 
 
 def llc(source: str, to: str, payload: bytes) -> bytes:
-    """An 802.3 frame, which has its length where others have a type."""
+    """Build an 802.3 frame: it has a length where other frames have a type."""
     return ether(source, to, len(payload), payload)
 
 
@@ -53,7 +53,7 @@ def ipv4(
     fragment: int = 0,
     missing: int = 0,
 ) -> bytes:
-    """`missing` bytes are promised in the header, but do not follow."""
+    """Build a packet whose header promises `missing` bytes that do not follow."""
     length = 20 + len(payload) + missing
     head = struct.pack("!BBHHHBB", 0x45, 0, length, 7, fragment, 64, protocol)
     addresses = IPv4Address(source).packed + IPv4Address(to).packed
@@ -73,7 +73,7 @@ def udp(source: int, to: int, payload: bytes = b"hello") -> bytes:
 
 
 def icmpv6(source: str, to: str, kind: int, body: bytes) -> bytes:
-    """What follows the IPv6 header, which is part of its checksum."""
+    """Build an ICMPv6 message; its checksum covers the IPv6 addresses."""
     pseudo = IPv6Address(source).packed + IPv6Address(to).packed
     pseudo += struct.pack("!II", 4 + len(body), ICMPV6)
     checksum = _sum(pseudo + struct.pack("!BBH", kind, 0, 0) + body)
@@ -81,32 +81,32 @@ def icmpv6(source: str, to: str, kind: int, body: bytes) -> bytes:
 
 
 def option(kind: int, content: bytes) -> bytes:
-    """An option of neighbour discovery."""
+    """Build an option of neighbour discovery."""
     return bytes([kind, (2 + len(content)) // 8]) + content
 
 
 def solicitation(target: str, options: Sequence[bytes] = ()) -> bytes:
-    """The body of a neighbour solicitation."""
+    """Build the body of a neighbour solicitation."""
     return bytes(4) + IPv6Address(target).packed + b"".join(options)
 
 
 def advertisement(target: str, options: Sequence[bytes] = ()) -> bytes:
-    """The body of a neighbour advertisement: solicited, override."""
+    """Build the body of a neighbour advertisement: solicited, override."""
     return b"\x60\0\0\0" + IPv6Address(target).packed + b"".join(options)
 
 
 def hop_by_hop(protocol: int, payload: bytes) -> bytes:
-    """An extension header before the payload: a router is to look at it."""
+    """Put an extension header before the payload: routers must look at it."""
     return bytes([protocol, 0, 5, 2, 0, 0, 1, 0]) + payload
 
 
 def fragment(protocol: int, payload: bytes, *, offset: int = 0, more: bool) -> bytes:
-    """A fragment of IPv6; the offset is in bytes."""
+    """Build a fragment of IPv6; the offset is in bytes."""
     return struct.pack("!BxHI", protocol, offset | more, 7) + payload
 
 
 def _sum(data: bytes) -> int:
-    """The checksum of the internet: RFC 1071."""
+    """Compute the checksum of RFC 1071."""
     total = sum(
         int.from_bytes(data[at : at + 2].ljust(2, b"\0"))
         for at in range(0, len(data), 2)

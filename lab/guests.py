@@ -13,7 +13,7 @@ from lab import frames, library, shell
 from tapster import Host, OpenDevice, Tap
 
 NO_OFFLOAD = bytes(10)
-"""The virtio_net_hdr before each frame: nothing is left for the other side to do."""
+"""The virtio_net_hdr before each frame: no offloads."""
 VIRTIO_NET_HDR_F_NEEDS_CSUM = 1
 MARK = frames.ether("02:00:00:00:00:99", frames.BROADCAST, 0x88B5, b"the last one")
 """A frame of a type for experiments."""
@@ -61,7 +61,7 @@ class Guest:
 
 
 class Leased(Guest):
-    """A machine with a lease."""
+    """A VM with a lease."""
 
     def __init__(self, opened: OpenDevice) -> None:
         super().__init__(opened.fds[0], opened.mac)
@@ -69,8 +69,8 @@ class Leased(Guest):
         self.lease = opened.lease
 
 
-class Lab:
-    """A host with the bridge br0, and two guests that nothing is asked of."""
+class GuestBridge:
+    """A host with the bridge br0, and two guests without a filter or a rate."""
 
     def __init__(self, ledger: Path) -> None:
         self.ledger = ledger
@@ -80,7 +80,7 @@ class Lab:
         self._marker = self.guest()
 
     def guest(self, **wiring: Any) -> Leased:
-        """A machine on br0."""
+        """Start a VM on br0."""
         guest = Leased(self.host.acquire(Tap(bridge="br0", **wiring)))
         self._guests.append(guest)
         return guest
@@ -90,10 +90,10 @@ class Lab:
         library.close_all(*(guest.opened for guest in self._guests))
 
     def arrive(self, sender: Guest, sent: list[bytes], receiver: Guest) -> list[bytes]:
-        """Those of the frames that get from one guest to another.
+        """Send frames from one guest to another; return those that arrive.
 
         The kernel carries a frame over a bridge within the write that sends it. A
-        last one, from a third guest, still says for certain that no more will come.
+        last frame, from a third guest, proves that no more will come.
         """
         for frame in sent:
             sender.send(frame)
@@ -104,13 +104,13 @@ class Lab:
         return [frame for frame in sent if frame in arrived]
 
     def passes(self, sender: Guest, frame: bytes) -> bool:
-        """Whether a frame gets from a guest to one that is not filtered."""
+        """Say whether a frame gets from a guest to the unfiltered peer."""
         return self.arrive(sender, [frame], self.peer) == [frame]
 
 
 @contextmanager
-def lab(ledger: Path) -> Iterator[Lab]:
-    """A lab on the bridge br0, where the host sends nothing and drops nothing."""
+def lab(ledger: Path) -> Iterator[GuestBridge]:
+    """Open a bridge br0 on which the host sends little and drops nothing."""
     shell.sh("ip link set br0 type bridge mcast_snooping 0")
     for setting, value in (
         ("ipv6/conf/br0/disable_ipv6", "1"),
@@ -120,7 +120,7 @@ def lab(ledger: Path) -> Iterator[Lab]:
         path = Path("/proc/sys/net", setting)
         if path.exists():  # a module that is not loaded does nothing either
             path.write_text(value)
-    lab = Lab(ledger)
+    lab = GuestBridge(ledger)
     with lab.host:
         yield lab
     lab.close()

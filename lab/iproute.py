@@ -9,15 +9,15 @@ from tapster.kernel.port import Vlans
 
 
 def links(netns: str | None = None) -> dict[str, dict[str, Any]]:
-    """Every device by name, as `ip -d -j link` shows it."""
+    """Return every device by name, as `ip -d -j link` shows it."""
     inside = f"-n {netns} " if netns else ""
     found = json.loads(sh(f"ip {inside}-d -j link"))
     return {link["ifname"]: link for link in found}
 
 
 def steady(link: dict[str, Any]) -> dict[str, Any]:
-    """What of a device does not change by itself."""
-    # The kernel works a bridge's tso_max_size out anew from the ports it has.
+    """Return the attributes of a device that do not change by themselves."""
+    # The kernel computes a bridge's tso_max_size from its ports.
     moving = {"stats", "stats64", "operstate", "flags", "tso_max_size"}
     kept = {key: value for key, value in link.items() if key not in moving}
     data = kept.get("linkinfo", {}).get("info_data", {})
@@ -27,13 +27,13 @@ def steady(link: dict[str, Any]) -> dict[str, Any]:
 
 
 def ports(bridge: str = "br0") -> set[str]:
-    """The names of a bridge's ports, as `bridge -j link` shows them."""
+    """Return the names of a bridge's ports, as `bridge -j link` shows them."""
     found = json.loads(sh("bridge -j link"))
     return {port["ifname"] for port in found if port.get("master") == bridge}
 
 
 def neighbours(netns: str | None = None) -> dict[str, set[str]]:
-    """The MACs that bridges know for good behind their ports."""
+    """Return the permanent MACs that bridges know behind their ports."""
     inside = f"-n {netns} " if netns else ""
     found: dict[str, set[str]] = {}
     for entry in json.loads(sh(f"bridge {inside}-j fdb show")):
@@ -43,7 +43,7 @@ def neighbours(netns: str | None = None) -> dict[str, set[str]]:
 
 
 def vlans(netns: str | None = None) -> dict[str, Vlans]:
-    """The VLANs of bridge ports, and of bridges, where the kernel has them."""
+    """Return the VLANs of bridge ports and of bridges."""
     inside = f"-n {netns} " if netns else ""
     found = {}
     for port in json.loads(sh(f"bridge {inside}-j vlan show")):

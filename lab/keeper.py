@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""End everybody who lives in this network namespace once stdin is closed.
+"""Kill every process of this network namespace once stdin is closed.
 
-Run as a process of its own, so that nothing survives a laboratory even when the
-laboratory itself is killed: its end of the pipe closes then, too. A command that
-was orphaned on purpose (a VM whose supervisor was killed) is found as well, because
-what is looked for is the namespace, not the family.
+The keeper is a process of its own. So no process survives a test, even if the test
+itself is killed: its end of the pipe closes then, too. The keeper looks for the
+namespace, not for child processes, so it also finds a command that was orphaned on
+purpose, such as a VM whose supervisor was killed.
 """
 
 import os
@@ -14,18 +14,18 @@ import sys
 from collections.abc import Iterator
 
 PATIENCE = 5.0
-"""Seconds for a killed process to end; then the others have their turn first."""
+"""Seconds to wait for a killed process to end before the next process is killed."""
 
 
 def namespace(pid: int | str) -> int | None:
-    """The identity of a process's network namespace; None when it is gone."""
+    """Return the identity of a process's network namespace; None if it has ended."""
     try:
         return os.stat(f"/proc/{pid}/ns/net").st_ino
     except OSError:
         return None
 
 
-def end_one(pid: int, home: int | None) -> bool:
+def kill_in(pid: int, home: int | None) -> bool:
     """Kill the process if it lives in the namespace; say whether it did."""
     try:
         # The descriptor first: a pid that is reused in between cannot be hit.
@@ -45,28 +45,28 @@ def end_one(pid: int, home: int | None) -> bool:
 
 
 def others() -> Iterator[int]:
-    """All processes but this one."""
+    """Yield all processes but this one."""
     for entry in os.listdir("/proc"):
         if entry.isdigit() and int(entry) != os.getpid():
             yield int(entry)
 
 
-def end_everybody(home: int | None) -> None:
-    """Kill until nobody is left: one who is killed may have forked just before.
+def kill_everything(home: int | None) -> None:
+    """Kill until no process is left: a killed process may have forked just before.
 
-    Only the laboratory itself is spared: it may be on its way out.
+    The parent, which runs the test, is spared: it may still be leaving the namespace.
     """
-    while any(end_one(pid, home) for pid in others() if pid != os.getppid()):
+    while any(kill_in(pid, home) for pid in others() if pid != os.getppid()):
         pass
 
 
 def main() -> int:
-    """Take the host's namespace as the argument: that one is never emptied."""
+    """Take the host's namespace as the argument: its processes are never killed."""
     home = namespace("self")
     if home is None or home == int(sys.argv[1]):
         return 1
     sys.stdin.read()
-    end_everybody(home)
+    kill_everything(home)
     return 0
 
 

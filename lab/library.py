@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Use the library in a test: start no reaper, close what a lease opened."""
+"""Use the library in a test: start no reaper, close the descriptors of a lease."""
 
 import os
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from tapster import Lease, Manager, OpenDevice, Spec
 
 
 def no_reaper(_: str) -> None:
-    """For a Host: start none."""
+    """Start no reaper: the test decides when to reap."""
 
 
 def acquire(manager: Manager, spec: Spec, *, pid: int | None = None) -> Lease:

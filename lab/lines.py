@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from typing import IO
 
 LAST = 20
-"""So many lines are shown when the one that was waited for has not come."""
+"""Lines to show when the awaited line has not come."""
 
 
 def readable(fd: int, deadline: float) -> bool:
-    """Wait until the descriptor has something to say, or the deadline has passed.
+    """Wait until the descriptor is readable, or the deadline has passed.
 
-    The deadline is on the monotonic clock. A pidfd speaks when its process has ended.
+    The deadline is on the monotonic clock. A pidfd is readable when its process ended.
     """
     poll = select.poll()
     poll.register(fd, select.POLLIN)
@@ -25,14 +25,14 @@ def readable(fd: int, deadline: float) -> bool:
 
 
 class Lines:
-    """The lines of a pipe as they come. The pipe stays the caller's."""
+    """The lines of a pipe, as they come. The caller closes the pipe."""
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self._fd = pipe.fileno()
         self._rest = b""
 
     def until(self, deadline: float) -> Iterator[str]:
-        """Each line as it comes; ends at the deadline or at the end of the pipe.
+        """Yield each line as it comes; stop at the deadline or at the end of the pipe.
 
         A deadline in the past gives the lines that are already there.
         """
@@ -45,7 +45,7 @@ class Lines:
                 return
 
     def wait_for(self, pattern: str, timeout: float) -> re.Match[str]:
-        """The first line that has the pattern. Raises TimeoutError without one."""
+        """Return the first line with the pattern. Raise TimeoutError without one."""
         deadline = time.monotonic() + timeout
         last: deque[str] = deque(maxlen=LAST)
         for line in self.until(deadline):

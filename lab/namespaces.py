@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Step into a network and a mount namespace of our own, and back out again.
+"""Enter fresh network and mount namespaces, and leave them again.
 
 Network namespaces belong to threads: only the main thread steps in, and it must not
 share the work with others that were started before.
@@ -36,7 +36,7 @@ def _open_namespace(stack: ExitStack, kind: str) -> int:
 
 @contextmanager
 def inside(path: str) -> Iterator[None]:
-    """Let the calling thread be in another network namespace for a moment."""
+    """Move the calling thread into another network namespace for a moment."""
     with ExitStack() as stack:
         own = _open_namespace(stack, "net")
         there = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -78,7 +78,7 @@ def _mount() -> None:
 
 @contextmanager
 def namespaces() -> Iterator[None]:
-    """Be in fresh namespaces: an empty network, an empty /run, nothing shared.
+    """Enter fresh namespaces: an empty network, an empty /run, nothing shared.
 
     At the end the thread is back where it was, and every process that lives in the
     network namespace is killed. The namespaces vanish with the last of them.

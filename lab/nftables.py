@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What nft shows of its rules, and changes by hand."""
+"""Read nftables through nft, and change it as an administrator would."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ from lab import shell
 
 
 def ruleset() -> list[dict[str, Any]]:
-    """All that `nft -j list ruleset` shows."""
+    """Return all objects that `nft -j list ruleset` shows."""
     said = shell.sh("nft -j list ruleset")
     try:
         objects: list[dict[str, Any]] = json.loads(said)["nftables"]
@@ -24,12 +24,12 @@ def table_of(one: dict[str, Any]) -> str:
 
 
 def foreign() -> list[dict[str, Any]]:
-    """What of it is in no table that is called as Tapster's are."""
+    """Return the objects outside Tapster's tables."""
     return [one for one in ruleset() if not table_of(one).startswith("tapster_")]
 
 
 def elements(table: str) -> dict[str, list[Any]]:
-    """What nft shows of the elements of each set of a table that is called so."""
+    """Return the elements of each set of a table."""
     return {
         body["name"]: body.get("elem", [])
         for one in ruleset()
@@ -38,7 +38,7 @@ def elements(table: str) -> dict[str, list[Any]]:
 
 
 def unnumbered(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Objects without what depends on how often they were made, sorted."""
+    """Drop what depends on how often objects were made, and sort them."""
     for one in objects:
         for body in one.values():
             body.pop("handle", None)
@@ -48,5 +48,5 @@ def unnumbered(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def nft(commands: str) -> None:
-    """Let nft do what somebody types."""
+    """Run commands of nft."""
     subprocess.run(["nft", commands], check=True)

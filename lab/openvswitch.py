@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open vSwitch in a test's own namespaces, and ovs-vsctl, which judges."""
+"""Run Open vSwitch in a test's own namespaces, and read it through ovs-vsctl."""
 
 import json
 import os
@@ -15,12 +15,12 @@ import pytest
 from lab.shell import sh
 
 RUNDIR = Path("/run/openvswitch")
-"""Where everybody looks for it: in a test /run is the test's own."""
+"""The usual place of its sockets: in a test /run is the test's own."""
 SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
 DAEMON_SECONDS = 20.0
 
 
-class Switch:
+class OpenVswitch:
     """ovsdb-server and ovs-vswitchd, with bridges in userspace."""
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ def vsctl(command: str) -> str:
 
 
 def rows(table: str) -> list[dict[str, Any]]:
-    """All rows of a table, as `ovs-vsctl list` shows them."""
+    """Return all rows of a table, as `ovs-vsctl list` shows them."""
     shown = json.loads(vsctl(f"--format=json list {table}"))
     return [
         {
@@ -97,7 +97,7 @@ def ports(bridge: str = "ovs0") -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """A set as a list, a map as a dictionary, a reference as text."""
+    """Return a set as a list, a map as a dictionary, a reference as text."""
     match value:
         case ["map", pairs]:
             return {_plain(key): _plain(one) for key, one in pairs}
@@ -109,9 +109,9 @@ def _plain(value: Any) -> Any:
 
 
 @pytest.fixture
-def switch(world: None) -> Iterator[Switch]:
-    """With two bridges, ovs0 and ovs1."""
-    switch = Switch()
+def switch(world: None) -> Iterator[OpenVswitch]:
+    """Run Open vSwitch with two bridges, ovs0 and ovs1."""
+    switch = OpenVswitch()
     for bridge in ("ovs0", "ovs1"):
         vsctl(f"add-br {bridge} -- set Bridge {bridge} datapath_type=netdev")
         sh(f"ip link set {bridge} up")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ask an address whether it is there: ICMP echo, one packet each way."""
+"""Ping an address: one ICMP packet each way."""
 
 import socket
 import struct
@@ -8,7 +8,7 @@ _ECHO_REPLY, _ECHO = 0, 8
 
 
 def answers(address: str, timeout: float = 5.0) -> bool:
-    """Whether the host at the address answers a ping in time."""
+    """Say whether the address answers a ping in time."""
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as icmp:
         icmp.settimeout(timeout)
         icmp.sendto(_echo(), (address, 0))

@@ -16,7 +16,7 @@ PATIENCE = 20.0
 
 
 class Monitor:
-    """`ip monitor link`, listening from when it is entered."""
+    """`ip monitor link`, which listens once the context is entered."""
 
     def __enter__(self) -> Self:
         self._seen = b""
@@ -50,7 +50,7 @@ class Monitor:
 
 
 def reapers(ledger: Path) -> list[int]:
-    """The processes that reap for this ledger, oldest first."""
+    """Return the pids of a ledger's reapers, oldest first."""
     done = subprocess.run(
         ["pgrep", "-f", f"tapster.reaper {ledger}"],
         capture_output=True,

@@ -65,7 +65,7 @@ class RealStranger:
         self.set_by_name(name, up=True)
 
     def add_veth(self, name: str, peer: str) -> None:
-        other = rtnl.nest(VETH_INFO_PEER, rtnl._ifinfo(0) + _name(peer))
+        other = rtnl.nest(VETH_INFO_PEER, rtnl.ifinfo(0) + _name(peer))
         self._new(_name(name) + _kind(b"veth", other))
         for end in (name, peer):
             self.set_by_name(end, up=True)
@@ -132,7 +132,7 @@ class RealStranger:
             self._execute(message)
 
     def rename(self, name: str, to: str) -> None:
-        header = rtnl._ifinfo(self._named(name))
+        header = rtnl.ifinfo(self._named(name))
         self._execute(rtnl.Message(rtnl.RTM_SETLINK, 0, header + _name(to)))
 
     def add_altname(self, name: str, altname: str) -> None:
@@ -152,12 +152,12 @@ class RealStranger:
         properties = rtnl.nest(
             IFLA_PROP_LIST, rtnl.attribute(IFLA_ALT_IFNAME, altname.encode() + b"\0")
         )
-        header = rtnl._ifinfo(self._named(name))
+        header = rtnl.ifinfo(self._named(name))
         self._execute(rtnl.Message(verb, flags, header + properties))
 
     def _new(self, attributes: bytes) -> None:
         flags = rtnl.NLM_F_CREATE | rtnl.NLM_F_EXCL
-        payload = rtnl._ifinfo(0) + attributes
+        payload = rtnl.ifinfo(0) + attributes
         self._execute(rtnl.Message(rtnl.RTM_NEWLINK, flags, payload))
 
     def _execute(self, message: rtnl.Message) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Real VMs with no guest image: QEMU, whose boot ROM asks for an address.
 
-A VM starts in about two seconds without KVM: its ROM sends DHCP requests as any guest
-would, then stays and answers pings.
+A VM starts in about two seconds without KVM. Its ROM sends DHCP requests as any guest
+does, then stays and answers pings.
 """
 
 import os
@@ -25,7 +25,7 @@ _MACHINE = (
 CARD = "rtl8139"
 
 START = 20.0
-"""Seconds by which a VM surely runs, even on a busy machine."""
+"""Seconds in which a VM surely starts, even on a busy host."""
 
 
 @dataclass(frozen=True)
@@ -35,26 +35,26 @@ class Vm:
     name: str
     mac: str
     process: subprocess.Popen[bytes]
-    """The command that was started: QEMU, or the one that started QEMU."""
+    """The command that was started: QEMU, or the program that started QEMU."""
     nic: Wire
-    """What goes in and out of the VM's own network card, whatever becomes of it."""
+    """The traffic of the VM's own network card, whatever happens to its tap."""
 
     @property
     def pid(self) -> int:
-        """The process of QEMU itself."""
+        """Return the pid of QEMU itself."""
         return _child_of(self.process.pid) or self.process.pid
 
     def tap(self) -> str:
-        """The name that the tap this VM holds open has now, from the kernel."""
+        """Return the current name of the VM's open tap, from the kernel."""
         for info in Path(f"/proc/{self.pid}/fdinfo").iterdir():
-            with suppress(FileNotFoundError):  # QEMU closes others meanwhile
+            with suppress(FileNotFoundError):  # QEMU may close others
                 if match := re.search(r"^iff:\s+(\S+)", info.read_text(), re.MULTILINE):
                     return match[1]
         raise LookupError(f"VM {self.name} holds no tap")
 
 
 def command(name: str, mac: str, fd: str, card: str = CARD) -> list[str]:
-    """QEMU's command line for a VM on the tap with this descriptor."""
+    """Return QEMU's command line for a VM on the tap with this descriptor."""
     return [
         *_MACHINE,
         *("-netdev", f"tap,id=n0,fd={fd}"),
@@ -70,7 +70,7 @@ def start(
     argv: Sequence[str],
     pass_fds: Sequence[int] = (),
 ) -> Vm:
-    """Start a VM by a command line that ends in ``command``; return when it runs."""
+    """Start a VM by a command line that ends in `command`; return when it runs."""
     # A named pipe: the VM waits for its reader, and the reader knows when it runs.
     os.mkfifo(_packets(name))
     nic = Wire(lab.watch(*in_file(_packets(name))))
@@ -84,7 +84,7 @@ def _packets(name: str) -> Path:
 
 
 def _child_of(parent: int) -> int | None:
-    """A process whose parent this is."""
+    """Return a child of this process."""
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
             # The fields after the command's name, which may contain anything.

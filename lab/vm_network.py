@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small private network for real VMs: a bridge, a DHCP server, and a watched wire.
+"""A small private network for real VMs: a bridge, a DHCP server, a watched wire.
 
-Everything lives in namespaces of its own: nothing of the host is touched, and all of
-it vanishes with the process, however that ends.
+Everything is in namespaces of its own. The host's network stays as it is, and the
+private network ends with the process, however the process ends.
 """
 
 import json
@@ -39,15 +39,15 @@ _DNSMASQ = (
     *("--enable-tftp", f"--tftp-root={FILES}", "--dhcp-boot=stay.ipxe"),
 )
 
-# What a VM does once it has its address: it stays, and answers when it is pinged.
+# A VM that has its address stays, and answers pings.
 _STAY = "#!ipxe\n:stay\nsleep 1 ||\ngoto stay\n"
 
 
 class VmNetwork:
-    """What is running, and the means to run more in it."""
+    """The network, with ways to run programs in it."""
 
     wire: Wire
-    """The bridge: what all VMs and the DHCP server have in common."""
+    """The bridge that all VMs and the DHCP server share."""
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
@@ -60,10 +60,10 @@ class VmNetwork:
     def spawn(
         self, *command: str, pass_fds: Sequence[int] = (), stdout: int | None = None
     ) -> subprocess.Popen[bytes]:
-        """Start a command that is killed, at the latest, when the lab ends."""
+        """Start a command; kill it, at the latest, when the network ends."""
         process = subprocess.Popen(
             command,
-            # A terminal's Ctrl-C is for the lab alone, which then ends the others.
+            # A terminal's Ctrl-C must reach only this process, which ends the others.
             start_new_session=True,
             stdin=subprocess.DEVNULL,
             stdout=stdout,
@@ -75,7 +75,7 @@ class VmNetwork:
         return process
 
     def call(self, *command: str) -> str:
-        """Run a command to its end; what it printed. Raises when it fails."""
+        """Run a command and return what it printed. Raise if it fails."""
         return subprocess.run(
             command,
             check=True,
@@ -85,30 +85,30 @@ class VmNetwork:
         ).stdout
 
     def watch(self, *command: str) -> Lines:
-        """Start a command, and follow what it prints."""
+        """Start a command, and follow its output."""
         pipe = self.spawn(*command, stdout=subprocess.PIPE).stdout
         assert pipe is not None
         return Lines(pipe)
 
     def links(self) -> dict[str, dict[str, Any]]:
-        """Every network device by its name, from ``ip``."""
+        """Return every network device by its name, from `ip`."""
         found = json.loads(self.call("ip", "-j", "link"))
         return {link["ifname"]: link for link in found}
 
     def bridge_of(self, name: str) -> str | None:
-        """The bridge that this device is a port of, from ``bridge``."""
+        """Return the bridge that this device is a port of, from `bridge`."""
         ports = json.loads(self.call("bridge", "-j", "link"))
         return next((p["master"] for p in ports if p["ifname"] == name), None)
 
     def leases(self) -> dict[str, dict[str, Any]]:
-        """Every lease in Tapster's ledger by the name of its device."""
+        """Return every lease in Tapster's ledger by the name of its device."""
         found = json.loads(self.call(TAPSTER, "ls", "--all", "--json"))
         return {lease["name"]: lease for lease in found["leases"]}
 
     def clean_up_by_name(self, name: str) -> None:
-        """What a VM manager does for a dead VM when all it knows is a name.
+        """Clean up after a dead VM as a VM manager does that knows only a name.
 
-        It does not mind when the device is gone: that is what it wanted.
+        A missing device is no error: the manager wanted it gone.
         """
         for change in ("nomaster", "down"):
             subprocess.run(
@@ -125,20 +125,20 @@ class VmNetwork:
 
     def _serve_addresses(self) -> None:
         FILES.joinpath("stay.ipxe").write_text(_STAY)
-        # It goes to the background by itself, when it is ready to serve.
+        # It goes to the background by itself once it serves.
         self.call(*_DNSMASQ)
 
 
 @contextmanager
 def open_lab() -> Iterator[VmNetwork]:
-    """A lab, entered by the calling thread; at the end everything in it is killed."""
+    """Enter a private network; at the end, kill everything in it."""
     with namespaces(), ExitStack() as stack:
         FILES.mkdir()
         yield VmNetwork(stack)
 
 
 def wait_until_ended(process: subprocess.Popen[bytes], timeout: float) -> int:
-    """The exit status of a process, as soon as it has one."""
+    """Wait until a process has ended; return its exit status."""
     pidfd = os.pidfd_open(process.pid)
     try:
         if not readable(pidfd, time.monotonic() + timeout):
@@ -149,7 +149,7 @@ def wait_until_ended(process: subprocess.Popen[bytes], timeout: float) -> int:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    # With what it started: a VM would complain of the end of its wire's reader.
+    # Kill its children, too: a VM would complain that its wire's reader has ended.
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

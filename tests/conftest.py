@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lab import fake_and_real, library, shell
-from lab.fake_and_real import Lab
+from lab.fake_and_real import ContractLab
 from lab.inheritance import disinherit
 from lab.namespaces import namespaces
 from lab.strangers import RealStranger
@@ -46,26 +46,26 @@ def host(world: None, ledger: Path) -> Iterator[Host]:
         pytest.param(fake_and_real.real, id="real", marks=pytest.mark.kernel),
     ]
 )
-def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+def lab(request: pytest.FixtureRequest) -> Iterator[ContractLab]:
     """Run the test on the host in memory, and on the real one."""
     with request.param() as lab:
         yield lab
 
 
 @pytest.fixture
-def namespace(lab: Lab) -> Iterator[Namespace]:
+def namespace(lab: ContractLab) -> Iterator[Namespace]:
     namespace = lab.system.netns(None)
     yield namespace
     namespace.close()
 
 
 @pytest.fixture
-def others(lab: Lab) -> Stranger | RealStranger:
+def others(lab: ContractLab) -> Stranger | RealStranger:
     return lab.others()
 
 
 @pytest.fixture
-def lab_host(lab: Lab, others: Stranger, ledger: Path) -> Iterator[Host]:
+def lab_host(lab: ContractLab, others: Stranger, ledger: Path) -> Iterator[Host]:
     """A Host on the fake kernel and on the real one, with devices br0 and low."""
     others.add_bridge("br0", mac="02:00:00:00:00:01")
     others.set_by_name("br0", mtu=1400)

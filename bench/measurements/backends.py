@@ -14,7 +14,7 @@ from bench.measurements import Run
 from bench.result import Goal, Row, Table, interleave
 from bench.switch import switch
 from bench.ways.tapster import nobody
-from bench.world import World, world
+from bench.world import BenchWorld, world
 from tapster import Host, Rate, Tap
 
 SAMPLES = 20
@@ -71,7 +71,7 @@ def measure(run: Run) -> Iterator[Table]:
             yield _rates(host, run.rounds, 0.1 if run.small else 1)
 
 
-def _host(place: World) -> Host:
+def _host(place: BenchWorld) -> Host:
     return Host(place.directory / "ledger.db", reaper=nobody)
 
 

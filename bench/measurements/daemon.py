@@ -17,7 +17,7 @@ from typing import NamedTuple
 import tapster
 from bench.measurements import Run
 from bench.result import Row, Table, interleave
-from bench.world import World, world
+from bench.world import BenchWorld, world
 from tapster import Host, Manager, Tap
 
 PAIRS = 400
@@ -74,7 +74,7 @@ def _title(number: int) -> str:
 
 
 @contextmanager
-def daemon(place: World) -> Iterator[Path]:
+def daemon(place: BenchWorld) -> Iterator[Path]:
     """A daemon that is ready, on a ledger of its own; its socket."""
     process = _start(place)
     try:
@@ -84,7 +84,7 @@ def daemon(place: World) -> Iterator[Path]:
         process.wait()
 
 
-def _start(place: World) -> subprocess.Popen[bytes]:
+def _start(place: BenchWorld) -> subprocess.Popen[bytes]:
     folder = place.directory
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
         ready.bind(str(folder / "ready"))
@@ -161,7 +161,7 @@ def _found(taken: list[float], spent: float) -> DaemonFigures:
     )
 
 
-def _fill(place: World, leases: int) -> None:
+def _fill(place: BenchWorld, leases: int) -> None:
     """Let the daemon's ledger have so many leases, without bridges: they have room."""
     ledger = place.directory / "daemon.db"
     with Host(ledger, reaper=lambda _: None) as host:
@@ -170,7 +170,7 @@ def _fill(place: World, leases: int) -> None:
                 opened.close()
 
 
-def _recover(place: World, leases: int) -> float:
+def _recover(place: BenchWorld, leases: int) -> float:
     _fill(place, leases)
     ledger = place.directory / "daemon.db"
     before = time.perf_counter()
@@ -179,7 +179,7 @@ def _recover(place: World, leases: int) -> float:
     return (time.perf_counter() - before) * 1000
 
 
-def _restart(place: World, leases: int) -> float:
+def _restart(place: BenchWorld, leases: int) -> float:
     _fill(place, leases)
     first = _start(place)
     first.send_signal(signal.SIGKILL)

@@ -11,7 +11,7 @@ from bench.result import Goal, Row, Table
 from bench.ways import Way
 from bench.ways.floor import ReleasingWithoutIpv6
 from bench.ways.tapster import Library
-from bench.world import World, world
+from bench.world import BenchWorld, world
 from tapster import Tap
 
 SIZES = (100, 1_000, 4_000)
@@ -78,7 +78,7 @@ def _grow(run: Run, sizes: Sequence[int], samples: int) -> dict[int, Point]:
     return points
 
 
-def _fill(place: World, library: Library, live: int, size: int) -> list[int]:
+def _fill(place: BenchWorld, library: Library, live: int, size: int) -> list[int]:
     """Acquire leases, from `live` of them to `size`; their descriptors."""
     bridge = "br0"
     fds: list[int] = []

@@ -13,7 +13,7 @@ from statistics import median
 from bench.clock import timed
 from bench.measurements import Run
 from bench.result import Goal, Row, Table, interleave
-from bench.world import World, world
+from bench.world import BenchWorld, world
 from tapster.kernel.linux import LinuxNamespace, LinuxSystem
 from tapster.ledger import Ledger, Reservation
 from tapster.model import DEFAULT_TEMPLATE, Lease, Naming, Tap
@@ -118,7 +118,7 @@ class Shelf:
 class Shelves:
     """Makes ledgers, for a namespace with many foreign devices and for an empty one."""
 
-    def __init__(self, place: World, stack: ExitStack, foreign: int) -> None:
+    def __init__(self, place: BenchWorld, stack: ExitStack, foreign: int) -> None:
         self._directory = place.directory
         self._stack = stack
         self._made = 0

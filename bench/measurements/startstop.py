@@ -15,7 +15,7 @@ from bench.ways.ip import Batch, ByHand
 from bench.ways.libvirt import Attached, AttachedToNothing, guest
 from bench.ways.pyroute2 import Pyroute2
 from bench.ways.tapster import Library
-from bench.world import World, world
+from bench.world import BenchWorld, world
 
 PORTS = {200: 1.6, 1000: 1.25}
 """How many ports the bridge has, and how near to the floor an acquire is to be."""
@@ -76,7 +76,7 @@ def measure(run: Run) -> Iterator[Table]:
         )
 
 
-def make(place: World, stack: ExitStack, ports: int) -> list[Way]:
+def make(place: BenchWorld, stack: ExitStack, ports: int) -> list[Way]:
     """Every way, on one bridge."""
     bridge = place.bridge("br0", ports)
     library = Library(place.directory / "ledger.db", "br0")

@@ -15,7 +15,7 @@ from bench.ways.helper import Helper
 from bench.ways.ip import Batch, ByHand
 from bench.ways.pyroute2 import Pyroute2
 from bench.ways.tapster import Library
-from bench.world import World, world
+from bench.world import BenchWorld, world
 from tapster.model import DEFAULT_FIN_WAIT
 from tapster.reaper import LONGEST_NAP
 
@@ -105,7 +105,7 @@ def _in_groups(way: Releasing, times: Times) -> Callable[[], float]:
     return measured
 
 
-def _reaped(library: Library, place: World, times: Times) -> float:
+def _reaped(library: Library, place: BenchWorld, times: Times) -> float:
     _go_on(library, times.fin_wait + LONGEST_NAP)  # from then on the reaper has work
     before = place.devices()
     rounds, seconds = _go_on(library, times.window)

@@ -13,7 +13,7 @@ from bench.ways import Way
 from bench.ways.floor import BATCH, Releasing
 from bench.ways.ip import Batch
 from bench.ways.tapster import COMMAND, Library
-from bench.world import SYSFS, World, world
+from bench.world import SYSFS, BenchWorld, world
 
 DEVICES = 2000
 MOST = 300
@@ -60,7 +60,7 @@ def measure(run: Run) -> Iterator[Table]:
 class ReapStorm:
     """Devices to delete, and ways to start others meanwhile."""
 
-    def __init__(self, place: World, devices: int) -> None:
+    def __init__(self, place: BenchWorld, devices: int) -> None:
         self._place = place
         self._devices = devices
         self._bridge = place.bridge("br0")

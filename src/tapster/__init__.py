@@ -11,8 +11,6 @@ with tapster.Host() as host:
 `tapster.connect()` gives the same without privileges: there the daemon does it.
 """
 
-from typing import TYPE_CHECKING, Any
-
 from tapster.errors import (
     BadName,
     BridgeFull,
@@ -37,6 +35,7 @@ from tapster.errors import (
     ServiceUnavailable,
     TapsterError,
 )
+from tapster.light import TYPE_CHECKING, Any
 from tapster.model import (
     Changes,
     HistoryEntry,

@@ -2,7 +2,8 @@
 """Start the command: `tapster`, or `python -m tapster`."""
 
 import signal
-from typing import NoReturn
+
+from tapster.light import NoReturn
 
 
 def command() -> NoReturn:

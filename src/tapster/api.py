@@ -3,20 +3,11 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Protocol, Self, Unpack
 
 from tapster.checks import check_value, shown
 from tapster.errors import NoSuchLease, RequestError
-from tapster.model import (
-    Changes,
-    HistoryEntry,
-    HistoryEvent,
-    HistoryQuery,
-    Lease,
-    Link,
-    Problem,
-    Spec,
-)
+from tapster.light import Protocol, Self, Unpack
+from tapster.model import Changes, HistoryEntry, Lease, Link, Problem, Spec
 from tapster.open_device import OpenDevice
 from tapster.operations.decision import Repair
 
@@ -74,7 +65,6 @@ class Manager(Protocol):
         vhost: bool = False,
     ) -> tuple[OpenDevice, ...]:
         """Make all the devices of one VM, or none; otherwise as `acquire`."""
-        ...
 
     @contextmanager
     def holding(self, *specs: Spec) -> Iterator[tuple[OpenDevice, ...]]:
@@ -105,7 +95,6 @@ class Manager(Protocol):
         Raises LeaseBusy while a tap of one queue is open elsewhere: the kernel
         allows a queue one descriptor.
         """
-        ...
 
     def set(self, lease: Reference, **changes: Unpack[Changes]) -> Lease:
         """Change what an active lease's device is connected to, all or nothing.
@@ -113,13 +102,11 @@ class Manager(Protocol):
         The keyword arguments are fields of `Wiring`; what is not given stays. The
         VM keeps its descriptors. May be repeated.
         """
-        ...
 
     # Look
 
     def leases(self, *, all: bool = True) -> list[Lease]:
         """Every lease, oldest first; without those in FIN WAIT if not `all`."""
-        ...
 
     def find(self, name_or_id: str) -> Lease:
         """The lease with this id, or with this name.
@@ -127,45 +114,24 @@ class Manager(Protocol):
         A name in the manager's own network namespace comes first, then a name
         anywhere. Raises NoSuchLease.
         """
-        ...
 
     def device(self, lease: Reference) -> Link | None:
         """The lease's device as the kernel shows it now; None if it is gone."""
-        ...
 
     def differences(self, lease: Reference) -> dict[str, str]:
         """How a device is not connected as requested, by backend; {} if it is.
 
         Raises ServiceUnavailable if a backend cannot tell.
         """
-        ...
 
     def differing(self, leases: Iterable[Lease]) -> frozenset[str]:
         """The ids of those active leases whose devices are not as requested.
 
         A quick look at many: `differences` also asks the backends, and says how.
         """
-        ...
 
     def who(self, name: str, at: float | None = None) -> list[HistoryEntry]:
         """Who holds or held `name`, latest first; at wall clock `at` if given."""
-        return self.history(HistoryQuery(name, at=at))
-
-    def history(self, query: HistoryQuery) -> list[HistoryEntry]:
-        """The leases that fit a query, active ones too, the latest first.
-
-        Raises RequestError for a time in the future.
-        """
-        ...
-
-    def events(
-        self, since: float | None = None, until: float | None = None
-    ) -> list[HistoryEvent]:
-        """What happened to devices between two times, the earliest first.
-
-        The daemon records it: devices that others deleted, moved or renamed.
-        """
-        ...
 
     # Look after
 
@@ -175,18 +141,15 @@ class Manager(Protocol):
         Return how many leases ended. A lease that cannot be ended keeps waiting, and
         the reason is raised after the rest is done.
         """
-        ...
 
     def recover(self, *, dry_run: bool = False) -> list[Repair]:
         """Bring ledger and kernel into agreement; return what was, or would be, done.
 
         Leases that a living manager works on are left alone. May be repeated.
         """
-        ...
 
     def examine(self) -> list[Problem]:
         """What is wrong on the host, and what would be the remedy."""
-        ...
 
     def remove_leftovers(self, ledger: str) -> list[str]:
         """Delete the devices that carry the stamp of a lost ledger.
@@ -195,7 +158,6 @@ class Manager(Protocol):
         devices with a lease stay; so does a tap that a process has open. Return the
         devices' names.
         """
-        ...
 
 
 def id_of(reference: Reference) -> str:

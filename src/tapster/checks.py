@@ -7,9 +7,9 @@ would be right. Otherwise it would fail somewhere inside, as an error of Python'
 
 from enum import StrEnum
 from types import NoneType, UnionType
-from typing import Any, get_args, get_origin
 
 from tapster.errors import RequestError
+from tapster.light import Any, get_args, get_origin
 
 _NAMES = {bool: "True or False", int: "an int", float: "a number", str: "a str"}
 

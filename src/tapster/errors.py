@@ -29,7 +29,8 @@ program may want to know of an error is in its attributes.
 """
 
 import os
-from typing import ClassVar
+
+from tapster.light import ClassVar
 
 
 class TapsterError(Exception):

@@ -7,16 +7,15 @@ tuples because the command sits in a virtual machine's start path and importing
 """
 
 from enum import StrEnum
-from typing import NamedTuple, TypedDict
 
 from tapster import names
 from tapster.checks import check_record, check_value, shown
 from tapster.errors import RequestError
+from tapster.light import NamedTuple, TypedDict
 
 DEFAULT_TEMPLATE = "vnet%d"
 DEFAULT_FIN_WAIT = 5.0
 MAX_OWNER = 255
-MAX_LABELS = 32
 MAX_QUEUES = 256
 """`MAX_TAP_QUEUES` in the kernel's include/linux/if_tap.h."""
 
@@ -119,6 +118,17 @@ class Changes(TypedDict, total=False):
     up: bool
 
 
+class Vm(NamedTuple):
+    """The VM of a device, as the hosts of a fleet know it."""
+
+    id: str
+    """Identifies the VM among all VMs of the fleet, such as its UUID."""
+    incoming: str | None = None
+    """The epoch by which the VM still runs on another host."""
+    takeover: bool = False
+    """The user knows that the silent host that ran the VM does not run it now."""
+
+
 class Tap(NamedTuple):
     """A request for a tap device.
 
@@ -140,7 +150,6 @@ class Tap(NamedTuple):
     uid: int | None = None
     gid: int | None = None
     fin_wait: float = DEFAULT_FIN_WAIT
-    labels: tuple[tuple[str, str], ...] = ()
     ovs: str | None = None
     isolated: bool = False
     learning: bool = True
@@ -153,6 +162,7 @@ class Tap(NamedTuple):
     inbound: Rate | None = None
     outbound: Rate | None = None
     up: bool = True
+    vm: Vm | None = None
 
     @property
     def kind(self) -> Kind:
@@ -181,7 +191,7 @@ class Macvtap(NamedTuple):
     queues: int = 1
     vnet_hdr: bool = True
     fin_wait: float = DEFAULT_FIN_WAIT
-    labels: tuple[tuple[str, str], ...] = ()
+    vm: Vm | None = None
 
     @property
     def kind(self) -> Kind:
@@ -256,8 +266,6 @@ class Lease(NamedTuple):
     on_close: bool = False
     """The lease ends when nobody has its tap open any more."""
     vnet_hdr: bool = True
-    labels: tuple[tuple[str, str], ...] = ()
-    """Text for people and programs, as KEY=VALUE."""
 
 
 class HistoryEntry(NamedTuple):
@@ -277,39 +285,6 @@ class HistoryEntry(NamedTuple):
     """When FIN WAIT was over; None before that."""
     caller_uid: int | None = None
     """As in Lease."""
-    labels: tuple[tuple[str, str], ...] = ()
-    """As in Lease."""
-
-
-class HistoryQuery(NamedTuple):
-    """What to look for in the history. A field that is None fits every entry."""
-
-    name: str | None = None
-    owner: str | None = None
-    mac: str | None = None
-    lease: str | None = None
-    label: tuple[str, str] | None = None
-    at: float | None = None
-    """Wall clock: leases that had their name then."""
-    since: float | None = None
-    """Wall clock: leases that had their name then or later."""
-    until: float | None = None
-    """Wall clock: leases that began by then."""
-    caller_uid: int | None = None
-    limit: int | None = None
-    """At most so many, the latest."""
-
-
-class HistoryEvent(NamedTuple):
-    """Something that happened to a device beside its lease's life."""
-
-    time: float
-    event: str
-    lease: str
-    name: str
-    owner: str
-    caller_uid: int | None = None
-    detail: str = ""
 
 
 class Problem(NamedTuple):
@@ -382,7 +357,6 @@ def check_spec(spec: Spec) -> names.Template:
         )
     if (spec.naming == Naming.STABLE) != (spec.key is not None):
         raise RequestError("naming stable and a key go together")
-    check_labels(spec.labels)
     if not 1 <= spec.queues <= MAX_QUEUES:
         raise RequestError(f"queues must be 1 to {MAX_QUEUES}, not {spec.queues}")
     if not 0 <= spec.fin_wait <= 86400:
@@ -392,23 +366,25 @@ def check_spec(spec: Spec) -> names.Template:
             raise RequestError(f"a user or group id is 0 to 4294967294, not {id_}")
     if spec.mac is not None:
         parse_mac(spec.mac)
+    if spec.vm is not None:
+        _check_vm(spec.vm)
     check_wiring(spec.wiring)
     return template
 
 
-def check_labels(labels: tuple[tuple[str, str], ...]) -> None:
-    """Check the labels of a lease. Raises RequestError."""
-    if len(labels) > MAX_LABELS:
-        raise RequestError(f"{len(labels)} labels are too many: at most {MAX_LABELS}")
-    if len(dict(labels)) < len(labels):
-        raise RequestError("each label may be given once")
-    for key, value in labels:
-        if not key or "=" in key or not f"{key}{value}".isprintable():
-            raise RequestError(f"label {key!r}={value!r} is not KEY=VALUE")
-        if len(key) + len(value) > MAX_OWNER:
+def _check_vm(vm: Vm) -> None:
+    good = vm.id.isascii() and vm.id.isprintable() and " " not in vm.id
+    if not good or not 0 < len(vm.id) <= MAX_OWNER or vm.id.startswith("lease/"):
+        raise RequestError(
+            f"the id of a VM is 1 to {MAX_OWNER} characters of ASCII without spaces, "
+            f"such as its UUID, not {vm.id!r}"
+        )
+    if vm.incoming is not None:
+        term, _, step = vm.incoming.partition(".")
+        if not (vm.incoming.isascii() and term.isdecimal() and step.isdecimal()):
             raise RequestError(
-                f"label {key!r} has {len(key) + len(value)} characters: "
-                f"at most {MAX_OWNER} are allowed"
+                "incoming is the epoch of the other host, such as 0.7, "
+                f"not {vm.incoming!r}"
             )
 
 

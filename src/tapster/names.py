@@ -10,9 +10,8 @@ kernel's net/core/dev.c. Linux counts bytes, not characters, and would cut a
 longer name without a word (`ifreq` has room for 15); here nothing is cut.
 """
 
-from typing import NamedTuple
-
 from tapster.errors import BadName
+from tapster.light import NamedTuple
 
 MAX_BYTES = 15
 """`IFNAMSIZ` less the NUL that ends the name."""

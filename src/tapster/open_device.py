@@ -2,8 +2,8 @@
 """OpenDevice: a lease, and the open descriptors of its device."""
 
 import os
-from typing import Self
 
+from tapster.light import Self
 from tapster.model import Lease
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import tapster
-from lab.fake_and_real import Lab
+from lab.fake_and_real import ContractLab
 from lab.library import acquire, close, no_reaper
 from tapster import Host, Macvtap, Naming, State, Tap
 from tapster.testing import Stranger
@@ -19,7 +19,7 @@ def host(lab_host: Host) -> Host:
 
 
 def test_a_tap_is_completely_configured_when_acquire_returns_I6(
-    lab: Lab, host: Host
+    lab: ContractLab, host: Host
 ) -> None:
     spec = Tap(bridge="br0", isolated=True, queues=2, owner="vm1")
     opened = host.acquire(spec)
@@ -38,7 +38,9 @@ def test_a_tap_is_completely_configured_when_acquire_returns_I6(
     assert (lease.state, lease.owner) == (State.ACTIVE, "vm1")
 
 
-def test_taps_and_macvtaps_share_one_list_of_names(lab: Lab, host: Host) -> None:
+def test_taps_and_macvtaps_share_one_list_of_names(
+    lab: ContractLab, host: Host
+) -> None:
     specs = Tap(), Macvtap(lower="low"), Tap(bridge="br0")
     leases = [acquire(host, spec) for spec in specs]
     assert [lease.name for lease in leases] == ["vnet0", "vnet1", "vnet2"]
@@ -62,7 +64,7 @@ SQUATS: dict[str, Callable[[Stranger], object]] = {
 @pytest.mark.parametrize("squat", SQUATS.values(), ids=SQUATS)
 @pytest.mark.parametrize("spec", [Tap(bridge="br0", queues=2), Macvtap(lower="low")])
 def test_a_foreign_device_is_stepped_over_I4(
-    lab: Lab,
+    lab: ContractLab,
     host: Host,
     others: Stranger,
     squat: Callable[[Stranger], object],
@@ -79,7 +81,7 @@ def test_a_foreign_device_is_stepped_over_I4(
     assert lab.show() == before
 
 
-def test_a_taken_ifindex_is_replaced_by_another(lab: Lab, host: Host) -> None:
+def test_a_taken_ifindex_is_replaced_by_another(lab: ContractLab, host: Host) -> None:
     first = acquire(host, Tap())
     namespace = lab.system.netns(None)
     close(
@@ -94,7 +96,7 @@ def test_a_taken_ifindex_is_replaced_by_another(lab: Lab, host: Host) -> None:
 
 
 def test_many_are_acquired_together_or_not_at_all(
-    lab: Lab, host: Host, others: Stranger
+    lab: ContractLab, host: Host, others: Stranger
 ) -> None:
     mac = "52:54:00:00:00:07"
     others.add_macvtap("other", "low", mac=mac)
@@ -107,7 +109,7 @@ def test_many_are_acquired_together_or_not_at_all(
 
 
 def test_the_ledger_remembers_the_next_number(
-    lab: Lab, host: Host, ledger: Path
+    lab: ContractLab, host: Host, ledger: Path
 ) -> None:
     spec = Tap(naming=Naming.NEXT, fin_wait=0)
     names = []

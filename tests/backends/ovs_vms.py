@@ -9,7 +9,7 @@ import pytest
 
 from lab import iproute, library
 from lab.guests import next_frame
-from lab.openvswitch import Switch, ports, row, rows
+from lab.openvswitch import OpenVswitch, ports, row, rows
 from tapster import Host, Lease, OpenDevice, Tap
 from tapster.model import Rate
 
@@ -81,7 +81,7 @@ def received(lease: OpenDevice) -> bytes:
 
 
 @pytest.fixture
-def pair(host: Host, switch: Switch) -> Iterator[tuple[OpenDevice, OpenDevice]]:
+def pair(host: Host, switch: OpenVswitch) -> Iterator[tuple[OpenDevice, OpenDevice]]:
     """Two machines: one sees VLAN 5 untagged, the other all that is tagged 5."""
     leases = host.acquire_all([Tap(ovs="ovs0", vlan=5), Tap(ovs="ovs0", trunks=(5,))])
     yield leases[0], leases[1]

@@ -34,7 +34,7 @@ from lab.frames import (
     tagged,
     udp,
 )
-from lab.guests import Lab, Leased
+from lab.guests import GuestBridge, Leased
 from tapster.backends import filter
 from tapster.backends.table import TableBackend
 
@@ -48,7 +48,7 @@ ADDRESSES = (MINE4, MINE6)
 
 
 @pytest.fixture
-def lab(ledger: Path) -> Iterator[Lab]:
+def lab(ledger: Path) -> Iterator[GuestBridge]:
     with guests.lab(ledger) as lab:
         yield lab
 
@@ -295,38 +295,38 @@ def cases(me: str) -> dict[str, Case]:
     }
 
 
-def verdicts(lab: Lab, guest: Leased) -> dict[str, bool]:
+def verdicts(lab: GuestBridge, guest: Leased) -> dict[str, bool]:
     return {
         name: lab.passes(guest, case.frame) for name, case in cases(guest.mac).items()
     }
 
 
-def test_only_its_mac(lab: Lab) -> None:
+def test_only_its_mac(lab: GuestBridge) -> None:
     guest = lab.guest(filter=True)
     expected = {name: case.from_mac for name, case in cases(guest.mac).items()}
     assert verdicts(lab, guest) == expected
 
 
-def test_only_its_addresses(lab: Lab) -> None:
+def test_only_its_addresses(lab: GuestBridge) -> None:
     guest = lab.guest(filter=True, addresses=ADDRESSES)
     expected = {name: case.from_addresses for name, case in cases(guest.mac).items()}
     assert verdicts(lab, guest) == expected
 
 
-def test_without_the_filter_each_of_these_frames_passes(lab: Lab) -> None:
+def test_without_the_filter_each_of_these_frames_passes(lab: GuestBridge) -> None:
     stopped = [
         name for name, passed in verdicts(lab, lab.guest()).items() if not passed
     ]
     assert stopped == []
 
 
-def test_all_of_them_get_to_a_guest_that_is_filtered(lab: Lab) -> None:
+def test_all_of_them_get_to_a_guest_that_is_filtered(lab: GuestBridge) -> None:
     guest = lab.guest(filter=True, addresses=ADDRESSES)
     sent = [case.frame for case in cases(lab.peer.mac).values()]
     assert lab.arrive(lab.peer, sent, guest) == sent
 
 
-def learnt(lab: Lab, guest: Leased, to: str) -> bool:
+def learnt(lab: GuestBridge, guest: Leased, to: str) -> bool:
     """Whether the bridge believes the source of a frame that a guest has forged."""
     forged = f"52:54:01:{guest.mac[9:]}"
     guest.send(ether(forged, to, 0x88CC, bytes(46)))
@@ -339,12 +339,14 @@ EAPOL, LLDP = "01:80:c2:00:00:03", "01:80:c2:00:00:0e"
 
 
 @pytest.mark.parametrize("to", [BROADCAST, EAPOL])
-def test_the_bridge_does_not_learn_from_what_is_dropped(lab: Lab, to: str) -> None:
+def test_the_bridge_does_not_learn_from_what_is_dropped(
+    lab: GuestBridge, to: str
+) -> None:
     assert not learnt(lab, lab.guest(filter=True), to)
     assert learnt(lab, lab.guest(), to)
 
 
-def test_from_lldp_the_bridge_learns_unless_it_is_told_not_to(lab: Lab) -> None:
+def test_from_lldp_the_bridge_learns_unless_it_is_told_not_to(lab: GuestBridge) -> None:
     """The kernel asks no hook of nftables about these."""
     assert learnt(lab, lab.guest(filter=True, guard=False), LLDP)
     assert not learnt(lab, lab.guest(filter=True), LLDP)
@@ -353,7 +355,9 @@ def test_from_lldp_the_bridge_learns_unless_it_is_told_not_to(lab: Lab) -> None:
     assert not learnt(lab, lab.guest(filter=True, guard=False), LLDP)
 
 
-def test_tags_pass_on_a_trunk_with_the_same_care_for_what_is_in_them(lab: Lab) -> None:
+def test_tags_pass_on_a_trunk_with_the_same_care_for_what_is_in_them(
+    lab: GuestBridge,
+) -> None:
     guest = lab.guest(filter=True, addresses=ADDRESSES)
     # This bridge need not tell VLANs apart: the filter is asked for by itself.
     trunk = guest.lease._replace(wiring=guest.lease.wiring._replace(trunks=(7,)))
@@ -377,7 +381,7 @@ def test_tags_pass_on_a_trunk_with_the_same_care_for_what_is_in_them(lab: Lab) -
     }
 
 
-def test_a_tag_within_a_tag_passes_nowhere(lab: Lab) -> None:
+def test_a_tag_within_a_tag_passes_nowhere(lab: GuestBridge) -> None:
     guest = lab.guest(filter=True)
     trunk = guest.lease._replace(wiring=guest.lease.wiring._replace(trunks=(7,)))
     context = lab.host.operations.context
@@ -389,7 +393,7 @@ def test_a_tag_within_a_tag_passes_nowhere(lab: Lab) -> None:
         assert lab.passes(lab.guest(), tagged(once, 7, kind))
 
 
-def test_more_addresses_of_each_kind(lab: Lab) -> None:
+def test_more_addresses_of_each_kind(lab: GuestBridge) -> None:
     guest = lab.guest(filter=True, addresses=(MINE4, OTHER4, MINE6, STRANGE6))
     passes = [name for name, passed in verdicts(lab, guest).items() if passed]
     assert {"IPv4", "IPv4 from another's", "ARP for another's address"} <= set(passes)
@@ -398,7 +402,9 @@ def test_more_addresses_of_each_kind(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("only", [MINE4, MINE6])
-def test_addresses_of_one_kind_leave_none_of_the_other(lab: Lab, only: str) -> None:
+def test_addresses_of_one_kind_leave_none_of_the_other(
+    lab: GuestBridge, only: str
+) -> None:
     guest = lab.guest(filter=True, addresses=(only,))
     outcome = verdicts(lab, guest)
     assert (outcome["IPv4"], outcome["ARP request"]) == (only == MINE4, only == MINE4)

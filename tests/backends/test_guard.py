@@ -12,7 +12,7 @@ import pytest
 import tapster
 from lab import frames, guests, shell
 from lab.frames import ARP, BROADCAST, IPV4, IPV6, TCP, UDP, arp, ether, ipv4, ipv6, udp
-from lab.guests import MARK, Lab, Leased, checksum_request
+from lab.guests import MARK, GuestBridge, Leased, checksum_request
 from lab.veth import Receiver
 from tapster import Action, Host
 from tapster.errors import KernelError
@@ -27,7 +27,7 @@ WIRING = {"filter": True, "addresses": (MINE, MINE6)}
 
 
 @pytest.fixture
-def lab(ledger: Path) -> Iterator[Lab]:
+def lab(ledger: Path) -> Iterator[GuestBridge]:
     with guests.lab(ledger) as lab:
         yield lab
 
@@ -82,12 +82,12 @@ def icmpv6_of_no_meaning() -> bytes:
     return struct.pack("!BBH", 212, 0, 0) + bytes(12)
 
 
-def arrivals(lab: Lab, receiver: Receiver) -> list[bytes]:
+def arrivals(lab: GuestBridge, receiver: Receiver) -> list[bytes]:
     lab.peer.send(MARK)
     return receiver.until(MARK)
 
 
-def forged(lab: Lab, guest: Leased, receiver: Receiver) -> list[str]:
+def forged(lab: GuestBridge, guest: Leased, receiver: Receiver) -> list[str]:
     """The attacks that succeed."""
     successes = []
     for name, (frame, request, becomes) in attacks(guest.mac).items():
@@ -97,12 +97,12 @@ def forged(lab: Lab, guest: Leased, receiver: Receiver) -> list[str]:
     return successes
 
 
-def test_no_request_changes_what_the_filter_has_judged(lab: Lab) -> None:
+def test_no_request_changes_what_the_filter_has_judged(lab: GuestBridge) -> None:
     with Receiver("plain", offload=False) as receiver:
         assert forged(lab, lab.guest(**WIRING), receiver) == []
 
 
-def test_without_the_guard_each_of_them_would(lab: Lab) -> None:
+def test_without_the_guard_each_of_them_would(lab: GuestBridge) -> None:
     """The filter alone sees the honest frame; so the test above can fail."""
     guest = lab.guest(**WIRING, guard=False)
     wanted = [name for name in attacks(guest.mac) if name != "another protocol"]
@@ -110,7 +110,7 @@ def test_without_the_guard_each_of_them_would(lab: Lab) -> None:
         assert forged(lab, guest, receiver) == wanted
 
 
-def test_a_tap_without_the_header_asks_for_nothing(lab: Lab) -> None:
+def test_a_tap_without_the_header_asks_for_nothing(lab: GuestBridge) -> None:
     opened = lab.host.acquire(
         tapster.Tap(bridge="br0", vnet_hdr=False, guard=False, **WIRING)  # type: ignore[arg-type]
     )
@@ -166,7 +166,7 @@ def honest(me: str) -> dict[str, Honest]:
 
 
 @pytest.mark.parametrize("offload", [True, False])
-def test_honest_requests_pass(lab: Lab, offload: bool) -> None:
+def test_honest_requests_pass(lab: GuestBridge, offload: bool) -> None:
     guest = lab.guest(**WIRING)
     with Receiver("far", offload=offload) as receiver:
         for name, (frame, start, place, _) in honest(guest.mac).items():
@@ -177,7 +177,7 @@ def test_honest_requests_pass(lab: Lab, offload: bool) -> None:
             assert (arrived == frame) is offload, name
 
 
-def test_no_other_place_passes(lab: Lab) -> None:
+def test_no_other_place_passes(lab: GuestBridge) -> None:
     guest = lab.guest(**WIRING)
     with Receiver("far", offload=True) as receiver:
         for name, (frame, start, place, payload) in honest(guest.mac).items():
@@ -192,7 +192,7 @@ def test_no_other_place_passes(lab: Lab) -> None:
             assert passing == allowed, name
 
 
-def test_a_frame_cut_short_is_dropped(lab: Lab) -> None:
+def test_a_frame_cut_short_is_dropped(lab: GuestBridge) -> None:
     guest = lab.guest(**WIRING)
     frame = honest(guest.mac)["TCP over IPv6 with options"][0]
     with Receiver("far", offload=True) as receiver:
@@ -205,7 +205,7 @@ def test_a_frame_cut_short_is_dropped(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("last", range(16))
-def test_no_frame_to_a_bridge_reaches_the_host(lab: Lab, last: int) -> None:
+def test_no_frame_to_a_bridge_reaches_the_host(lab: GuestBridge, last: int) -> None:
     shell.sh("ip address add 192.0.2.200/24 dev br0")
     to = f"01:80:c2:00:00:{last:02x}"
     guest = lab.guest(filter=True)
@@ -224,7 +224,9 @@ def ingress(name: str) -> str:
     return shell.sh(f"tc filter show dev {name} ingress")
 
 
-def test_it_is_there_before_the_port(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_there_before_the_port(
+    lab: GuestBridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[bool] = []
     set_links = linux.LinuxNamespace.set_links
 
@@ -238,7 +240,7 @@ def test_it_is_there_before_the_port(lab: Lab, monkeypatch: pytest.MonkeyPatch) 
     assert seen == [True]
 
 
-def test_it_comes_and_goes_with_the_filter(lab: Lab) -> None:
+def test_it_comes_and_goes_with_the_filter(lab: GuestBridge) -> None:
     guest = lab.guest()
     name = guest.lease.name
     assert ingress(name) == ""
@@ -250,7 +252,7 @@ def test_it_comes_and_goes_with_the_filter(lab: Lab) -> None:
     assert "clsact" not in shell.sh(f"tc qdisc show dev {name}")
 
 
-def test_filters_of_others_stay(lab: Lab) -> None:
+def test_filters_of_others_stay(lab: GuestBridge) -> None:
     guest = lab.guest(filter=True)
     name = guest.lease.name
     shell.sh(
@@ -271,7 +273,7 @@ EDITS = {
 
 @pytest.mark.parametrize("edit", ["deleted", "without its qdisc"])
 def test_a_guard_that_somebody_removed_is_reported_and_mended(
-    lab: Lab, edit: str
+    lab: GuestBridge, edit: str
 ) -> None:
     guest = lab.guest(**WIRING)
     shell.sh(EDITS[edit].format(guest.lease.name))
@@ -284,7 +286,7 @@ def test_a_guard_that_somebody_removed_is_reported_and_mended(
 
 
 def test_where_the_kernel_cannot_load_it_a_filtered_port_is_refused(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
+    lab: GuestBridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
         raise KernelError(22, "loading the guard of device 7")

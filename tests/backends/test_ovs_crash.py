@@ -8,7 +8,7 @@ import pytest
 
 from lab import iproute, shell
 from lab.crashes import Crashes
-from lab.openvswitch import Switch, rows, vsctl
+from lab.openvswitch import OpenVswitch, rows, vsctl
 from tapster import Lease, State
 from tests.backends.ovs_vms import FULL
 
@@ -56,7 +56,7 @@ def devices() -> set[str]:
 
 
 @pytest.fixture
-def crashes(ledger: Path, switch: Switch) -> Iterator[OvsCrashes]:
+def crashes(ledger: Path, switch: OpenVswitch) -> Iterator[OvsCrashes]:
     shell.sh("ip tuntap add other mode tap")
     vsctl("add-port ovs0 other tag=9")
     crashes = OvsCrashes(ledger)

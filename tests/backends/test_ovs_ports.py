@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lab import iproute, shell
-from lab.openvswitch import Switch, ports, row, rows, vsctl
+from lab.openvswitch import OpenVswitch, ports, row, rows, vsctl
 from tapster import (
     Host,
     OpenDevice,
@@ -25,7 +25,9 @@ IDS = (("iface-id", "nic-1"), ("vm-id", "vm-1"))
 # Up
 
 
-def test_a_tap_is_a_port_when_acquire_returns_I6(host: Host, switch: Switch) -> None:
+def test_a_tap_is_a_port_when_acquire_returns_I6(
+    host: Host, switch: OpenVswitch
+) -> None:
     lease = acquire(host, PLAIN, external_ids=IDS)
     port, interface = row("Port", "vnet0"), row("Interface", "vnet0")
     assert ports("ovs0") == ["vnet0"]
@@ -54,13 +56,13 @@ def test_a_tap_is_a_port_when_acquire_returns_I6(host: Host, switch: Switch) -> 
     ],
     ids=str,
 )
-def test_vlans(host: Host, switch: Switch, wanted: Any, shown: Any) -> None:
+def test_vlans(host: Host, switch: OpenVswitch, wanted: Any, shown: Any) -> None:
     acquire(host, PLAIN, **wanted)
     port = row("Port", "vnet0")
     assert (port["tag"], port["trunks"], port["vlan_mode"]) == shown
 
 
-def test_the_mtu_is_the_bridges(host: Host, switch: Switch) -> None:
+def test_the_mtu_is_the_bridges(host: Host, switch: OpenVswitch) -> None:
     vsctl("set Interface ovs0 mtu_request=1400")
     assert acquire(host, PLAIN).wiring.mtu == 1400
     assert iproute.links()["vnet0"]["mtu"] == 1400
@@ -79,7 +81,7 @@ def test_frames_pass_from_machine_to_machine(
 # Rates
 
 
-def test_rates(host: Host, switch: Switch) -> None:
+def test_rates(host: Host, switch: OpenVswitch) -> None:
     acquire(
         host,
         PLAIN,
@@ -102,7 +104,7 @@ def test_rates(host: Host, switch: Switch) -> None:
 
 
 def test_open_vswitch_holds_the_average_also_without_a_peak(
-    host: Host, switch: Switch
+    host: Host, switch: OpenVswitch
 ) -> None:
     """A `min-rate` alone would let all of the device's 10 Gbit/s through."""
     acquire(host, PLAIN, inbound=Rate(1000))
@@ -119,7 +121,7 @@ def test_open_vswitch_holds_the_average_also_without_a_peak(
     ],
 )
 def test_the_greatest_rates_reach_the_kernel_as_they_are(
-    host: Host, switch: Switch, rate: Rate, limit: str, burst: str
+    host: Host, switch: OpenVswitch, rate: Rate, limit: str, burst: str
 ) -> None:
     acquire(host, PLAIN, inbound=rate)
     shown = shell.sh("tc class show dev vnet0 classid 1:1")
@@ -128,7 +130,7 @@ def test_the_greatest_rates_reach_the_kernel_as_they_are(
 
 @pytest.mark.parametrize("rate", [Rate(4294968), Rate(10, burst=2618)])
 def test_what_open_vswitch_cannot_count_is_refused(
-    host: Host, switch: Switch, rate: Rate
+    host: Host, switch: OpenVswitch, rate: Rate
 ) -> None:
     with pytest.raises(RequestError, match="at most"):
         acquire(host, PLAIN, inbound=rate)
@@ -139,7 +141,7 @@ def test_what_open_vswitch_cannot_count_is_refused(
 
 
 def test_everything_can_change_while_the_machine_runs(
-    host: Host, switch: Switch
+    host: Host, switch: OpenVswitch
 ) -> None:
     lease = acquire(host, PLAIN, vlan=5, external_ids=IDS, inbound=Rate(1000))
     number = row("Interface", "vnet0")["ofport"]
@@ -161,7 +163,7 @@ def test_everything_can_change_while_the_machine_runs(
 
 
 def test_a_machine_moves_to_a_linux_bridge_and_back_without_its_rates(
-    host: Host, switch: Switch
+    host: Host, switch: OpenVswitch
 ) -> None:
     """Open vSwitch by itself leaves its queueing on devices that it lets go."""
     plain = shell.sh("tc qdisc show dev br0")
@@ -182,7 +184,7 @@ def test_a_machine_moves_to_a_linux_bridge_and_back_without_its_rates(
 
 
 def test_release_deletes_all_of_it_at_once_and_the_name_waits(
-    host: Host, switch: Switch
+    host: Host, switch: OpenVswitch
 ) -> None:
     lease = acquire(host, PLAIN, inbound=Rate(1000))
     before = {table: rows(table) for table in ("Port", "Interface")}
@@ -198,7 +200,7 @@ def test_release_deletes_all_of_it_at_once_and_the_name_waits(
 
 
 def test_a_port_whose_owner_has_changed_is_left_alone(
-    host: Host, switch: Switch
+    host: Host, switch: OpenVswitch
 ) -> None:
     lease = acquire(host, PLAIN)
     vsctl("set Port vnet0 external_ids:tapster=tapster:00000000:0000000000000000")
@@ -207,18 +209,18 @@ def test_a_port_whose_owner_has_changed_is_left_alone(
 
 
 def test_an_owner_that_changes_while_we_delete_is_seen_in_time(
-    host: Host, switch: Switch, monkeypatch: pytest.MonkeyPatch
+    host: Host, switch: OpenVswitch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The transaction that deletes checks the owner, whatever was read before."""
     lease = acquire(host, PLAIN, inbound=Rate(1000))
-    remove = ovs._remove
+    remove = ovs.removal_of
 
     def hand_over(port: Any) -> Any:
         monkeypatch.undo()
         vsctl("set Port vnet0 external_ids:tapster=tapster:00000000:0000000000000000")
         return remove(port)
 
-    monkeypatch.setattr(ovs, "_remove", hand_over)
+    monkeypatch.setattr(ovs, "removal_of", hand_over)
     host.release(lease.id)
     assert ports("ovs0") == ["vnet0"]
     (qos,), (queue,) = rows("QoS"), rows("Queue")

@@ -12,7 +12,7 @@ import threading
 import pytest
 
 from lab import iproute, shell
-from lab.openvswitch import Switch, rows, vsctl
+from lab.openvswitch import OpenVswitch, rows, vsctl
 from tapster import Host, Lease
 from tapster.backends.ovs import Ovs
 from tapster.model import Rate
@@ -26,7 +26,7 @@ WEB = PLAIN._replace(name="web0", fin_wait=0.0, vlan=5, inbound=Rate(1000))
 
 
 @pytest.fixture
-def latecomer(switch: Switch, host: Host) -> Ovs:
+def latecomer(switch: OpenVswitch, host: Host) -> Ovs:
     """Another manager's backend: it cleans up what it thinks is there."""
     acquire(host)
     return Ovs(iproute.links()["vnet0"]["ifalias"].split(":")[1])
@@ -48,7 +48,7 @@ def seen(name: str) -> str:
 
 @pytest.mark.timeout(600)
 def test_a_cleanup_that_comes_late_never_hits_the_next_machine(
-    host: Host, switch: Switch, latecomer: Ovs
+    host: Host, switch: OpenVswitch, latecomer: Ovs
 ) -> None:
     gone = acquire(host, WEB)
     for number in range(ROUNDS):
@@ -74,7 +74,7 @@ def clean_up(backend: Ovs, gone: Lease, go: threading.Barrier, times: int) -> No
         backend.detach(None, gone)
 
 
-def test_a_cleanup_by_name_would_hit_it(host: Host, switch: Switch) -> None:
+def test_a_cleanup_by_name_would_hit_it(host: Host, switch: OpenVswitch) -> None:
     """So the test above can fail: this is what others do."""
     gone = acquire(host, WEB)
     host.release(gone.id)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from lab import iproute, shell
-from lab.openvswitch import RUNDIR, Switch, ports, rows
+from lab.openvswitch import RUNDIR, OpenVswitch, ports, rows
 from lab.reapers import Monitor, reapers, wait_dead, wait_reaping
 from tapster import (
     ConflictError,
@@ -59,7 +59,7 @@ def nothing_is_left(host: Host) -> None:
 
 @pytest.mark.parametrize("fin_wait", [0.0, 1.0])
 def test_release_succeeds_and_the_reaper_ends_it_when_the_database_is_back(
-    ledger: Path, switch: Switch, fin_wait: float
+    ledger: Path, switch: OpenVswitch, fin_wait: float
 ) -> None:
     with Host(ledger) as host, Monitor() as monitor:
         lease = acquire(host, fin_wait=fin_wait)
@@ -91,7 +91,7 @@ def wait_postponed(host: Host, lease: Lease) -> None:
 
 
 def test_release_gives_up_a_database_that_does_not_answer(
-    host: Host, switch: Switch, impatient: None, monkeypatch: pytest.MonkeyPatch
+    host: Host, switch: OpenVswitch, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lease = acquire(host)
     switch.signal_database(signal.SIGSTOP)
@@ -106,7 +106,7 @@ def test_release_gives_up_a_database_that_does_not_answer(
 
 
 def test_a_database_whose_disk_is_full_is_tried_again(
-    host: Host, switch: Switch
+    host: Host, switch: OpenVswitch
 ) -> None:
     lease = acquire(host)
     with full(RUNDIR.parent):
@@ -136,7 +136,7 @@ def full(mount: Path) -> Iterator[None]:
 
 
 def test_without_the_database_recover_says_so_and_waits(
-    host: Host, switch: Switch
+    host: Host, switch: OpenVswitch
 ) -> None:
     released, active = acquire(host), acquire(host)
     switch.stop_database()
@@ -155,7 +155,7 @@ def test_without_the_database_recover_says_so_and_waits(
 # The database is away while a machine starts
 
 
-def test_without_the_database_nothing_is_made(host: Host, switch: Switch) -> None:
+def test_without_the_database_nothing_is_made(host: Host, switch: OpenVswitch) -> None:
     switch.stop_database()
     with pytest.raises(ServiceUnavailable, match=str(RUNDIR)):
         acquire(host)
@@ -164,13 +164,13 @@ def test_without_the_database_nothing_is_made(host: Host, switch: Switch) -> Non
 
 
 def test_a_database_that_stops_after_the_port_was_made_leaves_nothing_for_good(
-    host: Host, switch: Switch, monkeypatch: pytest.MonkeyPatch
+    host: Host, switch: OpenVswitch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: object) -> None:
         monkeypatch.undo()
         switch.stop_database()
 
-    monkeypatch.setattr(ovs, "_wait_done", after(ovs._wait_done, stop))
+    monkeypatch.setattr(ovs, "wait_done", after(ovs.wait_done, stop))
     with pytest.raises(ServiceUnavailable):
         acquire(host)
     with pytest.raises(NameTaken):
@@ -190,7 +190,7 @@ def after(real: Callable[..., Any], then: Callable[[], None]) -> Callable[..., A
 
 
 def test_a_start_waits_for_a_database_that_was_just_started_anew(
-    host: Host, switch: Switch
+    host: Host, switch: OpenVswitch
 ) -> None:
     before = acquire(host)
     switch.stop_database(signal.SIGKILL)
@@ -206,7 +206,10 @@ def test_a_start_waits_for_a_database_that_was_just_started_anew(
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_restart_of_vswitchd_loses_nothing(
-    host: Host, switch: Switch, pair: tuple[OpenDevice, OpenDevice], how: signal.Signals
+    host: Host,
+    switch: OpenVswitch,
+    pair: tuple[OpenDevice, OpenDevice],
+    how: signal.Signals,
 ) -> None:
     limited = acquire(host)
     before = [shown(name) for name in ("vnet0", "vnet1", "vnet2")]
@@ -223,7 +226,7 @@ def test_a_restart_of_vswitchd_loses_nothing(
 
 
 def test_without_vswitchd_release_deletes_the_rows_and_does_not_wait(
-    host: Host, switch: Switch
+    host: Host, switch: OpenVswitch
 ) -> None:
     lease = acquire(host)
     switch.stop(signal.SIGKILL)
@@ -234,7 +237,7 @@ def test_without_vswitchd_release_deletes_the_rows_and_does_not_wait(
 
 
 def test_without_vswitchd_a_start_fails_and_nothing_is_left(
-    host: Host, switch: Switch, impatient: None
+    host: Host, switch: OpenVswitch, impatient: None
 ) -> None:
     switch.stop(signal.SIGKILL)
     with pytest.raises(ServiceUnavailable, match="is it running"):
@@ -243,7 +246,7 @@ def test_without_vswitchd_a_start_fails_and_nothing_is_left(
 
 
 def test_without_vswitchd_a_machine_stays_where_it_is(
-    host: Host, switch: Switch, impatient: None
+    host: Host, switch: OpenVswitch, impatient: None
 ) -> None:
     lease = acquire(host, Tap(bridge="br0"))
     switch.stop(signal.SIGKILL)
@@ -256,7 +259,7 @@ def test_without_vswitchd_a_machine_stays_where_it_is(
 
 
 def test_the_name_waits_for_a_vswitchd_that_hangs(
-    host: Host, switch: Switch, impatient: None, monkeypatch: pytest.MonkeyPatch
+    host: Host, switch: OpenVswitch, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may still hold the device, whatever the database says."""
     lease = acquire(host)
@@ -272,32 +275,32 @@ def test_the_name_waits_for_a_vswitchd_that_hangs(
 
 
 def test_a_released_device_is_down_although_vswitchd_puts_its_flags_back(
-    host: Host, switch: Switch, monkeypatch: pytest.MonkeyPatch
+    host: Host, switch: OpenVswitch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Now and then it remembers IFF_UP from before; here it always does."""
     lease = acquire(host)
-    done = ovs._wait_done
+    done = ovs.wait_done
 
     def let_go(*arguments: Any) -> None:
         done(*arguments)
         shell.sh("ip link set vnet0 up")
 
-    monkeypatch.setattr(ovs, "_wait_done", let_go)
+    monkeypatch.setattr(ovs, "wait_done", let_go)
     host.release(lease.id)
     assert "UP" not in iproute.links()["vnet0"]["flags"]
     assert host.recover() == []
 
 
 def test_a_device_that_vswitchd_cannot_use_is_not_handed_out(
-    host: Host, switch: Switch, monkeypatch: pytest.MonkeyPatch
+    host: Host, switch: OpenVswitch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_port = ovs.Ovs._write_port
+    write_port = ovs.Ovs.write_port
 
     def lose(backend: ovs.Ovs, db: Any, lease: Lease) -> tuple[bool, int]:
         shell.sh(f"ip link del {lease.name}")
         return write_port(backend, db, lease)
 
-    monkeypatch.setattr(ovs.Ovs, "_write_port", lose)
+    monkeypatch.setattr(ovs.Ovs, "write_port", lose)
     with pytest.raises(HostError, match="No such device"):
         acquire(host)
     nothing_is_left(host)
@@ -306,7 +309,7 @@ def test_a_device_that_vswitchd_cannot_use_is_not_handed_out(
 @pytest.mark.parametrize("daemon", ["ovsdb-server", "ovs-vswitchd"])
 def test_a_start_gives_up_a_daemon_that_hangs(
     host: Host,
-    switch: Switch,
+    switch: OpenVswitch,
     impatient: None,
     monkeypatch: pytest.MonkeyPatch,
     daemon: str,
@@ -322,16 +325,16 @@ def test_a_start_gives_up_a_daemon_that_hangs(
 
 
 def test_a_device_of_the_name_that_is_not_ours_is_no_machines_port(
-    host: Host, switch: Switch, monkeypatch: pytest.MonkeyPatch
+    host: Host, switch: OpenVswitch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_port = ovs.Ovs._write_port
+    write_port = ovs.Ovs.write_port
 
     def swap(backend: ovs.Ovs, db: Any, lease: Lease) -> tuple[bool, int]:
         shell.sh(f"ip link del {lease.name}")
         shell.sh(f"ip tuntap add {lease.name} mode tap")
         return write_port(backend, db, lease)
 
-    monkeypatch.setattr(ovs.Ovs, "_write_port", swap)
+    monkeypatch.setattr(ovs.Ovs, "write_port", swap)
     with pytest.raises(ConflictError, match="another device"):
         acquire(host)
     assert host.leases() == []
@@ -357,7 +360,7 @@ def test_where_open_vswitch_is_not_its_library_is_not_loaded(ledger: Path) -> No
 
 
 def test_a_missing_library_is_named(
-    host: Host, switch: Switch, monkeypatch: pytest.MonkeyPatch
+    host: Host, switch: OpenVswitch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(sys.modules, "tapster.backends.ovsrpc")
     monkeypatch.delattr("tapster.backends.ovsrpc")
@@ -370,7 +373,7 @@ def test_a_missing_library_is_named(
 
 
 def test_the_sockets_are_looked_for_where_open_vswitchs_tools_do(
-    switch: Switch, ledger: Path
+    switch: OpenVswitch, ledger: Path
 ) -> None:
     elsewhere = RUNDIR.with_name("elsewhere")
     RUNDIR.rename(elsewhere)

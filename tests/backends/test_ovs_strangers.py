@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lab import iproute, library, shell
-from lab.openvswitch import Switch, ports, row, rows, vsctl
+from lab.openvswitch import OpenVswitch, ports, row, rows, vsctl
 from tapster import Action, ConflictError, Host, NoSuchLink, RequestError, Tap
 from tests.backends.ovs_vms import FULL, acquire, shown, stamp
 
@@ -30,7 +30,7 @@ SQUATS = {
 
 @pytest.mark.parametrize(("squat", "owner"), SQUATS.values(), ids=SQUATS)
 def test_a_strangers_port_is_untouched_and_its_owner_named_I4(
-    host: Host, switch: Switch, squat: str, owner: str
+    host: Host, switch: OpenVswitch, squat: str, owner: str
 ) -> None:
     vsctl(squat)
     before = rows("Bridge"), rows("Port")
@@ -41,7 +41,7 @@ def test_a_strangers_port_is_untouched_and_its_owner_named_I4(
     assert "vnet0" not in iproute.links()
 
 
-def test_a_dead_port_of_ours_is_replaced(host: Host, switch: Switch) -> None:
+def test_a_dead_port_of_ours_is_replaced(host: Host, switch: OpenVswitch) -> None:
     acquire(host)
     mark = f"external_ids:tapster={stamp()}"
     host.release(host.find("vnet0").id)
@@ -59,7 +59,7 @@ def test_a_dead_port_of_ours_is_replaced(host: Host, switch: Switch) -> None:
 
 
 def test_a_strangers_port_beside_ours_never_changes_I3(
-    host: Host, switch: Switch
+    host: Host, switch: OpenVswitch
 ) -> None:
     shell.sh("ip tuntap add other mode tap")
     vsctl(
@@ -80,7 +80,7 @@ def test_a_strangers_port_beside_ours_never_changes_I3(
 
 
 def test_a_missing_bridge_is_refused_before_anything_is_made(
-    host: Host, switch: Switch
+    host: Host, switch: OpenVswitch
 ) -> None:
     with pytest.raises(NoSuchLink, match="ovs-vsctl add-br ovs9"):
         acquire(host, Tap(ovs="ovs9"))
@@ -90,7 +90,7 @@ def test_a_missing_bridge_is_refused_before_anything_is_made(
 
 
 def test_a_bridge_of_another_network_namespace_is_refused(
-    host: Host, switch: Switch, tmp_path: Any
+    host: Host, switch: OpenVswitch, tmp_path: Any
 ) -> None:
     """A port would take in whatever has the device's name over there."""
     shell.sh("ip netns add blue")
@@ -104,7 +104,7 @@ def test_a_bridge_of_another_network_namespace_is_refused(
     assert ports("ovs0") == []
 
 
-def test_the_owners_key_is_not_for_users(host: Host, switch: Switch) -> None:
+def test_the_owners_key_is_not_for_users(host: Host, switch: OpenVswitch) -> None:
     with pytest.raises(RequestError, match="reserved for Tapster"):
         acquire(host, FULL._replace(external_ids=(("tapster", "x"),)))
 
@@ -135,7 +135,7 @@ EDITS = {
 
 @pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
 def test_what_was_edited_by_hand_is_noticed_and_mended(
-    host: Host, switch: Switch, edit: str
+    host: Host, switch: OpenVswitch, edit: str
 ) -> None:
     shell.sh("ip tuntap add other mode tap")
     lease = acquire(host)
@@ -151,7 +151,7 @@ def test_what_was_edited_by_hand_is_noticed_and_mended(
     assert host.recover() == []
 
 
-def test_what_others_note_on_our_port_stays(host: Host, switch: Switch) -> None:
+def test_what_others_note_on_our_port_stays(host: Host, switch: OpenVswitch) -> None:
     lease = acquire(host)
     vsctl("set Interface vnet0 external_ids:ovn-installed=true")
     vsctl("set Port vnet0 other_config:priority-tags=always")
@@ -165,7 +165,7 @@ def test_what_others_note_on_our_port_stays(host: Host, switch: Switch) -> None:
 
 
 def test_a_port_that_somebody_claims_by_hand_is_not_taken_back(
-    host: Host, switch: Switch
+    host: Host, switch: OpenVswitch
 ) -> None:
     acquire(host)
     vsctl(
@@ -178,7 +178,7 @@ def test_a_port_that_somebody_claims_by_hand_is_not_taken_back(
 
 
 def test_rates_that_somebody_shares_are_left_to_them(
-    host: Host, switch: Switch
+    host: Host, switch: OpenVswitch
 ) -> None:
     lease = acquire(host)
     (qos,) = rows("QoS")
@@ -189,7 +189,9 @@ def test_rates_that_somebody_shares_are_left_to_them(
     assert [one["external_ids"] for one in [*rows("QoS"), *rows("Queue")]] == [{}, {}]
 
 
-def test_a_port_that_a_lease_does_not_want_goes(host: Host, switch: Switch) -> None:
+def test_a_port_that_a_lease_does_not_want_goes(
+    host: Host, switch: OpenVswitch
+) -> None:
     """As when an old copy of the database was brought back."""
     lease = acquire(host, Tap(bridge="br0"))
     shell.sh("ip tuntap add other mode tap")
@@ -201,7 +203,7 @@ def test_a_port_that_a_lease_does_not_want_goes(host: Host, switch: Switch) -> N
     assert host.recover() == []
 
 
-def test_strays_of_our_ledger_go_and_no_others(host: Host, switch: Switch) -> None:
+def test_strays_of_our_ledger_go_and_no_others(host: Host, switch: OpenVswitch) -> None:
     ours = acquire(host, Tap(bridge="br0"))
     mark = f"external_ids:tapster={stamp().replace(ours.id, '0' * 16)}"
     for name in ("lost", "other", "nobodys"):

@@ -13,7 +13,7 @@ import pytest
 import tapster
 from lab import guests, iproute, library, nftables, shell
 from lab.frames import BROADCAST, ether
-from lab.guests import Lab
+from lab.guests import GuestBridge
 from tapster import Host, Rate, Tap
 from tapster.backends import htb
 from tapster.backends.inbound import Inbound
@@ -26,7 +26,7 @@ SIZE = 1000
 
 
 @pytest.fixture
-def lab(ledger: Path) -> Iterator[Lab]:
+def lab(ledger: Path) -> Iterator[GuestBridge]:
     with guests.lab(ledger) as lab:
         yield lab
 
@@ -39,7 +39,7 @@ def many(mac: str, count: int) -> list[bytes]:
     ]
 
 
-def limits(lab: Lab) -> list[Any]:
+def limits(lab: GuestBridge) -> list[Any]:
     """The elements of nftables that limit anything."""
     ledger = lab.host.operations.context.ledger
     found = nftables.elements(f"tapster_{ledger.id}_outbound")
@@ -71,7 +71,7 @@ def in_bytes(element: dict[str, Any]) -> tuple[int, int]:
 # What libvirt's numbers become
 
 
-def test_the_rates_of_libvirts_example(lab: Lab) -> None:
+def test_the_rates_of_libvirts_example(lab: GuestBridge) -> None:
     inbound, outbound = Rate(1000, 5000, 1024), Rate(128, 256, 256)
     lease = lab.guest(inbound=inbound, outbound=outbound).lease
     assert root(lease.name)["options"]["default"] == "0x1"
@@ -96,7 +96,7 @@ def test_the_rates_of_libvirts_example(lab: Lab) -> None:
     ],
 )
 def test_what_comes_from_a_guest_is_dropped_beyond_its_burst(
-    lab: Lab, rate: Rate, passing: int
+    lab: GuestBridge, rate: Rate, passing: int
 ) -> None:
     guest = lab.guest(outbound=rate)
     arrived = lab.arrive(guest, many(guest.mac, 300), lab.peer)
@@ -110,7 +110,7 @@ def test_what_comes_from_a_guest_is_dropped_beyond_its_burst(
     [(Rate(1), 2), (Rate(1, 10**6, 20), 21), (Rate(1, burst=20), 2)],
 )
 def test_what_goes_to_a_guest_is_held_back_beyond_its_burst(
-    lab: Lab, rate: Rate, passing: int
+    lab: GuestBridge, rate: Rate, passing: int
 ) -> None:
     """And a burst is what goes at the peak rate: without one it means nothing."""
     guest = lab.guest(inbound=rate)
@@ -125,13 +125,13 @@ def test_what_goes_to_a_guest_is_held_back_beyond_its_burst(
     assert received == sent[:passed]
 
 
-def test_each_direction_is_left_alone_by_the_other(lab: Lab) -> None:
+def test_each_direction_is_left_alone_by_the_other(lab: GuestBridge) -> None:
     sender, receiver = lab.guest(outbound=Rate(1)), lab.guest(inbound=Rate(1))
     from_receiver = many(receiver.mac, 200)
     assert lab.arrive(receiver, from_receiver, sender) == from_receiver
 
 
-def test_a_rate_beyond_32_bits(lab: Lab) -> None:
+def test_a_rate_beyond_32_bits(lab: GuestBridge) -> None:
     lease = lab.guest(
         inbound=Rate(5_000_000, 10_000_000), outbound=Rate(12_500_000)
     ).lease
@@ -149,14 +149,14 @@ def test_a_rate_beyond_32_bits(lab: Lab) -> None:
     ],
 )
 def test_what_cannot_be_counted_is_refused(
-    lab: Lab, wiring: dict[str, Rate], said: str
+    lab: GuestBridge, wiring: dict[str, Rate], said: str
 ) -> None:
     with pytest.raises(tapster.RequestError, match=said):
         lab.guest(**wiring)
     assert len(lab.host.leases()) == 2
 
 
-def test_the_largest_that_are_not_refused_can_be_had(lab: Lab) -> None:
+def test_the_largest_that_are_not_refused_can_be_had(lab: GuestBridge) -> None:
     most = Rate(18_000_000, 18_000_000, (1 << 22) - 1)
     lease = lab.guest(inbound=Rate(1, burst=267), outbound=most).lease
     assert lab.host.differences(lease) == {}
@@ -166,7 +166,7 @@ def test_the_largest_that_are_not_refused_can_be_had(lab: Lab) -> None:
 
 
 def test_it_is_there_before_the_device_is_up(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
+    lab: GuestBridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
     namespace = lab.host.operations.context.namespace
@@ -183,7 +183,7 @@ def test_it_is_there_before_the_device_is_up(
     assert "rate 8Mbit" in seen[0]
 
 
-def test_a_release_takes_it_away(lab: Lab) -> None:
+def test_a_release_takes_it_away(lab: GuestBridge) -> None:
     lease = lab.guest(inbound=Rate(1000)).lease
     lab.host.release(lease.id)
     assert lease.name in iproute.links()
@@ -193,11 +193,11 @@ def test_a_release_takes_it_away(lab: Lab) -> None:
 
 
 def test_all_of_it_is_put_there_or_nothing(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
+    lab: GuestBridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither the qdisc without a class that it has for a moment."""
     lease = lab.guest().lease
-    tc = htb.Queues._tc
+    tc = htb.Queues.tc
 
     def refuse(queues: htb.Queues, command: str, *rest: Any, **more: Any) -> None:
         if command == "replace-class":
@@ -205,7 +205,7 @@ def test_all_of_it_is_put_there_or_nothing(
             raise tapster.KernelError(22, "shaping")
         tc(queues, command, *rest, **more)
 
-    monkeypatch.setattr(htb.Queues, "_tc", refuse)
+    monkeypatch.setattr(htb.Queues, "tc", refuse)
     wiring = lease.wiring._replace(inbound=Rate(1000))
     context = lab.host.operations.context
     with pytest.raises(tapster.KernelError, match="shaping"):
@@ -215,7 +215,7 @@ def test_all_of_it_is_put_there_or_nothing(
     assert root(lease.name).get("kind") != "htb"
 
 
-def test_a_change_keeps_what_is_waiting(lab: Lab) -> None:
+def test_a_change_keeps_what_is_waiting(lab: GuestBridge) -> None:
     guest = lab.guest(inbound=Rate(1, burst=20))
     for frame in many(lab.peer.mac, 100):
         lab.peer.send(frame)
@@ -227,7 +227,7 @@ def test_a_change_keeps_what_is_waiting(lab: Lab) -> None:
     assert shaped(guest.lease.name) == ""
 
 
-def test_a_rate_can_be_given_to_a_lease_and_taken_away(lab: Lab) -> None:
+def test_a_rate_can_be_given_to_a_lease_and_taken_away(lab: GuestBridge) -> None:
     lease = lab.guest(outbound=Rate(1000)).lease
     for inbound in (Rate(1000), Rate(500, 600), None, Rate(7)):
         changed = lab.host.set(lease.id, inbound=inbound)
@@ -235,12 +235,14 @@ def test_a_rate_can_be_given_to_a_lease_and_taken_away(lab: Lab) -> None:
         assert lab.host.differences(changed) == {}
 
 
-def test_a_tap_needs_no_bridge_for_what_goes_to_it(lab: Lab) -> None:
+def test_a_tap_needs_no_bridge_for_what_goes_to_it(lab: GuestBridge) -> None:
     lease = library.acquire(lab.host, Tap(inbound=Rate(1000)))
     assert "rate 8Mbit" in shaped(lease.name)
 
 
-def test_it_is_in_the_network_namespace_of_the_lease(lab: Lab, tmp_path: Path) -> None:
+def test_it_is_in_the_network_namespace_of_the_lease(
+    lab: GuestBridge, tmp_path: Path
+) -> None:
     shell.sh("ip netns add blue")
     with Host(tmp_path / "b.db", netns="blue", reaper=library.no_reaper) as blue:
         lease = library.acquire(blue, Tap(inbound=Rate(1000)))
@@ -250,16 +252,16 @@ def test_it_is_in_the_network_namespace_of_the_lease(lab: Lab, tmp_path: Path) -
 
 
 def test_the_flows_share_a_rate_where_the_kernel_can(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
+    lab: GuestBridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each kernel has one of these; few have the first."""
     backends = lab.host.operations.context.backends
     (backend,) = (one for one in backends if isinstance(one, Inbound))
-    monkeypatch.setattr(backend, "_leaves", ["fq_codel", "htb"])
+    monkeypatch.setattr(backend, "leaves", ["fq_codel", "htb"])
     lease = lab.guest(inbound=Rate(1000)).lease
     shown = json.loads(shell.sh(f"tc -j qdisc show dev {lease.name}"))
     (leaf,) = (one for one in shown if one.get("parent") == "1:1")
-    assert leaf["kind"] == backend._leaves[0]
+    assert leaf["kind"] == backend.leaves[0]
 
 
 # What somebody does by hand
@@ -277,7 +279,9 @@ EDITS = {
 
 
 @pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
-def test_what_is_changed_by_hand_is_reported_and_mended(lab: Lab, edit: str) -> None:
+def test_what_is_changed_by_hand_is_reported_and_mended(
+    lab: GuestBridge, edit: str
+) -> None:
     lease = lab.guest(inbound=Rate(1000, 2000, 512)).lease
     before = shaped(lease.name), root(lease.name)["handle"]
     if "replace" in edit:
@@ -291,7 +295,9 @@ def test_what_is_changed_by_hand_is_reported_and_mended(lab: Lab, edit: str) -> 
     assert lab.host.recover() == []
 
 
-def test_the_queue_of_a_foreign_device_with_our_ifindex_is_left_alone(lab: Lab) -> None:
+def test_the_queue_of_a_foreign_device_with_our_ifindex_is_left_alone(
+    lab: GuestBridge,
+) -> None:
     lease = lab.guest(inbound=Rate(1000)).lease
     shell.sh(f"ip link del {lease.name}")
     shell.sh(f"ip link add index {lease.ifindex} name foreign type veth")
@@ -307,7 +313,7 @@ def test_the_queue_of_a_foreign_device_with_our_ifindex_is_left_alone(lab: Lab) 
 
 
 def test_without_pyroute2_it_is_said_what_to_install(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
+    lab: GuestBridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [name for name in sys.modules if name.startswith("pyroute2")]:
         monkeypatch.delitem(sys.modules, name)
@@ -322,7 +328,7 @@ def test_without_pyroute2_it_is_said_what_to_install(
     assert lab.host.find(lease.id).backends == ()
 
 
-def test_it_is_not_loaded_where_no_rate_is_asked_for(lab: Lab) -> None:
+def test_it_is_not_loaded_where_no_rate_is_asked_for(lab: GuestBridge) -> None:
     code = """
 import sys
 from tapster import Host, Rate, Tap

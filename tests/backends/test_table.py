@@ -13,7 +13,7 @@ import pytest
 import tapster
 from lab import guests, iproute, library, nftables, shell
 from lab.frames import ARP, BROADCAST, arp, ether
-from lab.guests import Guest, Lab
+from lab.guests import Guest, GuestBridge
 from tapster import Action, Host, Lease, Rate, Tap
 from tapster.backends import filter
 from tapster.backends.table import TableBackend
@@ -29,7 +29,7 @@ LIMITED = Tap(bridge="br0", outbound=Rate(1000, 2000, 4000))
 
 
 @pytest.fixture
-def lab(ledger: Path) -> Iterator[Lab]:
+def lab(ledger: Path) -> Iterator[GuestBridge]:
     with guests.lab(ledger) as lab:
         yield lab
 
@@ -69,7 +69,7 @@ def taken(host: Host, spec: Tap) -> Lease:
 
 @pytest.mark.parametrize("spec", [FILTERED, LIMITED])
 def test_they_are_there_before_the_device_is_up_or_on_its_bridge(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch, spec: Tap
+    lab: GuestBridge, monkeypatch: pytest.MonkeyPatch, spec: Tap
 ) -> None:
     seen: list[int] = []
     namespace = lab.host.operations.context.namespace
@@ -90,7 +90,7 @@ def test_they_are_there_before_the_device_is_up_or_on_its_bridge(
 
 
 @pytest.mark.parametrize("spec", [FILTERED, LIMITED])
-def test_a_release_leaves_none(lab: Lab, spec: Tap) -> None:
+def test_a_release_leaves_none(lab: GuestBridge, spec: Tap) -> None:
     lease = taken(lab.host, spec)
     assert left(lab.host)
     lab.host.release(lease.id)
@@ -101,7 +101,7 @@ def test_a_release_leaves_none(lab: Lab, spec: Tap) -> None:
 
 
 def test_a_release_takes_what_a_change_put_there_before_it_was_killed(
-    lab: Lab,
+    lab: GuestBridge,
 ) -> None:
     """The ledger has not heard of the change: it knows of less than there is."""
     lease = taken(lab.host, FILTERED)
@@ -117,7 +117,7 @@ def test_a_release_takes_what_a_change_put_there_before_it_was_killed(
 
 @pytest.mark.parametrize("spec", [FILTERED, LIMITED])
 def test_an_acquire_that_fails_leaves_none(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch, spec: Tap
+    lab: GuestBridge, monkeypatch: pytest.MonkeyPatch, spec: Tap
 ) -> None:
     namespace = lab.host.operations.context.namespace
     set_links = namespace.set_links
@@ -136,7 +136,7 @@ def test_an_acquire_that_fails_leaves_none(
 
 
 def test_those_of_a_device_that_somebody_deleted_are_deleted_by_its_number(
-    lab: Lab,
+    lab: GuestBridge,
 ) -> None:
     lease = taken(lab.host, FILTERED)
     shell.sh(f"ip link del {lease.name}")
@@ -147,7 +147,7 @@ def test_those_of_a_device_that_somebody_deleted_are_deleted_by_its_number(
 
 
 def test_those_that_could_not_be_deleted_before_a_placeholder_came_are_later(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
+    lab: GuestBridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By then the lease has another ifindex."""
     lease = taken(lab.host, FILTERED)
@@ -165,7 +165,9 @@ def test_those_that_could_not_be_deleted_before_a_placeholder_came_are_later(
     assert left(lab.host) == []
 
 
-def test_of_a_device_that_was_renamed_they_are_deleted_all_the_same(lab: Lab) -> None:
+def test_of_a_device_that_was_renamed_they_are_deleted_all_the_same(
+    lab: GuestBridge,
+) -> None:
     first, second = taken(lab.host, FILTERED), taken(lab.host, FILTERED)
     for name, new in ((first.name, "swap"), (second.name, first.name)):
         shell.sh(f"ip link set {name} name {new}")
@@ -177,7 +179,7 @@ def test_of_a_device_that_was_renamed_they_are_deleted_all_the_same(lab: Lab) ->
     assert left(lab.host) == []
 
 
-def test_no_device_is_taken_for_another_because_of_its_name(lab: Lab) -> None:
+def test_no_device_is_taken_for_another_because_of_its_name(lab: GuestBridge) -> None:
     """nft takes the name 7 for that of a device, if there is one called so."""
     number = taken(lab.host, Tap()).ifindex + 1
     shell.sh(f"ip link add {number} type veth")
@@ -200,7 +202,9 @@ def leave_behind(host: Host, ifindex: int) -> None:
     )
 
 
-def test_a_device_inherits_nothing_from_one_that_had_its_ifindex(lab: Lab) -> None:
+def test_a_device_inherits_nothing_from_one_that_had_its_ifindex(
+    lab: GuestBridge,
+) -> None:
     leave_behind(lab.host, lab.host.leases()[-1].ifindex + 1)
     assert len(left(lab.host)) == 5
     guest = lab.guest(**WIRING)
@@ -212,7 +216,7 @@ def test_a_device_inherits_nothing_from_one_that_had_its_ifindex(lab: Lab) -> No
 
 
 def test_what_is_left_of_a_lost_lease_is_a_stray_and_recover_removes_it(
-    lab: Lab,
+    lab: GuestBridge,
 ) -> None:
     """Even if another, which wants nothing of the backend, has its ifindex now."""
     leave_behind(lab.host, lab.peer.lease.ifindex)
@@ -243,7 +247,7 @@ table bridge firewall {
 """
 
 
-def test_tables_of_others_are_as_they_were(lab: Lab, tmp_path: Path) -> None:
+def test_tables_of_others_are_as_they_were(lab: GuestBridge, tmp_path: Path) -> None:
     (tmp_path / "foreign.nft").write_text(FOREIGN)
     shell.sh(f"nft -f {tmp_path}/foreign.nft")
     before = nftables.foreign()
@@ -259,7 +263,7 @@ def test_tables_of_others_are_as_they_were(lab: Lab, tmp_path: Path) -> None:
     assert nftables.foreign() == before
 
 
-def test_two_ledgers_on_one_host_do_not_meet(lab: Lab, tmp_path: Path) -> None:
+def test_two_ledgers_on_one_host_do_not_meet(lab: GuestBridge, tmp_path: Path) -> None:
     with Host(tmp_path / "other.db", reaper=library.no_reaper) as other:
         ours, theirs = taken(lab.host, FILTERED), taken(other, FILTERED)
         before = left(other)
@@ -271,7 +275,7 @@ def test_two_ledgers_on_one_host_do_not_meet(lab: Lab, tmp_path: Path) -> None:
         assert other.differences(theirs) == {}
 
 
-def test_leases_do_not_meet_either(lab: Lab) -> None:
+def test_leases_do_not_meet_either(lab: GuestBridge) -> None:
     first, second = lab.guest(**WIRING), lab.guest(filter=True, addresses=(OTHER,))
     assert lab.passes(first, announce(first, MINE))
     assert not lab.passes(first, announce(first, OTHER))
@@ -284,7 +288,9 @@ def test_leases_do_not_meet_either(lab: Lab) -> None:
     assert lab.host.differences(second.lease) == {}
 
 
-def test_a_lease_with_a_rate_is_not_filtered_nor_the_other_way_round(lab: Lab) -> None:
+def test_a_lease_with_a_rate_is_not_filtered_nor_the_other_way_round(
+    lab: GuestBridge,
+) -> None:
     limited, filtered = lab.guest(outbound=Rate(1000)), lab.guest(filter=True)
     assert lab.passes(limited, ether("52:54:00:66:66:66", BROADCAST, 0x88B5, bytes(46)))
     assert shown(lab.host, "outbound", "average") == [limited.lease.name]
@@ -317,7 +323,9 @@ EDITS = {
 
 
 @pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
-def test_what_is_changed_by_hand_is_reported_and_mended(lab: Lab, edit: str) -> None:
+def test_what_is_changed_by_hand_is_reported_and_mended(
+    lab: GuestBridge, edit: str
+) -> None:
     guest = lab.guest(**WIRING, outbound=Rate(10, 20, 300))
     bystander = taken(lab.host, FILTERED)
     before = nftables.unnumbered(nftables.ruleset())
@@ -338,7 +346,9 @@ def test_what_is_changed_by_hand_is_reported_and_mended(lab: Lab, edit: str) -> 
     assert lab.passes(guest, announce(guest, MINE))
 
 
-def test_after_a_flush_of_everything_machines_start_and_stop_as_ever(lab: Lab) -> None:
+def test_after_a_flush_of_everything_machines_start_and_stop_as_ever(
+    lab: GuestBridge,
+) -> None:
     """As a restart of nftables.service does it."""
     old = lab.guest(**WIRING, outbound=Rate(1000))
     shell.sh("nft flush ruleset")
@@ -352,7 +362,7 @@ def test_after_a_flush_of_everything_machines_start_and_stop_as_ever(lab: Lab) -
     assert not lab.passes(new, announce(new, OTHER))
 
 
-def test_a_rule_that_is_replaced_is_noticed(lab: Lab) -> None:
+def test_a_rule_that_is_replaced_is_noticed(lab: GuestBridge) -> None:
     guest = lab.guest(filter=True)
     name = table(lab.host, "filter")
     handle = next(
@@ -367,7 +377,7 @@ def test_a_rule_that_is_replaced_is_noticed(lab: Lab) -> None:
     assert lab.host.differences(guest.lease) == {}
 
 
-def test_what_differs_is_said_in_so_many_words(lab: Lab) -> None:
+def test_what_differs_is_said_in_so_many_words(lab: GuestBridge) -> None:
     lease = taken(lab.host, FILTERED)
     name = table(lab.host, "filter")
     for command in (
@@ -380,7 +390,7 @@ def test_what_differs_is_said_in_so_many_words(lab: Lab) -> None:
 
 
 def test_a_release_takes_with_it_what_was_added_by_hand_if_recover_saw_it(
-    lab: Lab,
+    lab: GuestBridge,
 ) -> None:
     lease = taken(lab.host, FILTERED)
     element = f"ipv4 {{ {lease.ifindex} . {OTHER} }}"
@@ -394,7 +404,7 @@ def test_a_release_takes_with_it_what_was_added_by_hand_if_recover_saw_it(
 
 
 def test_while_a_lease_is_changed_honest_frames_pass_and_forged_ones_do_not(
-    lab: Lab,
+    lab: GuestBridge,
 ) -> None:
     guest = lab.guest(**WIRING, outbound=Rate(100_000))
     honest, forged = announce(guest, MINE), announce(guest, "192.0.2.99")
@@ -420,7 +430,7 @@ def test_while_a_lease_is_changed_honest_frames_pass_and_forged_ones_do_not(
     assert lab.host.differences(lab.host.find(guest.lease.id)) == {}
 
 
-def test_a_lease_can_get_a_filter_and_lose_it(lab: Lab) -> None:
+def test_a_lease_can_get_a_filter_and_lose_it(lab: GuestBridge) -> None:
     guest = lab.guest()
     forged = ether("52:54:00:66:66:66", BROADCAST, 0x88B5, bytes(46))
     for wanted in (True, False, True):
@@ -433,7 +443,7 @@ def test_a_lease_can_get_a_filter_and_lose_it(lab: Lab) -> None:
 
 
 def test_a_change_that_fails_leaves_all_as_it_was(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
+    lab: GuestBridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     guest = lab.guest(**WIRING, outbound=Rate(1000))
     before = nftables.unnumbered(nftables.ruleset())
@@ -457,7 +467,7 @@ def test_a_change_that_fails_leaves_all_as_it_was(
 
 
 def test_they_are_in_the_network_namespace_of_the_lease(
-    lab: Lab, tmp_path: Path
+    lab: GuestBridge, tmp_path: Path
 ) -> None:
     shell.sh("ip netns add blue")
     shell.sh("ip -n blue link add br0 type bridge")
@@ -473,7 +483,7 @@ def test_they_are_in_the_network_namespace_of_the_lease(
     assert lease.id not in shell.sh("ip netns exec blue nft list ruleset")
 
 
-def test_managers_side_by_side_do_not_disturb_each_other(lab: Lab) -> None:
+def test_managers_side_by_side_do_not_disturb_each_other(lab: GuestBridge) -> None:
     """Each process has a copy of the tables before it changes them."""
     code = """
 import os, sys
@@ -501,9 +511,9 @@ with Host(sys.argv[1], reaper=lambda _: None) as host:
 
 
 def test_without_the_library_it_is_said_what_to_install(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
+    lab: GuestBridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nft._library.cache_clear()
+    nft.library.cache_clear()
     monkeypatch.setattr(nft, "LIBRARY", "libnftables.so.0")
     for spec in (FILTERED, LIMITED):
         with pytest.raises(tapster.HostError, match="apt install libnftables1"):
@@ -512,28 +522,28 @@ def test_without_the_library_it_is_said_what_to_install(
     assert lab.host.recover() == []
     assert lab.host.operations.recover.leftovers() == []
     assert len(lab.host.leases()) == 3
-    nft._library.cache_clear()
+    nft.library.cache_clear()
 
 
 def test_without_the_library_a_release_waits_for_it(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
+    lab: GuestBridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lease = taken(lab.host, FILTERED)
     with Host(lab.ledger, reaper=library.no_reaper) as later:
         with monkeypatch.context() as patch:
-            nft._library.cache_clear()
+            nft.library.cache_clear()
             patch.setattr(nft, "LIBRARY", "libnftables.so.0")
             later.release(lease.id)
             with pytest.raises(tapster.HostError, match="libnftables"):
                 later.reap(now=True)
-        nft._library.cache_clear()
+        nft.library.cache_clear()
         assert later.find(lease.name).backends == ("filter", "guard")
         assert later.reap(now=True) == 1
     assert left(lab.host) == []
 
 
 @pytest.mark.parametrize("lacking", ["net_admin", "sys_admin"])
-def test_without_a_capability_it_is_said_which(lab: Lab, lacking: str) -> None:
+def test_without_a_capability_it_is_said_which(lab: GuestBridge, lacking: str) -> None:
     code = """
 import sys
 from tapster import Host, MissingCapability, Tap

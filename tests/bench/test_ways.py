@@ -14,7 +14,7 @@ from bench.ways import Way
 from bench.ways.cni import Cni
 from bench.ways.floor import Releasing, ReleasingWithoutIpv6
 from bench.ways.tapster import Library
-from bench.world import World, world
+from bench.world import BenchWorld, world
 from lab import iproute
 
 pytestmark = pytest.mark.kernel
@@ -43,13 +43,13 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # One for all tests: libvirt's guest takes some seconds to start.
 @pytest.fixture(scope="module")
-def place(program: Path) -> Iterator[World]:
+def place(program: Path) -> Iterator[BenchWorld]:
     with world(program) as place:
         yield place
 
 
 @pytest.fixture(scope="module")
-def ways(place: World) -> Iterator[dict[str, Way]]:
+def ways(place: BenchWorld) -> Iterator[dict[str, Way]]:
     with ExitStack() as stack:
         yield {way.title: way for way in make(place, stack, ports=2)}
 
@@ -118,12 +118,12 @@ def test_a_released_device_is_there_until_it_is_reaped(
     assert iproute.links().keys() == before.keys()
 
 
-def test_a_bridge_has_the_ports_that_were_asked_for(place: World) -> None:
+def test_a_bridge_has_the_ports_that_were_asked_for(place: BenchWorld) -> None:
     place.bridge("br7", ports=5)
     assert len(iproute.ports("br7")) == 5
 
 
-def test_the_floor_says_when_the_kernel_refuses(place: World) -> None:
+def test_the_floor_says_when_the_kernel_refuses(place: BenchWorld) -> None:
     place.floor.make("tap7")
     with pytest.raises(RuntimeError, match="Device or resource busy"):
         place.floor.make("tap7")

@@ -13,7 +13,7 @@ import pytest
 from lab import openvswitch as ovs
 from lab.iproute import neighbours
 from lab.namespaces import namespaces
-from lab.openvswitch import Switch
+from lab.openvswitch import OpenVswitch
 from lab.shell import TAPSTER, sh
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
@@ -183,7 +183,7 @@ OVS_STEPS = {
 
 @pytest.mark.parametrize("verbs", OVS_STEPS.values(), ids=OVS_STEPS)
 def test_the_commands_for_open_vswitch_have_the_same_result(
-    here: None, switch: Switch, ledger: Path, verbs: list[str]
+    here: None, switch: OpenVswitch, ledger: Path, verbs: list[str]
 ) -> None:
     commands = ""
     for verb in verbs:

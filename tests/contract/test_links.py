@@ -14,7 +14,7 @@ from errno import (
 
 import pytest
 
-from lab.fake_and_real import Lab
+from lab.fake_and_real import ContractLab
 from lab.library import close
 from tapster.kernel.port import LinkChange, Namespace, NewMacvtap
 from tapster.model import Link, Mode
@@ -47,7 +47,7 @@ def idle(namespace: Namespace, *numbers: int) -> None:
 
 
 def test_all_of_a_device_is_changed_at_once(
-    lab: Lab, namespace: Namespace, bridge: int
+    lab: ContractLab, namespace: Namespace, bridge: int
 ) -> None:
     idle(namespace, 0)
     namespace.set_links(
@@ -76,7 +76,7 @@ def test_all_of_a_device_is_changed_at_once(
     assert (link.master, link.up, link.alias, link.mtu) == (0, False, "", 1400)
 
 
-def test_what_is_none_stays_as_it_is(lab: Lab, namespace: Namespace) -> None:
+def test_what_is_none_stays_as_it_is(lab: ContractLab, namespace: Namespace) -> None:
     idle(namespace, 0)
     before = lab.show()
     namespace.set_links([LinkChange(OURS)])
@@ -142,7 +142,7 @@ def test_an_mtu_too_small_for_ipv6_is_no_failure(namespace: Namespace) -> None:
 
 
 def test_a_port_is_isolated_for_as_long_as_it_is_one(
-    lab: Lab, namespace: Namespace, others: Stranger, bridge: int
+    lab: ContractLab, namespace: Namespace, others: Stranger, bridge: int
 ) -> None:
     idle(namespace, 0)
     with refused(EOPNOTSUPP):
@@ -158,7 +158,7 @@ def test_a_port_is_isolated_for_as_long_as_it_is_one(
 
 
 def test_a_port_that_learns_nothing_has_neighbours_for_good(
-    lab: Lab, namespace: Namespace, others: Stranger, bridge: int
+    lab: ContractLab, namespace: Namespace, others: Stranger, bridge: int
 ) -> None:
     idle(namespace, 0, 1)
     with refused(EOPNOTSUPP):
@@ -284,7 +284,7 @@ def test_absent_devices_are_deleted_without_a_word(namespace: Namespace) -> None
 
 
 def test_only_the_devices_named_are_deleted_I3(
-    lab: Lab, namespace: Namespace, others: Stranger
+    lab: ContractLab, namespace: Namespace, others: Stranger
 ) -> None:
     others.add_tap("bystander")
     others.set_by_name("bystander", group=7)
@@ -354,7 +354,7 @@ def test_an_altname_is_told_of_only_if_its_device_is_up(
     assert namespace.changed_links() == {OURS}
 
 
-def test_each_looks_for_itself(lab: Lab, namespace: Namespace) -> None:
+def test_each_looks_for_itself(lab: ContractLab, namespace: Namespace) -> None:
     other = lab.system.netns(None)
     assert namespace.changed_links() is None
     assert other.changed_links() is None

@@ -6,7 +6,7 @@ from errno import EADDRINUSE, EBUSY, EEXIST, EINVAL, ENODEV, ENOENT
 
 import pytest
 
-from lab.fake_and_real import Lab
+from lab.fake_and_real import ContractLab
 from lab.library import close
 from tapster.kernel.port import LinkChange, Namespace, NewMacvtap
 from tapster.model import MAX_QUEUES, Mode
@@ -23,7 +23,7 @@ def low(others: Stranger) -> None:
 
 @pytest.mark.parametrize("mode", [*Mode])
 def test_each_mode_is_as_it_was_asked_for(
-    lab: Lab, namespace: Namespace, others: Stranger, mode: Mode
+    lab: ContractLab, namespace: Namespace, others: Stranger, mode: Mode
 ) -> None:
     others.set_by_name("low", mtu=1400)
     macvtap(namespace, "vnet0", OURS, "low", mode)
@@ -40,7 +40,7 @@ def test_its_mac_and_mtu_are_the_given_ones(namespace: Namespace) -> None:
 
 
 def test_a_name_altname_or_ifindex_that_is_taken_exists(
-    lab: Lab, namespace: Namespace, others: Stranger
+    lab: ContractLab, namespace: Namespace, others: Stranger
 ) -> None:
     others.add_tap("vnet0")
     others.add_altname("vnet0", "vnet1")
@@ -54,7 +54,7 @@ def test_a_name_altname_or_ifindex_that_is_taken_exists(
 
 
 def test_a_lower_device_that_cannot_be_one_is_refused(
-    lab: Lab, namespace: Namespace, others: Stranger
+    lab: ContractLab, namespace: Namespace, others: Stranger
 ) -> None:
     others.add_bridge("br0")
     others.set_by_name("far", master="br0")
@@ -150,7 +150,7 @@ def test_the_mac_of_the_lower_device_is_in_use(namespace: Namespace) -> None:
 
 
 def test_a_macvtap_on_a_macvtap_is_one_beside_it(
-    lab: Lab, namespace: Namespace
+    lab: ContractLab, namespace: Namespace
 ) -> None:
     macvtap(namespace, "vnet0", OURS, "low")
     macvtap(namespace, "vnet1", OURS + 1, "vnet0")
@@ -196,7 +196,7 @@ def test_what_is_no_macvtap_cannot_be_opened_as_one(namespace: Namespace) -> Non
 
 
 def test_it_cannot_be_a_port_of_a_bridge(
-    lab: Lab, namespace: Namespace, others: Stranger
+    lab: ContractLab, namespace: Namespace, others: Stranger
 ) -> None:
     others.add_bridge("br0")
     macvtap(namespace, "vnet0", OURS, "low")

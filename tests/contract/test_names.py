@@ -3,7 +3,7 @@
 
 import os
 
-from lab.fake_and_real import Lab
+from lab.fake_and_real import ContractLab
 from tapster.kernel.port import LinkChange, Namespace
 from tapster.testing import Stranger
 from tests.contract.makers import OURS, tap
@@ -78,7 +78,7 @@ def test_a_small_ifindex_that_is_asked_for_is_stepped_over_later(
 
 
 def test_a_rename_changes_no_identity(
-    lab: Lab, namespace: Namespace, others: Stranger
+    lab: ContractLab, namespace: Namespace, others: Stranger
 ) -> None:
     fd = tap(namespace, "vnet0", OURS)
     namespace.set_links([LinkChange(OURS, up=True)])

@@ -6,7 +6,7 @@ from errno import EBUSY
 
 import pytest
 
-from lab.fake_and_real import Lab
+from lab.fake_and_real import ContractLab
 from lab.library import close
 from tapster.errors import HostError, NoSuchLink
 from tapster.kernel.port import HERE, LinkChange, Namespace
@@ -15,7 +15,7 @@ from tests.contract.makers import OURS, macvtap, refused, tap
 
 
 @pytest.fixture
-def blue(lab: Lab) -> Netns:
+def blue(lab: ContractLab) -> Netns:
     lab.add_netns("blue")
     namespace = lab.system.netns("blue")
     namespace.close()
@@ -23,7 +23,7 @@ def blue(lab: Lab) -> Netns:
 
 
 def test_a_namespace_has_a_name_a_path_and_a_cookie(
-    lab: Lab, namespace: Namespace, blue: Netns
+    lab: ContractLab, namespace: Namespace, blue: Netns
 ) -> None:
     assert blue.path == "/run/netns/blue"
     assert blue.boot == namespace.netns.boot == lab.system.boot_id
@@ -36,13 +36,13 @@ def test_a_namespace_has_a_name_a_path_and_a_cookie(
 
 
 @pytest.mark.parametrize("where", ["green", "/run/netns/green", "/nowhere/blue"])
-def test_an_unknown_one_is_refused(lab: Lab, where: str) -> None:
+def test_an_unknown_one_is_refused(lab: ContractLab, where: str) -> None:
     with pytest.raises(NoSuchLink, match=where):
         lab.system.netns(where)
 
 
 def test_names_and_ifindexes_are_its_own(
-    lab: Lab, namespace: Namespace, blue: Netns
+    lab: ContractLab, namespace: Namespace, blue: Netns
 ) -> None:
     there = lab.system.netns("blue")
     for one in (namespace, there):
@@ -60,7 +60,7 @@ def test_names_and_ifindexes_are_its_own(
 
 
 def test_macvtaps_of_one_ifindex_are_two_devices(
-    lab: Lab, namespace: Namespace, blue: Netns
+    lab: ContractLab, namespace: Namespace, blue: Netns
 ) -> None:
     there = lab.system.netns("blue")
     fds: list[int] = []
@@ -75,7 +75,7 @@ def test_macvtaps_of_one_ifindex_are_two_devices(
 
 
 def test_only_its_own_changes_are_told(
-    lab: Lab, namespace: Namespace, blue: Netns
+    lab: ContractLab, namespace: Namespace, blue: Netns
 ) -> None:
     there = lab.system.netns("blue")
     for one in (namespace, there):
@@ -86,7 +86,9 @@ def test_only_its_own_changes_are_told(
     there.close()
 
 
-def test_it_is_found_by_its_cookie(lab: Lab, namespace: Namespace, blue: Netns) -> None:
+def test_it_is_found_by_its_cookie(
+    lab: ContractLab, namespace: Namespace, blue: Netns
+) -> None:
     for wanted in (namespace.netns, blue, blue._replace(path="")):
         found = lab.system.find(wanted)
         assert found
@@ -95,7 +97,7 @@ def test_it_is_found_by_its_cookie(lab: Lab, namespace: Namespace, blue: Netns) 
 
 
 def test_it_is_found_by_a_process_in_it_when_its_name_is_gone(
-    lab: Lab, blue: Netns
+    lab: ContractLab, blue: Netns
 ) -> None:
     pid = lab.start("blue")
     lab.others("blue").add_bridge("br0")
@@ -109,7 +111,7 @@ def test_it_is_found_by_a_process_in_it_when_its_name_is_gone(
 
 
 def test_from_another_pid_namespace_it_cannot_be_told_that_it_is_gone(
-    lab: Lab, blue: Netns
+    lab: ContractLab, blue: Netns
 ) -> None:
     there = blue._replace(pidns=blue.pidns + 1)
     found = lab.system.find(there)
@@ -120,12 +122,12 @@ def test_from_another_pid_namespace_it_cannot_be_told_that_it_is_gone(
         lab.system.find(there)
 
 
-def test_one_that_is_gone_is_not_found(lab: Lab, blue: Netns) -> None:
+def test_one_that_is_gone_is_not_found(lab: ContractLab, blue: Netns) -> None:
     lab.delete_netns("blue")
     assert lab.system.find(blue) is None
 
 
-def test_another_one_of_the_same_name_is_not_it(lab: Lab, blue: Netns) -> None:
+def test_another_one_of_the_same_name_is_not_it(lab: ContractLab, blue: Netns) -> None:
     lab.delete_netns("blue")
     lab.add_netns("blue")
     assert lab.system.find(blue) is None
@@ -134,12 +136,14 @@ def test_another_one_of_the_same_name_is_not_it(lab: Lab, blue: Netns) -> None:
     again.close()
 
 
-def test_one_of_an_earlier_boot_is_not_found(lab: Lab, namespace: Namespace) -> None:
+def test_one_of_an_earlier_boot_is_not_found(
+    lab: ContractLab, namespace: Namespace
+) -> None:
     assert lab.system.find(namespace.netns._replace(boot="earlier")) is None
 
 
 def test_another_one_has_a_number_here(
-    lab: Lab, namespace: Namespace, blue: Netns
+    lab: ContractLab, namespace: Namespace, blue: Netns
 ) -> None:
     assert namespace.number(namespace) == HERE
     lab.add_netns("green")
@@ -154,7 +158,7 @@ def test_another_one_has_a_number_here(
     elsewhere.close()
 
 
-def test_an_open_one_does_not_end(lab: Lab, blue: Netns) -> None:
+def test_an_open_one_does_not_end(lab: ContractLab, blue: Netns) -> None:
     there = lab.system.netns("blue")
     os.close(tap(there, "vnet0", OURS))
     lab.delete_netns("blue")

@@ -7,7 +7,7 @@ from errno import E2BIG, EBADFD, EBUSY, EINVAL
 
 import pytest
 
-from lab.fake_and_real import Lab
+from lab.fake_and_real import ContractLab
 from lab.library import close
 from tapster.kernel.port import LinkChange, Namespace
 from tapster.model import MAX_QUEUES
@@ -15,7 +15,7 @@ from tapster.testing import Stranger
 from tests.contract.makers import OURS, refused, tap, taps
 
 
-def test_a_tap_is_as_it_was_asked_for(lab: Lab, namespace: Namespace) -> None:
+def test_a_tap_is_as_it_was_asked_for(lab: ContractLab, namespace: Namespace) -> None:
     fds = taps(namespace, "vnet0", OURS, 3)
     assert len(set(fds)) == 3
     assert not any(os.get_inheritable(fd) for fd in fds)
@@ -52,7 +52,7 @@ SQUATS: dict[str, Squat] = {
 @pytest.mark.parametrize("squat", SQUATS.values(), ids=SQUATS)
 @pytest.mark.parametrize("queues", [1, 2])
 def test_a_name_that_is_taken_is_busy_and_its_device_untouched(
-    lab: Lab, namespace: Namespace, others: Stranger, squat: Squat, queues: int
+    lab: ContractLab, namespace: Namespace, others: Stranger, squat: Squat, queues: int
 ) -> None:
     squat(others)
     before = lab.show()
@@ -62,7 +62,7 @@ def test_a_name_that_is_taken_is_busy_and_its_device_untouched(
 
 
 def test_an_altname_is_as_busy_as_a_name(
-    lab: Lab, namespace: Namespace, others: Stranger
+    lab: ContractLab, namespace: Namespace, others: Stranger
 ) -> None:
     others.add_tap("other")
     others.add_altname("other", "vnet0")
@@ -73,7 +73,7 @@ def test_an_altname_is_as_busy_as_a_name(
 
 
 def test_an_ifindex_that_is_taken_is_busy(
-    lab: Lab, namespace: Namespace, others: Stranger
+    lab: ContractLab, namespace: Namespace, others: Stranger
 ) -> None:
     others.add_bridge("br0")
     os.close(tap(namespace, "vnet0", OURS))
@@ -88,7 +88,7 @@ def test_an_ifindex_that_is_taken_is_busy(
     "name", ["a/b", ".", "..", "a b", "a:b", "all", "default", "x%dy%d", "a%b"]
 )
 def test_a_name_that_linux_refuses_is_invalid(
-    lab: Lab, namespace: Namespace, name: str
+    lab: ContractLab, namespace: Namespace, name: str
 ) -> None:
     before = lab.show()
     with refused(EINVAL):
@@ -103,7 +103,7 @@ def test_a_name_of_sixteen_bytes_is_cut(namespace: Namespace) -> None:
 
 
 def test_our_tap_outlives_its_last_descriptor_and_shows_the_close(
-    lab: Lab, namespace: Namespace
+    lab: ContractLab, namespace: Namespace
 ) -> None:
     fds = taps(namespace, "vnet0", OURS, 2)
     assert lab.show()["vnet0"].carrier is False, "it is down"
@@ -138,7 +138,7 @@ def test_any_other_tap_goes_with_its_last_descriptor(
 
 @pytest.mark.parametrize("name", ["vnet0", "other"])
 def test_an_idle_tap_is_hijacked_by_who_does_not_ask_for_a_new_one(
-    lab: Lab, namespace: Namespace, others: Stranger, name: str
+    lab: ContractLab, namespace: Namespace, others: Stranger, name: str
 ) -> None:
     os.close(tap(namespace, "vnet0", OURS))
     others.add_altname("vnet0", "other")
@@ -164,7 +164,7 @@ def test_a_tap_in_use_is_not_hijacked(namespace: Namespace, others: Stranger) ->
 
 
 def test_a_multi_queue_tap_is_joined_by_anybody(
-    lab: Lab, namespace: Namespace, others: Stranger
+    lab: ContractLab, namespace: Namespace, others: Stranger
 ) -> None:
     fds = taps(namespace, "vnet0", OURS, 2)
     handle = others.open_tap("vnet0", multi_queue=True)
@@ -207,7 +207,7 @@ def test_a_tap_can_be_deleted_while_it_is_open(
 
 
 def test_a_tap_is_opened_once_more_when_it_is_idle(
-    lab: Lab, namespace: Namespace
+    lab: ContractLab, namespace: Namespace
 ) -> None:
     close(taps(namespace, "vnet0", OURS, vnet_hdr=False))
     fd = namespace.open_tap("vnet0", OURS, multi_queue=False, vnet_hdr=False)
@@ -218,7 +218,9 @@ def test_a_tap_is_opened_once_more_when_it_is_idle(
     os.close(fd)
 
 
-def test_a_multi_queue_tap_takes_further_queues(lab: Lab, namespace: Namespace) -> None:
+def test_a_multi_queue_tap_takes_further_queues(
+    lab: ContractLab, namespace: Namespace
+) -> None:
     fds = taps(namespace, "vnet0", OURS, 2)
     fd = namespace.open_tap("vnet0", OURS, multi_queue=True, vnet_hdr=True)
     assert lab.show()["vnet0"].queues == 3
@@ -226,7 +228,7 @@ def test_a_multi_queue_tap_takes_further_queues(lab: Lab, namespace: Namespace) 
 
 
 def test_a_foreign_device_is_never_opened_by_its_name_I4(
-    lab: Lab, namespace: Namespace, others: Stranger
+    lab: ContractLab, namespace: Namespace, others: Stranger
 ) -> None:
     others.add_tap("vnet0")
     before = lab.show()

@@ -4,7 +4,7 @@
 import os
 import select
 
-from lab.fake_and_real import Lab
+from lab.fake_and_real import ContractLab
 from tapster.kernel.port import HERE, LinkChange, Watch
 from tapster.model import Link
 
@@ -21,7 +21,7 @@ def links_of(watch: Watch) -> dict[int, dict[int, Link | None]]:
     }
 
 
-def test_a_watch_reports_each_link_as_it_was_last(lab: Lab) -> None:
+def test_a_watch_reports_each_link_as_it_was_last(lab: ContractLab) -> None:
     namespace = lab.system.netns(None)
     watch = lab.system.watch()
     for number in (1, 2):
@@ -46,14 +46,14 @@ def test_a_watch_reports_each_link_as_it_was_last(lab: Lab) -> None:
     namespace.close()
 
 
-def test_a_watch_leaves_out_links_below_the_first_ifindex(lab: Lab) -> None:
+def test_a_watch_leaves_out_links_below_the_first_ifindex(lab: ContractLab) -> None:
     watch = lab.system.watch()
     lab.others().add_bridge("br0")
     assert links_of(watch) == {}
     watch.close()
 
 
-def test_a_watch_elsewhere_reports_numbered_namespaces_alone(lab: Lab) -> None:
+def test_a_watch_elsewhere_reports_numbered_namespaces_alone(lab: ContractLab) -> None:
     lab.add_netns("blue")
     lab.add_netns("red")
     here, blue = lab.system.netns(None), lab.system.netns("blue")
@@ -72,7 +72,7 @@ def test_a_watch_elsewhere_reports_numbered_namespaces_alone(lab: Lab) -> None:
         opened.close()
 
 
-def test_a_watch_here_reports_the_end_of_a_numbered_namespace(lab: Lab) -> None:
+def test_a_watch_here_reports_the_end_of_a_numbered_namespace(lab: ContractLab) -> None:
     lab.add_netns("blue")
     here, blue = lab.system.netns(None), lab.system.netns("blue")
     watch = lab.system.watch()
@@ -89,7 +89,9 @@ def test_a_watch_here_reports_the_end_of_a_numbered_namespace(lab: Lab) -> None:
     here.close()
 
 
-def test_a_descriptor_of_a_process_is_readable_once_it_has_ended(lab: Lab) -> None:
+def test_a_descriptor_of_a_process_is_readable_once_it_has_ended(
+    lab: ContractLab,
+) -> None:
     pid = lab.start()
     process = lab.system.process(pid)
     assert process

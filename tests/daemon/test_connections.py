@@ -228,7 +228,7 @@ def test_a_request_sent_ahead_does_not_confirm_an_answer(made: Parts) -> None:
     acquire(peer)
     peer.send(PING)
     made.serve()
-    assert made.connections._open, "the second request waits"
+    assert len(made.connections), "the second request waits"
     peer.socket.close()
     made.clock.advance(1)
     made.serve()
@@ -264,8 +264,8 @@ def test_a_release_of_a_client_that_left_is_done(made: Parts) -> None:
     made.serve()
     data, fds = unix.receive(peer.socket, 1 << 16, 4)
     close(fds)
-    (lease,) = json.loads(data[:-1])["parameters"]["leases"]
-    peer.send("io.tapster.Release", parameters={"lease": lease["id"]})
+    (device,) = json.loads(data[:-1])["parameters"]["devices"]
+    peer.send("io.tapster.Release", parameters={"lease": device["lease"]["id"]})
     made.turn()
     peer.socket.close()
     made.serve()

@@ -244,7 +244,7 @@ def test_a_descriptor_that_is_no_process_binds_nothing(daemon: Daemon) -> None:
         pipe = os.pipe()
         for wrong, descriptors in ((0, pipe[:1]), (1, pipe[:1]), (-1, ()), (0, ())):
             with pytest.raises(TapsterError, match="descriptor"):
-                alice._call("Bind", interface.Bind((lease.id,), wrong), descriptors)
+                alice.call("Bind", interface.Bind((lease.id,), wrong), descriptors)
         library.close(pipe)
         assert alice.find(lease.id).process is None
 

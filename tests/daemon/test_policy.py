@@ -71,7 +71,7 @@ def test_what_hurts_nobody_needs_no_permission() -> None:
 
 def test_a_field_that_nobody_thought_of_needs_a_rule_that_names_it() -> None:
     for field, default in Tap._field_defaults.items():
-        if field in (*policy._LISTED, *policy._FREE):
+        if field in (*policy.LISTED, *policy.FREE):
             continue
         other: Any = {field: f"not {default}"}
         spec = Tap("br0")._replace(**other)

@@ -82,10 +82,12 @@ def test_another_client_acquires_and_gets_descriptors(daemon: Daemon) -> None:
         assert reply
         assert reply.error is None
         given: Any = reply.parameters
-        (lease,) = given["leases"]
+        (device,) = given["devices"]
+        lease = device["lease"]
         assert lease["caller_uid"] == ALICE
         assert fds
-        assert {name_behind(fds[place].fileno()) for place in lease["fds"]} == {"vnet0"}
+        names = {name_behind(fds[place].fileno()) for place in device["fds"]}
+        assert names == {"vnet0"}
         taken.set_result(None)
         released = await ask(protocol, "io.tapster.Release", {"lease": lease["id"]})
         assert released == (None, {})

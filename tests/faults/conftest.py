@@ -8,7 +8,7 @@ import pytest
 
 import tapster.kernel.libc  # noqa: F401 - no import is to be among what is refused
 from lab import shell
-from tests.faults.sweep import Lab
+from tests.faults.sweep import FaultLab
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -24,25 +24,25 @@ def own_world(world: None) -> None:
 
 
 @pytest.fixture
-def here(ledger: Path) -> Iterator[Lab]:
+def here(ledger: Path) -> Iterator[FaultLab]:
     """A lab in the namespace of the test."""
-    with Lab(ledger) as lab:
+    with FaultLab(ledger) as lab:
         yield lab
 
 
 @pytest.fixture
-def blue(ledger: Path) -> Iterator[Lab]:
+def blue(ledger: Path) -> Iterator[FaultLab]:
     """A lab in a namespace called blue."""
     shell.sh("ip netns add blue")
     shell.sh("ip -n blue link add br0 address 02:00:00:00:00:02 type bridge")
     shell.sh("ip -n blue link set br0 mtu 1400")
-    with Lab(ledger, "blue") as lab:
+    with FaultLab(ledger, "blue") as lab:
         yield lab
 
 
 @pytest.fixture
-def lab(request: pytest.FixtureRequest) -> Lab:
+def lab(request: pytest.FixtureRequest) -> FaultLab:
     """The one of the two that a parameter names."""
     found = request.getfixturevalue(request.param)
-    assert isinstance(found, Lab)
+    assert isinstance(found, FaultLab)
     return found

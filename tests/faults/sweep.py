@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from lab import iproute, library, shell
-from lab.faults import Child, Fault, Script
+from lab.faults import Fault, FaultyChild, Script
 from tapster import Host, Lease, Macvtap, Tap, TapsterError
 
 Operation = Callable[[Host], object]
@@ -32,7 +32,7 @@ MANY = 16
 """Devices that may be there before they are cleared away, several at a time."""
 
 
-class Row(NamedTuple):
+class RecordedLease(NamedTuple):
     """A lease, as the ledger's file has it."""
 
     id: str
@@ -44,7 +44,7 @@ class Row(NamedTuple):
     pid: int | None
 
 
-class Lab:
+class FaultLab:
     """One network namespace: the devices of others in it, and what is ours."""
 
     def __init__(self, ledger: Path, netns: str | None = None) -> None:
@@ -81,18 +81,18 @@ class Lab:
         """A Host whose devices are made where this lab is."""
         return self.host(self.netns)
 
-    def rows(self) -> list[Row]:
-        columns = ", ".join(Row._fields)
+    def rows(self) -> list[RecordedLease]:
+        columns = ", ".join(RecordedLease._fields)
         with closing(sqlite3.connect(self.ledger)) as db:
             found = db.execute(f"SELECT {columns} FROM lease ORDER BY rowid")  # noqa: S608 - ours
-            return [Row(*row) for row in found]
+            return [RecordedLease(*row) for row in found]
 
     def sql(self, statement: str, *values: str) -> None:
         """Change the ledger as Tapster would not."""
         with closing(sqlite3.connect(self.ledger)) as db, db:
             db.execute(statement, values)
 
-    def judge(self, where: str, *, settled: bool = True) -> list[Row]:
+    def judge(self, where: str, *, settled: bool = True) -> list[RecordedLease]:
         """Every device of ours has a lease, and no foreign one has changed.
 
         If `settled`, every lease has a device, too, and it looks as it must.
@@ -115,7 +115,7 @@ class Lab:
                 assert link["ifalias"].endswith(f":{row.id}"), f"{where}: {link}"
         return rows
 
-    def mend(self, then: Operation = Host.leases) -> list[Row]:
+    def mend(self, then: Operation = Host.leases) -> list[RecordedLease]:
         """Recover, and judge that all is in order; then do some more."""
         with self.there() as host:
             host.recover()
@@ -158,9 +158,9 @@ def clear(host: Host) -> None:
 class Before:
     """What there was before an acquire: the one that fails adds nothing to it."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: FaultLab) -> None:
         self._lab = lab
-        self._rows: list[Row] = []
+        self._rows: list[RecordedLease] = []
 
     def remember(self) -> None:
         self._rows = self._lab.rows()
@@ -205,7 +205,7 @@ def sweep(
         assert not lost, f"{fault}, {error!r}; still there: {lost}"
         return calls
 
-    with Child(lambda: _twice(opened, operate), errnos) as child:
+    with FaultyChild(lambda: _twice(opened, operate), errnos) as child:
         made = once(None)
         assert made
         for call in filter(made.get, errnos):

@@ -26,7 +26,7 @@ from tapster import Host, Macvtap, Mode, Tap
 from tests.faults.sweep import (
     Before,
     Errnos,
-    Lab,
+    FaultLab,
     Operation,
     acquire,
     clear,
@@ -91,7 +91,7 @@ PASSTHRU = Macvtap(lower="low", mode=Mode.PASSTHRU, fin_wait=3600)
     ],
 )
 def test_an_acquire_that_is_refused_a_call_leaves_nothing_I6(
-    here: Lab, spec: Tap | Macvtap, errnos: Errnos
+    here: FaultLab, spec: Tap | Macvtap, errnos: Errnos
 ) -> None:
     before = Before(here)
 
@@ -102,7 +102,7 @@ def test_an_acquire_that_is_refused_a_call_leaves_nothing_I6(
 
 
 def test_an_acquire_of_passthru_that_is_refused_a_call_leaves_nothing_I6(
-    here: Lab,
+    here: FaultLab,
 ) -> None:
     before = Before(here)
 
@@ -119,7 +119,7 @@ def test_an_acquire_of_passthru_that_is_refused_a_call_leaves_nothing_I6(
 
 
 def test_an_acquire_elsewhere_that_is_refused_a_call_leaves_nothing_I6(
-    blue: Lab,
+    blue: FaultLab,
 ) -> None:
     before = Before(blue)
 
@@ -140,7 +140,7 @@ def test_an_acquire_elsewhere_that_is_refused_a_call_leaves_nothing_I6(
     ],
 )
 def test_a_release_that_is_refused_a_call_can_be_repeated_I5(
-    here: Lab, spec: Tap | Macvtap, lost: bool
+    here: FaultLab, spec: Tap | Macvtap, lost: bool
 ) -> None:
     def make(host: Host) -> None:
         name = acquire(host, spec).name
@@ -158,7 +158,7 @@ def test_a_release_that_is_refused_a_call_can_be_repeated_I5(
 
 
 def test_a_release_from_elsewhere_that_is_refused_a_call_can_be_repeated_I5(
-    blue: Lab,
+    blue: FaultLab,
 ) -> None:
     def prepare() -> None:
         rows = blue.mend(lambda host: acquire(host, TAP))
@@ -170,7 +170,7 @@ def test_a_release_from_elsewhere_that_is_refused_a_call_can_be_repeated_I5(
     sweep(blue.host, release, {**CALLS, **LOOKS}, check, prepare=prepare)
 
 
-def test_a_reap_that_is_refused_a_call_can_be_repeated_I5_I7(blue: Lab) -> None:
+def test_a_reap_that_is_refused_a_call_can_be_repeated_I5_I7(blue: FaultLab) -> None:
     def make(host: Host) -> None:
         for _ in range(2):
             host.release(acquire(host, TAP).id)
@@ -194,7 +194,7 @@ def test_a_reap_that_is_refused_a_call_can_be_repeated_I5_I7(blue: Lab) -> None:
     indirect=["lab"],
 )
 def test_a_mending_that_is_refused_a_call_can_be_repeated_I5_I7(
-    lab: Lab, verb: Operation, errnos: Errnos
+    lab: FaultLab, verb: Operation, errnos: Errnos
 ) -> None:
     def make(host: Host) -> None:
         clear(host)
@@ -213,7 +213,7 @@ def test_a_mending_that_is_refused_a_call_can_be_repeated_I5_I7(
     sweep(lab.host, verb, errnos, check, prepare=lambda: lab.mend(make))
 
 
-def test_a_change_that_is_refused_a_call_is_made_wholly_or_not(here: Lab) -> None:
+def test_a_change_that_is_refused_a_call_is_made_wholly_or_not(here: FaultLab) -> None:
     with here.host() as host:
         lease = acquire(host, TAP)
 
@@ -232,7 +232,7 @@ def test_a_change_that_is_refused_a_call_is_made_wholly_or_not(here: Lab) -> Non
 
 @pytest.mark.parametrize("spec", [QUEUES, MACVTAP], ids=["tap", "macvtap"])
 def test_a_device_that_cannot_be_opened_again_can_be_later(
-    here: Lab, spec: Tap | Macvtap
+    here: FaultLab, spec: Tap | Macvtap
 ) -> None:
     with here.host() as host:
         lease = acquire(host, spec)
@@ -246,7 +246,7 @@ def test_a_device_that_cannot_be_opened_again_can_be_later(
     sweep(here.host, reopen, CALLS, check)
 
 
-def test_a_bind_that_is_refused_a_call_binds_nothing(here: Lab) -> None:
+def test_a_bind_that_is_refused_a_call_binds_nothing(here: FaultLab) -> None:
     with here.host() as host:
         for _ in range(2):
             acquire(host, TAP)
@@ -273,7 +273,7 @@ def test_a_bind_that_is_refused_a_call_binds_nothing(here: Lab) -> None:
     ],
 )
 def test_a_host_that_is_refused_a_call_is_not_opened(
-    blue: Lab, where: str | None, errnos: Errnos
+    blue: FaultLab, where: str | None, errnos: Errnos
 ) -> None:
     def open_it(_: object) -> None:
         blue.host(where).close()
@@ -294,7 +294,7 @@ def few_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("few_attempts")
 @pytest.mark.parametrize("spec", [QUEUES, MACVTAP], ids=["tap", "macvtap"])
 def test_what_a_failed_acquire_could_not_take_back_is_mended_I5(
-    here: Lab, spec: Tap | Macvtap
+    here: FaultLab, spec: Tap | Macvtap
 ) -> None:
     def operate(host: Host) -> None:
         acquire(host, spec)
@@ -308,7 +308,7 @@ def test_what_a_failed_acquire_could_not_take_back_is_mended_I5(
 
 
 @pytest.mark.usefixtures("few_attempts")
-def test_what_a_failed_release_left_is_mended_I5(here: Lab) -> None:
+def test_what_a_failed_release_left_is_mended_I5(here: FaultLab) -> None:
     def prepare() -> None:
         here.mend(lambda host: acquire(host, PASSTHRU))
 

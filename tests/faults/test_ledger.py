@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from lab import shell
-from lab.faults import Child, Script
+from lab.faults import FaultyChild, Script
 from tapster import Host, LedgerError, Tap
 from tests.faults.sweep import (
     Before,
     Errnos,
-    Lab,
+    FaultLab,
     Operation,
     acquire,
     assert_clear,
@@ -51,13 +51,13 @@ def reap(host: Host) -> None:
 
 @pytest.mark.parametrize("errnos", [WRITES, FULL], ids=["I/O error", "full"])
 def test_an_acquire_that_cannot_be_written_leaves_nothing_I6(
-    here: Lab, errnos: Errnos
+    here: FaultLab, errnos: Errnos
 ) -> None:
     before = Before(here)
     sweep(here.host, add, errnos, before.check, prepare=before.remember)
 
 
-def test_what_a_disk_that_stays_full_left_is_mended_I5(here: Lab) -> None:
+def test_what_a_disk_that_stays_full_left_is_mended_I5(here: FaultLab) -> None:
     def check(where: str, error: Exception | None) -> None:
         here.judge(where, settled=error is None)
 
@@ -69,7 +69,7 @@ def test_what_a_disk_that_stays_full_left_is_mended_I5(here: Lab) -> None:
 
 @pytest.mark.parametrize("operate", [release, reap, Host.recover])
 def test_what_cannot_be_written_can_be_repeated_I5_I7(
-    here: Lab, operate: Operation
+    here: FaultLab, operate: Operation
 ) -> None:
     def make(host: Host) -> None:
         clear(host)
@@ -86,7 +86,7 @@ def test_what_cannot_be_written_can_be_repeated_I5_I7(
 @pytest.mark.parametrize("errnos", [WRITES, FULL], ids=["I/O error", "full"])
 @pytest.mark.parametrize("made", [False, True], ids=["made", "opened"])
 def test_a_ledger_that_cannot_be_made_or_opened_can_be_the_next_time(
-    here: Lab, errnos: Errnos, made: bool
+    here: FaultLab, errnos: Errnos, made: bool
 ) -> None:
     def open_it(_: object) -> None:
         here.host().close()
@@ -115,7 +115,7 @@ def small(world: None, tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_is_an_error_and_no_loss_I5(small: Path) -> None:
     """With room for nothing, then for a page, and so on until it is enough."""
-    with Lab(small) as lab, lab.host() as host:
+    with FaultLab(small) as lab, lab.host() as host:
         filler = small.with_name("filler")
         for pages in count():
             with suppress(OSError), filler.open("wb", buffering=0) as file:
@@ -138,7 +138,7 @@ STEP = 65536
 """Bytes. Each attempt adds some to the log, which has to be outrun."""
 
 
-def test_a_file_that_may_not_grow_is_an_error_and_no_loss_I5(here: Lab) -> None:
+def test_a_file_that_may_not_grow_is_an_error_and_no_loss_I5(here: FaultLab) -> None:
     def steps() -> Script:
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
         with here.host() as host:
@@ -146,7 +146,7 @@ def test_a_file_that_may_not_grow_is_an_error_and_no_loss_I5(here: Lab) -> None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
                 yield attempt(add, host)
 
-    with Child(steps) as child:
+    with FaultyChild(steps) as child:
         for size in count(0, STEP):
             error = child.step()
             here.judge(f"{size} bytes", settled=False)
@@ -158,7 +158,7 @@ def test_a_file_that_may_not_grow_is_an_error_and_no_loss_I5(here: Lab) -> None:
 
 
 def test_a_read_only_file_system_is_an_error_and_no_loss_I5(small: Path) -> None:
-    with Lab(small) as lab:
+    with FaultLab(small) as lab:
         with lab.host() as host:
             add(host)
         shell.sh(f"mount -o remount,ro {small.parent}")
@@ -170,14 +170,14 @@ def test_a_read_only_file_system_is_an_error_and_no_loss_I5(small: Path) -> None
         lab.mend(clear)
 
 
-def test_a_ledger_of_others_is_an_error(here: Lab) -> None:
+def test_a_ledger_of_others_is_an_error(here: FaultLab) -> None:
     """By whoever may make devices, but not open what belongs to root."""
 
     def steps() -> Script:
         os.setresuid(65534, 65534, 65534)
         yield attempt(lambda: here.host().close())
 
-    with Child(steps) as child:
+    with FaultyChild(steps) as child:
         error = child.step()
     assert isinstance(error, LedgerError)
     assert "Permission denied" in str(error)
@@ -185,7 +185,7 @@ def test_a_ledger_of_others_is_an_error(here: Lab) -> None:
 
 @pytest.mark.parametrize("replaced", [False, True])
 def test_a_ledger_that_goes_while_it_is_open_is_not_written_to(
-    here: Lab, replaced: bool
+    here: FaultLab, replaced: bool
 ) -> None:
     with here.host() as host:
         add(host)

@@ -12,13 +12,13 @@ from itertools import count
 import pytest
 
 from lab import library, shell
-from lab.faults import Child, Fault, Script
+from lab.faults import Fault, FaultyChild, Script
 from lab.reapers import reapers, wait_dead, wait_reaping
 from tapster import Host, HostError, Macvtap, Mode, Tap
 from tests.faults.sweep import (
     Before,
     Check,
-    Lab,
+    FaultLab,
     Opened,
     Operation,
     acquire,
@@ -71,7 +71,7 @@ def starve(
                 yield attempt(operate, host)
             yield set(held()) - before
 
-    with Child(steps) as child:
+    with FaultyChild(steps) as child:
         for room in count():
             where = f"room for {room}"
             prepare()
@@ -95,7 +95,7 @@ def starve(
     ids=["tap", "tap elsewhere", "macvtap"],
 )
 def test_an_acquire_out_of_descriptors_leaves_nothing_I6(
-    lab: Lab, spec: Tap | Macvtap
+    lab: FaultLab, spec: Tap | Macvtap
 ) -> None:
     before = Before(lab)
 
@@ -112,7 +112,7 @@ def test_an_acquire_out_of_descriptors_leaves_nothing_I6(
     ids=["release", "release from elsewhere", "recover from elsewhere"],
 )
 def test_whatever_runs_out_of_descriptors_can_be_repeated_I5(
-    lab: Lab, operate: Operation
+    lab: FaultLab, operate: Operation
 ) -> None:
     def make(host: Host) -> None:
         release(host)
@@ -128,7 +128,7 @@ def test_whatever_runs_out_of_descriptors_can_be_repeated_I5(
     lab.mend()
 
 
-def test_a_host_out_of_descriptors_is_not_opened(blue: Lab) -> None:
+def test_a_host_out_of_descriptors_is_not_opened(blue: FaultLab) -> None:
     def open_it(_: object) -> None:
         blue.there().close()
 
@@ -139,7 +139,7 @@ def test_a_host_out_of_descriptors_is_not_opened(blue: Lab) -> None:
 
 
 def test_the_command_out_of_descriptors_says_so_and_leaves_nothing_I6(
-    here: Lab,
+    here: FaultLab,
 ) -> None:
     add = f"{shell.TAPSTER} add --link low --ledger {here.ledger}"
     complaints: list[str] = []
@@ -172,7 +172,7 @@ def test_the_command_out_of_descriptors_says_so_and_leaves_nothing_I6(
     ],
 )
 def test_a_reaper_that_cannot_be_started_is_by_the_next_command(
-    here: Lab, fault: Fault
+    here: FaultLab, fault: Fault
 ) -> None:
     def steps() -> Script:
         with Host(here.ledger) as host:
@@ -181,7 +181,7 @@ def test_a_reaper_that_cannot_be_started_is_by_the_next_command(
 
     with here.host() as host:
         acquire(host, TAP)
-    with Child(steps, [fault.call]) as child:
+    with FaultyChild(steps, [fault.call]) as child:
         child.step()
         error = child.step(fault)
     assert isinstance(error, HostError)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from lab import shell
-from lab.faults import Child, Script
+from lab.faults import FaultyChild, Script
 from tapster import HostError, Macvtap, MissingCapability, Mode, Tap
-from tests.faults.sweep import Lab, acquire, attempt
+from tests.faults.sweep import FaultLab, acquire, attempt
 
 TUN = "/dev/net/tun"
 TAP = Tap(bridge="br0", fin_wait=3600)
@@ -49,7 +49,7 @@ def refused() -> None:
 
 @pytest.mark.parametrize("wrong", [nothing, directory, file, null, unknown, refused])
 def test_without_the_tun_device_nothing_is_made_and_nothing_lost_I5_I6(
-    here: Lab, wrong: Callable[[], None]
+    here: FaultLab, wrong: Callable[[], None]
 ) -> None:
     with here.host() as host:
         to_replace = [acquire(host, TAP), acquire(host, PASSTHRU)]
@@ -71,14 +71,14 @@ def test_without_the_tun_device_nothing_is_made_and_nothing_lost_I5_I6(
     assert [row.state for row in here.mend()] == ["fin_wait"] * 2
 
 
-def test_without_capabilities_nothing_is_made_I6(here: Lab) -> None:
+def test_without_capabilities_nothing_is_made_I6(here: FaultLab) -> None:
     def steps() -> Script:
         version_3 = struct.pack("Ii", 0x20080522, 0)
         assert ctypes.CDLL(None).capset(version_3, bytes(24)) == 0  # it has none now
         with here.host() as host:
             yield attempt(acquire, host, TAP)
 
-    with Child(steps) as child:
+    with FaultyChild(steps) as child:
         error = child.step()
     assert isinstance(error, MissingCapability)
     assert here.judge("without capabilities") == []

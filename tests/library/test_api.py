@@ -39,7 +39,7 @@ from tapster.testing import FakeSystem
 
 OWN = {"settle", "netns", "operations"}
 """What Host alone has."""
-OF_THE_DAEMON = {"ping", "statistics", "watch", "ready"}
+OF_THE_DAEMON = {"call", "ping", "ready", "statistics", "watch"}
 """What Client alone has."""
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.fake_and_real import Lab
+from lab.fake_and_real import ContractLab
 from lab.library import acquire, no_reaper
 from tapster import Action, Host, Tap
 
@@ -16,7 +16,7 @@ def host(lab_host: Host) -> Host:
 
 
 def test_one_ledger_serves_every_namespace_I1(
-    lab: Lab, host: Host, ledger: Path
+    lab: ContractLab, host: Host, ledger: Path
 ) -> None:
     lab.add_netns("blue")
     lab.others("blue").add_bridge("br0")
@@ -35,7 +35,7 @@ def test_one_ledger_serves_every_namespace_I1(
 
 
 def test_leases_of_a_deleted_namespace_are_closed(
-    lab: Lab, host: Host, ledger: Path
+    lab: ContractLab, host: Host, ledger: Path
 ) -> None:
     lab.add_netns("blue")
     with Host(ledger, netns="blue", system=lab.system, reaper=no_reaper) as there:

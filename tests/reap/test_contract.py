@@ -3,7 +3,7 @@
 
 import pytest
 
-from lab.fake_and_real import Lab
+from lab.fake_and_real import ContractLab
 from lab.library import acquire
 from tapster import Host, Tap
 from tapster.testing import Stranger
@@ -15,7 +15,7 @@ def host(lab_host: Host) -> Host:
 
 
 def test_reap_deletes_many_in_batches_and_nothing_else(
-    lab: Lab, host: Host, others: Stranger
+    lab: ContractLab, host: Host, others: Stranger
 ) -> None:
     others.add_tap("bystander")
     before = set(lab.show())

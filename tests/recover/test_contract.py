@@ -3,7 +3,7 @@
 
 import pytest
 
-from lab.fake_and_real import Lab
+from lab.fake_and_real import ContractLab
 from lab.library import acquire
 from tapster import Action, Host, Macvtap, State, Tap
 from tapster.testing import Stranger
@@ -14,7 +14,9 @@ def host(lab_host: Host) -> Host:
     return lab_host
 
 
-def test_recover_changes_nothing_when_all_is_well_I7(lab: Lab, host: Host) -> None:
+def test_recover_changes_nothing_when_all_is_well_I7(
+    lab: ContractLab, host: Host
+) -> None:
     acquire(host, Tap(bridge="br0"))
     host.release(acquire(host, Macvtap(lower="low")).id)
     before = lab.show()
@@ -23,7 +25,7 @@ def test_recover_changes_nothing_when_all_is_well_I7(lab: Lab, host: Host) -> No
 
 
 def test_recover_takes_a_waiting_device_down_again(
-    lab: Lab, host: Host, others: Stranger
+    lab: ContractLab, host: Host, others: Stranger
 ) -> None:
     lease = acquire(host, Tap(bridge="br0"))
     host.release(lease.id)
@@ -34,7 +36,7 @@ def test_recover_takes_a_waiting_device_down_again(
     assert lab.show() == before
 
 
-def test_a_lease_ends_with_its_process(lab: Lab, host: Host) -> None:
+def test_a_lease_ends_with_its_process(lab: ContractLab, host: Host) -> None:
     pid = lab.start()
     lease = host.acquire(Tap(bridge="br0"), pid=pid)
     lease.close()

@@ -6,7 +6,7 @@ from errno import EBUSY
 import pytest
 
 import tapster
-from lab.fake_and_real import Lab
+from lab.fake_and_real import ContractLab
 from lab.library import acquire
 from tapster import Host, Macvtap, Mode, State, Tap
 from tapster.testing import Stranger
@@ -19,7 +19,7 @@ def host(lab_host: Host) -> Host:
 
 
 def test_a_released_device_reserves_its_name_until_it_is_reaped_I2(
-    lab: Lab, host: Host, others: Stranger
+    lab: ContractLab, host: Host, others: Stranger
 ) -> None:
     lease = host.acquire(Tap(bridge="br0"))
     host.release(lease.id)
@@ -42,7 +42,7 @@ def test_a_released_device_reserves_its_name_until_it_is_reaped_I2(
 
 
 def test_a_late_cleanup_by_name_never_hits_the_next_vm_I2(
-    lab: Lab, host: Host, others: Stranger
+    lab: ContractLab, host: Host, others: Stranger
 ) -> None:
     old = acquire(host, Tap(bridge="br0"))
     host.release(old.id)
@@ -54,7 +54,7 @@ def test_a_late_cleanup_by_name_never_hits_the_next_vm_I2(
 
 
 def test_a_placeholder_holds_the_name_of_a_deleted_device_I2(
-    lab: Lab, host: Host, others: Stranger
+    lab: ContractLab, host: Host, others: Stranger
 ) -> None:
     lease = acquire(host, Tap(bridge="br0"))
     others.delete_by_name("vnet0")
@@ -75,7 +75,7 @@ def test_a_placeholder_holds_the_name_of_a_deleted_device_I2(
 
 
 def test_release_leaves_a_foreign_device_that_took_the_name_I4(
-    lab: Lab, host: Host, others: Stranger
+    lab: ContractLab, host: Host, others: Stranger
 ) -> None:
     lease = acquire(host, Tap(bridge="br0"))
     others.delete_by_name("vnet0")
@@ -87,7 +87,9 @@ def test_release_leaves_a_foreign_device_that_took_the_name_I4(
     assert lab.show() == before
 
 
-def test_a_renamed_device_is_still_ours(lab: Lab, host: Host, others: Stranger) -> None:
+def test_a_renamed_device_is_still_ours(
+    lab: ContractLab, host: Host, others: Stranger
+) -> None:
     lease = acquire(host, Tap(bridge="br0"))
     others.rename("vnet0", "renamed")
     host.release(lease.id)
@@ -97,7 +99,7 @@ def test_a_renamed_device_is_still_ours(lab: Lab, host: Host, others: Stranger) 
 
 
 def test_a_released_passthru_frees_its_lower_device_at_once(
-    lab: Lab, host: Host
+    lab: ContractLab, host: Host
 ) -> None:
     spec = Macvtap(lower="low", mode=Mode.PASSTHRU)
     lease = acquire(host, spec)

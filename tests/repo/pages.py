@@ -31,12 +31,14 @@ LAYERS = (
     ("open_device", "a lease and its open descriptors"),
     ("operations", "acquire, release, set, reap, recover"),
     ("backends", "Open vSwitch, filters, rates"),
+    ("fleet", "MACs and an inventory that hosts share"),
     ("ledger", "the records"),
     ("kernel", "the only room that makes system calls"),
     ("model", "requests, leases, identities"),
     ("checks", "types of values, by annotations"),
     ("names", "what a device may be called"),
     ("errors", "every error"),
+    ("light", "named tuples, and names of types without `typing`"),
 )
 """The rooms, from the top, and what each is."""
 

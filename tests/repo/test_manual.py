@@ -58,7 +58,7 @@ def options_of(verb: str) -> dict[str, argparse.Action]:
         parser.add_argument("-v", "--verbose", action="store_true")
         import_module(cli.module_name(verb)).declare(parser)
     else:
-        parser = cli._top_parser()
+        parser = cli.top_parser()
     return {option: one for one in parser._actions for option in one.option_strings}
 
 
@@ -141,6 +141,6 @@ def test_the_daemons_page_lints_and_has_its_options() -> None:
     done = subprocess.run(lint, check=False, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
     heads = re.findall(r"^\.It Fl (?:h , Fl )?-(\S+)", page.read_text(), re.MULTILINE)
-    parser = daemon._parser()
+    parser = daemon.parser()
     declared = {option for one in parser._actions for option in one.option_strings}
     assert {f"--{name}" for name in heads} == declared - {"-h"}

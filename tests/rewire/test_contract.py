@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lab import library
-from lab.fake_and_real import Lab
+from lab.fake_and_real import ContractLab
 from lab.library import no_reaper
 from tapster import (
     Action,
@@ -28,7 +28,7 @@ from tapster.testing import Stranger
 
 
 @pytest.fixture
-def host(lab: Lab, others: Stranger, tmp_path: Path) -> Iterator[Host]:
+def host(lab: ContractLab, others: Stranger, tmp_path: Path) -> Iterator[Host]:
     """A Host that reaps only when told to, on a machine with br0, br1 and low."""
     others.add_bridge("br0", mac="02:00:00:00:00:01")
     others.add_bridge("br1", mac="02:00:00:00:00:02")
@@ -48,7 +48,7 @@ def lease(host: Host) -> Iterator[Lease]:
 
 
 def test_a_machine_moves_to_another_bridge_and_keeps_its_descriptor(
-    lab: Lab, host: Host, lease: Lease
+    lab: ContractLab, host: Host, lease: Lease
 ) -> None:
     before = lab.show()["vnet0"]
     moved = host.set(lease.id, bridge="br1")
@@ -71,7 +71,7 @@ def test_a_machine_moves_to_another_bridge_and_keeps_its_descriptor(
     ids=str,
 )
 def test_a_change_can_be_made_repeated_and_taken_back(
-    lab: Lab,
+    lab: ContractLab,
     host: Host,
     lease: Lease,
     changes: Changes,
@@ -90,7 +90,7 @@ def test_a_change_can_be_made_repeated_and_taken_back(
 
 
 def test_what_cannot_be_leaves_all_as_it_was(
-    lab: Lab, host: Host, lease: Lease
+    lab: ContractLab, host: Host, lease: Lease
 ) -> None:
     before = lab.show()
     cannot: list[tuple[Any, type[TapsterError]]] = [
@@ -108,7 +108,7 @@ def test_what_cannot_be_leaves_all_as_it_was(
 
 
 def test_a_change_that_the_kernel_refuses_is_taken_back(
-    lab: Lab, host: Host, others: Stranger
+    lab: ContractLab, host: Host, others: Stranger
 ) -> None:
     macvtap = library.acquire(host, Macvtap(lower="low"))
     before = lab.show()["vnet0"]
@@ -142,7 +142,7 @@ def test_a_lost_device_is_not_changed(
 
 
 @pytest.fixture
-def filtering(lab: Lab, others: Stranger) -> None:
+def filtering(lab: ContractLab, others: Stranger) -> None:
     """A bridge brv that tells VLANs apart."""
     reason = "CONFIG_BRIDGE_VLAN_FILTERING: no bridge of this kernel tells VLANs apart"
     try:
@@ -160,7 +160,7 @@ def filtering(lab: Lab, others: Stranger) -> None:
 
 @pytest.mark.usefixtures("filtering")
 def test_a_port_is_in_the_vlans_of_its_lease_and_in_no_other(
-    lab: Lab, host: Host
+    lab: ContractLab, host: Host
 ) -> None:
     access = host.acquire(Tap(bridge="brv", vlan=7))
     trunk = host.acquire(Tap(bridge="brv", trunks=(30, 20)))
@@ -184,7 +184,7 @@ def test_a_port_is_in_the_vlans_of_its_lease_and_in_no_other(
 
 
 @pytest.mark.usefixtures("filtering")
-def test_vlans_that_others_changed_are_put_back(lab: Lab, host: Host) -> None:
+def test_vlans_that_others_changed_are_put_back(lab: ContractLab, host: Host) -> None:
     lease = library.acquire(host, Tap(bridge="brv", vlan=7))
     namespace = lab.system.netns(None)
     namespace.set_links([LinkChange(lease.ifindex, vlans=Vlans(8, (9,)))])
@@ -230,7 +230,7 @@ def other_mtu(others: Stranger) -> None:
     ids=["plain", "guarded"],
 )
 def test_recover_puts_back_what_others_took_away(
-    lab: Lab, host: Host, others: Stranger, meddle: object, spec: Tap
+    lab: ContractLab, host: Host, others: Stranger, meddle: object, spec: Tap
 ) -> None:
     lease = library.acquire(host, spec)
     before = lab.show()
@@ -246,7 +246,7 @@ def test_recover_puts_back_what_others_took_away(
 
 
 def test_recover_leaves_a_cable_that_was_pulled_out(
-    lab: Lab, host: Host, lease: Lease
+    lab: ContractLab, host: Host, lease: Lease
 ) -> None:
     host.set(lease.id, up=False)
     assert host.recover() == []
@@ -254,7 +254,7 @@ def test_recover_leaves_a_cable_that_was_pulled_out(
 
 
 def test_a_bridge_that_is_gone_is_named_and_hinders_no_other(
-    lab: Lab, host: Host, lease: Lease, others: Stranger
+    lab: ContractLab, host: Host, lease: Lease, others: Stranger
 ) -> None:
     library.acquire(host, Tap(bridge="br1"))
     others.delete_by_name("br0")

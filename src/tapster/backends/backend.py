@@ -7,9 +7,9 @@ The backend finds its things by these, never by the device's name alone.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
 
 from tapster.kernel.port import Namespace
+from tapster.light import NamedTuple, Protocol
 from tapster.model import Lease, Wiring
 
 

@@ -8,10 +8,10 @@ it with the device, so nothing can be left over.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import EINVAL, ENOENT
-from typing import Any, NamedTuple, Self
 
 from tapster.errors import KernelError, RequestError, ServiceUnavailable
 from tapster.kernel.port import Namespace
+from tapster.light import Any, NamedTuple, Self
 from tapster.model import Rate
 
 TC_H_ROOT = 0xFFFFFFFF
@@ -67,18 +67,18 @@ class Queues:
         new = self._class(ifindex) is None
         if new:
             self._delete(ifindex, None)
-            self._tc("replace", "htb", ifindex, QDISC, default=CLASS - QDISC)
+            self.tc("replace", "htb", ifindex, QDISC, default=CLASS - QDISC)
         # The quantum of an only class has no effect. But without one given the kernel
         # chooses a large one and logs a warning about it.
         figures = {**wanted._asdict(), "parent": QDISC, "quantum": 1600}
-        self._tc("replace-class", "htb", ifindex, CLASS, **figures)
+        self.tc("replace-class", "htb", ifindex, CLASS, **figures)
         if new:
             self._add_leaf(ifindex)
 
     def _add_leaf(self, ifindex: int) -> None:
         while self._leaves:
             try:
-                self._tc("add", self._leaves[0], ifindex, LEAF, parent=CLASS)
+                self.tc("add", self._leaves[0], ifindex, LEAF, parent=CLASS)
                 return
             except KernelError as error:
                 if error.errno != ENOENT:
@@ -118,12 +118,12 @@ class Queues:
     def _delete(self, ifindex: int, kind: str | None) -> None:
         """Delete the qdisc 1: at the root if it is of this kind."""
         try:
-            self._tc("del", kind, ifindex, QDISC, parent=TC_H_ROOT)
+            self.tc("del", kind, ifindex, QDISC, parent=TC_H_ROOT)
         except KernelError as error:
             if error.errno not in (ENOENT, EINVAL):  # another qdisc, or none
                 raise
 
-    def _tc(
+    def tc(
         self, command: str, kind: str | None, ifindex: int, handle: int, **more: int
     ) -> None:
         try:

@@ -16,7 +16,7 @@ class Inbound:
 
     def __init__(self, ledger: str) -> None:
         self._ledger = ledger
-        self._leaves = list(htb.LEAVES)
+        self.leaves = list(htb.LEAVES)
 
     def concerns(self, wiring: Wiring) -> bool:
         return wiring.ovs is None and wiring.inbound is not None
@@ -29,7 +29,7 @@ class Inbound:
     def attach(self, namespace: Namespace, lease: Lease) -> None:
         assert lease.wiring.inbound is not None
         wanted = htb.Class.of(lease.wiring.inbound)
-        with htb.queues(namespace, self._leaves) as queues:
+        with htb.queues(namespace, self.leaves) as queues:
             try:
                 queues.set(lease.ifindex, wanted)
             except BaseException:
@@ -38,7 +38,7 @@ class Inbound:
 
     def detach(self, namespace: Namespace | None, lease: Lease) -> None:
         if namespace is not None and self._exists(namespace, lease):
-            with htb.queues(namespace, self._leaves) as queues:
+            with htb.queues(namespace, self.leaves) as queues:
                 queues.clear(lease.ifindex)
 
     def observe(self, namespace: Namespace, leases: Sequence[Lease]) -> Observation:
@@ -52,7 +52,7 @@ class Inbound:
         if not limited:
             return Observation({})
         differences = {}
-        with htb.queues(namespace, self._leaves) as queues:
+        with htb.queues(namespace, self.leaves) as queues:
             for lease in limited:
                 rate = lease.wiring.inbound if lease.state is State.ACTIVE else None
                 wanted = rate and htb.Class.of(rate)

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lower devices: the devices that macvtaps sit on."""
 
-from typing import NamedTuple
-
 from tapster.errors import NoSuchLink, RequestError
 from tapster.kernel.port import Namespace
+from tapster.light import NamedTuple
 from tapster.model import Macvtap, Mode
 
 

@@ -13,7 +13,6 @@ copies `next_cfg` to `cur_cfg` when it has done what the database says.
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar
 
 from tapster import model
 from tapster.backends import ovsport
@@ -43,6 +42,7 @@ from tapster.errors import (
     TapsterError,
 )
 from tapster.kernel.port import Namespace
+from tapster.light import TYPE_CHECKING, TypeVar
 from tapster.model import Lease, State, Wiring
 
 if TYPE_CHECKING:
@@ -95,9 +95,9 @@ class Ovs:
     def attach(self, namespace: Namespace, lease: Lease) -> None:
         """Insert or mend the lease's port, and wait until it works."""
         with self._open() as db:
-            inserted, config = _retry(lambda: self._write_port(db, lease))
+            inserted, config = _retry(lambda: self.write_port(db, lease))
             try:
-                _wait_done(db, config)
+                wait_done(db, config)
                 _check_in_use(db, lease)
             except BaseException:
                 if inserted:
@@ -141,7 +141,7 @@ class Ovs:
 
     # Attach
 
-    def _write_port(self, db: "Connection", lease: Lease) -> tuple[bool, int]:
+    def write_port(self, db: "Connection", lease: Lease) -> tuple[bool, int]:
         """Insert or mend a port; return whether it is new, and the new `next_cfg`."""
         stamp = self._stamp(lease.id)
         wanted = ovsport.wanted(lease, stamp)
@@ -162,7 +162,7 @@ class Ovs:
         if port and ovsport.owner(port) == (self._ledger, lease.id):
             changes.append(_unchanged(port))
         elif port:
-            changes += _remove(port)
+            changes += removal_of(port)
             owners += [port["external_ids"][KEY]] if ovsport.owner(port) else []
             port = interface = None
         changes += _connect(lease, wanted, port, interface)
@@ -208,14 +208,14 @@ class Ovs:
                 update("Port", _stamped(stamp), {"qos": frozenset()}),
                 update("Interface", _stamped(stamp), _policed(0, 0)),
             ]
-            _wait_done(db, _commit(db, [stamp], changes))
+            wait_done(db, _commit(db, [stamp], changes))
 
     def _delete_port(self, lease: str) -> None:
         with self._open() as db:
             config = _retry(lambda: self._delete(db, lease))
             try:
                 if self._vswitchd_runs():
-                    _wait_done(db, config)
+                    wait_done(db, config)
             except ServiceUnavailable:
                 # An ovs-vswitchd that has died holds no device.
                 if self._vswitchd_runs():
@@ -233,7 +233,7 @@ class Ovs:
         if not (ports or qos or queues):
             # An earlier attempt deleted them and was not told so.
             return _number(config)
-        changes = [change for port in ports for change in _remove(port)]
+        changes = [change for port in ports for change in removal_of(port)]
         return _commit(db, [stamp], changes)
 
     def _vswitchd_runs(self) -> bool:
@@ -309,7 +309,7 @@ def _number(config: Sequence[Row]) -> int:
     return max((row["next_cfg"] for row in config), default=0)
 
 
-def _wait_done(db: "Connection", config: int) -> None:
+def wait_done(db: "Connection", config: int) -> None:
     """Wait until ovs-vswitchd has done what the database said at this `next_cfg`."""
     _wait(db, "Open_vSwitch", [("cur_cfg", "<", config)])
 
@@ -421,7 +421,7 @@ def _limit(queue: dict[str, str], ids: dict[str, str]) -> list[Operation]:
     ]
 
 
-def _remove(port: Row) -> list[Operation]:
+def removal_of(port: Row) -> list[Operation]:
     """Delete a port if its owner is unchanged; its Interface goes with it."""
     ids_of_port = frozenset([port["_uuid"]])
     return [

@@ -2,9 +2,9 @@
 """Operations and values of OVSDB as JSON, as in RFC 7047. Pure."""
 
 from collections.abc import Iterable
-from typing import Any
 
 from tapster.errors import ServiceUnavailable
+from tapster.light import Any
 
 Row = dict[str, Any]
 Operation = dict[str, Any]

@@ -9,10 +9,10 @@ use it for what the guest sends.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from tapster.backends.ovsdb import Row, Uuid, members
 from tapster.errors import RequestError
+from tapster.light import NamedTuple
 from tapster.model import Lease, Rate, Stamp, Wiring, parse_stamp
 
 KEY = "tapster"

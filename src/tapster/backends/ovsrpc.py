@@ -13,7 +13,6 @@ import codecs
 import json
 import os
 from errno import EAGAIN
-from typing import Any, Self
 
 import ovs.poller
 import ovs.stream
@@ -21,6 +20,7 @@ import ovs.timeval
 
 from tapster.backends.ovsdb import Operation, Refused, Row, decoded
 from tapster.errors import ServiceUnavailable
+from tapster.light import Any, Self
 
 TRANSACTION_SECONDS = 5.0
 """How long a transaction may take. libvirt gives ovs-vsctl as long."""

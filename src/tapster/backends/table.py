@@ -16,12 +16,12 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from errno import EBADMSG
 from functools import cached_property
-from typing import Any, NamedTuple
 from zlib import crc32
 
 from tapster.backends.backend import Leftover, Observation
 from tapster.errors import HostError, KernelError
 from tapster.kernel.port import Namespace
+from tapster.light import Any, NamedTuple
 from tapster.model import Lease, State, Wiring, parse_stamp, stamp
 
 CHAINS = "chains bridge"

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib import import_module
 from io import TextIOWrapper
-from typing import TYPE_CHECKING, Any, NoReturn
 
 from tapster import __version__
 from tapster.errors import (
@@ -28,6 +27,7 @@ from tapster.errors import (
     TapsterError,
 )
 from tapster.kernel import failure
+from tapster.light import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from tapster.api import Manager
@@ -44,12 +44,13 @@ VERBS = {
     "reap": "delete the devices whose FIN WAIT is over",
     "recover": "repair what crashes left",
     "doctor": "list the problems of this host, with remedies",
+    "fleet": "share MACs and an inventory with other hosts",
     "install-service": "put the units of the daemon on this host",
     "watch": "print events as they happen (needs the daemon)",
     "top": "show leases, events and rates, live (needs the daemon)",
 }
-HOST_VERBS = ("install-service",)
-"""Work on the host itself; they open neither a ledger nor a connection."""
+HOST_VERBS = ("fleet", "install-service")
+"""Verbs that open what they need themselves: no Host, and no connection."""
 DAEMON_VERBS = ("watch", "top")
 """Verbs that need the daemon."""
 
@@ -150,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else list(arguments)
     failed, misused = 1, 2
     try:
-        top = _top_parser()
+        top = top_parser()
         options = top.parse_args(words)
         if options.verb == "run":
             failed = misused = RUN_FAILED
@@ -280,7 +281,7 @@ _SOCKET_HELP = "use the daemon at this socket; without root the daemon is always
 _LEDGER_HELP = "the ledger (else $TAPSTER_LEDGER, else /var/lib/tapster/ledger.db)"
 
 
-def _top_parser() -> Parser:
+def top_parser() -> Parser:
     verbs = "\n".join(f"  {verb:<16} {what}" for verb, what in VERBS.items())
     parser = Parser(
         prog="tapster",

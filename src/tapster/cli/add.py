@@ -3,9 +3,9 @@
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
 
 from tapster.cli import nic, output
+from tapster.light import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tapster.api import Manager

@@ -7,9 +7,9 @@ deletes the devices that a lost ledger has left behind.
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
 
 from tapster.cli import output
+from tapster.light import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tapster.api import Manager

@@ -9,11 +9,11 @@ environments.
 import argparse
 import os
 import sys
-from typing import TYPE_CHECKING
 
 from tapster.errors import HostError, RequestError
 from tapster.install import place
 from tapster.install.manifest import service_files
+from tapster.light import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tapster.api import Manager

@@ -8,11 +8,11 @@ how. The table fits the terminal: it leaves columns out that do not fit.
 import argparse
 import sys
 import time
-from typing import TYPE_CHECKING, Any
 
 from tapster.cli import output, selection, terminal
 from tapster.cli.output import Column
 from tapster.errors import RequestError
+from tapster.light import TYPE_CHECKING, Any
 from tapster.model import Lease, State
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from tapster.model import (
     Naming,
     Spec,
     Tap,
+    Vm,
     Wiring,
 )
 
@@ -44,13 +45,6 @@ def declare(parser: argparse.ArgumentParser) -> None:
         help="the key from which --naming stable derives the number",
     )
     option("--owner", metavar="TEXT", default="", help="the owner, in free text")
-    option(
-        "--label",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="text for people and programs; may be given several times",
-    )
     option("--mac", help="the guest's MAC; default: a random one")
     option(
         "--vnet-hdr",
@@ -68,20 +62,18 @@ def declare(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_FIN_WAIT,
         help=f"how long the name waits after release; default: {DEFAULT_FIN_WAIT:g}s",
     )
+    option("--vm", metavar="ID", help="the VM, as all hosts of the fleet call it")
+    option(
+        "--incoming",
+        metavar="EPOCH",
+        help="the VM still runs elsewhere, by this epoch (tapster fleet epoch)",
+    )
+    option(
+        "--takeover",
+        action="store_true",
+        help="start the VM although a host that is silent may run it",
+    )
     wire.declare(parser)
-
-
-def labels(options: argparse.Namespace) -> tuple[tuple[str, str], ...]:
-    """Return the labels that the options give. Raises RequestError."""
-    return tuple(pair(text, "label") for text in options.label)
-
-
-def pair(text: str, what: str) -> tuple[str, str]:
-    """Return a key and its value. Raises RequestError."""
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise RequestError(f"{what} {text!r} is not KEY=VALUE")
-    return key, value
 
 
 def _texts(values: Iterable[str]) -> list[str]:
@@ -100,13 +92,13 @@ def spec(options: argparse.Namespace) -> Spec:
             naming=Naming(options.naming),
             key=options.key,
             owner=options.owner,
-            labels=labels(options),
             mac=options.mac,
             queues=options.queues,
             vnet_hdr=options.vnet_hdr,
             uid=_uid(options.user),
             gid=_gid(options.group),
             fin_wait=options.fin_wait,
+            vm=_vm(options),
             **wiring,
         )
     _refuse(options, "user", "group", kind=kind)
@@ -120,13 +112,21 @@ def spec(options: argparse.Namespace) -> Spec:
         naming=Naming(options.naming),
         key=options.key,
         owner=options.owner,
-        labels=labels(options),
         mac=options.mac,
         mtu=wiring.get("mtu"),
         queues=options.queues,
         vnet_hdr=options.vnet_hdr,
         fin_wait=options.fin_wait,
+        vm=_vm(options),
     )
+
+
+def _vm(options: argparse.Namespace) -> Vm | None:
+    if options.vm is not None:
+        return Vm(options.vm, options.incoming, options.takeover)
+    if options.incoming is not None or options.takeover:
+        raise RequestError("--incoming and --takeover need --vm")
+    return None
 
 
 def _refuse(options: argparse.Namespace, *unfit: str, kind: str) -> None:

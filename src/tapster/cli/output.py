@@ -8,10 +8,10 @@ added. No field changes its meaning, and none is removed.
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from tapster.cli import terminal
 from tapster.kernel.netns import NAMED
+from tapster.light import Any
 from tapster.model import HistoryEntry, Lease, Link, Wiring
 
 VERSION = 1
@@ -44,7 +44,6 @@ def lease_json(lease: Lease) -> dict[str, Any]:
         "kind": lease.kind,
         "state": lease.state,
         "owner": lease.owner,
-        "labels": dict(lease.labels),
         "mac": lease.mac,
         "lower": lease.lower,
         "mode": lease.mode,
@@ -64,8 +63,8 @@ def lease_json(lease: Lease) -> dict[str, Any]:
 
 
 LEASE_FIELDS = (
-    *("id", "name", "ifindex", "kind", "state", "owner", "labels", "mac", "lower"),
-    *("mode", "queues", *Wiring._fields, "netns", "created", "released", "fin_wait"),
+    *("id", "name", "ifindex", "kind", "state", "owner", "mac", "lower", "mode"),
+    *("queues", *Wiring._fields, "netns", "created", "released", "fin_wait"),
     *("fin_wait_left", "pid", "caller_uid", "on_close", "placeholder", "vnet_hdr"),
 )
 """The fields of `lease_json`."""
@@ -89,7 +88,6 @@ def entry_json(entry: HistoryEntry) -> dict[str, Any]:
     """Return an entry of the history as programs see it."""
     return {
         **entry._asdict(),
-        "labels": dict(entry.labels),
         "netns": netns_name(entry.netns) or None,
         "created": timestamp(entry.created),
         "released": timestamp(entry.released),

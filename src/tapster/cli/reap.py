@@ -2,7 +2,8 @@
 """Delete the devices whose FIN WAIT is over. It also happens by itself."""
 
 import argparse
-from typing import TYPE_CHECKING
+
+from tapster.light import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tapster.api import Manager

@@ -2,9 +2,9 @@
 """Bring ledger and kernel into agreement after a crash. May always be run."""
 
 import argparse
-from typing import TYPE_CHECKING
 
 from tapster.cli import output
+from tapster.light import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tapster.api import Manager

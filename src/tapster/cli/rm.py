@@ -3,10 +3,10 @@
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
 
 from tapster.cli import selection
 from tapster.errors import RequestError, TapsterError
+from tapster.light import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tapster.api import Manager

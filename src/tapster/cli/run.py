@@ -17,11 +17,11 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from errno import ENOENT
-from typing import TYPE_CHECKING, NoReturn
 
 from tapster.cli import nic
 from tapster.cli.supervise import Child, signals_blocked
 from tapster.errors import RequestError, TapsterError
+from tapster.light import TYPE_CHECKING, NoReturn
 from tapster.open_device import OpenDevice
 
 if TYPE_CHECKING:

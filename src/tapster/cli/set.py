@@ -2,10 +2,10 @@
 """Change what a leased device is connected to, while its machine runs."""
 
 import argparse
-from typing import TYPE_CHECKING
 
 from tapster.cli import output, wire
 from tapster.errors import RequestError
+from tapster.light import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tapster.api import Manager

@@ -3,10 +3,10 @@
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any
 
 from tapster.cli import output, selection, terminal
 from tapster.errors import RequestError, ServiceUnavailable
+from tapster.light import TYPE_CHECKING, Any
 from tapster.model import Lease
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Self
 
 from tapster.errors import KernelError
+from tapster.light import Self
 
 PASSED_ON = {
     signal.SIGHUP,

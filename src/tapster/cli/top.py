@@ -7,10 +7,10 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from tapster.cli import ls, terminal, watch
 from tapster.errors import NotAllowed
+from tapster.light import TYPE_CHECKING
 from tapster.model import Lease, State
 from tapster.rpc.client import connect
 from tapster.rpc.interface import Count, Event

@@ -10,12 +10,12 @@ uses ifindexes. No command requests an ifindex for a tap, because ip(8) has no o
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, cast
 
 from tapster.backends import htb, ovsport
 from tapster.backends.backend import Backend, Leftover, Observation
 from tapster.kernel import netns
 from tapster.kernel.port import LinkChange, Namespace, NewMacvtap, System
+from tapster.light import Any, cast
 from tapster.model import Lease, Netns, State, Wiring, stamp
 
 Write = Callable[[str], None]
@@ -66,17 +66,17 @@ class VerboseNamespace:
     """A Namespace that prints what it changes."""
 
     def __init__(self, namespace: Namespace, write: Write) -> None:
-        self._namespace = namespace
+        self.plain = namespace
         self._write = write
         here = netns.cookie() == namespace.netns.cookie
         self.prefix = () if here else ("nsenter", f"--net={namespace.netns.path}")
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._namespace, name)
+        return getattr(self.plain, name)
 
     def number(self, other: Namespace) -> int:
-        plain = other._namespace if isinstance(other, VerboseNamespace) else other
-        return self._namespace.number(plain)
+        plain = other.plain if isinstance(other, VerboseNamespace) else other
+        return self.plain.number(plain)
 
     def say(self, *words: object) -> None:
         """Print a command that is run in this namespace."""
@@ -84,7 +84,7 @@ class VerboseNamespace:
 
     def name(self, ifindex: int) -> str:
         """Return a device's name, for a command about it."""
-        link = self._namespace.link(ifindex)
+        link = self.plain.link(ifindex)
         return link.name if link else f"if{ifindex}"
 
     def create_tap(
@@ -97,7 +97,7 @@ class VerboseNamespace:
         uid: int | None,
         gid: int | None,
     ) -> tuple[int, ...]:
-        fds = self._namespace.create_tap(
+        fds = self.plain.create_tap(
             name, ifindex, queues=queues, vnet_hdr=vnet_hdr, uid=uid, gid=gid
         )
         flags = ["multi_queue"] * (queues > 1) + ["vnet_hdr"] * vnet_hdr
@@ -107,7 +107,7 @@ class VerboseNamespace:
         return fds
 
     def create_macvtap(self, device: NewMacvtap) -> None:
-        self._namespace.create_macvtap(device)
+        self.plain.create_macvtap(device)
         name, ifindex, lower, mode, mac, mtu, queues = device
         self.say(
             *("ip", "link", "add", "link", self.name(lower), "name", name),
@@ -119,7 +119,7 @@ class VerboseNamespace:
 
     def set_links(self, changes: Sequence[LinkChange]) -> None:
         for change in changes:
-            self._namespace.set_links([change])
+            self.plain.set_links([change])
             for words in self._changes(change):
                 self.say(*words)
 
@@ -158,18 +158,18 @@ class VerboseNamespace:
             yield ("bridge", "fdb", "replace", *entry)
 
     def delete_links(self, ifindexes: Sequence[int]) -> None:
-        names = [link.name for i in ifindexes if (link := self._namespace.link(i))]
-        self._namespace.delete_links(ifindexes)
+        names = [link.name for i in ifindexes if (link := self.plain.link(i))]
+        self.plain.delete_links(ifindexes)
         for name in names:
             self.say("ip", "link", "del", "dev", name)
 
     def nft(self, commands: str) -> None:
         def named(found: re.Match[str]) -> str:
-            link = self._namespace.link(int(found[2]))
+            link = self.plain.link(int(found[2]))
             return f'{found[1]}"{link.name}"' if link else found[0]
 
         text = _ELEMENT.sub(named, _COMMENT.sub("", commands)).strip()
-        self._namespace.nft(commands)
+        self.plain.nft(commands)
         if text:
             first = command(*self.prefix, "nft", "-f", "-")
             self._write(f"{first} <<'END'\n{text}\nEND")

@@ -2,9 +2,9 @@
 """Print what happens to the leases, as it happens. The daemon tells."""
 
 import argparse
-from typing import TYPE_CHECKING
 
 from tapster.cli import output
+from tapster.light import TYPE_CHECKING
 from tapster.rpc.interface import Event
 
 if TYPE_CHECKING:

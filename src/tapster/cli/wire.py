@@ -6,10 +6,10 @@ An option that is not given is not in the namespace. An empty value means none.
 
 import argparse
 from collections.abc import Callable
-from typing import Any
 
 from tapster.cli import values
 from tapster.errors import RequestError
+from tapster.light import Any
 from tapster.model import Wiring
 
 RATE = "AVERAGE[:PEAK[:BURST]]"

@@ -20,7 +20,7 @@ from tapster.rpc.interface import SOCKET
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until told to stop; the exit code."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     log = Log(DEBUG if options.debug else INFO)
     try:
         if options.check_config:
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tapsterd", description=__doc__, allow_abbrev=False
     )

@@ -5,7 +5,6 @@ import os
 import tomllib
 from grp import getgrgid
 from pwd import getpwnam, getpwuid
-from typing import NamedTuple
 
 from tapster.daemon import policy
 from tapster.daemon.policy import Caller, Rule
@@ -13,6 +12,7 @@ from tapster.errors import RequestError
 from tapster.integrate import acl
 from tapster.integrate.acl import Acl
 from tapster.kernel.unix import Peer
+from tapster.light import NamedTuple
 from tapster.rpc.varlink import Unfit, from_json
 
 PATH = "/etc/tapster/tapster.toml"

@@ -10,13 +10,13 @@ import socket
 from collections.abc import Callable, Sequence
 from errno import EAGAIN
 from functools import partial
-from typing import TYPE_CHECKING
 
 from tapster.daemon.closer import Closer
 from tapster.daemon.loop import READ, WRITE
 from tapster.daemon.policy import Caller
 from tapster.daemon.state import READING, ConnectionEvent, ConnectionState, after
 from tapster.kernel import unix
+from tapster.light import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tapster.daemon.worker import Job

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from traceback import format_exception
-from typing import Any, NamedTuple
 
 from tapster import __version__
 from tapster.daemon import policy
@@ -21,6 +20,7 @@ from tapster.daemon.state import ConnectionEvent
 from tapster.daemon.worker import DROPPED, Worker
 from tapster.errors import TapsterError, internal
 from tapster.kernel import unix
+from tapster.light import Any, NamedTuple
 from tapster.rpc import interface, varlink
 from tapster.rpc.interface import INTERFACE, METHODS, NAME, Event
 from tapster.rpc.varlink import SERVICE, SERVICE_INTERFACE

@@ -4,12 +4,12 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 from tapster.daemon.loop import READ, Loop
 from tapster.daemon.upkeep import Upkeep
 from tapster.kernel.port import Changes, Watch
 from tapster.ledger import FIRST_IFINDEX
+from tapster.light import Any
 
 Submit = Callable[[Callable[[], Any]], None]
 

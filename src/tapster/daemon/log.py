@@ -6,7 +6,8 @@ Under systemd each line begins with its priority (sd-daemon(3)).
 
 import os
 import sys
-from typing import Any
+
+from tapster.light import Any
 
 ERROR, WARNING, INFO, DEBUG = 3, 4, 6, 7
 _NAMES = {ERROR: "error", WARNING: "warning", INFO: "info", DEBUG: "debug"}

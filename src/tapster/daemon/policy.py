@@ -10,8 +10,8 @@ Rule 4: a refusal says the rule that would be needed.
 
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
-from typing import NamedTuple
 
+from tapster.light import NamedTuple
 from tapster.model import DEFAULT_TEMPLATE, Lease, Spec
 
 
@@ -59,7 +59,7 @@ SEE_OTHERS = Need("features", "see-others")
 END_OTHERS = Need("features", "end-others")
 MAINTAIN = Need("features", "maintain")
 
-_LISTED = {
+LISTED = {
     "bridge": "bridges",
     "lower": "lower",
     "name": "templates",
@@ -68,8 +68,8 @@ _LISTED = {
     "vlan": "vlans",
 }
 """The fields whose values a rule lists."""
-_FREE = {
-    *("key", "labels", "owner", "vnet_hdr"),
+FREE = {
+    *("key", "owner", "vnet_hdr"),
     *("addresses", "filter", "inbound", "isolated", "learning", "outbound", "up"),
 }
 """The fields that hurt nobody else: some bind the guest itself."""
@@ -86,11 +86,11 @@ def _needs(spec: Spec, caller: Caller) -> Iterator[Need]:
     for field, value in spec._asdict().items():
         if field == "name" or value == spec._field_defaults.get(field):
             continue
-        if field in _LISTED:
+        if field in LISTED:
             for one in value if isinstance(value, tuple) else (value,):
-                yield Need(_LISTED[field], str(one))
+                yield Need(LISTED[field], str(one))
         elif (field, value) != ("uid", caller.uid) and not (
-            field in _FREE or (field == "gid" and value in caller.gids)
+            field in FREE or (field == "gid" and value in caller.gids)
         ):
             yield Need("features", field.replace("_", "-"))
 

@@ -3,13 +3,13 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 from tapster.daemon.log import WARNING, Log
 from tapster.daemon.loop import Loop
 from tapster.daemon.upkeep import Upkeep
 from tapster.daemon.worker import Worker
 from tapster.errors import TapsterError
+from tapster.light import Any
 
 REAP_PAUSE = 0.25
 """Seconds between two reaps. A device costs 20 ms to delete alone and 0.5 ms among

@@ -10,7 +10,6 @@ import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 from tapster.daemon import config, scrape
 from tapster.daemon.config import Loaded
@@ -27,6 +26,7 @@ from tapster.daemon.upkeep import Upkeep
 from tapster.daemon.worker import Worker
 from tapster.errors import MissingCapability, RequestError, TapsterError
 from tapster.kernel.port import System, Watch
+from tapster.light import Any
 from tapster.model import Process
 from tapster.operations.operations import Operations
 

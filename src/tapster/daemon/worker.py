@@ -5,9 +5,9 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from tapster.errors import TapsterError
+from tapster.light import Any
 
 Work = Callable[[], Any]
 OnDone = Callable[[Any], None]

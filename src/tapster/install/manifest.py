@@ -5,7 +5,7 @@
 files; this list is the only place that names them.
 """
 
-from typing import NamedTuple
+from tapster.light import NamedTuple
 
 PROGRAMS = {
     "tapster": ("tapster.cli", "command"),

@@ -8,7 +8,8 @@ the user cannot read is ignored: an administrator uses its mode to select users.
 
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import NamedTuple
+
+from tapster.light import NamedTuple
 
 ALL = "all"
 DEEPEST = 16

@@ -11,9 +11,9 @@ import ctypes
 import os
 import struct
 from errno import EINVAL
-from typing import NamedTuple
 
 from tapster.kernel import libc
+from tapster.light import NamedTuple
 
 BPF_PROG_LOAD = 5
 BPF_OBJ_GET_INFO_BY_FD = 15

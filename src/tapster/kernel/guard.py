@@ -18,7 +18,6 @@ The program runs before the bridge and its hooks. The kernel deletes it with the
 
 import struct
 import sys
-from typing import Self
 
 from tapster.kernel.bpf import (
     MEMBER_OFFSET,
@@ -29,6 +28,7 @@ from tapster.kernel.bpf import (
     Reference,
     offset_of,
 )
+from tapster.light import Self
 
 NAME = "tapster_guard"
 

@@ -8,7 +8,6 @@ bpf direct-action`. The kernel deletes both with the device.
 import socket
 import struct
 from errno import EEXIST, EINVAL, ENODEV, ENOENT
-from typing import NamedTuple
 
 from tapster.kernel.rtnl import (
     NLM_F_CREATE,
@@ -19,6 +18,7 @@ from tapster.kernel.rtnl import (
     nest,
     parse_attributes,
 )
+from tapster.light import NamedTuple
 
 RTM_NEWQDISC, RTM_DELQDISC = 36, 37
 RTM_NEWTFILTER, RTM_DELTFILTER, RTM_GETTFILTER = 44, 45, 46

@@ -20,7 +20,6 @@ from errno import (
     ENXIO,
 )
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
 
 from tapster.errors import HostError, KernelError, NoSuchLink
 from tapster.kernel import netns, process, rtnl, tun, vhost
@@ -35,6 +34,7 @@ from tapster.kernel.port import (
     Watch,
 )
 from tapster.kernel.watch import LinkWatch
+from tapster.light import TYPE_CHECKING, Any
 from tapster.model import Link, Netns, Process
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ class LinuxNamespace:
 
     def __init__(self, fd: int, boot_id: str, path: str) -> None:
         """Take over `fd`, a descriptor of the namespace, unless this raises."""
-        self._fd = fd
+        self.fd = fd
         self._watch: LinkWatch | None = None
         try:
             with self.inside():
@@ -197,7 +197,7 @@ class LinuxNamespace:
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        with netns.inside(self._fd):
+        with netns.inside(self.fd):
             yield
 
     def close(self) -> None:
@@ -209,9 +209,9 @@ class LinuxNamespace:
         for fd in ("_nodes", "_nowhere"):
             if fd in self.__dict__:
                 os.close(self.__dict__[fd])
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
     def ifindex(self, name: str) -> int:
         try:
@@ -457,7 +457,7 @@ class LinuxNamespace:
             return HERE
         assert isinstance(other, LinuxNamespace)
         try:
-            return self._rtnl.nsid(other._fd)
+            return self._rtnl.nsid(other.fd)
         except OSError as error:
             raise failure(error, "giving a network namespace a number") from error
 

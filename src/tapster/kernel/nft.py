@@ -12,7 +12,6 @@ import socket
 from errno import EBADMSG
 from functools import cache
 from threading import Lock
-from typing import Any
 
 from tapster.errors import (
     HostError,
@@ -21,6 +20,7 @@ from tapster.errors import (
     ServiceUnavailable,
 )
 from tapster.kernel.failure import has
+from tapster.light import Any
 
 LIBRARY = "libnftables.so.1"
 NETLINK_NETFILTER = 12
@@ -35,7 +35,7 @@ class Nft:
 
     def __init__(self) -> None:
         _see_that_it_can_work()
-        self._library = _library()
+        self._library = library()
         with _lock:
             # The library opens its socket without close-on-exec.
             before = _open_fds()
@@ -103,7 +103,7 @@ def _refusal(said: str) -> HostError:
 
 
 @cache
-def _library() -> ctypes.CDLL:
+def library() -> ctypes.CDLL:
     try:
         library = ctypes.CDLL(LIBRARY)
     except OSError:

@@ -18,8 +18,8 @@ Contract of every verb:
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol
 
+from tapster.light import Any, NamedTuple, Protocol
 from tapster.model import Link, Mode, Netns, Process
 
 

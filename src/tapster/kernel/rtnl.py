@@ -12,9 +12,9 @@ import struct
 import sys
 from collections.abc import Iterator, Sequence
 from errno import EAGAIN, EEXIST, ENOBUFS, ENODEV
-from typing import NamedTuple
 
 from tapster.kernel.port import LinkChange, NewMacvtap, Vlans
+from tapster.light import NamedTuple
 from tapster.model import Link, Mode, parse_mac
 
 NLM_F_REQUEST = 0x1
@@ -161,7 +161,7 @@ class Rtnl:
 
     def get(self, ifindex: int) -> Link | None:
         """Return the link with this ifindex, or None."""
-        body = self._get(_ifinfo(ifindex))
+        body = self._get(ifinfo(ifindex))
         return None if body is None else link_of(body)
 
     def named(self, name: str) -> Link | None:
@@ -175,7 +175,7 @@ class Rtnl:
         return 0 if body is None else int(IFINFO.unpack_from(body)[2])
 
     def _get_named(self, name: str) -> bytes | None:
-        return self._get(_ifinfo(0) + attribute(IFLA_IFNAME, os.fsencode(name) + b"\0"))
+        return self._get(ifinfo(0) + attribute(IFLA_IFNAME, os.fsencode(name) + b"\0"))
 
     def _get(self, wanted: bytes) -> bytes | None:
         attributes = attribute(IFLA_EXT_MASK, _U32.pack(RTEXT_FILTER_SKIP_STATS))
@@ -207,7 +207,7 @@ class Rtnl:
         """Return the VLANs of a bridge port, as `bridge vlan show` does."""
         mask = attribute(IFLA_EXT_MASK, _U32.pack(RTEXT_FILTER_BRVLAN))
         # Only a dump contains VLANs. It contains every port of every bridge.
-        request = _ifinfo(0, family=socket.AF_BRIDGE) + mask
+        request = ifinfo(0, family=socket.AF_BRIDGE) + mask
         for body in self.list_bodies(RTM_GETLINK, request):
             if IFINFO.unpack_from(body)[2] == ifindex:
                 port = parse_attributes(body, IFINFO.size)
@@ -241,7 +241,7 @@ class Rtnl:
         If it changes each time, a link that came or went may be missing or too many.
         """
         attributes = attribute(IFLA_EXT_MASK, _U32.pack(RTEXT_FILTER_SKIP_STATS))
-        bodies = self.list_bodies(RTM_GETLINK, _ifinfo(0) + attributes)
+        bodies = self.list_bodies(RTM_GETLINK, ifinfo(0) + attributes)
         return [link_of(body) for body in bodies]
 
     def list_bodies(self, type_: int, wanted: bytes) -> list[bytes]:
@@ -338,7 +338,7 @@ def set_messages(change: LinkChange) -> list[Message]:
     if change.master is not None:
         attributes += attribute(IFLA_MASTER, _U32.pack(change.master))
     flags = 0 if change.up is None else IFF_UP
-    header = _ifinfo(change.ifindex, IFF_UP if change.up else 0, flags)
+    header = ifinfo(change.ifindex, IFF_UP if change.up else 0, flags)
     messages = []
     if attributes or flags:
         messages.append(Message(RTM_SETLINK, 0, header + attributes))
@@ -375,31 +375,31 @@ def macvtap_message(device: NewMacvtap) -> Message:
     if device.mtu is not None:
         attributes += attribute(IFLA_MTU, _U32.pack(device.mtu))
     flags = NLM_F_CREATE | NLM_F_EXCL
-    return Message(RTM_NEWLINK, flags, _ifinfo(device.ifindex) + attributes)
+    return Message(RTM_NEWLINK, flags, ifinfo(device.ifindex) + attributes)
 
 
 def group_message(ifindex: int, group: int) -> Message:
     """Return the request that puts a device into a group."""
     return Message(
-        RTM_SETLINK, 0, _ifinfo(ifindex) + attribute(IFLA_GROUP, _U32.pack(group))
+        RTM_SETLINK, 0, ifinfo(ifindex) + attribute(IFLA_GROUP, _U32.pack(group))
     )
 
 
 def delete_message(ifindex: int) -> Message:
     """Return the request that deletes one device."""
-    return Message(RTM_DELLINK, 0, _ifinfo(ifindex))
+    return Message(RTM_DELLINK, 0, ifinfo(ifindex))
 
 
 def delete_group_message(group: int) -> Message:
     """Return the request that deletes every device of a group."""
-    return Message(RTM_DELLINK, 0, _ifinfo(0) + attribute(IFLA_GROUP, _U32.pack(group)))
+    return Message(RTM_DELLINK, 0, ifinfo(0) + attribute(IFLA_GROUP, _U32.pack(group)))
 
 
 def _port(ifindex: int, data: bytes) -> Message:
     # RTM_NEWLINK without NLM_F_CREATE changes a link. RTM_SETLINK would ignore
     # IFLA_INFO_SLAVE_DATA.
     info = attribute(IFLA_INFO_SLAVE_KIND, b"bridge") + nest(IFLA_INFO_SLAVE_DATA, data)
-    return Message(RTM_NEWLINK, 0, _ifinfo(ifindex) + nest(IFLA_LINKINFO, info))
+    return Message(RTM_NEWLINK, 0, ifinfo(ifindex) + nest(IFLA_LINKINFO, info))
 
 
 def _vlans(ifindex: int, vlans: Vlans) -> list[Message]:
@@ -424,7 +424,7 @@ def _vlans(ifindex: int, vlans: Vlans) -> list[Message]:
         Message(
             type_,
             0,
-            _ifinfo(ifindex, family=socket.AF_BRIDGE)
+            ifinfo(ifindex, family=socket.AF_BRIDGE)
             + nest(
                 IFLA_AF_SPEC,
                 b"".join(
@@ -472,7 +472,7 @@ def drain(opened: socket.socket) -> None:
                 raise
 
 
-def _ifinfo(
+def ifinfo(
     ifindex: int, flags: int = 0, change: int = 0, family: int = socket.AF_UNSPEC
 ) -> bytes:
     return IFINFO.pack(family, 0, ifindex, flags, change)

@@ -18,7 +18,8 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from errno import EMFILE, ENODATA, ENOPROTOOPT, ERANGE, ESRCH
-from typing import NamedTuple
+
+from tapster.light import NamedTuple
 
 SO_PEERGROUPS = 59
 SO_PEERPIDFD = 77

@@ -20,7 +20,7 @@ from tapster.kernel import files
 from tapster.ledger.failure import damaged, failure
 
 APPLICATION_ID = 0x54415053
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 3
 BUSY_SECONDS = 30.0
 """How long a transaction waits for the transactions of other processes."""
 LOG_TRIES = 100
@@ -37,28 +37,6 @@ MIGRATIONS: dict[int, str] = {
     """,
     2: """
     ALTER TABLE lease ADD COLUMN guard INTEGER NOT NULL DEFAULT 1;
-    """,
-    3: """
-    ALTER TABLE lease ADD COLUMN labels TEXT NOT NULL DEFAULT '';
-    ALTER TABLE history ADD COLUMN labels TEXT NOT NULL DEFAULT '';
-    DROP INDEX history_name;
-    CREATE INDEX history_name ON history (name, created);
-    CREATE INDEX history_owner ON history (owner, created);
-    CREATE INDEX history_mac ON history (mac, created);
-    CREATE INDEX history_created ON history (created);
-    CREATE INDEX history_ended ON history (ended);
-    CREATE TABLE event (
-        seq    INTEGER PRIMARY KEY,
-        time   REAL NOT NULL,
-        event  TEXT NOT NULL,
-        lease  TEXT NOT NULL,
-        name   TEXT NOT NULL,
-        owner  TEXT NOT NULL,
-        caller_uid INTEGER,
-        detail TEXT NOT NULL
-    ) STRICT;
-    CREATE INDEX event_time ON event (time);
-    CREATE INDEX event_lease ON event (lease);
     """,
 }
 """SQL that brings schema version n to n + 1."""

@@ -6,12 +6,12 @@ Every function runs inside a transaction of the caller.
 
 import sqlite3
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 from tapster.errors import NoSuchLease
 from tapster.ledger import rows, settings
 from tapster.ledger.allocator import Allocator
 from tapster.ledger.database import Damage
+from tapster.light import NamedTuple
 from tapster.model import (
     Lease,
     Macvtap,
@@ -93,7 +93,6 @@ def insert(
         "on_close": reservation.on_close,
         "created": created,
         "fin_wait": spec.fin_wait,
-        "labels": rows.text_of_pairs(spec.labels),
         "manager": manager,
     }
     db.execute(

@@ -6,9 +6,9 @@ Every function runs inside a transaction of the caller.
 
 import sqlite3
 from collections.abc import Callable
-from typing import Any
 
 from tapster.ledger.database import Damage
+from tapster.light import Any
 
 FIRST_IFINDEX = 1 << 30
 """The lowest interface index that Tapster uses. The kernel counts its own up from 1."""
@@ -39,18 +39,6 @@ def next_ifindex(db: sqlite3.Connection, netns: int) -> int:
         ifindex = _count(db, "next_ifindex", first=FIRST_IFINDEX, last=LAST_IFINDEX)
         if not db.execute(query, (netns, ifindex)).fetchone():
             return ifindex
-
-
-def history_rows(db: sqlite3.Connection, default: int) -> int:
-    """Return how many entries the history keeps."""
-    query = "SELECT value FROM meta WHERE key = 'history_rows'"
-    row = db.execute(query).fetchone()
-    return default if row is None else int(row[0])
-
-
-def set_history_rows(db: sqlite3.Connection, rows: int) -> None:
-    """Set how many entries the history keeps."""
-    db.execute("INSERT OR REPLACE INTO meta VALUES ('history_rows', ?)", (rows,))
 
 
 def populate(db: sqlite3.Connection, randomness: Callable[[int], bytes]) -> None:

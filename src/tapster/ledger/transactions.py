@@ -8,7 +8,6 @@ caller passes in functions that do (`holder_of`, `is_alive`, ...).
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
 
 from tapster.errors import LeaseBusy
 from tapster.ledger import claims, history, leases, namespaces, settings
@@ -16,17 +15,8 @@ from tapster.ledger.allocator import Allocator, HolderOf
 from tapster.ledger.claims import IsAlive
 from tapster.ledger.database import Database
 from tapster.ledger.leases import Reservation
-from tapster.model import (
-    HistoryEntry,
-    HistoryEvent,
-    HistoryQuery,
-    Lease,
-    Netns,
-    Process,
-    Spec,
-    State,
-    Wiring,
-)
+from tapster.light import Protocol
+from tapster.model import HistoryEntry, Lease, Netns, Process, Spec, State, Wiring
 from tapster.names import Template
 
 DEFAULT_PATH = "/var/lib/tapster/ledger.db"
@@ -146,28 +136,10 @@ class Ledger:
         with self.file.reading() as db:
             return leases.next_deadline(db)
 
-    def entries(self, query: HistoryQuery) -> list[HistoryEntry]:
-        """Return the leases that fit a query, active ones too, the latest first."""
+    def entries(self, name: str) -> list[HistoryEntry]:
+        """Return the leases that have or had `name`, the latest first."""
         with self.file.reading() as db:
-            return history.entries(db, query)
-
-    def events(
-        self, since: float | None = None, until: float | None = None
-    ) -> list[HistoryEvent]:
-        """Return what happened to devices in a time, the earliest first."""
-        with self.file.reading() as db:
-            return history.events(db, since, until)
-
-    def record_event(self, event: HistoryEvent) -> None:
-        """Record something that happened to a device."""
-        with self.file.changing() as db:
-            history.record_event(db, event)
-
-    def keep_history(self, rows: int) -> None:
-        """Set how many ended leases, and how many events, the ledger remembers."""
-        with self.file.changing() as db:
-            if settings.history_rows(db, history.HISTORY_ROWS) != rows:
-                settings.set_history_rows(db, rows)
+            return history.entries(db, name)
 
     def count(self, caller_uid: int | None = None) -> dict[State, int]:
         """Return how many leases are in each state: all, or those of one user."""
@@ -180,6 +152,12 @@ class Ledger:
             return [
                 text for (text,) in db.execute("SELECT DISTINCT text FROM template")
             ]
+
+    def in_fleet(self) -> bool:
+        """Return whether the host of this ledger has joined a fleet."""
+        with self.file.reading() as db:
+            query = "SELECT 1 FROM sqlite_schema WHERE name = 'fleet_record'"
+            return db.execute(query).fetchone() is not None
 
     def check(self) -> list[str]:
         """Return the faults that SQLite finds in the file. This reads all of it."""

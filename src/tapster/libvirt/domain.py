@@ -19,7 +19,6 @@ the elements: formatdomain, "Network interfaces".
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 from xml.sax.saxutils import escape, quoteattr
 
 from tapster.errors import RequestError
@@ -31,6 +30,7 @@ from tapster.libvirt.spans import (
     spans,
     with_line,
 )
+from tapster.light import NamedTuple
 
 NAMESPACE = "urn:tapster:libvirt:1"
 NIC = f"{NAMESPACE} nic"

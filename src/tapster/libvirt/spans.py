@@ -6,10 +6,10 @@ that it must and leaves every other byte as it is, which no XML library does whe
 writes a tree.
 """
 
-from typing import NamedTuple
 from xml.parsers import expat
 
 from tapster.errors import RequestError
+from tapster.light import NamedTuple
 
 
 class Span(NamedTuple):

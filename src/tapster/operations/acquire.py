@@ -7,7 +7,6 @@ each device of ours has a lease that names it, whenever a process is killed.
 
 from collections.abc import Sequence
 from errno import EBUSY, EEXIST
-from typing import NamedTuple
 
 from tapster import model
 from tapster.backends import bridge, lower
@@ -20,9 +19,13 @@ from tapster.errors import (
 )
 from tapster.kernel.port import LinkChange
 from tapster.ledger import Reservation
+from tapster.light import TYPE_CHECKING, NamedTuple
 from tapster.model import Kind, Lease, Macvtap, Mode, Naming, Spec
 from tapster.operations.context import Context
 from tapster.operations.devices import ATTEMPTS, Devices, Opened, close_fds
+
+if TYPE_CHECKING:
+    from tapster.fleet.guard import Guard
 
 
 class Plan(NamedTuple):
@@ -33,6 +36,14 @@ class Plan(NamedTuple):
     """The ifindex of the Linux bridge, or 0."""
     lower: int
     """The ifindex of a macvtap's lower device, or 0."""
+
+
+def _with_mac(plan: Plan, guard: "Guard") -> Plan:
+    """Give a MAC of this host's blocks to a device for which any MAC will do."""
+    reservation = plan.reservation
+    if reservation.mac is not None:
+        return plan
+    return plan._replace(reservation=reservation._replace(mac=guard.next_mac()))
 
 
 class Acquire:
@@ -65,10 +76,17 @@ class Acquire:
         with context.gate:
             process = None if pid is None else context.process(pid)
             plans = [self._plan(spec, on_close, caller_uid) for spec in specs]
+            guard = context.find_guard()
+            if guard is not None:
+                plans = [_with_mac(plan, guard) for plan in plans]
+            elif any(spec.vm for spec in specs):
+                raise RequestError("a VM's id is for a fleet: tapster fleet join")
             leases = self.reserve(plans)
             ids = [lease.id for lease in leases]
             made: list[Opened] = []
             try:
+                if guard is not None:
+                    guard.check([*zip(leases, specs, strict=True)])
                 for plan, lease in zip(plans, leases, strict=True):
                     made.append(self.make(plan, lease))
                     self._connect(plan, made[-1].lease)

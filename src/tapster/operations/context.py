@@ -15,8 +15,12 @@ from tapster.errors import HostError, RequestError, TapsterError, internal
 from tapster.kernel.linux import LinuxSystem
 from tapster.kernel.port import Namespace, System
 from tapster.ledger import DEFAULT_PATH, Ledger
+from tapster.light import TYPE_CHECKING
 from tapster.model import Netns, Process
 from tapster.operations.claims import Claims
+
+if TYPE_CHECKING:
+    from tapster.fleet.guard import Guard
 
 
 class Gate:
@@ -70,8 +74,12 @@ class Context:
         backends: Sequence[Backend],
         claims: Claims,
         start_reaper: Callable[[str], None],
+        find_guard: Callable[[], "Guard | None"] = lambda: None,
     ) -> None:
-        """`start_reaper` starts a reaper of the ledger at a path."""
+        """`start_reaper` starts a reaper of the ledger at a path.
+
+        `find_guard` returns the fleet's part of an acquire, or None outside a fleet.
+        """
         self.ledger = ledger
         self.system = system
         self.namespace = namespace
@@ -80,6 +88,7 @@ class Context:
         self.claims = claims
         self.gate = Gate()
         """Every operation runs inside it."""
+        self.find_guard = find_guard
         self._start_reaper = start_reaper
 
     def close(self) -> None:
@@ -151,10 +160,19 @@ def open_context(
             backends=all_backends.make(opened.id) if backends is None else backends,
             claims=Claims(opened),
             start_reaper=reaper or start_reaper,
+            find_guard=lambda: _find_guard(opened, system),
         )
     except BaseException:
         opened.close()
         raise
+
+
+def _find_guard(ledger: Ledger, system: System) -> "Guard | None":
+    if not ledger.in_fleet():
+        return None
+    from tapster.fleet.guard import Guard  # outside a fleet nothing of it is imported
+
+    return Guard(ledger, system.wallclock)
 
 
 def start_reaper(ledger: str) -> None:

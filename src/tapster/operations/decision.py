@@ -9,8 +9,8 @@ Rule 3: each action may be repeated; after it the same lease is left alone.
 """
 
 from enum import StrEnum
-from typing import NamedTuple
 
+from tapster.light import NamedTuple
 from tapster.model import Lease, Link, State, parse_stamp
 
 

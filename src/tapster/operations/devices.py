@@ -10,12 +10,12 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from errno import EBADFD, EBUSY, ENODEV, EOPNOTSUPP, EXFULL
 from itertools import count
-from typing import NamedTuple
 
 from tapster import model
 from tapster.backends import bridge
 from tapster.errors import ConflictError, KernelError, TapsterError
 from tapster.kernel.port import LinkChange, Namespace, NewMacvtap
+from tapster.light import NamedTuple
 from tapster.model import Lease, Link, Mode, Spec, State, Tap, Wiring
 from tapster.operations import decision
 from tapster.operations.context import Context

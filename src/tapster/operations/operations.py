@@ -7,10 +7,10 @@ more than a user does, and work with the operations themselves.
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Self
 
 from tapster.backends.backend import Backend
 from tapster.kernel.port import System
+from tapster.light import Self
 from tapster.operations.acquire import Acquire
 from tapster.operations.bind import Bind
 from tapster.operations.context import Context, open_context

@@ -6,17 +6,15 @@ Small and synchronous, because it sits in the start path of VMs.
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Unpack
 
 from tapster.api import Manager, Reference, check_acquire, id_of, ids_of
-from tapster.checks import check_record, check_value
+from tapster.checks import check_value
 from tapster.errors import DaemonError, RequestError
 from tapster.kernel import unix
+from tapster.light import Any, Unpack
 from tapster.model import (
     Changes,
     HistoryEntry,
-    HistoryEvent,
-    HistoryQuery,
     Lease,
     Link,
     Problem,
@@ -121,7 +119,7 @@ class Client(Manager):
         binding = Binding.CLOSE if on_close else Binding.CALLER
         nics = tuple(interface.nic(spec) for spec in specs)
         request = interface.Acquire(nics, binding, self._netns, vhost)
-        answer, fds = self._call("Acquire", request)
+        answer, fds = self.call("Acquire", request)
         devices: Sequence[interface.Device] = answer.devices
         if pid is None and not on_close:
             try:
@@ -136,14 +134,14 @@ class Client(Manager):
         return tuple(_opened(device, fds) for device in devices)
 
     def release(self, lease: Reference) -> None:
-        self._call("Release", interface.Release(id_of(lease)))
+        self.call("Release", interface.Release(id_of(lease)))
 
     def bind(self, leases: Iterable[Reference], pid: int | None) -> None:
         """As Manager's. The process must be of the caller's own user."""
         check_value(int | None, pid, "pid")
         ids = tuple(ids_of(leases))
         if pid is None:
-            self._call("Bind", interface.Bind(ids))
+            self.call("Bind", interface.Bind(ids))
             return
         try:
             process = os.pidfd_open(pid)
@@ -152,39 +150,39 @@ class Client(Manager):
                 f"there is no process {pid} to bind a lease to: {error.strerror}"
             ) from None
         try:
-            self._call("Bind", interface.Bind(ids, 0), [process])
+            self.call("Bind", interface.Bind(ids, 0), [process])
         finally:
             os.close(process)
 
     def reopen(self, lease: Reference) -> OpenDevice:
-        answer, fds = self._call("Reopen", interface.Reopen(id_of(lease)))
+        answer, fds = self.call("Reopen", interface.Reopen(id_of(lease)))
         return _opened(answer, fds)
 
     def set(self, lease: Reference, **changes: Unpack[Changes]) -> Lease:
         check_changes(changes)
         request = interface.Set(id_of(lease), tuple(changes), Wiring(**changes))
-        changed: Lease = self._call("Set", request)[0].lease
+        changed: Lease = self.call("Set", request)[0].lease
         return changed
 
     # Look
 
     def leases(self, *, all: bool = True) -> list[Lease]:
         check_value(bool, all, "all")
-        return list(self._call("List", interface.List(all))[0].leases)
+        return list(self.call("List", interface.List(all))[0].leases)
 
     def find(self, name_or_id: str) -> Lease:
         check_value(str, name_or_id, "name_or_id")
         request = interface.Get(name_or_id, self._netns)
-        lease: Lease = self._call("Get", request)[0].lease
+        lease: Lease = self.call("Get", request)[0].lease
         return lease
 
     def device(self, lease: Reference) -> Link | None:
-        device: Link | None = self._call("Get", interface.Get(id_of(lease)))[0].device
+        device: Link | None = self.call("Get", interface.Get(id_of(lease)))[0].device
         return device
 
     def differences(self, lease: Reference) -> dict[str, str]:
         """As Manager's. What cannot be told is under "service"."""
-        return dict(self._call("Get", interface.Get(id_of(lease)))[0].differences)
+        return dict(self.call("Get", interface.Get(id_of(lease)))[0].differences)
 
     def differing(self, leases: Iterable[Lease]) -> frozenset[str]:
         """As Manager's, for up to 100 active leases: each takes a call."""
@@ -193,55 +191,38 @@ class Client(Manager):
             return frozenset()
         return frozenset(lease.id for lease in active if self.differences(lease))
 
-    def history(self, query: HistoryQuery) -> list[HistoryEntry]:
-        check_record(query)
-        asked = interface.History(
-            query.name,
-            query.at,
-            query.owner,
-            query.mac,
-            query.lease,
-            query.label or (),
-            query.since,
-            query.until,
-            query.limit,
-        )
-        return list(self._call("History", asked)[0].entries)
-
-    def events(
-        self, since: float | None = None, until: float | None = None
-    ) -> list[HistoryEvent]:
-        check_value(float | None, since, "since")
-        check_value(float | None, until, "until")
-        return list(self._call("Events", interface.Span(since, until))[0].events)
+    def who(self, name: str, at: float | None = None) -> list[HistoryEntry]:
+        check_value(str, name, "name")
+        check_value(float | None, at, "at")
+        return list(self.call("History", interface.History(name, at))[0].entries)
 
     # Look after
 
     def reap(self, *, now: bool = False) -> int:
         check_value(bool, now, "now")
-        return int(self._call("Reap", interface.Reap(now))[0].reaped)
+        return int(self.call("Reap", interface.Reap(now))[0].reaped)
 
     def recover(self, *, dry_run: bool = False) -> list[Repair]:
         check_value(bool, dry_run, "dry_run")
-        return list(self._call("Recover", interface.Recover(dry_run))[0].repairs)
+        return list(self.call("Recover", interface.Recover(dry_run))[0].repairs)
 
     def examine(self) -> list[Problem]:
-        return list(self._call("Examine", varlink.Nothing())[0].problems)
+        return list(self.call("Examine", varlink.Nothing())[0].problems)
 
     def remove_leftovers(self, ledger: str) -> list[str]:
         check_value(str, ledger, "ledger")
-        answer, _ = self._call("RemoveLeftovers", interface.Leftovers(ledger))
+        answer, _ = self.call("RemoveLeftovers", interface.Leftovers(ledger))
         return list(answer.names)
 
     # The daemon's own
 
     def ping(self) -> None:
         """Return when the daemon answers."""
-        self._call("Ping", varlink.Nothing())
+        self.call("Ping", varlink.Nothing())
 
     def statistics(self) -> list[Count]:
         """What the daemon has done, counted."""
-        return list(self._call("GetStatistics", varlink.Nothing())[0].counts)
+        return list(self.call("GetStatistics", varlink.Nothing())[0].counts)
 
     def watch(self) -> Iterator[Event]:
         """What happens, as it happens; the first event is "watching".
@@ -259,9 +240,14 @@ class Client(Manager):
 
     # Messages
 
-    def _call(
+    def call(
         self, method: str, parameters: Any, fds: Sequence[int] = ()
     ) -> tuple[Any, list[int]]:
+        """Call a method of the daemon's interface, by its name.
+
+        Return the answer, and the descriptors that came along. If the daemon was
+        restarted, a method that may be repeated is called again.
+        """
         try:
             self._send(method, parameters, fds)
             return self._receive(method)

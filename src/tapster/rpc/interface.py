@@ -5,21 +5,11 @@ Requests, leases and all else are the model's own types: see varlink.py.
 """
 
 from enum import StrEnum
-from typing import Any, NamedTuple
 
 from tapster import errors
 from tapster.errors import KernelError, TapsterError
-from tapster.model import (
-    HistoryEntry,
-    HistoryEvent,
-    Lease,
-    Link,
-    Macvtap,
-    Problem,
-    Spec,
-    Tap,
-    Wiring,
-)
+from tapster.light import Any, NamedTuple
+from tapster.model import HistoryEntry, Lease, Link, Macvtap, Problem, Spec, Tap, Wiring
 from tapster.operations.decision import Repair
 from tapster.rpc.varlink import Error, Interface, Method, Nothing
 
@@ -124,28 +114,12 @@ class List(NamedTuple):
 
 
 class History(NamedTuple):
-    name: str | None = None
+    name: str
     at: float | None = None
-    owner: str | None = None
-    mac: str | None = None
-    lease: str | None = None
-    label: tuple[str, ...] = ()
-    since: float | None = None
-    until: float | None = None
-    limit: int | None = None
 
 
 class HistoryEntries(NamedTuple):
     entries: tuple[HistoryEntry, ...]
-
-
-class Span(NamedTuple):
-    since: float | None = None
-    until: float | None = None
-
-
-class HistoryEvents(NamedTuple):
-    events: tuple[HistoryEvent, ...]
 
 
 class Happened(NamedTuple):
@@ -235,17 +209,7 @@ METHODS = (
     ),
     Method("List", List, Leases, "The leases; without those in FIN WAIT if not all."),
     Method(
-        "History",
-        History,
-        HistoryEntries,
-        """The leases that fit all that is asked for, the latest first. label is a key
-        and a value.""",
-    ),
-    Method(
-        "Events",
-        Span,
-        HistoryEvents,
-        "What happened to devices in a time, the earliest first.",
+        "History", History, HistoryEntries, "Who holds or held a name, latest first."
     ),
     Method(
         "Watch",

@@ -11,7 +11,8 @@ import json
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from types import NoneType, UnionType
-from typing import Any, NamedTuple, get_args, get_origin
+
+from tapster.light import Any, NamedTuple, get_args, get_origin
 
 SERVICE = "org.varlink.service"
 LARGEST = (1 << 63) - 1

@@ -10,10 +10,10 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from errno import EBADFD, ENODEV, EOPNOTSUPP
-from typing import NoReturn
 
 from tapster.errors import HostError, KernelError, NoSuchLink
 from tapster.kernel.port import HERE, LinkChange, Namespace, NewMacvtap, Vlans
+from tapster.light import NoReturn
 from tapster.model import Link, Netns, Process
 from tapster.testing.descriptors import Descriptors
 from tapster.testing.space import Device, Space, check_length, has_ipv6, refusal

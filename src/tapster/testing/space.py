@@ -25,9 +25,9 @@ from errno import (
     ERANGE,
     EXFULL,
 )
-from typing import Any, NamedTuple
 
 from tapster.kernel.port import LinkChange, NewMacvtap, Vlans
+from tapster.light import Any, NamedTuple
 from tapster.model import Mode
 
 MAX_BYTES = 15

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens to a VM X, to its clone z, and to their hosts.
+
+A VM in capitals has a name of its own in the fleet (`--vm`); any other VM is its
+lease.
+"""
+
+from explorer.fleet.world import Event, Scenario
+
+
+def _start(
+    host: str, vm: str, lease: str, *, given: bool = False, goes_on: bool = False
+) -> Event:
+    return Event("start", host, vm, lease, given=given, goes_on=goes_on)
+
+
+def _move(vm: str, source: str, host: str, lease: str) -> tuple[Event, ...]:
+    """A hand-over with its epoch; the release of the source comes later."""
+    return (
+        Event("standby", host, vm, lease, source=source),
+        Event("take", host, vm, lease),
+    )
+
+
+def _release(host: str, vm: str, lease: str) -> Event:
+    return Event("release", host, vm, lease)
+
+
+CLONE = (_start("B", "z", "z1", given=True), _release("B", "z", "z1"))
+
+SCENARIOS = (
+    Scenario(
+        "start and stop beside a clone",
+        ("A", "B"),
+        ((_start("A", "X", "a1"), _release("A", "X", "a1")), CLONE),
+    ),
+    Scenario(
+        "start goes on without an answer",
+        ("A", "B"),
+        (
+            (_start("A", "X", "a1", goes_on=True), _release("A", "X", "a1")),
+            (Event("start", "B", "X", "b1"), _release("B", "X", "b1")),
+        ),
+    ),
+    Scenario(
+        "a VM without a name of its own, twice",
+        ("A", "B"),
+        (
+            (_start("A", "x", "a1"), _release("A", "x", "a1")),
+            (
+                _start("B", "z", "b1"),
+                _release("B", "z", "b1"),
+                _start("B", "z", "b2"),
+                _release("B", "z", "b2"),
+            ),
+        ),
+    ),
+    Scenario(
+        "there and back",
+        ("A", "B"),
+        (
+            (
+                _start("A", "X", "a1"),
+                *_move("X", "a1", "B", "b1"),
+                *_move("X", "b1", "A", "a2"),
+                _release("A", "X", "a2"),
+            ),
+            (_release("A", "X", "a1"),),
+            (_release("B", "X", "b1"),),
+        ),
+    ),
+    Scenario(
+        "there and back, without epochs",
+        ("A", "B"),
+        (
+            (
+                _start("A", "X", "a1"),
+                *_move("X", "", "B", "b1"),
+                *_move("X", "", "A", "a2"),
+            ),
+            (_release("A", "X", "a1"),),
+            (_release("B", "X", "b1"),),
+        ),
+    ),
+    Scenario(
+        "a move beside a clone",
+        ("A", "B", "C"),
+        (
+            (_start("A", "X", "a1"), *_move("X", "a1", "B", "b1")),
+            (_release("A", "X", "a1"),),
+            (_start("C", "z", "z1"), _release("C", "z", "z1")),
+        ),
+    ),
+    Scenario(
+        "a host dies and its VM starts elsewhere",
+        ("A", "B"),
+        (
+            (
+                _start("A", "X", "a1"),
+                Event("die", "A"),
+                Event("fence", "A"),
+                Event("restart", "B", "X", "b1"),
+                _release("B", "X", "b1"),
+            ),
+            (Event("back", "A"),),
+        ),
+    ),
+    Scenario(
+        "a VM moves, its host dies, it starts where it was, and both come back",
+        ("A", "B"),
+        (
+            (
+                _start("A", "X", "a1"),
+                *_move("X", "a1", "B", "b1"),
+                Event("die", "B"),
+                Event("fence", "B"),
+                Event("restart", "A", "X", "a2"),
+            ),
+            (_release("A", "X", "a1"),),
+            (Event("back", "B"),),
+        ),
+    ),
+    Scenario(
+        "a user gives up a host that is cut off",
+        ("A", "B"),
+        (
+            (
+                _start("A", "X", "a1"),
+                Event("restart", "B", "X", "b1", given_up=True),
+            ),
+            (_release("A", "X", "a1"),),
+        ),
+    ),
+    Scenario(
+        "a clone asks for a MAC in the block of another host",
+        ("A", "B"),
+        (
+            (_start("A", "x", "a1", goes_on=True), _release("A", "x", "a1")),
+            (_start("B", "z", "z1", given=True),),
+        ),
+        blocks={"0a:54:00:00:00": "A"},
+    ),
+    Scenario(
+        "claims of VMs that are gone are deleted",
+        ("A", "B"),
+        (
+            (_start("A", "x", "a1"), _release("A", "x", "a1"), Event("sweep", "A")),
+            (_start("B", "z", "b1"), _release("B", "z", "b1")),
+        ),
+    ),
+    Scenario(
+        "over three hosts",
+        ("A", "B", "C"),
+        (
+            (
+                _start("A", "X", "a1"),
+                *_move("X", "a1", "B", "b1"),
+                *_move("X", "b1", "C", "c1"),
+            ),
+            (_release("A", "X", "a1"), _release("B", "X", "b1")),
+        ),
+    ),
+    Scenario(
+        "a host dies with a hand-over that it never pushed",
+        ("A", "B", "C"),
+        (
+            (
+                _start("A", "X", "a1"),
+                *_move("X", "a1", "B", "b1"),
+                *_move("X", "b1", "C", "c1"),
+                _release("A", "X", "a1"),
+                Event("die", "C"),
+                Event("restart", "A", "X", "a2"),
+            ),
+            (Event("back", "C"),),
+        ),
+        losses=0,
+    ),
+)

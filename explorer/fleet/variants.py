@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wrong versions of the rules of a fleet. The search must find what each breaks."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+from tapster.fleet import claim, steps
+from tapster.fleet.claim import (
+    RELEASED,
+    Claim,
+    ClaimAction,
+    ClaimState,
+    Record,
+    Standing,
+)
+from tapster.fleet.keys import Keys
+from tapster.fleet.steps import Me, Push
+
+_stand = claim.stand
+_wanted = claim.wanted
+_plan = steps._plan
+
+Plan = steps._Plan
+
+
+def _release_by_host(
+    host: str, record: Record, found: Claim | None, *, lost: bool
+) -> Standing:
+    if found is not None and record.state in RELEASED and found.host == host:
+        return Standing.OURS
+    return _stand(host, record, found, lost=lost)
+
+
+def _epoch_from_the_store(
+    host: str, record: Record, found: Claim | None, *, lost: bool
+) -> Standing:
+    standing = _stand(host, record, found, lost=lost)
+    if record.epoch is not None and standing is Standing.NEWER:
+        return Standing.OLDER
+    return standing
+
+
+def _next_step(
+    host: str, record: Record, action: ClaimAction, found: Claim | None
+) -> Claim | None:
+    new = _wanted(host, record, action, found)
+    if new is not None and found is not None and found.lease != new.lease:
+        return new._replace(epoch=claim.handed_over(found.epoch))
+    return new
+
+
+def _step_as_term(
+    host: str, record: Record, action: ClaimAction, found: Claim | None
+) -> Claim | None:
+    new = _wanted(host, record, action, found)
+    if new is not None and action is ClaimAction.NEW_TERM and found is not None:
+        return new._replace(epoch=claim.handed_over(found.epoch))
+    return new
+
+
+def _changed(change: Callable[[Plan, Record, str, str], Plan]) -> Any:
+    def plan(
+        where: Keys,
+        me: Me,
+        one: Push,
+        running: frozenset[str],
+        values: Mapping[str, str],
+        *,
+        lost: bool = False,
+    ) -> Plan:
+        made = _plan(where, me, one, running, values, lost=lost)
+        key = where.claim(one.record.domain, one.record.mac)
+        return change(made, one.record, key, where.gate(me.host))
+
+    return plan
+
+
+def _deletes(plan: Plan, record: Record, key: str, gate: str) -> Plan:
+    if record.state in RELEASED:
+        return plan._replace(writes=plan.writes | {key: None})
+    return plan
+
+
+def _deletes_its_own(plan: Plan, record: Record, key: str, gate: str) -> Plan:
+    if record.state in RELEASED and key in plan.writes:
+        return plan._replace(writes=plan.writes | {key: None})
+    return plan
+
+
+def _without_compare(plan: Plan, record: Record, key: str, gate: str) -> Plan:
+    return plan._replace(expected={gate: plan.expected[gate]})
+
+
+def _without_gate(plan: Plan, record: Record, key: str, gate: str) -> Plan:
+    return plan._replace(expected={key: plan.expected[key]})
+
+
+def _gate_unchanged(plan: Plan, record: Record, key: str, gate: str) -> Plan:
+    return plan._replace(writes={k: v for k, v in plan.writes.items() if k != gate})
+
+
+class Variant(NamedTuple):
+    name: str
+    scenario: str
+    """The scenario that shows the violation."""
+    functions: Mapping[str, Any] = {}
+    """What stands in for functions of `claim` and `steps`."""
+    lines: Mapping[tuple[ClaimState, Standing], ClaimAction] = {}
+    """What stands in for lines of the table."""
+
+
+@contextmanager
+def applied(variant: Variant) -> Iterator[None]:
+    """Let the rules be wrong for the time of a block."""
+    with ExitStack() as stack:
+        stack.enter_context(patch.dict(claim.TABLE, variant.lines))
+        for name, function in variant.functions.items():
+            stack.enter_context(patch(f"tapster.fleet.{name}", function))
+        yield
+
+
+VARIANTS = (
+    Variant(
+        "a release compares the host alone",
+        "a VM without a name of its own, twice",
+        {"claim.stand": _release_by_host},
+    ),
+    Variant(
+        "a release deletes the claim",
+        "start and stop beside a clone",
+        {"steps._plan": _changed(_deletes)},
+    ),
+    Variant(
+        "a release deletes its own claim",
+        "a move beside a clone",
+        {"steps._plan": _changed(_deletes_its_own)},
+    ),
+    Variant(
+        "a later epoch does not stop a take",
+        "there and back",
+        lines={(ClaimState.ACTIVE, Standing.NEWER): ClaimAction.PUT},
+    ),
+    Variant(
+        "the target derives its epoch from the store",
+        "start goes on without an answer",
+        {"claim.stand": _epoch_from_the_store, "claim.wanted": _next_step},
+    ),
+    Variant(
+        "a restart takes the next step instead of a new term",
+        "a host dies with a hand-over that it never pushed",
+        {"claim.wanted": _step_as_term},
+    ),
+    Variant(
+        "a commit does not compare the claim",
+        "start and stop beside a clone",
+        {"steps._plan": _changed(_without_compare)},
+    ),
+    Variant(
+        "a commit does not compare the gate",
+        "start and stop beside a clone",
+        {"steps._plan": _changed(_without_gate)},
+    ),
+    Variant(
+        "a release leaves the gate as it was",
+        "start and stop beside a clone",
+        {"steps._plan": _changed(_gate_unchanged)},
+    ),
+    Variant(
+        "a claim of another VM is no obstacle",
+        "start and stop beside a clone",
+        lines={(ClaimState.ACTIVE, Standing.OTHER): ClaimAction.NEW_TERM},
+    ),
+    Variant(
+        "a VM that runs elsewhere is no obstacle",
+        "start goes on without an answer",
+        lines={(ClaimState.ACTIVE, Standing.HELD): ClaimAction.NEW_TERM},
+    ),
+    Variant(
+        "a VM that no host runs is reported",
+        "start goes on without an answer",
+        lines={(ClaimState.ACTIVE, Standing.VACANT): ClaimAction.REPORT},
+    ),
+    Variant(
+        "a release of an older tenure counts",
+        "start goes on without an answer",
+        lines={(ClaimState.PARKED, Standing.NEWER): ClaimAction.PUT},
+    ),
+    Variant(
+        "the block of another host is not looked at",
+        "a clone asks for a MAC in the block of another host",
+        {"steps._foreign_block": lambda *_: None},
+    ),
+)

@@ -1,0 +1,600 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hosts of a fleet, their books, a slow store, and every order of their steps."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+from tapster.errors import TapsterError
+from tapster.fleet import claim, keys, steps
+from tapster.fleet.claim import RELEASED, ClaimAction, ClaimState, Record
+from tapster.fleet.keys import Keys
+from tapster.fleet.steps import Commit, Me, Outcome, Push, Read, Sending
+from tapster.fleet.store import Committed
+
+WHERE = Keys("")
+DOMAIN = "default"
+MAC = "0a:54:00:00:00:01"
+ROUNDS = 8
+"""Pushes of every host until nothing changes: more is a violation."""
+
+Items = tuple[tuple[str, str | None], ...]
+
+
+class Event(NamedTuple):
+    """One step of a script."""
+
+    do: str
+    host: str
+    vm: str = ""
+    lease: str = ""
+    source: str = ""
+    """The lease whose epoch is handed over; "" is none."""
+    given_up: bool = False
+    given: bool = False
+    goes_on: bool = False
+    """The VM starts also if the store gives no answer."""
+
+
+class Operation(NamedTuple):
+    """Steps under way, with the answers that they have had."""
+
+    event: Event
+    pushes: tuple[Push, ...]
+    running: frozenset[str]
+    answers: tuple[Any, ...] = ()
+
+
+class Item(NamedTuple):
+    """A record in a host's book."""
+
+    record: Record
+    dirty: bool = True
+
+
+class HostState(NamedTuple):
+    name: str
+    items: tuple[Item, ...] = ()
+    boot: int = 1
+    dead: bool = False
+    operation: Operation | None = None
+
+    @property
+    def me(self) -> Me:
+        return Me(self.name, f"ledger-{self.name}", f"{self.name}{self.boot}")
+
+    @property
+    def running(self) -> frozenset[str]:
+        return frozenset(
+            item.record.lease
+            for item in self.items
+            if item.record.state not in RELEASED
+        )
+
+
+class Flight(NamedTuple):
+    """A commit whose sender has given up."""
+
+    expected: Items
+    writes: Items
+
+
+class Run(NamedTuple):
+    """A VM that runs."""
+
+    vm: str
+    host: str
+    lease: str
+    mac: str = MAC
+    known: bool = True
+    """The store has said that it may have the MAC."""
+
+
+class World(NamedTuple):
+    store: frozenset[tuple[str, str]]
+    hosts: tuple[HostState, ...]
+    scripts: tuple[int, ...]
+    runs: frozenset[Run] = frozenset()
+    flights: tuple[Flight, ...] = ()
+    losses: int = 0
+
+    def host(self, name: str) -> HostState:
+        return next(host for host in self.hosts if host.name == name)
+
+    def with_host(self, changed: HostState) -> "World":
+        return self._replace(
+            hosts=tuple(changed if h.name == changed.name else h for h in self.hosts)
+        )
+
+
+class Scenario(NamedTuple):
+    name: str
+    hosts: tuple[str, ...]
+    scripts: tuple[tuple[Event, ...], ...]
+    losses: int = 1
+    """How often an answer is lost, or a process dies, in one history: within the
+    small bound."""
+    blocks: Mapping[str, str] = {}
+    """The host of each block."""
+
+
+class Found(NamedTuple):
+    """What a search found."""
+
+    scenario: str
+    states: int
+    broken: str = ""
+    steps: tuple[str, ...] = ()
+
+
+class Violation(Exception):
+    """A state that must not be."""
+
+
+def explore(scenario: Scenario, *, more: int = 0) -> Found:
+    """Search breadth first; stop at the first violation, which is a shortest one.
+
+    `more` is how many losses are added to those of the scenario.
+    """
+    losses = scenario.losses + more
+    _next.cache_clear()  # the rules may be others than before
+    start = _start(scenario)
+    came: dict[World, tuple[World, str] | None] = {start: None}
+    queue = deque([start])
+    while queue:
+        world = queue.popleft()
+        label = "at rest"
+        try:
+            _check_rest(world)
+            for label, following in _successors(scenario, world, losses):
+                new = following()
+                if new not in came:
+                    came[new] = (world, label)
+                    queue.append(new)
+        except Violation as violation:
+            steps = (*_way(came, world), label)
+            return Found(scenario.name, len(came), str(violation), steps)
+    return Found(scenario.name, len(came))
+
+
+def _way(
+    came: Mapping[World, tuple[World, str] | None], world: World
+) -> tuple[str, ...]:
+    labels = []
+    while before := came[world]:
+        world, label = before
+        labels.append(label)
+    return tuple(reversed(labels))
+
+
+def _start(scenario: Scenario) -> World:
+    hosts = tuple(HostState(name) for name in scenario.hosts)
+    store = {
+        WHERE.gate(host.name): keys.encode(keys.HostGate(host.me.ledger, 1))
+        for host in hosts
+    }
+    for block, owner in scenario.blocks.items():
+        value = keys.Block(owner, f"ledger-{owner}", 0.0)
+        store[WHERE.block(block)] = keys.encode(value)
+    return World(frozenset(store.items()), hosts, (0,) * len(scenario.scripts))
+
+
+def _successors(
+    scenario: Scenario, world: World, losses: int
+) -> Iterator[tuple[str, Callable[[], World]]]:
+    for index, script in enumerate(scenario.scripts):
+        if world.scripts[index] < len(script):
+            event = script[world.scripts[index]]
+            if _enabled(world, event):
+                scripts = list(world.scripts)
+                scripts[index] += 1
+                after = world._replace(scripts=tuple(scripts))
+                yield _label(event), partial(_begin, after, event)
+    for host in world.hosts:
+        if host.operation is not None:
+            yield from _steps_of(world, host, losses)
+        elif not host.dead and any(_pushable(item) for item in host.items):
+            yield f"{host.name} pushes", partial(_begin_push, world, host)
+    for flight in world.flights:
+        yield (
+            f"a late commit arrives: {_writes(flight.writes)}",
+            partial(_deliver, world, flight),
+        )
+
+
+def _label(event: Event) -> str:
+    return " ".join(part for part in (event.host, event.do, event.vm) if part)
+
+
+def _writes(writes: Items) -> str:
+    return ", ".join(f"{key} = {value}" for key, value in writes)
+
+
+def _pushable(item: Item) -> bool:
+    return item.dirty and item.record.state not in (
+        ClaimState.RESERVED,
+        ClaimState.STANDBY,
+    )
+
+
+# Scripts
+
+
+def _enabled(world: World, event: Event) -> bool:
+    host = world.host(event.host)
+    item = _item(host, event.lease)
+    match event.do:
+        case "start" | "restart":
+            return host.operation is None and not host.dead
+        case "standby":
+            return not host.dead and _runs(world, event.vm)
+        case "take":
+            return item is not None and _runs(world, event.vm) and not host.dead
+        case "release":
+            return item is not None and host.operation is None and not host.dead
+        case "sweep":
+            return host.operation is None and not host.dead
+        case "die":
+            return not host.dead
+        case "back":
+            return host.dead
+        case "fence":
+            return True
+    raise AssertionError(event.do)
+
+
+def _runs(world: World, vm: str) -> bool:
+    return any(run.vm == vm for run in world.runs)
+
+
+def _item(host: HostState, lease: str) -> Item | None:
+    return next((item for item in host.items if item.record.lease == lease), None)
+
+
+def _begin(world: World, event: Event) -> World:
+    host = world.host(event.host)
+    match event.do:
+        case "start" | "restart":
+            record = Record(
+                event.lease, DOMAIN, MAC, _vm(event), None, ClaimState.RESERVED, 0.0
+            )
+            host = host._replace(items=(*host.items, Item(record)))
+            one = Push(
+                record._replace(state=ClaimState.ACTIVE),
+                given_up=event.given_up,
+                given=event.given,
+            )
+            operation = Operation(event, (one,), host.running)
+            return world.with_host(host._replace(operation=operation))
+        case "standby":
+            epoch = None
+            for other in world.hosts:
+                source = _item(other, event.source)
+                if source and source.record.epoch:
+                    epoch = claim.handed_over(source.record.epoch)
+            record = Record(
+                event.lease, DOMAIN, MAC, _vm(event), epoch, ClaimState.STANDBY, 0.0
+            )
+            return world.with_host(host._replace(items=(*host.items, Item(record))))
+        case "take":
+            runs = {run for run in world.runs if run.vm != event.vm}
+            runs.add(Run(event.vm, event.host, event.lease))
+            world = world._replace(runs=frozenset(runs))
+            return world.with_host(_changed(host, event.lease, ClaimState.ACTIVE))
+        case "release":
+            runs = {run for run in world.runs if run.lease != event.lease}
+            return world._replace(runs=frozenset(runs)).with_host(
+                _released(host, event.lease)
+            )
+        case "die":
+            runs = {run for run in world.runs if run.host != event.host}
+            gone = host._replace(dead=True, operation=None)
+            return _gives_up(world._replace(runs=frozenset(runs)), host, gone)
+        case "back":
+            host = host._replace(dead=False, boot=host.boot + 1)
+            for item in host.items:
+                host = _released(host, item.record.lease)
+            return world.with_host(host)
+        case "sweep":
+            operation = Operation(event, (), frozenset())
+            return world.with_host(host._replace(operation=operation))
+        case "fence":
+            key = WHERE.gate(event.host)
+            gate = keys.gate_of(key, dict(world.store)[key])
+            assert gate is not None
+            boot = host.me.boot
+            closed = gate._replace(number=gate.number + 1, fenced=boot)
+            return world._replace(
+                store=_written(world.store, ((key, keys.encode(closed)),))
+            )
+    raise AssertionError(event.do)
+
+
+def _vm(event: Event) -> str:
+    return event.vm if event.vm.isupper() else claim.own_vm(event.lease)
+
+
+def _changed(host: HostState, lease: str, state: ClaimState) -> HostState:
+    return host._replace(
+        items=tuple(
+            Item(item.record._replace(state=state))
+            if item.record.lease == lease
+            else item
+            for item in host.items
+        )
+    )
+
+
+def _released(host: HostState, lease: str) -> HostState:
+    item = _item(host, lease)
+    if item is None or item.record.state in RELEASED:
+        return host
+    if item.record.state is ClaimState.STANDBY:  # it was never pushed
+        kept = tuple(other for other in host.items if other is not item)
+        return host._replace(items=kept)
+    state = claim.released_state(item.record.vm, lease)
+    return _changed(host, lease, state)
+
+
+def _begin_push(world: World, host: HostState) -> World:
+    pushes = tuple(Push(item.record) for item in host.items if _pushable(item))
+    operation = Operation(Event("push", host.name), pushes, host.running)
+    return world.with_host(host._replace(operation=operation))
+
+
+# Steps
+
+
+class Done(NamedTuple):
+    """The end of an operation."""
+
+    outcomes: tuple[Outcome, ...]
+
+
+def _generator(me: Me, operation: Operation) -> steps.Steps[list[Outcome]]:
+    if operation.event.do == "push":
+        yield from steps.enter(WHERE, me)
+        outcomes = yield from steps.push_all(
+            WHERE, me, operation.pushes, operation.running
+        )
+        return outcomes
+    if operation.event.do == "sweep":
+        yield from steps.sweep(WHERE, me, DOMAIN, MAC)
+        return []
+    (one,) = operation.pushes
+    outcome = yield from steps.push(WHERE, me, one, operation.running)
+    return [outcome]
+
+
+@lru_cache(1 << 17)
+def _next(me: Me, operation: Operation) -> steps.Ask | Done | None:
+    """What an operation asks for next; its end, or None if it has failed."""
+    generator = _generator(me, operation)
+    try:
+        ask = next(generator)
+        for answer in operation.answers:
+            ask = generator.send(_unfrozen(answer))
+    except StopIteration as end:
+        return Done(tuple(end.value))
+    except TapsterError:
+        return None
+    return ask
+
+
+def _unfrozen(answer: Any) -> Any:
+    if isinstance(answer, bool):
+        return Committed(answer, {})
+    return None if answer is None else dict(answer)
+
+
+def _steps_of(
+    world: World, host: HostState, losses: int
+) -> Iterator[tuple[str, Callable[[], World]]]:
+    operation = host.operation
+    assert operation is not None
+    ask = _next(host.me, operation)
+    assert isinstance(ask, Read | Commit | Sending), "it would have ended"
+    label = f"{host.name} ({operation.event.do} {operation.event.vm})"
+    yield f"{label}: {ask}", partial(_answer, world, host, operation, ask)
+    if world.losses < losses and not isinstance(ask, Sending):
+        lost = world._replace(losses=world.losses + 1)
+        if isinstance(ask, Commit):
+            late = lost._replace(flights=(*world.flights, _flight(ask)))
+            yield f"{label} gives up: {ask}", partial(_end, late, host, operation, None)
+        yield f"{label} dies before {ask}", partial(_end, lost, host, operation, None)
+
+
+def _flight(ask: Commit) -> Flight:
+    return Flight(tuple(ask.expected.items()), tuple(ask.writes.items()))
+
+
+def _gives_up(world: World, host: HostState, after: HostState) -> World:
+    """What a dying host has sent may still arrive."""
+    if host.operation is not None:
+        ask = _next(host.me, host.operation)
+        if isinstance(ask, Commit):
+            world = world._replace(flights=(*world.flights, _flight(ask)))
+    return world.with_host(after)
+
+
+def _answer(
+    world: World, host: HostState, operation: Operation, ask: steps.Ask
+) -> World:
+    answer: Any = None
+    if isinstance(ask, Read):
+        store = dict(world.store)
+        answer = tuple((key, store[key]) for key in ask.keys if key in store)
+    elif isinstance(ask, Sending):
+        host = host._replace(
+            items=tuple(
+                item._replace(record=item.record._replace(sent=True))
+                if item.record.lease in ask.leases
+                else item
+                for item in host.items
+            )
+        )
+    else:
+        answer = _matches(world.store, tuple(ask.expected.items()))
+        if answer:
+            store_after = _written(world.store, tuple(ask.writes.items()))
+            world = world._replace(store=store_after)
+    operation = operation._replace(answers=(*operation.answers, answer))
+    world = world.with_host(host._replace(operation=operation))
+    following = _next(host.me, operation)
+    if following is None or isinstance(following, Done):
+        done = following and following.outcomes
+        return _end(world, world.host(host.name), operation, done)
+    return world
+
+
+def _deliver(world: World, flight: Flight) -> World:
+    flights = list(world.flights)
+    flights.remove(flight)
+    world = world._replace(flights=tuple(flights))
+    if _matches(world.store, flight.expected):
+        return world._replace(store=_written(world.store, flight.writes))
+    return world
+
+
+def _matches(store: frozenset[tuple[str, str]], expected: Items) -> bool:
+    values = dict(store)
+    return all(values.get(key) == value for key, value in expected)
+
+
+def _written(
+    store: frozenset[tuple[str, str]], writes: Items
+) -> frozenset[tuple[str, str]]:
+    values = dict(store)
+    for key, value in writes:
+        if value is None:
+            values.pop(key, None)
+        else:
+            values[key] = value
+    return frozenset(values.items())
+
+
+def _end(
+    world: World,
+    host: HostState,
+    operation: Operation,
+    outcomes: tuple[Outcome, ...] | None,
+) -> World:
+    host = host._replace(operation=None)
+    event = operation.event
+    if event.do in ("push", "sweep"):
+        for outcome in outcomes or ():
+            host = _settle(host, operation, outcome)
+        return world.with_host(host)
+    if outcomes is not None and outcomes[0].action is not ClaimAction.REPORT:
+        (outcome,) = outcomes
+        item = _item(host, event.lease)
+        assert item is not None
+        _check_granted(world, event)
+        record = item.record._replace(state=ClaimState.ACTIVE, epoch=outcome.epoch)
+        host = host._replace(
+            items=tuple(Item(record) if o is item else o for o in host.items)
+        )
+    elif outcomes is None and event.goes_on:
+        host = _changed(host, event.lease, ClaimState.ACTIVE)
+    else:
+        return world.with_host(_released(host, event.lease))
+    known = outcomes is not None
+    runs = world.runs | {Run(event.vm, event.host, event.lease, known=known)}
+    return world._replace(runs=runs).with_host(host)
+
+
+def _settle(host: HostState, operation: Operation, outcome: Outcome) -> HostState:
+    item = _item(host, outcome.lease)
+    pushed = next(o.record for o in operation.pushes if o.record.lease == outcome.lease)
+    if item is None:
+        return host
+    unchanged = item.record.state is pushed.state
+    kept = [other for other in host.items if other is not item]
+    if unchanged and item.record.state in RELEASED:
+        return host._replace(items=tuple(kept))
+    dirty = not unchanged or outcome.action is ClaimAction.REPORT
+    record = item.record._replace(epoch=item.record.epoch or outcome.epoch)
+    items = [Item(record, dirty) if other is item else other for other in host.items]
+    return host._replace(items=tuple(items))
+
+
+# What must hold
+
+
+def _check_granted(world: World, event: Event) -> None:
+    for run in world.runs:
+        if run.vm != event.vm:
+            raise Violation(f"{event.vm} is given the MAC while {run.vm} runs")
+        fenced = _is_fenced(world, run.host)
+        if run.known and not fenced and not event.given_up:
+            raise Violation(f"{run.vm} is started while it runs on {run.host}")
+
+
+def _check_rest(world: World) -> None:
+    if world.flights or any(host.operation for host in world.hosts):
+        return
+    world = _all_dirty(world)
+    for _ in range(ROUNDS):
+        before = world
+        for host in world.hosts:
+            if not host.dead and any(_pushable(item) for item in host.items):
+                world = _begin_push(world, world.host(host.name))
+                world = _finish(world, host.name)
+        if world == before:
+            break
+    else:
+        raise Violation("pushes never come to an end")
+    _check_store(world)
+
+
+def _all_dirty(world: World) -> World:
+    """The world when every host looks at all its records, as it does from time to
+    time."""
+    return world._replace(
+        hosts=tuple(
+            host._replace(items=tuple(Item(item.record) for item in host.items))
+            for host in world.hosts
+        )
+    )
+
+
+def _check_store(world: World) -> None:
+    key = WHERE.claim(DOMAIN, MAC)
+    found = keys.claim_of(key, dict(world.store).get(key))
+    holder = None
+    if found is not None and found.state is ClaimState.ACTIVE:
+        holder = (found.host, found.lease)
+    reported = any(item.dirty for host in world.hosts for item in host.items)
+    if len(world.runs) > 1:
+        if not reported:
+            raise Violation(f"two run, and no host reports it: {sorted(world.runs)}")
+        return
+    if any((run.host, run.lease) == holder for run in world.runs):
+        return
+    if world.runs and holder is None:
+        raise Violation(f"at rest {sorted(world.runs)}, and the store says {found}")
+    if holder is None or _is_unreleased(world, *holder):
+        if world.runs and not reported:
+            raise Violation(f"at rest {sorted(world.runs)}, and the store says {found}")
+        return
+    raise Violation(f"at rest {sorted(world.runs)}, and the store says {found}")
+
+
+def _is_unreleased(world: World, name: str, lease: str) -> bool:
+    """Whether only the host itself can release a claim, and has not done so."""
+    host = world.host(name)
+    return host.dead or _is_fenced(world, name) or lease in host.running
+
+
+def _is_fenced(world: World, name: str) -> bool:
+    gate = keys.gate_of(WHERE.gate(name), dict(world.store)[WHERE.gate(name)])
+    return gate is not None and gate.fenced == world.host(name).me.boot
+
+
+def _finish(world: World, name: str) -> World:
+    while (host := world.host(name)).operation is not None:
+        ask = _next(host.me, host.operation)
+        assert isinstance(ask, Read | Commit | Sending), "it would have ended"
+        world = _answer(world, host, host.operation, ask)
+    return world

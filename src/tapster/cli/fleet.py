@@ -1,0 +1,477 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Share MAC addresses and an inventory with other hosts, through etcd.
+
+The table [fleet] of /etc/tapster/tapster.toml says how.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from tapster.cli import output
+from tapster.cli.output import Column
+from tapster.errors import NoSuchLease, RequestError
+from tapster.fleet import settings
+from tapster.fleet.book import Entry
+from tapster.fleet.fleet import Overview
+from tapster.fleet.keys import InventoryRow, Keys
+from tapster.fleet.member import Member, Synced, open_store
+from tapster.fleet.settings import Settings
+from tapster.fleet.steps import GateClosed
+from tapster.light import Any, NamedTuple
+
+ROW_COLUMNS = (
+    Column("HOST"),
+    Column("NAME"),
+    Column("STATE"),
+    Column("KIND", 1),
+    Column("ON", cut=True),
+    Column("MAC"),
+    Column("DOMAIN", 2),
+    Column("VM", cut=True),
+    Column("OWNER", cut=True),
+)
+CLAIM_COLUMNS = tuple(
+    map(Column, ("VM", "MAC", "DOMAIN", "STATE", "HOST", "EPOCH", "LEASE"))
+)
+HOST_COLUMNS = tuple(map(Column, ("HOST", "SESSION", "LEDGER", "FENCED")))
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE", help="in place of the usual file")
+    actions = parser.add_subparsers(metavar="ACTION", required=True, dest="action")
+    for name, action in ACTIONS.items():
+        child = actions.add_parser(
+            name,
+            help=action.help,
+            description=f"{action.help[0].upper()}{action.help[1:]}.",
+        )
+        child.add_argument("--json", action="store_true", help="print JSON")
+        for option, arguments in action.options:
+            child.add_argument(option, **arguments)
+
+
+def run(options: argparse.Namespace, _: None) -> int:
+    if options.config is not None:
+        os.environ["TAPSTER_CONFIG"] = options.config
+    loaded = settings.load()
+    if loaded is None:
+        raise RequestError(
+            f"{settings.path()} has no [fleet]: this host is in no fleet"
+        )
+    return ACTIONS[options.action].run(options, loaded)
+
+
+# Hosts
+
+
+def _member(options: argparse.Namespace, loaded: Settings) -> Member:
+    from tapster.kernel.linux import LinuxSystem
+    from tapster.ledger import Ledger
+    from tapster.operations.context import ledger_path
+
+    ledger = Ledger(ledger_path(options.ledger), LinuxSystem())
+    return Member(loaded, ledger, open_store(loaded))
+
+
+def _join(options: argparse.Namespace, loaded: Settings) -> int:
+    member = _member(options, loaded)
+    if options.dry_run:
+        return _say(
+            options, f"would join as {member.me.host}, ledger {member.me.ledger}"
+        )
+    return _synced(options, member.join(), f"joined as {member.me.host}")
+
+
+def _leave(options: argparse.Namespace, loaded: Settings) -> int:
+    member = _member(options, loaded)
+    if options.dry_run:
+        return _say(options, f"would leave; blocks: {', '.join(member.book.blocks())}")
+    member.leave()
+    return _say(options, f"{member.me.host} has left the fleet")
+
+
+def _sync(options: argparse.Namespace, loaded: Settings) -> int:
+    member = _member(options, loaded)
+    if options.dry_run:
+        dirty = member.book.dirty()
+        lines = [
+            f"{e.record.mac} {e.record.state} {e.record.vm} {e.row.name}" for e in dirty
+        ]
+        return _say(options, *lines, f"would push {len(dirty)} records")
+    try:
+        synced = member.sync(everything=options.all)
+    except GateClosed:
+        if loaded.on_fenced == "down":
+            _take_down(options, member)
+        raise
+    return _synced(options, synced, "synced")
+
+
+def _take_down(options: argparse.Namespace, member: Member) -> None:
+    """Pull the cables of VMs that another host has taken over."""
+    from tapster.host import Host
+
+    with Host(options.ledger) as host:
+        for entry in member.superseded():
+            host.set(entry.record.lease, up=False)
+            print(f"{entry.row.name} is down: VM {entry.record.vm} runs elsewhere")
+
+
+def _take(options: argparse.Namespace, loaded: Settings) -> int:
+    member = _member(options, loaded)
+    entry = _entry(member, options.name)
+    member.book.take(entry.record.lease)
+    epoch = entry.record.epoch or "unordered"
+    return _say(options, f"{entry.row.name} is active (epoch {epoch})")
+
+
+def _epoch(options: argparse.Namespace, loaded: Settings) -> int:
+    entry = _entry(_member(options, loaded), options.name)
+    if entry.record.epoch is None:
+        raise RequestError(f"{entry.row.name} has no epoch yet: tapster fleet sync")
+    return _say(options, str(entry.record.epoch))
+
+
+def _entry(member: Member, name_or_id: str) -> Entry:
+    entries = member.book.entries("WHERE name = ? OR id = ?", name_or_id, name_or_id)
+    if not entries:
+        raise NoSuchLease(f"no lease has the name or id {name_or_id!r}")
+    return entries[-1]
+
+
+def _doctor(options: argparse.Namespace, loaded: Settings) -> int:
+    from tapster.fleet import doctor
+
+    problems = doctor.examine(_member(options, loaded), time.time())
+    if options.json:
+        output.print_json(problems=[problem._asdict() for problem in problems])
+    else:
+        for problem in problems:
+            print(f"{problem.description}\n    {problem.remedy}")
+    if not problems:
+        print("nothing is wrong", file=sys.stderr)
+    return int(bool(problems))
+
+
+# The fleet
+
+
+def _overview(options: argparse.Namespace, loaded: Settings) -> Overview:
+    dry_run = getattr(options, "dry_run", False)
+    return Overview(open_store(loaded), Keys(loaded.prefix), dry_run=dry_run)
+
+
+def _init(options: argparse.Namespace, loaded: Settings) -> int:
+    where = Keys(loaded.prefix)
+    overview = Overview(open_store(loaded), where, dry_run=not options.apply)
+    fleet = overview.init(options.mac_prefix, force=options.force)
+    lines = [f"# the fleet {where.root}: its MACs begin with {fleet.prefix}"]
+    for host in options.host or ["HOST"]:
+        lines += _role(host, _host_rights(where, host))
+    lines += _role("operator", [("readwrite", f"{where.root}/")])
+    if not options.apply:
+        lines.append(f"# nothing was changed; --apply writes {where.fleet} alone")
+    return _say(options, *lines)
+
+
+def _host_rights(where: Keys, host: str) -> list[tuple[str, str]]:
+    """What a host may do with which keys; a key that ends with "/" is a prefix."""
+    return [
+        ("read", where.fleet),
+        ("read", where.gates),
+        ("read", where.sessions),
+        ("readwrite", where.gate(host)),
+        ("readwrite", where.session(host)),
+        ("readwrite", where.rows(host)),
+        ("readwrite", where.claims),
+        ("readwrite", where.blocks),
+    ]
+
+
+def _role(name: str, rights: list[tuple[str, str]]) -> list[str]:
+    """The commands that make a user with these rights."""
+    grant = f"etcdctl role grant-permission {name}"
+    return [
+        f"etcdctl role add {name}",
+        *(
+            f"{grant} {'--prefix=true ' if key.endswith('/') else ''}{right} {key}"
+            for right, key in rights
+        ),
+        f"etcdctl user add {name}",
+        f"etcdctl user grant-role {name} {name}",
+    ]
+
+
+def _ls(options: argparse.Namespace, loaded: Settings) -> int:
+    overview = _overview(options, loaded)
+    silent = {status.name for status in overview.hosts() if status.session is None}
+    rows = [
+        found
+        for found in overview.rows(options.host or "")
+        if not options.silent or found[0] in silent
+    ]
+    return _print_rows(options, rows)
+
+
+def _hosts(options: argparse.Namespace, loaded: Settings) -> int:
+    hosts = _overview(options, loaded).hosts()
+    if options.json:
+        output.print_json(
+            hosts=[
+                host._asdict() | {"session": host.session and host.session._asdict()}
+                for host in hosts
+            ]
+        )
+        return 0
+    output.print_table(
+        HOST_COLUMNS,
+        [
+            (
+                host.name,
+                "alive" if host.session else "silent",
+                host.ledger or "-",
+                f"by {host.by}: {host.why}" if host.fenced else "-",
+            )
+            for host in hosts
+        ],
+    )
+    return 0
+
+
+def _who(options: argparse.Namespace, loaded: Settings) -> int:
+    return _print_rows(options, _overview(options, loaded).who(options.wanted))
+
+
+def _print_rows(
+    options: argparse.Namespace, rows: Sequence[tuple[str, str, InventoryRow]]
+) -> int:
+    if options.json:
+        output.print_json(
+            rows=[
+                {"host": host, "lease": lease, **row._asdict()}
+                for host, lease, row in rows
+            ]
+        )
+    else:
+        output.print_table(
+            ROW_COLUMNS,
+            [
+                (
+                    host,
+                    *(row.name or "-", row.state, row.kind or "-", row.on or "-"),
+                    *(row.mac, row.domain, row.vm, row.owner or "-"),
+                )
+                for host, _, row in rows
+            ],
+        )
+    return 0
+
+
+def _where(options: argparse.Namespace, loaded: Settings) -> int:
+    found = _overview(options, loaded).where_is(options.wanted)
+    if options.json:
+        output.print_json(
+            claims=[
+                {
+                    "mac": located.mac,
+                    "domain": located.domain,
+                    **located.claim._asdict(),
+                    "epoch": str(located.claim.epoch),
+                }
+                for located in found
+            ]
+        )
+    else:
+        output.print_table(
+            CLAIM_COLUMNS,
+            [
+                (
+                    *(located.claim.vm, located.mac, located.domain),
+                    *(located.claim.state, located.claim.host),
+                    *(str(located.claim.epoch), located.claim.lease),
+                )
+                for located in found
+            ],
+        )
+    return 0 if found else 1
+
+
+def _fence(options: argparse.Namespace, loaded: Settings) -> int:
+    overview = _overview(options, loaded)
+    if options.lift:
+        _confirm(options, f"{options.host} is not dead, and its VMs run nowhere else")
+        overview.lift(options.host)
+        return _say(options, f"the fence of {options.host} is lifted")
+    if not options.why:
+        raise RequestError("say why the host is known to be dead: --why")
+    _confirm(options, f"{options.host} is dead, or cut off from its networks")
+    by = options.by or os.environ.get("SUDO_USER") or os.environ.get("USER") or "root"
+    status = overview.fence(
+        options.host, by=by, why=options.why, boot=options.boot or ""
+    )
+    return _say(options, f"{options.host} is fenced: boot {status.fenced or '-'}")
+
+
+def _forget(options: argparse.Namespace, loaded: Settings) -> int:
+    _confirm(options, f"the MACs of {options.wanted} may go to other VMs")
+    return _say(options, *_overview(options, loaded).forget(options.wanted))
+
+
+def _evict(options: argparse.Namespace, loaded: Settings) -> int:
+    _confirm(options, f"{options.host} never comes back")
+    return _say(options, *_overview(options, loaded).evict(options.host))
+
+
+def _confirm(options: argparse.Namespace, claim: str) -> None:
+    """Let the user say that something is so which Tapster cannot know."""
+    if options.yes or options.dry_run:
+        return
+    if not sys.stdin.isatty():
+        raise RequestError(f"is it so that {claim}? If it is, say --yes")
+    print(f"{claim}. Is this so? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise RequestError("nothing was changed")
+
+
+def _say(options: argparse.Namespace, *lines: str) -> int:
+    if options.json:
+        output.print_json(done=[*lines])
+    else:
+        for line in lines:
+            print(line)
+    return 0
+
+
+def _synced(options: argparse.Namespace, synced: Synced, said: str) -> int:
+    if options.json:
+        output.print_json(
+            pushed=synced.pushed,
+            block=synced.block or None,
+            problems=[
+                {
+                    "mac": entry.record.mac,
+                    "vm": entry.record.vm,
+                    "lease": entry.record.lease,
+                    "problem": entry.problem,
+                }
+                for entry in synced.problems
+            ],
+        )
+    else:
+        block = f", took block {synced.block}" if synced.block else ""
+        print(f"{said}: {synced.pushed} records pushed{block}")
+        for entry in synced.problems:
+            print(
+                f"{entry.record.mac} of VM {entry.record.vm}: {entry.problem}",
+                file=sys.stderr,
+            )
+    return int(bool(synced.problems))
+
+
+class Action(NamedTuple):
+    """One action of `tapster fleet`."""
+
+    help: str
+    run: Callable[[argparse.Namespace, Settings], int]
+    options: tuple[tuple[str, dict[str, Any]], ...] = ()
+
+
+_DRY_RUN = ("--dry-run", {"action": "store_true", "help": "change nothing"})
+_YES = ("--yes", {"action": "store_true", "help": "do not ask"})
+_HOST = ("host", {"metavar": "HOST", "help": "a host's name in the fleet"})
+
+ACTIONS = {
+    "init": Action(
+        "begin a fleet: print what its store needs",
+        _init,
+        (
+            (
+                "--mac-prefix",
+                {
+                    "default": "0a:54:00",
+                    "metavar": "XX:XX:XX",
+                    "help": "what MACs begin with; default: 0a:54:00",
+                },
+            ),
+            (
+                "--host",
+                {"action": "append", "metavar": "HOST", "help": "a host to be"},
+            ),
+            ("--force", {"action": "store_true", "help": "also with 52:54:00"}),
+            ("--apply", {"action": "store_true", "help": "write the prefix to etcd"}),
+        ),
+    ),
+    "join": Action("let this host enter the fleet", _join, (_DRY_RUN,)),
+    "leave": Action("let this host leave the fleet", _leave, (_DRY_RUN,)),
+    "sync": Action(
+        "push what this host's ledger says",
+        _sync,
+        (
+            ("--all", {"action": "store_true", "help": "also what was pushed before"}),
+            _DRY_RUN,
+        ),
+    ),
+    "take": Action(
+        "say that the VM of a device that waited for it runs here now",
+        _take,
+        (("name", {"metavar": "NAME", "help": "a device's name, or a lease's id"}),),
+    ),
+    "epoch": Action(
+        "print the epoch to hand over with a VM",
+        _epoch,
+        (("name", {"metavar": "NAME", "help": "a device's name, or a lease's id"}),),
+    ),
+    "ls": Action(
+        "list the leases of all hosts",
+        _ls,
+        (
+            ("--host", {"metavar": "HOST", "help": "of this host alone"}),
+            (
+                "--silent",
+                {"action": "store_true", "help": "of hosts that do not sync alone"},
+            ),
+        ),
+    ),
+    "hosts": Action("list the hosts", _hosts),
+    "who": Action(
+        "say which host has a device",
+        _who,
+        (("wanted", {"metavar": "MAC|NAME|VM", "help": "what is looked for"}),),
+    ),
+    "where": Action(
+        "say where a VM runs, or ran last",
+        _where,
+        (("wanted", {"metavar": "VM|MAC", "help": "what is looked for"}),),
+    ),
+    "doctor": Action("say what is wrong in the fleet", _doctor),
+    "fence": Action(
+        "declare a host dead, so that its VMs can start elsewhere",
+        _fence,
+        (
+            _HOST,
+            ("--why", {"metavar": "TEXT", "help": "how it is known"}),
+            ("--by", {"metavar": "TEXT", "help": "who says so"}),
+            ("--boot", {"metavar": "ID", "help": "the boot that has ended"}),
+            ("--lift", {"action": "store_true", "help": "take it back"}),
+            _YES,
+            _DRY_RUN,
+        ),
+    ),
+    "forget": Action(
+        "give up the MACs of a VM that no host runs",
+        _forget,
+        (
+            ("wanted", {"metavar": "VM|MAC", "help": "whose claims"}),
+            _YES,
+            _DRY_RUN,
+        ),
+    ),
+    "evict": Action(
+        "give up a host that never comes back, with its blocks",
+        _evict,
+        (_HOST, _YES, _DRY_RUN),
+    ),
+}

@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the ledger of a host remembers of the fleet: records, blocks, segments.
+
+Triggers keep the records in step with the leases (book.sql). So release, reap,
+recover and set know nothing of a fleet. The file is the ledger's own, and each method
+is one transaction.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+
+from tapster.fleet import keys
+from tapster.fleet.claim import (
+    ClaimAction,
+    ClaimState,
+    Epoch,
+    Record,
+)
+from tapster.fleet.keys import BLOCK_SIZE, InventoryRow
+from tapster.fleet.steps import Outcome
+from tapster.ledger import Ledger
+from tapster.light import Any, NamedTuple
+
+REST = 86400.0
+"""Seconds before a MAC is given to another VM: neighbours remember it."""
+
+
+class Entry(NamedTuple):
+    """A record, with its line of the inventory and the number of its last change."""
+
+    record: Record
+    row: InventoryRow
+    serial: int
+    problem: str = ""
+    changed: float = 0.0
+
+
+_ENTRIES = """
+SELECT fleet_record.lease, fleet_record.domain, fleet_record.mac, vm, term, step,
+       fleet_record.state, since, sent, serial, problem, changed,
+       coalesce(name, ''), coalesce(owner, ''), coalesce(kind, ''),
+       coalesce(bridge, ovs, lower, '')
+FROM fleet_record LEFT JOIN lease ON lease.id = fleet_record.lease
+"""
+
+
+class Book:
+    """The part of a ledger that belongs to the fleet."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._file = ledger.file
+        self.ledger = ledger.id
+
+    # Joining and leaving
+
+    def open(self, domains: Mapping[str, str]) -> None:
+        """Add the tables, unless they are there, and set the segments."""
+        with self._file.changing() as db:
+            known = db.execute(
+                "SELECT 1 FROM sqlite_schema WHERE name = 'fleet_domain'"
+            ).fetchone()
+            if not known:
+                statements = _statements()
+                db.execute(statements[0])
+                _set_domains(db, domains)  # the last statement needs them
+                for statement in statements[1:]:
+                    db.execute(statement)
+            else:
+                _set_domains(db, domains)
+
+    def remove(self) -> None:
+        """Remove the tables and triggers: the host has left the fleet."""
+        with self._file.changing() as db:
+            names = db.execute(
+                "SELECT type, name FROM sqlite_schema WHERE name LIKE 'fleet!_%' "
+                "ESCAPE '!' AND type IN ('table', 'view', 'trigger') "
+                "ORDER BY type = 'table', type = 'view'"
+            ).fetchall()
+            for kind, name in names:
+                db.execute(f"DROP {kind} {name}")
+
+    # Blocks
+
+    def blocks(self) -> dict[str, bool]:
+        """The blocks, and whether the store gives each to this host."""
+        with self._file.reading() as db:
+            rows = db.execute("SELECT block, lost FROM fleet_block").fetchall()
+        return {block: not lost for block, lost in rows}
+
+    def set_block(self, block: str, *, lost: bool = False) -> None:
+        """Add a block, or change whose it is."""
+        with self._file.changing() as db:
+            db.execute(
+                "INSERT INTO fleet_block VALUES (?, 0, ?) "
+                "ON CONFLICT (block) DO UPDATE SET lost = excluded.lost",
+                (block, lost),
+            )
+
+    def free_macs(self, now: float) -> int:
+        """How many MACs of the blocks can be given out."""
+        with self._file.reading() as db:
+            return sum(
+                not _in_use(db, mac, now)
+                for (block,) in db.execute(
+                    "SELECT block FROM fleet_block WHERE NOT lost"
+                )
+                for mac in keys.macs_of(block)
+            )
+
+    def next_mac(self, now: float) -> str | None:
+        """A MAC of a block that no VM has, and none had of late; None if none is left.
+
+        They are given out in turn. A MAC that is not used after all comes again when
+        the block has been gone through.
+        """
+        with self._file.changing() as db:
+            blocks = db.execute(
+                "SELECT block, next FROM fleet_block WHERE NOT lost ORDER BY block"
+            ).fetchall()
+            for block, first in blocks:
+                macs = keys.macs_of(block)
+                for number in range(first, first + BLOCK_SIZE):
+                    mac = macs[number % BLOCK_SIZE]
+                    if not _in_use(db, mac, now):
+                        db.execute(
+                            "UPDATE fleet_block SET next = ? WHERE block = ?",
+                            ((number + 1) % BLOCK_SIZE, block),
+                        )
+                        return mac
+        return None
+
+    # Records
+
+    def identify(
+        self, lease: str, vm: str, epoch: Epoch | None, *, standby: bool, sent: bool
+    ) -> None:
+        """Say whose a reserved lease is, and which epoch was handed over."""
+        term, step = epoch or (None, None)
+        with self._file.changing() as db:
+            db.execute(
+                "UPDATE fleet_record SET vm = ?, term = ?, step = ?, sent = ?, "
+                "state = ? WHERE lease = ? AND state = 'reserved'",
+                (
+                    vm,
+                    term,
+                    step,
+                    sent,
+                    ClaimState.STANDBY if standby else ClaimState.RESERVED,
+                    lease,
+                ),
+            )
+
+    def take(self, lease: str) -> None:
+        """Let a lease in standby be active: its VM runs here now."""
+        with self._file.changing() as db:
+            db.execute(
+                "UPDATE fleet_record SET state = 'active', dirty = 1, "
+                "serial = (SELECT max(serial) + 1 FROM fleet_record) "
+                "WHERE lease = ? AND state = 'standby'",
+                (lease,),
+            )
+
+    def entries(self, where: str = "", *values: object) -> list[Entry]:
+        """Records, in the order of their changes; `where` is SQL."""
+        with self._file.reading() as db:
+            rows = db.execute(f"{_ENTRIES} {where} ORDER BY serial", values).fetchall()
+        return [_entry(row) for row in rows]
+
+    def dirty(self) -> list[Entry]:
+        """The records that are to be pushed."""
+        return self.entries(
+            "WHERE dirty AND fleet_record.state NOT IN ('reserved', 'standby')"
+        )
+
+    def of_lease(self, lease: str) -> Entry | None:
+        """The latest record of a lease."""
+        return next(
+            iter(self.entries("WHERE fleet_record.lease = ?", lease)[-1:]), None
+        )
+
+    def running(self) -> frozenset[str]:
+        """The leases of this host that are not released."""
+        with self._file.reading() as db:
+            rows = db.execute(
+                "SELECT lease FROM fleet_record "
+                "WHERE state IN ('reserved', 'standby', 'active')"
+            ).fetchall()
+        return frozenset(lease for (lease,) in rows)
+
+    def all_dirty(self) -> None:
+        """Let every record be pushed again."""
+        with self._file.changing() as db:
+            db.execute("UPDATE fleet_record SET dirty = 1")
+
+    def sending(self, leases: Sequence[str]) -> None:
+        """Remember that requests that activate these claims may be under way."""
+        with self._file.changing() as db:
+            db.executemany(
+                "UPDATE fleet_record SET sent = 1 WHERE lease = ?",
+                [(lease,) for lease in leases],
+            )
+
+    def note(self, leases: Sequence[str], problem: str) -> None:
+        """Note what people should know of the records of these leases."""
+        with self._file.changing() as db:
+            db.executemany(
+                "UPDATE fleet_record SET problem = ? WHERE lease = ?",
+                [(problem, lease) for lease in leases],
+            )
+
+    def settle(self, done: Iterable[tuple[Entry, Outcome]], now: float) -> None:
+        """Record what became of pushes."""
+        with self._file.changing() as db:
+            for entry, outcome in done:
+                _settle(db, entry, outcome, now)
+
+    def rested(self, now: float) -> list[Entry]:
+        """Ended records whose MAC can be given to another VM."""
+        return self.entries(
+            "WHERE NOT dirty AND fleet_record.state = 'ended' AND changed < ?",
+            now - REST,
+        )
+
+    def parked(self) -> list[Entry]:
+        """Records of VMs that no host runs, as far as this host knows."""
+        return self.entries("WHERE NOT dirty AND fleet_record.state = 'parked'")
+
+    def forget(self, entry: Entry) -> None:
+        """Remove a record, unless it has changed."""
+        with self._file.changing() as db:
+            db.execute(
+                "DELETE FROM fleet_record "
+                "WHERE lease = ? AND domain = ? AND serial = ?",
+                (entry.record.lease, entry.record.domain, entry.serial),
+            )
+
+
+def _statements() -> list[str]:
+    path = os.path.join(os.path.dirname(__file__), "book.sql")
+    with open(path) as file:
+        _, *statements = file.read().split("\n\n")
+    return statements
+
+
+def _set_domains(db: Any, domains: Mapping[str, str]) -> None:
+    db.execute("DELETE FROM fleet_domain")
+    db.executemany("INSERT INTO fleet_domain VALUES (?, ?)", [*domains.items()])
+
+
+def _in_use(db: Any, mac: str, now: float) -> bool:
+    """Whether a lease has a MAC, or had it of late, or its VM may come back."""
+    if db.execute("SELECT 1 FROM lease WHERE mac = ?", (mac,)).fetchone():
+        return True
+    query = (
+        "SELECT 1 FROM fleet_record WHERE mac = ? AND (state != 'ended' OR changed > ?)"
+    )
+    return db.execute(query, (mac, now - REST)).fetchone() is not None
+
+
+def _settle(db: Any, entry: Entry, outcome: Outcome, now: float) -> None:
+    record = entry.record
+    which = (record.lease, record.domain)
+    if outcome.epoch is not None:
+        db.execute(
+            "UPDATE fleet_record SET term = ?, step = ? WHERE lease = ? AND domain = ? "
+            "AND (term IS NULL OR (term, step) < (?, ?))",
+            (*outcome.epoch, *which, *outcome.epoch),
+        )
+    if outcome.action is ClaimAction.REPORT:
+        db.execute(
+            "UPDATE fleet_record SET problem = ? WHERE lease = ? AND domain = ?",
+            (describe(outcome), *which),
+        )
+        return
+    db.execute(
+        "UPDATE fleet_record SET dirty = 0, problem = '' "
+        "WHERE lease = ? AND domain = ? AND serial = ?",
+        (*which, entry.serial),
+    )
+
+
+def describe(outcome: Outcome) -> str:
+    """Who has the MAC, in words."""
+    if outcome.block is not None:
+        return (
+            f"it is in a block of host {outcome.block.host}, which gives its MACs to "
+            "its own VMs"
+        )
+    found = outcome.against
+    if found is None:
+        return ""
+    if found.state is ClaimState.ACTIVE:
+        return f"VM {found.vm} has it on host {found.host} (epoch {found.epoch})"
+    return f"it is reserved for VM {found.vm}, last on host {found.host}"
+
+
+def _entry(row: Sequence[Any]) -> Entry:
+    lease, domain, mac, vm, term, step, state, since, sent, serial, *others = row
+    problem, changed, name, owner, kind, on = others
+    record = Record(
+        lease,
+        domain,
+        mac,
+        vm,
+        None if term is None else Epoch(term, step),
+        ClaimState(state),
+        since,
+        bool(sent),
+    )
+    row_ = InventoryRow(name, mac, domain, vm, owner, kind, on, state, since)
+    return Entry(record, row_, serial, problem, changed)

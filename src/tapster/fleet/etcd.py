@@ -1,0 +1,528 @@
+# SPDX-License-Identifier: Apache-2.0
+"""etcd as the store of a fleet, through its JSON gateway and Python's own http.client.
+
+Why not a library: those that speak gRPC bring 23 MB and take 0.2 s to import, are no
+longer maintained, or know one endpoint only. The gateway needs none of that. It has
+traps, which docs/fleet.md names.
+
+A call has one time limit for everything: all endpoints, the TLS handshake, a login.
+An endpoint that fails is left for the next one. A write is tried at another endpoint
+only while nothing of it has been sent: after that, nobody can tell whether the store
+has applied it, and the call raises FleetUnclear.
+"""
+
+import json
+import os
+import socket
+import ssl
+import threading
+import time
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from http.client import HTTPConnection, HTTPException
+
+from tapster.errors import RequestError
+from tapster.fleet.store import Committed, FleetUnavailable, FleetUnclear
+from tapster.light import Any, NamedTuple
+
+PAGE = 1000
+"""Keys in an answer to `scan`."""
+LARGEST = 1 << 26
+"""Bytes of an answer."""
+IDLE = 10.0
+"""Seconds after which a connection is not used again: something between may have
+dropped it without a word."""
+
+
+class Login(NamedTuple):
+    """A user of the store and how to get the password."""
+
+    user: str
+    password: Callable[[], str]
+
+
+class Certificates(NamedTuple):
+    """Files in PEM: the authority of the store, and the certificate of this client."""
+
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+
+
+NO_CERTIFICATES = Certificates()
+
+
+class Refused(FleetUnavailable):
+    """The store has read the request and refused it."""
+
+    def __init__(self, status: int, code: int, problem: str) -> None:
+        super().__init__(problem)
+        self.status = status
+        self.code = code
+
+
+class Endpoint(NamedTuple):
+    tls: bool
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
+
+
+def parse_endpoint(text: str) -> Endpoint:
+    """The endpoint of a URL. Raises RequestError."""
+    from urllib.parse import urlsplit
+
+    try:
+        url = urlsplit(text)
+        host, port = url.hostname, url.port or 2379
+    except ValueError:
+        host, port = None, 0
+    if url.scheme not in ("http", "https") or not host or url.path not in ("", "/"):
+        raise RequestError(
+            f"an endpoint is a URL such as https://etcd1:2379, not {text!r}"
+        )
+    return Endpoint(url.scheme == "https", host, port)
+
+
+class Etcd:
+    """A store behind one or more endpoints. May be used by one thread at a time."""
+
+    def __init__(
+        self,
+        endpoints: Sequence[Endpoint],
+        *,
+        login: Login | None = None,
+        certificates: Certificates = NO_CERTIFICATES,
+        timeout: float = 5.0,
+        cache: str | None = None,
+    ) -> None:
+        """Connect at the first call.
+
+        `timeout` is for each call. `cache` is a file, readable by its owner alone, in
+        which the token and the endpoint of the last call are kept for the next
+        process.
+        """
+        if not endpoints:
+            raise RequestError("a fleet needs at least one endpoint of etcd")
+        self.timeout = timeout
+        self._endpoints = [*endpoints]
+        self._login = login
+        self._certificates = certificates
+        self._cache = cache
+        self._context: ssl.SSLContext | None = None
+        self._connection: HTTPConnection | None = None
+        self._used = 0.0
+        self._token = ""
+        self._recall()
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    # The store
+
+    def read(self, keys: Sequence[str]) -> Mapping[str, str]:
+        ranges = [{"request_range": {"key": _coded(key)}} for key in keys]
+        return _found(self._call("kv/txn", {"success": ranges}))
+
+    def scan(self, prefix: str) -> Iterator[tuple[str, str]]:
+        start, end = prefix.encode(), prefix.encode()
+        end = end[:-1] + bytes([end[-1] + 1])
+        while True:
+            answer = self._call(
+                "kv/range",
+                {
+                    "key": b64encode(start).decode(),
+                    "range_end": b64encode(end).decode(),
+                    "limit": PAGE,
+                },
+            )
+            pairs = _pairs(answer)
+            yield from pairs
+            if not answer.get("more"):
+                return
+            start = pairs[-1][0].encode() + b"\0"
+
+    def commit(
+        self,
+        expected: Mapping[str, str | None],
+        writes: Mapping[str, str | None],
+        *,
+        session: int = 0,
+    ) -> Committed:
+        body = {
+            "compare": [_compare(key, value) for key, value in expected.items()],
+            "success": [_write(key, value, session) for key, value in writes.items()],
+            "failure": [{"request_range": {"key": _coded(key)}} for key in expected],
+        }
+        answer = self._call("kv/txn", body, writes=True)
+        if answer.get("succeeded"):
+            return Committed(True, {})
+        return Committed(False, _found(answer))
+
+    def open_session(self, seconds: int) -> int:
+        answer = self._call("lease/grant", {"TTL": seconds}, writes=True)
+        return int(answer["ID"])
+
+    def keep_session(self, session: int) -> bool:
+        answer = self._call("lease/keepalive", {"ID": session})
+        return int(answer.get("result", {}).get("TTL", 0)) > 0
+
+    # What doctor asks
+
+    def members(self) -> Iterator[tuple[Endpoint, Mapping[str, Any] | str]]:
+        """The status of each endpoint, or why there is none."""
+        for endpoint in [*self._endpoints]:
+            self.close()
+            try:
+                answer = self._call("maintenance/status", {}, only=endpoint)
+                yield endpoint, answer
+            except FleetUnavailable as error:
+                yield endpoint, str(error)
+        self.close()
+
+    def alarms(self) -> list[str]:
+        """What the store complains about, such as NOSPACE."""
+        answer = self._call("maintenance/alarm", {})
+        return [alarm.get("alarm", "?") for alarm in answer.get("alarms", [])]
+
+    def is_open_to_all(self, prefix: str) -> bool:
+        """Whether the store answers a caller without a password."""
+        stranger = Etcd(
+            self._endpoints, certificates=self._certificates, timeout=self.timeout
+        )
+        try:
+            stranger._call("kv/range", {"key": _coded(prefix)})
+        except Refused:
+            return False
+        finally:
+            stranger.close()
+        return True
+
+    def certificate_ends(self) -> float | None:
+        """When the certificate of the store ends, in seconds since the epoch."""
+        self.close()
+        self._call("maintenance/status", {})
+        sock = self._connection and self._connection.sock
+        if not isinstance(sock, ssl.SSLSocket):
+            return None
+        shown = sock.getpeercert() or {}
+        return ssl.cert_time_to_seconds(str(shown["notAfter"]))
+
+    # Calls
+
+    def _call(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        *,
+        writes: bool = False,
+        only: Endpoint | None = None,
+    ) -> dict[str, Any]:
+        deadline = time.monotonic() + self.timeout
+        endpoints = [only] if only else [*self._endpoints]
+        text = json.dumps(body).encode()
+        problem: FleetUnavailable | None = None
+        for number, endpoint in enumerate(endpoints):
+            # The last endpoint gets all the time that is left.
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            share = left / (len(endpoints) - number)
+            try:
+                answer = self._ask_with_login(
+                    endpoint, path, text, writes=writes, until=deadline - left + share
+                )
+            except Refused as error:
+                if error.status < 500:
+                    raise
+                problem = error
+            except FleetUnclear:
+                raise
+            except FleetUnavailable as error:
+                problem = error
+            else:
+                self._prefer(endpoint)
+                return answer
+        raise problem or FleetUnavailable(f"{path}: no time was left")
+
+    def _ask_with_login(
+        self, endpoint: Endpoint, path: str, text: bytes, *, writes: bool, until: float
+    ) -> dict[str, Any]:
+        fresh = False
+        if self._login is not None and not self._token:
+            self._log_in(endpoint, until)
+            fresh = True
+        try:
+            return self._ask(endpoint, path, text, writes=writes, until=until)
+        except Refused as error:
+            # 16 is gRPC's "unauthenticated": the token has expired. etcd gives the
+            # same message with 3 or 2 after a restart or a change of its users.
+            expired = error.code == 16 or "auth token" in str(error)
+            if self._login is None or fresh or not expired:
+                raise
+        self._log_in(endpoint, until)
+        return self._ask(endpoint, path, text, writes=writes, until=until)
+
+    def _log_in(self, endpoint: Endpoint, until: float) -> None:
+        assert self._login is not None
+        self._token = ""
+        body = {"name": self._login.user, "password": self._login.password()}
+        try:
+            answer = self._ask(
+                endpoint, "auth/authenticate", json.dumps(body).encode(), until=until
+            )
+        except Refused as error:
+            if error.code == 9:  # authentication is not enabled: no token is needed
+                return
+            raise
+        self._token = str(answer.get("token", ""))
+        self._remember(endpoint)
+
+    def _ask(
+        self,
+        endpoint: Endpoint,
+        path: str,
+        text: bytes,
+        *,
+        until: float,
+        writes: bool = False,
+    ) -> dict[str, Any]:
+        """Send one request to one endpoint."""
+        with _limit(endpoint, until) as limit:
+            try:
+                connection = self._connect(endpoint, until)
+                limit.watch(connection.sock)
+                headers = {"Content-Type": "application/json"}
+                if self._token:
+                    headers["Authorization"] = self._token
+            except (OSError, HTTPException) as error:
+                self.close()
+                raise FleetUnavailable(f"{endpoint}: {_said(error)}") from error
+            try:
+                connection.request("POST", f"/v3/{path}", text, headers)
+                response = connection.getresponse()
+                raw = response.read(LARGEST)
+                self._used = time.monotonic()
+                answer = json.loads(raw)
+                if not isinstance(answer, dict):
+                    raise ValueError(f"the answer is {type(answer).__name__}")
+            except (OSError, HTTPException, ValueError) as error:
+                self.close()
+                problem = f"{endpoint}: {limit.reason or _said(error)}"
+                if writes:
+                    raise FleetUnclear(f"{problem}; it may be applied") from error
+                raise FleetUnavailable(problem) from error
+        if response.status == 200 and "error" not in answer:
+            return answer
+        self._refuse(endpoint, response.status, answer, writes=writes)
+        raise AssertionError("it has raised")
+
+    def _refuse(
+        self, endpoint: Endpoint, status: int, answer: dict[str, Any], *, writes: bool
+    ) -> None:
+        said = answer.get("error")
+        said = said.get("message") if isinstance(said, dict) else said
+        said = str(said or answer.get("message") or f"HTTP status {status}")[:500]
+        said = "".join(c if c.isprintable() else "?" for c in said)
+        problem = f"{endpoint}: {said.removeprefix('etcdserver: ')}"
+        code = answer.get("code", 0)
+        if writes and (status >= 500 or status == 408):
+            raise FleetUnclear(f"{problem}; it may be applied")
+        raise Refused(status, code if isinstance(code, int) else 0, problem)
+
+    # Connections
+
+    def _connect(self, endpoint: Endpoint, until: float) -> HTTPConnection:
+        left = max(until - time.monotonic(), 0.001)
+        connection = self._connection
+        if connection is not None:
+            same = (connection.host, connection.port) == (endpoint.host, endpoint.port)
+            idle = time.monotonic() - self._used
+            if same and idle < IDLE and not _is_closed(connection.sock):
+                connection.sock.settimeout(left)
+                return connection
+            self.close()
+        plain = socket.create_connection((endpoint.host, endpoint.port), timeout=left)
+        try:
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            plain.settimeout(max(until - time.monotonic(), 0.001))
+            sock = plain
+            if endpoint.tls:
+                sock = self._tls().wrap_socket(plain, server_hostname=endpoint.host)
+        except BaseException:
+            plain.close()
+            raise
+        connection = HTTPConnection(endpoint.host, endpoint.port)
+        connection.sock = sock
+        self._connection = connection
+        return connection
+
+    def _tls(self) -> ssl.SSLContext:
+        if self._context is None:
+            files = self._certificates
+            try:
+                context = ssl.create_default_context(cafile=files.ca)
+                if files.cert:
+                    context.load_cert_chain(files.cert, files.key)
+            except OSError as error:
+                names = ", ".join(file for file in files if file)
+                raise RequestError(f"certificates {names}: {_said(error)}") from error
+            self._context = context
+        return self._context
+
+    def _prefer(self, endpoint: Endpoint) -> None:
+        if self._endpoints[0] != endpoint:
+            self._endpoints.remove(endpoint)
+            self._endpoints.insert(0, endpoint)
+            self._remember(endpoint)
+
+    # What the next process need not find out again
+
+    def _recall(self) -> None:
+        if self._cache is None:
+            return
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            with open(self._cache) as file:
+                known = json.load(file)
+            if self._login is not None and known["user"] == self._login.user:
+                self._token = str(known["token"])
+            first = [e for e in self._endpoints if str(e) == known["endpoint"]]
+            rest = [e for e in self._endpoints if e not in first]
+            self._endpoints = first + rest
+
+    def _remember(self, endpoint: Endpoint) -> None:
+        if self._cache is None:
+            return
+        known = {
+            "endpoint": str(endpoint),
+            "token": self._token,
+            "user": self._login.user if self._login else "",
+        }
+        new = f"{self._cache}.{os.getpid()}"
+        with suppress(OSError):  # it only saves time
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            with open(os.open(new, flags, 0o600), "w") as file:
+                json.dump(known, file)
+            os.replace(new, self._cache)
+
+
+class _Limit:
+    """Ends a connection when the time is over.
+
+    A timeout of a socket begins again with every byte; this one does not.
+    """
+
+    def __init__(self, endpoint: Endpoint, until: float) -> None:
+        self.reason = ""
+        self._endpoint = endpoint
+        self._until = until
+        self._handle: socket.socket | None = None
+        self._timer: threading.Timer | None = None
+
+    def watch(self, sock: socket.socket) -> None:
+        self._handle = socket.socket(fileno=os.dup(sock.fileno()))
+        left = max(self._until - time.monotonic(), 0.0)
+        self._timer = threading.Timer(left, self._end)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _end(self) -> None:
+        self.reason = "no answer in time"
+        with suppress(OSError):
+            assert self._handle is not None
+            self._handle.shutdown(socket.SHUT_RDWR)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer.join()
+        if self._handle is not None:
+            self._handle.close()
+
+
+@contextmanager
+def _limit(endpoint: Endpoint, until: float) -> Iterator[_Limit]:
+    limit = _Limit(endpoint, until)
+    try:
+        yield limit
+    finally:
+        limit.stop()
+
+
+def _is_closed(sock: socket.socket) -> bool:
+    """Whether the other side has closed an idle connection."""
+    sock.setblocking(False)
+    try:
+        sock.recv(1, socket.MSG_PEEK) if not isinstance(sock, ssl.SSLSocket) else (
+            sock.read(1)
+        )
+    except (BlockingIOError, ssl.SSLWantReadError):
+        return False
+    except OSError:
+        return True
+    return True  # closed, or it says something that nobody asked
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {getattr(error, 'verify_message', '') or error.reason or error}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+# The gateway's JSON
+
+
+def _coded(text: str) -> str:
+    return b64encode(text.encode()).decode()
+
+
+def _compare(key: str, value: str | None) -> dict[str, Any]:
+    if value is None:
+        return {
+            "key": _coded(key),
+            "target": "CREATE",
+            "result": "EQUAL",
+            "create_revision": 0,
+        }
+    return {
+        "key": _coded(key),
+        "target": "VALUE",
+        "result": "EQUAL",
+        "value": _coded(value),
+    }
+
+
+def _write(key: str, value: str | None, session: int) -> dict[str, Any]:
+    if value is None:
+        return {"request_delete_range": {"key": _coded(key)}}
+    put = {"key": _coded(key), "value": _coded(value)}
+    if session:
+        put["lease"] = str(session)
+    return {"request_put": put}
+
+
+def _found(answer: Mapping[str, Any]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for response in answer.get("responses", []):
+        found.update(_pairs(response.get("response_range", {})))
+    return found
+
+
+def _pairs(ranged: Mapping[str, Any]) -> list[tuple[str, str]]:
+    try:
+        return [
+            (b64decode(kv["key"]).decode(), b64decode(kv.get("value", "")).decode())
+            for kv in ranged.get("kvs", [])
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise FleetUnavailable(f"etcd's answer is damaged: {error}") from error

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The keys of the store and the values behind them: pure.
+
+Values are JSON objects. A value that another program has damaged raises FleetDamaged,
+which names the key. Text that came from another host is checked when it is read.
+"""
+
+import json
+from collections.abc import Callable
+
+from tapster.errors import RequestError
+from tapster.fleet.claim import RELEASED, Claim, ClaimState, Epoch, parse_epoch
+from tapster.fleet.store import FleetDamaged
+from tapster.light import Any, NamedTuple, TypeVar
+
+DEFAULT_ROOT = "/tapster/v1"
+BLOCK_SIZE = 256
+"""MACs in a block: one for each value of the last byte."""
+MAX_NAME = 64
+
+
+class HostGate(NamedTuple):
+    """Whether the store takes writes of a host, and of which ledger.
+
+    Each write of a host fails unless the gate is what the host has read. So whoever
+    changes the gate ends every request of the host that is still under way.
+    """
+
+    ledger: str
+    number: int
+    fenced: str = ""
+    """The boot id of a host that was declared dead, or ""."""
+    by: str = ""
+    why: str = ""
+    at: float = 0.0
+
+
+class Session(NamedTuple):
+    """A host that is there: its key goes when the host no longer renews it."""
+
+    boot: str
+    ledger: str
+    since: float
+
+
+class Block(NamedTuple):
+    """256 MACs that one host gives out."""
+
+    host: str
+    ledger: str
+    since: float
+
+
+class InventoryRow(NamedTuple):
+    """A lease in the inventory."""
+
+    name: str
+    mac: str
+    domain: str
+    vm: str
+    owner: str
+    kind: str
+    on: str
+    """The bridge or the lower device, or ""."""
+    state: str
+    since: float
+
+
+class Fleet(NamedTuple):
+    """What all hosts of a fleet share."""
+
+    prefix: str
+    """The first three bytes of the MACs that Tapster makes up, as 0a:54:00."""
+    since: float
+
+
+class Keys(NamedTuple):
+    """Where things are under the root of a fleet."""
+
+    root: str = DEFAULT_ROOT
+
+    @property
+    def fleet(self) -> str:
+        return f"{self.root}/fleet"
+
+    def gate(self, host: str) -> str:
+        return f"{self.root}/gate/{host}"
+
+    def session(self, host: str) -> str:
+        return f"{self.root}/session/{host}"
+
+    def row(self, host: str, lease: str) -> str:
+        return f"{self.root}/if/{host}/{lease}"
+
+    def block(self, block: str) -> str:
+        return f"{self.root}/block/{block}"
+
+    def claim(self, domain: str, mac: str) -> str:
+        return f"{self.root}/mac/{domain}/{mac}"
+
+    @property
+    def gates(self) -> str:
+        return f"{self.root}/gate/"
+
+    @property
+    def sessions(self) -> str:
+        return f"{self.root}/session/"
+
+    @property
+    def blocks(self) -> str:
+        return f"{self.root}/block/"
+
+    @property
+    def claims(self) -> str:
+        return f"{self.root}/mac/"
+
+    def rows(self, host: str = "") -> str:
+        return f"{self.root}/if/{host}/" if host else f"{self.root}/if/"
+
+
+def check_name(kind: str, name: str) -> str:
+    """Check a name that becomes part of a key. Raises RequestError."""
+    good = name.isascii() and 0 < len(name) <= MAX_NAME
+    if not good or not all(c.isalnum() or c in "-_.:" for c in name):
+        raise RequestError(
+            f"{kind} {name!r} is not 1 to {MAX_NAME} of the characters "
+            "A-Z, a-z, 0-9, '-', '_', '.' and ':'"
+        )
+    return name
+
+
+def check_prefix(prefix: str) -> str:
+    """Check the first three bytes of a fleet's MACs. Raises RequestError."""
+    parts = prefix.lower().split(":")
+    try:
+        number = bytes.fromhex("".join(parts))
+    except ValueError:
+        number = b""
+    if len(number) != 3 or any(len(part) != 2 for part in parts):
+        raise RequestError(f"a MAC prefix is three bytes as 0a:54:00, not {prefix!r}")
+    if number[0] & 3 != 2:
+        raise RequestError(
+            f"MAC prefix {prefix!r} is not local and unicast: "
+            "the second digit must be 2, 6, a or e"
+        )
+    return ":".join(parts)
+
+
+def block_of(mac: str) -> str:
+    """The block that a MAC is in: all but its last byte."""
+    return mac[:14]
+
+
+def macs_of(block: str) -> list[str]:
+    """The MACs of a block, in the order in which they are given out."""
+    return [f"{block}:{number:02x}" for number in range(BLOCK_SIZE)]
+
+
+# Values
+
+
+Value = Claim | HostGate | Session | Block | InventoryRow | Fleet
+T = TypeVar("T", bound=Value)
+
+
+def encode(value: Value) -> str:
+    """The JSON of a value."""
+    content = value._asdict()
+    if isinstance(value, Claim):
+        content["epoch"] = str(value.epoch)
+    return json.dumps(content, separators=(",", ":"), sort_keys=True)
+
+
+def claim_of(key: str, text: str | None) -> Claim | None:
+    """The claim that a value is; None for no value."""
+    claim = None if text is None else value_of(Claim, key, text)
+    if claim is not None and claim.state not in (ClaimState.ACTIVE, *RELEASED):
+        raise _damaged(key, f"no claim is {claim.state}")
+    return claim
+
+
+def gate_of(key: str, text: str | None) -> HostGate | None:
+    """The gate that a value is; None for no value."""
+    return None if text is None else value_of(HostGate, key, text)
+
+
+def block_value_of(key: str, text: str | None) -> Block | None:
+    """The owner of a block that a value is; None for no value."""
+    return None if text is None else value_of(Block, key, text)
+
+
+def value_of(kind: type[T], key: str, text: str) -> T:
+    """What a value is. Raises FleetDamaged."""
+    try:
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise TypeError("it is not a JSON object")
+        return kind(
+            **{
+                field: _PARSERS[annotation](field, content[field])
+                for field, annotation in kind.__annotations__.items()
+            }
+        )
+    except KeyError as error:
+        raise _damaged(key, f"it has no field {error}") from error
+    except (OverflowError, RecursionError, TypeError, ValueError) as error:
+        raise _damaged(key, str(error)) from error
+
+
+def _damaged(key: str, problem: str) -> FleetDamaged:
+    return FleetDamaged(f"the store's key {key!r} is damaged: {problem}")
+
+
+def _text(field: str, value: Any) -> str:
+    if not isinstance(value, str) or not value.isprintable() or len(value) > 1024:
+        raise TypeError(f"{field} is not text that can be printed")
+    return value
+
+
+def _number(field: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{field} is not a number")
+    return float(value)
+
+
+_PARSERS: dict[Any, Callable[[str, Any], Any]] = {
+    str: _text,
+    float: _number,
+    int: lambda field, value: int(_number(field, value)),
+    Epoch: lambda field, value: parse_epoch(_text(field, value)),
+    ClaimState: lambda field, value: ClaimState(_text(field, value)),
+}

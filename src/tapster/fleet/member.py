@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A host in a fleet: joining, pushing what its ledger says, leaving."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+from tapster.errors import ConflictError, RequestError
+from tapster.fleet import claim, keys, steps
+from tapster.fleet.book import Book, Entry
+from tapster.fleet.claim import RELEASED, ClaimAction, Standing
+from tapster.fleet.keys import Block, Fleet, Keys, Session, encode
+from tapster.fleet.settings import CACHE, Settings
+from tapster.fleet.steps import Me, Outcome, Push, Steps
+from tapster.fleet.store import FleetUnavailable, Store
+from tapster.ledger import Ledger
+from tapster.light import NamedTuple, TypeVar
+
+SESSION_SECONDS = 180
+"""How long a host counts as there after its last sync."""
+LOW = 64
+"""Free MACs below which a host takes another block."""
+BATCH = 1000
+"""Records that are pushed before what became of them is recorded."""
+DRAWS = 64
+
+T = TypeVar("T")
+
+
+class Synced(NamedTuple):
+    """What a sync did."""
+
+    pushed: int = 0
+    problems: tuple[Entry, ...] = ()
+    """Records that another host or VM stands in the way of."""
+    block: str = ""
+    """The block that was taken."""
+
+
+def open_store(settings: Settings, *, timeout: float = 5.0) -> Store:
+    """The store of a fleet. Nothing is sent before the first call."""
+    from tapster.fleet.etcd import Certificates, Etcd, Login, parse_endpoint
+
+    login = None
+    if settings.user is not None and settings.password_file is not None:
+        login = Login(settings.user, _reader(settings.password_file))
+    return Etcd(
+        [parse_endpoint(url) for url in settings.endpoints],
+        login=login,
+        certificates=Certificates(settings.ca, settings.cert, settings.key),
+        timeout=timeout,
+        cache=f"{CACHE}-{settings.name}"
+        if os.path.isdir(os.path.dirname(CACHE))
+        else None,
+    )
+
+
+def _reader(path: str) -> Callable[[], str]:
+    def read() -> str:
+        try:
+            with open(path) as file:
+                return file.read().strip()
+        except OSError as error:
+            raise RequestError(
+                f"fleet.password_file {path}: {error.strerror}"
+            ) from error
+
+    return read
+
+
+def boot_id() -> str:
+    """What tells this boot of the host from every other one."""
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()
+
+
+class Member:
+    """This host in its fleet. May be used by one thread at a time."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        store: Store,
+        *,
+        boot: str | None = None,
+        wallclock: Callable[[], float] = time.time,
+        randomness: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self.settings = settings
+        self.store = store
+        self.book = Book(ledger)
+        self.where = Keys(settings.prefix)
+        self.me = Me(settings.name, ledger.id, boot or boot_id())
+        self._ledger = ledger
+        self._wallclock = wallclock
+        self._randomness = randomness
+        self._session = 0
+
+    def _run(self, asking: Steps[T]) -> T:
+        return steps.run(asking, self.store, self.book.sending)
+
+    # Joining and leaving
+
+    def join(self) -> Synced:
+        """Enter the fleet: open the gate, take a block, push what runs."""
+        self._fleet()
+        self._run(steps.enter(self.where, self.me))
+        self.book.open(self.settings.domains)
+        for block in self._own_blocks():
+            self.book.set_block(block)
+        return self.sync(everything=True)
+
+    def leave(self) -> None:
+        """Leave the fleet: claims and blocks go back. No lease may be left."""
+        if running := self.book.running():
+            raise ConflictError(
+                f"{len(running)} leases are not released: release them, then leave"
+            )
+        self.sync()
+        for entry in self.book.entries():
+            if entry.record.state in RELEASED:
+                self._run(
+                    steps.sweep(
+                        self.where, self.me, entry.record.domain, entry.record.mac
+                    )
+                )
+        # From here on no request of this host can be applied.
+        self._run(steps.change_gate(self.where, self.me.host, {"ledger": ""}))
+        for block in self.book.blocks():
+            self._give_back(block)
+        self.store.commit({}, {self.where.session(self.me.host): None})
+        self.book.remove()
+
+    def _give_back(self, block: str) -> None:
+        key = self.where.block(block)
+        values = self.store.read([key])
+        owner = keys.block_value_of(key, values.get(key))
+        if owner is not None and owner[:2] == (self.me.host, self.me.ledger):
+            self.store.commit({key: values[key]}, {key: None})
+
+    # Syncing
+
+    def sync(self, *, everything: bool = False) -> Synced:
+        """Push what the ledger says, and keep this host known as there.
+
+        With `everything` also what should be in the store already.
+        """
+        if not self._ledger.in_fleet():
+            raise RequestError(
+                f"host {self.me.host!r} is not in the fleet: tapster fleet join"
+            )
+        self._run(steps.enter(self.where, self.me))
+        self._keep_session()
+        self.book.open(self.settings.domains)
+        if everything:
+            self._check_blocks()
+            self.book.all_dirty()
+        block = self._keep_blocks()
+        pushed = 0
+        problems: list[Entry] = []
+        entries = self.book.dirty()
+        for first in range(0, len(entries), BATCH):
+            done = self._push(entries[first : first + BATCH])
+            pushed += sum(
+                outcome.action is not ClaimAction.REPORT for _, outcome in done
+            )
+        problems = [e for e in self.book.dirty() if e.problem]
+        self._sweep(everything=everything)
+        return Synced(pushed, tuple(problems), block)
+
+    def superseded(self) -> list[Entry]:
+        """What runs here although another host has taken the VM over."""
+        found = []
+        for entry in self.book.entries("WHERE fleet_record.state = 'active'"):
+            key = self.where.claim(entry.record.domain, entry.record.mac)
+            held = keys.claim_of(key, self.store.read([key]).get(key))
+            standing = claim.stand(self.me.host, entry.record, held, lost=False)
+            if standing is Standing.NEWER:
+                found.append(entry)
+        return found
+
+    def _push(self, entries: list[Entry]) -> list[tuple[Entry, Outcome]]:
+        pushes = [Push(entry.record, entry.row) for entry in entries]
+        outcomes = self._run(
+            steps.push_all(self.where, self.me, pushes, self.book.running())
+        )
+        done = [*zip(entries, outcomes, strict=True)]
+        self.book.settle(done, self._wallclock())
+        return done
+
+    def _sweep(self, *, everything: bool) -> None:
+        """Delete the claims of VMs that are gone, when their MACs have rested."""
+        for entry in self.book.rested(self._wallclock()):
+            record = entry.record
+            self._run(steps.sweep(self.where, self.me, record.domain, record.mac))
+            self.book.forget(entry)
+        if everything:
+            for entry in self.book.parked():
+                key = self.where.claim(entry.record.domain, entry.record.mac)
+                if key not in self.store.read([key]):  # it was forgotten
+                    self.book.forget(entry)
+
+    def _keep_session(self) -> None:
+        key = self.where.session(self.me.host)
+        known = self._session and self.store.keep_session(self._session)
+        if known and key in self.store.read([key]):
+            return
+        self._session = self.store.open_session(SESSION_SECONDS)
+        value = Session(self.me.boot, self.me.ledger, self._wallclock())
+        self.store.commit({}, {key: encode(value)}, session=self._session)
+
+    # Blocks
+
+    def _fleet(self) -> Fleet:
+        text = self.store.read([self.where.fleet]).get(self.where.fleet)
+        if text is None:
+            raise RequestError(
+                f"the store has no fleet under {self.where.root}: tapster fleet init"
+            )
+        return keys.value_of(Fleet, self.where.fleet, text)
+
+    def _keep_blocks(self) -> str:
+        """Take another block if few MACs are left; the block, or ""."""
+        if self.book.free_macs(self._wallclock()) >= LOW:
+            return ""
+        block = self._run(
+            steps.take_block(
+                self.where,
+                self.me,
+                self._candidates(self._fleet().prefix),
+                self._wallclock(),
+            )
+        )
+        if block is None:
+            raise FleetUnavailable("every block of the fleet's MAC prefix is taken")
+        self.book.set_block(block)
+        return block
+
+    def _candidates(self, prefix: str) -> Iterator[str]:
+        """Blocks in a random order; all of them, if the first ones are taken."""
+        mine = self.book.blocks()
+        for _ in range(DRAWS):
+            block = f"{prefix}:{self._randomness(2).hex(':')}"
+            if block not in mine:
+                yield block
+        taken = {
+            key.removeprefix(self.where.blocks)
+            for key, _ in self.store.scan(self.where.blocks)
+        }
+        for number in range(1 << 16):
+            block = f"{prefix}:{number.to_bytes(2, 'big').hex(':')}"
+            if block not in taken and block not in mine:
+                yield block
+
+    def _own_blocks(self) -> Iterator[str]:
+        for key, text in self.store.scan(self.where.blocks):
+            owner = keys.value_of(Block, key, text)
+            if owner[:2] == (self.me.host, self.me.ledger):
+                yield key.removeprefix(self.where.blocks)
+
+    def _check_blocks(self) -> None:
+        """Compare the blocks of the store, which may be older, with the ledger's."""
+        mine = self.book.blocks()
+        for block in {*mine, *self._own_blocks()}:
+            known = self._run(
+                steps.take_block(self.where, self.me, [block], self._wallclock())
+            )
+            if block not in mine or (known is not None) != mine[block]:
+                self.book.set_block(block, lost=known is None)
+
+
+def figures(book: Book, now: float) -> Mapping[str, float]:
+    """Numbers for monitoring, from the ledger alone."""
+    dirty = book.dirty()
+    return {
+        "dirty_rows": len(dirty),
+        "dirty_oldest_seconds": max(
+            (now - entry.changed for entry in dirty), default=0
+        ),
+        "conflicts": sum(bool(entry.problem) for entry in dirty),
+        "block_free": book.free_macs(now),
+    }

@@ -1,0 +1,387 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operations of a host on the store, as generators without effects.
+
+A generator yields what it asks for and is sent the answer. `member` asks a real
+store. The explorer asks a store that answers late, loses answers, or applies a write
+after its sender has given up, and stops a generator at any step.
+
+A request that got no answer can be applied at any later time. So a record remembers
+(`Sending`) that it is about to send one. When the lease is over, the last commit of
+such a record also changes the gate of the host, and the store takes a commit of the
+host only if the gate is what the host has read. From then on, no earlier request of
+the host can be applied. A request that this ends for no reason is made once more.
+"""
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+
+from tapster.errors import RequestError
+from tapster.fleet import claim, keys
+from tapster.fleet.claim import Claim, ClaimAction, ClaimState, Epoch, Record, Standing
+from tapster.fleet.keys import Block, HostGate, InventoryRow, Keys, encode
+from tapster.fleet.store import MAX_KEYS, Committed, FleetUnavailable, Store
+from tapster.light import Any, NamedTuple, TypeVar
+
+TRIES = 20
+"""Commits in a row that fail because another host was faster."""
+
+
+class Read(NamedTuple):
+    """Ask for the values of keys: `Store.read`."""
+
+    keys: tuple[str, ...]
+
+
+class Commit(NamedTuple):
+    """Ask for a commit: `Store.commit`."""
+
+    expected: Mapping[str, str | None]
+    writes: Mapping[str, str | None]
+
+
+class Sending(NamedTuple):
+    """Ask the book to remember that these leases send what activates their claims."""
+
+    leases: tuple[str, ...]
+
+
+Ask = Read | Commit | Sending
+T = TypeVar("T")
+Steps = Generator[Ask, Any, T]
+
+
+class Me(NamedTuple):
+    """The host that asks."""
+
+    host: str
+    ledger: str
+    boot: str = ""
+
+
+class Push(NamedTuple):
+    """A record to push, with its line of the inventory."""
+
+    record: Record
+    row: InventoryRow | None = None
+    given_up: bool = False
+    """The user says that the host that has the claim is gone."""
+    given: bool = False
+    """The user chose the MAC: it may be in the block of another host."""
+
+
+class Outcome(NamedTuple):
+    """What became of a push."""
+
+    lease: str
+    action: ClaimAction
+    epoch: Epoch | None
+    """The epoch that the record has now."""
+    against: Claim | None = None
+    """With REPORT: the claim that is in the way."""
+    block: Block | None = None
+    """With REPORT: the block of another host that the MAC is in."""
+
+
+class GateClosed(FleetUnavailable):
+    """The store takes no writes of this host: it is fenced, evicted or unknown."""
+
+
+def push(where: Keys, me: Me, one: Push, running: frozenset[str]) -> Steps[Outcome]:
+    """Bring the store to what one record says, if the record is the latest."""
+    record = one.record
+    key, gate_key = where.claim(record.domain, record.mac), where.gate(me.host)
+    block_key = where.block(keys.block_of(record.mac))
+    for _ in range(TRIES):
+        values = yield Read((gate_key, key, *([block_key] if one.given else [])))
+        plan = _plan(where, me, one, running, values)
+        found = plan.outcome.against
+        if (
+            plan.standing is Standing.HELD
+            and found
+            and record.state is ClaimState.ACTIVE
+        ):
+            others = (where.gate(found.host), where.session(found.host))
+            seen = yield Read(others)
+            if _is_lost(where, found, seen, given_up=one.given_up):
+                expected = {other: seen.get(other) for other in others}
+                plan = _plan(where, me, one, running, values, lost=True)
+                plan = plan._replace(expected=plan.expected | expected)
+        if not plan.writes:
+            return plan.outcome
+        if plan.activates:
+            yield Sending((record.lease,))
+        answer: Committed = yield Commit(plan.expected, plan.writes)
+        if answer.done:
+            return plan.outcome
+    raise FleetUnavailable(f"{key} changes too often: {TRIES} tries failed")
+
+
+def push_all(
+    where: Keys, me: Me, pushes: Sequence[Push], running: frozenset[str]
+) -> Steps[list[Outcome]]:
+    """As `push`, for many records, with few round trips."""
+    outcomes: list[Outcome] = []
+    for batch in _batches(pushes):
+        done = yield from _push_batch(where, me, batch, running)
+        if done is None:
+            done = []
+            for one in batch:
+                done += [(yield from push(where, me, one, running))]
+        outcomes += done
+    return outcomes
+
+
+def _push_batch(
+    where: Keys, me: Me, batch: Sequence[Push], running: frozenset[str]
+) -> Steps[list[Outcome] | None]:
+    """Push records in one commit; None if they must go one by one."""
+    claims = [where.claim(one.record.domain, one.record.mac) for one in batch]
+    values = yield Read((where.gate(me.host), *claims))
+    plans = [_plan(where, me, one, running, values) for one in batch]
+    expected: dict[str, str | None] = {}
+    writes: dict[str, str | None] = {}
+    for plan in plans:
+        if plan.standing is Standing.HELD:
+            return None  # the gate of another host must be read first
+        if plan.writes:
+            expected |= plan.expected
+            writes |= plan.writes
+    if activating := [p.outcome.lease for p in plans if p.activates]:
+        yield Sending(tuple(activating))
+    if writes:
+        answer: Committed = yield Commit(expected, writes)
+        if not answer.done:
+            return None
+    return [plan.outcome for plan in plans]
+
+
+def _batches(pushes: Iterable[Push]) -> Iterator[list[Push]]:
+    """Cut into batches that fit into a commit and have each MAC once."""
+    batch: list[Push] = []
+    macs: set[tuple[str, str]] = set()
+    for one in pushes:
+        mac = (one.record.domain, one.record.mac)
+        if mac in macs or len(batch) == (MAX_KEYS - 1) // 2:
+            yield batch
+            batch, macs = [], set()
+        batch.append(one)
+        macs.add(mac)
+    if batch:
+        yield batch
+
+
+class _Plan(NamedTuple):
+    """What a push comes to, given what the store holds."""
+
+    standing: Standing
+    outcome: Outcome
+    expected: dict[str, str | None]
+    writes: dict[str, str | None]
+    activates: bool
+    """It writes an active claim."""
+
+
+def _plan(
+    where: Keys,
+    me: Me,
+    one: Push,
+    running: frozenset[str],
+    values: Mapping[str, str],
+    *,
+    lost: bool = False,
+) -> _Plan:
+    record = one.record
+    key, gate_key = where.claim(record.domain, record.mac), where.gate(me.host)
+    gate = own_gate(where, me, values)
+    stored = keys.claim_of(key, values.get(key))
+    found = claim.settled(me.host, stored, running)
+    standing = claim.stand(me.host, record, found, lost=lost)
+    action = claim.decide(record.state, standing)
+    block = _foreign_block(where, me, one, found, values)
+    if block is not None:
+        action = ClaimAction.REPORT
+    new = claim.wanted(me.host, record, action, found)
+    writes: dict[str, str | None] = {}
+    if new is not None and new != stored:
+        writes[key] = encode(new)
+    if one.row is not None:
+        shown = None if record.state in claim.RELEASED else encode(one.row)
+        writes[where.row(me.host, record.lease)] = shown
+    if record.state in claim.RELEASED and record.sent:
+        writes[gate_key] = encode(gate._replace(number=gate.number + 1))
+    return _Plan(
+        standing,
+        Outcome(
+            record.lease,
+            ClaimAction.KEEP if new is not None and new == stored else action,
+            new.epoch if new else record.epoch,
+            found if action is ClaimAction.REPORT else None,
+            block,
+        ),
+        {gate_key: values[gate_key], key: values.get(key)},
+        writes,
+        key in writes and record.state is ClaimState.ACTIVE,
+    )
+
+
+def _foreign_block(
+    where: Keys, me: Me, one: Push, found: Claim | None, values: Mapping[str, str]
+) -> Block | None:
+    """The block of another host that a given MAC is in, if that host may use it.
+
+    That host need not have pushed its claim yet.
+    """
+    if found is not None and found.vm == one.record.vm:
+        return None
+    key = where.block(keys.block_of(one.record.mac))
+    block = keys.block_value_of(key, values.get(key))
+    return block if block is not None and block.host != me.host else None
+
+
+def _is_lost(
+    where: Keys, found: Claim, seen: Mapping[str, str], *, given_up: bool
+) -> bool:
+    """Whether a claim may be replaced although its host has not released it."""
+    key = where.gate(found.host)
+    gate = keys.gate_of(key, seen.get(key))
+    if gate is None or gate.fenced or not gate.ledger:
+        return True
+    return given_up and where.session(found.host) not in seen
+
+
+def sweep(where: Keys, me: Me, domain: str, mac: str) -> Steps[bool]:
+    """Delete an ended claim of this host; False if there is none.
+
+    A request that expects no claim may still be under way from an earlier lease. The
+    release of that lease has changed the gate of its host, so the request fails.
+    """
+    key, gate_key = where.claim(domain, mac), where.gate(me.host)
+    values = yield Read((gate_key, key))
+    own_gate(where, me, values)
+    found = keys.claim_of(key, values.get(key))
+    if found is None or found.host != me.host or found.state is not ClaimState.ENDED:
+        return False
+    expected = {gate_key: values[gate_key], key: values[key]}
+    answer: Committed = yield Commit(expected, {key: None})
+    return answer.done
+
+
+# Gates
+
+
+def own_gate(where: Keys, me: Me, values: Mapping[str, str]) -> HostGate:
+    """The gate of this host. Raises GateClosed if it is not open for this ledger."""
+    key = where.gate(me.host)
+    gate = keys.gate_of(key, values.get(key))
+    if gate is None:
+        raise GateClosed(
+            f"host {me.host!r} is not in the fleet, or its store was restored from "
+            "an earlier state: tapster fleet join"
+        )
+    if not gate.ledger:
+        raise GateClosed(f"host {me.host!r} was evicted: tapster fleet join")
+    if gate.ledger != me.ledger:
+        raise GateClosed(
+            f"host name {me.host!r} belongs to ledger {gate.ledger}, and this is "
+            f"ledger {me.ledger}; give this host another name, or if that ledger is "
+            f"lost: tapster fleet evict {me.host}"
+        )
+    _refuse_fenced(me, gate)
+    return gate
+
+
+def _refuse_fenced(me: Me, gate: HostGate) -> None:
+    if gate.fenced:
+        raise GateClosed(
+            f"host {me.host!r} was declared dead by {gate.by!r} ({gate.why}); if it "
+            "has started anew since, tapster fleet sync opens its gate"
+        )
+
+
+def enter(where: Keys, me: Me) -> Steps[bool]:
+    """Open the gate of this host; False if it is open already.
+
+    A fence is lifted only if this host has started anew since.
+    """
+    key = where.gate(me.host)
+    for _ in range(TRIES):
+        values = yield Read((key,))
+        gate = keys.gate_of(key, values.get(key))
+        if gate is None:
+            new = HostGate(me.ledger, 1)
+        elif not gate.ledger or (
+            gate.ledger == me.ledger and gate.fenced not in ("", me.boot)
+        ):
+            new = HostGate(me.ledger, gate.number + 1)
+        else:
+            own_gate(where, me, values)
+            return False
+        answer: Committed = yield Commit({key: values.get(key)}, {key: encode(new)})
+        if answer.done:
+            return True
+    raise FleetUnavailable(f"{key} changes too often: {TRIES} tries failed")
+
+
+def change_gate(where: Keys, host: str, change: Mapping[str, Any]) -> Steps[HostGate]:
+    """Change fields of a host's gate, and end all its requests under way."""
+    key = where.gate(host)
+    for _ in range(TRIES):
+        values = yield Read((key,))
+        gate = keys.gate_of(key, values.get(key))
+        if gate is None:
+            raise RequestError(f"no host of the fleet is called {host!r}")
+        new = gate._replace(number=gate.number + 1, **change)
+        answer: Committed = yield Commit({key: values[key]}, {key: encode(new)})
+        if answer.done:
+            return new
+    raise FleetUnavailable(f"{key} changes too often: {TRIES} tries failed")
+
+
+# Blocks
+
+
+def take_block(
+    where: Keys, me: Me, candidates: Iterable[str], now: float
+) -> Steps[str | None]:
+    """Take the first block among `candidates` that no host has; None if none is free.
+
+    A block that the store already gives to this host counts as free: an earlier
+    request may have been applied without an answer.
+    """
+    gate_key = where.gate(me.host)
+    mine = Block(me.host, me.ledger, now)
+    for block in candidates:
+        key = where.block(block)
+        values = yield Read((gate_key, key))
+        own_gate(where, me, values)
+        owner = keys.block_value_of(key, values.get(key))
+        if owner is not None:
+            if owner[:2] == mine[:2]:
+                return block
+            continue
+        expected = {gate_key: values[gate_key], key: None}
+        answer: Committed = yield Commit(expected, {key: encode(mine)})
+        if answer.done:
+            return block
+    return None
+
+
+def run(
+    asking: Steps[T],
+    store: Store,
+    sending: Callable[[Sequence[str]], None] = lambda _: None,
+) -> T:
+    """Run steps on a store; `sending` is told what `Sending` asks for."""
+    answer: object = None
+    while True:
+        try:
+            ask = asking.send(answer)
+        except StopIteration as end:
+            value: T = end.value
+            return value
+        answer = None
+        if isinstance(ask, Read):
+            answer = store.read(ask.keys)
+        elif isinstance(ask, Commit):
+            answer = store.commit(ask.expected, ask.writes)
+        else:
+            sending(ask.leases)

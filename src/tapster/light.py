@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Named tuples and the names of types, without the cost of importing `typing`.
+
+The command sits in the start path of VMs. To import `typing` takes longer than to start
+Python, and a class of `typing.NamedTuple` takes as long to define as a module to load.
+Type checkers read the real definitions. When a program runs, the names of types mean
+nothing, and a NamedTuple is the class below: it compiles its constructor at first use.
+"""
+
+TYPE_CHECKING = False
+
+if TYPE_CHECKING:
+    from typing import (
+        Any,
+        ClassVar,
+        NamedTuple,
+        NoReturn,
+        Protocol,
+        Self,
+        TypedDict,
+        TypeVar,
+        Unpack,
+        cast,
+        get_args,
+        get_origin,
+    )
+else:
+    from operator import itemgetter
+
+    try:
+        from _collections import _tuplegetter
+    except ImportError:  # as in Python's own collections
+
+        def _tuplegetter(index, doc):
+            return property(itemgetter(index), doc=doc)
+
+    class _Type:
+        """A name of a type: it can be subscripted, subclassed and ignored."""
+
+        def __class_getitem__(cls, _):
+            return cls
+
+        def __init_subclass__(cls, **_):
+            pass
+
+    class Protocol(_Type):
+        """As typing.Protocol, for type checkers only: nothing tests with isinstance."""
+
+    class ClassVar(_Type):
+        """As typing.ClassVar."""
+
+    class Unpack(_Type):
+        """As typing.Unpack."""
+
+    class TypedDict(_Type):
+        """As typing.TypedDict, for annotations of keyword arguments."""
+
+    Any = NoReturn = Self = object
+
+    def TypeVar(name):
+        """Return a stand-in for typing.TypeVar."""
+        return object
+
+    def cast(_, value):
+        """Return the value, as typing.cast does."""
+        return value
+
+    def get_args(kind):
+        """Return the arguments of `X | Y` or `tuple[...]`, as typing.get_args does."""
+        return getattr(kind, "__args__", ())
+
+    def get_origin(kind):
+        """Return the type that is subscripted, as typing.get_origin does."""
+        return getattr(kind, "__origin__", None)
+
+    class _NamedTupleType(type):
+        """Makes the subclasses of NamedTuple: tuples whose fields have names."""
+
+        def __new__(mcs, name, bases, body):
+            if not any(isinstance(base, _NamedTupleType) for base in bases):
+                return super().__new__(mcs, name, bases, body)
+            fields = tuple(body.get("__annotations__", ()))
+            body["_fields"] = body["__match_args__"] = fields
+            body["_field_defaults"] = {
+                field: body.pop(field) for field in fields if field in body
+            }
+            body["__slots__"] = ()
+            for index, field in enumerate(fields):
+                body[field] = _tuplegetter(index, None)
+            return super().__new__(mcs, name, bases, body)
+
+        @property
+        def __signature__(cls):
+            from inspect import Signature, signature
+
+            found = [*signature(_constructor(cls)).parameters.values()][1:]
+            types = cls.__annotations__
+            return Signature([one.replace(annotation=types[one.name]) for one in found])
+
+    def _constructor(cls):
+        """Compile the function that makes a tuple from the fields of a class."""
+        names = ", ".join(cls._fields)
+        tuple_of = f"({names},)" if names else "()"
+        code = f"lambda _cls, {names}: _new(_cls, {tuple_of})"
+        made = eval(code, {"_new": tuple.__new__})  # noqa: S307 - names of fields
+        made.__defaults__ = tuple(cls._field_defaults.values())
+        made.__name__, made.__qualname__ = "__new__", f"{cls.__qualname__}.__new__"
+        made.__module__ = cls.__module__
+        return made
+
+    class NamedTuple(tuple, metaclass=_NamedTupleType):
+        """As typing.NamedTuple."""
+
+        __slots__ = ()
+
+        def __new__(cls, *values, **named):
+            # The first one is made here, and the others by what is compiled for it.
+            cls.__new__ = staticmethod(_constructor(cls))
+            return cls(*values, **named)
+
+        @classmethod
+        def _make(cls, values):
+            made = tuple.__new__(cls, values)
+            if len(made) != len(cls._fields):
+                raise TypeError(f"{len(cls._fields)} values expected, not {len(made)}")
+            return made
+
+        def _replace(self, /, **changes):
+            made = self._make(map(changes.pop, self._fields, self))
+            if changes:
+                raise ValueError(f"unexpected field names: {[*changes]!r}")
+            return made
+
+        def _asdict(self):
+            return dict(zip(self._fields, self, strict=True))
+
+        def __getnewargs__(self):
+            return tuple(self)
+
+        def __repr__(self):
+            fields = zip(self._fields, self, strict=True)
+            shown = ", ".join(f"{name}={value!r}" for name, value in fields)
+            return f"{type(self).__name__}({shown})"
+
+
+__all__ = [
+    "TYPE_CHECKING",
+    "Any",
+    "ClassVar",
+    "NamedTuple",
+    "NoReturn",
+    "Protocol",
+    "Self",
+    "TypeVar",
+    "TypedDict",
+    "Unpack",
+    "cast",
+    "get_args",
+    "get_origin",
+]
