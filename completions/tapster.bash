@@ -24,7 +24,7 @@ _tapster() {
     local word option value options='' operands
     local ours='alias tapster:[^:]*:([[:xdigit:]]+)$'
     local wire=(bridge= ovs= mtu= isolated learning vlan= trunk= external-id= filter
-        address= guard inbound= outbound= up down)
+        address= guard inbound= outbound= standby up down)
     local nic=(kind= link= mode= name= naming= key= owner= mac= queues= user= group=
         fin-wait= vm= incoming= takeover vnet-hdr "${wire[@]}")
     local chosen='--owner --bridge --state --netns'
@@ -97,12 +97,12 @@ _tapster() {
             return
             ;;
         *)
-            wire=("${wire[@]%=}" no-isolated no-learning no-filter no-guard)
-            nic=("${nic[@]%=}" no-isolated no-learning no-filter no-guard no-vnet-hdr)
+            wire=("${wire[@]%=}" no-isolated no-learning no-filter no-guard no-standby)
+            nic=("${nic[@]%=}" no-isolated no-learning no-filter no-guard no-standby no-vnet-hdr)
             case $verb in
                 '')
                     options=--version
-                    operands='add rm ls set show who run reap recover doctor fleet install-service
+                    operands='add rm ls set take show who run reap recover doctor fleet install-service
                         watch top'
                     ;;
                 add) options="${nic[*]/#/--} --netns --json" ;;
@@ -118,6 +118,7 @@ _tapster() {
                     options="${wire[*]/#/--} --netns --json"
                     operands=$(_tapster_links "$ours/\1 \2")
                     ;;
+                take) options='--netns --json' operands=$(_tapster_links "$ours/\1 \2") ;;
                 show)
                     options="$chosen --json"
                     operands=$(_tapster_links "$ours/\1 \2")

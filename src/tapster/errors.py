@@ -9,6 +9,7 @@
     +-- NotAllowed             no rule of the daemon's policy allows the request
     +-- ConflictError          somebody else holds what is needed
     |   +-- NameTaken          the only name that will do is in use, or waits
+    |   +-- MacTaken           another VM on the segment has the MAC
     |   +-- NamesExhausted     every name of the template is in use
     |   +-- BridgeFull         the bridge has no port left
     |   +-- LeaseBusy          another manager works on the lease at this moment
@@ -86,6 +87,10 @@ class NameTaken(ConflictError):
     """The owner of that lease."""
     until: float | None = None
     """`CLOCK_BOOTTIME` at which the lease's FIN WAIT ends; None if it is not in it."""
+
+
+class MacTaken(ConflictError):
+    """Another active lease has the MAC on the same bridge or lower device."""
 
 
 class NamesExhausted(ConflictError):

@@ -97,6 +97,17 @@ class Wiring(NamedTuple):
     mtu: int | None = None
     up: bool = True
     """False: the guest sees its cable pulled out."""
+    standby: bool = False
+    """True: the device is down and connected to nothing, until the wiring is taken
+    into use. The target host of a migration prepares a device in this way: the VM
+    still runs elsewhere, and frames for it must not come here."""
+
+    @property
+    def in_force(self) -> "Wiring":
+        """What the device is connected to now: nothing, while it is on standby."""
+        if not self.standby:
+            return self
+        return Wiring(mtu=self.mtu, up=False, standby=True)
 
 
 class Changes(TypedDict, total=False):
@@ -116,6 +127,7 @@ class Changes(TypedDict, total=False):
     outbound: Rate | None
     mtu: int | None
     up: bool
+    standby: bool
 
 
 class Vm(NamedTuple):
@@ -134,8 +146,9 @@ class Tap(NamedTuple):
 
     `name` is a template or a plain name; `key` is what `stable` naming derives
     the number from. `mac` is the guest's; one is made up when it is None. `mtu`
-    is the bridge's when None. `uid` and `gid` may open the device by name. The
-    rest is as in `Wiring`.
+    is the bridge's when None. The user `uid`, or the group `gid`, may open the
+    device by name; if both are given, a process must be of both. If neither is
+    given, only the user who acquires the device may. The rest is as in `Wiring`.
     """
 
     bridge: str | None = None
@@ -162,6 +175,7 @@ class Tap(NamedTuple):
     inbound: Rate | None = None
     outbound: Rate | None = None
     up: bool = True
+    standby: bool = False
     vm: Vm | None = None
 
     @property
@@ -191,6 +205,8 @@ class Macvtap(NamedTuple):
     queues: int = 1
     vnet_hdr: bool = True
     fin_wait: float = DEFAULT_FIN_WAIT
+    standby: bool = False
+    """As in `Wiring`."""
     vm: Vm | None = None
 
     @property
@@ -199,7 +215,7 @@ class Macvtap(NamedTuple):
 
     @property
     def wiring(self) -> Wiring:
-        return Wiring(mtu=self.mtu)
+        return Wiring(mtu=self.mtu, standby=self.standby)
 
 
 Spec = Tap | Macvtap
@@ -266,6 +282,12 @@ class Lease(NamedTuple):
     on_close: bool = False
     """The lease ends when nobody has its tap open any more."""
     vnet_hdr: bool = True
+    tap_owner: int | None = None
+    """The user id that may open the tap by name."""
+    tap_group: int | None = None
+    """The group id that may open the tap by name."""
+    open_at_release: bool = False
+    """The VM still had the tap open when the lease was released."""
 
 
 class HistoryEntry(NamedTuple):
@@ -318,6 +340,17 @@ class Link(NamedTuple):
     """Of a bridge: its ports are in VLANs."""
     no_ipv6: bool = True
     """It makes itself no IPv6 address."""
+    open: bool = False
+    """Of a tap: a process holds it open, whether the tap is up or down."""
+    tap_owner: int | None = None
+    """Of a tap: the user id that may open it by name; None if any user may, unless
+    there is a group."""
+    tap_group: int | None = None
+    """Of a tap: the group id that may open it by name."""
+    persistent: bool = True
+    """Of a tap: it stays when the last descriptor is closed."""
+    queues: int | None = None
+    """Of a multi-queue tap: how many descriptors are attached to it."""
 
 
 def stamp(ledger: str, lease: str) -> str:
@@ -437,7 +470,7 @@ def check_changes(changes: Changes) -> None:
 def check_macvtap_wiring(wiring: Wiring) -> None:
     """Check what a macvtap can have of it. Raises RequestError."""
     for field, default in Wiring()._asdict().items():
-        if field not in ("mtu", "up") and getattr(wiring, field) != default:
+        if field not in ("mtu", "up", "standby") and getattr(wiring, field) != default:
             raise RequestError(f"{field} does not go with a macvtap")
 
 

@@ -17,7 +17,7 @@ import sys
 import time
 from contextlib import suppress
 
-from tapster.errors import ServiceUnavailable, TapsterError
+from tapster.errors import ConflictError, HostError, TapsterError
 from tapster.kernel.lock import REAPER, LockFile
 from tapster.operations.operations import Operations, open_operations
 
@@ -63,13 +63,15 @@ def _lead(ledger: str, locks: LockFile) -> bool:
     """Reap until no lease waits; False if that failed."""
     while True:
         try:
+            ended = 0
             # Opened again each time: a process that naps should hold nothing open.
             with _open(ledger) as operations:
-                # A service that is away comes back; until then, try again.
-                with suppress(ServiceUnavailable):
+                # One lease that cannot be judged or ended now hinders no other: a
+                # service comes back, a process closes a device.
+                with suppress(HostError, ConflictError):
                     operations.recover.settle()
-                with suppress(ServiceUnavailable):
-                    operations.reap()
+                with suppress(HostError, ConflictError):
+                    ended = operations.reap()
                 if operations.reap.quit_if_idle(lambda: locks.free(REAPER)):
                     return True
                 deadline = operations.reap.next_deadline()
@@ -77,6 +79,10 @@ def _lead(ledger: str, locks: LockFile) -> bool:
             return False
         if deadline is not None:
             left = deadline - time.clock_gettime(time.CLOCK_BOOTTIME)
+            if left <= 0 and not ended:
+                # A lease is due, and another manager has claimed it: that manager
+                # may be stopped.
+                left = LONGEST_NAP
             time.sleep(min(max(left, 0), LONGEST_NAP))  # noqa: TID251 - until then
 
 

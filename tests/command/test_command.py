@@ -57,7 +57,7 @@ LEASE_FIELDS = {
     *("fin_wait", "fin_wait_left", "pid", "placeholder"),
     *("ovs", "learning", "vlan", "trunks", "external_ids", "filter", "addresses"),
     *("guard", "vnet_hdr"),
-    *("inbound", "outbound", "up"),
+    *("inbound", "outbound", "standby", "up"),
     *("caller_uid", "on_close"),
 }
 

@@ -220,7 +220,7 @@ def test_the_option_may_follow_the_verb(here: None, ledger: Path) -> None:
         env=os.environ | {"TAPSTER_LEDGER": str(ledger)},
     )
     assert done.stdout == "vnet0\n"
-    assert done.stderr.startswith("ip tuntap add dev vnet0 mode tap vnet_hdr\n")
+    assert done.stderr.startswith("ip tuntap add dev vnet0 mode tap vnet_hdr user 0\n")
 
 
 def test_a_daemons_changes_cannot_be_printed(here: None) -> None:

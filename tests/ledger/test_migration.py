@@ -47,7 +47,8 @@ def schema(path: Path) -> dict[str, Any]:
                 'SELECT "unique", partial FROM pragma_index_list(?) WHERE name = ?',
                 (table, name),
             ).fetchone()
-            found[name] = (table, unique, partial, columns)
+            # Not the columns' places: a migration adds columns at the end.
+            found[name] = (table, unique, partial, [one[2:] for one in columns])
         else:
             columns = db.execute(f"PRAGMA table_info({name})").fetchall()
             # A migration can only add a column as the last one.

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from tapster.errors import BridgeFull, NoSuchLink
 from tapster.kernel.port import LinkChange, Namespace, Vlans
-from tapster.model import Lease, Link, Wiring
+from tapster.model import Kind, Lease, Link, Wiring, host_mac
 
 MAX_PORTS = 1023
 """`BR_MAX_PORTS` in net/bridge/br_private.h, without the reserved port number 0."""
@@ -55,8 +55,8 @@ def attach(lease: Lease, bridge: int) -> list[LinkChange]:
 
     `bridge` is the bridge's ifindex, or 0.
     """
-    ifindex, wiring = lease.ifindex, lease.wiring
-    if not bridge:
+    ifindex, wiring = lease.ifindex, lease.wiring.in_force
+    if not bridge or wiring.standby:
         return [LinkChange(ifindex, up=wiring.up)]
     if not wiring.isolated and wiring.learning and vlans(wiring) is None:
         return [LinkChange(ifindex, master=bridge, up=wiring.up)]
@@ -105,7 +105,7 @@ def rewire(lease: Lease, was: Wiring, link: Link, bridge: int) -> list[LinkChang
     """Return the changes that follow `leave`: they bring the new wiring about."""
     if not _stays(lease, was, link, bridge):
         return attach(lease, bridge)
-    return [_port(lease), LinkChange(lease.ifindex, up=lease.wiring.up)]
+    return [_port(lease), LinkChange(lease.ifindex, up=lease.wiring.in_force.up)]
 
 
 def _stays(lease: Lease, was: Wiring, link: Link, bridge: int) -> bool:
@@ -125,11 +125,24 @@ def differs(
 
     `links` are the devices that have been read already, by ifindex.
     """
-    wiring = lease.wiring
-    wanted: dict[str, object] = {"up": wiring.up, "IPv6 of the host": False}
-    present: dict[str, object] = {"up": link.up, "IPv6 of the host": not link.no_ipv6}
+    wiring = lease.wiring.in_force
+    wanted: dict[str, object] = {
+        "up": wiring.up,
+        "IPv6 of the host": False,
+        "MAC of the host's side": _mac_of(lease),
+    }
+    present: dict[str, object] = {
+        "up": link.up,
+        "IPv6 of the host": not link.no_ipv6,
+        "MAC of the host's side": link.mac,
+    }
     if wiring.mtu is not None:
         wanted["mtu"], present["mtu"] = wiring.mtu, link.mtu
+    if wiring.standby:
+        wanted["bridge"], present["bridge"] = None, None
+        if link.master:
+            master = links.get(link.master) or namespace.link(link.master)
+            present["bridge"] = master and master.name
     if wiring.bridge is not None:
         master = links.get(link.master) or namespace.link(link.master)
         wanted |= {
@@ -164,6 +177,24 @@ def _shown(value: object) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return str(value)
+
+
+def _mac_of(lease: Lease) -> str:
+    """Return the MAC that a lease's device has in the host."""
+    return host_mac(lease.mac) if lease.kind is Kind.TAP else lease.mac
+
+
+def identify(lease: Lease, stamp: str, link: Link) -> LinkChange | None:
+    """Return the change that restores a device's MAC and stamp, if one is needed.
+
+    Other programs change them: udev by its MACAddressPolicy, a VMM by SIOCSIFHWADDR
+    on its own tap. With another VM's MAC in the host, a bridge delivers that VM's
+    frames to the host.
+    """
+    mac = _mac_of(lease)
+    if (link.mac, link.alias) == (mac, stamp):
+        return None
+    return LinkChange(lease.ifindex, mac=mac, alias=stamp)
 
 
 def detach(ifindex: int) -> LinkChange:

@@ -38,6 +38,7 @@ VERBS = {
     "rm": "release devices",
     "ls": "list the leases (what tapster alone does)",
     "set": "change what a device is connected to",
+    "take": "connect a device that was on standby",
     "show": "show a lease, its device and every difference",
     "who": "show who has or had a name",
     "run": "run a command with devices that end with it",

@@ -42,6 +42,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     option("--guard", "drop what the filter cannot judge", action=yes_or_no)
     option("--inbound", "limit traffic to the guest", metavar=RATE, type=rate)
     option("--outbound", "limit traffic from the guest", metavar=RATE, type=rate)
+    option("--standby", "connect it to nothing until tapster take", action=yes_or_no)
     option("--up", "plug the guest's cable in (the default)", action="store_true")
     option("--down", "pull the guest's cable out", action="store_false", dest="up")
 

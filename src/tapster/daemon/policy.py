@@ -70,7 +70,16 @@ LISTED = {
 """The fields whose values a rule lists."""
 FREE = {
     *("key", "owner", "vnet_hdr"),
-    *("addresses", "filter", "inbound", "isolated", "learning", "outbound", "up"),
+    *(
+        "addresses",
+        "filter",
+        "inbound",
+        "isolated",
+        "learning",
+        "outbound",
+        "standby",
+        "up",
+    ),
 }
 """The fields that hurt nobody else: some bind the guest itself."""
 

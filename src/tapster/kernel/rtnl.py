@@ -55,6 +55,7 @@ IFLA_GROUP = 27
 IFLA_EXT_MASK = 29
 IFLA_NUM_TX_QUEUES = 31
 IFLA_NUM_RX_QUEUES = 32
+IFLA_CARRIER = 33
 IFLA_INFO_KIND = 1
 IFLA_INFO_DATA = 2
 IFLA_INFO_SLAVE_KIND = 4
@@ -69,6 +70,11 @@ IFLA_BRPORT_LEARNING = 8
 IFLA_BRPORT_UNICAST_FLOOD = 9
 IFLA_BRPORT_ISOLATED = 33
 IFLA_MACVLAN_MODE = 1
+IFLA_TUN_OWNER = 1
+IFLA_TUN_GROUP = 2
+IFLA_TUN_PERSIST = 6
+IFLA_TUN_NUM_QUEUES = 8
+IFLA_TUN_NUM_DISABLED_QUEUES = 9
 IFLA_INET6_ADDR_GEN_MODE = 8
 IN6_ADDR_GEN_MODE_NONE = 1
 RTEXT_FILTER_SKIP_STATS = 8
@@ -531,10 +537,12 @@ def link_of(body: bytes) -> Link:
     if on == b"openvswitch":
         # No netlink message can remove a port of Open vSwitch.
         master = 0
+    kind = info.get(IFLA_INFO_KIND, b"").rstrip(b"\0").decode()
+    tap = parse_attributes(info.get(IFLA_INFO_DATA, b"")) if kind == "tun" else {}
     return Link(
         ifindex=ifindex,
         name=os.fsdecode(found[IFLA_IFNAME].rstrip(b"\0")),
-        kind=info.get(IFLA_INFO_KIND, b"").rstrip(b"\0").decode(),
+        kind=kind,
         alias=os.fsdecode(found.get(IFLA_IFALIAS, b"").rstrip(b"\0")),
         mac=found.get(IFLA_ADDRESS, b"").hex(":"),
         mtu=_number(found.get(IFLA_MTU)),
@@ -546,7 +554,23 @@ def link_of(body: bytes) -> Link:
         flood=port.get(IFLA_BRPORT_UNICAST_FLOOD) != b"\0",
         vlan_filtering=_filters_vlans(info),
         no_ipv6=_gen_mode(found) in (None, bytes([IN6_ADDR_GEN_MODE_NONE])),
+        # IFF_LOWER_UP needs a device that is up. IFLA_CARRIER does not: the kernel
+        # sets a tap's carrier when a file is attached, and clears the carrier when
+        # the last one is detached (tun_set_iff(), __tun_detach()).
+        open=bool(tap) and found.get(IFLA_CARRIER) == b"\1",
+        tap_owner=_optional_number(tap.get(IFLA_TUN_OWNER)),
+        tap_group=_optional_number(tap.get(IFLA_TUN_GROUP)),
+        persistent=tap.get(IFLA_TUN_PERSIST) != b"\0",
+        queues=_queues(tap),
     )
+
+
+def _queues(tap: dict[int, bytes]) -> int | None:
+    """How many files are attached; the kernel says so of multi-queue taps only."""
+    if IFLA_TUN_NUM_QUEUES not in tap:
+        return None
+    disabled = _number(tap.get(IFLA_TUN_NUM_DISABLED_QUEUES))
+    return _number(tap[IFLA_TUN_NUM_QUEUES]) + disabled
 
 
 def _filters_vlans(info: dict[int, bytes]) -> bool:
@@ -573,6 +597,10 @@ def _port_vlans(data: bytes) -> Vlans | None:
 
 def _number(value: bytes | None) -> int:
     return _U32.unpack(value)[0] if value else 0
+
+
+def _optional_number(value: bytes | None) -> int | None:
+    return _U32.unpack(value)[0] if value else None
 
 
 def _error(answer: Answer) -> OSError | None:

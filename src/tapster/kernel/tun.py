@@ -67,14 +67,15 @@ def create(
         fds.append(first)
         fcntl.ioctl(first, TUNSETIFINDEX, struct.pack("I", ifindex))
         fcntl.ioctl(first, TUNSETIFF, _ifreq(name, flags | IFF_TUN_EXCL))
-        for _ in range(queues - 1):
-            fds.append(join(name, flags))
-            if name_of(fds[-1]) != name_of(first):
-                raise OSError(EBADFD, "the tap was renamed while it was opened")
+        # At once: until a tap has an owner or a group, any user may attach a queue.
         if uid is not None:
             fcntl.ioctl(first, TUNSETOWNER, uid)
         if gid is not None:
             fcntl.ioctl(first, TUNSETGROUP, gid)
+        for _ in range(queues - 1):
+            fds.append(join(name, flags))
+            if name_of(fds[-1]) != name_of(first):
+                raise OSError(EBADFD, "the tap was renamed while it was opened")
         fcntl.ioctl(first, TUNSETPERSIST, 1)
     return tuple(fds)
 

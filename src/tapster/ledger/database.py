@@ -20,7 +20,8 @@ from tapster.kernel import files
 from tapster.ledger.failure import damaged, failure
 
 APPLICATION_ID = 0x54415053
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 2
+"""Of the next release. Until then, its changes join the last migration."""
 BUSY_SECONDS = 30.0
 """How long a transaction waits for the transactions of other processes."""
 LOG_TRIES = 100
@@ -34,9 +35,11 @@ MIGRATIONS: dict[int, str] = {
     ALTER TABLE lease RENAME COLUMN wired TO backends;
     ALTER TABLE lease RENAME COLUMN user TO caller_uid;
     ALTER TABLE history RENAME COLUMN user TO caller_uid;
-    """,
-    2: """
     ALTER TABLE lease ADD COLUMN guard INTEGER NOT NULL DEFAULT 1;
+    ALTER TABLE lease ADD COLUMN standby INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE lease ADD COLUMN tap_owner INTEGER;
+    ALTER TABLE lease ADD COLUMN tap_group INTEGER;
+    ALTER TABLE lease ADD COLUMN open_at_release INTEGER NOT NULL DEFAULT 0;
     """,
 }
 """SQL that brings schema version n to n + 1."""

@@ -7,7 +7,7 @@ Every function runs inside a transaction of the caller.
 import sqlite3
 from collections.abc import Callable, Iterable
 
-from tapster.errors import NoSuchLease
+from tapster.errors import MacTaken, NoSuchLease
 from tapster.ledger import rows, settings
 from tapster.ledger.allocator import Allocator
 from tapster.ledger.database import Damage
@@ -18,6 +18,7 @@ from tapster.model import (
     Process,
     Spec,
     State,
+    Tap,
     Wiring,
     format_mac,
 )
@@ -74,6 +75,7 @@ def insert(
     spec = reservation.spec
     id = randomness(8).hex()
     macvtap = spec if isinstance(spec, Macvtap) else None
+    tap = spec if isinstance(spec, Tap) else None
     columns = {
         "id": id,
         "netns": netns,
@@ -89,6 +91,8 @@ def insert(
         **rows.columns_of(reservation.wiring),
         "backends": " ".join(reservation.backends),
         "vnet_hdr": spec.vnet_hdr,
+        "tap_owner": tap and tap.uid,
+        "tap_group": tap and tap.gid,
         "caller_uid": reservation.caller_uid,
         "on_close": reservation.on_close,
         "created": created,
@@ -101,6 +105,41 @@ def insert(
         [*columns.values()],
     )
     return id
+
+
+def refuse_same_mac(
+    db: sqlite3.Connection,
+    netns: int,
+    mac: str,
+    wiring: Wiring,
+    lower: str | None,
+    *,
+    besides: str = "",
+) -> None:
+    """Raise MacTaken if an active lease has this MAC on the same segment.
+
+    Of two devices with one MAC on one segment, each takes the other's frames. A
+    segment is a bridge, or what the macvtaps of one lower device share. A device
+    on standby is connected to no segment. The lease with the id `besides` does
+    not count.
+    """
+    in_force = wiring.in_force
+    segment = (in_force.bridge, in_force.ovs, None if wiring.standby else lower)
+    if segment == (None, None, None):
+        return
+    taken = db.execute(
+        "SELECT id, name, owner FROM lease WHERE mac = ? AND netns = ? "
+        "AND state != 'fin_wait' AND NOT standby "
+        "AND bridge IS ? AND ovs IS ? AND lower IS ? AND id != ?",
+        (mac, netns, *segment, besides),
+    ).fetchone()
+    if taken is not None:
+        id, name, owner = taken
+        raise MacTaken(
+            f"MAC {mac} is in use on {next(filter(None, segment))!r}: lease {id} "
+            f"({name}), owner {owner!r}; give this VM another MAC, or acquire the "
+            "device on standby if the VM is to move here"
+        )
 
 
 def activate(db: sqlite3.Connection, lease: Lease, process: Process | None) -> Lease:

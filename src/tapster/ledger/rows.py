@@ -23,7 +23,8 @@ MAC_LENGTH = len("52:54:00:12:34:56")
 SELECT = f"""
 SELECT lease.id, name, ifindex, kind, state, owner, mac, lower, mode, queues, vnet_hdr,
        backends, caller_uid, on_close, created, fin_wait, deadline, released,
-       placeholder, manager, boot, cookie, path, pidns, pid, pid_start, pid_pidns,
+       placeholder, manager, tap_owner, tap_group, open_at_release,
+       boot, cookie, path, pidns, pid, pid_start, pid_pidns,
        {", ".join(Wiring._fields)}
 FROM lease JOIN netns ON netns.id = lease.netns
 """  # noqa: S608 - our names
@@ -57,6 +58,9 @@ def lease_of(row: tuple[Any, ...]) -> Lease:
         released,
         placeholder,
         manager,
+        tap_owner,
+        tap_group,
+        open_at_release,
         *others,
     ) = row
     netns, process, wiring = others[:4], others[4:7], _wiring_of(others[7:])
@@ -96,6 +100,9 @@ def lease_of(row: tuple[Any, ...]) -> Lease:
         process=None if process[0] is None else Process(*process),
         placeholder=bool(placeholder),
         manager=manager,
+        tap_owner=tap_owner,
+        tap_group=tap_group,
+        open_at_release=bool(open_at_release),
     )
 
 
@@ -126,6 +133,7 @@ def _wiring_of(columns: list[Any]) -> Wiring:
         outbound,
         mtu,
         up,
+        standby,
     ) = columns
     pairs = [line.partition("=") for line in external_ids.split("\n") if line]
     return Wiring(
@@ -143,6 +151,7 @@ def _wiring_of(columns: list[Any]) -> Wiring:
         outbound=_rate_of(outbound),
         mtu=mtu,
         up=bool(up),
+        standby=bool(standby),
     )
 
 

@@ -41,6 +41,7 @@ CREATE TABLE lease (
     outbound     TEXT,
     mtu          INTEGER,
     up           INTEGER NOT NULL DEFAULT 1,
+    standby      INTEGER NOT NULL DEFAULT 0,
     backends     TEXT NOT NULL DEFAULT '', -- that may hold a part of its wiring
     created     REAL NOT NULL,
     fin_wait    REAL NOT NULL,
@@ -54,7 +55,10 @@ CREATE TABLE lease (
     caller_uid  INTEGER,       -- of the user for whom the daemon acquired it
     on_close    INTEGER NOT NULL DEFAULT 0,
     vnet_hdr    INTEGER NOT NULL DEFAULT 1,
-    guard       INTEGER NOT NULL DEFAULT 1 -- of its wiring, too
+    guard       INTEGER NOT NULL DEFAULT 1, -- of its wiring, too
+    tap_owner   INTEGER,       -- who may open the tap by name
+    tap_group   INTEGER,
+    open_at_release INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE UNIQUE INDEX lease_name ON lease (name, netns);
 CREATE UNIQUE INDEX lease_ifindex ON lease (netns, ifindex); -- also finds by netns

@@ -16,7 +16,16 @@ from tapster.ledger.claims import IsAlive
 from tapster.ledger.database import Database
 from tapster.ledger.leases import Reservation
 from tapster.light import Protocol
-from tapster.model import HistoryEntry, Lease, Netns, Process, Spec, State, Wiring
+from tapster.model import (
+    HistoryEntry,
+    Lease,
+    Macvtap,
+    Netns,
+    Process,
+    Spec,
+    State,
+    Wiring,
+)
 from tapster.names import Template
 
 DEFAULT_PATH = "/var/lib/tapster/ledger.db"
@@ -190,6 +199,14 @@ class Ledger:
             reserved = []
             for reservation in reservations:
                 spec = reservation.spec
+                if reservation.mac is not None:
+                    leases.refuse_same_mac(
+                        db,
+                        row,
+                        reservation.mac,
+                        reservation.wiring,
+                        spec.lower if isinstance(spec, Macvtap) else None,
+                    )
                 name = allocator.pick(
                     reservation.template, spec.naming, spec.key, holder_of
                 )
@@ -254,6 +271,20 @@ class Ledger:
         with self.file.changing() as db:
             leases.set_wiring(db, id, wiring, backends)
             return leases.get(db, id)
+
+    def refuse_same_mac(self, lease: Lease, wiring: Wiring) -> None:
+        """Raise MacTaken if another lease has the MAC where `wiring` leads."""
+        with self.file.reading() as db:
+            query = "SELECT netns FROM lease WHERE id = ?"
+            for (row,) in db.execute(query, (lease.id,)).fetchall():
+                leases.refuse_same_mac(
+                    db, row, lease.mac, wiring, lease.lower, besides=lease.id
+                )
+
+    def note_open(self, id: str) -> None:
+        """Record that the VM had the tap open when the lease was released."""
+        with self.file.changing() as db:
+            db.execute("UPDATE lease SET open_at_release = 1 WHERE id = ?", (id,))
 
     def clear_backends(self, id: str) -> None:
         """Record that no backend holds a part of a lease any more."""

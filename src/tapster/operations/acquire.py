@@ -5,6 +5,7 @@ A lease is in the ledger before its device is in the kernel. So at every moment
 each device of ours has a lease that names it, whenever a process is killed.
 """
 
+import os
 from collections.abc import Sequence
 from errno import EBUSY, EEXIST
 
@@ -20,7 +21,7 @@ from tapster.errors import (
 from tapster.kernel.port import LinkChange
 from tapster.ledger import Reservation
 from tapster.light import TYPE_CHECKING, NamedTuple
-from tapster.model import Kind, Lease, Macvtap, Mode, Naming, Spec
+from tapster.model import Kind, Lease, Macvtap, Mode, Naming, Spec, Tap
 from tapster.operations.context import Context
 from tapster.operations.devices import ATTEMPTS, Devices, Opened, close_fds
 
@@ -81,6 +82,7 @@ class Acquire:
                 plans = [_with_mac(plan, guard) for plan in plans]
             elif any(spec.vm for spec in specs):
                 raise RequestError("a VM's id is for a fleet: tapster fleet join")
+            _refuse_equal_macs(plans)
             leases = self.reserve(plans)
             ids = [lease.id for lease in leases]
             made: list[Opened] = []
@@ -138,6 +140,10 @@ class Acquire:
         template = model.check_spec(spec)
         mac = spec.mac and spec.mac.lower()
         wiring = spec.wiring
+        if isinstance(spec, Tap) and spec.uid is None and spec.gid is None:
+            # The kernel lets any user open a tap that has neither owner nor group.
+            owner = os.geteuid() if caller_uid is None else caller_uid
+            spec = spec._replace(uid=owner)
         bridge_index = lower_index = 0
         if isinstance(spec, Macvtap):
             if on_close:
@@ -153,7 +159,8 @@ class Acquire:
             on = bridge.find_room(namespace, wiring.bridge)
             bridge.check(on, wiring)
             bridge_index = on.ifindex
-            wiring = wiring._replace(mtu=wiring.mtu or on.mtu)
+            # The request may have an alternative name of the bridge.
+            wiring = wiring._replace(bridge=on.name, mtu=wiring.mtu or on.mtu)
         elif wiring.ovs is not None:
             local = namespace.named(wiring.ovs)
             wiring = wiring._replace(mtu=wiring.mtu or (local and local.mtu))
@@ -242,3 +249,12 @@ class Acquire:
             self.context.wake_reaper()
             return False
         return True
+
+
+def _refuse_equal_macs(plans: Sequence[Plan]) -> None:
+    macs = [plan.reservation.mac for plan in plans if plan.reservation.mac]
+    for mac in macs:
+        if macs.count(mac) > 1:
+            raise RequestError(
+                f"two NICs of this request have the MAC {mac}: give each its own"
+            )

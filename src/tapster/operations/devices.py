@@ -107,17 +107,23 @@ class Devices:
 
     def check_backends(self, namespace: Namespace, wiring: Wiring) -> tuple[str, ...]:
         """The names of the backends that a wiring needs, if each can be had."""
-        needed = [
-            backend for backend in self.context.backends if backend.concerns(wiring)
-        ]
-        for backend in needed:
-            backend.check(namespace, wiring)
-        return tuple(backend.name for backend in needed)
+        needed = []
+        for backend in self.context.backends:
+            if backend.concerns(wiring):
+                backend.check(namespace, wiring)
+                # A device on standby has its wiring only when it is taken.
+                if backend.concerns(wiring.in_force):
+                    needed.append(backend.name)
+        return tuple(needed)
 
     # Ending
 
-    def rest(self, namespace: Namespace, lease: Lease) -> bool:
+    def rest(
+        self, namespace: Namespace, lease: Lease, *, released: bool = False
+    ) -> bool:
         """Take a device down and off its bridge; False if it must be replaced.
+
+        `released` says that the lease has just been released.
 
         A device that is absent must be replaced. So must a passthru macvtap: it
         excludes everything else from its lower device, so a waiting one would keep
@@ -128,6 +134,8 @@ class Devices:
         ledger = self.context.ledger.id
         if exclusive or decision.look(ledger, lease, link) is DeviceState.ABSENT:
             return False
+        if released and link is not None and link.open:
+            self.context.ledger.note_open(lease.id)
         rest = bridge.detach(lease.ifindex)
         stamp = self.stamp(lease)
         if link is not None and link.alias != stamp:
@@ -177,7 +185,7 @@ class Devices:
                     lease.ifindex,
                     queues=1,
                     vnet_hdr=False,
-                    uid=None,
+                    uid=os.geteuid(),
                     gid=None,
                 )
             except KernelError as error:
@@ -227,6 +235,8 @@ class Devices:
                 if lease.backends and lease.state is State.ACTIVE:
                     # Its namespace is gone. Its backends may have to be waited for.
                     lease = self.context.ledger.begin_release(lease.id)
+                if namespace is not None:
+                    self._refuse_opened(namespace, lease)
                 self.detach(namespace, lease)
                 ready.append(lease)
             except TapsterError as error:
@@ -241,6 +251,25 @@ class Devices:
                 ]
         self.context.ledger.end([lease.id for lease in ready])
         return ready
+
+    def _refuse_opened(self, namespace: Namespace, lease: Lease) -> None:
+        """Raise ConflictError if a waiting tap was opened: it may be a VM's device.
+
+        A program that opens taps by name without Tapster, as libvirt does with an
+        unmanaged target, gets a waiting device as readily as a new one. It must not
+        lose that device while it runs.
+        """
+        if lease.state is not State.FIN_WAIT or lease.open_at_release:
+            return
+        link = namespace.link(lease.ifindex)
+        ours = link is not None and decision.is_ours(
+            self.context.ledger.id, lease, link
+        )
+        if ours and link is not None and link.open:
+            raise ConflictError(
+                f"device {lease.name!r} was released, and then a process opened it; "
+                "Tapster deletes it when that process has closed it"
+            )
 
     # Looking
 

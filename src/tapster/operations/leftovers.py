@@ -29,7 +29,7 @@ class RemoveLeftovers:
                 if (stamp := model.parse_stamp(link.alias))
                 and stamp.ledger == ledger
                 and stamp.lease not in known
-                and not (link.kind == "tun" and link.carrier)
+                and not link.open
             ]
             context.namespace.delete_links([link.ifindex for link in leftovers])
             return [link.name for link in leftovers]

@@ -323,7 +323,8 @@ class Recover:
                 self.rewire.reconnect(namespace, lease, lease.wiring)
         elif action is not Action.LEAVE and namespace is not None:
             lease = self.context.ledger.begin_release(lease.id)
-            if not self.devices.rest(namespace, lease):
+            released = action is Action.RELEASE
+            if not self.devices.rest(namespace, lease, released=released):
                 self.devices.hold_name(namespace, lease)
             else:
                 self.devices.detach(namespace, lease)
@@ -355,8 +356,7 @@ class Recover:
         ended = self.context.system.ended
         if lease.process is not None and ended(lease.process):
             return True
-        # A tap that is down shows no carrier, even while it is open.
-        return lease.on_close and link is not None and link.up and not link.carrier
+        return lease.on_close and link is not None and not link.open
 
 
 def _links(namespace: Namespace | None, leases: Sequence[Lease]) -> dict[int, Link]:

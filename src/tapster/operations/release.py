@@ -49,7 +49,7 @@ class Release:
 
     def _rest(self, namespace: Namespace, lease: Lease) -> None:
         """Bring the device to rest, or let a placeholder hold its name."""
-        if not self.devices.rest(namespace, lease):
+        if not self.devices.rest(namespace, lease, released=True):
             with self.context.claims.claimed([lease.id]) as claimed:
                 for lease in claimed:
                     self.devices.hold_name(namespace, lease)

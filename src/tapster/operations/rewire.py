@@ -61,7 +61,7 @@ class Rewire:
         lease = self.context.ledger.lease(id)
         if lease is None or lease.state is State.ACTIVE:
             return lease is None
-        if not self.devices.rest(namespace, lease):
+        if not self.devices.rest(namespace, lease, released=True):
             self.devices.hold_name(namespace, lease)
         with suppress(ServiceUnavailable):  # the reaper will try again
             self.devices.detach(namespace, lease)
@@ -73,6 +73,7 @@ class Rewire:
                 f"lease {lease.id} ({lease.name}) is released", reference=lease.id
             )
         model.check_wiring(wiring)
+        self.context.ledger.refuse_same_mac(lease, wiring)
         if lease.kind is Kind.MACVTAP:
             model.check_macvtap_wiring(wiring)
         with self.context.opened(lease.netns) as namespace:
@@ -104,12 +105,13 @@ class Rewire:
         on = bridge.find(namespace, wiring.bridge) if wiring.bridge else None
         if on is not None:
             bridge.check(on, wiring)
+            wiring = wiring._replace(bridge=on.name)
         needed = self.devices.check_backends(namespace, wiring)
         link = namespace.link(lease.ifindex)
         if link is None:
             raise _gone(lease)
         changed = lease._replace(wiring=wiring, backends=needed)
-        to = on.ifindex if on else 0
+        to = on.ifindex if on and not wiring.standby else 0
         leaving = bridge.leave(changed, lease.wiring, link, to)
         joining = bridge.rewire(changed, lease.wiring, link, to)
         # Until the change is complete, both old and new backends may have something.
@@ -119,6 +121,8 @@ class Rewire:
         for backend in self.context.backends:
             if backend.name in lease.backends and backend.name not in needed:
                 backend.detach(namespace, changed)
+        if restored := bridge.identify(lease, self.devices.stamp(lease), link):
+            leaving = [restored, *leaving]
         self.devices.connect(namespace, changed, leaving, joining)
         return self.context.ledger.rewire(lease.id, wiring, needed)
 

@@ -464,6 +464,11 @@ def _link(space: Space, device: Device) -> Link:
         flood=device.learning,
         vlan_filtering=device.vlan_filtering,
         no_ipv6=device.no_ipv6 or not has_ipv6(device),
+        open=device.kind == "tun" and space.open_queues(device.ifindex) > 0,
+        tap_owner=device.uid,
+        tap_group=device.gid,
+        persistent=device.kind != "tun" or device.persist,
+        queues=space.open_queues(device.ifindex) if device.multi_queue else None,
     )
 
 

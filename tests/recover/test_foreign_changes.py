@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What other programs change on a leased device is seen and put back."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab.fake_and_real import ContractLab
+from lab.library import no_reaper
+from tapster import Action, Host, Lease, Macvtap, Tap
+from tapster.testing import Stranger
+
+VICTIM = "52:54:00:00:00:99"
+
+
+@pytest.fixture
+def host(lab: ContractLab, others: Stranger, tmp_path: Path) -> Iterator[Host]:
+    others.add_bridge("br0", mac="02:00:00:00:00:01")
+    others.add_veth("low", "far")
+    with Host(tmp_path / "ledger.db", system=lab.system, reaper=no_reaper) as host:
+        yield host
+
+
+@pytest.fixture(
+    params=[Tap(bridge="br0"), Macvtap(lower="low")], ids=["tap", "macvtap"]
+)
+def lease(host: Host, request: pytest.FixtureRequest) -> Iterator[Lease]:
+    with host.acquire(request.param) as device:
+        yield device.lease
+
+
+def test_a_foreign_mac_is_reported_and_put_back(
+    lab: ContractLab, others: Stranger, host: Host, lease: Lease
+) -> None:
+    before = lab.show()[lease.name].mac
+    others.set_by_name(lease.name, mac=VICTIM)
+    wrong = host.differences(lease)["link"]
+    assert wrong == f"MAC of the host's side is {VICTIM}, not {before}"
+    assert [repair.action for repair in host.recover()] == [Action.REWIRE]
+    assert lab.show()[lease.name].mac == before
+    assert host.differences(lease) == {}
+    assert host.recover() == []
