@@ -57,7 +57,7 @@ else:
 
     Any = NoReturn = Self = object
 
-    def TypeVar(name):
+    def TypeVar(name, bound=None):
         """Return a stand-in for typing.TypeVar."""
         return object
 
