@@ -25,9 +25,9 @@ _tapster() {
     local ours='alias tapster:[^:]*:([[:xdigit:]]+)$'
     local wire=(bridge= ovs= mtu= isolated learning vlan= trunk= external-id= filter
         address= guard inbound= outbound= standby up down)
-    local nic=(kind= link= mode= name= naming= key= owner= mac= queues= user= group=
+    local nic=(kind= link= mode= name= naming= key= owner= label= mac= queues= user= group=
         fin-wait= vm= incoming= takeover vnet-hdr "${wire[@]}")
-    local chosen='--owner --bridge --state --netns'
+    local chosen='--owner --bridge --state --netns --label'
     COMPREPLY=()
 
     # Bash splits words at = and : too; here --bridge=br0 is one word.
@@ -93,7 +93,7 @@ _tapster() {
             ;;
         --name | --key | --owner | --mac | --mtu | --queues | --fin-wait | --vm | --incoming | --at | --remove | \
             --ovs | --vlan | --trunk | --external-id | --address | --inbound | --outbound | \
-            --interval | --count | --format)
+            --interval | --count | --format | --label | --lease | --since | --until | --limit)
             return
             ;;
         *)
@@ -123,7 +123,10 @@ _tapster() {
                     options="$chosen --json"
                     operands=$(_tapster_links "$ours/\1 \2")
                     ;;
-                who) options='--at --json' operands=$(_tapster_links "$ours/\1") ;;
+                who)
+                    options='--owner --mac --lease --label --at --since --until --limit --json'
+                    operands=$(_tapster_links "$ours/\1")
+                    ;;
                 run) options="${nic[*]/#/--} --nic --netns" ;;
                 reap) options=--now ;;
                 recover) options='--dry-run --json' ;;

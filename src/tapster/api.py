@@ -7,7 +7,16 @@ from contextlib import ExitStack, contextmanager
 from tapster.checks import check_value, shown
 from tapster.errors import NoSuchLease, RequestError
 from tapster.light import Protocol, Self, Unpack
-from tapster.model import Changes, HistoryEntry, Lease, Link, Problem, Spec
+from tapster.model import (
+    Changes,
+    HistoryEntry,
+    HistoryEvent,
+    HistoryQuery,
+    Lease,
+    Link,
+    Problem,
+    Spec,
+)
 from tapster.open_device import OpenDevice
 from tapster.operations.decision import Repair
 
@@ -132,6 +141,21 @@ class Manager(Protocol):
 
     def who(self, name: str, at: float | None = None) -> list[HistoryEntry]:
         """Who holds or held `name`, latest first; at wall clock `at` if given."""
+        return self.history(HistoryQuery(name, at=at))
+
+    def history(self, query: HistoryQuery) -> list[HistoryEntry]:
+        """The leases that fit a query, active ones too, the latest first.
+
+        Raises RequestError for a time in the future.
+        """
+
+    def events(
+        self, since: float | None = None, until: float | None = None
+    ) -> list[HistoryEvent]:
+        """What happened to devices between two times, the earliest first.
+
+        The daemon records it: devices that others deleted, moved or renamed.
+        """
 
     # Look after
 

@@ -9,10 +9,20 @@ from collections.abc import Callable, Iterable, Sequence
 
 from tapster.api import Manager, Reference, check_acquire, id_of, ids_of
 from tapster.backends.backend import Backend
-from tapster.checks import check_value
+from tapster.checks import check_record, check_value
 from tapster.kernel.port import System
 from tapster.light import Unpack
-from tapster.model import Changes, HistoryEntry, Lease, Link, Netns, Problem, Spec
+from tapster.model import (
+    Changes,
+    HistoryEntry,
+    HistoryEvent,
+    HistoryQuery,
+    Lease,
+    Link,
+    Netns,
+    Problem,
+    Spec,
+)
 from tapster.open_device import OpenDevice
 from tapster.operations.decision import Repair
 from tapster.operations.operations import Operations, open_operations
@@ -111,10 +121,16 @@ class Host(Manager):
     def differing(self, leases: Iterable[Lease]) -> frozenset[str]:
         return self._operations.look.differing(leases)
 
-    def who(self, name: str, at: float | None = None) -> list[HistoryEntry]:
-        check_value(str, name, "name")
-        check_value(float | None, at, "at")
-        return self._operations.look.who(name, at)
+    def history(self, query: HistoryQuery) -> list[HistoryEntry]:
+        check_record(query)
+        return self._operations.look.history(query)
+
+    def events(
+        self, since: float | None = None, until: float | None = None
+    ) -> list[HistoryEvent]:
+        check_value(float | None, since, "since")
+        check_value(float | None, until, "until")
+        return self._operations.look.events(since, until)
 
     # Look after
 

@@ -16,6 +16,7 @@ from tapster.light import NamedTuple, TypedDict
 DEFAULT_TEMPLATE = "vnet%d"
 DEFAULT_FIN_WAIT = 5.0
 MAX_OWNER = 255
+MAX_LABELS = 32
 MAX_QUEUES = 256
 """`MAX_TAP_QUEUES` in the kernel's include/linux/if_tap.h."""
 
@@ -163,6 +164,7 @@ class Tap(NamedTuple):
     uid: int | None = None
     gid: int | None = None
     fin_wait: float = DEFAULT_FIN_WAIT
+    labels: tuple[tuple[str, str], ...] = ()
     ovs: str | None = None
     isolated: bool = False
     learning: bool = True
@@ -208,6 +210,7 @@ class Macvtap(NamedTuple):
     standby: bool = False
     """As in `Wiring`."""
     vm: Vm | None = None
+    labels: tuple[tuple[str, str], ...] = ()
 
     @property
     def kind(self) -> Kind:
@@ -288,6 +291,8 @@ class Lease(NamedTuple):
     """The group id that may open the tap by name."""
     open_at_release: bool = False
     """The VM still had the tap open when the lease was released."""
+    labels: tuple[tuple[str, str], ...] = ()
+    """Text for people and programs, as KEY=VALUE."""
 
 
 class HistoryEntry(NamedTuple):
@@ -307,6 +312,39 @@ class HistoryEntry(NamedTuple):
     """When FIN WAIT was over; None before that."""
     caller_uid: int | None = None
     """As in Lease."""
+    labels: tuple[tuple[str, str], ...] = ()
+    """As in Lease."""
+
+
+class HistoryQuery(NamedTuple):
+    """What to look for in the history. A field that is None fits every entry."""
+
+    name: str | None = None
+    owner: str | None = None
+    mac: str | None = None
+    lease: str | None = None
+    label: tuple[str, str] | None = None
+    at: float | None = None
+    """Wall clock: leases that had their name then."""
+    since: float | None = None
+    """Wall clock: leases that had their name then or later."""
+    until: float | None = None
+    """Wall clock: leases that began by then."""
+    caller_uid: int | None = None
+    limit: int | None = None
+    """At most so many, the latest."""
+
+
+class HistoryEvent(NamedTuple):
+    """Something that happened to a device beside its lease's life."""
+
+    time: float
+    event: str
+    lease: str
+    name: str
+    owner: str
+    caller_uid: int | None = None
+    detail: str = ""
 
 
 class Problem(NamedTuple):
@@ -390,6 +428,7 @@ def check_spec(spec: Spec) -> names.Template:
         )
     if (spec.naming == Naming.STABLE) != (spec.key is not None):
         raise RequestError("naming stable and a key go together")
+    check_labels(spec.labels)
     if not 1 <= spec.queues <= MAX_QUEUES:
         raise RequestError(f"queues must be 1 to {MAX_QUEUES}, not {spec.queues}")
     if not 0 <= spec.fin_wait <= 86400:
@@ -418,6 +457,22 @@ def _check_vm(vm: Vm) -> None:
             raise RequestError(
                 "incoming is the epoch of the other host, such as 0.7, "
                 f"not {vm.incoming!r}"
+            )
+
+
+def check_labels(labels: tuple[tuple[str, str], ...]) -> None:
+    """Check the labels of a lease. Raises RequestError."""
+    if len(labels) > MAX_LABELS:
+        raise RequestError(f"{len(labels)} labels are too many: at most {MAX_LABELS}")
+    if len(dict(labels)) < len(labels):
+        raise RequestError("each label may be given once")
+    for key, value in labels:
+        if not key or "=" in key or not f"{key}{value}".isprintable():
+            raise RequestError(f"label {key!r}={value!r} is not KEY=VALUE")
+        if len(key) + len(value) > MAX_OWNER:
+            raise RequestError(
+                f"label {key!r} has {len(key) + len(value)} characters: "
+                f"at most {MAX_OWNER} are allowed"
             )
 
 

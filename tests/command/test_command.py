@@ -52,6 +52,7 @@ def parsed(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 
 LEASE_FIELDS = {
+    "labels",
     *("id", "name", "ifindex", "kind", "state", "owner", "mac", "bridge", "lower"),
     *("mode", "mtu", "queues", "isolated", "netns", "created", "released"),
     *("fin_wait", "fin_wait_left", "pid", "placeholder"),
@@ -131,6 +132,31 @@ def test_who_at_a_time(tapster: Run) -> None:
     ]
     assert then["owner"] == "first"
     assert parsed(tapster("who", "web", "--at", "0", "--json"))["entries"] == []
+    assert "in the future" in tapster("who", "--at", "2999-01-01", status=2).stderr
+
+
+def test_who_finds_by_anything_that_is_known_of_a_lease(tapster: Run) -> None:
+    for owner, mac in (("red", "52:54:00:00:00:01"), ("blue", "52:54:00:00:00:02")):
+        tapster(
+            *("add", "--owner", owner, "--mac", mac.upper(), "--label", f"role={owner}")
+        )
+
+    def found(*options: str) -> list[str]:
+        entries = parsed(tapster("who", *options, "--json"))["entries"]
+        return [entry["owner"] for entry in entries]
+
+    assert found() == ["blue", "red"]
+    assert found("--owner", "red") == ["red"]
+    assert found("--mac", "52:54:00:00:00:02") == ["blue"]
+    assert found("--label", "role=red") == ["red"]
+    (lease,) = parsed(tapster("ls", "--owner", "red", "--json"))["leases"]
+    assert lease["labels"] == {"role": "red"}
+    assert found("--lease", lease["id"]) == ["red"]
+    assert found("--limit", "1") == ["blue"]
+    assert found("--since", "1h") == ["blue", "red"]
+    assert found("--until", "1h") == []
+    assert tapster("ls", "-q", "--label", "role=b*").stdout == "vnet1\n"
+    assert tapster("ls", "-q", "--label", "role").stdout == "vnet0\nvnet1\n"
 
 
 @pytest.mark.parametrize(
@@ -155,6 +181,8 @@ def test_who_at_a_time(tapster: Run) -> None:
         (["rm", "nix"], 1, "'nix'"),
         (["show", "nix"], 1, "'nix'"),
         (["who", "vnet0", "--at", "noon"], 2, "'noon'"),
+        (["who", "--at", "1", "--since", "1"], 2, "give one"),
+        (["add", "--label", "x"], 2, "'x' is not KEY=VALUE"),
         (["add", "--kind", "tpa"], 2, "'tpa' is not one of tap, macvtap"),
         (["add", "--fin-wait", "5x"], 2, "'5x' is not a duration"),
         (["rm"], 2, "nothing was chosen"),

@@ -9,7 +9,7 @@ import pytest
 
 from tapster import names
 from tapster.ledger import Ledger
-from tapster.model import Lease, Naming, Tap
+from tapster.model import HistoryQuery, Lease, Naming, Tap
 from tests.ledger.making import ME, PROCESS, Clock, dead, hold, nobody_has, reserve
 
 
@@ -65,7 +65,13 @@ VERBS: dict[str, Callable[[Two], object]] = {
     "bind": lambda two: two.ledger.bind([two.reserved.id], PROCESS),
     "lease": lambda two: two.ledger.lease(two.active),
     "named": lambda two: two.ledger.named("vnet4"),
-    "entries": lambda two: two.ledger.entries("vnet4"),
+    "entries": lambda two: two.ledger.entries(HistoryQuery("vnet4")),
+    "entries of a MAC": lambda two: two.ledger.entries(
+        HistoryQuery(mac="52:54:00:00:00:04")
+    ),
+    "entries of a lease": lambda two: two.ledger.entries(
+        HistoryQuery(lease=two.active)
+    ),
     "suspects": lambda two: two.ledger.suspects("boot"),
     "begin_release": lambda two: two.ledger.begin_release(two.active),
     "claim": lambda two: two.ledger.claim(two.active, ME, dead),

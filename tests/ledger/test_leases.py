@@ -13,7 +13,18 @@ import pytest
 from tapster import model, names
 from tapster.errors import LeaseBusy, NamesExhausted, NameTaken, NoSuchLease
 from tapster.ledger import FIRST_IFINDEX, LAST_IFINDEX, Ledger, Reservation, history
-from tapster.model import Kind, Lease, Macvtap, Mode, Naming, Rate, State, Tap, Wiring
+from tapster.model import (
+    HistoryQuery,
+    Kind,
+    Lease,
+    Macvtap,
+    Mode,
+    Naming,
+    Rate,
+    State,
+    Tap,
+    Wiring,
+)
 from tests.ledger.making import (
     HERE,
     ME,
@@ -115,7 +126,7 @@ def test_a_lease_lives_from_reserved_to_history(ledger: Ledger, clock: Clock) ->
     ledger.end([lease.id])
     assert ledger.ended(lease.id)
     assert ledger.leases() == []
-    (entry,) = ledger.entries("vnet0")
+    (entry,) = ledger.entries(HistoryQuery("vnet0"))
     assert (entry.lease, entry.owner) == (lease.id, "vm1")
     assert (entry.created, entry.released, entry.ended) == (100.0, 200.0, 300.0)
 
@@ -158,7 +169,7 @@ def test_a_lease_that_was_never_active_leaves_no_history_and_frees_its_name(
 ) -> None:
     first, _ = reserve(ledger, Tap(), Tap())
     ledger.end([first.id])
-    assert ledger.entries(first.name) == []
+    assert ledger.entries(HistoryQuery(first.name)) == []
     assert not ledger.ended(first.id)
     assert names_of(reserve(ledger, Tap())) == [first.name]
 
@@ -171,7 +182,7 @@ def test_ending_a_lease_may_be_repeated(
     for _ in range(2):
         ledger.end([lease.id])
     assert ledger.leases() == []
-    assert len(ledger.entries("vnet0")) == (make is hold)
+    assert len(ledger.entries(HistoryQuery("vnet0"))) == (make is hold)
 
 
 def test_a_lease_that_is_gone_is_named(ledger: Ledger) -> None:
@@ -210,12 +221,12 @@ def test_history_says_who_held_a_name_latest_first(
         end(ledger, *leases)
     clock.wall = 400.0
     hold(ledger, Tap(owner="vm3"), netns=THERE)
-    entries = ledger.entries("vnet0")
+    entries = ledger.entries(HistoryQuery("vnet0"))
     assert [entry.owner for entry in entries] == ["vm3", "vm2", "vm1"]
     assert [entry.created for entry in entries] == [400.0, 310.0, 200.0]
     assert [entry.ended for entry in entries] == [None, 320.0, 210.0]
     assert [entry.netns for entry in entries] == [THERE.path, HERE.path, HERE.path]
-    assert ledger.entries("vnet1") == []
+    assert ledger.entries(HistoryQuery("vnet1")) == []
 
 
 def test_history_is_bounded(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,17 @@ import pytest
 
 from tapster.errors import LedgerTooNew
 from tapster.ledger import Ledger, database
-from tapster.model import Kind, Mode, Netns, Process, Rate, State, Tap, Wiring
+from tapster.model import (
+    HistoryQuery,
+    Kind,
+    Mode,
+    Netns,
+    Process,
+    Rate,
+    State,
+    Tap,
+    Wiring,
+)
 from tests.ledger.killing import create, dump, killed_before
 from tests.ledger.making import Clock, hold, names_of
 
@@ -106,7 +116,7 @@ def test_a_migrated_ledger_keeps_its_leases(tmp_path: Path, version: int) -> Non
     )
     assert (waiting.state, waiting.deadline) == (State.FIN_WAIT, 15.0)
     assert (reserved.state, reserved.manager) == (State.RESERVED, 7)
-    owners = {entry.owner for entry in ledger.entries("vnet3")}
+    owners = {entry.owner for entry in ledger.entries(HistoryQuery("vnet3"))}
     assert owners == {"vm3", "vm5"}
     assert names_of(hold(ledger, Tap(), netns=here)) == ["vnet4"]
     ledger.close()

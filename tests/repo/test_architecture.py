@@ -162,7 +162,11 @@ ROOMS = [
         "errors of the file, with what would be right",
     ),
     Room("tapster.ledger.claims", ("tapster.model",), "one column of a table"),
-    Room("tapster.ledger.history", ("tapster.model",), "one table"),
+    Room(
+        "tapster.ledger.history",
+        ("tapster.ledger.rows", "tapster.ledger.settings", "tapster.model"),
+        "two tables of what is over",
+    ),
     Room("tapster.ledger.namespaces", ("tapster.model",), "one table"),
     Room("tapster.ledger.settings", ("tapster.ledger.database",), "one table"),
     Room(
@@ -527,7 +531,7 @@ PURE = {
     "tapster.checks": {"enum", "types"},
     "tapster.names": {"hashlib"},
     "tapster.model": {"enum", "ipaddress"},
-    "tapster.ledger.rows": set(),
+    "tapster.ledger.rows": {"collections.abc"},
     "tapster.operations.decision": {"enum"},
     "tapster.fleet.claim": {"enum"},
     "tapster.fleet.keys": {"collections.abc", "json"},

@@ -45,6 +45,13 @@ def declare(parser: argparse.ArgumentParser) -> None:
         help="the key from which --naming stable derives the number",
     )
     option("--owner", metavar="TEXT", default="", help="the owner, in free text")
+    option(
+        "--label",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="text for people and programs; may be given several times",
+    )
     option("--mac", help="the guest's MAC; default: a random one")
     option(
         "--vnet-hdr",
@@ -76,6 +83,19 @@ def declare(parser: argparse.ArgumentParser) -> None:
     wire.declare(parser)
 
 
+def labels(options: argparse.Namespace) -> tuple[tuple[str, str], ...]:
+    """Return the labels that the options give. Raises RequestError."""
+    return tuple(pair(text, "label") for text in options.label)
+
+
+def pair(text: str, what: str) -> tuple[str, str]:
+    """Return a key and its value. Raises RequestError."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise RequestError(f"{what} {text!r} is not KEY=VALUE")
+    return key, value
+
+
 def _texts(values: Iterable[str]) -> list[str]:
     """Return the values of an enumeration as plain text, for argparse's messages."""
     return [str(value) for value in values]
@@ -92,6 +112,7 @@ def spec(options: argparse.Namespace) -> Spec:
             naming=Naming(options.naming),
             key=options.key,
             owner=options.owner,
+            labels=labels(options),
             mac=options.mac,
             queues=options.queues,
             vnet_hdr=options.vnet_hdr,
@@ -112,6 +133,7 @@ def spec(options: argparse.Namespace) -> Spec:
         naming=Naming(options.naming),
         key=options.key,
         owner=options.owner,
+        labels=labels(options),
         mac=options.mac,
         mtu=wiring.get("mtu"),
         queues=options.queues,

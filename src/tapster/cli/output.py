@@ -44,6 +44,7 @@ def lease_json(lease: Lease) -> dict[str, Any]:
         "kind": lease.kind,
         "state": lease.state,
         "owner": lease.owner,
+        "labels": dict(lease.labels),
         "mac": lease.mac,
         "lower": lease.lower,
         "mode": lease.mode,
@@ -63,8 +64,8 @@ def lease_json(lease: Lease) -> dict[str, Any]:
 
 
 LEASE_FIELDS = (
-    *("id", "name", "ifindex", "kind", "state", "owner", "mac", "lower", "mode"),
-    *("queues", *Wiring._fields, "netns", "created", "released", "fin_wait"),
+    *("id", "name", "ifindex", "kind", "state", "owner", "labels", "mac", "lower"),
+    *("mode", "queues", *Wiring._fields, "netns", "created", "released", "fin_wait"),
     *("fin_wait_left", "pid", "caller_uid", "on_close", "placeholder", "vnet_hdr"),
 )
 """The fields of `lease_json`."""
@@ -88,6 +89,7 @@ def entry_json(entry: HistoryEntry) -> dict[str, Any]:
     """Return an entry of the history as programs see it."""
     return {
         **entry._asdict(),
+        "labels": dict(entry.labels),
         "netns": netns_name(entry.netns) or None,
         "created": timestamp(entry.created),
         "released": timestamp(entry.released),

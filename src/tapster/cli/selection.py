@@ -15,7 +15,7 @@ from tapster.model import Lease, State
 if TYPE_CHECKING:
     from tapster.api import Manager
 
-FILTERS = ("owner", "bridge", "state", "in_netns")
+FILTERS = ("owner", "bridge", "state", "in_netns", "label")
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +33,12 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--netns", metavar="NS", dest="in_netns", help="in this network namespace"
+    )
+    parser.add_argument(
+        "--label",
+        metavar="KEY[=VALUE]",
+        action="append",
+        help="with this label; may be given several times",
     )
 
 
@@ -112,6 +118,17 @@ def _fits(lease: Lease, options: argparse.Namespace) -> bool:
         and (options.bridge is None or options.bridge in on)
         and (options.state is None or lease.state == options.state)
         and (options.in_netns is None or options.in_netns in netns)
+        and all(_has(lease, label) for label in options.label or ())
+    )
+
+
+def _has(lease: Lease, label: str) -> bool:
+    key, equals, value = label.partition("=")
+    labels = dict(lease.labels)
+    return (
+        like(labels[key], value)
+        if equals and key in labels
+        else (not equals and key in labels)
     )
 
 

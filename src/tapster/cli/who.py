@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Say who holds or held a name, latest first."""
+"""Show who has or had a name, the latest first.
+
+Without NAME, --owner, --mac, --lease or --label: the whole host, at one time or in a
+time. TIME is 2026-01-31T14:05, 14:05 (today), "yesterday 14:05", 2h (two hours ago), or
+seconds since 1970, in local time.
+"""
 
 import argparse
-from datetime import datetime
+import time
+from datetime import datetime, timedelta
 
-from tapster.cli import output
+from tapster.cli import nic, output, values
 from tapster.cli.output import Column
 from tapster.errors import RequestError
 from tapster.light import TYPE_CHECKING
-from tapster.model import HistoryEntry
+from tapster.model import HistoryEntry, HistoryQuery
 
 if TYPE_CHECKING:
     from tapster.api import Manager
@@ -18,57 +24,105 @@ COLUMNS = (
     Column("OWNER", cut=True),
     Column("FROM"),
     Column("RELEASED"),
-    Column("UNTIL", 4),
-    Column("MAC", 3),
-    Column("NETNS", 2),
-    Column("LEASE", 1),
+    Column("UNTIL", 1),
+    Column("MAC", 4),
+    Column("NETNS", 3),
+    Column("LEASE", 2),
 )
+LIMIT = 1000
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="a device's name")
-    parser.add_argument(
-        "--at",
-        metavar="TIME",
-        help="only then: 2026-01-31T12:00:00, 12:00 (today), or seconds since 1970",
+    option = parser.add_argument
+    option("name", nargs="?", metavar="NAME", help="a device's name")
+    option("--owner", metavar="TEXT", help="the leases of this owner")
+    option("--mac", metavar="MAC", help="the leases with this MAC of the guest")
+    option("--lease", metavar="ID", help="the lease with this id")
+    option("--label", metavar="KEY=VALUE", help="the leases with this label")
+    option("--at", metavar="TIME", help="only at this time")
+    option("--since", metavar="TIME", help="only from this time on")
+    option("--until", metavar="TIME", help="only up to this time")
+    option(
+        "--limit",
+        metavar="N",
+        type=values.number,
+        default=LIMIT,
+        help=f"at most N entries; default: {LIMIT}",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    option("--json", action="store_true", help="print JSON")
 
 
 def run(options: argparse.Namespace, host: "Manager") -> int:
-    at = None if options.at is None else parse_time(options.at, datetime.now())
-    entries = host.who(options.name, at)
+    now = datetime.now()
+    at, since, until = (
+        None if text is None else parse_time(text, now)
+        for text in (options.at, options.since, options.until)
+    )
+    if at is not None and (since is not None or until is not None):
+        raise RequestError(
+            "--at is one time, --since and --until are a range: give one"
+        )
+    if options.limit < 1:
+        raise RequestError(f"--limit must be 1 or more, not {options.limit}")
+    query = HistoryQuery(
+        name=options.name,
+        owner=options.owner,
+        mac=options.mac and options.mac.lower(),
+        lease=options.lease,
+        label=nic.pair(options.label, "label") if options.label else None,
+        at=at,
+        since=since,
+        until=until,
+        limit=options.limit,
+    )
+    entries = host.history(query)
     if options.json:
-        output.print_json(entries=[output.entry_json(one) for one in entries])
+        output.print_json(entries=[output.entry_json(entry) for entry in entries])
     else:
-        output.print_table(COLUMNS, [_row(one) for one in entries])
+        output.print_table(COLUMNS, [_row(entry) for entry in entries])
     return 0
 
 
 def parse_time(text: str, now: datetime) -> float:
-    """Seconds since the epoch; a time without a zone is local, without a day today."""
+    """Return seconds since the epoch. Raises RequestError also for the future."""
+    moment = _parse(text.strip(), now)
+    if moment > time.time() + 1:
+        raise RequestError(f"time {text!r} is in the future")
+    return moment
+
+
+def _parse(text: str, now: datetime) -> float:
     try:
         return float(text)
     except ValueError:
         pass
+    day, _, clock = text.partition(" ")
+    days = {"today": 0, "yesterday": 1}
+    if day in days:
+        date = now.date() - timedelta(days=days[day])
+        text = f"{date}T{clock or '00:00'}"
     for candidate in (text, f"{now:%Y-%m-%d}T{text}"):
         try:
             return datetime.fromisoformat(candidate).timestamp()
         except ValueError:
             continue
-    raise RequestError(
-        f"time {text!r} is not of the form 2026-01-31T12:00:00, 12:00, or 1769860800"
-    )
+    try:
+        return now.timestamp() - values.duration(text)
+    except argparse.ArgumentTypeError:
+        raise RequestError(
+            f"time {text!r} is not of the form 2026-01-31T14:05, 14:05, "
+            "'yesterday 14:05', 2h (ago), or 1769860800"
+        ) from None
 
 
-def _row(one: HistoryEntry) -> tuple[str, ...]:
+def _row(entry: HistoryEntry) -> tuple[str, ...]:
     return (
-        one.name,
-        one.owner or "-",
-        output.moment(one.created),
-        output.moment(one.released),
-        output.moment(one.ended),
-        one.mac,
-        output.netns_name(one.netns) or "-",
-        one.lease,
+        entry.name,
+        entry.owner or "-",
+        output.moment(entry.created),
+        output.moment(entry.released),
+        output.moment(entry.ended),
+        entry.mac,
+        output.netns_name(entry.netns) or "-",
+        entry.lease,
     )

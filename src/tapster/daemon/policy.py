@@ -69,7 +69,7 @@ LISTED = {
 }
 """The fields whose values a rule lists."""
 FREE = {
-    *("key", "owner", "vnet_hdr"),
+    *("key", "labels", "owner", "vnet_hdr"),
     *(
         "addresses",
         "filter",

@@ -24,13 +24,16 @@ from tapster.errors import (
 )
 from tapster.kernel import process, unix
 from tapster.light import Any, NamedTuple
-from tapster.model import Lease, Spec, State, Tap, Wiring
+from tapster.model import HistoryQuery, Lease, Spec, State, Tap, Wiring
 from tapster.operations.devices import Opened
 from tapster.operations.look import Look
 from tapster.operations.operations import Operations, open_operations
 from tapster.rpc import interface
 from tapster.rpc.interface import Binding
 from tapster.rpc.varlink import Nothing
+
+HISTORY_LIMIT = 1000
+"""Entries of the history, or events, in one answer."""
 
 
 class Call(NamedTuple):
@@ -78,6 +81,7 @@ class Service:
             "Set": self._set,
             "List": self._list,
             "History": self._history,
+            "Events": self._events,
             "Reopen": self._reopen,
             "Reap": self._reap,
             "Recover": self._recover,
@@ -265,12 +269,38 @@ class Service:
 
     def _history(self, call: Call) -> Answer:
         asked: interface.History = call.parameters
-        entries = tuple(
-            one
-            for one in self._operations.look.who(asked.name, asked.at)
-            if policy.may_see(self.rules, call.caller, one.caller_uid)
+        if len(asked.label) not in (0, 2):
+            raise RequestError("label has a key and a value")
+        query = HistoryQuery(
+            asked.name,
+            asked.owner,
+            asked.mac,
+            asked.lease,
+            (asked.label[0], asked.label[1]) if asked.label else None,
+            asked.at,
+            asked.since,
+            asked.until,
+            self._only(call),
+            min(HISTORY_LIMIT, HISTORY_LIMIT if asked.limit is None else asked.limit),
         )
+        entries = tuple(self._operations.look.history(query))
         return Answer(interface.HistoryEntries(entries))
+
+    def _events(self, call: Call) -> Answer:
+        asked: interface.Span = call.parameters
+        only = self._only(call)
+        events = tuple(
+            event
+            for event in self._operations.look.events(asked.since, asked.until)
+            if only is None or event.caller_uid == only
+        )
+        return Answer(interface.HistoryEvents(events[-HISTORY_LIMIT:]))
+
+    def _only(self, call: Call) -> int | None:
+        """The user id whose leases alone the caller may see; None for all."""
+        if policy.allows(self.rules, call.caller, policy.SEE_OTHERS):
+            return None
+        return call.caller.uid
 
     def _reopen(self, call: Call) -> Answer:
         asked: interface.Reopen = call.parameters

@@ -6,13 +6,14 @@ Everything here runs in the worker's thread, unless its docstring says otherwise
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 
 from tapster.daemon.log import INFO, WARNING, Log
 from tapster.daemon.metrics import Metrics
-from tapster.errors import HostError, TapsterError
+from tapster.errors import HostError, LedgerError, TapsterError
 from tapster.kernel.port import HERE, Changes
 from tapster.light import NamedTuple
-from tapster.model import Lease, Link, Netns, Process, State
+from tapster.model import HistoryEvent, Lease, Link, Netns, Process, State
 from tapster.operations.decision import Action, Repair
 from tapster.operations.operations import Operations
 from tapster.operations.reap import REAP_BATCH
@@ -36,6 +37,10 @@ class Retry(NamedTuple):
     """Seconds between the last attempt and this one."""
     reason: str | None
     wiring: bool
+
+
+LIFE = ("acquired", "released", "ended")
+"""Events that the history of leases tells already."""
 
 
 class Upkeep:
@@ -328,17 +333,32 @@ class Upkeep:
             caller_uid=lease.caller_uid,
             detail=detail,
         )
-        self._on_event(
-            Event(
-                round(time.time(), 3),
-                event,
-                lease.id,
-                lease.name,
-                lease.owner,
-                lease.caller_uid,
-                detail,
-            )
+        reported = Event(
+            round(time.time(), 3),
+            event,
+            lease.id,
+            lease.name,
+            lease.owner,
+            lease.caller_uid,
+            detail,
         )
+        self._on_event(reported)
+        if event not in LIFE:
+            self._record(reported, lease)
+
+    def _record(self, event: Event, lease: Lease) -> None:
+        """Keep an event for the history. A ledger that is full keeps none."""
+        kept = HistoryEvent(
+            event.time,
+            event.event,
+            lease.id,
+            lease.name,
+            lease.owner,
+            lease.caller_uid,
+            event.detail or "",
+        )
+        with suppress(LedgerError), self._operations.context.gate:
+            self._operations.context.ledger.record_event(kept)
 
 
 def _printable(name: str) -> str:

@@ -40,6 +40,26 @@ MIGRATIONS: dict[int, str] = {
     ALTER TABLE lease ADD COLUMN tap_owner INTEGER;
     ALTER TABLE lease ADD COLUMN tap_group INTEGER;
     ALTER TABLE lease ADD COLUMN open_at_release INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE lease ADD COLUMN labels TEXT NOT NULL DEFAULT '';
+    ALTER TABLE history ADD COLUMN labels TEXT NOT NULL DEFAULT '';
+    DROP INDEX history_name;
+    CREATE INDEX history_name ON history (name, created);
+    CREATE INDEX history_owner ON history (owner, created);
+    CREATE INDEX history_mac ON history (mac, created);
+    CREATE INDEX history_created ON history (created);
+    CREATE INDEX history_ended ON history (ended);
+    CREATE TABLE event (
+        seq    INTEGER PRIMARY KEY,
+        time   REAL NOT NULL,
+        event  TEXT NOT NULL,
+        lease  TEXT NOT NULL,
+        name   TEXT NOT NULL,
+        owner  TEXT NOT NULL,
+        caller_uid INTEGER,
+        detail TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX event_time ON event (time);
+    CREATE INDEX event_lease ON event (lease);
     """,
 }
 """SQL that brings schema version n to n + 1."""

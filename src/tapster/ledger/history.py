@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The leases that have ended, so that `tapster who` can say who had a name.
+"""The leases that have ended, and what happened to devices: for `who` and `report`.
 
 Every function runs inside a transaction of the caller.
 """
@@ -7,58 +7,74 @@ Every function runs inside a transaction of the caller.
 import sqlite3
 from collections.abc import Iterable
 
-from tapster.model import HistoryEntry, Kind
+from tapster.ledger import rows, settings
+from tapster.model import HistoryEntry, HistoryEvent, HistoryQuery, Kind
 
 HISTORY_ROWS = 100_000
-"""How many ended leases the ledger remembers."""
+"""How many ended leases the ledger remembers, unless a setting says otherwise."""
 
+# Each SELECT finds its rows in order by an index, and SQLite merges the two: so a
+# limit bounds the work. An entry of one lease in both tables cannot be seen, because
+# a lease ends in one transaction.
 _ENTRIES = """
-SELECT lease, owner, kind, mac, ifindex, netns, created, released, ended, caller_uid
-FROM history WHERE name = ?
+SELECT name, lease, owner, kind, mac, ifindex, netns, created, released, ended,
+       caller_uid, labels
+FROM history {indexed} WHERE {ended}
 UNION ALL
-SELECT lease.id, owner, kind, mac, ifindex, path, created, released, NULL, caller_uid
-FROM lease JOIN netns ON netns.id = lease.netns WHERE name = ?
-ORDER BY created DESC
+SELECT name, lease.id, owner, kind, mac, ifindex, path, created, released, NULL,
+       caller_uid, labels
+FROM lease JOIN netns ON netns.id = lease.netns WHERE {live}
+ORDER BY created DESC LIMIT {limit}
 """
+
+_CONDITIONS = {
+    "name": "name = :name",
+    "owner": "owner = :owner",
+    "mac": "mac = :mac",
+    "label": "instr(char(10) || labels || char(10), :label)",
+    "caller_uid": "caller_uid = :caller_uid",
+    "until": "created <= :until",
+    "at": "created <= :at",
+}
+"""The conditions of a query's fields that are equal for both tables."""
 
 _RECORD = """
 INSERT INTO history (name, lease, owner, kind, mac, ifindex, netns, created, released,
-                     ended, caller_uid)
+                     ended, caller_uid, labels)
 SELECT name, lease.id, owner, kind, mac, ifindex, path, created,
-       coalesce(released, ?), ?, caller_uid
+       coalesce(released, ?), ?, caller_uid, labels
 FROM lease JOIN netns ON netns.id = lease.netns
 WHERE lease.id = ? AND state != 'reserved'
 """
 
 
-def entries(db: sqlite3.Connection, name: str) -> list[HistoryEntry]:
-    """Return the leases that have or had a name, the latest first."""
+def entries(db: sqlite3.Connection, query: HistoryQuery) -> list[HistoryEntry]:
+    """Return the leases that fit a query, active ones too, the latest first."""
+    values = {key: value for key, value in query._asdict().items() if value is not None}
+    if query.label is not None:
+        values["label"] = "\n" + rows.text_of_pairs([query.label]) + "\n"
+    both = ["1", *(sql for key, sql in _CONDITIONS.items() if key in values)]
+    ended, live = list(both), list(both)
+    if query.lease is not None:
+        ended.append("lease = :lease")
+        live.append("lease.id = :lease")
+    ended += [f"ended > :{key}" for key in ("since", "at") if key in values]
+    narrowed = {"name", "owner", "mac", "lease"} & values.keys()
+    text = _ENTRIES.format(
+        # Without a name the time is what narrows best; SQLite cannot know that.
+        indexed=(
+            "INDEXED BY history_ended"
+            if {"since", "at"} & values.keys() and not narrowed
+            else ""
+        ),
+        ended=" AND ".join(ended),
+        live=" AND ".join(live),
+        limit=-1 if query.limit is None else int(query.limit),
+    )
+    found = db.execute(text, values)
     return [
-        HistoryEntry(
-            name=name,
-            lease=lease,
-            owner=owner,
-            kind=Kind(kind),
-            mac=mac,
-            ifindex=ifindex,
-            netns=netns,
-            created=created,
-            released=released,
-            ended=ended,
-            caller_uid=caller_uid,
-        )
-        for (
-            lease,
-            owner,
-            kind,
-            mac,
-            ifindex,
-            netns,
-            created,
-            released,
-            ended,
-            caller_uid,
-        ) in db.execute(_ENTRIES, (name, name))
+        HistoryEntry._make([*row[:3], Kind(row[3]), *row[4:11], rows.pairs_of(row[11])])
+        for row in found
     ]
 
 
@@ -71,10 +87,35 @@ def has(db: sqlite3.Connection, id: str) -> bool:
 def record(db: sqlite3.Connection, ids: Iterable[str], wallclock: float) -> None:
     """Record the end of leases, apart from those that never became active.
 
-    Forget the oldest entries beyond HISTORY_ROWS.
+    Forget the oldest entries beyond the limit.
     """
     db.executemany(_RECORD, [(wallclock, wallclock, id) for id in ids])
     db.execute(
         "DELETE FROM history WHERE seq <= (SELECT max(seq) FROM history) - ?",
-        (HISTORY_ROWS,),
+        (settings.history_rows(db, HISTORY_ROWS),),
     )
+
+
+def record_event(db: sqlite3.Connection, event: HistoryEvent) -> None:
+    """Record something that happened to a device; forget the oldest events."""
+    db.execute(
+        "INSERT INTO event (time, event, lease, name, owner, caller_uid, detail) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?)",
+        event,
+    )
+    db.execute(
+        "DELETE FROM event WHERE seq <= (SELECT max(seq) FROM event) - ?",
+        (settings.history_rows(db, HISTORY_ROWS),),
+    )
+
+
+def events(
+    db: sqlite3.Connection, since: float | None, until: float | None
+) -> list[HistoryEvent]:
+    """Return what happened to devices in a time, the earliest first."""
+    found = db.execute(
+        "SELECT time, event, lease, name, owner, caller_uid, detail FROM event "
+        "WHERE time >= ? AND time <= ? ORDER BY time",
+        (0.0 if since is None else since, 1e18 if until is None else until),
+    )
+    return [HistoryEvent(*row) for row in found]

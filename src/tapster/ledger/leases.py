@@ -97,6 +97,7 @@ def insert(
         "on_close": reservation.on_close,
         "created": created,
         "fin_wait": spec.fin_wait,
+        "labels": rows.text_of_pairs(spec.labels),
         "manager": manager,
     }
     db.execute(

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Leases as rows of the ledger's tables, and back."""
 
+from collections.abc import Iterable
+
 from tapster.light import Any
 from tapster.model import (
     MAX_QUEUES,
@@ -23,7 +25,7 @@ MAC_LENGTH = len("52:54:00:12:34:56")
 SELECT = f"""
 SELECT lease.id, name, ifindex, kind, state, owner, mac, lower, mode, queues, vnet_hdr,
        backends, caller_uid, on_close, created, fin_wait, deadline, released,
-       placeholder, manager, tap_owner, tap_group, open_at_release,
+       placeholder, manager, tap_owner, tap_group, open_at_release, labels,
        boot, cookie, path, pidns, pid, pid_start, pid_pidns,
        {", ".join(Wiring._fields)}
 FROM lease JOIN netns ON netns.id = lease.netns
@@ -61,6 +63,7 @@ def lease_of(row: tuple[Any, ...]) -> Lease:
         tap_owner,
         tap_group,
         open_at_release,
+        labels,
         *others,
     ) = row
     netns, process, wiring = others[:4], others[4:7], _wiring_of(others[7:])
@@ -103,6 +106,7 @@ def lease_of(row: tuple[Any, ...]) -> Lease:
         tap_owner=tap_owner,
         tap_group=tap_group,
         open_at_release=bool(open_at_release),
+        labels=pairs_of(labels),
     )
 
 
@@ -110,7 +114,7 @@ def columns_of(wiring: Wiring) -> dict[str, Any]:
     """Return the columns of a wiring, by name."""
     return wiring._asdict() | {
         "trunks": " ".join(map(str, wiring.trunks)),
-        "external_ids": "\n".join(f"{k}={v}" for k, v in wiring.external_ids),
+        "external_ids": text_of_pairs(wiring.external_ids),
         "addresses": " ".join(wiring.addresses),
         "inbound": _text_of(wiring.inbound),
         "outbound": _text_of(wiring.outbound),
@@ -135,7 +139,6 @@ def _wiring_of(columns: list[Any]) -> Wiring:
         up,
         standby,
     ) = columns
-    pairs = [line.partition("=") for line in external_ids.split("\n") if line]
     return Wiring(
         bridge=bridge,
         ovs=ovs,
@@ -143,7 +146,7 @@ def _wiring_of(columns: list[Any]) -> Wiring:
         learning=bool(learning),
         vlan=vlan,
         trunks=tuple(map(int, trunks.split())),
-        external_ids=tuple((key, value) for key, _, value in pairs),
+        external_ids=pairs_of(external_ids),
         filter=bool(filter),
         addresses=tuple(addresses.split()),
         guard=bool(guard),
@@ -153,6 +156,17 @@ def _wiring_of(columns: list[Any]) -> Wiring:
         up=bool(up),
         standby=bool(standby),
     )
+
+
+def text_of_pairs(pairs: Iterable[tuple[str, str]]) -> str:
+    """Return KEY=VALUE pairs as a column holds them: one a line."""
+    return "\n".join(f"{key}={value}" for key, value in pairs)
+
+
+def pairs_of(text: str) -> tuple[tuple[str, str], ...]:
+    """Return the KEY=VALUE pairs of a column."""
+    pairs = [line.partition("=") for line in text.split("\n") if line]
+    return tuple((key, value) for key, _, value in pairs)
 
 
 def _text_of(rate: Rate | None) -> str | None:

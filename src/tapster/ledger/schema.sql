@@ -58,7 +58,8 @@ CREATE TABLE lease (
     guard       INTEGER NOT NULL DEFAULT 1, -- of its wiring, too
     tap_owner   INTEGER,       -- who may open the tap by name
     tap_group   INTEGER,
-    open_at_release INTEGER NOT NULL DEFAULT 0
+    open_at_release INTEGER NOT NULL DEFAULT 0,
+    labels      TEXT NOT NULL DEFAULT '' -- KEY=VALUE, one a line
 ) STRICT;
 CREATE UNIQUE INDEX lease_name ON lease (name, netns);
 CREATE UNIQUE INDEX lease_ifindex ON lease (netns, ifindex); -- also finds by netns
@@ -81,10 +82,28 @@ CREATE TABLE history (
     created  REAL NOT NULL,    -- wall clock, seconds
     released REAL,
     ended    REAL NOT NULL,
-    caller_uid INTEGER
+    caller_uid INTEGER,
+    labels   TEXT NOT NULL DEFAULT ''
 ) STRICT;
-CREATE INDEX history_name ON history (name);
+CREATE INDEX history_name ON history (name, created);
+CREATE INDEX history_owner ON history (owner, created);
+CREATE INDEX history_mac ON history (mac, created);
+CREATE INDEX history_created ON history (created);
+CREATE INDEX history_ended ON history (ended);
 CREATE INDEX history_lease ON history (lease);
+
+CREATE TABLE event (           -- what happened to devices beside their leases' lives
+    seq    INTEGER PRIMARY KEY,
+    time   REAL NOT NULL,      -- wall clock, seconds
+    event  TEXT NOT NULL,      -- 'lost', 'moved', ...
+    lease  TEXT NOT NULL,
+    name   TEXT NOT NULL,
+    owner  TEXT NOT NULL,
+    caller_uid INTEGER,
+    detail TEXT NOT NULL
+) STRICT;
+CREATE INDEX event_time ON event (time);
+CREATE INDEX event_lease ON event (lease);
 
 -- The free numbers of a template in a namespace, as disjoint intervals. A number
 -- outside every interval is blocked by a lease or by a foreign device. It returns

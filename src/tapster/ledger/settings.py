@@ -41,6 +41,18 @@ def next_ifindex(db: sqlite3.Connection, netns: int) -> int:
             return ifindex
 
 
+def history_rows(db: sqlite3.Connection, default: int) -> int:
+    """Return how many entries the history keeps."""
+    query = "SELECT value FROM meta WHERE key = 'history_rows'"
+    row = db.execute(query).fetchone()
+    return default if row is None else int(row[0])
+
+
+def set_history_rows(db: sqlite3.Connection, rows: int) -> None:
+    """Set how many entries the history keeps."""
+    db.execute("INSERT OR REPLACE INTO meta VALUES ('history_rows', ?)", (rows,))
+
+
 def populate(db: sqlite3.Connection, randomness: Callable[[int], bytes]) -> None:
     """Write the settings of a new ledger."""
     room = LAST_IFINDEX - FIRST_IFINDEX + 1

@@ -18,6 +18,8 @@ from tapster.ledger.leases import Reservation
 from tapster.light import Protocol
 from tapster.model import (
     HistoryEntry,
+    HistoryEvent,
+    HistoryQuery,
     Lease,
     Macvtap,
     Netns,
@@ -145,10 +147,28 @@ class Ledger:
         with self.file.reading() as db:
             return leases.next_deadline(db)
 
-    def entries(self, name: str) -> list[HistoryEntry]:
-        """Return the leases that have or had `name`, the latest first."""
+    def entries(self, query: HistoryQuery) -> list[HistoryEntry]:
+        """Return the leases that fit a query, active ones too, the latest first."""
         with self.file.reading() as db:
-            return history.entries(db, name)
+            return history.entries(db, query)
+
+    def events(
+        self, since: float | None = None, until: float | None = None
+    ) -> list[HistoryEvent]:
+        """Return what happened to devices in a time, the earliest first."""
+        with self.file.reading() as db:
+            return history.events(db, since, until)
+
+    def record_event(self, event: HistoryEvent) -> None:
+        """Record something that happened to a device."""
+        with self.file.changing() as db:
+            history.record_event(db, event)
+
+    def keep_history(self, rows: int) -> None:
+        """Set how many ended leases, and how many events, the ledger remembers."""
+        with self.file.changing() as db:
+            if settings.history_rows(db, history.HISTORY_ROWS) != rows:
+                settings.set_history_rows(db, rows)
 
     def count(self, caller_uid: int | None = None) -> dict[State, int]:
         """Return how many leases are in each state: all, or those of one user."""

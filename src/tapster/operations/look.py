@@ -5,12 +5,23 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from tapster.backends import bridge
-from tapster.errors import HostError, NoSuchLease
-from tapster.model import HistoryEntry, Lease, Link, Netns, State
+from tapster.errors import HostError, NoSuchLease, RequestError
+from tapster.model import (
+    HistoryEntry,
+    HistoryEvent,
+    HistoryQuery,
+    Lease,
+    Link,
+    Netns,
+    State,
+)
 from tapster.operations import decision
 from tapster.operations.context import Context
 from tapster.operations.devices import Devices
 from tapster.operations.failures import Failures
+
+CLOCK_SLACK = 1.0
+"""Seconds by which a moment may be in the future: clocks are read in turn."""
 
 
 class Look:
@@ -73,17 +84,24 @@ class Look:
         with self.context.gate:
             return self.context.ledger.count(caller_uid)
 
-    def who(self, name: str, at: float | None = None) -> list[HistoryEntry]:
-        """Who holds or held `name`, latest first; at wall clock `at` if given."""
+    def history(self, query: HistoryQuery) -> list[HistoryEntry]:
+        """The leases that fit a query, active ones too, the latest first."""
+        now = self.context.system.wallclock()
+        for moment in (query.at, query.since):
+            if moment is not None and moment > now + CLOCK_SLACK:
+                raise RequestError(
+                    f"the time asked for is {moment - now:.0f} s in the future: "
+                    "the history cannot know it"
+                )
         with self.context.gate:
-            entries = self.context.ledger.entries(name)
-        if at is None:
-            return entries
-        return [
-            entry
-            for entry in entries
-            if entry.created <= at and (entry.ended is None or at < entry.ended)
-        ]
+            return self.context.ledger.entries(query)
+
+    def events(
+        self, since: float | None = None, until: float | None = None
+    ) -> list[HistoryEvent]:
+        """What happened to devices in a time, the earliest first."""
+        with self.context.gate:
+            return self.context.ledger.events(since, until)
 
     # Devices
 

@@ -8,13 +8,15 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 
 from tapster.api import Manager, Reference, check_acquire, id_of, ids_of
-from tapster.checks import check_value
+from tapster.checks import check_record, check_value
 from tapster.errors import DaemonError, RequestError
 from tapster.kernel import unix
 from tapster.light import Any, Unpack
 from tapster.model import (
     Changes,
     HistoryEntry,
+    HistoryEvent,
+    HistoryQuery,
     Lease,
     Link,
     Problem,
@@ -191,10 +193,27 @@ class Client(Manager):
             return frozenset()
         return frozenset(lease.id for lease in active if self.differences(lease))
 
-    def who(self, name: str, at: float | None = None) -> list[HistoryEntry]:
-        check_value(str, name, "name")
-        check_value(float | None, at, "at")
-        return list(self.call("History", interface.History(name, at))[0].entries)
+    def history(self, query: HistoryQuery) -> list[HistoryEntry]:
+        check_record(query)
+        asked = interface.History(
+            query.name,
+            query.at,
+            query.owner,
+            query.mac,
+            query.lease,
+            query.label or (),
+            query.since,
+            query.until,
+            query.limit,
+        )
+        return list(self.call("History", asked)[0].entries)
+
+    def events(
+        self, since: float | None = None, until: float | None = None
+    ) -> list[HistoryEvent]:
+        check_value(float | None, since, "since")
+        check_value(float | None, until, "until")
+        return list(self.call("Events", interface.Span(since, until))[0].events)
 
     # Look after
 

@@ -9,7 +9,17 @@ from enum import StrEnum
 from tapster import errors
 from tapster.errors import KernelError, TapsterError
 from tapster.light import Any, NamedTuple
-from tapster.model import HistoryEntry, Lease, Link, Macvtap, Problem, Spec, Tap, Wiring
+from tapster.model import (
+    HistoryEntry,
+    HistoryEvent,
+    Lease,
+    Link,
+    Macvtap,
+    Problem,
+    Spec,
+    Tap,
+    Wiring,
+)
 from tapster.operations.decision import Repair
 from tapster.rpc.varlink import Error, Interface, Method, Nothing
 
@@ -114,12 +124,28 @@ class List(NamedTuple):
 
 
 class History(NamedTuple):
-    name: str
+    name: str | None = None
     at: float | None = None
+    owner: str | None = None
+    mac: str | None = None
+    lease: str | None = None
+    label: tuple[str, ...] = ()
+    since: float | None = None
+    until: float | None = None
+    limit: int | None = None
 
 
 class HistoryEntries(NamedTuple):
     entries: tuple[HistoryEntry, ...]
+
+
+class Span(NamedTuple):
+    since: float | None = None
+    until: float | None = None
+
+
+class HistoryEvents(NamedTuple):
+    events: tuple[HistoryEvent, ...]
 
 
 class Happened(NamedTuple):
@@ -209,7 +235,17 @@ METHODS = (
     ),
     Method("List", List, Leases, "The leases; without those in FIN WAIT if not all."),
     Method(
-        "History", History, HistoryEntries, "Who holds or held a name, latest first."
+        "History",
+        History,
+        HistoryEntries,
+        """The leases that fit all that is asked for, the latest first. label is a key
+        and a value.""",
+    ),
+    Method(
+        "Events",
+        Span,
+        HistoryEvents,
+        "What happened to devices in a time, the earliest first.",
     ),
     Method(
         "Watch",
