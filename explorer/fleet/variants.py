@@ -20,9 +20,9 @@ from tapster.fleet.steps import Me, Push
 
 _stand = claim.stand
 _wanted = claim.wanted
-_plan = steps._plan
+make_plan = steps.make_plan
 
-Plan = steps._Plan
+Plan = steps.Plan
 
 
 def _release_by_host(
@@ -70,7 +70,7 @@ def _changed(change: Callable[[Plan, Record, str, str], Plan]) -> Any:
         *,
         lost: bool = False,
     ) -> Plan:
-        made = _plan(where, me, one, running, values, lost=lost)
+        made = make_plan(where, me, one, running, values, lost=lost)
         key = where.claim(one.record.domain, one.record.mac)
         return change(made, one.record, key, where.gate(me.host))
 
@@ -130,12 +130,12 @@ VARIANTS = (
     Variant(
         "a release deletes the claim",
         "start and stop beside a clone",
-        {"steps._plan": _changed(_deletes)},
+        {"steps.make_plan": _changed(_deletes)},
     ),
     Variant(
         "a release deletes its own claim",
         "a move beside a clone",
-        {"steps._plan": _changed(_deletes_its_own)},
+        {"steps.make_plan": _changed(_deletes_its_own)},
     ),
     Variant(
         "a later epoch does not stop a take",
@@ -155,17 +155,17 @@ VARIANTS = (
     Variant(
         "a commit does not compare the claim",
         "start and stop beside a clone",
-        {"steps._plan": _changed(_without_compare)},
+        {"steps.make_plan": _changed(_without_compare)},
     ),
     Variant(
         "a commit does not compare the gate",
         "start and stop beside a clone",
-        {"steps._plan": _changed(_without_gate)},
+        {"steps.make_plan": _changed(_without_gate)},
     ),
     Variant(
         "a release leaves the gate as it was",
         "start and stop beside a clone",
-        {"steps._plan": _changed(_gate_unchanged)},
+        {"steps.make_plan": _changed(_gate_unchanged)},
     ),
     Variant(
         "a claim of another VM is no obstacle",

@@ -92,7 +92,7 @@ def push(where: Keys, me: Me, one: Push, running: frozenset[str]) -> Steps[Outco
     block_key = where.block(keys.block_of(record.mac))
     for _ in range(TRIES):
         values = yield Read((gate_key, key, *([block_key] if one.given else [])))
-        plan = _plan(where, me, one, running, values)
+        plan = make_plan(where, me, one, running, values)
         found = plan.outcome.against
         if (
             plan.standing is Standing.HELD
@@ -103,7 +103,7 @@ def push(where: Keys, me: Me, one: Push, running: frozenset[str]) -> Steps[Outco
             seen = yield Read(others)
             if _is_lost(where, found, seen, given_up=one.given_up):
                 expected = {other: seen.get(other) for other in others}
-                plan = _plan(where, me, one, running, values, lost=True)
+                plan = make_plan(where, me, one, running, values, lost=True)
                 plan = plan._replace(expected=plan.expected | expected)
         if not plan.writes:
             return plan.outcome
@@ -136,7 +136,7 @@ def _push_batch(
     """Push records in one commit; None if they must go one by one."""
     claims = [where.claim(one.record.domain, one.record.mac) for one in batch]
     values = yield Read((where.gate(me.host), *claims))
-    plans = [_plan(where, me, one, running, values) for one in batch]
+    plans = [make_plan(where, me, one, running, values) for one in batch]
     expected: dict[str, str | None] = {}
     writes: dict[str, str | None] = {}
     for plan in plans:
@@ -169,7 +169,7 @@ def _batches(pushes: Iterable[Push]) -> Iterator[list[Push]]:
         yield batch
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """What a push comes to, given what the store holds."""
 
     standing: Standing
@@ -180,7 +180,7 @@ class _Plan(NamedTuple):
     """It writes an active claim."""
 
 
-def _plan(
+def make_plan(
     where: Keys,
     me: Me,
     one: Push,
@@ -188,7 +188,7 @@ def _plan(
     values: Mapping[str, str],
     *,
     lost: bool = False,
-) -> _Plan:
+) -> Plan:
     record = one.record
     key, gate_key = where.claim(record.domain, record.mac), where.gate(me.host)
     gate = own_gate(where, me, values)
@@ -208,7 +208,7 @@ def _plan(
         writes[where.row(me.host, record.lease)] = shown
     if record.state in claim.RELEASED and record.sent:
         writes[gate_key] = encode(gate._replace(number=gate.number + 1))
-    return _Plan(
+    return Plan(
         standing,
         Outcome(
             record.lease,
