@@ -57,9 +57,19 @@ else:
 
     Any = NoReturn = Self = object
 
-    def TypeVar(name, bound=None):
-        """Return a stand-in for typing.TypeVar."""
-        return object
+    class TypeVar:
+        """As typing.TypeVar: aliases such as Generator[..., T] can be subscripted."""
+
+        def __init__(self, name, **_):
+            self.__name__ = name
+
+        def __typing_subst__(self, kind):
+            return kind
+
+        def __or__(self, _):
+            return self
+
+        __ror__ = __or__
 
     def cast(_, value):
         """Return the value, as typing.cast does."""

@@ -128,13 +128,13 @@ class Etcd:
 
     def read(self, keys: Sequence[str]) -> Mapping[str, str]:
         ranges = [{"request_range": {"key": _coded(key)}} for key in keys]
-        return _found(self._call("kv/txn", {"success": ranges}))
+        return _found(self.call("kv/txn", {"success": ranges}))
 
     def scan(self, prefix: str) -> Iterator[tuple[str, str]]:
         start, end = prefix.encode(), prefix.encode()
         end = end[:-1] + bytes([end[-1] + 1])
         while True:
-            answer = self._call(
+            answer = self.call(
                 "kv/range",
                 {
                     "key": b64encode(start).decode(),
@@ -160,17 +160,17 @@ class Etcd:
             "success": [_write(key, value, session) for key, value in writes.items()],
             "failure": [{"request_range": {"key": _coded(key)}} for key in expected],
         }
-        answer = self._call("kv/txn", body, writes=True)
+        answer = self.call("kv/txn", body, writes=True)
         if answer.get("succeeded"):
             return Committed(True, {})
         return Committed(False, _found(answer))
 
     def open_session(self, seconds: int) -> int:
-        answer = self._call("lease/grant", {"TTL": seconds}, writes=True)
+        answer = self.call("lease/grant", {"TTL": seconds}, writes=True)
         return int(answer["ID"])
 
     def keep_session(self, session: int) -> bool:
-        answer = self._call("lease/keepalive", {"ID": session})
+        answer = self.call("lease/keepalive", {"ID": session})
         return int(answer.get("result", {}).get("TTL", 0)) > 0
 
     # What doctor asks
@@ -180,7 +180,7 @@ class Etcd:
         for endpoint in [*self._endpoints]:
             self.close()
             try:
-                answer = self._call("maintenance/status", {}, only=endpoint)
+                answer = self.call("maintenance/status", {}, only=endpoint)
                 yield endpoint, answer
             except FleetUnavailable as error:
                 yield endpoint, str(error)
@@ -188,7 +188,7 @@ class Etcd:
 
     def alarms(self) -> list[str]:
         """What the store complains about, such as NOSPACE."""
-        answer = self._call("maintenance/alarm", {})
+        answer = self.call("maintenance/alarm", {})
         return [alarm.get("alarm", "?") for alarm in answer.get("alarms", [])]
 
     def is_open_to_all(self, prefix: str) -> bool:
@@ -197,7 +197,7 @@ class Etcd:
             self._endpoints, certificates=self._certificates, timeout=self.timeout
         )
         try:
-            stranger._call("kv/range", {"key": _coded(prefix)})
+            stranger.call("kv/range", {"key": _coded(prefix)})
         except Refused:
             return False
         finally:
@@ -207,7 +207,7 @@ class Etcd:
     def certificate_ends(self) -> float | None:
         """When the certificate of the store ends, in seconds since the epoch."""
         self.close()
-        self._call("maintenance/status", {})
+        self.call("maintenance/status", {})
         sock = self._connection and self._connection.sock
         if not isinstance(sock, ssl.SSLSocket):
             return None
@@ -216,7 +216,7 @@ class Etcd:
 
     # Calls
 
-    def _call(
+    def call(
         self,
         path: str,
         body: Mapping[str, Any],
