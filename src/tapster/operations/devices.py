@@ -13,6 +13,7 @@ from itertools import count
 
 from tapster import model
 from tapster.backends import bridge
+from tapster.backends.backend import Backend
 from tapster.errors import ConflictError, KernelError, TapsterError
 from tapster.kernel.port import LinkChange, Namespace, NewMacvtap
 from tapster.light import NamedTuple
@@ -311,6 +312,8 @@ class Devices:
             ):
                 differences.setdefault(lease.id, {})["link"] = wrong
         for backend in self.context.backends:
+            if not any(_has_part(backend, lease) for lease in leases):
+                continue  # to ask costs as much as to ask about all leases of a host
             try:
                 observed = backend.observe(namespace, leases)
             except TapsterError as error:
@@ -319,6 +322,14 @@ class Devices:
             for id, wrong in observed.differences.items():
                 differences.setdefault(id, {})[backend.name] = wrong
         return differences
+
+
+def _has_part(backend: Backend, lease: Lease) -> bool:
+    """Whether a backend may have a part of a lease, or should have one.
+
+    The ledger records a backend before the backend attaches anything.
+    """
+    return backend.name in lease.backends or backend.concerns(lease.wiring)
 
 
 def close_fds(fds: Iterable[int]) -> None:
