@@ -8,6 +8,7 @@ own failures are 125, as with env(1).
 """
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -215,6 +216,8 @@ def _run(top: Parser, options: argparse.Namespace) -> int:
     )
     module.declare(parser)
     chosen = parser.parse_args(options.arguments)
+    gc.freeze()  # everything is imported: no garbage there
+    gc.enable()
     if verb in HOST_VERBS:
         return int(module.run(chosen, None))
     with _open(verb, chosen, top) as host:

@@ -7,11 +7,11 @@ not its cookie (SO_NETNS_COOKIE, socket(7)).
 """
 
 import os
-import socket
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tapster.kernel import sockets
 from tapster.kernel.descriptors import closing_on_error
 
 SO_NETNS_COOKIE = 71
@@ -65,10 +65,11 @@ def open_netns(path: str) -> int:
 
 def cookie() -> int:
     """Return the cookie of the calling thread's namespace."""
-    with socket.socket(
-        socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
-    ) as probe:
-        raw = probe.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
+    probe = sockets.socket(sockets.AF_UNIX, sockets.SOCK_DGRAM | sockets.SOCK_CLOEXEC)
+    try:
+        raw = probe.getsockopt(sockets.SOL_SOCKET, SO_NETNS_COOKIE, 8)
+    finally:
+        probe.close()
     (value,) = struct.unpack("Q", raw)
     return int(value)
 

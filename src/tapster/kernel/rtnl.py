@@ -7,12 +7,12 @@ ifindex, and ignores the name or renames the device. Only creation has a name.
 """
 
 import os
-import socket
 import struct
 import sys
 from collections.abc import Iterator, Sequence
 from errno import EAGAIN, EEXIST, ENOBUFS, ENODEV
 
+from tapster.kernel import sockets
 from tapster.kernel.port import LinkChange, NewMacvtap, Vlans
 from tapster.light import NamedTuple
 from tapster.model import Link, Mode, parse_mac
@@ -200,7 +200,7 @@ class Rtnl:
         """
         # The filter by ifindex is a bridge's own: rtnl_fdb_dump() in
         # net/core/rtnetlink.c takes it from ndm_ifindex.
-        request = _NDMSG.pack(socket.AF_BRIDGE, ifindex, 0, 0, 0)
+        request = _NDMSG.pack(sockets.AF_BRIDGE, ifindex, 0, 0, 0)
         found = set()
         for body in self.list_bodies(RTM_GETNEIGH, request):
             _, at, state, _, _ = _NDMSG.unpack_from(body)
@@ -213,7 +213,7 @@ class Rtnl:
         """Return the VLANs of a bridge port, as `bridge vlan show` does."""
         mask = attribute(IFLA_EXT_MASK, _U32.pack(RTEXT_FILTER_BRVLAN))
         # Only a dump contains VLANs. It contains every port of every bridge.
-        request = ifinfo(0, family=socket.AF_BRIDGE) + mask
+        request = ifinfo(0, family=sockets.AF_BRIDGE) + mask
         for body in self.list_bodies(RTM_GETLINK, request):
             if IFINFO.unpack_from(body)[2] == ifindex:
                 port = parse_attributes(body, IFINFO.size)
@@ -226,7 +226,7 @@ class Rtnl:
         Assign one if there is none. It keeps nothing open. When the namespace ends, its
         number may be given to another.
         """
-        wanted = _RTGENMSG.pack(socket.AF_UNSPEC) + attribute(
+        wanted = _RTGENMSG.pack(sockets.AF_UNSPEC) + attribute(
             NETNSA_FD, _U32.pack(netns)
         )
         if (known := self._nsid(wanted)) != NETNSA_NSID_NOT_ASSIGNED:
@@ -337,7 +337,7 @@ def set_messages(change: LinkChange) -> list[Message]:
         attributes += nest(
             IFLA_AF_SPEC,
             nest(
-                socket.AF_INET6,
+                sockets.AF_INET6,
                 attribute(IFLA_INET6_ADDR_GEN_MODE, bytes([IN6_ADDR_GEN_MODE_NONE])),
             ),
         )
@@ -430,7 +430,7 @@ def _vlans(ifindex: int, vlans: Vlans) -> list[Message]:
         Message(
             type_,
             0,
-            ifinfo(ifindex, family=socket.AF_BRIDGE)
+            ifinfo(ifindex, family=sockets.AF_BRIDGE)
             + nest(
                 IFLA_AF_SPEC,
                 b"".join(
@@ -446,15 +446,17 @@ def _vlans(ifindex: int, vlans: Vlans) -> list[Message]:
 
 def _neighbour(ifindex: int, mac: str) -> Message:
     # What `bridge fdb replace MAC dev PORT master static` sends.
-    header = _NDMSG.pack(socket.AF_BRIDGE, ifindex, NUD_NOARP, NTF_MASTER, 0)
+    header = _NDMSG.pack(sockets.AF_BRIDGE, ifindex, NUD_NOARP, NTF_MASTER, 0)
     flags = NLM_F_CREATE | NLM_F_REPLACE
     return Message(RTM_NEWNEIGH, flags, header + attribute(NDA_LLADDR, parse_mac(mac)))
 
 
-def connect(groups: int = 0) -> socket.socket:
+def connect(groups: int = 0) -> sockets.socket:
     """Open a socket. It also receives messages to these groups (rtnetlink(7))."""
-    made = socket.socket(
-        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+    made = sockets.socket(
+        sockets.AF_NETLINK,
+        sockets.SOCK_RAW | sockets.SOCK_CLOEXEC,
+        sockets.NETLINK_ROUTE,
     )
     try:
         for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK):
@@ -466,11 +468,11 @@ def connect(groups: int = 0) -> socket.socket:
     return made
 
 
-def drain(opened: socket.socket) -> None:
+def drain(opened: sockets.socket) -> None:
     """Discard all messages that wait to be read."""
     while True:
         try:
-            opened.recv(1 << 16, socket.MSG_DONTWAIT)
+            opened.recv(1 << 16, sockets.MSG_DONTWAIT)
         except OSError as error:
             if error.errno == EAGAIN:
                 return
@@ -479,7 +481,7 @@ def drain(opened: socket.socket) -> None:
 
 
 def ifinfo(
-    ifindex: int, flags: int = 0, change: int = 0, family: int = socket.AF_UNSPEC
+    ifindex: int, flags: int = 0, change: int = 0, family: int = sockets.AF_UNSPEC
 ) -> bytes:
     return IFINFO.pack(family, 0, ifindex, flags, change)
 
@@ -583,7 +585,7 @@ def _filters_vlans(info: dict[int, bytes]) -> bool:
 def _gen_mode(link: dict[int, bytes]) -> bytes | None:
     """Return how the kernel makes a link's IPv6 address; None if it has no IPv6."""
     families = parse_attributes(link.get(IFLA_AF_SPEC, b""))
-    ipv6 = parse_attributes(families.get(socket.AF_INET6, b""))
+    ipv6 = parse_attributes(families.get(sockets.AF_INET6, b""))
     return ipv6.get(IFLA_INET6_ADDR_GEN_MODE)
 
 

@@ -7,13 +7,12 @@ may end, and the kernel reports that too. To hear of other namespaces a process 
 CAP_NET_BROADCAST (do_one_broadcast() in net/netlink/af_netlink.c).
 """
 
-import socket
 import struct
 from collections.abc import Iterator
 from errno import ENOBUFS
 from functools import partial
 
-from tapster.kernel import rtnl
+from tapster.kernel import rtnl, sockets
 from tapster.kernel.port import HERE, Changes
 
 RTMGRP_LINK = 1 << 0
@@ -26,7 +25,7 @@ _NSID = struct.Struct("i")
 _BUFFER = 1 << 16
 """Bytes that one message may have. The buffer is kept: allocating takes longer than
 reading."""
-_CONTROL = socket.CMSG_SPACE(_NSID.size)
+_CONTROL = sockets.CMSG_SPACE(_NSID.size)
 
 
 class LinkWatch:
@@ -76,7 +75,7 @@ class LinkWatch:
             if type_ in LINKS:
                 family, _, ifindex, _, _ = rtnl.IFINFO.unpack_from(body)
                 # A bridge's report of its own port does not describe the link.
-                if family == socket.AF_UNSPEC and ifindex >= first:
+                if family == sockets.AF_UNSPEC and ifindex >= first:
                     decode = partial(rtnl.link_of, body)
                     new = type_ == rtnl.RTM_NEWLINK
                     links = changes.links.setdefault(number, {})
@@ -100,7 +99,7 @@ class LinkWatch:
         while True:
             try:
                 length, control, _, _ = self._socket.recvmsg_into(
-                    [self._buffer], _CONTROL, socket.MSG_DONTWAIT
+                    [self._buffer], _CONTROL, sockets.MSG_DONTWAIT
                 )
             except BlockingIOError:
                 return

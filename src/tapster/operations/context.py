@@ -5,7 +5,7 @@ A context is constructed once for each Host, and handed to the operations.
 """
 
 import os
-import threading
+from _thread import RLock  # threading costs as much as this whole module
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -32,7 +32,7 @@ class Gate:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._pid = os.getpid()
         self._closed = False
 

@@ -311,9 +311,13 @@ class Devices:
                 and (wrong := bridge.differs(lease, link, namespace, links))
             ):
                 differences.setdefault(lease.id, {})["link"] = wrong
+        # Here every backend is asked, also about parts that the ledger knows nothing of
+        # (an old copy of a switch's database was restored, say). There may be hundreds
+        # of other namespaces, and to ask costs as much in each of them.
+        here = namespace is self.context.namespace
         for backend in self.context.backends:
-            if not any(_has_part(backend, lease) for lease in leases):
-                continue  # to ask costs as much as to ask about all leases of a host
+            if not here and not any(_may_have(backend, lease) for lease in leases):
+                continue
             try:
                 observed = backend.observe(namespace, leases)
             except TapsterError as error:
@@ -324,7 +328,7 @@ class Devices:
         return differences
 
 
-def _has_part(backend: Backend, lease: Lease) -> bool:
+def _may_have(backend: Backend, lease: Lease) -> bool:
     """Whether a backend may have a part of a lease, or should have one.
 
     The ledger records a backend before the backend attaches anything.
