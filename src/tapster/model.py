@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The values that everything else speaks of: requests, leases, identities.
+"""Values: requests, leases, identities, and the checks of requests. Pure.
 
-Plain immutable records, without behaviour that has effects. They are named
-tuples because the command sits in a virtual machine's start path and importing
-`dataclasses` alone costs as much as acquiring ten devices.
+The values are plain immutable records. They are named tuples because the command
+sits in a VM's start path: importing `dataclasses` costs as much time as acquiring
+ten devices.
 """
 
 from enum import StrEnum
@@ -22,14 +22,14 @@ MAX_QUEUES = 256
 
 
 class Kind(StrEnum):
-    """What kind of device a lease is for."""
+    """The kinds of device."""
 
     TAP = "tap"
     MACVTAP = "macvtap"
 
 
 class State(StrEnum):
-    """Where a lease is in its life. After FIN WAIT only a history row stays."""
+    """The states of a lease. After FIN WAIT only a history entry remains."""
 
     RESERVED = "reserved"
     ACTIVE = "active"
@@ -37,7 +37,7 @@ class State(StrEnum):
 
 
 class Naming(StrEnum):
-    """The policy that picks the number for a template."""
+    """How the number in a template is chosen."""
 
     LOWEST = "lowest"
     NEXT = "next"
@@ -45,7 +45,7 @@ class Naming(StrEnum):
 
 
 class Mode(StrEnum):
-    """Modes of a macvtap, as in ip-link(8)."""
+    """The modes of a macvtap, as in ip-link(8)."""
 
     BRIDGE = "bridge"
     VEPA = "vepa"
@@ -54,50 +54,51 @@ class Mode(StrEnum):
 
 
 class Rate(NamedTuple):
-    """A limit of traffic in one direction, as libvirt's `<bandwidth>` has it."""
+    """A limit of traffic in one direction, in the units of libvirt's `<bandwidth>`."""
 
     average: int
-    """Kilobytes (1,000 bytes) a second, for as long as it may be."""
+    """Kilobytes (1,000 bytes) a second, sustained."""
     peak: int | None = None
-    """Kilobytes a second at most, while a burst lasts; None is no such limit."""
+    """Kilobytes a second during a burst; None: no limit during a burst."""
     burst: int | None = None
-    """KiB (1,024 bytes) that may go at `peak`; None is what suits `average`."""
+    """KiB (1,024 bytes) that may pass at `peak`; None: chosen from `average`."""
 
 
 class Wiring(NamedTuple):
-    """What a device is connected to and how: what may change while it is leased.
+    """What a device is connected to, and how. `set` can change it during a lease.
 
-    At most one of `bridge` (Linux's) and `ovs` (Open vSwitch's) is given.
+    At most one of `bridge` (a Linux bridge) and `ovs` (an Open vSwitch bridge) is
+    given.
     """
 
     bridge: str | None = None
     ovs: str | None = None
     isolated: bool = False
-    """It reaches only those ports of its Linux bridge that are not isolated."""
+    """The device exchanges frames only with ports that are not isolated."""
     learning: bool = True
-    """False: the bridge does not learn who is behind this port and floods nothing
-    to it; it knows the guest's MAC, and no other."""
+    """False: the bridge learns no MAC at this port and floods no frames to it. It has a
+    static entry for the guest's MAC."""
     vlan: int | None = None
-    """The VLAN of untagged frames; without `trunks` the only one."""
+    """The VLAN of untagged frames; without `trunks`, the only VLAN of the port."""
     trunks: tuple[int, ...] = ()
-    """The VLANs whose frames come and go tagged."""
+    """The VLANs of tagged frames."""
     external_ids: tuple[tuple[str, str], ...] = ()
-    """What others shall find in Open vSwitch's Interface row, such as iface-id."""
+    """`external_ids` of the Interface row in Open vSwitch, such as iface-id."""
     filter: bool = False
-    """The guest can send from its MAC only, and be neither a DHCP server nor an
-    IPv6 router."""
+    """True: the guest can send only from its MAC, and can be neither a DHCP server nor
+    an IPv6 router."""
     addresses: tuple[str, ...] = ()
-    """With `filter`: the IPv4 and IPv6 addresses it can use; () is all."""
+    """With `filter`: the IPv4 and IPv6 addresses that the guest can use; (): all."""
     guard: bool = True
-    """With `filter`: a program of the kernel drops what nftables cannot judge. False
-    gives this protection up, for kernels that cannot load the program."""
+    """With `filter`: a BPF program drops what nftables cannot judge. False gives up
+    this protection, for kernels that cannot load the program."""
     inbound: Rate | None = None
-    """Of what goes to the guest."""
+    """The rate of what the guest receives."""
     outbound: Rate | None = None
-    """Of what comes from it."""
+    """The rate of what the guest sends."""
     mtu: int | None = None
     up: bool = True
-    """False: the guest sees its cable pulled out."""
+    """False: the guest sees that its cable is unplugged."""
     standby: bool = False
     """True: the device is down and connected to nothing, until the wiring is taken
     into use. The target host of a migration prepares a device in this way: the VM
@@ -143,13 +144,13 @@ class Vm(NamedTuple):
 
 
 class Tap(NamedTuple):
-    """A request for a tap device.
+    """A request for a tap.
 
-    `name` is a template or a plain name; `key` is what `stable` naming derives
-    the number from. `mac` is the guest's; one is made up when it is None. `mtu`
-    is the bridge's when None. The user `uid`, or the group `gid`, may open the
-    device by name; if both are given, a process must be of both. If neither is
-    given, only the user who acquires the device may. The rest is as in `Wiring`.
+    `name` is a template or a plain name. `stable` naming derives the number from
+    `key`. `mac` is the MAC of the guest; None: a random one. `mtu` None: that of the
+    bridge. The user `uid`, or the group `gid`, may open the device by name; if both are
+    given, a process must be of both. If neither is given, only the user who acquires
+    the device may. The other fields are as in `Wiring`.
     """
 
     bridge: str | None = None
@@ -192,8 +193,8 @@ class Tap(NamedTuple):
 class Macvtap(NamedTuple):
     """A request for a macvtap on the lower device `lower`.
 
-    In mode `passthru` the guest uses the lower device's MAC, and the lower
-    device can carry nothing else.
+    In mode `passthru` the guest has the MAC of the lower device, and the lower device
+    can carry no other macvtap.
     """
 
     lower: str
@@ -225,27 +226,27 @@ Spec = Tap | Macvtap
 
 
 class Process(NamedTuple):
-    """A process, told apart from every other that had or will have its pid."""
+    """The identity of a process: no other process has it, even with the same pid."""
 
     pid: int
     start: int
-    """Its start in clock ticks since boot: field 22 of /proc/PID/stat."""
+    """The start in clock ticks since boot: field 22 of /proc/PID/stat."""
     pidns: int
-    """The inode of the pid namespace in which `pid` counts."""
+    """The inode of the pid namespace that `pid` belongs to."""
 
 
 class Netns(NamedTuple):
-    """A network namespace, as this boot knows it."""
+    """The identity of a network namespace."""
 
     boot: str
-    """The boot id: cookies start anew with every boot."""
+    """The boot id: cookies are unique within a boot."""
     cookie: int
-    """`SO_NETNS_COOKIE`: never used twice in one boot."""
+    """`SO_NETNS_COOKIE`."""
     path: str
-    """Where it was found, or "" if it has no path."""
+    """A path of the namespace, or ""."""
     pidns: int = 0
-    """The inode of the pid namespace from which it was found: only from there can
-    it be told that no process is in it any more."""
+    """The inode of the pid namespace in which the namespace was found. Only processes
+    of that pid namespace can tell that no process is in it any more."""
 
 
 class Lease(NamedTuple):
@@ -258,32 +259,32 @@ class Lease(NamedTuple):
     state: State
     owner: str
     mac: str
-    """The guest's MAC; the host's side of a tap has another first byte."""
+    """The MAC of the guest. The tap itself has another first byte: see `host_mac`."""
     lower: str | None
     mode: Mode | None
     queues: int
     wiring: Wiring
     backends: tuple[str, ...]
-    """The backends, by name, that may have something of it."""
+    """The names of the backends that may have something of the lease."""
     netns: Netns
     created: float
     """Wall clock, seconds since the epoch."""
     fin_wait: float
-    """How long the name will wait, in seconds."""
+    """How long FIN WAIT lasts, in seconds."""
     deadline: float | None
     """`CLOCK_BOOTTIME` at which FIN WAIT ends; None before release."""
     released: float | None
     """Wall clock of the release; None before it."""
     process: Process | None
-    """The lease ends with this process."""
+    """The process that the lease ends with."""
     placeholder: bool
-    """The device was lost or exclusive: a bare tap now holds the name."""
+    """A placeholder, a bare tap, holds the name in place of the device."""
     manager: int | None
-    """The manager that works on the lease at this moment."""
+    """The number of the manager that has claimed the lease."""
     caller_uid: int | None = None
-    """The user id for whom the daemon acquired it; None if no daemon did."""
+    """The user id that the daemon acquired the lease for; None without a daemon."""
     on_close: bool = False
-    """The lease ends when nobody has its tap open any more."""
+    """The lease ends when no process has its tap open any more."""
     vnet_hdr: bool = True
     tap_owner: int | None = None
     """The user id that may open the tap by name."""
@@ -296,7 +297,7 @@ class Lease(NamedTuple):
 
 
 class HistoryEntry(NamedTuple):
-    """Who held a name, from when until when: a line of the history."""
+    """An entry of the history: who held a name, and when."""
 
     name: str
     lease: str
@@ -307,9 +308,9 @@ class HistoryEntry(NamedTuple):
     netns: str
     created: float
     released: float | None
-    """None while the owner has it."""
+    """None while the lease is active."""
     ended: float | None
-    """When FIN WAIT was over; None before that."""
+    """When FIN WAIT ended; None before that."""
     caller_uid: int | None = None
     """As in Lease."""
     labels: tuple[tuple[str, str], ...] = ()
@@ -348,14 +349,14 @@ class HistoryEvent(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong on a host, and what would mend it."""
+    """A problem on a host, and its remedy."""
 
     description: str
     remedy: str
 
 
 class Link(NamedTuple):
-    """What the kernel says of one device."""
+    """A device, as the kernel reports it."""
 
     ifindex: int
     name: str
@@ -366,16 +367,16 @@ class Link(NamedTuple):
     mtu: int
     up: bool
     master: int
-    """The ifindex of its bridge, or 0. Open vSwitch's are not among these."""
+    """The ifindex of the Linux bridge that the device is a port of, or 0."""
     carrier: bool = False
-    """Of a tap that is up: somebody has it open."""
+    """Of a tap that is up: a process has it open."""
     isolated: bool = False
-    """Of a bridge port; so are the next two."""
+    """Of a bridge port, as are the next two fields."""
     learning: bool = True
     flood: bool = True
-    """Frames to unknown MACs are sent to it."""
+    """The bridge floods frames with unknown destinations to the port."""
     vlan_filtering: bool = False
-    """Of a bridge: its ports are in VLANs."""
+    """Of a bridge: it separates VLANs."""
     no_ipv6: bool = True
     """It makes itself no IPv6 address."""
     open: bool = False
@@ -392,33 +393,35 @@ class Link(NamedTuple):
 
 
 def stamp(ledger: str, lease: str) -> str:
-    """The `ifalias` that tells people and other ledgers whose a device is."""
+    """Return the stamp: the `ifalias` that says whose a device is."""
     return f"tapster:{ledger}:{lease}"
 
 
 class Stamp(NamedTuple):
-    """The ids that a stamp is made of."""
+    """The ids in a stamp."""
 
     ledger: str
     lease: str
 
 
 def parse_stamp(alias: str) -> Stamp | None:
-    """The stamp that an `ifalias` is, or None if it is none."""
-    mark, *ids = alias.split(":")
-    return Stamp(*ids) if mark == "tapster" and len(ids) == 2 else None
+    """Return the stamp in an `ifalias`, or None."""
+    program, *ids = alias.split(":")
+    return Stamp(*ids) if program == "tapster" and len(ids) == 2 else None
 
 
 def check_spec(spec: Spec) -> names.Template:
-    """Check a request by itself; return its template. Raises RequestError."""
+    """Check a request by itself; return its template. Raise RequestError."""
     check_record(spec)
     template = names.parse(spec.name)
     for field, value in spec._asdict().items():
         if isinstance(value, str) and not value.isprintable():
-            raise RequestError(f"{field} {value!r} is not text that can be printed")
+            raise RequestError(
+                f"{field} {value!r} contains a character that cannot be printed"
+            )
     if len(spec.owner) > MAX_OWNER:
         raise RequestError(
-            f"owner has {len(spec.owner)} characters: at most {MAX_OWNER} will do"
+            f"owner has {len(spec.owner)} characters; at most {MAX_OWNER} are allowed"
         )
     if isinstance(spec, Macvtap):
         names.check(spec.lower)
@@ -477,7 +480,7 @@ def check_labels(labels: tuple[tuple[str, str], ...]) -> None:
 
 
 def check_wiring(wiring: Wiring) -> None:
-    """Check by itself what a device is to be connected to. Raises RequestError."""
+    """Check a wiring by itself. Raise RequestError."""
     if wiring.bridge is not None and wiring.ovs is not None:
         raise RequestError(
             f"a device is on one bridge: Linux's {wiring.bridge!r} "
@@ -498,12 +501,15 @@ def check_wiring(wiring: Wiring) -> None:
         if vlan is not None and not 1 <= vlan <= 4094:
             raise RequestError(f"a VLAN is 1 to 4094, not {vlan}")
     if len({wiring.vlan, *wiring.trunks}) <= len(wiring.trunks):
-        raise RequestError("each VLAN may be named once, in vlan or in trunks")
+        raise RequestError(
+            f"vlan {wiring.vlan} and trunks {wiring.trunks} name a VLAN twice: "
+            "name each VLAN once"
+        )
     for key, value in wiring.external_ids:
         if not key or "=" in key or not f"{key}{value}".isprintable():
             raise RequestError(f"external id {key!r}={value!r} is not KEY=VALUE")
     if wiring.addresses and not wiring.filter:
-        raise RequestError("addresses are what the filter allows: ask for filter")
+        raise RequestError("addresses need filter, which allows them: set filter")
     for address in wiring.addresses:
         _check_address(address)
     for rate in (wiring.inbound, wiring.outbound):
@@ -512,7 +518,7 @@ def check_wiring(wiring: Wiring) -> None:
 
 
 def check_changes(changes: Changes) -> None:
-    """Check that these are fields of a wiring, of the right types."""
+    """Check that these are fields of a wiring, with values of the right types."""
     for field, value in changes.items():
         if field not in Wiring._fields:
             raise RequestError(
@@ -523,7 +529,7 @@ def check_changes(changes: Changes) -> None:
 
 
 def check_macvtap_wiring(wiring: Wiring) -> None:
-    """Check what a macvtap can have of it. Raises RequestError."""
+    """Check that a macvtap can have this wiring. Raise RequestError."""
     for field, default in Wiring()._asdict().items():
         if field not in ("mtu", "up", "standby") and getattr(wiring, field) != default:
             raise RequestError(f"{field} does not go with a macvtap")
@@ -539,7 +545,7 @@ _HOMES = {
     "external_ids": ("ovs",),
     "outbound": ("bridge", "ovs"),
 }
-"""On which kinds of bridge a thing can be had, if it needs one."""
+"""The kinds of bridge that a field needs, for those that need one."""
 _KINDS = {"bridge": "a Linux bridge", "ovs": "an Open vSwitch bridge"}
 
 
@@ -561,7 +567,7 @@ def _check_rate(rate: Rate) -> None:
 
 
 def parse_mac(text: str) -> bytes:
-    """The six bytes of a unicast MAC such as `52:54:00:12:34:56`."""
+    """Return the six bytes of a unicast MAC such as `52:54:00:12:34:56`."""
     parts = text.split(":")
     try:
         mac = bytes.fromhex("".join(parts))
@@ -579,11 +585,11 @@ def format_mac(mac: bytes) -> str:
 
 
 def host_mac(guest: str) -> str:
-    """The MAC of the host's side of a tap.
+    """Return the MAC of a tap, as the host sees it, by the MAC of its guest.
 
-    A bridge takes the lowest MAC among its ports as its own, and loses it when
-    that port goes; 0xfe is high enough never to be taken. A guest whose MAC
-    starts so itself gets 0xfa on the host's side: the two must differ, or the
-    bridge would keep the guest's frames for the host.
+    A bridge takes the lowest MAC of its ports as its own, and loses that MAC when the
+    port goes. 0xfe is so high that a bridge never takes it. If the guest's own MAC
+    begins with 0xfe, the tap's begins with 0xfa: the two must differ, or the bridge
+    would keep the guest's frames for the host.
     """
     return ("fa" if guest.lower().startswith("fe") else "fe") + guest[2:].lower()

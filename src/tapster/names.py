@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device may be called: pure rules, no state and no system calls.
+"""The rules for names of devices. Pure.
 
-A template has one `%d` anywhere (`vnet%d`, `ci%d-a`) and stands for the names
-that carry a number in its place. Without `%d` it is a plain name and stands
-for itself alone.
+A template has one `%d` anywhere (`vnet%d`, `ci%d-a`). It stands for the names that
+have a number in place of `%d`. Without `%d` it is a plain name, and stands for
+itself.
 
-The rules are those of `dev_valid_name` and `dev_get_valid_name` in the
-kernel's net/core/dev.c. Linux counts bytes, not characters, and would cut a
-longer name without a word (`ifreq` has room for 15); here nothing is cut.
+The rules are those of `dev_valid_name` and `dev_get_valid_name` in the kernel's
+net/core/dev.c. Linux counts bytes, not characters. It would truncate a longer name
+silently (`ifreq` has room for 15 bytes); Tapster refuses it.
 """
 
 from tapster.errors import BadName
@@ -34,18 +34,18 @@ class Template(NamedTuple):
 
     @property
     def capacity(self) -> int:
-        """How many names the template can make within 15 bytes."""
+        """The number of names of the template that have at most 15 bytes."""
         if not self.numbered:
             return 1
         room = MAX_BYTES - len(self.prefix.encode()) - len(self.suffix.encode())
         return int(10**room)
 
     def name(self, number: int) -> str:
-        """The name that carries `number`."""
+        """Return the name with this number."""
         return f"{self.prefix}{number}{self.suffix}" if self.numbered else self.prefix
 
     def number(self, name: str) -> int | None:
-        """The number that `name` carries, or None if it is not of this template."""
+        """Return the number in a name; None if the name is not of this template."""
         if not (name.startswith(self.prefix) and name.endswith(self.suffix)):
             return None
         digits = name[len(self.prefix) : len(name) - len(self.suffix)]
@@ -56,7 +56,7 @@ class Template(NamedTuple):
 
 
 def parse(text: str) -> Template:
-    """Parse a template or a plain name. Raises BadName with the reason."""
+    """Parse a template or a plain name. Raise BadName."""
     prefix, percent, rest = text.partition("%")
     if not percent:
         check(text)
@@ -76,7 +76,7 @@ def parse(text: str) -> Template:
 
 
 def check(name: str) -> None:
-    """Raise BadName, with the reason, if Linux would refuse `name`."""
+    """Raise BadName if Linux would refuse the name."""
     if reason := _objection(name):
         raise BadName(f"name {name!r} {reason}")
 
@@ -84,7 +84,7 @@ def check(name: str) -> None:
 def _objection(name: str) -> str | None:
     if not name:
         return "is empty"
-    # Bytes that are no UTF-8 come as surrogates, which cannot be printed either.
+    # Bytes that are not UTF-8 are surrogates here, which cannot be printed either.
     encoded = name.encode(errors="replace")
     if len(encoded) > MAX_BYTES:
         return f"has {len(encoded)} bytes: Linux takes at most {MAX_BYTES}"
@@ -101,7 +101,7 @@ def _objection(name: str) -> str | None:
 
 
 def home(template: Template, key: str) -> int:
-    """The number that `key` gets by `stable` naming when no other key has it."""
+    """Return the number of a key in `stable` naming, if no other key has it."""
     # Costs a third of a verb's start (OpenSSL), and only this policy needs it.
     import hashlib
 

@@ -46,9 +46,15 @@ def test_a_request_that_can_be_gives_its_template(spec: Spec) -> None:
             Tap(name="mytap", naming=Naming.STABLE, key="k"),
             "template with '%d', not 'mytap'",
         ),
-        (Tap(naming=Naming.STABLE), "stable and a key go together"),
-        (Tap(key="k"), "stable and a key go together"),
-        (Tap(naming=Naming.NEXT, key="k"), "stable and a key go together"),
+        (
+            Tap(naming=Naming.STABLE),
+            "naming stable needs a key, and no other naming takes a key",
+        ),
+        (Tap(key="k"), "naming stable needs a key, and no other naming takes a key"),
+        (
+            Tap(naming=Naming.NEXT, key="k"),
+            "naming stable needs a key, and no other naming takes a key",
+        ),
         (Tap(queues=0), "1 to 256, not 0"),
         (Tap(queues=257), "1 to 256, not 257"),
         (Tap(mtu=67), "68 to 65521, not 67"),

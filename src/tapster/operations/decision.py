@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What recover does with a lease: one pure table.
+"""The decision table: what recover does with a lease. Pure.
 
-Rule 1: the ledger says who owns, the kernel says what exists; this file only
-compares the two and touches neither.
-Rule 2: whatever is not provably our device counts as absent. It is never
-touched, only stepped around.
-Rule 3: each action may be repeated; after it the same lease is left alone.
+Rule 1: the ledger says who owns a device, the kernel says which devices exist. This
+file compares the two and changes neither.
+Rule 2: a device that is not provably the lease's counts as absent. No operation
+touches it.
+Rule 3: each action may be repeated. After the action, the table says to leave the
+same lease alone.
 """
 
 from enum import StrEnum
@@ -18,30 +19,31 @@ class DeviceState(StrEnum):
     """How a lease's device looks."""
 
     CONNECTED = "wired"
-    """It is there, and something is to be done until it is at rest: it is up, or
-    on a bridge, or not stamped."""
+    """The device exists and is not at rest: it is up, or on a bridge, or has no
+    stamp."""
     AT_REST = "quiet"
-    """It is there and at rest."""
+    """The device exists, and is down, off any bridge, and stamped."""
     ABSENT = "absent"
-    """It is not there; what has its ifindex, if anything, is not ours."""
+    """The device does not exist. If another device has its ifindex, that device is
+    not ours."""
 
 
 class Action(StrEnum):
-    """What recover does."""
+    """What recover does with a lease."""
 
     LEAVE = "leave"
     UNDO = "undo"
-    """Delete the device of an acquire that never ended, and forget the lease."""
+    """Delete the device of an acquire that was interrupted, and remove the lease."""
     RELEASE = "release"
-    """Release the lease of an owner that is gone."""
+    """Release the lease: the process, or the open tap, that it was bound to is gone."""
     FINISH = "finish"
-    """Bring the device of a released lease to rest: down, off its bridge, stamped."""
+    """Bring the device of a released lease to rest."""
     REWIRE = "rewire"
-    """Connect the device of an active lease again as it should be."""
+    """Connect the device of an active lease as requested."""
     HOLD_NAME = "hold_name"
     """Let a placeholder hold the name of a lost device until FIN WAIT ends."""
     CLOSE = "close"
-    """End the lease: delete what is left of it and write its history."""
+    """End the lease: delete what is left of its device, and record its history."""
 
 
 class Repair(NamedTuple):
@@ -52,20 +54,21 @@ class Repair(NamedTuple):
 
 
 class Conditions(NamedTuple):
-    """What is known of a lease beside its row and its device."""
+    """What the table must know of a lease, apart from its record and its device."""
 
     worked_on: bool = False
-    """A living manager has claimed it."""
+    """A living manager has claimed the lease."""
     namespace_gone: bool = False
-    """Its boot or its network namespace is over."""
+    """The boot, or the network namespace, of the lease has ended."""
     due: bool = False
-    """Its FIN WAIT is over."""
+    """The lease's FIN WAIT is over."""
     owner_gone: bool = False
-    """It was bound to a process that has ended, or to the last close of its tap."""
+    """The lease was bound to a process that has ended, or to an open tap that was
+    closed."""
     differs: bool = False
-    """Its device is there, but not connected as its wiring wants."""
+    """The device exists, but is not connected as requested."""
     backends: bool = False
-    """Backends may have something of it."""
+    """Backends may have something of the lease."""
 
 
 TABLE: dict[tuple[State, DeviceState], Action] = {
@@ -81,25 +84,36 @@ TABLE: dict[tuple[State, DeviceState], Action] = {
 }
 
 
-def decide(state: State, seen: DeviceState, facts: Conditions) -> Action:
-    """What recover does with a lease in `state` whose device looks like `seen`."""
-    if facts.worked_on:
+def decide(state: State, device: DeviceState, conditions: Conditions) -> Action:
+    """Return what recover does with a lease, by its state and that of its device."""
+    if conditions.worked_on:
         return Action.LEAVE
-    if facts.namespace_gone:
+    if conditions.namespace_gone:
         return Action.CLOSE
-    if state is State.FIN_WAIT and facts.due:
+    if state is State.FIN_WAIT and conditions.due:
         return Action.CLOSE
-    if state is State.ACTIVE and facts.owner_gone:
+    if state is State.ACTIVE and conditions.owner_gone:
         return Action.RELEASE
-    if state is State.ACTIVE and seen is not DeviceState.ABSENT and facts.differs:
+    if (
+        state is State.ACTIVE
+        and device is not DeviceState.ABSENT
+        and conditions.differs
+    ):
         return Action.REWIRE
-    if state is State.FIN_WAIT and seen is DeviceState.AT_REST and facts.backends:
+    if (
+        state is State.FIN_WAIT
+        and device is DeviceState.AT_REST
+        and conditions.backends
+    ):
         return Action.FINISH
-    return TABLE[state, seen]
+    return TABLE[state, device]
 
 
 def look(ledger: str, lease: Lease, link: Link | None) -> DeviceState:
-    """How `link`, the device that has the lease's ifindex, looks to the lease."""
+    """Return the state of a lease's device.
+
+    `link` is the device that has the lease's ifindex, if any.
+    """
     if link is None or not is_ours(ledger, lease, link):
         return DeviceState.ABSENT
     at_rest = not link.up and not link.master and parse_stamp(link.alias)
@@ -107,16 +121,16 @@ def look(ledger: str, lease: Lease, link: Link | None) -> DeviceState:
 
 
 def is_ours(ledger: str, lease: Lease, link: Link) -> bool:
-    """Whether the device with the lease's ifindex is the lease's device.
+    """Return whether the device with the lease's ifindex is the lease's device.
 
-    The ifindex was chosen by the ledger and requested exclusively, so it nearly
-    says all. It may be another's only if another ledger drew the same number
-    after ours was lost, and then the device carries that ledger's stamp. An
-    unstamped device is one that a crash left between creation and stamp (or
-    whose alias somebody changed): then the name must agree.
+    The ledger chose the ifindex, and the device was created exclusively. So another
+    device can have the ifindex only if another ledger drew the same number after
+    ours was lost. That device carries the other ledger's stamp. A device without a
+    stamp was left by a crash between creation and stamp, or somebody changed its
+    alias. Then its name must be the lease's.
     """
     if link.ifindex != lease.ifindex:
         return False
-    if marked := parse_stamp(link.alias):
-        return marked == (ledger, lease.id)
+    if stamp := parse_stamp(link.alias):
+        return stamp == (ledger, lease.id)
     return link.name == lease.name
