@@ -40,6 +40,8 @@ from tapster.light import TYPE_CHECKING, Any
 from tapster.model import (
     Changes,
     HistoryEntry,
+    HistoryEvent,
+    HistoryQuery,
     Kind,
     Lease,
     Link,
@@ -80,6 +82,8 @@ __all__ = [
     "DaemonError",
     "Event",
     "HistoryEntry",
+    "HistoryEvent",
+    "HistoryQuery",
     "Host",
     "HostError",
     "InternalError",

@@ -430,7 +430,10 @@ def check_spec(spec: Spec) -> names.Template:
             f"naming {shown(spec.naming)} needs a template with '%d', not {spec.name!r}"
         )
     if (spec.naming == Naming.STABLE) != (spec.key is not None):
-        raise RequestError("naming stable and a key go together")
+        raise RequestError(
+            "naming stable needs a key, and no other naming takes a key: "
+            f"naming is {shown(spec.naming)}, key is {spec.key!r}"
+        )
     check_labels(spec.labels)
     if not 1 <= spec.queues <= MAX_QUEUES:
         raise RequestError(f"queues must be 1 to {MAX_QUEUES}, not {spec.queues}")

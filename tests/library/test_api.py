@@ -72,7 +72,7 @@ def test_host_and_client_are_managers() -> None:
 
 @pytest.mark.parametrize("kind", [Host, Client])
 def test_every_method_of_manager_is_implemented(kind: type) -> None:
-    inherited = {"acquire", "holding"}  # made of the others
+    inherited = {"acquire", "holding", "who"}  # made of the others
     for name in public(Manager) - inherited:
         assert name in vars(kind), name
 
@@ -186,7 +186,7 @@ def test_a_wrong_type_in_a_request_is_named(
         (lambda host: host.set("0" * 16, up=1), "up must be True or False, not 1"),
         (lambda host: host.set("0" * 16, color=1), "color cannot be changed"),
         (lambda host: host.find(3), "name_or_id must be a str, not 3"),
-        (lambda host: host.who(3), "name must be a str, not 3"),
+        (lambda host: host.who(3), "name must be a str or None, not 3"),
         (lambda host: host.who("a", "b"), "at must be a number or None, not 'b'"),
         (lambda host: host.reap(now=2), "now must be True or False, not 2"),
         (lambda host: host.recover(dry_run=None), "dry_run must be True or False"),
