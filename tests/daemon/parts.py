@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from tapster.model import Process
     from tapster.rpc.interface import Event
 
-ALICE = Caller(1000, (1000,), "alice", ("alice",), os.getpid())
-BOB = Caller(1001, (1001,), "bob", ("bob",), os.getpid())
-ROOT = Caller(0, (0,), "root", ("root",), os.getpid())
+ALICE = Caller(1000, (1000,), os.getpid(), "alice")
+BOB = Caller(1001, (1001,), os.getpid(), "bob")
+ROOT = Caller(0, (0,), os.getpid(), "root")
 
 
 class FakeClock:
@@ -121,7 +121,7 @@ class Parts:
         self.service = Service(
             operations,
             str(folder / "ledger.db"),
-            Loaded(config),
+            Loaded(config, rules=config.allow),
             self.metrics,
             self.log,
             self.upkeep,
@@ -182,8 +182,8 @@ class Parts:
 
 
 RULES = (
-    Rule(users=("alice",), bridges=("br0",), features=("fin-wait",)),
-    Rule(users=("bob",), bridges=("br0",)),
+    Rule(users=("1000",), bridges=("br0",), features=("fin-wait",)),
+    Rule(users=("1001",), bridges=("br0",)),
 )
 
 

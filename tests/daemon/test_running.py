@@ -32,7 +32,7 @@ def figures(text: str) -> dict[str, float]:
 
 def test_prometheus_reads_what_happened(world: None) -> None:
     shell.sh("ip link set lo up")
-    listen = '[metrics]\nlisten = "127.0.0.1:9474"\n'
+    listen = '[metrics]\nlisten = "127.0.0.1:9474"\neverybody = true\n'
     daemon = Daemon(policy=listen + POLICY)
     daemon.start()
     shell.sh("ip tuntap add vnet0 mode tap")

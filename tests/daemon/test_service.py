@@ -205,7 +205,7 @@ def test_a_broken_policy_keeps_the_old_one_and_says_where(daemon: Daemon) -> Non
         "[[allow]\n": "line 1",
         '[[allow]]\nusers = ["x"]\nbridge = ["br0"]\n': "allow[0].bridge",
         '[[allow]]\nusers = "x"\n': "allow[0].users",
-        '[[allow]]\nusers = ["x"]\nvlans = ["a-b"]\n': "vlans has 'a-b'",
+        '[[allow]]\nusers = ["x"]\nvlans = ["a-b"]\n': "'a-b' is not a VLAN",
         "[limits]\nmessage = 0\n": "limits.message",
     }.items():
         daemon.config.write_text(broken)

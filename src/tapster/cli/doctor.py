@@ -52,9 +52,22 @@ def run(options: argparse.Namespace, host: "Manager") -> int:
 
 
 def _explain(options: argparse.Namespace) -> None:
+    """Say what the running daemon's policy gives a user, or else what the file does."""
+    from tapster.errors import DaemonError
+    from tapster.rpc.client import connect
+
+    if options.config is None:
+        try:
+            with connect(options.socket) as client:
+                lines = client.explain(options.user)
+        except DaemonError:
+            pass
+        else:
+            print("\n".join(lines))
+            return
     from tapster.daemon import config, policy
 
-    loaded = config.load(options.config or config.PATH).config
+    loaded = config.load(options.config or config.PATH)
     caller = config.caller_named(options.user)
-    for line in policy.explain(loaded.allow, caller, loaded.limits.devices):
-        print(line)
+    limits = loaded.config.limits
+    print("\n".join(policy.explain(loaded.rules, caller, limits.devices)))

@@ -47,12 +47,17 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _check(options: argparse.Namespace) -> int:
-    loaded = config.load(options.config).config
-    rules = len(loaded.allow)
-    lines = [f"{options.config}: {rules} rules, and nothing is wrong"]
+    """Report every fault of the configuration, or else what it gives a user."""
+    loaded, faults = config.check(options.config)
+    for fault in faults:
+        sys.stderr.write(f"{options.config}: {fault}\n")
+    if loaded is None or faults:
+        return 2
+    lines = [f"{options.config}: {len(loaded.rules)} rules, and nothing is wrong"]
     if options.user is not None:
         caller = config.caller_named(options.user)
-        lines += policy.explain(loaded.allow, caller, loaded.limits.devices)
+        limits = loaded.config.limits
+        lines += policy.explain(loaded.rules, caller, limits.devices)
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 
@@ -68,7 +73,7 @@ def _serve(options: argparse.Namespace, log: Log) -> None:
     _raise_limit()
     given = systemd.listeners()
     scrapers = given.pop("metrics", [])
-    listeners = [one for sockets in given.values() for one in sockets]
+    listeners = [listener for sockets in given.values() for listener in sockets]
     ours: list[str] = []
     if not listeners:
         listeners = [_listen(options.socket)]
@@ -94,7 +99,7 @@ def _serve(options: argparse.Namespace, log: Log) -> None:
 
 
 def _raise_limit() -> None:
-    """As many descriptors as may be had: each client and machine takes some."""
+    """Allow as many descriptors as the limits permit: each client takes some."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 

@@ -1,21 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """The daemon's file, /etc/tapster/tapster.toml, and what else it reads for policy."""
 
+import math
 import os
+import re
 import tomllib
-from grp import getgrgid
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from grp import getgrgid, getgrnam
 from pwd import getpwnam, getpwuid
 
+from tapster import names
 from tapster.daemon import policy
-from tapster.daemon.policy import Caller, Rule
-from tapster.errors import RequestError
+from tapster.daemon.policy import ANYBODY, Caller, Rule
+from tapster.errors import BadName, RequestError
 from tapster.integrate import acl
 from tapster.integrate.acl import Acl
-from tapster.kernel.unix import Peer
-from tapster.light import NamedTuple
+from tapster.kernel.unix import SCM_MAX_FD
+from tapster.light import Any, NamedTuple
+from tapster.model import Kind
 from tapster.rpc.varlink import Unfit, from_json
 
 PATH = "/etc/tapster/tapster.toml"
+LONGEST = 1 << 20
+"""Bytes that the file may have."""
+SHOWN = 60
+"""Characters of a wrong value that are shown."""
 
 
 class Limits(NamedTuple):
@@ -25,8 +36,10 @@ class Limits(NamedTuple):
     """Devices a user may have at a time, where no rule says another number."""
     waiting: int = 64
     """Devices of a user that may be in FIN WAIT."""
+    keys: int = 1000
+    """Keys of stable names that are remembered for a user."""
     requests: int = 100
-    """Requests a user may send a second; so many more may come at once."""
+    """Requests a user may send a second. Those of two seconds may come at once."""
     connections: int = 1024
     connections_per_user: int = 64
     message: int = 65536
@@ -36,7 +49,7 @@ class Limits(NamedTuple):
     idle: float = 300.0
     """Seconds without a request after which a connection is closed."""
     stall: float = 10.0
-    """Seconds that a request may take to come, or an answer to be fetched."""
+    """Seconds that a request may take to come, or an answer to be received."""
 
 
 class Qemu(NamedTuple):
@@ -47,16 +60,19 @@ class Qemu(NamedTuple):
 
 
 class Watching(NamedTuple):
-    """`[watch]`: whether a device that others took down or off its bridge is put
-    back, or only reported."""
+    """`[watch]`: whether to put a device back that other programs took down or off its
+    bridge, or only to report it."""
 
     mend: bool = False
 
 
-class Metrics(NamedTuple):
+class MetricsConfig(NamedTuple):
     """`[metrics]`: where Prometheus asks: a path, or ADDRESS:PORT."""
 
     listen: str | None = None
+    everybody: bool = False
+    """Whether those who reach ADDRESS:PORT may read the figures of all users: the
+    kernel does not tell who asks. A path is for root and who may see-others."""
 
 
 class Config(NamedTuple):
@@ -66,86 +82,366 @@ class Config(NamedTuple):
     allow: tuple[Rule, ...] = ()
     qemu: Qemu = Qemu()
     watch: Watching = Watching()
-    metrics: Metrics = Metrics()
+    metrics: MetricsConfig = MetricsConfig()
+
+
+class Fault(NamedTuple):
+    """One thing that is wrong with the file."""
+
+    line: int | None
+    where: str
+    problem: str
+
+    def __str__(self) -> str:
+        line = None if self.line is None else f"line {self.line}"
+        return ": ".join(filter(None, (line, self.where, self.problem)))
 
 
 class Loaded(NamedTuple):
-    """The file, and the one it names."""
+    """The file, the one it names, and the ids of the users and groups it names."""
 
     config: Config = Config()
     listed: Acl = ()
+    rules: tuple[Rule, ...] = ()
+    """The rules, with users and groups by id."""
+    names: tuple[tuple[int, str], ...] = ()
+    """The names of the users that the rules name, by id."""
+    unknown: tuple[str, ...] = ()
+    """The users and groups of the rules that do not exist."""
 
-    def rules(self, bridge: str | None) -> tuple[Rule, ...]:
+    @property
+    def names_to_look_up(self) -> tuple[str, ...]:
+        """The users and groups that the rules name."""
+        return tuple(
+            name
+            for rule in self.config.allow
+            for name in (*rule.users, *rule.groups)
+            if name != ANYBODY
+        )
+
+    def rules_for_bridge(self, bridge: str | None) -> tuple[Rule, ...]:
         """The rules for what qemu-bridge-helper asks: a tap on a bridge, no more."""
-        rules = self.config.allow
         if bridge is not None and acl.permits(self.listed, bridge):
-            rules += (Rule(users=("*",), bridges=(bridge,)),)
-        return rules
+            return (*self.rules, Rule(users=(ANYBODY,), bridges=(bridge,)))
+        return self.rules
 
 
-def load(path: str) -> Loaded:
-    """Read the file; without it, nobody but root may do anything.
+def load(path: str, *, must_exist: bool = False) -> Loaded:
+    """Read the file. Without it, only root may do anything.
 
-    Raises RequestError, which says what is wrong, and where.
+    Raises RequestError, which lists every fault.
+    """
+    loaded, faults = check(path)
+    if not must_exist and loaded is None and not os.path.lexists(path):
+        return Loaded()
+    if loaded is None:
+        raise RequestError("\n".join(f"{path}: {fault}" for fault in faults))
+    return loaded
+
+
+def check(path: str) -> tuple[Loaded | None, list[Fault]]:
+    """Read the file, and report all that is wrong with it.
+
+    Users and groups that do not exist are faults with which the file can be used.
     """
     try:
-        with open(path, "rb") as file:
-            content = tomllib.load(file)
-    except FileNotFoundError:
-        return Loaded()
+        text = _read(path)
+        content = tomllib.loads(text)
     except OSError as error:
-        raise RequestError(f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RequestError(f"{path}: {error}") from None
-    try:
-        config: Config = from_json(Config, content)
-    except Unfit as error:
-        raise RequestError(f"{path}: {error}") from None
-    for number, rule in enumerate(config.allow):
-        if said := policy.complaint(rule):
-            raise RequestError(f"{path}: allow[{number}]: {said}")
-    for name, value in config.limits._asdict().items():
-        if value <= 0:
-            raise RequestError(f"{path}: limits.{name} is {value}: give more than 0")
-    try:
-        listed = acl.read(config.qemu.bridge_conf) if config.qemu.bridge_conf else ()
-    except OSError as error:
-        raise RequestError(f"{config.qemu.bridge_conf}: {error.strerror}") from error
-    except ValueError as error:
-        raise RequestError(str(error)) from None
-    return Loaded(config, listed)
+        return None, [Fault(None, "", error.strerror or str(error))]
+    except UnicodeDecodeError as error:
+        return None, [Fault(None, "", f"not UTF-8: {error.reason}")]
+    except RecursionError:
+        return None, [Fault(None, "", "nested too deeply")]
+    except ValueError as error:  # tomllib.TOMLDecodeError says the line
+        return None, [Fault(None, "", str(error))]
+    reader = _Reader(text)
+    config = reader.config(content)
+    listed: Acl = ()
+    if config.qemu.bridge_conf:
+        try:
+            listed = acl.read(config.qemu.bridge_conf)
+        except OSError as error:
+            reader.add(
+                "qemu", "bridge_conf", f"{config.qemu.bridge_conf}: {error.strerror}"
+            )
+        except ValueError as error:
+            reader.add("qemu", "bridge_conf", str(error))
+    if reader.faults:
+        return None, reader.faults
+    loaded = resolve(Loaded(config, listed))
+    unknown = [
+        Fault(reader.line_of(name), "allow", f"{name!r} does not exist on this host")
+        for name in loaded.unknown
+    ]
+    return loaded, unknown
 
 
-def caller_of(peer: Peer) -> Caller:
-    """The caller with the names of their ids, as far as these have names."""
-    return Caller(
-        peer.uid,
-        peer.gids,
-        _user_name(peer.uid),
-        tuple(name for gid in peer.gids if (name := _group_name(gid))),
-        peer.pid,
+def _read(path: str) -> str:
+    # A FIFO must not make the daemon wait.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(fd, "rb") as file:
+        data = file.read(LONGEST + 1)
+    if len(data) > LONGEST:
+        raise ValueError(f"the file has more than {LONGEST} bytes")
+    return data.decode()
+
+
+class _Reader:
+    """Makes a configuration of what TOML says, and notes every fault."""
+
+    def __init__(self, text: str) -> None:
+        self.faults: list[Fault] = []
+        self._lines = text.splitlines()
+
+    def config(self, content: dict[str, Any]) -> Config:
+        values: dict[str, Any] = {}
+        for section, value in content.items():
+            if section not in Config._fields:
+                self._unknown("", section, Config._fields)
+            elif section == "allow":
+                values["allow"] = tuple(self._rules(value))
+            else:
+                kind = type(Config._field_defaults[section])
+                values[section] = self._table(kind, section, value)
+        config = Config(**values)
+        self._check_limits(config.limits)
+        self._check_metrics(config.metrics)
+        return config
+
+    def _rules(self, value: Any) -> Iterator[Rule]:
+        if not isinstance(value, list):
+            self.add("", "allow", "write [[allow]], with two brackets")
+            return
+        for number, table in enumerate(value):
+            where = f"allow[{number}]"
+            rule: Rule = self._table(Rule, where, table)
+            if isinstance(table, dict) and not table.keys() & {"users", "groups"}:
+                self.add(where, "", "the rule is for nobody: give users or groups")
+            self._check_rule(where, rule)
+            yield rule
+
+    def _table(self, kind: Any, where: str, value: Any) -> Any:
+        if not isinstance(value, dict):
+            self.add("", where, "must be a table")
+            return kind()
+        values: dict[str, Any] = {}
+        for key, given in value.items():
+            if key not in kind._fields:
+                self._unknown(where, key, kind._fields)
+                continue
+            try:
+                values[key] = from_json(kind.__annotations__[key], given, key)
+            except (Unfit, RecursionError) as error:
+                must = str(error).partition(" must ")[2] or "be simpler"
+                self.add(where, key, f"{_shown(given)} must {must}")
+        return kind(**values)
+
+    # Values
+
+    def _check_rule(self, where: str, rule: Rule) -> None:
+        for kind in rule.kinds:
+            self._check_word(where, "kinds", kind, [*Kind])
+        for feature in rule.features:
+            self._check_word(where, "features", feature, sorted(policy.FEATURES))
+        for field in rule.require:
+            if field not in policy.REQUIRABLE:
+                self._unknown_word(where, "require", field, sorted(policy.REQUIRABLE))
+        for text in rule.vlans:
+            if problem := _vlan_problem(text):
+                self.add(where, "vlans", f"{text!r} {problem}", text)
+        for template in rule.templates:
+            try:
+                if not set(template) & set("*?["):
+                    names.parse(template)
+            except BadName as error:
+                self.add(where, "templates", str(error), template)
+        for name in rule.netns:
+            if "/" in name and not os.path.isabs(name):
+                problem = f"{name!r} is neither a name nor an absolute path"
+                self.add(where, "netns", problem, name)
+            elif "/" in name and name != os.path.normpath(name):
+                problem = f"{name!r} must be {os.path.normpath(name)!r}"
+                self.add(where, "netns", problem, name)
+        if rule.devices is not None and rule.devices < 0:
+            self.add(where, "devices", f"{rule.devices} must be 0 or more")
+
+    def _check_limits(self, limits: Limits) -> None:
+        for name, value in limits._asdict().items():
+            if not value > 0 or not math.isfinite(value):
+                self.add("limits", name, f"{value} must be more than 0, and finite")
+        if limits.descriptors > SCM_MAX_FD:
+            problem = f"{limits.descriptors} must be at most {SCM_MAX_FD}"
+            self.add("limits", "descriptors", problem)
+
+    def _check_metrics(self, metrics: MetricsConfig) -> None:
+        listen = metrics.listen
+        if listen is None or listen.startswith("/"):
+            return
+        _, colon, port = listen.rpartition(":")
+        if not (colon and port.isdecimal() and int(port) < 1 << 16):
+            problem = f"{listen!r} is neither an absolute path nor ADDRESS:PORT"
+            self.add("metrics", "listen", problem)
+        elif not metrics.everybody:
+            self.add(
+                "metrics",
+                "listen",
+                f"who reaches {listen} reads the figures of all users: give a path, or "
+                "say everybody = true",
+            )
+
+    def _check_word(
+        self, where: str, key: str, word: str, known: Sequence[str]
+    ) -> None:
+        if not any(fnmatchcase(one, word) for one in known):
+            self._unknown_word(where, key, word, known)
+
+    def _unknown_word(
+        self, where: str, key: str, word: str, known: Sequence[str]
+    ) -> None:
+        self.add(
+            where, key, f"{_shown(word)} is not known{_nearest(word, known)}", word
+        )
+
+    def _unknown(self, where: str, key: str, known: Sequence[str]) -> None:
+        self.add(where, key, f"is not known{_nearest(key, known)}")
+
+    # Places
+
+    def add(self, where: str, key: str, problem: str, value: str | None = None) -> None:
+        """Note a fault of a key of a table, or of one value of its list."""
+        place = ".".join(filter(None, (where, key)))
+        self.faults.append(Fault(self._line(where, key, value), place, problem))
+
+    def line_of(self, value: str) -> int | None:
+        """The first line that has this text in quotes."""
+        for number, line in enumerate(self._lines, 1):
+            if f'"{value}"' in line or f"'{value}'" in line:
+                return number
+        return None
+
+    def _line(self, where: str, key: str, value: str | None) -> int | None:
+        """The line of a key, or of a value in its list; as near as can be said."""
+        table, _, index = where.rstrip("]").partition("[")
+        start = 0
+        if table:
+            header = re.compile(rf"\s*\[\[?\s*{re.escape(table)}\s*\]")
+            headers = [n for n, line in enumerate(self._lines) if header.match(line)]
+            if len(headers) <= int(index or 0):
+                return None
+            start = headers[int(index or 0)]
+        if not key:
+            return start + 1
+        wanted = re.compile(rf"\s*(\[\[?\s*)?[\"']?{re.escape(key)}[\"']?\s*[=.\]]")
+        for number in range(start, len(self._lines)):
+            if number > start and table and self._lines[number].lstrip()[:1] == "[":
+                break
+            if wanted.match(self._lines[number]):
+                return self._value_line(number, value) + 1
+        return start + 1 if table else None
+
+    def _value_line(self, start: int, value: str | None) -> int:
+        if value is not None:
+            for number in range(start, len(self._lines)):
+                line = self._lines[number]
+                if f'"{value}"' in line or f"'{value}'" in line:
+                    return number
+                if number > start and "=" in line:
+                    break
+        return start
+
+
+def _vlan_problem(text: str) -> str | None:
+    try:
+        first, last = policy.vlan_range(text)
+    except ValueError:
+        return "is not a VLAN: give '10' or '100-200'"
+    if not 1 <= first <= last <= policy.LARGEST_VLAN:
+        return f"is not a range within {policy.ALL_VLANS}"
+    return None
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    similar = get_close_matches(word.lower().replace("_", "-"), known, n=1)
+    similar = similar or get_close_matches(word.lower(), known, n=1)
+    if similar:
+        return f": did you mean {similar[0]!r}?"
+    return f": these are: {', '.join(known)}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+# Users and groups
+
+
+def resolve(loaded: Loaded) -> Loaded:
+    """Look up the users and groups that the rules name. This may wait for a server."""
+    users: dict[str, str] = {}
+    groups: dict[str, str] = {}
+    unknown: list[str] = []
+    for rule in loaded.config.allow:
+        for name in rule.users:
+            users[name] = _id_of_user(name) or ""
+            if not users[name]:
+                unknown.append(name)
+        for name in rule.groups:
+            groups[name] = _id_of_group(name) or ""
+            if not groups[name]:
+                unknown.append(name)
+    rules = tuple(
+        rule._replace(
+            users=tuple(filter(None, (users[name] for name in rule.users))),
+            groups=tuple(filter(None, (groups[name] for name in rule.groups))),
+        )
+        for rule in loaded.config.allow
     )
+    known = tuple(
+        (int(uid), name)
+        for name, uid in users.items()
+        if uid.isdecimal() and uid != name
+    )
+    return loaded._replace(
+        rules=rules, names=known, unknown=tuple(dict.fromkeys(unknown))
+    )
+
+
+def _id_of_user(name: str) -> str | None:
+    if name == ANYBODY or name.isdecimal():
+        return name
+    try:
+        return str(getpwnam(name).pw_uid)
+    except (KeyError, ValueError, OSError):
+        return None
+
+
+def _id_of_group(name: str) -> str | None:
+    if name.isdecimal():
+        return name
+    try:
+        return str(getgrnam(name).gr_gid)
+    except (KeyError, ValueError, OSError):
+        return None
 
 
 def caller_named(name: str) -> Caller:
     """The caller that a user will be. Raises RequestError if there is none."""
     try:
         entry = getpwuid(int(name)) if name.isdecimal() else getpwnam(name)
-    except KeyError:
-        raise RequestError(f"there is no user {name!r}") from None
+    except (KeyError, ValueError, OverflowError):
+        raise RequestError(f"there is no user {name!r} on this host") from None
     gids = os.getgrouplist(entry.pw_name, entry.pw_gid)
-    return caller_of(Peer(0, entry.pw_uid, tuple(gids)))
+    return Caller(entry.pw_uid, tuple(gids), user=entry.pw_name)
 
 
-def _user_name(uid: int) -> str:
-    try:
-        return getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
-
-
-def _group_name(gid: int) -> str | None:
-    try:
-        return getgrgid(gid).gr_name
-    except KeyError:
-        return None
+def group_names(gids: Sequence[int]) -> list[str]:
+    """The names of groups, or their numbers."""
+    found = []
+    for gid in gids:
+        try:
+            found.append(getgrgid(gid).gr_name)
+        except KeyError:
+            found.append(str(gid))
+    return found

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from errno import EMFILE, ENFILE
 from functools import partial
 
-from tapster.daemon import people
 from tapster.daemon.closer import Closer
 from tapster.daemon.config import Limits
 from tapster.daemon.connection import Connection
@@ -48,10 +47,12 @@ class Connections:
         metrics: Metrics,
         log: Log,
         *,
-        identify: Callable[[socket.socket], tuple[Caller, int]] = people.identify,
+        identify: Callable[[socket.socket], tuple[Caller, int]],
+        may_send_descriptors: Callable[[Caller], bool] = lambda _: True,
     ) -> None:
         """`limits` gives the limits as they are now; `identify` the caller at the other
-        end of a socket, and a pidfd of the calling process or -1."""
+        end of a socket, and a pidfd of the calling process or -1. From a caller who may
+        not send descriptors the kernel refuses them, where it can."""
         self.on_request: OnRequest = _ignore
         """Called with each request that is to be answered."""
         self.take_back: Callable[[Callable[[], None]], None] = _call
@@ -64,6 +65,7 @@ class Connections:
         self._metrics = metrics
         self._log = log
         self._identify = identify
+        self._may_send_descriptors = may_send_descriptors
         self._throttle = Throttle()
         self._closer = Closer()
         self._open: dict[Connection, None] = {}
@@ -123,6 +125,8 @@ class Connections:
     def welcome(self, accepted: socket.socket) -> None:
         """Take in a client. Raises OSError; then the socket stays the caller's."""
         caller, pidfd = self._identify(accepted)
+        if not self._may_send_descriptors(caller):
+            unix.refuse_descriptors(accepted)
         now = self._loop.now()
         connection = Connection(accepted, caller, pidfd, now, self._closer)
         self._open[connection] = None

@@ -129,20 +129,11 @@ class Dispatcher:
                 nothing = varlink.Nothing()
                 self._standard(connection, "ExpectedMore", nothing, request.oneway)
         else:
-            self._start(connection, method.name, request, parameters)
+            call = Call(connection.caller, connection.pidfd, parameters, request.fds)
+            work = partial(self._service.call, method.name, call)
+            self._submit(connection, method.name, work, request)
             return
         connection.discard(request.fds)
-
-    def _start(
-        self, connection: Connection, method: str, request: Request, parameters: Any
-    ) -> None:
-        call = Call(connection.caller, connection.pidfd, parameters, request.fds)
-        self._submit(
-            connection,
-            method,
-            partial(self._service.call, method, call),
-            request,
-        )
 
     def _submit(
         self,
@@ -153,7 +144,7 @@ class Dispatcher:
     ) -> None:
         connection.droppable = method in _DROPPABLE and not request.oneway
         connection.job = self._worker.submit(
-            partial(_encoded, work),
+            partial(_encoded, work, more=request.more),
             partial(self._done, connection, method, request),
             user=connection.caller.uid,
         )
@@ -171,8 +162,18 @@ class Dispatcher:
             self._discard_reply(result.answer)
             error = self.explain(result.error)
             self._answer_error(connection, error, request.oneway)
-        else:
+        elif result.next_page is None:
             self._send_answer(connection, result, request.oneway)
+        elif connection.closed:
+            return
+        elif request.more:
+            fetch = partial(self._submit, connection, method, result.next_page, request)
+            connection.next_page = fetch
+            connection.step(ConnectionEvent.PART)
+            self._connections.send(connection, result.data)
+        else:
+            nothing = varlink.Nothing()
+            self._standard(connection, "ExpectedMore", nothing, request.oneway)
         if not connection.closed:
             self._connections.go_on(connection)
 
@@ -249,6 +250,7 @@ class Dispatcher:
     ) -> None:
         if connection.closed:
             return
+        connection.next_page = None
         if oneway:
             self._metrics.add("failures", type(error).__name__)
             connection.step(ConnectionEvent.SILENCE)
@@ -299,13 +301,15 @@ def _parse(text: bytes, fds: list[int]) -> Request:
     )
 
 
-def _encoded(work: Callable[[], Answer]) -> Reply | Unencodable:
+def _encoded(work: Callable[[], Answer], *, more: bool) -> Reply | Unencodable:
     answer = work()
+    continues = more and answer.next_page is not None
     try:
-        data = varlink.encode({"parameters": varlink.to_json(answer.parameters)})
+        message = {"parameters": varlink.to_json(answer.parameters)}
+        data = varlink.encode(message | {"continues": True} if continues else message)
     except Exception as error:  # noqa: BLE001 - what was made for nobody must go
         return Unencodable(answer, error)
-    return Reply(data, answer.fds, answer.undo)
+    return Reply(data, answer.fds, answer.undo, answer.next_page)
 
 
 def _answer(parameters: Any) -> Reply:

@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is at the other end of a connection, as the kernel says."""
+"""Who is at the other end of a connection, as the kernel says.
+
+No name is looked up here: that may wait for a server. The rules of the policy name
+users and groups by id, and the names of users that they mention are at hand.
+"""
 
 import os
 import socket
+from collections.abc import Mapping
 
-from tapster.daemon.config import caller_of
 from tapster.daemon.policy import Caller
 from tapster.kernel import unix
 
 
-def identify(connected: socket.socket) -> tuple[Caller, int]:
+def identify(connected: socket.socket, names: Mapping[int, str]) -> tuple[Caller, int]:
     """The caller at the other end, and a pidfd of the calling process, or -1.
+
+    `names` has names of users by id, as far as they are known.
 
     The caller closes the pidfd.
     """
@@ -18,7 +24,7 @@ def identify(connected: socket.socket) -> tuple[Caller, int]:
     pidfd = unix.peer_pidfd(connected)
     if pidfd is None:
         pidfd = _pidfd_of(peer.pid)
-    return caller_of(peer), pidfd
+    return Caller(peer.uid, peer.gids, peer.pid, names.get(peer.uid, "")), pidfd
 
 
 def _pidfd_of(pid: int) -> int:

@@ -2,17 +2,27 @@
 """Who may do what. Pure: from the rules of a configuration to a yes or a reason.
 
 Rule 1: what no rule allows is refused. Root may do everything.
-Rule 2: one rule must allow all of a device; two half ones do not add up.
-Rule 3: a field of a request that nobody thought of here is a feature, and needs a
-rule that names it. So a new field is refused until it is allowed.
-Rule 4: a refusal says the rule that would be needed.
+Rule 2: one rule must allow all of a device. Parts of several rules do not add up.
+Rule 3: a change of a device is judged as an acquire of the device that would result.
+Rule 4: a field of a request that is not listed here is a feature, and needs a rule that
+names it. So a field that is added to a request is refused until a rule allows it.
+Rule 5: a refusal says the rule that would be needed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 
 from tapster.light import NamedTuple
-from tapster.model import DEFAULT_TEMPLATE, Lease, Spec
+from tapster.model import DEFAULT_TEMPLATE, Lease, Macvtap, Spec, Tap
+
+LARGEST_VLAN = 4094
+ALL_VLANS = f"1-{LARGEST_VLAN}"
+"""What an Open vSwitch port without a VLAN carries."""
+SAFE = frozenset(
+    "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.%@+="
+)
+"""The characters of names that no shell expands."""
+ANYBODY = "*"
 
 
 class Rule(NamedTuple):
@@ -28,24 +38,30 @@ class Rule(NamedTuple):
     vlans: tuple[str, ...] = ()
     netns: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
+    require: tuple[str, ...] = ()
+    """Fields that a request must set, such as "filter"."""
     devices: int | None = None
 
 
 class Caller(NamedTuple):
-    """Who calls, as the kernel says, with the names of their ids."""
+    """Who calls, as the kernel says."""
 
     uid: int
     gids: tuple[int, ...]
-    user: str
-    groups: tuple[str, ...]
     pid: int = 0
+    user: str = ""
+    """The user's name if it is known, for messages alone."""
 
     @property
     def root(self) -> bool:
         return self.uid == 0
 
+    @property
+    def name(self) -> str:
+        return self.user or str(self.uid)
+
     def __str__(self) -> str:
-        return f"user {self.user} (uid {self.uid})"
+        return f"user {self.name} (uid {self.uid})"
 
 
 class Need(NamedTuple):
@@ -53,6 +69,16 @@ class Need(NamedTuple):
 
     key: str
     value: str
+
+
+class Device(NamedTuple):
+    """A device as it is to be, with all that a rule may say of it."""
+
+    spec: Spec
+    netns: str | None = None
+    vhost: bool = False
+    lowers_bridge: bool = False
+    """Its MTU is below that of its bridge, whose MTU falls to it."""
 
 
 SEE_OTHERS = Need("features", "see-others")
@@ -68,66 +94,115 @@ LISTED = {
     "vlan": "vlans",
 }
 """The fields whose values a rule lists."""
-FREE = {
-    *("key", "labels", "owner", "vnet_hdr"),
-    *(
-        "addresses",
-        "filter",
-        "inbound",
-        "isolated",
-        "learning",
-        "outbound",
-        "standby",
-        "up",
-    ),
-}
-"""The fields that hurt nobody else: some bind the guest itself."""
+FREE = frozenset(
+    {
+        *("key", "labels", "owner", "vnet_hdr"),
+        *("addresses", "filter", "inbound", "isolated"),
+        *("learning", "outbound", "standby", "up"),
+    }
+)
+"""The fields that hurt no other guest. Some of them bind the guest itself."""
+_OTHER_FEATURES = (
+    *(SEE_OTHERS.value, END_OTHERS.value, MAINTAIN.value),
+    *("vhost", "lower-bridge-mtu", "unsafe-names"),
+)
+FEATURES = frozenset(
+    {
+        field.replace("_", "-")
+        for kind in (Tap, Macvtap)
+        for field in kind._fields
+        if field not in LISTED and field not in FREE
+    }
+    | {*_OTHER_FEATURES}
+)
+"""What a rule may list as a feature."""
+REQUIRABLE = frozenset(
+    field.replace("_", "-")
+    for kind in (Tap, Macvtap)
+    for field in kind._fields
+    if field not in ("name", "bridge", "ovs", "lower")
+)
+"""What a rule may require."""
 
 
-def needs(spec: Spec, caller: Caller) -> tuple[Need, ...]:
+def needs(device: Device, caller: Caller) -> tuple[Need, ...]:
     """What a rule must have to allow this device to this caller."""
-    return tuple(dict.fromkeys(_needs(spec, caller)))
+    return tuple(dict.fromkeys(_needs(device, caller)))
 
 
-def _needs(spec: Spec, caller: Caller) -> Iterator[Need]:
+def _needs(device: Device, caller: Caller) -> Iterator[Need]:
+    spec = device.spec
     yield Need("kinds", spec.kind)
     yield Need("templates", spec.name)
+    if not SAFE.issuperset(spec.name):
+        yield Need("features", "unsafe-names")
     for field, value in spec._asdict().items():
         if field == "name" or value == spec._field_defaults.get(field):
             continue
         if field in LISTED:
-            for one in value if isinstance(value, tuple) else (value,):
-                yield Need(LISTED[field], str(one))
+            for listed in value if isinstance(value, tuple) else (value,):
+                yield Need(LISTED[field], str(listed))
         elif (field, value) != ("uid", caller.uid) and not (
             field in FREE or (field == "gid" and value in caller.gids)
         ):
             yield Need("features", field.replace("_", "-"))
+    if isinstance(spec, Tap) and spec.ovs and spec.vlan is None and not spec.trunks:
+        yield Need("vlans", ALL_VLANS)
+    if device.netns is not None:
+        yield Need("netns", device.netns)
+    if device.vhost:
+        yield Need("features", "vhost")
+    if device.lowers_bridge:
+        yield Need("features", "lower-bridge-mtu")
+
+
+def judge(rules: tuple[Rule, ...], caller: Caller, device: Device) -> str | None:
+    """None if the caller may have this device; else why not, and which rule would
+    allow it."""
+    if caller.root:
+        return None
+    needed = needs(device, caller)
+    own = rules_of(rules, caller)
+    for rule in own:
+        if not missing(rule, needed) and not _unmet(rule, device.spec):
+            return None
+    # A rule that lists all the device needs says best what is still missing.
+    for rule in own:
+        if not missing(rule, needed):
+            unmet = ", ".join(_unmet(rule, device.spec))
+            return f"the policy requires {unmet} of {caller}: ask for it"
+    return _refusal(own, caller, needed)
 
 
 def refusal(
     rules: tuple[Rule, ...], caller: Caller, needed: tuple[Need, ...]
 ) -> str | None:
-    """None if one rule allows all that is needed; else which rule would."""
-    if caller.root:
+    """None if one rule has all that is needed; else why not, and which rule would
+    allow it."""
+    own = rules_of(rules, caller)
+    if caller.root or any(not missing(rule, needed) for rule in own):
         return None
-    lacking = [missing(rule, needed) for rule in _rules_of(rules, caller)]
+    return _refusal(own, caller, needed)
+
+
+def _refusal(own: list[Rule], caller: Caller, needed: tuple[Need, ...]) -> str:
+    lacking = [missing(rule, needed) for rule in own]
     nearest = min(lacking, key=len, default=needed)
-    if lacking and not nearest:
-        return None
     wanted: dict[str, list[str]] = {}
     for need in needed:
         wanted.setdefault(need.key, []).append(need.value)
     rule = "\n".join(
-        ["[[allow]]", f"users = {_toml([caller.user])}"]
+        ["[[allow]]", f"users = {_toml([caller.name])}"]
         + [
             f"{key} = {_toml(values)}"
             for key, values in wanted.items()
             if set(values) - set(Rule._field_defaults[key])
         ]
     )
+    if not lacking:
+        return f"no rule of the policy is for {caller}; needed:\n{rule}"
     lacks = ", ".join(f"{need.key} {need.value!r}" for need in nearest)
-    first = f"the policy allows {caller} no {lacks}" if lacking else ""
-    return f"{first or f'no rule of the policy is for {caller}'}; needed:\n{rule}"
+    return f"the policy allows {caller} no {lacks}; needed:\n{rule}"
 
 
 def allows(rules: tuple[Rule, ...], caller: Caller, need: Need) -> bool:
@@ -149,8 +224,8 @@ def quota(rules: tuple[Rule, ...], caller: Caller, default: int) -> int | None:
     """How many devices the caller may have at a time; None for any number."""
     if caller.root:
         return None
-    given = [rule.devices for rule in _rules_of(rules, caller)]
-    return max((one for one in given if one is not None), default=default)
+    given = [rule.devices for rule in rules_of(rules, caller)]
+    return max((number for number in given if number is not None), default=default)
 
 
 def missing(rule: Rule, needed: tuple[Need, ...]) -> tuple[Need, ...]:
@@ -158,42 +233,60 @@ def missing(rule: Rule, needed: tuple[Need, ...]) -> tuple[Need, ...]:
     return tuple(need for need in needed if not _has(rule, need))
 
 
-def _rules_of(rules: tuple[Rule, ...], caller: Caller) -> list[Rule]:
-    users = {caller.user, str(caller.uid), "*"}
-    groups = {*caller.groups, *map(str, caller.gids)}
+def rules_of(rules: tuple[Rule, ...], caller: Caller) -> list[Rule]:
+    """The rules that are for a caller. They name users and groups by id."""
+    users = {str(caller.uid), ANYBODY}
+    groups = set(map(str, caller.gids))
     return [
-        rule for rule in rules if users & set(rule.users) or groups & set(rule.groups)
+        rule
+        for rule in rules
+        if not users.isdisjoint(rule.users) or not groups.isdisjoint(rule.groups)
     ]
+
+
+def _unmet(rule: Rule, spec: Spec) -> tuple[str, ...]:
+    """What a rule requires and a request does not set."""
+    unset = {
+        field.replace("_", "-")
+        for field, value in spec._asdict().items()
+        if value == spec._field_defaults.get(field)
+    }
+    settable = {field.replace("_", "-") for field in spec._fields}
+    return tuple(one for one in rule.require if one in unset or one not in settable)
 
 
 def _has(rule: Rule, need: Need) -> bool:
     listed: tuple[str, ...] = getattr(rule, need.key)
     if need.key == "vlans":
-        return any(_in_range(need.value, one) for one in listed)
-    return any(fnmatchcase(need.value, one) for one in listed)
+        return any(_in_range(need.value, text) for text in listed)
+    if need.key == "netns" and "/" in need.value:
+        # A pattern stands for names. A path must be listed as it is.
+        return need.value in listed
+    return any(fnmatchcase(need.value, pattern) for pattern in listed)
 
 
 def _in_range(value: str, text: str) -> bool:
-    """Whether a number, or a range of them, is in the range that `text` says."""
-    first, last = _range(text)
-    low, high = _range(value)
+    """Whether a number, or a range of numbers, is in the range that `text` says."""
+    first, last = vlan_range(text)
+    low, high = vlan_range(value)
     return first <= low <= high <= last
 
 
-def _range(text: str) -> tuple[int, int]:
-    first, _, last = text.partition("-")
-    return int(first), int(last or first)
+def vlan_range(text: str) -> tuple[int, int]:
+    """The first and last number of "10" or "10-20". Raises ValueError."""
+    first, dash, last = text.partition("-")
+    return int(first), int(last if dash else first)
 
 
 def explain(rules: tuple[Rule, ...], caller: Caller, default: int) -> list[str]:
     """What the rules give a caller, for people."""
-    groups = ", ".join(caller.groups) or "none"
+    groups = " ".join(map(str, caller.gids)) or "none"
     lines = [f"{caller}, groups {groups}:"]
     if caller.root:
         return [*lines, "  may do everything"]
-    own = _rules_of(rules, caller)
+    own = rules_of(rules, caller)
     if not own:
-        return [*lines, "  may do nothing: no rule is for them"]
+        return [*lines, "  may do nothing: no rule is for this user"]
     for rule in own:
         number = rules.index(rule)
         given = ", ".join(
@@ -205,19 +298,6 @@ def explain(rules: tuple[Rule, ...], caller: Caller, default: int) -> list[str]:
     return [*lines, f"  at most {quota(rules, caller, default)} devices at a time"]
 
 
-def complaint(rule: Rule) -> str | None:
-    """What is wrong with a rule beside its types."""
-    if not rule.users and not rule.groups:
-        return "it is for nobody: give users or groups"
-    for text in rule.vlans:
-        first, _, last = text.partition("-")
-        if not first.isdecimal() or not (last or first).isdecimal():
-            return f"vlans has {text!r}: give '10' or '100-200'"
-    if rule.devices is not None and rule.devices < 0:
-        return f"devices is {rule.devices}: give 0 or more"
-    return None
-
-
-def _toml(values: list[str]) -> str:
-    quoted = (one.replace("\\", "\\\\").replace('"', '\\"') for one in values)
-    return "[" + ", ".join(f'"{one}"' for one in quoted) + "]"
+def _toml(values: Iterable[str]) -> str:
+    quoted = (value.replace("\\", "\\\\").replace('"', '\\"') for value in values)
+    return "[" + ", ".join(f'"{value}"' for value in quoted) + "]"

@@ -20,8 +20,12 @@ Measure = Callable[[Callable[[str], None]], None]
 class Scrapers:
     """The open connections of those who read one daemon's metrics."""
 
-    def __init__(self, loop: Loop, measure: Measure) -> None:
-        """`measure` calls what it is given with the text of the figures."""
+    def __init__(
+        self, loop: Loop, measure: Measure, may_read: Callable[[socket.socket], bool]
+    ) -> None:
+        """`measure` calls what it is given with the text of the figures. `may_read`
+        says whether the process at the other end of a socket may have them."""
+        self._may_read = may_read
         self._loop = loop
         self._measure = measure
         self._open: dict[socket.socket, float] = {}
@@ -36,6 +40,9 @@ class Scrapers:
         try:
             accepted, _ = listener.accept()
         except OSError:
+            return
+        if not self._may_read(accepted):
+            accepted.close()
             return
         if len(self._open) >= MOST:
             self._close(next(iter(self._open)))
@@ -101,8 +108,13 @@ class Scrapers:
         sock.close()
 
 
-def serve(loop: Loop, listeners: Sequence[socket.socket], measure: Measure) -> None:
+def serve(
+    loop: Loop,
+    listeners: Sequence[socket.socket],
+    measure: Measure,
+    may_read: Callable[[socket.socket], bool],
+) -> None:
     """Answer on these sockets, which stay the caller's."""
-    scrapers = Scrapers(loop, measure)
+    scrapers = Scrapers(loop, measure, may_read)
     for listener in listeners:
         scrapers.listen(listener)

@@ -8,10 +8,11 @@ by the worker's thread.
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from tapster.daemon import config, scrape
+from tapster.daemon import config, people, policy, scrape
 from tapster.daemon.config import Loaded
 from tapster.daemon.connections import Connections
 from tapster.daemon.dispatch import Dispatcher
@@ -19,6 +20,7 @@ from tapster.daemon.links import Links
 from tapster.daemon.log import ERROR, INFO, WARNING, Log
 from tapster.daemon.loop import READ, Loop
 from tapster.daemon.metrics import Metrics
+from tapster.daemon.policy import Caller
 from tapster.daemon.processes import Processes
 from tapster.daemon.schedule import ReapSchedule
 from tapster.daemon.service import Service
@@ -30,6 +32,8 @@ from tapster.light import Any
 from tapster.model import Process
 from tapster.operations.operations import Operations
 
+REFRESH = 60.0
+"""Seconds until the users and groups of the policy are looked up again."""
 SWEEP = 1.0
 """Seconds between looks for what nothing reports: idle connections, leases of other
 managers in further namespaces, and retries that are due."""
@@ -74,7 +78,12 @@ class Server:
         )
         self._processes = Processes(self._loop, system, self._process_ended)
         self._connections = Connections(
-            self._loop, lambda: self._service.loaded.config.limits, self._metrics, log
+            self._loop,
+            lambda: self._service.loaded.config.limits,
+            self._metrics,
+            log,
+            identify=lambda connected: people.identify(connected, self._names),
+            may_send_descriptors=self._has_rules,
         )
         self._dispatcher = Dispatcher(
             self._connections, self._worker, self._service, self._metrics, log
@@ -87,12 +96,13 @@ class Server:
         self._loop.add(self._worker.wake, READ, lambda _: self._worker.deliver())
         for listener in listeners:
             self._connections.listen(listener)
-        scrape.serve(self._loop, scrapers, self._scrape)
+        scrape.serve(self._loop, scrapers, self._scrape, self._may_scrape)
         self._catch_signals()
         self._upkeep.recover()
         self._upkeep.find_deadline()
         self._worker.after = self._upkeep.find_deadline
         self._loop.at(self._loop.now() + SWEEP, self._sweep)
+        self._loop.at(self._loop.now() + REFRESH, self._refresh)
 
     def serve(self) -> None:
         """Serve until told to stop by SIGTERM or SIGINT."""
@@ -111,6 +121,11 @@ class Server:
 
     def _on_event(self, event: Any) -> None:
         self._worker.call_serving(self._dispatcher.tell, event)
+
+    def _has_rules(self, caller: Caller) -> bool:
+        """Whether the policy has a rule for a caller: others can hold no lease, so they
+        have no process to bind to it."""
+        return caller.root or bool(policy.rules_of(self._service.rules, caller))
 
     def _watch_process(self, process: Process) -> None:
         self._processes.watch(process)
@@ -143,6 +158,16 @@ class Server:
         if self._upkeep.retries:
             self._submit(self._upkeep.retry)
 
+    def _may_scrape(self, connected: socket.socket) -> bool:
+        """Whether the process at the other end may read all figures. Over TCP the
+        configuration has said that everybody may."""
+        if connected.family != socket.AF_UNIX:
+            return True
+        caller, pidfd = people.identify(connected, self._names)
+        if pidfd >= 0:
+            os.close(pidfd)
+        return policy.allows(self._service.rules, caller, policy.SEE_OTHERS)
+
     def _scrape(self, reply: Callable[[str], None]) -> None:
         """Hand the figures, as Prometheus reads them, to `reply`."""
         self._metrics.put("connections", len(self._connections))
@@ -167,17 +192,43 @@ class Server:
                 self._stopping = True
 
     def reload(self) -> None:
-        """Read the configuration again; a broken one changes nothing."""
-        try:
-            self._use(config.load(self._path))
-        except RequestError as error:
-            self._log(ERROR, "config-kept", error=error)
-            return
-        self._log(INFO, "config-read", path=self._path)
+        """Read the configuration again; a broken one changes nothing.
+
+        A thread of its own reads it: users and groups may be looked up at a server.
+        """
+        self._in_background(partial(config.load, self._path, must_exist=True))
+
+    def _refresh(self) -> None:
+        """Look up the users and groups again that the rules name."""
+        self._loop.at(self._loop.now() + REFRESH, self._refresh)
+        if any(not name.isdecimal() for name in self._service.loaded.names_to_look_up):
+            self._in_background(partial(config.resolve, self._service.loaded))
+
+    def _in_background(self, read: Callable[[], Loaded]) -> None:
+        def run() -> None:
+            try:
+                result: Loaded | Exception = read()
+            except Exception as error:  # noqa: BLE001 - however broken the file is
+                result = error
+            self._worker.call_serving(self._loaded, result)
+
+        threading.Thread(target=run, name="configuration", daemon=True).start()
+
+    def _loaded(self, result: Loaded | Exception) -> None:
+        if isinstance(result, RequestError):
+            self._log(ERROR, "config-kept", error=result)
+        elif isinstance(result, Exception):
+            self._log(ERROR, "config-kept", error=repr(result))
+        elif result != self._service.loaded:
+            self._use(result)
+            self._log(INFO, "config-read", path=self._path)
 
     def _use(self, loaded: Loaded) -> None:
         self._service.loaded = loaded
+        self._names = dict(loaded.names)
         self._upkeep.reconnect = loaded.config.watch.mend
+        for name in loaded.unknown:
+            self._log(WARNING, "unknown-user-or-group", name=name)
 
     # The end
 

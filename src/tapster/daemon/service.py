@@ -1,58 +1,76 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the interface's methods do, one call after the other, on one Host.
+"""What the interface's methods do, one call after the other.
 
-Everything here runs in the worker's thread, but for what says otherwise.
+Everything here runs in the worker's thread, unless its docstring says otherwise.
 """
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
-from tapster import doctor
-from tapster.daemon import policy
+from tapster import doctor, model
+from tapster.daemon import config, policy
 from tapster.daemon.config import Loaded
 from tapster.daemon.log import WARNING, Log
 from tapster.daemon.metrics import Metrics
-from tapster.daemon.policy import Caller, Need
+from tapster.daemon.policy import Caller, Device, Need
 from tapster.daemon.upkeep import EXIT, Upkeep
 from tapster.errors import (
     NoSuchLease,
+    NoSuchLink,
     NotAllowed,
     QuotaExceeded,
     RequestError,
     ServiceUnavailable,
     TapsterError,
 )
+from tapster.kernel import netns as netns_of_process
 from tapster.kernel import process, unix
+from tapster.kernel.port import Namespace
 from tapster.light import Any, NamedTuple
-from tapster.model import HistoryQuery, Lease, Spec, State, Tap, Wiring
+from tapster.model import (
+    HistoryQuery,
+    Lease,
+    Macvtap,
+    Mode,
+    Spec,
+    State,
+    Tap,
+    Wiring,
+)
 from tapster.operations.devices import Opened
 from tapster.operations.look import Look
 from tapster.operations.operations import Operations, open_operations
 from tapster.rpc import interface
 from tapster.rpc.interface import Binding
-from tapster.rpc.varlink import Nothing
+from tapster.rpc.varlink import Nothing, decode, encode, from_json, to_json
+
+PAGE = 100
+"""Leases, or entries of the history, in one part of an answer."""
 
 HISTORY_LIMIT = 1000
 """Entries of the history, or events, in one answer."""
 
 
 class Call(NamedTuple):
-    """One call, by whom, with the descriptors that came with it."""
+    """One call of a client, with the descriptors that came with it."""
 
     caller: Caller
     pidfd: int
-    """Of the caller, to look whether it lives; -1 if there is none."""
+    """Of the calling process; -1 if there is none."""
     parameters: Any
     fds: Sequence[int]
 
 
 class Answer(NamedTuple):
-    """The answer, with descriptors to send and close, and what to do if nobody takes
-    it."""
+    """An answer, or a part of one, with descriptors to send and close."""
 
     parameters: Any = Nothing()
     fds: tuple[int, ...] = ()
     undo: Callable[[], None] | None = None
+    """Takes back what the answer hands over, in case the client does not receive it."""
+    next_page: "Callable[[], Answer] | None" = None
+    """Fetches the next part."""
 
 
 class Service:
@@ -87,6 +105,7 @@ class Service:
             "Recover": self._recover,
             "Examine": self._examine,
             "RemoveLeftovers": self._remove_leftovers,
+            "Explain": self._explain,
             "GetStatistics": self._statistics,
         }
 
@@ -99,22 +118,31 @@ class Service:
     def _acquire(self, call: Call) -> Answer:
         start = time.perf_counter()
         asked: interface.Acquire = call.parameters
-        specs = [interface.spec_of(nic) for nic in asked.nics]
-        self._check(call.caller, specs, asked)
         bound_to_caller = asked.bind is Binding.CALLER
         if bound_to_caller and not call.caller.pid:
             raise RequestError("your process cannot be seen from here: bind to nothing")
+        self._check_size(asked)
         operations = self._operations
         if asked.netns is not None:
+            self._check_netns(call.caller, asked.netns)
             operations = self._inside(asked.netns)
         try:
-            self._upkeep.follow(operations.context.namespace.netns)
+            namespace = operations.context.namespace
+            requests = [
+                self._checked(call.caller, namespace, asked._replace(nics=(nic,)))
+                for nic in asked.nics
+            ]
+            self._check_quota(call.caller, len(requests))
+            self._upkeep.follow(namespace.netns)
+            limits = self.loaded.config.limits
             acquired = operations.acquire(
-                specs,
+                [interface.spec_of(request.nics[0]) for request in requests],
                 pid=call.caller.pid if bound_to_caller else None,
                 on_close=asked.bind is Binding.CLOSE,
                 vhost=asked.vhost,
                 caller_uid=call.caller.uid,
+                asked=[recorded(request) for request in requests],
+                max_keys=None if call.caller.root else limits.keys,
             )
         finally:
             if operations is not self._operations:
@@ -124,7 +152,7 @@ class Service:
         ids = [lease.id for lease in leases]
         try:
             if bound_to_caller and process.over(call.pidfd):
-                # Its pid may be another's by now, to which nothing may be bound.
+                # Another process may have its pid by now, and must not be bound to.
                 raise RequestError("the calling process has ended")
             for lease in leases:
                 self._upkeep.bind(lease)
@@ -140,28 +168,47 @@ class Service:
             lambda: self._take_back(ids),
         )
 
-    def _check(
-        self, caller: Caller, specs: Sequence[Spec], asked: interface.Acquire
-    ) -> None:
-        if not specs:
+    def _check_size(self, asked: interface.Acquire) -> None:
+        """Raise RequestError if an answer has no room for what is asked for."""
+        if not asked.nics:
             raise RequestError("no device is asked for: give nics")
         limits = self.loaded.config.limits
         room = min(limits.descriptors, unix.SCM_MAX_FD)
-        if (wanted := sum(one.queues for one in specs) * (1 + asked.vhost)) > room:
+        queues = sum(interface.spec_of(nic).queues for nic in asked.nics)
+        if (wanted := queues * (1 + asked.vhost)) > room:
             raise RequestError(f"{wanted} descriptors are asked for: at most {room}")
-        more = [Need("features", "vhost")] if asked.vhost else []
-        if asked.netns is not None:
-            more.append(Need("netns", asked.netns))
-        for spec in specs:
-            rules = self.loaded.config.allow
-            if asked.bind is Binding.CLOSE and not more and isinstance(spec, Tap):
-                rules = self.loaded.rules(spec.bridge)
-            self._permit(rules, caller, *policy.needs(spec, caller), *more)
-        self._check_quota(caller, len(specs))
+
+    def _check_netns(self, caller: Caller, netns: str) -> None:
+        """Raise NotAllowed unless a rule of the caller has this namespace."""
+        self._permit_rule(caller, Need("netns", netns))
+        if not caller.root and "/" in netns and netns_of_process.leads_elsewhere(netns):
+            raise NotAllowed(f"{netns!r} leads elsewhere: a link is not followed")
+
+    def _checked(
+        self, caller: Caller, namespace: Namespace, request: interface.Acquire
+    ) -> interface.Acquire:
+        """A request for one device, valid, allowed, and with its bridge by name."""
+        spec = interface.spec_of(request.nics[0])
+        model.check_spec(spec)
+        lowers = False
+        if isinstance(spec, Tap) and spec.bridge is not None:
+            # A rule names the bridge by its name, not by another name of it.
+            if link := namespace.named(spec.bridge):
+                spec = spec._replace(bridge=link.name)
+                lowers = spec.mtu is not None and spec.mtu < link.mtu
+            request = request._replace(nics=(interface.nic(spec),))
+        rules = self.rules
+        if request.bind is Binding.CLOSE and isinstance(spec, Tap):
+            rules = self.loaded.rules_for_bridge(spec.bridge)
+        device = Device(spec, request.netns, request.vhost, lowers)
+        if reason := policy.judge(rules, caller, device):
+            self._metrics.add("refused", "policy")
+            raise NotAllowed(reason)
+        return request
 
     def _check_quota(self, caller: Caller, wanted: int) -> None:
         config = self.loaded.config
-        quota = policy.quota(config.allow, caller, config.limits.devices)
+        quota = policy.quota(self.rules, caller, config.limits.devices)
         if quota is None:
             return
         count = self._operations.look.count(caller.uid)
@@ -227,15 +274,53 @@ class Service:
         if unknown := set(asked.fields) - set(Wiring._fields):
             raise RequestError(f"{', '.join(sorted(unknown))} cannot be changed")
         changes: Any = {field: getattr(asked.wiring, field) for field in asked.fields}
-        needed = policy.needs(Tap(**changes), call.caller)
-        self._permit_rule(
-            call.caller,
-            Need("kinds", lease.kind),
-            *(need for need in needed if need.key not in ("kinds", "templates")),
-        )
+        request = self._asked_for(lease)
+        spec = interface.spec_of(request.nics[0])
+        if isinstance(spec, Macvtap):
+            wiring = lease.wiring._replace(**changes)
+            model.check_macvtap_wiring(wiring)
+            spec = spec._replace(mtu=changes.get("mtu", spec.mtu))
+        else:
+            spec = spec._replace(**changes)
+        request = request._replace(nics=(interface.nic(spec),))
+        with self._operations.context.opened(lease.netns) as namespace:
+            if namespace is None:
+                raise NoSuchLink(f"the namespace of lease {lease.id} is gone")
+            request = self._checked(call.caller, namespace, request)
+        if isinstance(spec := interface.spec_of(request.nics[0]), Tap) and (
+            "bridge" in changes
+        ):
+            changes["bridge"] = spec.bridge
         changed = self._operations.rewire.set(lease.id, changes)
+        self._operations.context.ledger.set_asked(lease.id, recorded(request))
         self._upkeep.report("set", changed, " ".join(asked.fields))
         return Answer(interface.Got(changed, self._operations.look.device(changed)))
+
+    def _asked_for(self, lease: Lease) -> interface.Acquire:
+        """The request that a lease answers; for a lease that no daemon acquired, the
+        request that asks for all that the lease has."""
+        if text := self._operations.look.asked(lease.id):
+            request: interface.Acquire = from_json(
+                interface.Acquire, decode(text.encode())
+            )
+            return request
+        common: dict[str, Any] = {
+            "name": lease.name,
+            "owner": lease.owner,
+            "mac": lease.mac,
+            "queues": lease.queues,
+            "vnet_hdr": lease.vnet_hdr,
+            "fin_wait": lease.fin_wait,
+        }
+        spec: Spec
+        if lease.lower is not None:
+            mode = lease.mode or Mode.BRIDGE
+            spec = Macvtap(lease.lower, mode=mode, mtu=lease.wiring.mtu, **common)
+        else:
+            spec = Tap(**common, **lease.wiring._asdict())
+        here = self._operations.context.is_here(lease.netns)
+        netns = None if here else lease.netns.path
+        return interface.Acquire((interface.nic(spec),), netns=netns)
 
     def _end(self, lease: Lease, reason: str | None) -> None:
         self._operations.release(lease.id)
@@ -249,10 +334,10 @@ class Service:
         asked: interface.Get = call.parameters
         operations = self._operations
         if asked.netns is not None:
-            self._permit_rule(call.caller, Need("netns", asked.netns))
+            self._check_netns(call.caller, asked.netns)
             operations = self._inside(asked.netns)
         try:
-            lease = self._seen(call.caller, asked.lease, operations.look)
+            lease = self._seen(call.caller, asked.lease, operations)
             differences = _differences(operations.look, lease)
             device = operations.look.device(lease)
             return Answer(interface.Got(lease, device, differences))
@@ -261,16 +346,24 @@ class Service:
                 operations.close()
 
     def _list(self, call: Call) -> Answer:
-        asked: interface.List = call.parameters
-        leases = self._operations.look.leases(all=asked.all)
-        if not policy.allows(self.rules, call.caller, policy.SEE_OTHERS):
-            leases = [lease for lease in leases if lease.caller_uid == call.caller.uid]
-        return Answer(interface.Leases(tuple(leases)))
+        return self._lease_page(call, 0)
+
+    def _lease_page(self, call: Call, after: int) -> Answer:
+        leases, more = self._operations.look.page(
+            after=after,
+            limit=PAGE,
+            caller_uid=self._only(call),
+            all=call.parameters.all,
+        )
+        following = None if more is None else partial(self._lease_page, call, more)
+        return Answer(interface.Leases(tuple(leases)), next_page=following)
 
     def _history(self, call: Call) -> Answer:
         asked: interface.History = call.parameters
         if len(asked.label) not in (0, 2):
             raise RequestError("label has a key and a value")
+        if asked.limit is not None and asked.limit < 1:
+            raise RequestError(f"limit must be 1 or more, not {asked.limit}")
         query = HistoryQuery(
             asked.name,
             asked.owner,
@@ -288,19 +381,19 @@ class Service:
 
     def _events(self, call: Call) -> Answer:
         asked: interface.Span = call.parameters
-        only = self._only(call)
-        events = tuple(
-            event
-            for event in self._operations.look.events(asked.since, asked.until)
-            if only is None or event.caller_uid == only
+        events = self._operations.look.events(
+            asked.since, asked.until, caller_uid=self._only(call), limit=HISTORY_LIMIT
         )
-        return Answer(interface.HistoryEvents(events[-HISTORY_LIMIT:]))
+        return Answer(interface.HistoryEvents(tuple(events)))
 
     def _only(self, call: Call) -> int | None:
         """The user id whose leases alone the caller may see; None for all."""
-        if policy.allows(self.rules, call.caller, policy.SEE_OTHERS):
+        return self._only_of(call.caller)
+
+    def _only_of(self, caller: Caller) -> int | None:
+        if policy.allows(self.rules, caller, policy.SEE_OTHERS):
             return None
-        return call.caller.uid
+        return caller.uid
 
     def _reopen(self, call: Call) -> Answer:
         asked: interface.Reopen = call.parameters
@@ -310,12 +403,30 @@ class Service:
         (device,) = _placed([opened])
         return Answer(device, opened.fds)
 
-    def _seen(self, caller: Caller, name_or_id: str, look: Look | None = None) -> Lease:
-        """The lease, if the caller may know of it. Raises NoSuchLease."""
-        lease = (look or self._operations.look).find(name_or_id)
-        if not policy.may_see(self.rules, caller, lease.caller_uid):
+    def _seen(
+        self, caller: Caller, name_or_id: str, operations: Operations | None = None
+    ) -> Lease:
+        """The lease, if the caller may know of it. Raises NoSuchLease.
+
+        A caller learns nothing of leases that it may not see, not even that there are
+        several of one name.
+        """
+        context = (operations or self._operations).context
+        with context.gate:
+            lease = context.ledger.lease(name_or_id)
+            named = [lease] if lease else context.ledger.named(name_or_id)
+        whose = self._only_of(caller)
+        seen = [one for one in named if whose is None or one.caller_uid == whose]
+        here = [one for one in seen if context.is_here(one.netns)]
+        found = here or seen
+        if not found:
             raise NoSuchLease(f"no lease has the name or id {name_or_id!r}")
-        return lease
+        if len(found) > 1:
+            ids = ", ".join(one.id for one in found)
+            raise NoSuchLease(
+                f"{name_or_id!r} is leased in several namespaces; use an id: {ids}"
+            )
+        return found[0]
 
     def _own(self, caller: Caller, id: str) -> Lease:
         """The lease with this id, if the caller may end it."""
@@ -354,6 +465,14 @@ class Service:
         names = self._operations.remove_leftovers(asked.ledger)
         return Answer(interface.Names(tuple(names)))
 
+    def _explain(self, call: Call) -> Answer:
+        asked: interface.Explain = call.parameters
+        caller = config.caller_named(asked.user)
+        if caller.uid != call.caller.uid:
+            self._permit_rule(call.caller, policy.MAINTAIN)
+        lines = policy.explain(self.rules, caller, self.loaded.config.limits.devices)
+        return Answer(interface.Lines(tuple(lines)))
+
     def _statistics(self, call: Call) -> Answer:
         self._permit_rule(call.caller, policy.SEE_OTHERS)
         self.measure()
@@ -370,7 +489,8 @@ class Service:
 
     @property
     def rules(self) -> tuple[policy.Rule, ...]:
-        return self.loaded.config.allow
+        """The rules of the policy as they are now. Any thread may read them."""
+        return self.loaded.rules
 
     def _permit_rule(self, caller: Caller, *needed: Need) -> None:
         self._permit(self.rules, caller, *needed)
@@ -385,6 +505,11 @@ class Service:
     def _inside(self, netns: str) -> Operations:
         """Operations in another namespace, for a moment: an open one cannot end."""
         return open_operations(self._ledger, netns=netns, reaper=lambda _: None)
+
+
+def recorded(request: interface.Acquire) -> str:
+    """A request for one device as the ledger keeps it."""
+    return encode(to_json(request)).rstrip(b"\0").decode()
 
 
 def _differences(look: Look, lease: Lease) -> tuple[interface.Difference, ...]:

@@ -125,9 +125,13 @@ class LinuxSystem:
             if path.startswith("/proc/"):
                 return None  # of a process: all processes are looked at below
             raise
-        except KernelError as error:
+        except OSError as error:
             if error.errno == EINVAL:
                 return None  # no namespace any more
+            raise
+        except KernelError as error:
+            if error.errno == EINVAL:
+                return None  # as above, found out while entering it
             raise
         if namespace.netns.cookie == cookie:
             return namespace

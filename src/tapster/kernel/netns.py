@@ -6,15 +6,19 @@ opens /dev/net/tun. A later namespace can have the inode number of an earlier on
 not its cookie (SO_NETNS_COOKIE, socket(7)).
 """
 
+import fcntl
 import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import EINVAL
 
 from tapster.kernel import sockets
 from tapster.kernel.descriptors import closing_on_error
 
 SO_NETNS_COOKIE = 71
+NS_GET_NSTYPE = 0xB703
+CLONE_NEWNET = 0x40000000
 OWN = "/proc/thread-self/ns/net"
 NAMED = "/run/netns"
 """Where `ip netns` keeps the names of namespaces (ip-netns(8))."""
@@ -59,8 +63,32 @@ def pidns() -> int:
 
 
 def open_netns(path: str) -> int:
-    """Open the namespace at `path`. The caller closes the descriptor."""
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    """Open the namespace at `path`. The caller closes the descriptor.
+
+    Raise OSError, with EINVAL if there is something else than a network namespace.
+    """
+    # A FIFO must not make its opener wait.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        kind = fcntl.ioctl(fd, NS_GET_NSTYPE)
+    except OSError:
+        kind = 0
+    if kind != CLONE_NEWNET:
+        os.close(fd)
+        raise OSError(EINVAL, "not a network namespace", path)
+    return fd
+
+
+def leads_elsewhere(path: str) -> bool:
+    """Return whether a link is on the way to `path`."""
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return False  # nothing is there to be opened
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}") != path
+    finally:
+        os.close(fd)
 
 
 def cookie() -> int:
@@ -85,7 +113,7 @@ def inside(fd: int) -> Iterator[None]:
         yield
         return
     with _coming_back():
-        from tapster.kernel.libc import CLONE_NEWNET, setns
+        from tapster.kernel.libc import setns
 
         setns(fd, CLONE_NEWNET)
         yield
@@ -98,7 +126,7 @@ def new_empty() -> int:
     """
     with closing_on_error() as fds:
         with _coming_back():
-            from tapster.kernel.libc import CLONE_NEWNET, unshare
+            from tapster.kernel.libc import unshare
 
             unshare(CLONE_NEWNET)
             fds.append(open_netns(OWN))
@@ -108,7 +136,7 @@ def new_empty() -> int:
 @contextmanager
 def _coming_back() -> Iterator[None]:
     """Return to the thread's namespace when the block has ended, however it ends."""
-    from tapster.kernel.libc import CLONE_NEWNET, setns
+    from tapster.kernel.libc import setns
     from tapster.kernel.signals import deferred
 
     with deferred():

@@ -14,10 +14,11 @@ import fcntl
 import os
 import select
 import socket
+import stat
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from errno import EMFILE, ENODATA, ENOPROTOOPT, ERANGE, ESRCH
+from errno import EEXIST, EMFILE, ENODATA, ENOPROTOOPT, ERANGE, ESRCH
 
 from tapster.light import NamedTuple
 
@@ -52,14 +53,22 @@ def connect(path: str) -> socket.socket:
 
 
 def listen(path: str, *, mode: int, backlog: int = 128) -> socket.socket:
-    """Listen at `path`. Raise FileExistsError if a process answers there already."""
+    """Return a socket that listens at `path`, with its directory if that is missing.
+
+    A socket at which no process answers is replaced. Raise OSError if a process
+    answers there, or if something else than a socket is there.
+    """
+    directory = os.path.dirname(path)
+    if directory:
+        os.makedirs(directory, mode=0o755, exist_ok=True)
     try:
-        connect(path).close()
-        raise FileExistsError(f"another process listens at {path!r} already")
-    except ConnectionRefusedError:
-        os.unlink(path)  # its process was killed
+        there = os.lstat(path)
     except FileNotFoundError:
-        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        pass
+    else:
+        if not stat.S_ISSOCK(there.st_mode):
+            raise FileExistsError(EEXIST, "something else than a socket is there", path)
+        _remove_if_dead(path)
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         made.bind(path)
@@ -69,6 +78,17 @@ def listen(path: str, *, mode: int, backlog: int = 128) -> socket.socket:
         made.close()
         raise
     return made
+
+
+def _remove_if_dead(path: str) -> None:
+    try:
+        connect(path).close()
+    except ConnectionRefusedError:
+        os.unlink(path)  # its process was killed
+    except FileNotFoundError:
+        pass
+    else:
+        raise FileExistsError(EEXIST, "another process answers there already", path)
 
 
 def send(to: socket.socket, data: bytes | bytearray, fds: Sequence[int] = ()) -> int:

@@ -14,12 +14,24 @@ import sqlite3
 from collections.abc import Callable, Iterable
 
 from tapster import names
-from tapster.errors import NamesExhausted, NameTaken
+from tapster.errors import NamesExhausted, NameTaken, QuotaExceeded
+from tapster.light import NamedTuple
 from tapster.model import Naming
 from tapster.names import Template
 
 HolderOf = Callable[[str], int]
 """Returns the ifindex of the device that has a name or altname, or 0."""
+
+
+SHARES = 4
+"""A user's keys may take this part of a template's names."""
+
+
+class KeyShare(NamedTuple):
+    """How many keys of stable names are remembered for one user."""
+
+    caller_uid: int
+    keys: int
 
 
 class Allocator:
@@ -34,18 +46,24 @@ class Allocator:
         self._netns = netns
 
     def pick(
-        self, template: Template, naming: Naming, key: str | None, holder_of: HolderOf
+        self,
+        template: Template,
+        naming: Naming,
+        key: str | None,
+        holder_of: HolderOf,
+        share: KeyShare | None = None,
     ) -> str:
         """Return a free name, which the caller inserts as a lease.
 
         Raise NameTaken if the request allows only one name, and it is in use. Raise
-        NamesExhausted if every name of the template is in use.
+        NamesExhausted if every name of the template is in use, and QuotaExceeded if
+        `share` has no room for a further key.
         """
         if not template.numbered:
             return self._only(template.prefix, holder_of)
         if naming == Naming.STABLE:
             assert key is not None
-            name = template.name(self._stable_number(template, key))
+            name = template.name(self._stable_number(template, key, share))
             return self._only(name, holder_of)
         number = self._counter(template) if naming == Naming.NEXT else 0
         row = self._template_row(template)
@@ -167,7 +185,9 @@ class Allocator:
         found = self._db.execute(query, (str(template),)).fetchone()
         return int(found[0]) if found else 0
 
-    def _stable_number(self, template: Template, key: str) -> int:
+    def _stable_number(
+        self, template: Template, key: str, share: KeyShare | None
+    ) -> int:
         text = str(template)
         query = "SELECT number FROM stable WHERE template = ? AND key = ?"
         if found := self._db.execute(query, (text, key)).fetchone():
@@ -179,12 +199,35 @@ class Allocator:
                 f"belong to other keys",
                 template=text,
             )
+        if share is not None:
+            self._check_share(template, share)
         number = names.home(template, key)
         query = "SELECT 1 FROM stable WHERE template = ? AND number = ?"
         while self._db.execute(query, (text, number)).fetchone():
             number = (number + 1) % template.capacity
-        self._db.execute("INSERT INTO stable VALUES (?, ?, ?)", (text, key, number))
+        self._db.execute(
+            "INSERT INTO stable VALUES (?, ?, ?, ?)",
+            (text, key, number, share and share.caller_uid),
+        )
         return number
+
+    def _check_share(self, template: Template, share: KeyShare) -> None:
+        """Raise QuotaExceeded if a user's keys leave too little room for others."""
+        query = "SELECT count(*) FROM stable WHERE caller_uid = ?"
+        (keys,) = self._db.execute(query, (share.caller_uid,)).fetchone()
+        if keys >= share.keys:
+            raise QuotaExceeded(
+                f"{keys} keys of stable names are remembered for user id "
+                f"{share.caller_uid}, and no more: use a key again"
+            )
+        query += " AND template = ?"
+        text = str(template)
+        (keys,) = self._db.execute(query, (share.caller_uid, text)).fetchone()
+        if keys >= max(template.capacity // SHARES, 1):
+            raise QuotaExceeded(
+                f"{keys} of the {template.capacity} names of template {text!r} belong "
+                f"to keys of user id {share.caller_uid}, and no more: use a key again"
+            )
 
     def _take_from(self, row: int, number: int, template: Template) -> int:
         """Take the first free number at or after `number`, or else the lowest."""

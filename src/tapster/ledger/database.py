@@ -59,7 +59,11 @@ MIGRATIONS: dict[int, str] = {
         detail TEXT NOT NULL
     ) STRICT;
     CREATE INDEX event_time ON event (time);
+    CREATE INDEX event_caller ON event (caller_uid, time);
     CREATE INDEX event_lease ON event (lease);
+    ALTER TABLE lease ADD COLUMN asked TEXT;
+    ALTER TABLE stable ADD COLUMN caller_uid INTEGER;
+    CREATE INDEX history_caller ON history (caller_uid, created);
     """,
 }
 """SQL that brings schema version n to n + 1."""

@@ -12,6 +12,16 @@ from tapster.model import HistoryEntry, HistoryEvent, HistoryQuery, Kind
 
 HISTORY_ROWS = 100_000
 """How many ended leases the ledger remembers, unless a setting says otherwise."""
+HISTORY_SHARE = 10_000
+"""How many of these one user of the daemon may have acquired."""
+PRUNE_EVERY = 64
+"""Entries after which a user's share is enforced: counting takes a while."""
+_PRUNE = """
+DELETE FROM history WHERE caller_uid = ?1 AND created <= (
+    SELECT created FROM history WHERE caller_uid = ?1
+    ORDER BY created DESC LIMIT 1 OFFSET ?2
+)
+"""
 
 # Each SELECT finds its rows in order by an index, and SQLite merges the two: so a
 # limit bounds the work. An entry of one lease in both tables cannot be seen, because
@@ -60,13 +70,15 @@ def entries(db: sqlite3.Connection, query: HistoryQuery) -> list[HistoryEntry]:
         live.append("lease.id = :lease")
     ended += [f"ended > :{key}" for key in ("since", "at") if key in values]
     narrowed = {"name", "owner", "mac", "lease"} & values.keys()
+    # Without a name the time is what narrows best; SQLite cannot know that. A user's
+    # entries are few (HISTORY_SHARE), where those of a name may be many.
+    indexed = ""
+    if query.caller_uid is not None and query.lease is None:
+        indexed = "INDEXED BY history_caller"
+    elif {"since", "at"} & values.keys() and not narrowed:
+        indexed = "INDEXED BY history_ended"
     text = _ENTRIES.format(
-        # Without a name the time is what narrows best; SQLite cannot know that.
-        indexed=(
-            "INDEXED BY history_ended"
-            if {"since", "at"} & values.keys() and not narrowed
-            else ""
-        ),
+        indexed=indexed,
         ended=" AND ".join(ended),
         live=" AND ".join(live),
         limit=-1 if query.limit is None else int(query.limit),
@@ -87,9 +99,20 @@ def has(db: sqlite3.Connection, id: str) -> bool:
 def record(db: sqlite3.Connection, ids: Iterable[str], wallclock: float) -> None:
     """Record the end of leases, apart from those that never became active.
 
-    Forget the oldest entries beyond the limit.
+    Forget the oldest entries beyond the limit, and now and then a user's oldest beyond
+    HISTORY_SHARE: no user can make the entries of others go.
     """
+    ids = list(ids)
+    users = {
+        uid
+        for id in ids
+        for (uid,) in db.execute("SELECT caller_uid FROM lease WHERE id = ?", (id,))
+        if uid is not None
+    }
     db.executemany(_RECORD, [(wallclock, wallclock, id) for id in ids])
+    (last,) = db.execute("SELECT max(seq) FROM history").fetchone()
+    if users and last and last // PRUNE_EVERY != (last - len(ids)) // PRUNE_EVERY:
+        db.executemany(_PRUNE, [(uid, HISTORY_SHARE) for uid in users])
     db.execute(
         "DELETE FROM history WHERE seq <= (SELECT max(seq) FROM history) - ?",
         (settings.history_rows(db, HISTORY_ROWS),),
@@ -110,12 +133,29 @@ def record_event(db: sqlite3.Connection, event: HistoryEvent) -> None:
 
 
 def events(
-    db: sqlite3.Connection, since: float | None, until: float | None
+    db: sqlite3.Connection,
+    since: float | None,
+    until: float | None,
+    caller_uid: int | None = None,
+    limit: int | None = None,
 ) -> list[HistoryEvent]:
-    """Return what happened to devices in a time, the earliest first."""
+    """Return what happened to devices in a time, the earliest first.
+
+    At most `limit` events, the latest ones. Only events of leases of the user
+    `caller_uid`, if given.
+    """
+    indexed, whose = "", ""
+    if caller_uid is not None:
+        indexed, whose = "INDEXED BY event_caller ", "AND caller_uid = :caller_uid "
     found = db.execute(
-        "SELECT time, event, lease, name, owner, caller_uid, detail FROM event "
-        "WHERE time >= ? AND time <= ? ORDER BY time",
-        (0.0 if since is None else since, 1e18 if until is None else until),
+        "SELECT time, event, lease, name, owner, caller_uid, detail "  # noqa: S608 - our names
+        f"FROM event {indexed}WHERE time >= :since AND time <= :until {whose}"
+        "ORDER BY time DESC LIMIT :limit",
+        {
+            "since": 0.0 if since is None else since,
+            "until": 1e18 if until is None else until,
+            "caller_uid": caller_uid,
+            "limit": -1 if limit is None else limit,
+        },
     )
-    return [HistoryEvent(*row) for row in found]
+    return [HistoryEvent(*row) for row in found][::-1]

@@ -38,6 +38,10 @@ class Reservation(NamedTuple):
     """As in `Lease`."""
     on_close: bool = False
     """As in `Lease`."""
+    asked: str | None = None
+    """The request as the daemon's policy judges it, to judge later changes by."""
+    max_keys: int | None = None
+    """How many keys of stable names to remember for `caller_uid`."""
 
 
 def select(db: sqlite3.Connection, where: str, *values: object) -> list[Lease]:
@@ -95,6 +99,7 @@ def insert(
         "tap_group": tap and tap.gid,
         "caller_uid": reservation.caller_uid,
         "on_close": reservation.on_close,
+        "asked": reservation.asked,
         "created": created,
         "fin_wait": spec.fin_wait,
         "labels": rows.text_of_pairs(spec.labels),
@@ -176,6 +181,48 @@ def set_wiring(
         "WHERE id = ?",
         (*columns.values(), id),
     )
+
+
+def asked(db: sqlite3.Connection, id: str) -> str | None:
+    """Return what was asked for a lease, or None if the daemon did not record it."""
+    query = "SELECT asked FROM lease WHERE id = ?"
+    row: tuple[str | None] | None = db.execute(query, (id,)).fetchone()
+    return row[0] if row else None
+
+
+def set_asked(db: sqlite3.Connection, id: str, text: str) -> None:
+    """Record what is asked for a lease from now on."""
+    db.execute("UPDATE lease SET asked = ? WHERE id = ?", (text, id))
+
+
+def page(
+    db: sqlite3.Connection,
+    *,
+    after: int,
+    limit: int,
+    caller_uid: int | None,
+    all: bool,
+) -> tuple[list[Lease], int | None]:
+    """Return at most `limit` leases, oldest first, and where the next page begins.
+
+    `after` is 0 or where the page begins. Leases of other users than `caller_uid` are
+    left out, unless that is None; so are those in FIN WAIT if not `all`.
+    """
+    where = "rowid > ?" + ("" if all else " AND state != 'fin_wait'")
+    values: list[object] = [after]
+    if caller_uid is not None:
+        where += " AND caller_uid = ?"
+        values.append(caller_uid)
+    numbers = [
+        number
+        for (number,) in db.execute(
+            f"SELECT rowid FROM lease WHERE {where} ORDER BY rowid LIMIT ?",  # noqa: S608 - our names
+            (*values, limit + 1),
+        )
+    ]
+    shown = ", ".join(map(str, numbers[:limit]))
+    found = select(db, f"WHERE lease.rowid IN ({shown}) ORDER BY lease.rowid")
+    return found, numbers[limit - 1] if len(numbers) > limit else None
 
 
 def remove(db: sqlite3.Connection, ids: Iterable[str]) -> None:

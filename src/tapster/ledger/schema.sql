@@ -59,7 +59,8 @@ CREATE TABLE lease (
     tap_owner   INTEGER,       -- who may open the tap by name
     tap_group   INTEGER,
     open_at_release INTEGER NOT NULL DEFAULT 0,
-    labels      TEXT NOT NULL DEFAULT '' -- KEY=VALUE, one a line
+    labels      TEXT NOT NULL DEFAULT '', -- KEY=VALUE, one a line
+    asked       TEXT           -- the request, as the daemon's policy judges it
 ) STRICT;
 CREATE UNIQUE INDEX lease_name ON lease (name, netns);
 CREATE UNIQUE INDEX lease_ifindex ON lease (netns, ifindex); -- also finds by netns
@@ -91,6 +92,7 @@ CREATE INDEX history_mac ON history (mac, created);
 CREATE INDEX history_created ON history (created);
 CREATE INDEX history_ended ON history (ended);
 CREATE INDEX history_lease ON history (lease);
+CREATE INDEX history_caller ON history (caller_uid, created);
 
 CREATE TABLE event (           -- what happened to devices beside their leases' lives
     seq    INTEGER PRIMARY KEY,
@@ -103,6 +105,7 @@ CREATE TABLE event (           -- what happened to devices beside their leases' 
     detail TEXT NOT NULL
 ) STRICT;
 CREATE INDEX event_time ON event (time);
+CREATE INDEX event_caller ON event (caller_uid, time);
 CREATE INDEX event_lease ON event (lease);
 
 -- The free numbers of a template in a namespace, as disjoint intervals. A number
@@ -137,6 +140,7 @@ CREATE TABLE stable (          -- for naming 'stable'; outlives boots
     template TEXT NOT NULL,
     key      TEXT NOT NULL,
     number   INTEGER NOT NULL,
+    caller_uid INTEGER,        -- of the user for whom the daemon remembers the key
     PRIMARY KEY (template, key),
     UNIQUE (template, number)
 ) STRICT, WITHOUT ROWID;

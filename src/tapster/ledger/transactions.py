@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from tapster.errors import LeaseBusy
 from tapster.ledger import claims, history, leases, namespaces, settings
-from tapster.ledger.allocator import Allocator, HolderOf
+from tapster.ledger.allocator import Allocator, HolderOf, KeyShare
 from tapster.ledger.claims import IsAlive
 from tapster.ledger.database import Database
 from tapster.ledger.leases import Reservation
@@ -147,17 +147,44 @@ class Ledger:
         with self.file.reading() as db:
             return leases.next_deadline(db)
 
+    def asked(self, id: str) -> str | None:
+        """Return what was asked for a lease, or None if that was not recorded."""
+        with self.file.reading() as db:
+            return leases.asked(db, id)
+
+    def set_asked(self, id: str, text: str) -> None:
+        """Record what is asked for a lease from now on."""
+        with self.file.changing() as db:
+            leases.set_asked(db, id, text)
+
+    def page(
+        self, *, after: int, limit: int, caller_uid: int | None, all: bool
+    ) -> tuple[list[Lease], int | None]:
+        """Return at most `limit` leases, and where the next page begins, or None."""
+        with self.file.reading() as db:
+            return leases.page(
+                db, after=after, limit=limit, caller_uid=caller_uid, all=all
+            )
+
     def entries(self, query: HistoryQuery) -> list[HistoryEntry]:
         """Return the leases that fit a query, active ones too, the latest first."""
         with self.file.reading() as db:
             return history.entries(db, query)
 
     def events(
-        self, since: float | None = None, until: float | None = None
+        self,
+        since: float | None = None,
+        until: float | None = None,
+        *,
+        caller_uid: int | None = None,
+        limit: int | None = None,
     ) -> list[HistoryEvent]:
-        """Return what happened to devices in a time, the earliest first."""
+        """Return what happened to devices in a time, the earliest first.
+
+        At most `limit` events, the latest ones; only those of a user, if given.
+        """
         with self.file.reading() as db:
-            return history.events(db, since, until)
+            return history.events(db, since, until, caller_uid, limit)
 
     def record_event(self, event: HistoryEvent) -> None:
         """Record something that happened to a device."""
@@ -228,7 +255,11 @@ class Ledger:
                         spec.lower if isinstance(spec, Macvtap) else None,
                     )
                 name = allocator.pick(
-                    reservation.template, spec.naming, spec.key, holder_of
+                    reservation.template,
+                    spec.naming,
+                    spec.key,
+                    holder_of,
+                    _share_of(reservation),
                 )
                 id = leases.insert(
                     db,
@@ -445,3 +476,9 @@ class Ledger:
             namespaces.forget_unused(db)
             action()
             return True
+
+
+def _share_of(reservation: Reservation) -> KeyShare | None:
+    if reservation.caller_uid is None or reservation.max_keys is None:
+        return None
+    return KeyShare(reservation.caller_uid, reservation.max_keys)

@@ -65,13 +65,16 @@ class Acquire:
         on_close: bool = False,
         vhost: bool = False,
         caller_uid: int | None = None,
+        asked: Sequence[str] = (),
+        max_keys: int | None = None,
     ) -> list[Opened]:
         """Make all the devices of one VM, or none. The caller closes the descriptors.
 
         The leases end with the process `pid`, if one is given; with `on_close`, when
         no process has the tap open any more. With `vhost` there are descriptors of
         /dev/vhost-net, where the host has it. `caller_uid` is recorded: the user id
-        that the daemon acts for.
+        that the daemon acts for; so is what was `asked` for each device, as the
+        daemon's policy judges it. `max_keys` bounds the user's keys of stable names.
         """
         context = self.context
         with context.gate:
@@ -83,6 +86,11 @@ class Acquire:
             elif any(spec.vm for spec in specs):
                 raise RequestError("a VM's id is for a fleet: tapster fleet join")
             _refuse_equal_macs(plans)
+            for number, text in enumerate(asked):
+                reservation = plans[number].reservation._replace(
+                    asked=text, max_keys=max_keys
+                )
+                plans[number] = plans[number]._replace(reservation=reservation)
             leases = self.reserve(plans)
             ids = [lease.id for lease in leases]
             made: list[Opened] = []

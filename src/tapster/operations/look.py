@@ -97,11 +97,38 @@ class Look:
             return self.context.ledger.entries(query)
 
     def events(
-        self, since: float | None = None, until: float | None = None
+        self,
+        since: float | None = None,
+        until: float | None = None,
+        *,
+        caller_uid: int | None = None,
+        limit: int | None = None,
     ) -> list[HistoryEvent]:
-        """What happened to devices in a time, the earliest first."""
+        """What happened to devices in a time, the earliest first.
+
+        At most `limit` events, the latest ones; only those of a user, if given.
+        """
         with self.context.gate:
-            return self.context.ledger.events(since, until)
+            return self.context.ledger.events(
+                since, until, caller_uid=caller_uid, limit=limit
+            )
+
+    def asked(self, id: str) -> str | None:
+        """What was asked for a lease through the daemon; None if it is not recorded."""
+        with self.context.gate:
+            return self.context.ledger.asked(id)
+
+    def page(
+        self, *, after: int, limit: int, caller_uid: int | None, all: bool
+    ) -> tuple[list[Lease], int | None]:
+        """At most `limit` leases, oldest first, and where the next page begins.
+
+        `after` is 0 for the first page. Only those of the user `caller_uid`, if given.
+        """
+        with self.context.gate:
+            return self.context.ledger.page(
+                after=after, limit=limit, caller_uid=caller_uid, all=all
+            )
 
     # Devices
 

@@ -93,6 +93,8 @@ class Client(Manager):
             ) from error
         self._buffer = b""
         self._fds: list[int] = []
+        self._continues = False
+        """Whether the last answer was a part, and more follow."""
 
     def close(self) -> None:
         self._socket.close()
@@ -116,23 +118,15 @@ class Client(Manager):
                 f"pid must be the caller's own, {os.getpid()}, not {pid}: "
                 "bind() binds to another process"
             )
-        # Bound to this process until the process knows of the leases. So nothing is
-        # left if either side dies before that.
-        binding = Binding.CLOSE if on_close else Binding.CALLER
+        binding = Binding.NOTHING
+        if on_close or pid is not None:
+            binding = Binding.CLOSE if on_close else Binding.CALLER
         nics = tuple(interface.nic(spec) for spec in specs)
         request = interface.Acquire(nics, binding, self._netns, vhost)
+        # If this process ends before it has received the answer, the daemon releases
+        # the leases. So one call is enough, and nothing is left.
         answer, fds = self.call("Acquire", request)
         devices: Sequence[interface.Device] = answer.devices
-        if pid is None and not on_close:
-            try:
-                self.bind([device.lease for device in devices], None)
-            except BaseException:
-                unix.close(fds)
-                raise
-            devices = [
-                device._replace(lease=device.lease._replace(process=None))
-                for device in devices
-            ]
         return tuple(_opened(device, fds) for device in devices)
 
     def release(self, lease: Reference) -> None:
@@ -170,7 +164,8 @@ class Client(Manager):
 
     def leases(self, *, all: bool = True) -> list[Lease]:
         check_value(bool, all, "all")
-        return list(self.call("List", interface.List(all))[0].leases)
+        parts = self._pages("List", interface.List(all))
+        return [lease for part in parts for lease in part.leases]
 
     def find(self, name_or_id: str) -> Lease:
         check_value(str, name_or_id, "name_or_id")
@@ -257,18 +252,38 @@ class Client(Manager):
         """Whether `watch` has an event, or gets one within so many seconds."""
         return b"\0" in self._buffer or unix.readable(self._socket, seconds)
 
+    def explain(self, user: str) -> list[str]:
+        """What the daemon's policy gives a user, in lines for people."""
+        check_value(str, user, "user")
+        return list(self.call("Explain", interface.Explain(user))[0].lines)
+
     # Messages
 
+    def _pages(self, method: str, parameters: Any) -> list[Any]:
+        """Call a method whose answer may come in several parts."""
+        answer, _ = self.call(method, parameters, more=True)
+        parts = [answer]
+        while self._continues:
+            answer, _ = self._receive(method)
+            parts.append(answer)
+        return parts
+
     def call(
-        self, method: str, parameters: Any, fds: Sequence[int] = ()
+        self,
+        method: str,
+        parameters: Any,
+        fds: Sequence[int] = (),
+        *,
+        more: bool = False,
     ) -> tuple[Any, list[int]]:
         """Call a method of the daemon's interface, by its name.
 
         Return the answer, and the descriptors that came along. If the daemon was
-        restarted, a method that may be repeated is called again.
+        restarted, a method that may be repeated is called again. With `more` the
+        answer may be the first of several parts.
         """
         try:
-            self._send(method, parameters, fds)
+            self._send(method, parameters, fds, more=more)
             return self._receive(method)
         except _Lost:
             if method in _ONCE:
@@ -276,7 +291,7 @@ class Client(Manager):
         # The daemon was restarted; what is asked for may be done twice.
         self.close()
         self._connect()
-        self._send(method, parameters, fds)
+        self._send(method, parameters, fds, more=more)
         return self._receive(method)
 
     def _send(
@@ -300,6 +315,7 @@ class Client(Manager):
     def _receive(self, method: str) -> tuple[Any, list[int]]:
         """The answer, and its descriptors. An error of the daemon's is raised."""
         message, fds = self._message()
+        self._continues = message.get("continues") is True
         try:
             if error := message.get("error"):
                 raise self._failed(str(error), message.get("parameters"))

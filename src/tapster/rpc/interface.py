@@ -184,6 +184,14 @@ class Names(NamedTuple):
     names: tuple[str, ...]
 
 
+class Explain(NamedTuple):
+    user: str
+
+
+class Lines(NamedTuple):
+    lines: tuple[str, ...]
+
+
 class Statistics(NamedTuple):
     counts: tuple[Count, ...]
 
@@ -233,7 +241,14 @@ METHODS = (
         Got,
         "Change what a device is connected to: those fields, to what wiring says.",
     ),
-    Method("List", List, Leases, "The leases; without those in FIN WAIT if not all."),
+    Method(
+        "List",
+        List,
+        Leases,
+        """The leases; without those in FIN WAIT if not all. Many leases come in several
+        parts: ask for more.""",
+        pages=True,
+    ),
     Method(
         "History",
         History,
@@ -264,6 +279,7 @@ METHODS = (
     Method("Recover", Recover, Recovered, "Bring ledger and kernel into agreement."),
     Method("Examine", Nothing, Problems, "Say what is wrong on the host."),
     Method("RemoveLeftovers", Leftovers, Names, "Delete a lost ledger's devices."),
+    Method("Explain", Explain, Lines, "What the policy gives a user."),
     Method("GetStatistics", Nothing, Statistics, "What was done, counted."),
 )
 

@@ -45,6 +45,9 @@ class Method(NamedTuple):
     says: str
     more: bool = False
     """The method answers repeatedly, and only a call with `more`."""
+    pages: bool = False
+    """The method answers a call with `more` in several parts, if there is much to say.
+    A call without `more` must have an answer of one part."""
 
 
 class Error(NamedTuple):
