@@ -105,7 +105,7 @@ class Member:
     def join(self) -> Synced:
         """Enter the fleet: open the gate, take a block, push what runs."""
         self._fleet()
-        self._run(steps.enter(self.where, self.me))
+        self._run(steps.enter(self.where, self.me, joins=True))
         self.book.open(self.settings.domains)
         for block in self._own_blocks():
             self.book.set_block(block)

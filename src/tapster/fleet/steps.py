@@ -297,19 +297,21 @@ def _refuse_fenced(me: Me, gate: HostGate) -> None:
         )
 
 
-def enter(where: Keys, me: Me) -> Steps[bool]:
+def enter(where: Keys, me: Me, *, joins: bool = False) -> Steps[bool]:
     """Open the gate of this host; False if it is open already.
 
-    A fence is lifted only if this host has started anew since.
+    A fence is lifted only if this host has started anew since. A gate that is missing,
+    or was closed for good, is opened only for a host that `joins`.
     """
     key = where.gate(me.host)
     for _ in range(TRIES):
         values = yield Read((key,))
         gate = keys.gate_of(key, values.get(key))
-        if gate is None:
+        if gate is None and joins:
             new = HostGate(me.ledger, 1)
-        elif not gate.ledger or (
-            gate.ledger == me.ledger and gate.fenced not in ("", me.boot)
+        elif gate is not None and (
+            (not gate.ledger and joins)
+            or (gate.ledger == me.ledger and gate.fenced not in ("", me.boot))
         ):
             new = HostGate(me.ledger, gate.number + 1)
         else:

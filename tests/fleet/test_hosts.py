@@ -1,0 +1,421 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What two hosts of a fleet do: blocks, claims, hand-over, fences, an absent store."""
+
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+
+from tapster import ConflictError, RequestError, Tap
+from tapster.fleet import keys
+from tapster.fleet.book import REST
+from tapster.fleet.keys import HostGate, Keys
+from tapster.fleet.member import LOW, figures
+from tapster.fleet.steps import GateClosed
+from tapster.fleet.store import FleetUnavailable, FleetUnclear, MacClaimed
+from tapster.model import Vm
+from tests.fleet.hosts import MAC, Pair, X
+
+
+def test_each_host_makes_up_macs_of_its_own_block(pair: Pair) -> None:
+    macs = {host.add().mac for host in (pair.a, pair.b) for _ in range(20)}
+    assert len(macs) == 40
+    owners = {block: owner.host for block, owner in pair.fleet.blocks()}
+    assert sorted(owners.values()) == ["a", "b"]
+    assert {owners[keys.block_of(mac)] for mac in macs} == {"a", "b"}
+
+
+def test_macs_are_made_up_without_the_store(pair: Pair) -> None:
+    pair.store.away = True
+    calls = pair.store.calls
+    assert pair.a.add().mac.startswith("0a:54:00:")
+    assert pair.store.calls == calls
+
+
+def test_a_mac_rests_before_another_vm_gets_it(pair: Pair) -> None:
+    (block,) = pair.a.member.book.blocks()
+    book = pair.a.member.book
+    lease = pair.a.add()
+    pair.a.host.release(lease.id)
+    pair.a.host.reap(now=True)
+    pair.a.member.sync()
+    given = {book.next_mac(0.0) for _ in range(2 * keys.BLOCK_SIZE)}
+    assert given == {*keys.macs_of(block)} - {lease.mac}
+    pair.a.late = REST + 10
+    pair.a.member.sync()
+    assert pair.claim(lease.mac) is None
+    given = {book.next_mac(1e12) for _ in range(keys.BLOCK_SIZE)}
+    assert lease.mac in given
+
+
+def test_a_host_takes_another_block_in_time(pair: Pair) -> None:
+    leases = [pair.a.add() for _ in range(keys.BLOCK_SIZE - LOW + 1)]
+    assert pair.a.member.sync().block
+    assert len(pair.a.member.book.blocks()) == 2
+    assert len({lease.mac for lease in leases}) == len(leases)
+
+
+def test_a_host_without_macs_makes_up_random_ones(pair: Pair) -> None:
+    (block,) = pair.a.member.book.blocks()
+    pair.a.member.book.set_block(block, lost=True)
+    assert pair.a.add().mac.startswith("52:54:00:")
+
+
+def test_a_mac_that_a_vm_has_is_refused_to_another(pair: Pair) -> None:
+    pair.a.add(MAC, X)
+    with pytest.raises(MacClaimed, match=r"VM X has it on host a \(epoch 0\.0\)"):
+        pair.b.add(MAC)
+    assert pair.b.host.leases() == []
+    assert pair.b.member.sync().problems == ()
+    assert pair.holder() == "X a active"
+
+
+def test_segments_have_claims_of_their_own(pair: Pair) -> None:
+    pair.b.member.book.open({"br1": "lab"})
+    pair.a.add(MAC, X)
+    lease = pair.b.add(MAC, bridge="br1")
+    assert pair.claim(MAC, "lab") is not None
+    pair.b.host.set(lease.id, bridge="br0")
+    assert pair.b.member.sync().problems[0].record.domain == "default"
+    ended = pair.claim(MAC, "lab")
+    assert ended is not None
+    assert ended.state == "ended"
+    assert pair.holder() == "X a active"
+
+
+def test_a_mac_of_another_hosts_block_is_refused_before_that_host_has_pushed(
+    pair: Pair,
+) -> None:
+    mac = pair.a.add().mac
+    assert pair.claim(mac) is None
+    with pytest.raises(MacClaimed, match="a block of host a"):
+        pair.b.add(mac)
+
+
+def test_a_vm_keeps_its_mac_while_no_host_runs_it(pair: Pair) -> None:
+    lease = pair.a.add(MAC, X)
+    pair.a.host.release(lease.id)
+    pair.a.member.sync()
+    assert pair.holder() == "X a parked"
+    with pytest.raises(MacClaimed, match="reserved for VM X"):
+        pair.b.add(MAC)
+    again = pair.b.add(MAC, X)
+    assert pair.b.epoch(again) == "1.0"
+    assert pair.holder() == "X b active"
+
+
+def test_a_vm_without_a_name_of_its_own_keeps_nothing(pair: Pair) -> None:
+    lease = pair.a.add(MAC)
+    pair.a.host.release(lease.id)
+    pair.a.member.sync()
+    other = pair.b.add(MAC)
+    assert pair.b.epoch(other) == "1.0"
+
+
+def test_a_vm_starts_again_where_it_ran_before_its_release_was_pushed(
+    pair: Pair,
+) -> None:
+    lease = pair.a.add(MAC, X)
+    pair.a.host.release(lease.id)
+    pair.a.host.reap(now=True)
+    again = pair.a.add(MAC, X)
+    assert pair.a.epoch(again) == "1.0"
+    pair.a.member.sync()
+    assert pair.holder() == "X a active"
+
+
+@pytest.mark.parametrize("first", ["take", "release"])
+def test_a_hand_over_ends_the_same_in_whichever_order_it_is_pushed(
+    pair: Pair, first: str
+) -> None:
+    source = pair.a.add(MAC, X)
+    target = pair.b.add(MAC, Vm("X", incoming=pair.a.epoch(source)))
+    pair.b.member.sync()
+    assert pair.holder() == "X a active"  # it still runs there
+    pair.b.member.book.take(target.id)
+    pair.a.host.release(source.id)
+    hosts = [pair.b, pair.a] if first == "take" else [pair.a, pair.b]
+    for host in hosts:
+        assert host.member.sync().problems == ()
+    claim = pair.claim()
+    assert claim is not None
+    assert (claim.host, claim.lease, str(claim.epoch)) == ("b", target.id, "0.1")
+
+
+def test_a_cancelled_hand_over_leaves_no_trace(pair: Pair) -> None:
+    source = pair.a.add(MAC, X)
+    target = pair.b.add(MAC, Vm("X", incoming=pair.a.epoch(source)))
+    pair.b.host.release(target.id)
+    pair.b.member.sync()
+    claim = pair.claim()
+    assert claim is not None
+    assert claim.lease == source.id
+    assert claim.state == "active"
+
+
+def test_without_an_epoch_a_vm_that_runs_elsewhere_is_refused(pair: Pair) -> None:
+    pair.a.add(MAC, X)
+    with pytest.raises(MacClaimed, match="on host a"):
+        pair.b.add(MAC, X)
+
+
+# The store is away
+
+
+def test_an_acquire_goes_on_without_the_store_and_is_checked_later(
+    pair: Pair,
+) -> None:
+    pair.a.add(MAC, X)
+    pair.store.away = True
+    lease = pair.b.add(MAC)
+    (entry,) = pair.b.member.book.dirty()
+    assert "unasked" in entry.problem
+    pair.store.away = False
+    (problem,) = pair.b.member.sync().problems
+    assert "VM X has it on host a" in problem.problem
+    assert pair.b.host.find(lease.id).state == "active"  # nobody is cut off
+    assert pair.holder() == "X a active"
+
+
+def test_an_acquire_can_be_refused_without_the_store(pair: Pair) -> None:
+    pair.b.configure('when_away = "refuse"')
+    pair.store.away = True
+    with pytest.raises(FleetUnavailable, match=r"away.*when_away"):
+        pair.b.add(MAC)
+    assert pair.b.host.leases() == []
+    assert pair.b.add().mac  # one of its own block needs no question
+
+
+def test_a_claim_whose_answer_was_lost_is_no_obstacle(pair: Pair) -> None:
+    pair.store.loses = True
+    lease = pair.a.add(MAC, X)
+    pair.store.loses = False
+    assert pair.a.member.sync().problems == ()
+    assert pair.a.epoch(lease) == "0.0"
+    assert pair.holder() == "X a active"
+
+
+def test_a_sync_whose_answers_are_lost_can_be_repeated(pair: Pair) -> None:
+    lease = pair.a.add()
+    pair.store.loses = True
+    with pytest.raises(FleetUnclear):
+        pair.a.member.sync()
+    pair.store.loses = False
+    pair.a.host.release(lease.id)
+    pair.a.start().sync()
+    claim = pair.claim(lease.mac)
+    assert claim is not None
+    assert claim.state == "ended"
+
+
+def test_what_ends_a_lease_never_asks_the_store(pair: Pair) -> None:
+    lease = pair.a.add(MAC, X)
+    calls = pair.store.calls
+    pair.a.host.set(lease.id, bridge="br1")
+    pair.a.host.release(lease.id)
+    pair.a.host.reap(now=True)
+    pair.a.host.recover()
+    assert pair.store.calls == calls
+
+
+def test_an_old_store_learns_what_is_newer(pair: Pair) -> None:
+    old = dict(pair.store.values)
+    lease = pair.a.add(MAC, X)
+    pair.a.host.release(lease.id)
+    pair.a.member.sync()
+    moved = pair.b.add(MAC, X)
+    pair.b.member.sync()
+    pair.store.values = old
+    for host in (pair.a, pair.b):
+        host.start().sync(everything=True)
+    claim = pair.claim()
+    assert claim is not None
+    assert (claim.host, claim.lease) == ("b", moved.id)
+
+
+def test_a_block_that_an_old_store_gave_away_is_used_no_more(pair: Pair) -> None:
+    (block,) = pair.a.member.book.blocks()
+    key = Keys().block(block)
+    pair.store.values[key] = pair.store.values[key].replace('"a"', '"b"')
+    pair.a.member.sync(everything=True)
+    assert pair.a.member.book.blocks()[block] is False
+    assert keys.block_of(pair.a.add().mac) != block
+
+
+# Hosts that die, leave, or share a name
+
+
+def test_a_vm_of_a_fenced_host_starts_elsewhere(pair: Pair) -> None:
+    pair.a.add(MAC, X)
+    pair.fleet.fence("a", by="ha", why="no heartbeat", boot="boot-a")
+    lease = pair.b.add(MAC, X)
+    assert pair.b.epoch(lease) == "1.0"
+    with pytest.raises(GateClosed, match="declared dead by 'ha'"):
+        pair.a.start().sync()
+    assert [e.record.vm for e in pair.a.member.superseded()] == ["X"]
+    # It has started anew: its recover has ended the lease.
+    pair.a.boot = "another"
+    (lease_of_a,) = pair.a.host.leases()
+    pair.a.host.release(lease_of_a.id)
+    pair.a.start().sync()
+    assert pair.holder() == "X b active"
+
+
+def test_a_silent_host_is_given_up_by_the_user_alone(pair: Pair) -> None:
+    pair.a.add(MAC, X)
+    gone = Vm("X", takeover=True)
+    with pytest.raises(MacClaimed):
+        pair.b.add(MAC, gone)  # its session lives
+    del pair.store.values[Keys().session("a")]
+    with pytest.raises(MacClaimed):
+        pair.b.add(MAC, X)
+    pair.b.add(MAC, gone)
+    (problem,) = pair.a.member.sync(everything=True).problems
+    assert "host b" in problem.problem
+
+
+def test_a_fence_can_be_lifted(pair: Pair) -> None:
+    pair.fleet.fence("a", by="me", why="mistake")
+    pair.fleet.lift("a")
+    assert pair.a.member.sync().problems == ()
+
+
+def test_two_ledgers_cannot_have_one_name(pair: Pair) -> None:
+    pair.b.settings = pair.b.settings._replace(name="a")
+    with pytest.raises(GateClosed, match="belongs to ledger"):
+        pair.b.start().join()
+
+
+def test_an_evicted_host_changes_nothing_and_its_vms_are_free(pair: Pair) -> None:
+    named = pair.a.add(MAC, X)
+    other = pair.a.add()
+    pair.a.member.sync()
+    done = pair.fleet.evict("a")
+    assert any("parked" in line for line in done)
+    assert pair.holder() == "X a parked"
+    assert pair.claim(other.mac) is None
+    assert [owner.host for _, owner in pair.fleet.blocks()] == ["b"]
+    pair.a.host.release(named.id)
+    with pytest.raises(GateClosed, match="evicted"):
+        pair.a.member.sync()
+    assert pair.b.add(MAC, X)
+
+
+def test_a_host_leaves_when_it_has_no_leases(pair: Pair) -> None:
+    lease = pair.a.add(MAC)
+    with pytest.raises(ConflictError, match="1 leases are not released"):
+        pair.a.member.leave()
+    pair.a.host.release(lease.id)
+    pair.a.member.leave()
+    assert [owner.host for _, owner in pair.fleet.blocks()] == ["b"]
+    assert pair.claim() is None
+    assert pair.a.add().mac.startswith("52:54:00:")
+    with sqlite3.connect(pair.a.ledger) as db:
+        left = db.execute("SELECT name FROM sqlite_schema WHERE name LIKE 'fleet_%'")
+        assert left.fetchall() == []
+    db.close()
+    pair.a.start().join()
+    assert pair.a.add().mac.startswith("0a:54:00:")
+
+
+def test_a_host_joins_with_what_runs(pair: Pair) -> None:
+    pair.a.host.release(pair.a.add().id)
+    pair.a.member.leave()
+    lease = pair.a.add(MAC)
+    pair.b.add(MAC)
+    (problem,) = pair.a.start().join().problems
+    assert problem.record.lease == lease.id
+
+
+def test_what_no_host_runs_can_be_forgotten(pair: Pair) -> None:
+    lease = pair.a.add(MAC, X)
+    with pytest.raises(ConflictError, match="runs on host a"):
+        pair.fleet.forget("X")
+    pair.a.host.release(lease.id)
+    pair.a.member.sync()
+    assert pair.fleet.forget("X") == [f"deleted claim of {MAC} by X"]
+    assert pair.claim() is None
+    with pytest.raises(RequestError, match="no claim"):
+        pair.fleet.forget("X")
+
+
+# Looking
+
+
+def test_the_inventory_shows_what_runs(pair: Pair) -> None:
+    lease = pair.a.add(MAC, X)
+    pair.b.add()
+    for host in (pair.a, pair.b):
+        host.member.sync()
+    assert {(name, row.mac) for name, _, row in pair.fleet.rows()} >= {("a", MAC)}
+    ((name, _, row),) = pair.fleet.who(MAC)
+    assert (name, row.name, row.on, row.vm) == ("a", lease.name, "br0", "X")
+    (located,) = pair.fleet.where_is("X")
+    assert located.claim.host == "a"
+    pair.a.host.release(lease.id)
+    pair.a.member.sync()
+    assert pair.fleet.who(MAC) == []
+    assert len(pair.fleet.where_is("X")) == 1
+
+
+def test_figures_need_no_store(pair: Pair) -> None:
+    pair.store.away = True
+    pair.a.add(MAC, X)
+    shown = figures(pair.a.member.book, 1e12)
+    assert shown["dirty_rows"] == 1
+    assert shown["conflicts"] == 1
+    assert shown["block_free"] == keys.BLOCK_SIZE
+
+
+def test_a_dry_run_changes_nothing(pair: Pair) -> None:
+    lease = pair.a.add(MAC, X)
+    pair.a.host.release(lease.id)
+    pair.a.member.sync()
+    before = dict(pair.store.values)
+    fleet = type(pair.fleet)(pair.store, Keys(), dry_run=True)
+    assert fleet.forget("X")
+    assert fleet.evict("a")
+    fleet.fence("b", by="me", why="test")
+    assert pair.store.values == before
+
+
+def test_a_gate_never_goes_back(pair: Pair) -> None:
+    key = Keys().gate("a")
+    numbers = []
+    for change in (
+        lambda: pair.a.host.release(pair.a.add().id),
+        lambda: pair.fleet.fence("a", by="me", why="x"),
+        lambda: pair.fleet.lift("a"),
+        lambda: pair.fleet.evict("a"),
+        lambda: pair.a.start().join(),
+    ):
+        change()
+        gate = keys.gate_of(key, pair.store.values[key])
+        assert isinstance(gate, HostGate)
+        numbers.append(gate.number)
+    assert numbers == sorted(numbers)
+
+
+# Outside a fleet
+
+
+def test_outside_a_fleet_nothing_of_it_is_imported() -> None:
+    code = """
+import sys, tempfile, tapster
+from tapster.testing import FakeSystem
+with tempfile.TemporaryDirectory() as folder:
+    with tapster.Host(folder + "/l.db", system=FakeSystem(), reaper=print) as host:
+        host.acquire(tapster.Tap(mac="52:54:00:00:00:01"))
+print(*[name for name in sys.modules if "tapster.fleet" in name or name == "ssl"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == ""
+
+
+def test_outside_a_fleet_a_vm_has_no_id(pair: Pair) -> None:
+    pair.a.member.leave()
+    with pytest.raises(RequestError, match="tapster fleet join"):
+        pair.a.host.acquire(Tap(vm=X))
