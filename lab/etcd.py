@@ -138,10 +138,10 @@ class Cluster:
     def node_at(self, endpoint: str) -> Node:
         return next(node for node in self.nodes if f"//{node.address}:" in endpoint)
 
-    def ctl(self, command: str, *options: str) -> str:
+    def ctl(self, command: str, *options: str, only: Node | None = None) -> str:
         endpoints = ",".join(
             f"{self.scheme}://{node.address}:2379"
-            for node in self.nodes
+            for node in ([only] if only else self.nodes)
             if node.process is not None and node.process.poll() is None
         )
         done = subprocess.run(
@@ -150,6 +150,7 @@ class Cluster:
             text=True,
             check=False,
             env=os.environ | {"ETCDCTL_API": "3"},
+            timeout=READY_SECONDS,
         )
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout

@@ -67,8 +67,14 @@ class Away(MemoryStore):
 class FleetHost:
     """One host, with a bridge br0."""
 
-    def __init__(self, name: str, store: Store, folder: Path) -> None:
-        self.settings = Settings(name, ("http://127.0.0.1:1",))
+    def __init__(
+        self,
+        name: str,
+        store: Store,
+        folder: Path,
+        endpoints: Sequence[str] = ("http://127.0.0.1:1",),
+    ) -> None:
+        self.settings = Settings(name, tuple(endpoints))
         self.config = folder / f"{name}.toml"
         self.configure()
         self.ledger = folder / f"{name}.db"
@@ -103,9 +109,9 @@ class FleetHost:
     ) -> Lease:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TAPSTER_CONFIG", str(self.config))
-            patch.setattr(
-                "tapster.fleet.member.open_store", lambda *_, **__: self.store
-            )
+            if isinstance(self.store, MemoryStore):  # the real one is configured
+                opened = "tapster.fleet.member.open_store"
+                patch.setattr(opened, lambda *_, **__: self.store)
             return library.acquire(self.host, Tap(bridge=bridge, mac=mac, vm=vm))
 
     def epoch(self, lease: Lease) -> str:

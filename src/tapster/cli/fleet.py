@@ -170,14 +170,14 @@ def _init(options: argparse.Namespace, loaded: Settings) -> int:
     fleet = overview.init(options.mac_prefix, force=options.force)
     lines = [f"# the fleet {where.root}: its MACs begin with {fleet.prefix}"]
     for host in options.host or ["HOST"]:
-        lines += _role(host, _host_rights(where, host))
-    lines += _role("operator", [("readwrite", f"{where.root}/")])
+        lines += role_lines(host, host_rights(where, host))
+    lines += role_lines("operator", [("readwrite", f"{where.root}/")])
     if not options.apply:
         lines.append(f"# nothing was changed; --apply writes {where.fleet} alone")
     return _say(options, *lines)
 
 
-def _host_rights(where: Keys, host: str) -> list[tuple[str, str]]:
+def host_rights(where: Keys, host: str) -> list[tuple[str, str]]:
     """What a host may do with which keys; a key that ends with "/" is a prefix."""
     return [
         ("read", where.fleet),
@@ -191,7 +191,7 @@ def _host_rights(where: Keys, host: str) -> list[tuple[str, str]]:
     ]
 
 
-def _role(name: str, rights: list[tuple[str, str]]) -> list[str]:
+def role_lines(name: str, rights: list[tuple[str, str]]) -> list[str]:
     """The commands that make a user with these rights."""
     grant = f"etcdctl role grant-permission {name}"
     return [

@@ -242,9 +242,10 @@ class Etcd:
                 if error.status < 500:
                     raise
                 problem = error
-            except FleetUnclear:
-                raise
             except FleetUnavailable as error:
+                self._demote(endpoint)
+                if isinstance(error, FleetUnclear):
+                    raise
                 problem = error
             else:
                 self._prefer(endpoint)
@@ -372,7 +373,9 @@ class Etcd:
                     context.load_cert_chain(files.cert, files.key)
             except OSError as error:
                 names = ", ".join(file for file in files if file)
-                raise RequestError(f"certificates {names}: {_said(error)}") from error
+                raise FleetUnavailable(
+                    f"certificates {names}: {_said(error)}"
+                ) from error
             self._context = context
         return self._context
 
@@ -381,6 +384,12 @@ class Etcd:
             self._endpoints.remove(endpoint)
             self._endpoints.insert(0, endpoint)
             self._remember(endpoint)
+
+    def _demote(self, endpoint: Endpoint) -> None:
+        """Ask every other endpoint first from now on."""
+        if self._endpoints[0] == endpoint and len(self._endpoints) > 1:
+            self._endpoints.append(self._endpoints.pop(0))
+            self._remember(self._endpoints[0])
 
     # What the next process need not find out again
 
@@ -486,6 +495,10 @@ def _coded(text: str) -> str:
     return b64encode(text.encode()).decode()
 
 
+def _plain(coded: str) -> str:
+    return b64decode(coded, validate=True).decode()
+
+
 def _compare(key: str, value: str | None) -> dict[str, Any]:
     if value is None:
         return {
@@ -521,7 +534,7 @@ def _found(answer: Mapping[str, Any]) -> dict[str, str]:
 def _pairs(ranged: Mapping[str, Any]) -> list[tuple[str, str]]:
     try:
         return [
-            (b64decode(kv["key"]).decode(), b64decode(kv.get("value", "")).decode())
+            (_plain(kv["key"]), _plain(kv.get("value", "")))
             for kv in ranged.get("kvs", [])
         ]
     except (KeyError, TypeError, ValueError) as error:

@@ -116,15 +116,20 @@ class Guard:
         def ask() -> None:
             try:
                 store = open_store(settings, timeout=settings.budget)
+            except TapsterError as error:
+                problems.append(error)
+                return
+            try:
                 for (_, spec), entry in zip(questions, entries, strict=True):
                     record = entry.record._replace(state=ClaimState.ACTIVE)
                     given_up = spec.vm is not None and spec.vm.takeover
                     pushed = Push(record, given_up=given_up, given=True)
                     asking = push(Keys(settings.prefix), me, pushed, running)
                     outcomes.append(run(asking, store))
-                store.close()
             except TapsterError as error:
                 problems.append(error)
+            finally:
+                store.close()
 
         # A name server can keep a thread for longer than any timeout of a socket.
         thread = threading.Thread(target=ask, daemon=True)
