@@ -233,10 +233,12 @@ class Etcd:
             left = deadline - time.monotonic()
             if left <= 0:
                 break
-            share = left / (len(endpoints) - number)
+            until = deadline - left + left / (len(endpoints) - number)
+            # A write that was sent cannot go to another endpoint: it gets all the time.
+            window = Window(until, deadline if writes else until)
             try:
                 answer = self._ask_with_login(
-                    endpoint, path, text, writes=writes, until=deadline - left + share
+                    endpoint, path, text, window, writes=writes
                 )
             except Refused as error:
                 if error.status < 500:
@@ -253,22 +255,28 @@ class Etcd:
         raise problem or FleetUnavailable(f"{path}: no time was left")
 
     def _ask_with_login(
-        self, endpoint: Endpoint, path: str, text: bytes, *, writes: bool, until: float
+        self,
+        endpoint: Endpoint,
+        path: str,
+        text: bytes,
+        window: "Window",
+        *,
+        writes: bool,
     ) -> dict[str, Any]:
         fresh = False
         if self._login is not None and not self._token:
-            self._log_in(endpoint, until)
+            self._log_in(endpoint, window.connect)
             fresh = True
         try:
-            return self._ask(endpoint, path, text, writes=writes, until=until)
+            return self._ask(endpoint, path, text, window, writes=writes)
         except Refused as error:
             # 16 is gRPC's "unauthenticated": the token has expired. etcd gives the
             # same message with 3 or 2 after a restart or a change of its users.
             expired = error.code == 16 or "auth token" in str(error)
             if self._login is None or fresh or not expired:
                 raise
-        self._log_in(endpoint, until)
-        return self._ask(endpoint, path, text, writes=writes, until=until)
+        self._log_in(endpoint, window.connect)
+        return self._ask(endpoint, path, text, window, writes=writes)
 
     def _log_in(self, endpoint: Endpoint, until: float) -> None:
         assert self._login is not None
@@ -276,7 +284,10 @@ class Etcd:
         body = {"name": self._login.user, "password": self._login.password()}
         try:
             answer = self._ask(
-                endpoint, "auth/authenticate", json.dumps(body).encode(), until=until
+                endpoint,
+                "auth/authenticate",
+                json.dumps(body).encode(),
+                Window(until, until),
             )
         except Refused as error:
             if error.code == 9:  # authentication is not enabled: no token is needed
@@ -290,15 +301,15 @@ class Etcd:
         endpoint: Endpoint,
         path: str,
         text: bytes,
+        window: "Window",
         *,
-        until: float,
         writes: bool = False,
     ) -> dict[str, Any]:
         """Send one request to one endpoint."""
-        with _limit(endpoint, until) as limit:
+        with _limit() as limit:
             try:
-                connection = self._connect(endpoint, until)
-                limit.watch(connection.sock)
+                connection = self._connect(endpoint, window.connect)
+                limit.watch(connection.sock, window.answer)
                 headers = {"Content-Type": "application/json"}
                 if self._token:
                     headers["Authorization"] = self._token
@@ -421,22 +432,28 @@ class Etcd:
             os.replace(new, self._cache)
 
 
+class Window(NamedTuple):
+    """By when an endpoint must be connected, and by when it must have answered."""
+
+    connect: float
+    answer: float
+
+
 class _Limit:
     """Ends a connection when the time is over.
 
     A timeout of a socket begins again with every byte; this one does not.
     """
 
-    def __init__(self, endpoint: Endpoint, until: float) -> None:
+    def __init__(self) -> None:
         self.reason = ""
-        self._endpoint = endpoint
-        self._until = until
         self._handle: socket.socket | None = None
         self._timer: threading.Timer | None = None
 
-    def watch(self, sock: socket.socket) -> None:
+    def watch(self, sock: socket.socket, until: float) -> None:
+        left = max(until - time.monotonic(), 0.001)
+        sock.settimeout(left)
         self._handle = socket.socket(fileno=os.dup(sock.fileno()))
-        left = max(self._until - time.monotonic(), 0.0)
         self._timer = threading.Timer(left, self._end)
         self._timer.daemon = True
         self._timer.start()
@@ -456,8 +473,8 @@ class _Limit:
 
 
 @contextmanager
-def _limit(endpoint: Endpoint, until: float) -> Iterator[_Limit]:
-    limit = _Limit(endpoint, until)
+def _limit() -> Iterator[_Limit]:
+    limit = _Limit()
     try:
         yield limit
     finally:
