@@ -172,7 +172,7 @@ def test_the_store_is_full(net: None, tmp_path: Path) -> None:
         check_that_vms_start_and_end(hosts.a)
         for number in range(200):
             hosts.store.commit({}, {f"/fill/{number}": None})
-        revision = hosts.store._call("kv/range", {"key": "YQ=="})["header"]["revision"]
+        revision = hosts.store.call("kv/range", {"key": "YQ=="})["header"]["revision"]
         etcd.ctl(f"compact {revision}")
         etcd.ctl("defrag")
         etcd.ctl("alarm disarm")
