@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A machine in memory, to test programs that use Tapster without root.
+"""A host in memory, to test programs that use Tapster without root.
 
 import tapster
 from tapster.testing import FakeSystem
@@ -7,8 +7,9 @@ from tapster.testing import FakeSystem
 system = FakeSystem()
 system.stranger().add_bridge("br0")
 with tapster.Host(ledger, system=system, reaper=lambda _: None) as host:
-    lease = host.acquire(tapster.Tap(bridge="br0"))
-    system.advance(5)
+    with host.acquire(tapster.Tap(bridge="br0")) as device:
+        system.advance(5)
+    host.release(device)
 """
 
 from tapster.testing.fake import FakeNamespace, FakeSystem

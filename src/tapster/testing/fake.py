@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The port in front of a machine in memory.
+"""The port in front of a host in memory.
 
-It is made of the same steps as the real one: each message and each ioctl is
-atomic, and between two of them anybody may come in, or die. `FakeSystem.step`
-is called before each, so a test can be that anybody.
+Its verbs consist of the same steps as those of the real one: each message and each
+ioctl is atomic. Between two steps, another program may act, or the process may die.
+`FakeSystem.step` is called before each step, so a test can act there.
 """
 
 import os
@@ -30,7 +30,7 @@ def _nothing(_: str) -> None:
 
 
 class FakeSystem:
-    """A machine in memory, with one network namespace that has a `lo`.
+    """A host in memory, with one network namespace that has a `lo`.
 
     The descriptors it hands out are real, and the fake sees them closed.
     """
@@ -117,7 +117,7 @@ class FakeSystem:
             path = paths[0] if paths else ""
         return FakeNamespace(self, cookie, path)
 
-    # What a test does with the machine
+    # What a test does with the host
 
     def stranger(self, netns: str | None = None) -> Stranger:
         """Other programs, in this namespace."""
@@ -167,7 +167,7 @@ class FakeSystem:
                 watch.deliver()
 
     def reboot(self) -> None:
-        """Start the machine anew; its open descriptors are closed."""
+        """Reboot the host; its open descriptors are closed."""
         self.world.reboot()
         self._descriptors.close_all_but(())
 
@@ -293,7 +293,7 @@ class FakeNamespace:
         return nullcontext()
 
     def nft(self, commands: str) -> NoReturn:
-        raise HostError("the machine in memory has no nftables")
+        raise HostError("the host in memory has no nftables")
 
     def guard(self, ifindex: int) -> NoReturn:
         raise HostError("the machine in memory has no BPF")
@@ -305,7 +305,7 @@ class FakeNamespace:
         raise HostError("the machine in memory has no BPF")
 
     def nft_list(self, what: str) -> NoReturn:
-        raise HostError("the machine in memory has no nftables")
+        raise HostError("the host in memory has no nftables")
 
     def create_tap(
         self,
@@ -480,7 +480,7 @@ def _shown(change: LinkChange) -> str:
 
 @contextmanager
 def _failing(action: str) -> Iterator[None]:
-    """What the machine refuses, as the port says it."""
+    """Raise what the host refuses as the port does."""
     try:
         yield
     except OSError as error:

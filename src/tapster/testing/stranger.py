@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everybody else on the machine: other programs, and people with `ip`.
+"""Other programs on the host, and people with `ip`.
 
 What the kernel refuses them raises OSError. The descriptors they hold are not
 ours to see: they are handles, which `close` closes.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A machine in memory: clocks, processes, namespaces and who keeps them alive.
+"""The state of a host in memory: clocks, processes, namespaces and open files.
 
-Plain small data, the same after the same calls: nothing here is random, looks
-at the real machine or is shared between two worlds.
+Plain small data, the same after the same calls: nothing here is random, looks at the
+real host, or is shared between two states.
 """
 
 from tapster.model import Process
