@@ -87,7 +87,7 @@ _tapster() {
                 mapfile -t COMPREPLY < <(cd /run/netns 2>/dev/null && compgen -f -- "$value")
             return
             ;;
-        --ledger | --socket | --config)
+        --ledger | --socket | --config | --output | -o)
             compopt -o default # files
             return
             ;;
@@ -102,7 +102,7 @@ _tapster() {
             case $verb in
                 '')
                     options=--version
-                    operands='add rm ls set take show who run reap recover doctor fleet install-service
+                    operands='add rm ls set take show who report run reap recover doctor fleet install-service
                         watch top'
                     ;;
                 add) options="${nic[*]/#/--} --netns --json" ;;
@@ -127,6 +127,7 @@ _tapster() {
                     options='--owner --mac --lease --label --at --since --until --limit --json'
                     operands=$(_tapster_links "$ours/\1")
                     ;;
+                report) options='--output --since --until --limit' ;;
                 run) options="${nic[*]/#/--} --nic --netns" ;;
                 reap) options=--now ;;
                 recover) options='--dry-run --json' ;;

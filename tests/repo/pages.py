@@ -48,6 +48,8 @@ def first_line(path: Path) -> str:
     text = path.read_text("utf-8")
     if path.suffix == ".py":
         return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+    if path.suffix == ".html":
+        return "A page of `tapster report`, without its data."
     comment = re.search(r"SPDX.*\n((?:(?:#|--) ?.+\n)+)", text)
     words = re.sub(r"\n?(?:#|--) ?", " ", comment[1]) if comment else ""
     return f"{words.partition('. ')[0].strip().rstrip('.')}."
@@ -58,7 +60,7 @@ def sources(folder: Path) -> list[Path]:
     return [
         path
         for path in sorted(folder.iterdir())
-        if path.suffix in (".py", ".sql", ".nft")
+        if path.suffix in (".html", ".py", ".sql", ".nft")
     ]
 
 

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write a picture of who had which name: one HTML page that needs nothing else.
+
+A row for each name, time to the right, a bar for each lease, coloured by owner; FIN
+WAIT is hatched, and marks show events. The page has search, zoom and a table.
+"""
+
+import argparse
+import os
+import sys
+import time
+from datetime import datetime
+
+from tapster.cli import output, values
+from tapster.cli.who import parse_time
+from tapster.errors import HostError, RequestError
+from tapster.light import TYPE_CHECKING, Any
+from tapster.model import HistoryEntry, HistoryEvent, HistoryQuery
+
+if TYPE_CHECKING:
+    from tapster.api import Manager
+
+LIMIT = 10_000
+TEMPLATE = os.path.join(os.path.dirname(__file__), "report.html")
+MARGIN = 0.02
+"""Of the time shown: so much is left free at both ends."""
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    option = parser.add_argument
+    option(
+        "-o", "--output", metavar="FILE", help="write to FILE; default: standard output"
+    )
+    option("--since", metavar="TIME", help="only from this time on, as for who")
+    option("--until", metavar="TIME", help="only up to this time")
+    option(
+        "--limit",
+        metavar="N",
+        type=values.number,
+        default=LIMIT,
+        help=f"at most N leases, the latest; default: {LIMIT}",
+    )
+
+
+def run(options: argparse.Namespace, host: "Manager") -> int:
+    if options.limit < 1:
+        raise RequestError(f"--limit must be 1 or more, not {options.limit}")
+    now = datetime.now()
+    since, until = (
+        None if text is None else parse_time(text, now)
+        for text in (options.since, options.until)
+    )
+    query = HistoryQuery(since=since, until=until, limit=options.limit)
+    page = write(host.history(query), host.events(since, until), since, until)
+    if options.output in (None, "-"):
+        print(page, end="")
+        return 0
+    try:
+        with open(options.output, "w", encoding="utf-8") as file:
+            file.write(page)
+    except OSError as error:
+        raise HostError(f"{options.output}: {error.strerror}") from error
+    print(f"wrote {options.output}", file=sys.stderr)
+    return 0
+
+
+def write(
+    entries: list[HistoryEntry],
+    events: list[HistoryEvent],
+    since: float | None = None,
+    until: float | None = None,
+) -> str:
+    """Return the page of these leases and events."""
+    import json
+
+    with open(TEMPLATE, encoding="utf-8") as file:
+        template = file.read()
+    document = json.dumps(
+        content(entries, events, since, until),
+        separators=(",", ":"),
+        ensure_ascii=False,
+    )
+    # No text can end the script element.
+    before, _, after = template.partition("DATA</script>")
+    return f"{before}{document.replace('<', chr(92) + 'u003c')}</script>{after}"
+
+
+def content(
+    entries: list[HistoryEntry],
+    events: list[HistoryEvent],
+    since: float | None,
+    until: float | None,
+) -> dict[str, Any]:
+    """Return the data of the page: texts once, times from the earliest."""
+    now = time.time()
+    times = [entry.created for entry in entries]
+    begin = since if since is not None else min(times, default=now - 60)
+    end = until if until is not None else now
+    margin = max((end - begin) * MARGIN, 1.0)
+    start = int(min([*times, begin]))
+    names, owners, namespaces = _Texts(), _Texts(), _Texts()
+    leases = [
+        [
+            names.place(entry.name),
+            owners.place(entry.owner),
+            namespaces.place(output.netns_name(entry.netns)),
+            entry.mac,
+            _since(start, entry.created),
+            _since(start, entry.released),
+            _since(start, entry.ended),
+            entry.lease,
+            *([" ".join(f"{k}={v}" for k, v in entry.labels)] if entry.labels else []),
+        ]
+        for entry in entries
+    ]
+    return {
+        "start": start,
+        "since": round(begin - margin, 3),
+        "until": round(end + margin, 3),
+        "names": names.texts,
+        "owners": owners.texts,
+        "netns": namespaces.texts,
+        "leases": leases,
+        "events": [
+            [_since(start, event.time), event.event, event.lease, event.detail]
+            for event in events
+        ],
+    }
+
+
+class _Texts:
+    """Texts by their places, each once."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self._places: dict[str, int] = {}
+
+    def place(self, text: str) -> int:
+        if text not in self._places:
+            self._places[text] = len(self.texts)
+            self.texts.append(text)
+        return self._places[text]
+
+
+def _since(start: float, moment: float | None) -> float | None:
+    return None if moment is None else round(moment - start, 3)
