@@ -29,15 +29,15 @@ class Watched:
     def __init__(self, made: Parts) -> None:
         self.made = made
         self.upkeep = made.upkeep
-        self.here = made.system.watch()
-        self.elsewhere = made.system.watch(elsewhere=True)
+        self.here = made.system.watch(first=FIRST_IFINDEX)
+        self.elsewhere = made.system.watch(first=FIRST_IFINDEX, elsewhere=True)
         self.upkeep.recover()
 
     def hear(self) -> list[str]:
         """Let upkeep look at what has changed; the events that it reports."""
         before = len(self.made.events)
         for watch in (self.here, self.elsewhere):
-            changes = watch.changes(FIRST_IFINDEX)
+            changes = watch.changes()
             if changes is None:
                 self.upkeep.recover()
             else:

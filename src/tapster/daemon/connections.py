@@ -185,6 +185,10 @@ class Connections:
             elif events & HANGUP:
                 self._lost(connection)
                 return
+            elif events & READ:
+                self._events[connection] = connection.events
+                self._loop.change(connection.fd, connection.events)
+                return
         except OSError as error:
             self.drop(connection, error.strerror or "lost")
             return
@@ -313,6 +317,10 @@ class Connections:
     def _wait_for(self, connection: Connection) -> None:
         events = connection.events
         if connection not in self._events:
+            return
+        if not events and connection.state is ConnectionState.WORKING:
+            # Most clients send nothing before they have the answer: `_ready` sees to
+            # those that do, and the others cost no system call.
             return
         if self._events[connection] != events:
             self._events[connection] = events

@@ -8,8 +8,11 @@ from functools import partial
 from tapster.daemon.loop import READ, Loop
 from tapster.daemon.upkeep import Upkeep
 from tapster.kernel.port import Changes, Watch
-from tapster.ledger import FIRST_IFINDEX
 from tapster.light import Any
+
+PAUSE = 0.01
+"""Seconds between two looks: each acquire makes a dozen reports, which come one after
+the other. The first report after a pause is looked at immediately."""
 
 Submit = Callable[[Callable[[], Any]], None]
 
@@ -26,17 +29,35 @@ class Links:
         self._upkeep = upkeep
         self._submit = submit
         self._changed: deque[Changes] = deque()
-        self._looking = self._recovering = False
+        self._looking = self._recovering = self._closed = False
+        self._not_before = 0.0
         for watch in watches:
             loop.add(watch.fileno(), READ, partial(self._reported, watch))
 
     def close(self) -> None:
+        self._closed = True
         for watch in self._watches:
             self._loop.remove(watch.fileno())
             watch.close()
 
     def _reported(self, watch: Watch, _: int) -> None:
-        changes = watch.changes(FIRST_IFINDEX)
+        now = self._loop.now()
+        if now < self._not_before:
+            # Wait for further reports, without being woken up by each.
+            self._loop.change(watch.fileno(), 0)
+            self._loop.at(self._not_before, partial(self._resume, watch))
+            return
+        self._not_before = now + PAUSE
+        self._read(watch)
+
+    def _resume(self, watch: Watch) -> None:
+        if not self._closed:
+            self._loop.change(watch.fileno(), READ)
+            self._not_before = self._loop.now() + PAUSE
+            self._read(watch)
+
+    def _read(self, watch: Watch) -> None:
+        changes = watch.changes()
         if changes is None:  # reports were lost: any device may have changed
             if not self._recovering:
                 self._recovering = True

@@ -28,6 +28,7 @@ from tapster.daemon.upkeep import Upkeep
 from tapster.daemon.worker import Worker
 from tapster.errors import MissingCapability, RequestError, TapsterError
 from tapster.kernel.port import System, Watch
+from tapster.ledger import FIRST_IFINDEX
 from tapster.light import Any
 from tapster.model import Process
 from tapster.operations.operations import Operations
@@ -145,9 +146,9 @@ class Server:
             self._log(WARNING, "not-done", error=result)
 
     def _watch_links(self, system: System) -> Iterator[Watch]:
-        yield system.watch()
+        yield system.watch(first=FIRST_IFINDEX)
         try:
-            yield system.watch(elsewhere=True)
+            yield system.watch(first=FIRST_IFINDEX, elsewhere=True)
         except MissingCapability as error:
             self._log(WARNING, "not-watched", error=error)
 

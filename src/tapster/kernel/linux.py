@@ -169,9 +169,9 @@ class LinuxSystem:
         except OSError as error:
             raise failure(error, f"opening process {wanted.pid}") from error
 
-    def watch(self, *, elsewhere: bool = False) -> Watch:
+    def watch(self, *, first: int, elsewhere: bool = False) -> Watch:
         try:
-            return LinkWatch(elsewhere=elsewhere)
+            return LinkWatch(first=first, elsewhere=elsewhere)
         except OSError as error:
             action = "watching the devices"
             raise failure(error, action, "CAP_NET_BROADCAST") from error

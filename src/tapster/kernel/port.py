@@ -255,10 +255,10 @@ class Watch(Protocol):
     def fileno(self) -> int:
         """The descriptor to wait for: it is readable when there are reports."""
 
-    def changes(self, first: int) -> Changes | None:
-        """What has changed since the last call, of links with an ifindex from `first`.
+    def changes(self) -> Changes | None:
+        """What has changed since the last call; None if reports were lost.
 
-        None if reports were lost: then any link may have changed.
+        Then any link may have changed.
         """
 
     def close(self) -> None: ...
@@ -313,8 +313,8 @@ class System(Protocol):
         The caller closes it. None if the process has ended already.
         """
 
-    def watch(self, *, elsewhere: bool = False) -> Watch:
-        """Watch the links of the caller's namespace.
+    def watch(self, *, first: int, elsewhere: bool = False) -> Watch:
+        """Watch the links of the caller's namespace that have an ifindex from `first`.
 
         With `elsewhere`, watch those of the namespaces that have a number there (see
         `Namespace.number`), and not its own. Raises MissingCapability without

@@ -7,8 +7,11 @@ may end, and the kernel reports that too. To hear of other namespaces a process 
 CAP_NET_BROADCAST (do_one_broadcast() in net/netlink/af_netlink.c).
 """
 
+import array
 import struct
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from errno import ENOBUFS
 from functools import partial
 
@@ -19,34 +22,68 @@ RTMGRP_LINK = 1 << 0
 RTMGRP_NSID = 1 << 27
 RTM_DELNSID = 89
 NETLINK_LISTEN_ALL_NSID = 8
+SO_ATTACH_FILTER = 26
+SO_RCVBUFFORCE = 33
 LINKS = (rtnl.RTM_NEWLINK, rtnl.RTM_DELLINK)
 
 _NSID = struct.Struct("i")
 _BUFFER = 1 << 16
 """Bytes that one message may have. The buffer is kept: allocating takes longer than
 reading."""
+_QUEUE = 4 << 20
+"""Bytes of reports that may wait: a batch of devices makes hundreds of reports."""
+_HIGH = 1 << 30
+"""The `first` for which the kernel filters: from here on one bit tells."""
+_INSTRUCTION = struct.Struct("HBBI")
+_PROGRAM = b"".join(
+    _INSTRUCTION.pack(*instruction)
+    for instruction in (
+        (0x28, 0, 0, 4),  # load nlmsg_type, 16 bits, which comes in the wrong order
+        (0x15, 1, 0, rtnl.RTM_NEWLINK << 8),
+        (0x15, 0, 4, rtnl.RTM_DELLINK << 8),  # another message passes
+        (0x30, 0, 0, 16),  # load ifi_family
+        (0x15, 0, 3, 0),  # a bridge's report of its port does not pass
+        (0x30, 0, 0, 23),  # load the highest byte of ifi_index
+        (0x45, 0, 1, _HIGH >> 24),
+        (0x06, 0, 0, 0xFFFFFFFF),  # pass
+        (0x06, 0, 0, 0),  # drop
+    )
+)
+"""Classic BPF: lets pass what `LinkWatch` reports, so that the other links of a busy
+host wake up no one (bpf(4), net/core/filter.c)."""
+_CODE = array.array("B", _PROGRAM)
+_FILTER = struct.pack(
+    "HxxxxxxP", len(_PROGRAM) // _INSTRUCTION.size, _CODE.buffer_info()[0]
+)
 _CONTROL = sockets.CMSG_SPACE(_NSID.size)
 
 
 class LinkWatch:
     """Hears of links, from the namespace of the thread that makes it."""
 
-    def __init__(self, *, elsewhere: bool = False) -> None:
-        """With `elsewhere`, hear of the numbered namespaces and not of its own.
+    def __init__(self, *, first: int = 0, elsewhere: bool = False) -> None:
+        """Hear of links with an ifindex from `first`.
+
+        With `elsewhere`, hear of the numbered namespaces and not of its own.
 
         Raises PermissionError if that needs CAP_NET_BROADCAST.
         """
         # Two sockets are needed. Up to Linux 7.0, a socket that hears of others also
         # hears of its own namespace under a number, once that has one.
+        self._first = first
         self._elsewhere = elsewhere
         self._buffer = memoryview(bytearray(_BUFFER))
         self._socket = rtnl.connect(RTMGRP_LINK | (0 if elsewhere else RTMGRP_NSID))
-        if elsewhere:
-            try:
+        try:
+            if first == _HIGH and sys.byteorder == "little":
+                self._socket.setsockopt(sockets.SOL_SOCKET, SO_ATTACH_FILTER, _FILTER)
+            if elsewhere:
                 self._socket.setsockopt(rtnl.SOL_NETLINK, NETLINK_LISTEN_ALL_NSID, 1)
-            except BaseException:
-                self._socket.close()
-                raise
+        except BaseException:
+            self._socket.close()
+            raise
+        with suppress(PermissionError):  # then reports are lost sooner
+            self._socket.setsockopt(sockets.SOL_SOCKET, SO_RCVBUFFORCE, _QUEUE)
 
     def fileno(self) -> int:
         """The descriptor to wait for: it is readable when there are reports."""
@@ -64,9 +101,8 @@ class LinkWatch:
         links = [body for _, type_, body in reports if type_ in LINKS]
         return {rtnl.IFINFO.unpack_from(body)[2] for body in links}
 
-    def changes(self, first: int) -> Changes | None:
-        """What changed since the last call, of links with an ifindex from `first`; None
-        if reports were lost."""
+    def changes(self) -> Changes | None:
+        """What changed since the last call; None if reports were lost."""
         reports = self._reports()
         if reports is None:
             return None
@@ -75,7 +111,7 @@ class LinkWatch:
             if type_ in LINKS:
                 family, _, ifindex, _, _ = rtnl.IFINFO.unpack_from(body)
                 # A bridge's report of its own port does not describe the link.
-                if family == sockets.AF_UNSPEC and ifindex >= first:
+                if family == sockets.AF_UNSPEC and ifindex >= self._first:
                     decode = partial(rtnl.link_of, body)
                     new = type_ == rtnl.RTM_NEWLINK
                     links = changes.links.setdefault(number, {})

@@ -99,8 +99,8 @@ class FakeSystem:
         self._awaited.setdefault(process, []).append(writing)
         return reading
 
-    def watch(self, *, elsewhere: bool = False) -> FakeWatch:
-        watch = FakeWatch(self.looked_at, self._link, elsewhere=elsewhere)
+    def watch(self, *, first: int, elsewhere: bool = False) -> FakeWatch:
+        watch = FakeWatch(self.looked_at, self._link, first=first, elsewhere=elsewhere)
         self._watches = [one for one in self._watches if not one.closed]
         self._watches.append(watch)
         return watch

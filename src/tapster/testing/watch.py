@@ -23,10 +23,12 @@ class FakeWatch:
         world: Callable[[], World],
         link_of: Callable[[int, int], Link | None],
         *,
+        first: int,
         elsewhere: bool,
     ) -> None:
         """`link_of` gives a link by the cookie of its namespace and its ifindex."""
         self.elsewhere = elsewhere
+        self._first = first
         self.closed = False
         self._world = world
         self._link_of = link_of
@@ -60,7 +62,7 @@ class FakeWatch:
     def fileno(self) -> int:
         return self._event
 
-    def changes(self, first: int) -> Changes | None:
+    def changes(self) -> Changes | None:
         with suppress(BlockingIOError):
             os.eventfd_read(self._event)
         changes = Changes({}, set())
@@ -72,7 +74,9 @@ class FakeWatch:
         for cookie in sorted(self._cookies):
             number = cookie if self.elsewhere else HERE
             seen = spaces[cookie].watches[self._handle]
-            links = {one: self._report(cookie, one) for one in seen if one >= first}
+            links = {
+                one: self._report(cookie, one) for one in seen if one >= self._first
+            }
             if links:
                 changes.links[number] = links
             seen.clear()
