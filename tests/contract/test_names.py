@@ -110,3 +110,14 @@ def test_a_deletion_by_altname_deletes_the_device(
     others.delete_by_name("other")
     assert namespace.link(OURS) is None
     assert namespace.ifindex("vnet0") == 0
+
+
+def test_names_are_listed_with_their_indexes(
+    namespace: Namespace, others: Stranger
+) -> None:
+    others.add_tap("vnet0")
+    others.add_bridge("br0")
+    tap(namespace, "vnet1", OURS)
+    listed = namespace.names()
+    assert {"vnet0", "vnet1", "br0"} <= listed.keys()
+    assert listed == {link.name: link.ifindex for link in namespace.links()}

@@ -417,6 +417,36 @@ def test_changes_are_asked_for_only_if_foreign_names_are_remembered(
     assert counts == [0, 1]
 
 
+def test_many_foreign_names_are_listed_at_once(ledger: Ledger) -> None:
+    taken = {f"vnet{number}": 2 + number for number in range(1000)}
+    asked: list[str] = []
+
+    def ask(name: str) -> int:
+        asked.append(name)
+        return taken.get(name, 0)
+
+    def pick(changed: set[int] | None) -> str:
+        (lease,) = ledger.reserve(
+            HERE,
+            [Reservation(Tap(), names.parse("vnet%d"), None, Wiring())],
+            manager=ME,
+            holder_of=ask,
+            changed_links=lambda: changed,
+            list_holders=lambda: taken,
+        )
+        ledger.end([lease.id])
+        return lease.name
+
+    assert pick(set()) == "vnet1000"
+    assert len(asked) < 20
+    asked.clear()
+    assert pick(None) == "vnet1000", "any device may have changed"
+    assert len(asked) < 20
+    del taken["vnet500"], taken["vnet7"]
+    assert pick({502, 9}) == "vnet7"
+    assert pick({9}) == "vnet7"
+
+
 def test_templates_are_those_that_were_used(ledger: Ledger) -> None:
     hold(ledger, Tap(), Tap(name="ci%d-a"), Tap(name="plain"))
     hold(ledger, Tap(), netns=THERE)

@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 
 from tapster import names
 from tapster.errors import NamesExhausted, NameTaken, TapsterError
-from tapster.ledger import FIRST_IFINDEX, LAST_IFINDEX, Ledger, Reservation
+from tapster.ledger import FIRST_IFINDEX, LAST_IFINDEX, Ledger, Reservation, allocator
 from tapster.model import Lease, Naming, Netns, State, Tap, Wiring
 from tests.ledger.making import HERE, ME, THERE, Clock, alive, names_of
 
@@ -138,6 +138,11 @@ class LedgerMachine(RuleBasedStateMachine):
         }
         return lambda name: (devices | foreign).get(name, 0)
 
+    def holders(self, netns: Netns) -> dict[str, int]:
+        """Every device, ours included."""
+        taken = self.taken(netns)
+        return {name: taken(name) for name in NAMES if taken(name)}
+
     def changed(self, netns: Netns) -> set[int] | None:
         changes, self.changes[netns] = self.changes[netns], set()
         return changes
@@ -229,6 +234,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 manager=ME,
                 holder_of=self.taken(netns),
                 changed_links=lambda: self.changed(netns),
+                list_holders=lambda: self.holders(netns),
             )
 
         if error is not None:
@@ -408,6 +414,23 @@ class LedgerMachine(RuleBasedStateMachine):
                 assert template.name(number) in blocked
 
 
+class ListingMachine(LedgerMachine):
+    """The same, with all devices listed after the first foreign name that is met."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(allocator, "MANY", 1)
+
+    def teardown(self) -> None:
+        self.patch.undo()
+        super().teardown()
+
+
+TestLedgerThatListsDevices = ListingMachine.TestCase
+TestLedgerThatListsDevices.settings = settings(
+    derandomize=True, deadline=None, max_examples=40, stateful_step_count=50
+)
 TestLedgerAgainstAModel = LedgerMachine.TestCase
 TestLedgerAgainstAModel.settings = settings(
     derandomize=True, deadline=None, max_examples=40, stateful_step_count=50

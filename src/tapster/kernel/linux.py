@@ -241,6 +241,12 @@ class LinuxNamespace:
         except OSError as error:
             raise failure(error, "reading the devices") from error
 
+    def names(self) -> dict[str, int]:
+        try:
+            return self._rtnl.names()
+        except OSError as error:
+            raise failure(error, "reading the devices' names") from error
+
     def ports(self, bridge: Link) -> int:
         # The request that brctl(8) made (net/bridge/br_ioctl.c) copies 4 KiB. To list
         # the ports by netlink takes as long as to create a device. The request is

@@ -246,9 +246,15 @@ class Rtnl:
 
         If it changes each time, a link that came or went may be missing or too many.
         """
+        return [link_of(body) for body in self._links()]
+
+    def names(self) -> dict[str, int]:
+        """Return the ifindex of every link, by its name."""
+        return dict(map(_name_of, self._links()))
+
+    def _links(self) -> list[bytes]:
         attributes = attribute(IFLA_EXT_MASK, _U32.pack(RTEXT_FILTER_SKIP_STATS))
-        bodies = self.list_bodies(RTM_GETLINK, ifinfo(0) + attributes)
-        return [link_of(body) for body in bodies]
+        return self.list_bodies(RTM_GETLINK, ifinfo(0) + attributes)
 
     def list_bodies(self, type_: int, wanted: bytes) -> list[bytes]:
         """List what the kernel has of a kind: the bodies of its messages.
@@ -573,6 +579,18 @@ def _queues(tap: dict[int, bytes]) -> int | None:
         return None
     disabled = _number(tap.get(IFLA_TUN_NUM_DISABLED_QUEUES))
     return _number(tap[IFLA_TUN_NUM_QUEUES]) + disabled
+
+
+def _name_of(body: bytes) -> tuple[str, int]:
+    """Return the name and the ifindex of a link."""
+    _, _, ifindex, _, _ = IFINFO.unpack_from(body)
+    start = IFINFO.size
+    length, type_ = _ATTR.unpack_from(body, start)
+    if type_ == IFLA_IFNAME:  # it comes first: rtnl_fill_ifinfo()
+        name = body[start + _ATTR.size : start + length]
+    else:
+        name = parse_attributes(body, start)[IFLA_IFNAME]
+    return os.fsdecode(name.rstrip(b"\0")), ifindex
 
 
 def _filters_vlans(info: dict[int, bytes]) -> bool:

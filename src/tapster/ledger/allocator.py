@@ -11,7 +11,9 @@ intervals and are remembered. They return when `recheck` finds that the device i
 """
 
 import sqlite3
-from collections.abc import Callable, Iterable
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Mapping
+from itertools import count
 
 from tapster import names
 from tapster.errors import NamesExhausted, NameTaken, QuotaExceeded
@@ -21,6 +23,13 @@ from tapster.names import Template
 
 HolderOf = Callable[[str], int]
 """Returns the ifindex of the device that has a name or altname, or 0."""
+Holders = Callable[[], Mapping[str, int]]
+"""Returns the ifindex of every device, by its name. Altnames may be missing."""
+
+MANY = 8
+"""So many foreign names are asked for one by one; for more, all devices are listed."""
+TRIES = 10
+"""Every template can make so many names or more (`names.parse`)."""
 
 
 SHARES = 4
@@ -52,6 +61,7 @@ class Allocator:
         key: str | None,
         holder_of: HolderOf,
         share: KeyShare | None = None,
+        list_holders: Holders | None = None,
     ) -> str:
         """Return a free name, which the caller inserts as a lease.
 
@@ -67,7 +77,9 @@ class Allocator:
             return self._only(name, holder_of)
         number = self._counter(template) if naming == Naming.NEXT else 0
         row = self._template_row(template)
-        while True:
+        for met in count():
+            if met == MANY and list_holders is not None:
+                self._exclude(row, template, list_holders())
             number = self._take_from(row, number, template)
             name = template.name(number)
             if not self._blocked(name, holder_of):
@@ -104,13 +116,22 @@ class Allocator:
             (self._netns, name, ifindex),
         )
 
-    def recheck(self, changed: set[int] | None, holder_of: HolderOf) -> None:
+    def recheck(
+        self,
+        changed: set[int] | None,
+        holder_of: HolderOf,
+        list_holders: Holders | None = None,
+    ) -> None:
         """Free the foreign names whose devices are gone or renamed.
 
         Ask only about the devices in `changed`; None means all.
         """
-        for name, ifindex in self._foreign(changed):
-            if holder := holder_of(name):
+        foreign = self._foreign(changed)
+        holders: Mapping[str, int] = {}
+        if len(foreign) > MANY and list_holders is not None:
+            holders = list_holders()
+        for name, ifindex in foreign:
+            if holder := holders.get(name) or holder_of(name):
                 if holder != ifindex:
                     self.note_foreign(name, holder)
                 continue
@@ -192,19 +213,22 @@ class Allocator:
         query = "SELECT number FROM stable WHERE template = ? AND key = ?"
         if found := self._db.execute(query, (text, key)).fetchone():
             return int(found[0])
-        query = "SELECT count(*) FROM stable WHERE template = ?"
-        if self._db.execute(query, (text,)).fetchone()[0] >= template.capacity:
-            raise NamesExhausted(
-                f"all {template.capacity} names of template {text!r} "
-                f"belong to other keys",
-                template=text,
-            )
         if share is not None:
             self._check_share(template, share)
         number = names.home(template, key)
         query = "SELECT 1 FROM stable WHERE template = ? AND number = ?"
+        tried = 0
         while self._db.execute(query, (text, number)).fetchone():
             number = (number + 1) % template.capacity
+            tried += 1
+            # To count a million keys takes 40 ms. So count them only when numbers in
+            # a row are taken, as they are when few are left.
+            if tried == TRIES and self._keys(text) >= template.capacity:
+                raise NamesExhausted(
+                    f"all {template.capacity} names of template {text!r} "
+                    f"belong to other keys",
+                    template=text,
+                )
         self._db.execute(
             "INSERT INTO stable VALUES (?, ?, ?, ?)",
             (text, key, number, share and share.caller_uid),
@@ -228,6 +252,43 @@ class Allocator:
                 f"{keys} of the {template.capacity} names of template {text!r} belong "
                 f"to keys of user id {share.caller_uid}, and no more: use a key again"
             )
+
+    def _exclude(
+        self, row: int, template: Template, holders: Mapping[str, int]
+    ) -> None:
+        """Take the numbers of all foreign names out of the free ones, and note them."""
+        query = "SELECT name FROM lease WHERE netns = ?"
+        leased = {name for (name,) in self._db.execute(query, (self._netns,))}
+        foreign = {
+            number: name
+            for name in holders.keys() - leased
+            if (number := template.number(name)) is not None
+        }
+        numbers = sorted(foreign)
+        query = "SELECT first, last FROM free WHERE template = ?"
+        for first, last in self._db.execute(query, (row,)).fetchall():
+            inside = numbers[bisect_left(numbers, first) : bisect_right(numbers, last)]
+            if not inside:
+                continue
+            self._remove(row, first)
+            for number in inside:
+                if first < number:
+                    self._insert(row, first, number - 1)
+                first = number + 1
+            if first <= last:
+                self._insert(row, first, last)
+            self._db.executemany(
+                "INSERT OR REPLACE INTO foreign_name VALUES (?, ?, ?)",
+                [
+                    (self._netns, name, holders[name])
+                    for name in map(foreign.__getitem__, inside)
+                ],
+            )
+
+    def _keys(self, text: str) -> int:
+        """Return how many keys of a template have a number."""
+        query = "SELECT count(*) FROM stable WHERE template = ?"
+        return int(self._db.execute(query, (text,)).fetchone()[0])
 
     def _take_from(self, row: int, number: int, template: Template) -> int:
         """Take the first free number at or after `number`, or else the lowest."""

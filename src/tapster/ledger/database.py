@@ -42,6 +42,12 @@ MIGRATIONS: dict[int, str] = {
     ALTER TABLE lease ADD COLUMN open_at_release INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE lease ADD COLUMN labels TEXT NOT NULL DEFAULT '';
     ALTER TABLE history ADD COLUMN labels TEXT NOT NULL DEFAULT '';
+    DROP INDEX lease_manager;
+    DROP INDEX lease_reserved;
+    DROP INDEX lease_user;
+    CREATE INDEX lease_unsettled ON lease (manager)
+        WHERE manager IS NOT NULL OR state = 'reserved';
+    CREATE INDEX lease_user ON lease (caller_uid, state) WHERE caller_uid IS NOT NULL;
     DROP INDEX history_name;
     CREATE INDEX history_name ON history (name, created);
     CREATE INDEX history_owner ON history (owner, created);

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from tapster.errors import LeaseBusy
 from tapster.ledger import claims, history, leases, namespaces, settings
-from tapster.ledger.allocator import Allocator, HolderOf, KeyShare
+from tapster.ledger.allocator import Allocator, HolderOf, Holders, KeyShare
 from tapster.ledger.claims import IsAlive
 from tapster.ledger.database import Database
 from tapster.ledger.leases import Reservation
@@ -231,6 +231,7 @@ class Ledger:
         manager: int,
         holder_of: HolderOf,
         changed_links: Callable[[], set[int] | None],
+        list_holders: Holders | None = None,
     ) -> list[Lease]:
         """Reserve a name and an interface index for every reservation, or for none.
 
@@ -242,7 +243,7 @@ class Ledger:
             row = namespaces.row_of(db, netns)
             allocator = Allocator(db, row)
             if allocator.has_foreign():
-                allocator.recheck(changed_links(), holder_of)
+                allocator.recheck(changed_links(), holder_of, list_holders)
             reserved = []
             for reservation in reservations:
                 spec = reservation.spec
@@ -260,6 +261,7 @@ class Ledger:
                     spec.key,
                     holder_of,
                     _share_of(reservation),
+                    list_holders,
                 )
                 id = leases.insert(
                     db,

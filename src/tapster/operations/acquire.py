@@ -122,6 +122,7 @@ class Acquire:
                 [plan.reservation for plan in plans],
                 manager=self.context.claims.take_number(),
                 holder_of=self._holder_of,
+                list_holders=namespace.names,
                 changed_links=namespace.changed_links,
             )
         except BaseException:

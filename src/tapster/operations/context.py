@@ -127,7 +127,8 @@ class Context:
 
     def wake_reaper(self) -> None:
         """Start a reaper if a lease waits, and no reaper runs."""
-        if self.ledger.next_deadline() is None or self.claims.reaper_is_alive():
+        # The lock is asked first: to read the ledger costs more.
+        if self.claims.reaper_is_alive() or self.ledger.next_deadline() is None:
             return
         self._start_reaper(self.ledger.path)
 

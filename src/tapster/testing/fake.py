@@ -271,6 +271,10 @@ class FakeNamespace:
         space = self._step("dump")
         return [_link(space, one) for _, one in sorted(space.devices.items())]
 
+    def names(self) -> dict[str, int]:
+        space = self._step("list names")
+        return {device.name: index for index, device in space.devices.items()}
+
     def ports(self, bridge: Link) -> int:
         with _failing(f"counting the ports of {bridge.name!r}"):
             space = self._step(f"count ports of {bridge.name}")
