@@ -134,7 +134,7 @@ _tapster() {
                 doctor) options='--json --remove --user --config' ;;
                 fleet)
                     options=--config
-                    operands='init join leave sync take epoch ls hosts who where doctor
+                    operands='init join leave sync epoch ls hosts who where doctor
                         fence forget evict'
                     ;;
                 install-service) options='--dry-run --remove' ;;

@@ -163,6 +163,20 @@ class Cluster:
             for key, value in zip(lines[::2], lines[1::2], strict=True)
         }
 
+    @contextmanager
+    def watching(self, prefix: str) -> Iterator[Iterator[str]]:
+        """Lines of `etcdctl watch`, as they come."""
+        command = ["etcdctl", f"--endpoints={self.endpoints[0]}", "watch", "--prefix"]
+        environment = os.environ | {"ETCDCTL_API": "3"}
+        with subprocess.Popen(
+            [*command, prefix], stdout=subprocess.PIPE, text=True, env=environment
+        ) as watcher:
+            assert watcher.stdout is not None
+            try:
+                yield iter(watcher.stdout)
+            finally:
+                watcher.kill()
+
     def close(self) -> None:
         for node in self.nodes:
             if node.process is not None:

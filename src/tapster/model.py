@@ -446,6 +446,11 @@ def check_spec(spec: Spec) -> names.Template:
         parse_mac(spec.mac)
     if spec.vm is not None:
         _check_vm(spec.vm)
+        if spec.vm.incoming is not None and not spec.standby:
+            raise RequestError(
+                "a VM that still runs on another host needs a device on standby: "
+                "ask for standby, too"
+            )
     check_wiring(spec.wiring)
     return template
 

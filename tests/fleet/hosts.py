@@ -105,14 +105,21 @@ class FleetHost:
         return self.member
 
     def add(
-        self, mac: str | None = None, vm: Vm | None = None, bridge: str = "br0"
+        self,
+        mac: str | None = None,
+        vm: Vm | None = None,
+        bridge: str = "br0",
+        *,
+        standby: bool = False,
     ) -> Lease:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TAPSTER_CONFIG", str(self.config))
             if isinstance(self.store, MemoryStore):  # the real one is configured
                 opened = "tapster.fleet.member.open_store"
                 patch.setattr(opened, lambda *_, **__: self.store)
-            return library.acquire(self.host, Tap(bridge=bridge, mac=mac, vm=vm))
+            return library.acquire(
+                self.host, Tap(bridge=bridge, mac=mac, vm=vm, standby=standby)
+            )
 
     def epoch(self, lease: Lease) -> str:
         entry = self.member.book.of_lease(lease.id)

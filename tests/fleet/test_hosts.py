@@ -130,10 +130,10 @@ def test_a_hand_over_ends_the_same_in_whichever_order_it_is_pushed(
     pair: Pair, first: str
 ) -> None:
     source = pair.a.add(MAC, X)
-    target = pair.b.add(MAC, Vm("X", incoming=pair.a.epoch(source)))
+    target = pair.b.add(MAC, Vm("X", incoming=pair.a.epoch(source)), standby=True)
     pair.b.member.sync()
     assert pair.holder() == "X a active"  # it still runs there
-    pair.b.member.book.take(target.id)
+    pair.b.host.set(target.id, standby=False)
     pair.a.host.release(source.id)
     hosts = [pair.b, pair.a] if first == "take" else [pair.a, pair.b]
     for host in hosts:
@@ -145,13 +145,31 @@ def test_a_hand_over_ends_the_same_in_whichever_order_it_is_pushed(
 
 def test_a_cancelled_hand_over_leaves_no_trace(pair: Pair) -> None:
     source = pair.a.add(MAC, X)
-    target = pair.b.add(MAC, Vm("X", incoming=pair.a.epoch(source)))
+    target = pair.b.add(MAC, Vm("X", incoming=pair.a.epoch(source)), standby=True)
     pair.b.host.release(target.id)
     pair.b.member.sync()
     claim = pair.claim()
     assert claim is not None
     assert claim.lease == source.id
     assert claim.state == "active"
+
+
+def test_a_hand_over_without_an_epoch_waits_for_the_release(pair: Pair) -> None:
+    source = pair.a.add(MAC, X)
+    target = pair.b.add(MAC, X, standby=True)
+    pair.b.host.set(target.id, standby=False)
+    (problem,) = pair.b.member.sync().problems
+    assert "on host a" in problem.problem
+    pair.a.host.release(source.id)
+    for host in (pair.a, pair.b):
+        assert host.member.sync().problems == ()
+    assert pair.b.epoch(target) == "1.0"
+    assert pair.holder() == "X b active"
+
+
+def test_an_epoch_is_for_a_device_on_standby(pair: Pair) -> None:
+    with pytest.raises(RequestError, match="standby"):
+        pair.b.add(MAC, Vm("X", incoming="0.0"))
 
 
 def test_without_an_epoch_a_vm_that_runs_elsewhere_is_refused(pair: Pair) -> None:

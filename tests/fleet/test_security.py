@@ -119,11 +119,11 @@ def test_a_token_that_the_store_has_forgotten_is_renewed(
 ) -> None:
     store = store_of(etcd, authority)
     store.commit({}, {Keys().claim("default", "x"): "1"})
-    token = store._token
+    token = store.token
     etcd.ctl("auth disable", "--user=root:root", *client_of(authority))
     etcd.ctl("auth enable", *client_of(authority))
     store.commit({}, {Keys().claim("default", "x"): "2"})
-    assert store._token != token
+    assert store.token != token
     store.close()
 
 
@@ -170,7 +170,7 @@ def test_a_server_certificate_named_root_opens_the_store_to_all(
         enable_users(etcd, authority)
         store = store_of(etcd, authority, None)
         assert store.is_open_to_all("/")
-        problems = [*doctor._etcd(store, Keys().root, time.time())]
+        problems = [*doctor.examine_etcd(store, Keys().root, time.time())]
         assert any("without a password" in p.description for p in problems)
         store.close()
 
@@ -183,7 +183,7 @@ def test_a_certificate_that_ends_soon_is_a_problem(
     options = [f"--cert-file={cert}", f"--key-file={key}"]
     with cluster(tmp_path, 1, scheme="https", options=options) as etcd:
         store = store_of(etcd, authority, None)
-        problems = [*doctor._etcd(store, Keys().root, time.time())]
+        problems = [*doctor.examine_etcd(store, Keys().root, time.time())]
         assert any("ends in" in p.description for p in problems)
         store.close()
 

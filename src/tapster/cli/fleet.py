@@ -120,14 +120,6 @@ def _take_down(options: argparse.Namespace, member: Member) -> None:
             print(f"{entry.row.name} is down: VM {entry.record.vm} runs elsewhere")
 
 
-def _take(options: argparse.Namespace, loaded: Settings) -> int:
-    member = _member(options, loaded)
-    entry = _entry(member, options.name)
-    member.book.take(entry.record.lease)
-    epoch = entry.record.epoch or "unordered"
-    return _say(options, f"{entry.row.name} is active (epoch {epoch})")
-
-
 def _epoch(options: argparse.Namespace, loaded: Settings) -> int:
     entry = _entry(_member(options, loaded), options.name)
     if entry.record.epoch is None:
@@ -413,11 +405,6 @@ ACTIONS = {
             ("--all", {"action": "store_true", "help": "also what was pushed before"}),
             _DRY_RUN,
         ),
-    ),
-    "take": Action(
-        "say that the VM of a device that waited for it runs here now",
-        _take,
-        (("name", {"metavar": "NAME", "help": "a device's name, or a lease's id"}),),
     ),
     "epoch": Action(
         "print the epoch to hand over with a VM",

@@ -7,6 +7,7 @@ import resource
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from tapster.daemon import config, policy
 from tapster.daemon.log import DEBUG, ERROR, INFO, Log
@@ -14,7 +15,7 @@ from tapster.daemon.server import Server
 from tapster.errors import RequestError, TapsterError
 from tapster.kernel import failure, systemd, unix
 from tapster.operations.context import ledger_path
-from tapster.operations.operations import open_operations
+from tapster.operations.operations import Operations, open_operations
 from tapster.rpc.interface import SOCKET
 
 
@@ -78,12 +79,16 @@ def _serve(options: argparse.Namespace, log: Log) -> None:
     if not listeners:
         listeners = [_listen(options.socket)]
         ours.append(options.socket)
-    where = config.load(options.config).config.metrics.listen
+    loaded = config.load(options.config).config
+    where = loaded.metrics.listen
     if where and not scrapers:
         scrapers = [_listen_for_scrapes(where)]
         ours += [where] if where.startswith("/") else []
     ledger = ledger_path(options.ledger)
-    with open_operations(ledger, reaper=lambda _: None) as operations:
+    with ExitStack() as stack:
+        operations = stack.enter_context(open_operations(ledger, reaper=lambda _: None))
+        if loaded.fleet:
+            _join_fleet(stack, operations, options.config, log)
         server = Server(operations, ledger, options.config, listeners, scrapers, log)
         systemd.notify("READY=1")
         log(INFO, "serving", socket=options.socket, ledger=ledger)
@@ -96,6 +101,21 @@ def _serve(options: argparse.Namespace, log: Log) -> None:
             systemd.notify("STOPPING=1")
             for path in ours:
                 os.unlink(path)
+
+
+def _join_fleet(stack: ExitStack, operations: Operations, file: str, log: Log) -> None:
+    """Sync with the fleet for as long as the daemon runs."""
+    from tapster.fleet.drain import Drain  # outside a fleet nothing of it is imported
+
+    context = operations.context
+    drain = Drain(
+        context.ledger.path,
+        context.system,
+        file,
+        lambda event, fields: log(INFO, event, **fields),
+    )
+    drain.start()
+    stack.callback(drain.stop)
 
 
 def _raise_limit() -> None:

@@ -83,6 +83,8 @@ class Config(NamedTuple):
     qemu: Qemu = Qemu()
     watch: Watching = Watching()
     metrics: MetricsConfig = MetricsConfig()
+    fleet: bool = False
+    """There is a `[fleet]`, which `tapster.fleet.settings` reads."""
 
 
 class Fault(NamedTuple):
@@ -199,6 +201,9 @@ class _Reader:
         for section, value in content.items():
             if section not in Config._fields:
                 self._unknown("", section, Config._fields)
+            elif section == "fleet":
+                values["fleet"] = True
+                self._check_fleet(value)
             elif section == "allow":
                 values["allow"] = tuple(self._rules(value))
             else:
@@ -208,6 +213,14 @@ class _Reader:
         self._check_limits(config.limits)
         self._check_metrics(config.metrics)
         return config
+
+    def _check_fleet(self, value: Any) -> None:
+        from tapster.fleet import settings  # outside a fleet nothing of it is imported
+
+        try:
+            settings.parse(value)
+        except RequestError as error:
+            self.add("", "fleet", str(error))
 
     def _rules(self, value: Any) -> Iterator[Rule]:
         if not isinstance(value, list):

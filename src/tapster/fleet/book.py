@@ -131,33 +131,14 @@ class Book:
 
     # Records
 
-    def identify(
-        self, lease: str, vm: str, epoch: Epoch | None, *, standby: bool, sent: bool
-    ) -> None:
+    def identify(self, lease: str, vm: str, epoch: Epoch | None, *, sent: bool) -> None:
         """Say whose a reserved lease is, and which epoch was handed over."""
         term, step = epoch or (None, None)
         with self._file.changing() as db:
             db.execute(
-                "UPDATE fleet_record SET vm = ?, term = ?, step = ?, sent = ?, "
-                "state = ? WHERE lease = ? AND state = 'reserved'",
-                (
-                    vm,
-                    term,
-                    step,
-                    sent,
-                    ClaimState.STANDBY if standby else ClaimState.RESERVED,
-                    lease,
-                ),
-            )
-
-    def take(self, lease: str) -> None:
-        """Let a lease in standby be active: its VM runs here now."""
-        with self._file.changing() as db:
-            db.execute(
-                "UPDATE fleet_record SET state = 'active', dirty = 1, "
-                "serial = (SELECT max(serial) + 1 FROM fleet_record) "
-                "WHERE lease = ? AND state = 'standby'",
-                (lease,),
+                "UPDATE fleet_record SET vm = ?, term = ?, step = ?, sent = ? "
+                "WHERE lease = ? AND state = 'reserved'",
+                (vm, term, step, sent, lease),
             )
 
     def entries(self, where: str = "", *values: object) -> list[Entry]:

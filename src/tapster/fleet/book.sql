@@ -39,7 +39,7 @@ CREATE INDEX fleet_dirty ON fleet_record (serial) WHERE dirty
 CREATE INDEX fleet_mac ON fleet_record (mac)
 
 CREATE VIEW fleet_lease AS        -- where each lease is
-SELECT lease.id, lease.mac, lease.state, lease.created, coalesce(
+SELECT lease.id, lease.mac, lease.state, lease.standby, lease.created, coalesce(
     (SELECT domain FROM fleet_domain WHERE device = coalesce(bridge, ovs, lower)),
     'default') AS domain
 FROM lease
@@ -53,10 +53,18 @@ END
 
 CREATE TRIGGER fleet_activate AFTER UPDATE OF state ON lease
 WHEN NEW.state = 'active' AND OLD.state != 'active' BEGIN
-    UPDATE fleet_record SET state = 'active', dirty = 1,
+    UPDATE fleet_record SET state = iif(NEW.standby, 'standby', 'active'), dirty = 1,
         serial = (SELECT max(serial) + 1 FROM fleet_record),
         changed = CAST(strftime('%s', 'now') AS REAL)
     WHERE lease = NEW.id AND state = 'reserved';
+END
+
+CREATE TRIGGER fleet_take AFTER UPDATE OF standby ON lease
+WHEN OLD.standby AND NOT NEW.standby BEGIN
+    UPDATE fleet_record SET state = 'active', dirty = 1,
+        serial = (SELECT max(serial) + 1 FROM fleet_record),
+        changed = CAST(strftime('%s', 'now') AS REAL)
+    WHERE lease = NEW.id AND state = 'standby';
 END
 
 CREATE TRIGGER fleet_release AFTER UPDATE OF state ON lease
@@ -95,7 +103,8 @@ BEGIN
         (lease, domain, mac, vm, state, since, dirty, serial, changed)
     SELECT id, domain, lower(mac),
         (SELECT vm FROM fleet_record WHERE lease = NEW.id),
-        CASE state WHEN 'active' THEN 'active' ELSE 'reserved' END, created,
+        CASE WHEN standby THEN 'standby' WHEN state = 'active' THEN 'active'
+            ELSE 'reserved' END, created,
         1, (SELECT max(serial) + 1 FROM fleet_record), created
     FROM fleet_lease WHERE id = NEW.id AND state IN ('reserved', 'active')
     ON CONFLICT (lease, domain) DO UPDATE SET
@@ -108,6 +117,7 @@ END
 
 INSERT INTO fleet_record (lease, domain, mac, vm, state, since, dirty, serial, changed)
 SELECT id, domain, lower(mac), 'lease/' || id,
-    CASE state WHEN 'active' THEN 'active' ELSE 'reserved' END, created,
+    CASE WHEN standby THEN 'standby' WHEN state = 'active' THEN 'active'
+        ELSE 'reserved' END, created,
     state = 'active', row_number() OVER (ORDER BY created), created
 FROM fleet_lease WHERE state IN ('reserved', 'active')

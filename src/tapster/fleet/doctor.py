@@ -31,7 +31,7 @@ def examine(member: Member, now: float) -> list[Problem]:
         problems += _claims(member)
         problems += _inventory(Overview(member.store, member.where))
         if isinstance(member.store, Etcd):
-            problems += _etcd(member.store, member.where.root, now)
+            problems += examine_etcd(member.store, member.where.root, now)
     except FleetUnavailable as error:
         problems.append(
             Problem(
@@ -124,7 +124,7 @@ def _inventory(overview: Overview) -> Iterator[Problem]:
             )
 
 
-def _etcd(store: Etcd, root: str, now: float) -> Iterator[Problem]:
+def examine_etcd(store: Etcd, root: str, now: float) -> Iterator[Problem]:
     if store.is_open_to_all(f"{root}/fleet"):
         yield Problem(
             "the store answers callers without a password",

@@ -116,7 +116,7 @@ class Etcd:
         self._context: ssl.SSLContext | None = None
         self._connection: HTTPConnection | None = None
         self._used = 0.0
-        self._token = ""
+        self.token = ""
         self._recall()
 
     def close(self) -> None:
@@ -264,7 +264,7 @@ class Etcd:
         writes: bool,
     ) -> dict[str, Any]:
         fresh = False
-        if self._login is not None and not self._token:
+        if self._login is not None and not self.token:
             self._log_in(endpoint, window.connect)
             fresh = True
         try:
@@ -280,7 +280,7 @@ class Etcd:
 
     def _log_in(self, endpoint: Endpoint, until: float) -> None:
         assert self._login is not None
-        self._token = ""
+        self.token = ""
         body = {"name": self._login.user, "password": self._login.password()}
         try:
             answer = self._ask(
@@ -293,7 +293,7 @@ class Etcd:
             if error.code == 9:  # authentication is not enabled: no token is needed
                 return
             raise
-        self._token = str(answer.get("token", ""))
+        self.token = str(answer.get("token", ""))
         self._remember(endpoint)
 
     def _ask(
@@ -311,8 +311,8 @@ class Etcd:
                 connection = self._connect(endpoint, window.connect)
                 limit.watch(connection.sock, window.answer)
                 headers = {"Content-Type": "application/json"}
-                if self._token:
-                    headers["Authorization"] = self._token
+                if self.token:
+                    headers["Authorization"] = self.token
             except (OSError, HTTPException) as error:
                 self.close()
                 raise FleetUnavailable(f"{endpoint}: {_said(error)}") from error
@@ -411,7 +411,7 @@ class Etcd:
             with open(self._cache) as file:
                 known = json.load(file)
             if self._login is not None and known["user"] == self._login.user:
-                self._token = str(known["token"])
+                self.token = str(known["token"])
             first = [e for e in self._endpoints if str(e) == known["endpoint"]]
             rest = [e for e in self._endpoints if e not in first]
             self._endpoints = first + rest
@@ -421,7 +421,7 @@ class Etcd:
             return
         known = {
             "endpoint": str(endpoint),
-            "token": self._token,
+            "token": self.token,
             "user": self._login.user if self._login else "",
         }
         new = f"{self._cache}.{os.getpid()}"

@@ -55,12 +55,12 @@ class Guard:
             vm, epoch = spec.vm, None
             if vm is not None and vm.incoming is not None:
                 epoch = handed_over(parse_epoch(vm.incoming))
-            question = spec.mac is not None and epoch is None
+            # While a device is on standby, its VM runs on another host.
+            question = spec.mac is not None and not spec.standby
             self._book.identify(
                 lease.id,
                 own_vm(lease.id) if vm is None else vm.id,
                 epoch,
-                standby=epoch is not None,
                 sent=question,
             )
             if question:

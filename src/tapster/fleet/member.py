@@ -97,6 +97,11 @@ class Member:
         self._randomness = randomness
         self._session = 0
 
+    def close(self) -> None:
+        """Close the store and the ledger."""
+        self.store.close()
+        self._ledger.close()
+
     def _run(self, asking: Steps[T]) -> T:
         return steps.run(asking, self.store, self.book.sending)
 

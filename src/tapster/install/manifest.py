@@ -47,6 +47,8 @@ def service_files(prefix: str) -> list[File]:
     return [
         File("units/tapsterd.service", f"{units}/tapsterd.service"),
         File("units/tapsterd.socket", f"{units}/tapsterd.socket"),
+        File("units/tapster-fleet.service", f"{units}/tapster-fleet.service"),
+        File("units/tapster-fleet.timer", f"{units}/tapster-fleet.timer"),
         File("units/tapster-vm@.service", f"{units}/tapster-vm@.service"),
         File("units/tapster.sysusers.conf", f"{sysusers}/tapster.conf"),
         File("units/tapster.tmpfiles.conf", f"{tmpfiles}/tapster.conf"),

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Syncs a ledger with its fleet again and again, in a thread of its own.
+
+Nothing waits for this thread, and it holds no transaction of the ledger while it
+waits for the store.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+
+from tapster.errors import TapsterError
+from tapster.fleet import settings
+from tapster.fleet.member import Member, open_store
+from tapster.ledger import Clock, Ledger
+from tapster.light import Any
+
+INTERVAL = 20.0
+"""Seconds between two syncs."""
+ALL_EVERY = 90
+"""Syncs between two that also compare what was pushed before."""
+
+Say = Callable[[str, dict[str, Any]], None]
+
+
+class Drain:
+    """The thread, and what it does each time."""
+
+    def __init__(self, ledger: str, clock: Clock, file: str, say: Say) -> None:
+        """`say` is told what changes: an event, and what belongs to it."""
+        self._ledger = ledger
+        self._clock = clock
+        self._file = file
+        self._say = say
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="fleet", daemon=True)
+        self._said = ""
+        self._count = 0
+        self._problems: set[tuple[str, str]] = set()
+
+    def start(self) -> None:
+        """Begin to sync."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Sync no more. Does not wait for a sync that waits for the store."""
+        self._ending.set()
+
+    def open(self) -> Member | None:
+        """This host in its fleet; None if it has not joined."""
+        try:
+            loaded = settings.load(self._file)
+            ledger = Ledger(self._ledger, self._clock)
+        except TapsterError as error:
+            self._report(str(error))
+            return None
+        if loaded is not None and ledger.in_fleet():
+            return Member(loaded, ledger, open_store(loaded))
+        ledger.close()
+        self._report("this host has not joined: tapster fleet join")
+        return None
+
+    def step(self, member: Member) -> None:
+        """Sync once, and say what has changed since the last time."""
+        try:
+            synced = member.sync(everything=self._count % ALL_EVERY == 0)
+        except TapsterError as error:
+            self._report(str(error))
+            return
+        self._count += 1
+        if self._said:
+            self._say("fleet-synced", {"pushed": synced.pushed})
+            self._said = ""
+        if synced.block:
+            self._say("fleet-block", {"block": synced.block})
+        problems = {(e.record.mac, e.problem) for e in synced.problems}
+        for mac, problem in sorted(problems - self._problems):
+            self._say("fleet-conflict", {"mac": mac, "problem": problem})
+        self._problems = problems
+
+    def _run(self) -> None:
+        # Hosts that start at once do not sync at once.
+        pause = os.urandom(1)[0] / 256 * INTERVAL / 4
+        member: Member | None = None
+        while not self._ending.wait(pause):
+            pause = INTERVAL
+            member = member or self.open()
+            if member is not None:
+                self.step(member)
+        if member is not None:
+            member.close()
+
+    def _report(self, problem: str) -> None:
+        """Say once what keeps this host from syncing."""
+        if problem != self._said:
+            self._said = problem
+            self._say("fleet-away", {"problem": problem})
