@@ -138,8 +138,8 @@ _tapster() {
                         fence forget evict'
                     ;;
                 install-service) options='--dry-run --remove' ;;
-                watch) options=--json ;;
-                top) options='--interval --count' ;;
+                watch) options='--owner --json' operands=$(_tapster_links "$ours/\1") ;;
+                top) options='--interval --count --sort' ;;
                 *) return ;;
             esac
             [[ $word == -* || ! -v operands ]] && operands="$options --help --ledger --socket --verbose"

@@ -171,7 +171,7 @@ def test_who_finds_by_anything_that_is_known_of_a_lease(tapster: Run) -> None:
         (["add", "--bridg", "br0"], 2, "did you mean '--bridge'?"),
         (["add", "--queues", "x"], 2, "'x' is not a whole number"),
         (["add", "--name", "sixteen-letters-"], 2, "at most 15"),
-        (["add", "--naming", "stable"], 2, "stable and a key"),
+        (["add", "--naming", "stable"], 2, "naming stable needs a key"),
         (["add", "--mac", "01:00:00:00:00:00"], 2, "not a unicast"),
         (["add", "--kind", "macvtap"], 2, "give --link"),
         (["add", "--link", "lo", "--bridge", "br0"], 2, "does not go with a macvtap"),

@@ -309,7 +309,7 @@ def test_what_others_do_to_a_device_is_noticed_and_its_name_kept(
         shell.sh(command)
         said = next(events)
         assert (said.event, said.lease) == (event, lease.id)
-    assert next(events).event == "replanted"
+    assert next(events).event == "held"
     link = iproute.links()["vnet0"]
     assert link["ifalias"].endswith(lease.id)
     assert "UP" not in link["flags"]
@@ -343,7 +343,7 @@ def test_what_others_do_in_another_namespace_is_noticed_too(
         shell.sh(command)
         said = next(events)
         assert (said.event, said.lease) == (event, lease.id)
-    assert next(events).event == "replanted"
+    assert next(events).event == "held"
     assert iproute.links("blue")["vnet0"]["ifalias"].endswith(lease.id)
     lease.close()
 
@@ -360,7 +360,7 @@ def test_what_the_command_leases_in_another_namespace_is_watched_too(
     )
     assert done.stdout == "vnet0\n"
     shell.sh("ip -n blue link del vnet0")
-    assert next(one for one in events if one.event == "replanted").name == "vnet0"
+    assert next(one for one in events if one.event == "held").name == "vnet0"
 
 
 def test_a_number_of_its_own_makes_it_no_stranger_to_itself(

@@ -86,7 +86,7 @@ def test_what_others_do_is_reported_once_and_so_is_its_end(watched: Watched) -> 
         assert watched.hear() == [event]
         assert watched.hear() == []
     stranger.delete_by_name("vnet0")
-    assert watched.hear() == ["lost", "replanted"]
+    assert watched.hear() == ["lost", "held"]
     assert watched.hear() == []
     lease.close()
 
@@ -242,7 +242,7 @@ def test_lost_reports_make_it_look_at_everything(watched: Watched) -> None:
     assert watched.hear() == []
     watched.made.system.stranger().delete_by_name("vnet0")
     watched.here.overrun()
-    assert watched.hear() == ["replanted"]
+    assert watched.hear() == ["held"]
     lease.close()
 
 

@@ -115,6 +115,8 @@ class Shell:
         return set(given[len(typed) :]) - {last}
 
     def leases(self) -> list[dict[str, str]]:
+        """Return the leases of the world, when the shell is ready."""
+        self.offers("ls")
         found: list[dict[str, str]]
         found = json.loads((self.home / "leases").read_text())["leases"]
         return found

@@ -86,6 +86,18 @@ def test_it_has_the_options_of_the_command_itself() -> None:
     assert items("DESCRIPTION") == set(options_of(""))
 
 
+def test_watch_explains_every_event_that_the_daemon_reports() -> None:
+    daemon = (PAGE.parents[1] / "src/tapster/daemon").glob("*.py")
+    reported = {
+        event
+        for path in daemon
+        for event in re.findall(r'\breport\(\s*"(\w+)"', path.read_text("utf-8"))
+    }
+    explained = set(re.findall(r"\b[a-z]+\b", SECTIONS["watch"]))
+    assert reported
+    assert reported <= explained
+
+
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_it_has_every_option_of(verb: str) -> None:
     explained = items(verb) | items("DESCRIPTION") - {"--version"}

@@ -68,6 +68,27 @@ def test_every_link_and_file_name_leads_somewhere(page: Path) -> None:
     assert wrong == []
 
 
+def definitions(path: Path) -> set[str]:
+    """Return the functions, classes and methods of a file."""
+    found = set()
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+            for inner in getattr(node, "body", ()):
+                if isinstance(inner, ast.FunctionDef):
+                    found.add(f"{node.name}.{inner.name}")
+    return found
+
+
+def test_every_hop_of_the_walk_exists() -> None:
+    hops = re.findall(
+        r"^\| `([\w/]+\.py)` \| `([\w.]+)` \|", PAGE.read_text("utf-8"), re.MULTILINE
+    )
+    assert len(hops) > 20
+    for file, function in hops:
+        assert function in definitions(pages.PACKAGE / file), (file, function)
+
+
 def python_of(page: Path) -> list[str]:
     """Return the Python examples of a page."""
     return re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)

@@ -228,8 +228,14 @@ def _run(top: Parser, options: argparse.Namespace) -> int:
 def _open(verb: str, options: argparse.Namespace, parser: Parser) -> "Manager":
     """Open the ledger, or a connection to the daemon."""
     netns = getattr(options, "netns", None)
-    told = options.socket is not None or verb in DAEMON_VERBS
+    told = (
+        options.socket is not None
+        or verb in DAEMON_VERBS
+        or bool(os.environ.get("TAPSTER_SOCKET") and options.ledger is None)
+    )
     if told and options.ledger is not None:
+        if verb in DAEMON_VERBS:
+            parser.error(f"{verb} asks the daemon: --ledger does not go with it")
         parser.error("--socket and --ledger do not go together")
     if not told and failure.has("CAP_NET_ADMIN"):
         from tapster.host import Host
@@ -258,7 +264,11 @@ def _open(verb: str, options: argparse.Namespace, parser: Parser) -> "Manager":
     try:
         return connect(options.socket, netns=netns)
     except DaemonError as error:
-        if told:
+        if verb in DAEMON_VERBS:
+            raise DaemonError(
+                f"{verb} needs the daemon, which reports events: {error}"
+            ) from error
+        if options.socket is not None:
             raise
         raise MissingCapability(
             f"tapster {verb} needs CAP_NET_ADMIN, or the daemon: {error}"

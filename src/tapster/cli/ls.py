@@ -64,7 +64,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, host: "Manager") -> int:
     parts = None if options.format is None else parts_of(options.format)
     chosen = selection.choose(options, host, all=options.all)
-    leases = sorted(chosen.leases, key=_key(options.sort))
+    leases = sorted(chosen.leases, key=key(options.sort))
     if options.quiet or options.id:
         for lease in leases:
             print(lease.id if options.id else lease.name)
@@ -100,19 +100,11 @@ def lines(leases: list[Lease], differing: frozenset[str], width: int) -> list[st
     """Return the lines of the table of leases."""
     now = time.time()
     rows = [row(lease, now, lease.id in differing) for lease in leases]
-    columns = [
-        column
-        for column in COLUMNS
-        if column.head != "NETNS" or any(lease.netns.path for lease in leases)
-    ]
-    if len(columns) < len(COLUMNS):
-        empty = [column.head for column in COLUMNS].index("NETNS")
-        rows = [[*cells[:empty], *cells[empty + 1 :]] for cells in rows]
     styles = [
         terminal.RED if lease.id in differing else STYLES[lease.state]
         for lease in leases
     ]
-    return output.table(columns, rows, width, styles, STATE_COLUMN)
+    return output.table(COLUMNS, rows, width, styles, STATE_COLUMN)
 
 
 def row(lease: Lease, now: float, differs: bool = False) -> list[str]:
@@ -179,7 +171,8 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-def _key(sort: str | None) -> Any:
+def key(sort: str | None) -> Any:
+    """Return the key by which leases are sorted."""
     return {
         None: lambda lease: 0,  # as they come: oldest first
         "age": lambda lease: -lease.created,

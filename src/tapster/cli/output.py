@@ -103,6 +103,8 @@ class Column:
     def __init__(self, head: str, keep: int = 0, *, cut: bool = False) -> None:
         """Columns with a lower `keep` go first when a line is too long; 0 is kept.
 
+        A column that is empty in each row goes, too, unless `keep` is 0.
+
         The cells of a `cut` column may be cut short.
         """
         self.head = head
@@ -121,10 +123,14 @@ def table(
 
     `styles` has a colour for the cell in column `style_of` of each row.
     """
-    shown = list(range(len(columns)))
+    shown = [
+        column
+        for column in range(len(columns))
+        if not columns[column].keep or any(row[column] != "-" for row in rows)
+    ]
     widths = [
         max(len(row[column]) for row in [[c.head for c in columns], *rows])
-        for column in shown
+        for column in range(len(columns))
     ]
     if width is not None:
         _fit(columns, shown, widths, width)

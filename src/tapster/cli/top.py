@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Show the leases, what happens to them, and how often, until Ctrl-C."""
+"""Show the leases, the latest events and the rates of calls, until Ctrl-C.
+
+The daemon reports them, so it must run. The screen that was there before comes back.
+"""
 
 import argparse
 import shutil
@@ -8,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from tapster.cli import ls, terminal, watch
+from tapster.cli import ls, terminal, values, watch
 from tapster.errors import NotAllowed
 from tapster.light import TYPE_CHECKING
 from tapster.model import Lease, State
@@ -17,7 +20,9 @@ from tapster.rpc.interface import Count, Event
 
 EVENTS = 8
 """The latest events that are shown."""
-CLEAR = "\x1b[H\x1b[2J\x1b[3J"
+CLEAR = "\x1b[H\x1b[J"
+ENTER, LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
+"""The other screen of a terminal, without a cursor: the scrollback stays as it is."""
 
 if TYPE_CHECKING:
     from tapster.rpc.client import Client
@@ -25,37 +30,60 @@ if TYPE_CHECKING:
 
 def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--interval", type=float, default=1.0, metavar="SECONDS", help="default: 1"
+        "--interval",
+        type=values.duration,
+        default=1.0,
+        metavar="TIME",
+        help="the time between two screens; default: 1s",
     )
     parser.add_argument(
-        "--count", type=int, metavar="N", help="show it so many times, and end"
+        "--count", type=values.number, metavar="N", help="end after N screens"
+    )
+    parser.add_argument(
+        "--sort", choices=ls.SORTS, help="the order of leases; default: latest first"
     )
 
 
 def run(options: argparse.Namespace, host: "Client") -> int:
+    other_screen = terminal.is_terminal()
+    if other_screen:
+        sys.stdout.write(ENTER)
+    try:
+        return _watch(options, host)
+    finally:
+        if other_screen:
+            sys.stdout.write(LEAVE)
+            sys.stdout.flush()
+
+
+def _watch(options: argparse.Namespace, host: "Client") -> int:
     events: deque[Event] = deque(maxlen=EVENTS)
     before: dict[str, float] = {}
     last = time.monotonic()
     shown = 0
     with connect(host.path) as watcher:
-        told = watcher.watch()
-        next(told)  # it watches: what comes after is new
+        reported = watcher.watch()
+        next(reported)  # the daemon watches: every later event is new
         while True:
             counts = _counts(host)
             now = time.monotonic()
             rates = _rates(before, counts, now - last) if shown else {}
             before, last = counts, now
-            _show(_screen(host.leases(), events, rates))
+            _show(_screen(_sorted(host.leases(), options.sort), events, rates))
             shown += 1
             if shown == options.count:
                 return 0
             until = now + options.interval
             while watcher.ready(max(until - time.monotonic(), 0)):
-                events.append(next(told))
+                events.append(next(reported))
+
+
+def _sorted(leases: list[Lease], sort: str | None) -> list[Lease]:
+    return sorted(leases, key=ls.key(sort)) if sort else leases[::-1]
 
 
 def _counts(host: "Client") -> dict[str, float]:
-    """The figures of interest; none for who may not know them."""
+    """Return the figures of interest; none if the user may not see them."""
     try:
         return dict(_named(host.statistics()))
     except NotAllowed:
@@ -63,12 +91,14 @@ def _counts(host: "Client") -> dict[str, float]:
 
 
 def _named(counts: Iterable[Count]) -> Iterable[tuple[str, float]]:
-    for one in counts:
-        if one.name == "calls" and one.label:
-            yield one.label.lower(), one.value
-        elif one.name in ("reaped", "collisions"):
-            yield one.name, one.value
-    refused = sum(one.value for one in counts if one.name == "refused")
+    refused = 0.0
+    for count in counts:
+        if count.name == "calls" and count.label:
+            yield count.label.lower(), count.value
+        elif count.name in ("reaped", "collisions"):
+            yield count.name, count.value
+        elif count.name == "refused":
+            refused += count.value
     yield "refused", refused
 
 
@@ -83,23 +113,23 @@ def _rates(
 def _screen(
     leases: Sequence[Lease], events: Iterable[Event], rates: dict[str, float]
 ) -> list[str]:
-    """The lines of the screen, the most important first."""
+    """Return the lines of the screen, the most important first."""
     by_state = (
-        f"{sum(one.state is state for one in leases)} {state}" for state in State
+        f"{sum(lease.state is state for lease in leases)} {state}" for state in State
     )
     moving = (f"{name} {rate:.1f}/s" for name, rate in rates.items() if rate)
     return [
         f"tapster  {time.strftime('%H:%M:%S')}  {', '.join(by_state)}",
         "  ".join(moving),
-        *(watch.line(event) for event in events),
+        *(watch.line(event, terminal.width()) for event in events),
         "",
-        *ls.lines(list(reversed(leases)), frozenset(), terminal.width()),
+        *ls.lines(list(leases), frozenset(), terminal.width()),
     ]
 
 
 def _show(lines: Sequence[str]) -> None:
-    if sys.stdout.isatty():
-        size = shutil.get_terminal_size()
-        lines = [line[: size.columns] for line in lines[: size.lines - 1]]
+    if terminal.is_terminal():
+        height = shutil.get_terminal_size().lines
+        lines = lines[: height - 1]
         sys.stdout.write(CLEAR)
     print("\n".join(lines), flush=True)

@@ -288,7 +288,7 @@ class Upkeep:
             if action is Action.RELEASE:
                 self.report("released", lease, reason or EXIT)
             elif action is Action.HOLD_NAME:
-                self.report("replanted", lease, "a placeholder holds the name")
+                self.report("held", lease, "a placeholder holds the name")
             elif action is Action.CLOSE:
                 self._problems.pop(lease.id, None)
                 self.report("ended", lease)
