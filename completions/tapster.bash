@@ -23,8 +23,8 @@ _tapster() {
     local IFS=$' \t\n' i part words=("$1") dashes='' verb='' netns=''
     local word option value options='' operands
     local ours='alias tapster:[^:]*:([[:xdigit:]]+)$'
-    local wire=(bridge= ovs= mtu= isolated learning vlan= trunk= external-id= filter
-        address= guard inbound= outbound= standby up down)
+    local wire=(bridge= ovs= mtu= isolated learning root-guard bpdu-guard vlan= trunk= external-id= filter
+        address= guard inbound= outbound= outbound-pps= standby up down)
     local nic=(kind= link= mode= name= naming= key= owner= label= mac= queues= user= group=
         fin-wait= vm= incoming= takeover vnet-hdr "${wire[@]}")
     local chosen='--owner --bridge --state --netns --label'
@@ -92,13 +92,13 @@ _tapster() {
             return
             ;;
         --name | --key | --owner | --mac | --mtu | --queues | --fin-wait | --vm | --incoming | --at | --remove | \
-            --ovs | --vlan | --trunk | --external-id | --address | --inbound | --outbound | \
+            --ovs | --vlan | --trunk | --external-id | --address | --inbound | --outbound | --outbound-pps | \
             --interval | --count | --format | --label | --lease | --since | --until | --limit)
             return
             ;;
         *)
-            wire=("${wire[@]%=}" no-isolated no-learning no-filter no-guard no-standby)
-            nic=("${nic[@]%=}" no-isolated no-learning no-filter no-guard no-standby no-vnet-hdr)
+            wire=("${wire[@]%=}" no-isolated no-learning no-root-guard no-bpdu-guard no-filter no-guard no-standby)
+            nic=("${nic[@]%=}" no-isolated no-learning no-root-guard no-bpdu-guard no-filter no-guard no-standby no-vnet-hdr)
             case $verb in
                 '')
                     options=--version

@@ -57,7 +57,7 @@ def ipv4(
     length = 20 + len(payload) + missing
     head = struct.pack("!BBHHHBB", 0x45, 0, length, 7, fragment, 64, protocol)
     addresses = IPv4Address(source).packed + IPv4Address(to).packed
-    checksum = struct.pack("!H", _sum(head + b"\0\0" + addresses))
+    checksum = struct.pack("!H", internet_checksum(head + b"\0\0" + addresses))
     return head + checksum + addresses + payload
 
 
@@ -76,7 +76,7 @@ def icmpv6(source: str, to: str, kind: int, body: bytes) -> bytes:
     """Build an ICMPv6 message; its checksum covers the IPv6 addresses."""
     pseudo = IPv6Address(source).packed + IPv6Address(to).packed
     pseudo += struct.pack("!II", 4 + len(body), ICMPV6)
-    checksum = _sum(pseudo + struct.pack("!BBH", kind, 0, 0) + body)
+    checksum = internet_checksum(pseudo + struct.pack("!BBH", kind, 0, 0) + body)
     return struct.pack("!BBH", kind, 0, checksum) + body
 
 
@@ -105,7 +105,7 @@ def fragment(protocol: int, payload: bytes, *, offset: int = 0, more: bool) -> b
     return struct.pack("!BxHI", protocol, offset | more, 7) + payload
 
 
-def _sum(data: bytes) -> int:
+def internet_checksum(data: bytes) -> int:
     """Compute the checksum of RFC 1071."""
     total = sum(
         int.from_bytes(data[at : at + 2].ljust(2, b"\0"))

@@ -103,6 +103,14 @@ class GuestBridge:
             arrived.append(frame)
         return [frame for frame in sent if frame in arrived]
 
+    def until_mark(self, receiver: Guest) -> list[bytes]:
+        """Return what a guest receives of the frames that have been sent."""
+        self._marker.send(MARK)
+        arrived = []
+        while (frame := receiver.receive()) != MARK:
+            arrived.append(frame)
+        return arrived
+
     def passes(self, sender: Guest, frame: bytes) -> bool:
         """Say whether a frame gets from a guest to the unfiltered peer."""
         return self.arrive(sender, [frame], self.peer) == [frame]

@@ -37,7 +37,7 @@ def neighbours(netns: str | None = None) -> dict[str, set[str]]:
     inside = f"-n {netns} " if netns else ""
     found: dict[str, set[str]] = {}
     for entry in json.loads(sh(f"bridge {inside}-j fdb show")):
-        if entry["state"] == "static" and "master" in entry:
+        if "sticky" in entry["flags"] and "master" in entry:
             found.setdefault(entry["ifname"], set()).add(entry["mac"])
     return found
 

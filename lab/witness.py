@@ -23,6 +23,8 @@ class Shown(NamedTuple):
     master: str
     isolated: bool
     learning: bool
+    guards: tuple[bool, bool]
+    """Of a bridge port: root_guard and bpdu_guard."""
     neighbours: frozenset[str]
     """The MACs that its bridge knows there for good."""
     vlans: Vlans | None
@@ -68,6 +70,7 @@ def _device(space: Space, device: Device) -> Shown:
         master=space.devices[device.master].name if device.master else "",
         isolated=device.isolated,
         learning=device.learning,
+        guards=(device.root_guard, device.bpdu_guard),
         neighbours=device.neighbours,
         vlans=device.vlans,
         group=_group(str(device.group or "default")),
@@ -98,6 +101,7 @@ def _link(link: dict[str, Any]) -> Shown:
         master=link.get("master", ""),
         isolated=port.get("isolated", False),
         learning=port.get("learning", True) and port.get("flood", True),
+        guards=(port.get("root_block", False), port.get("guard", False)),
         neighbours=frozenset(),
         vlans=None,
         group=_group(link["group"]),

@@ -77,7 +77,12 @@ class Wiring(NamedTuple):
     """The device exchanges frames only with ports that are not isolated."""
     learning: bool = True
     """False: the bridge learns no MAC at this port and floods no frames to it. It has a
-    static entry for the guest's MAC."""
+    static entry for the guest's MAC. With
+    `filter` the bridge never learns at the port."""
+    root_guard: bool = False
+    """Spanning tree: the port cannot lead to the root bridge."""
+    bpdu_guard: bool = False
+    """Spanning tree: a frame of it from the guest disables the port."""
     vlan: int | None = None
     """The VLAN of untagged frames; without `trunks`, the only VLAN of the port."""
     trunks: tuple[int, ...] = ()
@@ -96,6 +101,8 @@ class Wiring(NamedTuple):
     """The rate of what the guest receives."""
     outbound: Rate | None = None
     """The rate of what the guest sends."""
+    outbound_pps: int | None = None
+    """How many frames a second the guest may send."""
     mtu: int | None = None
     up: bool = True
     """False: the guest sees that its cable is unplugged."""
@@ -124,6 +131,9 @@ class Changes(TypedDict, total=False):
     external_ids: tuple[tuple[str, str], ...]
     filter: bool
     guard: bool
+    root_guard: bool
+    bpdu_guard: bool
+    outbound_pps: int | None
     addresses: tuple[str, ...]
     inbound: Rate | None
     outbound: Rate | None
@@ -169,6 +179,8 @@ class Tap(NamedTuple):
     ovs: str | None = None
     isolated: bool = False
     learning: bool = True
+    root_guard: bool = False
+    bpdu_guard: bool = False
     vlan: int | None = None
     trunks: tuple[int, ...] = ()
     external_ids: tuple[tuple[str, str], ...] = ()
@@ -177,6 +189,7 @@ class Tap(NamedTuple):
     guard: bool = True
     inbound: Rate | None = None
     outbound: Rate | None = None
+    outbound_pps: int | None = None
     up: bool = True
     standby: bool = False
     vm: Vm | None = None
@@ -390,6 +403,11 @@ class Link(NamedTuple):
     """Of a tap: it stays when the last descriptor is closed."""
     queues: int | None = None
     """Of a multi-queue tap: how many descriptors are attached to it."""
+    no_ipv4: bool = True
+    """The host's IPv4 takes nothing from it, unless there is a route."""
+    root_guard: bool = False
+    """Of a bridge port; so is the next."""
+    bpdu_guard: bool = False
 
 
 def stamp(ledger: str, lease: str) -> str:
@@ -523,6 +541,10 @@ def check_wiring(wiring: Wiring) -> None:
     for rate in (wiring.inbound, wiring.outbound):
         if rate is not None:
             _check_rate(rate)
+    if wiring.outbound_pps is not None and not 1 <= wiring.outbound_pps < 1 << 32:
+        raise RequestError(
+            f"outbound_pps must be 1 to {(1 << 32) - 1}, not {wiring.outbound_pps}"
+        )
 
 
 def check_changes(changes: Changes) -> None:
@@ -546,6 +568,9 @@ def check_macvtap_wiring(wiring: Wiring) -> None:
 _HOMES = {
     "isolated": ("bridge",),
     "learning": ("bridge",),
+    "root_guard": ("bridge",),
+    "bpdu_guard": ("bridge",),
+    "outbound_pps": ("bridge",),
     "filter": ("bridge",),
     "guard": ("bridge",),
     "vlan": ("bridge", "ovs"),
@@ -561,9 +586,18 @@ def _check_address(address: str) -> None:
     from ipaddress import ip_address  # only here: it is slow to import
 
     try:
-        ip_address(address)
+        parsed = ip_address(address)
     except ValueError:
         raise RequestError(f"{address!r} is not an IPv4 or IPv6 address") from None
+    if "%" in address:
+        raise RequestError(f"{address!r} has a scope: give the address alone")
+    if (
+        parsed.is_unspecified
+        or parsed.is_loopback
+        or parsed.is_multicast
+        or address == "255.255.255.255"
+    ):
+        raise RequestError(f"{address} is no address that a guest can have")
 
 
 def _check_rate(rate: Rate) -> None:

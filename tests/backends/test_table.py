@@ -252,7 +252,7 @@ def test_tables_of_others_are_as_they_were(lab: GuestBridge, tmp_path: Path) -> 
     shell.sh(f"nft -f {tmp_path}/foreign.nft")
     before = nftables.foreign()
     assert len(before) == 8
-    lease = lab.host.acquire(FILTERED._replace(outbound=Rate(1000)))
+    lease = taken(lab.host, FILTERED._replace(outbound=Rate(1000)))
     lab.host.set(lease.id, addresses=(OTHER,), outbound=Rate(500))
     shell.sh(f"nft delete table bridge {table(lab.host, 'filter')}")
     lab.host.recover()
@@ -375,6 +375,42 @@ def test_a_rule_that_is_replaced_is_noticed(lab: GuestBridge) -> None:
     assert said == {"filter": f"nftables table {name} has other rules"}
     lab.host.recover()
     assert lab.host.differences(guest.lease) == {}
+
+
+def test_rules_are_compared_by_what_they_do(lab: GuestBridge) -> None:
+    """A rule with our comment may do anything."""
+    guest = lab.guest(filter=True)
+    name = table(lab.host, "filter")
+    handle = next(
+        rule["handle"]
+        for one in nftables.ruleset()
+        if (rule := one.get("rule")) and rule.get("comment") == "another MAC"
+    )
+    rule = f"bridge {name} guest handle {handle} accept comment"
+    nftables.nft(f'replace rule {rule} "another MAC"')
+    said = {"filter": f"nftables table {name} has other rules"}
+    assert lab.host.differences(guest.lease) == said
+    lab.host.recover()
+    assert lab.host.differences(guest.lease) == {}
+
+
+@pytest.mark.parametrize("change", ["acquire", "set"])
+@pytest.mark.parametrize("gone", ["delete table bridge {}", "flush ruleset"])
+def test_a_table_that_is_gone_is_made_again_with_all_its_elements(
+    lab: GuestBridge, gone: str, change: str
+) -> None:
+    """What comes next would otherwise leave the others open, without a word."""
+    running = lab.guest(**WIRING, outbound=Rate(1000))
+    changed = lab.guest(**WIRING)
+    nftables.nft(gone.format(table(lab.host, "filter")))
+    assert lab.passes(running, announce(running, OTHER)), "until then"
+    if change == "acquire":
+        lab.guest(**WIRING, outbound=Rate(1000))
+    else:
+        lab.host.set(changed.lease.id, addresses=(OTHER,), outbound=Rate(1000))
+    assert not lab.passes(running, announce(running, OTHER))
+    assert lab.passes(running, announce(running, MINE))
+    assert lab.host.differences(running.lease) == {}
 
 
 def test_what_differs_is_said_in_so_many_words(lab: GuestBridge) -> None:

@@ -57,7 +57,7 @@ LEASE_FIELDS = {
     *("mode", "mtu", "queues", "isolated", "netns", "created", "released"),
     *("fin_wait", "fin_wait_left", "pid", "placeholder"),
     *("ovs", "learning", "vlan", "trunks", "external_ids", "filter", "addresses"),
-    *("guard", "vnet_hdr"),
+    *("guard", "vnet_hdr", "root_guard", "bpdu_guard", "outbound_pps"),
     *("inbound", "outbound", "standby", "up"),
     *("caller_uid", "on_close"),
 }

@@ -6,14 +6,24 @@ changes connect a device, and which disconnect it, by ifindex. Backends that kee
 state outside the kernel's links implement the protocol in backend.py.
 """
 
+from collections.abc import Callable, Iterable
+
 from tapster.backends.backend import Backend
 from tapster.backends.lazy import LazyBackend
+from tapster.model import Lease
+
+Leases = Callable[[], Iterable[Lease]]
 
 
-def make(ledger: str) -> tuple[Backend, ...]:
-    """Make every backend that keeps state outside the links, for the ledger's id."""
+def make(ledger: str, leases: Leases = tuple) -> tuple[Backend, ...]:
+    """Make every backend that keeps state outside the links, for the ledger's id.
+
+    `leases` lists the ledger's leases.
+    """
     return (
-        LazyBackend("filter", lambda wiring: wiring.filter, lambda: _filter(ledger)),
+        LazyBackend(
+            "filter", lambda wiring: wiring.filter, lambda: _filter(ledger, leases)
+        ),
         LazyBackend(
             "guard",
             lambda wiring: wiring.filter and wiring.guard,
@@ -27,17 +37,20 @@ def make(ledger: str) -> tuple[Backend, ...]:
         ),
         LazyBackend(
             "outbound",
-            lambda wiring: wiring.ovs is None and wiring.outbound is not None,
-            lambda: _outbound(ledger),
+            lambda wiring: (
+                wiring.ovs is None
+                and (wiring.outbound or wiring.outbound_pps) is not None
+            ),
+            lambda: _outbound(ledger, leases),
         ),
     )
 
 
-def _filter(ledger: str) -> Backend:
+def _filter(ledger: str, leases: Leases) -> Backend:
     from tapster.backends import filter
     from tapster.backends.table import TableBackend
 
-    return TableBackend(ledger, filter.PURPOSE)
+    return TableBackend(ledger, filter.PURPOSE, leases)
 
 
 def _guard(ledger: str) -> Backend:
@@ -58,8 +71,8 @@ def _inbound(ledger: str) -> Backend:
     return Inbound(ledger)
 
 
-def _outbound(ledger: str) -> Backend:
+def _outbound(ledger: str, leases: Leases) -> Backend:
     from tapster.backends import outbound
     from tapster.backends.table import TableBackend
 
-    return TableBackend(ledger, outbound.PURPOSE)
+    return TableBackend(ledger, outbound.PURPOSE, leases)

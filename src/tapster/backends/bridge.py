@@ -53,14 +53,14 @@ def full(name: str) -> BridgeFull:
 def attach(lease: Lease, bridge: int) -> list[LinkChange]:
     """Return the changes that join a device to its bridge, if any, and bring it up.
 
-    `bridge` is the bridge's ifindex, or 0.
+    `bridge` is the bridge's ifindex, or 0. The device is down if its port gets any
+    property: only a port has these, so they follow the joining.
     """
     ifindex, wiring = lease.ifindex, lease.wiring.in_force
     if not bridge or wiring.standby:
         return [LinkChange(ifindex, up=wiring.up)]
-    if not wiring.isolated and wiring.learning and vlans(wiring) is None:
+    if not _has_properties(wiring):
         return [LinkChange(ifindex, master=bridge, up=wiring.up)]
-    # A device that is not a port has no such properties: it must join first.
     joined = _port(lease)._replace(master=bridge)
     return [joined, LinkChange(ifindex, up=wiring.up)]
 
@@ -72,14 +72,27 @@ def vlans(wiring: Wiring) -> Vlans | None:
     return Vlans(wiring.vlan, tuple(sorted(wiring.trunks)))
 
 
+def learns(wiring: Wiring) -> bool:
+    """Say whether the bridge learns MACs behind a port. A filtered guest has one."""
+    return wiring.learning and not wiring.filter
+
+
+def _has_properties(wiring: Wiring) -> bool:
+    """Say whether a port differs from the kernel's defaults."""
+    flags = wiring.isolated, wiring.root_guard, wiring.bpdu_guard
+    return any(flags) or not learns(wiring) or vlans(wiring) is not None
+
+
 def _port(lease: Lease) -> LinkChange:
     """Return the change that gives a port all its properties."""
     wiring = lease.wiring
     return LinkChange(
         lease.ifindex,
         isolated=wiring.isolated,
-        learning=wiring.learning,
-        neighbour=None if wiring.learning else lease.mac,
+        learning=learns(wiring),
+        root_guard=wiring.root_guard,
+        bpdu_guard=wiring.bpdu_guard,
+        neighbour=None if learns(wiring) else lease.mac,
         vlans=vlans(wiring),
     )
 
@@ -90,29 +103,45 @@ kernel enables IPv6 with its defaults."""
 
 
 def leave(lease: Lease, was: Wiring, link: Link, bridge: int) -> list[LinkChange]:
-    """Return the changes that prepare a connected device for its new wiring."""
-    ifindex, mtu = lease.ifindex, lease.wiring.mtu
-    master = None if not link.master or _stays(lease, was, link, bridge) else 0
-    gets_ipv6 = link.mtu < MIN_IPV6_MTU <= (mtu or link.mtu)
+    """Return the changes that prepare a connected device for its new wiring.
+
+    After them the device is off its bridge, unless it can stay there. It is down if a
+    running port would otherwise join before it has its properties.
+    """
+    ifindex, wiring = lease.ifindex, lease.wiring.in_force
+    stay = stays(lease, was, link, bridge)
+    first = LinkChange(
+        ifindex,
+        mtu=wiring.mtu,
+        no_ipv4=None if link.no_ipv4 == bool(bridge) else bool(bridge),
+        master=0 if link.master and not stay else None,
+        up=False if not wiring.up or (not stay and _has_properties(wiring)) else None,
+    )
+    gets_ipv6 = link.mtu < MIN_IPV6_MTU <= (wiring.mtu or link.mtu)
     if link.no_ipv6 and not gets_ipv6:
-        return [LinkChange(ifindex, mtu=mtu, master=master)]
+        return [first]
     # The device may have an IPv6 address, which goes when it goes down.
-    down = LinkChange(ifindex, mtu=mtu, master=master, up=False)
-    return [down, LinkChange(ifindex, no_ipv6=True)]
+    return [first._replace(up=False), LinkChange(ifindex, no_ipv6=True)]
 
 
 def rewire(lease: Lease, was: Wiring, link: Link, bridge: int) -> list[LinkChange]:
-    """Return the changes that follow `leave`: they bring the new wiring about."""
-    if not _stays(lease, was, link, bridge):
+    """Return the changes that follow `leave`: they bring the new wiring about.
+
+    Between any two of them a port that stays is as strict as before or as after, or
+    stricter: isolation is the first to come and the last to go.
+    """
+    if not stays(lease, was, link, bridge):
         return attach(lease, bridge)
-    return [_port(lease), LinkChange(lease.ifindex, up=lease.wiring.in_force.up)]
+    ifindex, wiring = lease.ifindex, lease.wiring.in_force
+    strict = _port(lease)._replace(isolated=wiring.isolated or None)
+    return [strict, LinkChange(ifindex, isolated=wiring.isolated, up=wiring.up)]
 
 
-def _stays(lease: Lease, was: Wiring, link: Link, bridge: int) -> bool:
+def stays(lease: Lease, was: Wiring, link: Link, bridge: int) -> bool:
     """Say whether a port can get its new properties without leaving its bridge."""
     # The bridge forgets a neighbour and the VLANs only when the port leaves.
     wiring = lease.wiring
-    forgets = (wiring.learning and not link.learning) or (
+    forgets = (learns(wiring) and not link.learning) or (
         vlans(wiring) is None and vlans(was) is not None
     )
     return bool(bridge) and link.master == bridge and not forgets
@@ -148,14 +177,20 @@ def differs(
         wanted |= {
             "bridge": wiring.bridge,
             "isolated": wiring.isolated,
-            "learning": (wiring.learning, wiring.learning),
+            "learning": (learns(wiring), learns(wiring)),
+            "root_guard": wiring.root_guard,
+            "bpdu_guard": wiring.bpdu_guard,
+            "IPv4 of the host": False,
         }
         present |= {
             "bridge": master and master.name,
             "isolated": link.isolated,
             "learning": (link.learning, link.flood),
+            "root_guard": link.root_guard,
+            "bpdu_guard": link.bpdu_guard,
+            "IPv4 of the host": not link.no_ipv4,
         }
-        if not wiring.learning:
+        if not learns(wiring):
             wanted["neighbour"] = True
             present["neighbour"] = lease.mac in namespace.neighbours(link.ifindex)
         if vlans(wiring) is not None:

@@ -23,12 +23,14 @@ MOST_AT_ONCE = (1 << 32) // 1024 - 1
 
 
 def _concerns(wiring: Wiring) -> bool:
-    return wiring.ovs is None and wiring.outbound is not None
+    limited = wiring.outbound is not None or wiring.outbound_pps is not None
+    return wiring.ovs is None and limited
 
 
 def _check(wiring: Wiring) -> None:
     rate = wiring.outbound
-    assert rate is not None
+    if rate is None:
+        return
     for field, most in (("average", MOST), ("peak", MOST), ("burst", MOST_AT_ONCE)):
         value = getattr(rate, field)
         if value is not None and value > most:
@@ -36,8 +38,12 @@ def _check(wiring: Wiring) -> None:
 
 
 def _elements(lease: Lease) -> Iterator[Element]:
-    rate = lease.wiring.outbound
-    if rate is None or lease.wiring.ovs is not None:
+    rate, frames = lease.wiring.outbound, lease.wiring.outbound_pps
+    if lease.wiring.ovs is not None:
+        return
+    if frames is not None:
+        yield Element("frames", limit=Limit(frames, max(frames // 10, 1), "packets"))
+    if rate is None:
         return
     burst = rate.average if rate.burst is None else rate.burst
     yield Element("average", limit=_limit(rate.average, burst * 1024))

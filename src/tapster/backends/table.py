@@ -12,7 +12,6 @@ is slow with thousands of leases.
 """
 
 import os
-import re
 from collections.abc import Callable, Iterable, Sequence
 from errno import EBADMSG
 from functools import cached_property
@@ -32,9 +31,10 @@ class Limit(NamedTuple):
     """The rate of an element. The element matches only what exceeds the rate."""
 
     rate: int
-    """Bytes a second."""
+    """Bytes or packets a second."""
     burst: int
-    """Bytes, in addition to those of one second."""
+    """Bytes in addition to those of one second; or packets."""
+    unit: str = "bytes"
 
 
 class Element(NamedTuple):
@@ -80,16 +80,25 @@ class _Listing(NamedTuple):
     problem: str | None
     """How the table differs from the one that this class makes."""
     elements: Sequence[_ListedElement]
+    gone: bool = False
 
 
 class TableBackend:
     """One ledger's table for one purpose, in every network namespace that needs it."""
 
-    def __init__(self, ledger: str, purpose: Purpose) -> None:
+    def __init__(
+        self,
+        ledger: str,
+        purpose: Purpose,
+        leases: Callable[[], Iterable[Lease]] = tuple,
+    ) -> None:
+        """`leases` lists the ledger's leases. It is called if the table is gone."""
         self.name = purpose.name
         self.table = f"tapster_{ledger}_{purpose.name}"
         self._ledger = ledger
         self._purpose = purpose
+        self._leases = leases
+        self._reference: list[str] | None = None
 
     def concerns(self, wiring: Wiring) -> bool:
         return self._purpose.concerns(wiring)
@@ -99,27 +108,47 @@ class TableBackend:
         namespace.nft("")
 
     def attach(self, namespace: Namespace, lease: Lease) -> None:
-        """Replace the lease's elements by those it should have, in one transaction."""
-        new = [
-            self._create(lease, element)
-            for element in _with_witness(self._purpose.elements(lease))
-        ]
-        attempts = [[*self._rules, *new]]
+        """Replace the lease's elements by those it should have, in one transaction.
+
+        If somebody has deleted the table, make it whole: with the elements of all
+        active leases, which would otherwise not be filtered without anybody seeing it.
+        """
+        new = self._commands(lease)
         if lease.state is State.RESERVED:
             # A new device has no elements yet. If the table exists, this is enough.
-            attempts.insert(0, new)
-        for commands in attempts:
             try:
-                namespace.nft("\n".join(commands))
+                namespace.nft("\n".join(new))
                 return
             except HostError:  # nft did none of the commands
-                continue
+                pass
+        listing = self._list(namespace)
+        if listing.gone:
+            for other in self._others(namespace, lease):
+                new += self._commands(other)
         old = [
             self._delete(listed)
-            for listed in self._list(namespace).elements
+            for listed in listing.elements
             if listed.belongs_to(lease)
         ]
         namespace.nft("\n".join([*self._rules, *old, *new]))
+
+    def _commands(self, lease: Lease) -> list[str]:
+        """Return the commands that create all elements of a lease."""
+        return [
+            self._create(lease, element)
+            for element in _with_witness(self._purpose.elements(lease))
+        ]
+
+    def _others(self, namespace: Namespace, lease: Lease) -> list[Lease]:
+        """List the other active leases of a namespace that have elements."""
+        return [
+            other
+            for other in self._leases()
+            if other.id != lease.id
+            and other.state is State.ACTIVE
+            and other.netns.cookie == namespace.netns.cookie
+            and self.name in other.backends
+        ]
 
     def detach(self, namespace: Namespace | None, lease: Lease) -> None:
         """Delete the lease's elements."""
@@ -200,7 +229,7 @@ class TableBackend:
         if not any(
             listed.get("chain", {}).get("table") == self.table for listed in chains
         ):
-            return _Listing("is gone", [])
+            return _Listing("is gone", [], gone=True)
         try:
             objects = namespace.nft_list(f"table bridge {self.table}")
         except HostError as error:
@@ -214,21 +243,28 @@ class TableBackend:
             if "set" in listed
             for element in listed["set"].get("elem", [])
         ]
-        return _Listing(self._problem(objects), elements)
+        return _Listing(self._problem(namespace, objects), elements)
 
-    def _problem(self, objects: Sequence[dict[str, Any]]) -> str | None:
-        """Say how the table's rules differ; a rule is known by its comment."""
-        present: dict[str, list[str]] = {}
+    def _problem(
+        self, namespace: Namespace, objects: Sequence[dict[str, Any]]
+    ) -> str | None:
+        """Say how the table differs from ours in anything but elements.
+
+        nft lists what the kernel has. So the rules are compared by what they do, with
+        a table of the same text in an empty namespace, and not by their comments.
+        """
         for listed in objects:
-            if rule := listed.get("rule"):
-                present.setdefault(rule["chain"], []).append(rule.get("comment"))
             if listed.get("table", {}).get("flags"):
                 return "is dormant"
             if listed.get("chain", {}).get("policy", "accept") != "accept":
                 return "has another policy"
-        chains = re.findall(r"chain (\w+) {(.*?)\n\t}", self._text, re.DOTALL)
-        ours = {chain: re.findall(r'comment "(.*)"', body) for chain, body in chains}
-        return None if present == ours else "has other rules"
+        if self._reference is None:
+            ours = namespace.nft_example(
+                "\n".join(self._rules), f"table bridge {self.table}"
+            )
+            self._reference = _without_elements(ours)
+        present = _without_elements(objects)
+        return None if present == self._reference else "has other rules"
 
     def _listed_element(self, set: str, element: Any) -> _ListedElement:
         """Make an element from its JSON."""
@@ -249,14 +285,15 @@ class TableBackend:
             namespace.nft("\n".join(map(self._delete, listed)))
 
     def _create(self, lease: Lease, element: Element) -> str:
-        limit = element.limit and (
-            f"limit rate over {element.limit.rate} bytes/second "
-            f"burst {element.limit.burst} bytes "
-        )
+        limit = ""
+        if element.limit is not None:
+            rate, burst, unit = element.limit
+            what = "" if unit == "packets" else f" {unit}"
+            limit = f"limit rate over {rate}{what}/second burst {burst} {unit} "
         comment = f'comment "{stamp(self._ledger, lease.id)}"'
         set = f"bridge {self.table} {element.set}"
         key = " . ".join([str(lease.ifindex), *element.key])
-        return f"create element {set} {{ {key} {limit or ''}{comment} }}"
+        return f"create element {set} {{ {key} {limit}{comment} }}"
 
     def _delete(self, listed: _ListedElement) -> str:
         key = " . ".join([listed.device, *listed.element.key])
@@ -275,6 +312,34 @@ class TableBackend:
             text = file.read()
         digest = f"{crc32(text.encode()):08x}"
         return text.replace("TABLE", self.table).replace("DIGEST", digest)
+
+
+def _without_elements(objects: Sequence[dict[str, Any]]) -> list[str]:
+    """Return what a list says, without elements and handles, in one order."""
+    texts = []
+    for listed in objects:
+        for kind, body in listed.items():
+            rest = {
+                key: value
+                for key, value in body.items()
+                if key not in ("handle", "index") and (kind, key) != ("set", "elem")
+            }
+            # The order of a chain's rules matters, and no other.
+            place = ("rule", body["chain"], "") if kind == "rule" else (kind, "", rest)
+            texts.append((*place[:2], repr(place[2]), repr(_sorted(rest))))
+    return [text for *_, text in sorted(texts, key=lambda entry: entry[:3])]
+
+
+def _sorted(value: Any) -> Any:
+    """Return a part of a rule with its anonymous sets and its keys in one order."""
+    if isinstance(value, dict):
+        return {
+            key: sorted(map(_sorted, part), key=repr)
+            if key == "set" and isinstance(part, list)
+            else _sorted(part)
+            for key, part in sorted(value.items())
+        }
+    return [_sorted(part) for part in value] if isinstance(value, list) else value
 
 
 def _unreadable(error: HostError) -> bool:
@@ -300,6 +365,8 @@ def _limit(listed: dict[str, Any] | None) -> Limit | None:
         return None
     if (listed["per"], listed.get("inv")) != ("second", True):
         return Limit(0, 0)
+    if "rate_unit" not in listed:
+        return Limit(listed["rate"], listed.get("burst", 0), "packets")
     rate, burst = (
         listed[field] << 10 * _UNITS.index(listed.get(f"{field}_unit", "bytes"))
         for field in ("rate", "burst")

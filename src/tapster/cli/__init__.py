@@ -287,7 +287,7 @@ def _verbose_host(path: str | None, netns: str | None) -> "Host":
     system = verbose.system(LinuxSystem())
     ledger = Ledger(ledger_path(path), system)
     ledger.close()  # opened for its id
-    wrapped = verbose.backends(backends.make(ledger.id), ledger.id)
+    wrapped = verbose.backends(backends.make(ledger.id, ledger.leases), ledger.id)
     return Host(path, netns=netns, system=system, backends=wrapped)
 
 

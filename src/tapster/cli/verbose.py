@@ -132,6 +132,11 @@ class VerboseNamespace:
             yield (*link, "mtu", change.mtu)
         if change.alias is not None:
             yield (*link, "alias", change.alias)
+        if change.no_ipv4 is not None:
+            strict, no_answer = (1, 8) if change.no_ipv4 else (0, 0)
+            sysctl = f"net/ipv4/conf/{name}"
+            yield ("sysctl", "-q", "-w", f"{sysctl}/rp_filter={strict}")
+            yield ("sysctl", "-q", "-w", f"{sysctl}/arp_ignore={no_answer}")
         if change.no_ipv6:
             yield (*link, "addrgenmode", "none")
         if change.master is not None:
@@ -145,6 +150,10 @@ class VerboseNamespace:
         if change.learning is not None:
             learning = _on(change.learning)
             yield (*port, "learning", learning, "flood", learning)
+        if change.root_guard is not None:
+            yield (*port, "root_block", _on(change.root_guard))
+        if change.bpdu_guard is not None:
+            yield (*port, "guard", _on(change.bpdu_guard))
         if change.vlans is not None:
             vlan = ("bridge", "vlan")
             native, tagged = change.vlans
@@ -154,8 +163,17 @@ class VerboseNamespace:
             for vid in tagged:
                 yield (*vlan, "add", "dev", name, "vid", vid)
         if change.neighbour is not None:
-            entry = (change.neighbour, "dev", name, "master", "static")
+            entry = (change.neighbour, "dev", name, "master", "static", "sticky")
             yield ("bridge", "fdb", "replace", *entry)
+
+    def guard(self, ifindex: int) -> None:
+        self._namespace.guard(ifindex)
+        self.say("tc", "qdisc", "replace", "dev", self.name(ifindex), "clsact")
+        self._write("# and at its ingress, pref 1: the BPF program tapster-guard")
+
+    def unguard(self, ifindex: int) -> None:
+        self._namespace.unguard(ifindex)
+        self.say("tc", "qdisc", "del", "dev", self.name(ifindex), "clsact")
 
     def delete_links(self, ifindexes: Sequence[int]) -> None:
         names = [link.name for i in ifindexes if (link := self.plain.link(i))]

@@ -28,6 +28,8 @@ def declare(parser: argparse.ArgumentParser) -> None:
     option("--mtu", "default: the bridge's", metavar="N", type=number)
     option("--isolated", "isolate the bridge port", action=yes_or_no)
     option("--learning", "whether the bridge learns MACs there", action=yes_or_no)
+    option("--root-guard", "keep the root bridge away", action=yes_or_no)
+    option("--bpdu-guard", "disable it at spanning tree", action=yes_or_no)
     option("--vlan", "the VLAN of untagged frames", metavar="N", type=number)
     option(
         "--trunk",
@@ -42,6 +44,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     option("--guard", "drop what the filter cannot judge", action=yes_or_no)
     option("--inbound", "limit traffic to the guest", metavar=RATE, type=rate)
     option("--outbound", "limit traffic from the guest", metavar=RATE, type=rate)
+    option("--outbound-pps", "limit its frames a second", metavar="N", type=number)
     option("--standby", "connect it to nothing until tapster take", action=yes_or_no)
     option("--up", "plug the guest's cable in (the default)", action="store_true")
     option("--down", "pull the guest's cable out", action="store_false", dest="up")

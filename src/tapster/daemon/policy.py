@@ -99,6 +99,7 @@ FREE = frozenset(
         *("key", "labels", "owner", "vnet_hdr"),
         *("addresses", "filter", "inbound", "isolated"),
         *("learning", "outbound", "standby", "up"),
+        *("bpdu_guard", "outbound_pps", "root_guard"),
     }
 )
 """The fields that hurt no other guest. Some of them bind the guest itself."""

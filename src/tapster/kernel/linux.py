@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager, suppress
 from errno import (
     EAFNOSUPPORT,
     EBADFD,
+    EEXIST,
     EINVAL,
     EISDIR,
     ENODEV,
@@ -290,6 +291,19 @@ class LinuxNamespace:
         with self._asking_nft(), closing(self._nft()) as fresh:
             return fresh.run(f"list {what}")
 
+    def nft_example(self, commands: str, what: str) -> list[dict[str, Any]]:
+        from tapster.kernel.nft import Nft
+
+        # In a namespace of its own, so it takes part in nothing.
+        with self._asking_nft():
+            empty = netns.new_empty()
+            try:
+                with netns.inside(empty), closing(Nft()) as example:
+                    example.run(commands)
+                    return example.run(f"list {what}")
+            finally:
+                os.close(empty)
+
     @cached_property
     def _changes(self) -> "Nft":
         # Keep it: to close one after a deletion takes the kernel 12 ms.
@@ -449,6 +463,32 @@ class LinuxNamespace:
         # One message at a time: a device that did not get its MAC must not come up.
         for message in rtnl.set_messages(change):
             self._execute([message], f"configuring device {change.ifindex}")
+        if change.neighbour is not None:
+            self._add_neighbour(change.ifindex, change.neighbour)
+
+    def _add_neighbour(self, ifindex: int, mac: str) -> None:
+        # An entry that the bridge has learnt gives way, and so does our own of before.
+        # A static one that somebody else made is left alone.
+        action = f"adding a static bridge entry for {mac} behind device {ifindex}"
+        try:
+            added = rtnl.neighbour_message(ifindex, mac, replace=False)
+            self._execute([added], action)
+        except KernelError as error:
+            if error.errno != EEXIST:
+                raise
+            link = self.link(ifindex)
+            ports = self._rtnl.static_ports(link.master if link else 0, mac)
+            if ports - {ifindex}:
+                others = ", ".join(map(self._name_of, sorted(ports - {ifindex})))
+                raise KernelError(
+                    EEXIST, action, f"there is a static entry for it on {others}"
+                ) from error
+            replaced = rtnl.neighbour_message(ifindex, mac, replace=True)
+            self._execute([replaced], action)
+
+    def _name_of(self, ifindex: int) -> str:
+        link = self.link(ifindex)
+        return link.name if link else str(ifindex)
 
     def delete_links(self, ifindexes: Sequence[int]) -> None:
         if len(ifindexes) < 2:

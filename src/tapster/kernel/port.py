@@ -57,6 +57,10 @@ class LinkChange(NamedTuple):
     no_ipv6: bool | None = None
     """True: the kernel gives the device no IPv6 link-local address
     (IN6_ADDR_GEN_MODE_NONE in include/uapi/linux/if_link.h)."""
+    no_ipv4: bool | None = None
+    """True: the host's IPv4 answers no ARP on the device, and accepts packets only from
+    addresses that it would reach through the device. False: the kernel's defaults
+    (rp_filter and arp_ignore in Documentation/networking/ip-sysctl.rst)."""
     master: int | None = None
     """The interface index of a bridge, or 0 for none. The error EOPNOTSUPP means that
     the device is a port of Open vSwitch's kernel module, which alone can remove it."""
@@ -66,8 +70,14 @@ class LinkChange(NamedTuple):
     learning: bool | None = None
     """Of a bridge port. False: the bridge learns no MAC there and floods no unknown
     unicast to it (`learning` and `flood` in bridge(8))."""
+    root_guard: bool | None = None
+    """Of a bridge port. True: the port cannot lead to the root of the spanning tree
+    (`root_block` in bridge(8))."""
+    bpdu_guard: bool | None = None
+    """Of a bridge port. True: a spanning tree frame disables the port (`guard`)."""
     neighbour: str | None = None
-    """Of a bridge port. A MAC for a static entry in the bridge's forwarding table."""
+    """Of a bridge port. A MAC for a static, sticky entry in the bridge's forwarding
+    table. The error EEXIST means that another port has a static entry for this MAC."""
     vlans: Vlans | None = None
     """Of a bridge port. The port will be in these VLANs and in no others."""
     up: bool | None = None
@@ -122,7 +132,7 @@ class Namespace(Protocol):
         """
 
     def neighbours(self, ifindex: int) -> set[str]:
-        """Return the static MACs of a bridge port, as `bridge fdb show dev` does.
+        """Return the MACs with a static, sticky entry, as `bridge fdb show dev` does.
 
         The port's own MAC, which is permanent, is not among them.
         """
@@ -131,6 +141,9 @@ class Namespace(Protocol):
         """Return the VLANs of a bridge port; None if it has none or is no port."""
 
     # Creating and opening
+
+    def nft_example(self, commands: str, what: str) -> list[dict[str, Any]]:
+        """Return what nft_list would return after these commands. Change nothing."""
 
     def guard(self, ifindex: int) -> None:
         """Let the guard drop what nftables cannot judge of a device's frames.

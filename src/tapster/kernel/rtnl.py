@@ -66,6 +66,8 @@ BRIDGE_VLAN_INFO_PVID = 0x2
 BRIDGE_VLAN_INFO_UNTAGGED = 0x4
 BRIDGE_VLAN_INFO_RANGE_BEGIN = 0x8
 BRIDGE_VLAN_INFO_RANGE_END = 0x10
+IFLA_BRPORT_GUARD = 5
+IFLA_BRPORT_PROTECT = 6
 IFLA_BRPORT_LEARNING = 8
 IFLA_BRPORT_UNICAST_FLOOD = 9
 IFLA_BRPORT_ISOLATED = 33
@@ -75,6 +77,10 @@ IFLA_TUN_GROUP = 2
 IFLA_TUN_PERSIST = 6
 IFLA_TUN_NUM_QUEUES = 8
 IFLA_TUN_NUM_DISABLED_QUEUES = 9
+IFLA_INET_CONF = 1
+IPV4_DEVCONF_RP_FILTER, IPV4_DEVCONF_ARP_IGNORE = 8, 19
+STRICT, NO_ANSWER = 1, 8
+"""As rp_filter and arp_ignore in Linux's Documentation/networking/ip-sysctl.rst."""
 IFLA_INET6_ADDR_GEN_MODE = 8
 IN6_ADDR_GEN_MODE_NONE = 1
 RTEXT_FILTER_SKIP_STATS = 8
@@ -86,7 +92,9 @@ NETNSA_NSID_NOT_ASSIGNED = -1
 NDA_LLADDR = 2
 NDA_MASTER = 9
 NTF_MASTER = 0x4
+NTF_STICKY = 0x40
 NUD_NOARP = 0x40
+NUD_PERMANENT = 0x80
 IFF_UP = 1
 IFF_LOWER_UP = 0x10000
 NLA_F_NESTED = 0x8000
@@ -203,11 +211,26 @@ class Rtnl:
         request = _NDMSG.pack(sockets.AF_BRIDGE, ifindex, 0, 0, 0)
         found = set()
         for body in self.list_bodies(RTM_GETNEIGH, request):
-            _, at, state, _, _ = _NDMSG.unpack_from(body)
+            _, at, state, flags, _ = _NDMSG.unpack_from(body)
             entry = parse_attributes(body, _NDMSG.size)
-            if at == ifindex and state == NUD_NOARP and NDA_MASTER in entry:
+            known = state == NUD_NOARP and flags & NTF_STICKY and NDA_MASTER in entry
+            if at == ifindex and known:
                 found.add(entry[NDA_LLADDR].hex(":"))
         return found
+
+    def static_ports(self, bridge: int, mac: str) -> set[int]:
+        """The ifindexes of the ports of a bridge that have a static entry for a MAC."""
+        request = _NDMSG.pack(sockets.AF_BRIDGE, 0, 0, 0, 0)
+        request += attribute(NDA_MASTER, _U32.pack(bridge))
+        wanted = parse_mac(mac)
+        ports = set()
+        for body in self.list_bodies(RTM_GETNEIGH, request):
+            _, port, state, _, _ = _NDMSG.unpack_from(body)
+            if state & (NUD_NOARP | NUD_PERMANENT):
+                entry = parse_attributes(body, _NDMSG.size)
+                if entry.get(NDA_LLADDR) == wanted and NDA_MASTER in entry:
+                    ports.add(port)
+        return ports
 
     def vlans(self, ifindex: int) -> Vlans | None:
         """Return the VLANs of a bridge port, as `bridge vlan show` does."""
@@ -339,14 +362,8 @@ def set_messages(change: LinkChange) -> list[Message]:
         attributes += attribute(IFLA_MTU, _U32.pack(change.mtu))
     if change.alias is not None:
         attributes += attribute(IFLA_IFALIAS, change.alias.encode())
-    if change.no_ipv6:
-        attributes += nest(
-            IFLA_AF_SPEC,
-            nest(
-                sockets.AF_INET6,
-                attribute(IFLA_INET6_ADDR_GEN_MODE, bytes([IN6_ADDR_GEN_MODE_NONE])),
-            ),
-        )
+    if families := _families(change):
+        attributes += nest(IFLA_AF_SPEC, families)
     if change.master is not None:
         attributes += attribute(IFLA_MASTER, _U32.pack(change.master))
     flags = 0 if change.up is None else IFF_UP
@@ -360,13 +377,29 @@ def set_messages(change: LinkChange) -> list[Message]:
     if change.learning is not None:
         port += attribute(IFLA_BRPORT_LEARNING, bytes([change.learning]))
         port += attribute(IFLA_BRPORT_UNICAST_FLOOD, bytes([change.learning]))
+    if change.root_guard is not None:
+        port += attribute(IFLA_BRPORT_PROTECT, bytes([change.root_guard]))
+    if change.bpdu_guard is not None:
+        port += attribute(IFLA_BRPORT_GUARD, bytes([change.bpdu_guard]))
     if port:
         messages.append(_port(change.ifindex, port))
     if change.vlans is not None:
         messages += _vlans(change.ifindex, change.vlans)
-    if change.neighbour is not None:
-        messages.append(_neighbour(change.ifindex, change.neighbour))
     return messages
+
+
+def _families(change: LinkChange) -> bytes:
+    """What IPv4 and IPv6 are told about a device."""
+    families = b""
+    if change.no_ipv4 is not None:
+        strict, no_answer = (STRICT, NO_ANSWER) if change.no_ipv4 else (0, 0)
+        settings = attribute(IPV4_DEVCONF_RP_FILTER, _U32.pack(strict))
+        settings += attribute(IPV4_DEVCONF_ARP_IGNORE, _U32.pack(no_answer))
+        families += nest(sockets.AF_INET, nest(IFLA_INET_CONF, settings))
+    if change.no_ipv6:
+        mode = attribute(IFLA_INET6_ADDR_GEN_MODE, bytes([IN6_ADDR_GEN_MODE_NONE]))
+        families += nest(sockets.AF_INET6, mode)
+    return families
 
 
 def macvtap_message(device: NewMacvtap) -> Message:
@@ -445,15 +478,20 @@ def _vlans(ifindex: int, vlans: Vlans) -> list[Message]:
                 ),
             ),
         )
-        for type_, entries in ((RTM_SETLINK, wanted), (RTM_DELLINK, others))
+        for type_, entries in ((RTM_DELLINK, others), (RTM_SETLINK, wanted))
         if entries
     ]
 
 
-def _neighbour(ifindex: int, mac: str) -> Message:
-    # What `bridge fdb replace MAC dev PORT master static` sends.
-    header = _NDMSG.pack(sockets.AF_BRIDGE, ifindex, NUD_NOARP, NTF_MASTER, 0)
-    flags = NLM_F_CREATE | NLM_F_REPLACE
+def neighbour_message(ifindex: int, mac: str, *, replace: bool) -> Message:
+    """The request that lets the bridge of a port know a MAC there.
+
+    As `bridge fdb add MAC dev PORT master static sticky`, or `replace`. EEXIST: there
+    is an entry, of whatever kind and port, and it is not to be replaced.
+    """
+    flags = NLM_F_CREATE | (NLM_F_REPLACE if replace else NLM_F_EXCL)
+    marks = NTF_MASTER | NTF_STICKY
+    header = _NDMSG.pack(sockets.AF_BRIDGE, ifindex, NUD_NOARP, marks, 0)
     return Message(RTM_NEWNEIGH, flags, header + attribute(NDA_LLADDR, parse_mac(mac)))
 
 
@@ -570,6 +608,9 @@ def link_of(body: bytes) -> Link:
         tap_group=_optional_number(tap.get(IFLA_TUN_GROUP)),
         persistent=tap.get(IFLA_TUN_PERSIST) != b"\0",
         queues=_queues(tap),
+        no_ipv4=_refuses_ipv4(found),
+        root_guard=port.get(IFLA_BRPORT_PROTECT) == b"\1",
+        bpdu_guard=port.get(IFLA_BRPORT_GUARD) == b"\1",
     )
 
 
@@ -598,6 +639,19 @@ def _filters_vlans(info: dict[int, bytes]) -> bool:
         return False
     data = parse_attributes(info.get(IFLA_INFO_DATA, b""))
     return data.get(IFLA_BR_VLAN_FILTERING) == b"\1"
+
+
+def _refuses_ipv4(link: dict[int, bytes]) -> bool:
+    """Whether the host's IPv4 is told to take nothing from a link."""
+    families = parse_attributes(link.get(IFLA_AF_SPEC, b""))
+    ipv4 = parse_attributes(families.get(sockets.AF_INET, b""))
+    settings = ipv4.get(IFLA_INET_CONF, b"")  # an array of all, the first being 1
+    found = [
+        _U32.unpack_from(settings, 4 * (number - 1))[0]
+        for number in (IPV4_DEVCONF_RP_FILTER, IPV4_DEVCONF_ARP_IGNORE)
+        if len(settings) >= 4 * number
+    ]
+    return found in ([], [STRICT, NO_ANSWER])
 
 
 def _gen_mode(link: dict[int, bytes]) -> bytes | None:

@@ -8,6 +8,7 @@ that netlink needs. It closes its descriptor when it is no longer referenced.
 
 from _socket import (
     AF_BRIDGE,
+    AF_INET,
     AF_INET6,
     AF_NETLINK,
     AF_UNIX,
@@ -24,6 +25,7 @@ from _socket import (
 
 __all__ = [
     "AF_BRIDGE",
+    "AF_INET",
     "AF_INET6",
     "AF_NETLINK",
     "AF_UNIX",

@@ -70,6 +70,9 @@ MIGRATIONS: dict[int, str] = {
     ALTER TABLE lease ADD COLUMN asked TEXT;
     ALTER TABLE stable ADD COLUMN caller_uid INTEGER;
     CREATE INDEX history_caller ON history (caller_uid, created);
+    ALTER TABLE lease ADD COLUMN root_guard INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE lease ADD COLUMN bpdu_guard INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE lease ADD COLUMN outbound_pps INTEGER;
     """,
 }
 """SQL that brings schema version n to n + 1."""

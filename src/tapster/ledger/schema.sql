@@ -60,7 +60,10 @@ CREATE TABLE lease (
     tap_group   INTEGER,
     open_at_release INTEGER NOT NULL DEFAULT 0,
     labels      TEXT NOT NULL DEFAULT '', -- KEY=VALUE, one a line
-    asked       TEXT           -- the request, as the daemon's policy judges it
+    asked       TEXT,          -- the request, as the daemon's policy judges it
+    root_guard  INTEGER NOT NULL DEFAULT 0, -- of its wiring, too
+    bpdu_guard  INTEGER NOT NULL DEFAULT 0,
+    outbound_pps INTEGER
 ) STRICT;
 CREATE UNIQUE INDEX lease_name ON lease (name, netns);
 CREATE UNIQUE INDEX lease_ifindex ON lease (netns, ifindex); -- also finds by netns

@@ -217,6 +217,7 @@ class Acquire:
             mtu=lease.wiring.mtu,
             alias=self.devices.stamp(lease),
             no_ipv6=True,
+            no_ipv4=True if plan.bridge else None,
         )
         self.devices.connect(
             self.context.namespace,

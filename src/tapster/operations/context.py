@@ -158,7 +158,9 @@ def open_context(
             ledger=opened,
             system=system,
             namespace=system.netns(netns),
-            backends=all_backends.make(opened.id) if backends is None else backends,
+            backends=all_backends.make(opened.id, opened.leases)
+            if backends is None
+            else backends,
             claims=Claims(opened),
             start_reaper=reaper or start_reaper,
             find_guard=lambda: _find_guard(opened, system),

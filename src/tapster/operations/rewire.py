@@ -118,13 +118,28 @@ class Rewire:
         both = dict.fromkeys([*lease.backends, *needed])
         if tuple(both) != lease.backends:
             self.context.ledger.rewire(lease.id, lease.wiring, both)
-        for backend in self.context.backends:
-            if backend.name in lease.backends and backend.name not in needed:
-                backend.detach(namespace, changed)
         if restored := bridge.identify(lease, self.devices.stamp(lease), link):
             leaving = [restored, *leaving]
+        stays = bridge.stays(changed, lease.wiring, link, to)
+        if not stays:
+            namespace.set_links(leaving)
+            leaving = []
+            self._detach_obsolete(namespace, lease, changed)
         self.devices.connect(namespace, changed, leaving, joining)
+        if stays:
+            self._detach_obsolete(namespace, lease, changed)
         return self.context.ledger.rewire(lease.id, wiring, needed)
+
+    def _detach_obsolete(
+        self, namespace: Namespace, lease: Lease, changed: Lease
+    ) -> None:
+        """Let the backends that the new wiring does not need remove what they have.
+
+        A port that stays gets its new properties first. Any other has left its bridge.
+        """
+        for backend in self.context.backends:
+            if backend.name in lease.backends and backend.name not in changed.backends:
+                backend.detach(namespace, changed)
 
 
 def _gone(lease: Lease) -> NoSuchLink:

@@ -13,7 +13,7 @@ from errno import EBADFD, ENODEV, EOPNOTSUPP
 
 from tapster.errors import HostError, KernelError, NoSuchLink
 from tapster.kernel.port import HERE, LinkChange, Namespace, NewMacvtap, Vlans
-from tapster.light import NoReturn
+from tapster.light import Any, NoReturn
 from tapster.model import Link, Netns, Process
 from tapster.testing.descriptors import Descriptors
 from tapster.testing.space import Device, Space, check_length, has_ipv6, refusal
@@ -299,6 +299,9 @@ class FakeNamespace:
     def nft(self, commands: str) -> NoReturn:
         raise HostError("the host in memory has no nftables")
 
+    def nft_example(self, commands: str, what: str) -> NoReturn:
+        raise HostError("the machine in memory has no nftables")
+
     def guard(self, ifindex: int) -> NoReturn:
         raise HostError("the machine in memory has no BPF")
 
@@ -417,15 +420,14 @@ class FakeNamespace:
             self._space().watches.pop(self._handle, None)
 
     def _set(self, change: LinkChange) -> None:
-        ifindex, isolated, learning = change.ifindex, change.isolated, change.learning
-        setting = change._replace(
-            isolated=None, learning=None, neighbour=None, vlans=None
-        )
+        ifindex = change.ifindex
+        port = {field: getattr(change, field) for field in _PORT}
+        unset: dict[str, Any] = dict.fromkeys((*_PORT, "neighbour", "vlans"))
+        setting = change._replace(**unset)
         if any(value is not None for value in setting[1:]):
             self._step(f"set {_shown(setting)}").change(setting)
-        if (isolated, learning) != (None, None):
-            space = self._step(f"change port {ifindex}")
-            space.change_port(ifindex, isolated=isolated, learning=learning)
+        if any(value is not None for value in port.values()):
+            self._step(f"change port {ifindex}").change_port(ifindex, **port)
         if change.vlans is not None:
             self._step(f"set VLANs of {ifindex}").set_vlans(ifindex, change.vlans)
         if change.neighbour is not None:
@@ -446,6 +448,10 @@ class FakeNamespace:
         file, fd = self._system.open(self._cookie)
         fds.append(fd)
         return file
+
+
+_PORT = ("isolated", "learning", "root_guard", "bpdu_guard")
+"""The fields of a change that only a bridge port has."""
 
 
 def _path_of(where: str) -> str:
@@ -473,6 +479,9 @@ def _link(space: Space, device: Device) -> Link:
         tap_group=device.gid,
         persistent=device.kind != "tun" or device.persist,
         queues=space.open_queues(device.ifindex) if device.multi_queue else None,
+        no_ipv4=device.no_ipv4,
+        root_guard=device.root_guard,
+        bpdu_guard=device.bpdu_guard,
     )
 
 

@@ -56,6 +56,8 @@ class Device(NamedTuple):
     isolated: bool = False
     learning: bool = True
     """False: the bridge does not learn from this port, nor flood to it."""
+    root_guard: bool = False
+    bpdu_guard: bool = False
     neighbours: frozenset[str] = frozenset()
     """The MACs that its bridge knows there for good."""
     vlan_filtering: bool = False
@@ -63,6 +65,7 @@ class Device(NamedTuple):
     """Of a port: the VLANs that it is in."""
     group: int = 0
     no_ipv6: bool = False
+    no_ipv4: bool = False
     altnames: tuple[str, ...] = ()
     persist: bool = False
     multi_queue: bool = False
@@ -303,9 +306,17 @@ class Space:
             self._set_master(self.get(ifindex), change.master)
         if change.no_ipv6 and had_ipv6:
             self.edit(ifindex, no_ipv6=True)
+        if change.no_ipv4 is not None:
+            self.edit(ifindex, no_ipv4=change.no_ipv4)
 
     def change_port(
-        self, ifindex: int, *, isolated: bool | None, learning: bool | None
+        self,
+        ifindex: int,
+        *,
+        isolated: bool | None,
+        learning: bool | None,
+        root_guard: bool | None,
+        bpdu_guard: bool | None,
     ) -> None:
         """RTM_NEWLINK with IFLA_INFO_SLAVE_DATA."""
         port = self.get(ifindex)
@@ -315,6 +326,8 @@ class Space:
             ifindex,
             isolated=port.isolated if isolated is None else isolated,
             learning=port.learning if learning is None else learning,
+            root_guard=port.root_guard if root_guard is None else root_guard,
+            bpdu_guard=port.bpdu_guard if bpdu_guard is None else bpdu_guard,
         )
 
     def set_vlans(self, ifindex: int, vlans: Vlans) -> None:
@@ -328,6 +341,9 @@ class Space:
         port = self.get(ifindex)
         if not port.master:
             raise refusal(EOPNOTSUPP)
+        others = [one for one in self.devices.values() if one.ifindex != ifindex]
+        if any(one.master == port.master and mac in one.neighbours for one in others):
+            raise refusal(EEXIST)
         self.edit(ifindex, neighbours=port.neighbours | {mac})
 
     def rename(self, ifindex: int, name: str) -> None:
@@ -524,7 +540,13 @@ class Space:
 def _alone(port: Device) -> Device:
     """A device that was a port, and has lost all that made it one."""
     return port._replace(
-        master=0, isolated=False, learning=True, neighbours=frozenset(), vlans=None
+        master=0,
+        isolated=False,
+        learning=True,
+        root_guard=False,
+        bpdu_guard=False,
+        neighbours=frozenset(),
+        vlans=None,
     )
 
 
