@@ -39,7 +39,7 @@ from tapster.testing import FakeSystem
 
 OWN = {"settle", "netns", "operations"}
 """What Host alone has."""
-OF_THE_DAEMON = {"call", "ping", "ready", "statistics", "watch"}
+OF_THE_DAEMON = {"call", "explain", "ping", "ready", "statistics", "watch"}
 """What Client alone has."""
 
 
