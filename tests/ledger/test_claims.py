@@ -98,13 +98,17 @@ def test_due_leases_of_a_living_manager_are_left_and_of_a_dead_one_taken(
     assert [lease.id for lease in again] == [leases[0].id]
 
 
-def test_suspects_are_those_claimed_or_bound_to_a_process(ledger: Ledger) -> None:
+def test_suspects_are_claimed_or_bound_to_a_process_that_has_ended(
+    ledger: Ledger,
+) -> None:
     free, claimed, bound, waiting = hold(ledger, *[Tap()] * 4)
     (reserved,) = reserve(ledger, Tap())
     ledger.claim(claimed.id, ME, dead)
     ledger.bind([bound.id, waiting.id], PROCESS)
     release(ledger, waiting)
-    suspects = {lease.id for lease in ledger.suspects("boot")}
+    suspects = {lease.id for lease in ledger.suspects("boot", lambda _: True)}
     assert suspects == {claimed.id, bound.id, reserved.id}
     assert free.id not in suspects
-    assert len(ledger.suspects("next boot")) == 5
+    suspects = {lease.id for lease in ledger.suspects("boot", lambda _: False)}
+    assert suspects == {claimed.id, reserved.id}
+    assert len(ledger.suspects("next boot", lambda _: True)) == 5

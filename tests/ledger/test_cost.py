@@ -72,7 +72,7 @@ VERBS: dict[str, Callable[[Two], object]] = {
     "entries of a lease": lambda two: two.ledger.entries(
         HistoryQuery(lease=two.active)
     ),
-    "suspects": lambda two: two.ledger.suspects("boot"),
+    "suspects": lambda two: two.ledger.suspects("boot", lambda _: True),
     "begin_release": lambda two: two.ledger.begin_release(two.active),
     "claim": lambda two: two.ledger.claim(two.active, ME, dead),
     "claim_available": lambda two: two.ledger.claim_available([two.active], ME, dead),

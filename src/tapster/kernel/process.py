@@ -46,13 +46,18 @@ def open_process(wanted: Process) -> int | None:
 
 
 def _stat(pid: int) -> list[str] | None:
+    # Not open(): there may be thousands of processes, and a file object takes longer
+    # than the kernel.
     try:
-        with open(f"/proc/{pid}/stat", errors="replace") as file:
-            text = file.read()
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            text = os.read(fd, 4096)
+        finally:
+            os.close(fd)
     except (FileNotFoundError, ProcessLookupError):
         return None
     # The command may contain spaces and parentheses. The last parenthesis ends it.
-    return text.rpartition(")")[2].split()
+    return text.rpartition(b")")[2].decode().split()
 
 
 def pid_of(pidfd: int) -> int:

@@ -42,6 +42,9 @@ MIGRATIONS: dict[int, str] = {
     ALTER TABLE lease ADD COLUMN open_at_release INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE lease ADD COLUMN labels TEXT NOT NULL DEFAULT '';
     ALTER TABLE history ADD COLUMN labels TEXT NOT NULL DEFAULT '';
+    DROP INDEX lease_process;
+    CREATE INDEX lease_process ON lease (pid, pid_start, pid_pidns, state)
+        WHERE pid IS NOT NULL;
     DROP INDEX lease_manager;
     DROP INDEX lease_reserved;
     DROP INDEX lease_user;

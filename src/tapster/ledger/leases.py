@@ -236,6 +236,21 @@ def remove(db: sqlite3.Connection, ids: Iterable[str]) -> None:
         Allocator(db, netns).free_names(names)
 
 
+def processes(db: sqlite3.Connection) -> list[Process]:
+    """Return the processes to which active leases are bound, each once."""
+    query = (
+        "SELECT DISTINCT pid, pid_start, pid_pidns FROM lease "
+        "WHERE pid IS NOT NULL AND state = 'active'"
+    )
+    return [Process(*row) for row in db.execute(query)]
+
+
+def bound_to(db: sqlite3.Connection, process: Process) -> list[Lease]:
+    """Return the active leases that are bound to a process."""
+    where = "WHERE pid = ? AND pid_start = ? AND lease.pid_pidns = ? "
+    return select(db, where + "AND state = 'active'", *process)
+
+
 def next_deadline(db: sqlite3.Connection) -> float | None:
     """Return when the next FIN WAIT ends, or None if no lease waits."""
     query = "SELECT min(deadline) FROM lease WHERE state = 'fin_wait'"

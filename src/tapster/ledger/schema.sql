@@ -69,7 +69,8 @@ CREATE UNIQUE INDEX lease_name ON lease (name, netns);
 CREATE UNIQUE INDEX lease_ifindex ON lease (netns, ifindex); -- also finds by netns
 CREATE INDEX lease_mac ON lease (mac);
 CREATE INDEX lease_deadline ON lease (deadline) WHERE state = 'fin_wait';
-CREATE INDEX lease_process ON lease (pid) WHERE pid IS NOT NULL;
+CREATE INDEX lease_process ON lease (pid, pid_start, pid_pidns, state)
+    WHERE pid IS NOT NULL; -- it covers `leases.processes`
 -- Each index that a row is in costs a page for each change. So these have few rows.
 CREATE INDEX lease_unsettled ON lease (manager)
     WHERE manager IS NOT NULL OR state = 'reserved';

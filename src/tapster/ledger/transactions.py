@@ -119,23 +119,31 @@ class Ledger:
         with self.file.reading() as db:
             return namespaces.with_leases(db)
 
-    def suspects(self, boot: str) -> list[Lease]:
+    def suspects(self, boot: str, has_ended: Callable[[Process], bool]) -> list[Lease]:
         """Return the leases that may need mending.
 
-        These are bound to a process, claimed by a manager, not yet active, or made
-        in another boot than `boot`.
+        These are bound to a process that has ended, claimed by a manager, not yet
+        active, or made in another boot than `boot`.
         """
         with self.file.reading() as db:
-            return leases.select(
+            # Thousands of leases may be bound to processes that live: they are not
+            # read.
+            bound = [
+                lease
+                for process in leases.processes(db)
+                if has_ended(process)
+                for lease in leases.bound_to(db, process)
+            ]
+            others = leases.select(
                 db,
                 "WHERE lease.rowid IN ("
                 "SELECT rowid FROM lease WHERE manager IS NOT NULL UNION "
                 "SELECT rowid FROM lease WHERE state = 'reserved' UNION "
-                "SELECT rowid FROM lease WHERE pid IS NOT NULL AND state = 'active' "
-                "UNION SELECT rowid FROM lease WHERE netns IN "
+                "SELECT rowid FROM lease WHERE netns IN "
                 "(SELECT id FROM netns WHERE boot != ?))",
                 boot,
             )
+            return [*{lease.id: lease for lease in [*bound, *others]}.values()]
 
     def ended(self, id: str) -> bool:
         """Return whether the history has a lease of this id."""

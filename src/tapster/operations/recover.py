@@ -96,7 +96,7 @@ class Recover:
             boot = context.system.boot_id
             leases = [
                 lease
-                for lease in context.ledger.suspects(boot)
+                for lease in context.ledger.suspects(boot, context.system.ended)
                 if self._is_left_over(lease, boot)
             ]
             return self._repair_and_wake(leases, False, None)
