@@ -5,8 +5,10 @@
 """
 
 import ast
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 from tests.repo.test_architecture import IMPORTS, MODULES, inside
 
@@ -139,31 +141,68 @@ def table_of_promises() -> str:
     return "\n".join(lines)
 
 
+SCHEMA = ROOT / "docs/tapster.schema.json"
+
+
+def tables_of_json() -> str:
+    """Return a table for each definition of the schema of `--json`."""
+    lines = []
+    for name, definition in json.loads(SCHEMA.read_text("utf-8"))["$defs"].items():
+        lines += [f"## {name}", "", definition["description"], ""]
+        lines += ["| field | type | meaning |", "| --- | --- | --- |"]
+        for field, kind in definition["properties"].items():
+            lines.append(f"| `{field}` | {type_of(kind)} | {kind['description']} |")
+        lines.append("")
+    return "\n".join(lines).strip()
+
+
+def type_of(kind: dict[str, Any]) -> str:
+    """Return the type of a field, for people."""
+    if "anyOf" in kind:
+        return " or ".join(type_of(one) for one in kind["anyOf"])
+    if "$ref" in kind:
+        name = kind["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name})"
+    if "const" in kind:
+        return str(kind["const"])
+    if "enum" in kind:
+        return ", ".join("null" if one is None else f"`{one}`" for one in kind["enum"])
+    types = kind["type"] if isinstance(kind["type"], list) else [kind["type"]]
+    words = ["time" if "format" in kind and one == "string" else one for one in types]
+    if "items" in kind:
+        words[words.index("array")] = f"list of {type_of(kind['items'])}"
+    return " or ".join(words)
+
+
 BLOCKS = {
     "map": map_of_the_tree,
     "imports": table_of_imports,
     "promises": table_of_promises,
+    "json": tables_of_json,
 }
+PAGES = {"json": ROOT / "docs/json.md"}
+"""The pages of blocks that are not in ARCHITECTURE.md."""
 
 
-def block(text: str, name: str) -> str:
+def block(name: str) -> str:
     """Return what stands between the two comments of a block."""
+    text = PAGES.get(name, PAGE).read_text("utf-8")
     _, _, rest = text.partition(f"<!-- {name} -->\n")
     content, end, _ = rest.partition(f"\n<!-- /{name} -->")
-    assert end, f"ARCHITECTURE.md has no block {name}"
+    assert end, f"no block {name}"
     return content
 
 
 def main() -> None:
     """Write every block."""
-    text = PAGE.read_text("utf-8")
     for name, compute in BLOCKS.items():
+        page = PAGES.get(name, PAGE)
         text = re.sub(
             rf"(?s)(<!-- {name} -->\n).*?(<!-- /{name} -->)",
             lambda found: f"{found[1]}{compute()}\n{found[2]}",  # noqa: B023
-            text,
+            page.read_text("utf-8"),
         )
-    PAGE.write_text(text, "utf-8")
+        page.write_text(text, "utf-8")
 
 
 if __name__ == "__main__":
