@@ -80,8 +80,8 @@ class GuestBridge:
         self._marker = self.guest()
 
     def guest(self, **wiring: Any) -> Leased:
-        """Start a VM on br0."""
-        guest = Leased(self.host.acquire(Tap(bridge="br0", **wiring)))
+        """Start a VM, on br0 unless another bridge is given."""
+        guest = Leased(self.host.acquire(Tap(**{"bridge": "br0", **wiring})))
         self._guests.append(guest)
         return guest
 
