@@ -154,8 +154,11 @@ def test_it_hands_over_a_tap_as_qemus_own_does(daemon: Daemon) -> None:
     assert next(events).event == "released"
 
 
-def test_without_use_vnet_there_is_no_vnet_header(daemon: Daemon) -> None:
-    _, (fd,) = helped(daemon, "--br", "br0")
+@pytest.mark.parametrize("arguments", [[], ["--no-vnet-hdr", "--use-vnet"]])
+def test_without_use_vnet_there_is_no_vnet_header(
+    daemon: Daemon, arguments: list[str]
+) -> None:
+    _, (fd,) = helped(daemon, *arguments, "--br", "br0")
     flags = int(Path("/sys/class/net/vnet0/tun_flags").read_text(), 16)
     assert not flags & 0x4000
     os.close(fd)

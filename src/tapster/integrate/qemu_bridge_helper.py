@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     try:
         _check_acl(given["br"])
-        _hand_over(given["br"], int(given["fd"]), vnet_hdr="use-vnet" in given)
+        _hand_over(given["br"], int(given["fd"]), vnet_hdr=_wants_header(given))
     except (TapsterError, OSError, ValueError) as error:
         sys.stderr.write(f"qemu-bridge-helper: {error}\n")
         return 1
@@ -47,7 +47,7 @@ def parse(arguments: Sequence[str]) -> dict[str, str]:
     while rest:
         word, equals, value = rest.pop(0).partition("=")
         option = word.removeprefix("--")
-        if word == "--use-vnet" and not equals:
+        if word in ("--use-vnet", "--no-vnet-hdr") and not equals:
             given[option] = ""
         elif word in ("--br", "--fd") and (equals or rest):
             given[option] = value if equals else rest.pop(0)
@@ -56,6 +56,15 @@ def parse(arguments: Sequence[str]) -> dict[str, str]:
     if not given.get("br") or not given.get("fd", "").isdecimal():
         raise Usage
     return given
+
+
+def _wants_header(given: dict[str, str]) -> bool:
+    """Say whether a virtio_net_hdr precedes each frame.
+
+    QEMU always asks for it, and does without if the tap has none. Who starts QEMU can
+    give `--no-vnet-hdr`, as in helper="tapster-qemu-bridge-helper --no-vnet-hdr".
+    """
+    return "use-vnet" in given and "no-vnet-hdr" not in given
 
 
 def _check_acl(bridge: str) -> None:
