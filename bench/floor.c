@@ -13,13 +13,20 @@
 //     release IFINDEX                         down and off its bridge
 //     reap IFINDEX ...                        delete them as one group
 //     delete IFINDEX                          delete one
+//     ledger PATH                             record in this ledger from now on
+//     acquire-recorded ...                    as Tapster does: look at the bridge,
+//                                             record the lease, make and connect the
+//                                             tap in two steps, record that it is active
+//     release-recorded IFINDEX                record it, look, down and off its bridge
 
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/if_link.h>
 #include <linux/if_tun.h>
 #include <linux/rtnetlink.h>
+#include <linux/sockios.h>
 #include <net/if.h>
+#include <sqlite3.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -214,6 +221,92 @@ static int forget(unsigned ifindex)
 	return -1;
 }
 
+// The ledger: what a transaction of Tapster writes, with statements prepared once.
+
+enum { BEGIN, COUNT, TAKE, INSERT, ACTIVATE, SELECT, RELEASE, COMMIT, STATEMENTS };
+
+static sqlite3 *db;
+static sqlite3_stmt *statements[STATEMENTS];
+static const char *texts[STATEMENTS] = {
+	[BEGIN] = "BEGIN IMMEDIATE",
+	[COUNT] = "UPDATE meta SET value = value + 1 WHERE key = 'next_ifindex'",
+	[TAKE] = "UPDATE free SET first = first + 1 WHERE template = 1",
+	[INSERT] = "INSERT INTO lease (id, netns, name, ifindex, kind, state, owner, mac,"
+		   " queues, created, fin_wait, manager) VALUES"
+		   " (?1, 1, ?2, ?1, 'tap', 'reserved', '', ?3, 1, 1.0, 5.0, 1)",
+	[ACTIVATE] = "UPDATE lease SET state = 'active', manager = NULL WHERE id = ?1",
+	[SELECT] = "SELECT * FROM lease JOIN netns ON netns.id = netns WHERE lease.id = ?1",
+	[RELEASE] = "UPDATE lease SET state = 'fin_wait', deadline = 1e9, released = 1.0"
+		    " WHERE id = ?1",
+	[COMMIT] = "COMMIT",
+};
+
+static int open_ledger(const char *path)
+{
+	if (sqlite3_open(path, &db) ||
+	    sqlite3_exec(db, "PRAGMA synchronous = NORMAL", NULL, NULL, NULL))
+		return -1;
+	for (int n = 0; n < STATEMENTS; n++)
+		if (sqlite3_prepare_v2(db, texts[n], -1, &statements[n], NULL))
+			return -1;
+	return 0;
+}
+
+static int run(int number, const char *id, const char *name, const char *mac)
+{
+	sqlite3_stmt *one = statements[number];
+	int parameters = sqlite3_bind_parameter_count(one);
+	if (parameters >= 1)
+		sqlite3_bind_text(one, 1, id, -1, SQLITE_STATIC);
+	if (parameters >= 3) {
+		sqlite3_bind_text(one, 2, name, -1, SQLITE_STATIC);
+		sqlite3_bind_text(one, 3, mac, -1, SQLITE_STATIC);
+	}
+	int result = sqlite3_step(one);
+	sqlite3_reset(one);
+	errno = EIO;
+	return result == SQLITE_DONE || result == SQLITE_ROW ? 0 : -1;
+}
+
+static int reserve(const char *id, const char *name, const char *mac)
+{
+	return run(BEGIN, 0, 0, 0) || run(COUNT, 0, 0, 0) || run(TAKE, 0, 0, 0) ||
+	       run(INSERT, id, name, mac) || run(SELECT, id, 0, 0) ||
+	       run(COMMIT, 0, 0, 0);
+}
+
+static int change(int number, const char *id)
+{
+	return run(BEGIN, 0, 0, 0) || run(SELECT, id, 0, 0) || run(number, id, 0, 0) ||
+	       run(COMMIT, 0, 0, 0);
+}
+
+// The ports of a bridge, as `brctl show` asks for them.
+static int count_ports(const char *bridge)
+{
+	static int ports[1024];
+	unsigned long request[4] = { 7, (unsigned long)ports, 1024, 0 };
+	struct ifreq wanted = { .ifr_data = (void *)request };
+	memcpy(wanted.ifr_name, bridge, IFNAMSIZ);
+	return ioctl(rtnl, SIOCDEVPRIVATE, &wanted) < 0 ? -1 : 0;
+}
+
+static int acquire_recorded(char **words, const unsigned char *mac, const char *on)
+{
+	unsigned ifindex = atoi(words[1]), bridge = atoi(words[3]);
+	if (settle(bridge) || count_ports(on) || reserve(words[1], words[0], words[2]))
+		return -1;
+	int fd = make(words[0], ifindex);
+	if (fd < 0)
+		return -1;
+	no_ipv6(ifindex);
+	if (submit() || wire(ifindex, mac, bridge, words[4]) || change(ACTIVATE, words[1])) {
+		close(fd);
+		return -1;
+	}
+	return fd;
+}
+
 // One order; the nanoseconds that it took, or -1 with errno.
 static long long obey(char *line)
 {
@@ -235,6 +328,26 @@ static long long obey(char *line)
 		before = now() - before;
 		if (result >= 0)
 			keep(ifindex, result);
+	} else if (!strcmp(verb, "ledger") && count == 1) {
+		before = 0;
+		result = open_ledger(words[0]);
+	} else if (!strcmp(verb, "acquire-recorded") && count == 5) {
+		char on[IFNAMSIZ] = "";
+		unsigned char mac[6];
+		sscanf(words[2], "%hhx:%hhx:%hhx:%hhx:%hhx:%hhx", mac, mac + 1,
+		       mac + 2, mac + 3, mac + 4, mac + 5);
+		if_indextoname(atoi(words[3]), on);
+		before = now();
+		result = acquire_recorded(words, mac, on);
+		before = now() - before;
+		if (result >= 0)
+			keep(atoi(words[1]), result);
+	} else if (!strcmp(verb, "release-recorded") && count == 1) {
+		unsigned ifindex = atoi(words[0]);
+		before = now();
+		result = change(RELEASE, words[0]) || settle(ifindex) || release(ifindex);
+		result = -result;
+		before = now() - before;
 	} else if (!strncmp(verb, "acquire", 7) && count == 5) {
 		int ipv6 = strcmp(verb, "acquire-no-ipv6");
 		unsigned ifindex = atoi(words[1]), bridge = atoi(words[3]);

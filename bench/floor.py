@@ -21,9 +21,9 @@ def name_of(ifindex: int) -> str:
 def compile_floor(directory: Path) -> Path:
     """Compile the program; where it is."""
     program = directory / "floor"
-    subprocess.run(
-        ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-o", program, SOURCE], check=True
-    )
+    options = ["-O2", "-Wall", "-Wextra", "-Werror"]
+    command = ["gcc", *options, "-o", str(program), str(SOURCE), "-lsqlite3"]
+    subprocess.run(command, check=True)
     return program
 
 
@@ -47,6 +47,23 @@ class Floor:
         ifindex = self._ifindex()
         self._order("make", name, ifindex)
         return ifindex
+
+    def record_in(self, ledger: Path) -> None:
+        """Use a ledger of Tapster, which has leased one name, for what is recorded."""
+        self._order("ledger", str(ledger))
+
+    def acquire_recorded(self, bridge: int) -> tuple[int, float]:
+        """Acquire with the system calls and transactions of Tapster."""
+        ifindex = self._ifindex()
+        mac = "fe:00:" + ifindex.to_bytes(4, "big").hex(":")
+        taken = self._order(
+            "acquire-recorded", name_of(ifindex), ifindex, mac, bridge, ALIAS
+        )
+        return ifindex, taken
+
+    def release_recorded(self, ifindex: int) -> float:
+        """Release with the system calls and the transaction of Tapster."""
+        return self._order("release-recorded", ifindex)
 
     def acquire(self, bridge: int, *, ipv6: bool = True) -> tuple[int, float]:
         """Make a tap that is up and on the bridge; its ifindex, and the seconds."""

@@ -2,8 +2,10 @@
 """The floor: the system calls alone, from C."""
 
 from collections import deque
+from pathlib import Path
 
 from bench.floor import Floor
+from tapster import Host, Tap
 from tapster.operations.reap import REAP_BATCH
 
 BATCH = REAP_BATCH
@@ -64,6 +66,32 @@ class ReleasingWithoutIpv6(Releasing):
 
     def _acquire(self) -> tuple[int, float]:
         return self._floor.acquire(self._bridge, ipv6=False)
+
+
+class Recording(Releasing):
+    """As Tapster does it: with its system calls and its transactions."""
+
+    title = "floor, recorded"
+    note = (
+        "a C program that makes the same system calls as Tapster, and the same "
+        "transactions in a ledger of its own, with statements prepared once: it picks "
+        "no name, checks nothing, and undoes nothing"
+    )
+
+    def __init__(self, floor: Floor, bridge: int, ledger: Path) -> None:
+        super().__init__(floor, bridge)
+        with Host(ledger, reaper=lambda _: None) as host:  # the tables, and a template
+            host.acquire(Tap(name="floor%d")).close()
+        floor.record_in(ledger)
+
+    def stop(self) -> float:
+        ifindex = self._live.popleft()
+        self._floor.close(ifindex)
+        self._released.append(ifindex)
+        return self._floor.release_recorded(ifindex)
+
+    def _acquire(self) -> tuple[int, float]:
+        return self._floor.acquire_recorded(self._bridge)
 
 
 class Deleting(Releasing):
