@@ -38,8 +38,20 @@ class Monitor:
 
     def wait_deleted(self, name: str) -> None:
         """Wait until the device is deleted."""
+        self._wait(rb"Deleted \d+: " + name.encode())
+
+    def wait_index_deleted(self, ifindex: int) -> None:
+        """Wait until the device with this index is deleted."""
+        self._wait(b"Deleted %d: " % ifindex)
+
+    def wait_replaced(self, name: str) -> None:
+        """Wait until the device is deleted, and another has its name."""
+        again = rb"(?s:.*)\n\d+: "
+        self._wait(rb"Deleted \d+: " + name.encode() + again + name.encode())
+
+    def _wait(self, report: bytes) -> None:
         deadline = time.monotonic() + PATIENCE
-        while not re.search(rb"Deleted \d+: " + name.encode(), self._seen):
+        while not re.search(report, self._seen):
             assert time.monotonic() < deadline, self._seen
             self._read(PATIENCE)
 

@@ -1,32 +1,87 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reaper: a process that deletes released devices when their FIN WAIT is over.
+"""The reaper: a process that ends leases when no other process does.
 
-A release starts the reaper, unless one runs. The reaper ends when no lease waits
-any more. It is two processes: a leader that works, and a standby that waits for
-the leader's lock, and takes over if the leader is killed. If both are killed, the
-next command starts a reaper again.
+It deletes released devices when their FIN WAIT is over, releases the leases of
+processes that have ended and of taps that were closed, and replaces waiting devices
+that somebody deleted. A release, and an acquire that binds a lease, start the reaper
+unless one runs. It ends when no lease waits or is bound.
+
+The reaper is two processes: a leader that works, and a standby that waits for the
+leader's lock, and takes over if the leader is killed. If both are killed, the next
+command starts a reaper again.
+
+The leader does not poll. It sleeps until the next FIN WAIT ends, a process ends
+(pidfd_open(2)), or the kernel reports a change of a device. Only leases in other
+network namespaces than its own are looked at every few seconds: the kernel reports
+their devices there.
 
 The reaper gives up its lock inside a transaction of the ledger in which no lease
-waits. So a release either finds the lock free and starts a reaper, or the running
-reaper sees the lease.
+waits or is bound. So another process either finds the lock free and starts a reaper,
+or the running reaper sees the lease.
 """
 
 import os
+import resource
+import select
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 
 from tapster.errors import ConflictError, HostError, TapsterError
+from tapster.kernel.linux import LinuxSystem
 from tapster.kernel.lock import REAPER, LockFile
+from tapster.kernel.port import HERE, Watch
+from tapster.ledger import FIRST_IFINDEX
+from tapster.light import NamedTuple
+from tapster.model import Process, State
 from tapster.operations.operations import Operations, open_operations
 
 LONGEST_NAP = 1.0
 """Seconds. A lease that is released during a nap may have a shorter FIN WAIT."""
+LONGEST_WATCH = 5.0
+"""Seconds that the reaper waits for a report while leases are bound."""
+
+
+class Report(NamedTuple):
+    """What the reaper has to look at."""
+
+    settle: bool
+    """Whether a process may have ended."""
+    changed: set[int] | None
+    """The ifindexes of the devices that changed here; None: any may have changed."""
+
+
+class Processes:
+    """The processes that leases are bound to; their ends wake the reaper."""
+
+    def __init__(self, system: LinuxSystem) -> None:
+        self._system = system
+        self._pidfds: dict[Process, int] = {}
+
+    def follow(self, processes: Sequence[Process]) -> None:
+        """Watch these processes and no others."""
+        for process in self._pidfds.keys() - set(processes):
+            os.close(self._pidfds.pop(process))
+        for process in set(processes) - self._pidfds.keys():
+            with suppress(HostError):
+                pidfd = self._system.open_process(process)
+                if pidfd is not None:
+                    self._pidfds[process] = pidfd
+
+    def fds(self) -> list[int]:
+        return [*self._pidfds.values()]
+
+    def forget(self, ended: set[int]) -> None:
+        """Stop watching the processes with these descriptors."""
+        for process, pidfd in [*self._pidfds.items()]:
+            if pidfd in ended:
+                os.close(self._pidfds.pop(process))
 
 
 def run(ledger: str) -> None:
-    """Reap until no lease waits, unless another reaper of the ledger runs."""
+    """Work until no lease waits or is bound, unless another reaper runs."""
     locks = LockFile(ledger)
     if not locks.try_enter(REAPER):
         return
@@ -51,7 +106,7 @@ def run(ledger: str) -> None:
 
 
 def _done(ledger: str, locks: LockFile) -> bool:
-    """Whether no lease waits, or the ledger cannot be used."""
+    """Whether there is no work, or the ledger cannot be used."""
     try:
         with _open(ledger) as operations:
             return operations.reap.quit_if_idle(lambda: locks.free(REAPER))
@@ -60,30 +115,71 @@ def _done(ledger: str, locks: LockFile) -> bool:
 
 
 def _lead(ledger: str, locks: LockFile) -> bool:
-    """Reap until no lease waits; False if that failed."""
-    while True:
-        try:
-            ended = 0
-            # Opened again each time: a process that naps should hold nothing open.
+    """Work until there is no work; False if the ledger cannot be used."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a pidfd for each VM
+    system = LinuxSystem()
+    processes = Processes(system)
+    watch = system.watch(first=FIRST_IFINDEX)
+    report = Report(settle=True, changed=None)
+    try:
+        while True:
+            # Opened again each time: a process that naps should hold no ledger open.
             with _open(ledger) as operations:
                 # One lease that cannot be judged or ended now hinders no other: a
                 # service comes back, a process closes a device.
+                ended = 0
                 with suppress(HostError, ConflictError):
-                    operations.recover.settle()
+                    _repair(operations, report)
                 with suppress(HostError, ConflictError):
                     ended = operations.reap()
                 if operations.reap.quit_if_idle(lambda: locks.free(REAPER)):
                     return True
                 deadline = operations.reap.next_deadline()
-        except TapsterError:
-            return False
-        if deadline is not None:
-            left = deadline - time.clock_gettime(time.CLOCK_BOOTTIME)
-            if left <= 0 and not ended:
-                # A lease is due, and another manager has claimed it: that manager
-                # may be stopped.
-                left = LONGEST_NAP
-            time.sleep(min(max(left, 0), LONGEST_NAP))  # noqa: TID251 - until then
+                processes.follow(operations.context.ledger.processes())
+            report = _wait(watch, processes, _nap(deadline, ended))
+    except TapsterError:
+        return False
+    finally:
+        watch.close()
+
+
+def _repair(operations: Operations, report: Report) -> None:
+    """Repair the leases that a report is about."""
+    if report.settle:
+        operations.recover.settle()
+    ledger, netns = operations.context.ledger, operations.context.namespace.netns
+    if report.changed is None:
+        waiting = [lease for lease in ledger.leases() if lease.state is State.FIN_WAIT]
+        ids = [lease.id for lease in waiting]
+    else:
+        ids = [lease.id for lease in ledger.at(netns, report.changed)]
+    if ids:
+        operations.recover.some(ids)
+
+
+def _nap(deadline: float | None, ended: int) -> float:
+    """How long to wait for a report, in seconds."""
+    if deadline is None:
+        return LONGEST_WATCH
+    left = deadline - time.clock_gettime(time.CLOCK_BOOTTIME)
+    if left <= 0 and not ended:
+        # A lease is due, and another manager has claimed it: that manager may be
+        # stopped.
+        return LONGEST_NAP
+    return min(max(left, 0), LONGEST_NAP)
+
+
+def _wait(watch: Watch, processes: Processes, seconds: float) -> Report:
+    """Wait for a change of a device, or the end of a process, for so long at most."""
+    poll = select.poll()
+    for fd in (watch.fileno(), *processes.fds()):
+        poll.register(fd, select.POLLIN)
+    ready = {fd for fd, _ in poll.poll(seconds * 1000)}
+    processes.forget(ready - {watch.fileno()})
+    changes = watch.changes()
+    changed = None if changes is None else set(changes.links.get(HERE, ()))
+    return Report(settle=ready != {watch.fileno()}, changed=changed)
 
 
 def _open(ledger: str) -> Operations:

@@ -147,10 +147,25 @@ def test_the_end_of_a_process_releases_its_leases_and_ends_its_watch(
     lease = acquire(made.host, pid=7)
     watched.upkeep.bind(lease.lease)
     assert made.watched == {process}
+    lease.close()
     made.system.end(7)
     watched.upkeep.process_ended(process)
     assert [event.event for event in made.events] == ["released"]
+
+
+def test_a_lease_whose_process_has_ended_lasts_until_its_tap_is_closed(
+    watched: Watched,
+) -> None:
+    made = watched.made
+    process = made.system.start(7)
+    lease = acquire(made.host, pid=7)
+    watched.upkeep.bind(lease.lease)
+    made.system.end(7)
+    watched.upkeep.process_ended(process)
+    assert made.host.find(lease.id).state is State.ACTIVE
     lease.close()
+    assert watched.hear() == ["released"]
+    assert made.host.find(lease.id).state is State.FIN_WAIT
 
 
 def test_one_process_is_watched_for_a_lease_however_often_it_is_bound(
@@ -176,6 +191,7 @@ def test_a_release_that_fails_is_tried_again(
     process = made.system.start(7)
     lease = acquire(made.host, pid=7)
     watched.upkeep.bind(lease.lease)
+    lease.close()
     made.system.end(7)
 
     def full(*_: object, **__: object) -> None:
@@ -191,7 +207,6 @@ def test_a_release_that_fails_is_tried_again(
     watched.upkeep.retry()
     assert made.host.find(lease.id).state is State.FIN_WAIT
     assert watched.upkeep.retries == 0
-    lease.close()
 
 
 def test_what_happens_in_another_namespace_is_noticed(

@@ -72,12 +72,12 @@ def test_it_survives_the_death_of_both_by_the_next_command(
 
 def test_one_reaper_is_enough(released: Host, ledger: Path) -> None:
     before = reapers(ledger)
-    for _ in range(5):
-        lease = library.acquire(released, Tap(bridge="br0", fin_wait=1.0))
-        released.release(lease.id)
-    assert reapers(ledger) == before
     with Monitor() as monitor:
-        monitor.wait_deleted("vnet5")
+        for _ in range(5):
+            lease = library.acquire(released, Tap(bridge="br0", fin_wait=1.0))
+            released.release(lease.id)
+        assert reapers(ledger) == before
+        monitor.wait_index_deleted(lease.ifindex)
 
 
 def test_it_does_not_outlive_a_deleted_ledger(released: Host, ledger: Path) -> None:

@@ -363,8 +363,15 @@ ROOMS = [
     ),
     Room(
         "tapster.reaper",
-        ("tapster.errors", "tapster.kernel.lock", "tapster.operations.operations"),
-        "a loop around two operations",
+        (
+            "tapster.errors",
+            "tapster.kernel",
+            "tapster.ledger",
+            "tapster.light",
+            "tapster.model",
+            "tapster.operations",
+        ),
+        "it does what any user of the operations could do",
     ),
     Room(
         "tapster.doctor",

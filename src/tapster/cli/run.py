@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run a command with network devices that end with it.
 
-In COMMAND, {fd} {fds} {name} {mac} {ifindex} stand for the device's properties. {fds}
-has one descriptor for each queue, as 3:4:5. With several --nic, a number selects the
-device: {fd0} {mac1}; without a number it is the first. {{fd}
-stands for {fd} itself.
+In COMMAND, {fd} {fds} {fdlist} {name} {mac} {ifindex} stand for the device's
+properties. {fds} has one descriptor for each queue, as 3:4:5, and {fdlist} has them as
+[3,4,5]. With several --nic, a number selects the device: {fd0} {mac1}; without a
+number it is the first. {{fd} stands for {fd} itself. A device whose descriptors COMMAND
+does not name is left closed, so that COMMAND can open it by name. The environment of
+COMMAND has TAPSTER_NAME, TAPSTER_MAC, TAPSTER_IFINDEX, TAPSTER_LEASE and TAPSTER_FD,
+with a number for each of several devices: TAPSTER_NAME0.
+
+The devices are released when COMMAND has ended and no process has them open. If COMMAND
+goes on in the background, as QEMU does with -daemonize, so do the leases.
 
 Exit codes: COMMAND's, 128+N if signal N ended it, 127 if it was not found, 126 if it
 could not be started, 125 if tapster failed before it.
@@ -19,15 +25,16 @@ from contextlib import ExitStack
 from errno import ENOENT
 
 from tapster.cli import nic
-from tapster.cli.supervise import Child, signals_blocked
+from tapster.cli.supervise import Child, living_children, signals_blocked
 from tapster.errors import RequestError, TapsterError
+from tapster.kernel import libc
 from tapster.light import TYPE_CHECKING, NoReturn
 from tapster.open_device import OpenDevice
 
 if TYPE_CHECKING:
     from tapster.api import Manager
 
-_PLACE = re.compile(r"(?<!\$)(\{?)\{(fds?|name|mac|ifindex)(\d*)\}")
+_PLACE = re.compile(r"(?<!\$)(\{?)\{(fdlist|fds?|name|mac|ifindex)(\d*)\}")
 """A property; with two braces, literal text. After a dollar a brace is the shell's."""
 
 
@@ -61,11 +68,15 @@ def run(options: argparse.Namespace, host: "Manager") -> int:
         for opened in devices:
             ending.callback(_release, host, opened)
             ending.callback(opened.close)
-        fds = [fd for opened in devices for fd in opened.fds]
-        with Child(fill_in(command, devices), fds, mask) as child:
+        used = _descriptors_used(command)
+        fds = [fd for n, opened in enumerate(devices) if n in used for fd in opened.fds]
+        arguments = fill_in(command, devices)
+        with Child(arguments, fds, mask, _environment(devices, used)) as child:
             for opened in devices:
                 opened.close()
             host.bind(devices, child.pid)
+            # After the last operation that may start a reaper: it is no child of ours.
+            libc.adopt_orphans()
             try:
                 child.go()
             except OSError as error:
@@ -74,7 +85,10 @@ def run(options: argparse.Namespace, host: "Manager") -> int:
                     file=sys.stderr,
                 )
                 return 127 if error.errno == ENOENT else 126
-            return child.wait()
+            status = child.wait()
+            if _goes_on(host, devices):
+                ending.pop_all()
+            return status
 
 
 def _release(host: "Manager", opened: OpenDevice) -> None:
@@ -83,6 +97,64 @@ def _release(host: "Manager", opened: OpenDevice) -> None:
         host.release(opened)
     except TapsterError as error:
         print(f"tapster: {error}", file=sys.stderr)
+
+
+def _goes_on(host: "Manager", devices: Sequence[OpenDevice]) -> bool:
+    """Whether the command goes on in the background; its leases then last longer.
+
+    They end with the process in the background, or when no process has the tap open.
+    """
+    names = ", ".join(opened.name for opened in devices)
+    try:
+        for pid in living_children():
+            host.bind(devices, pid)
+            print(
+                f"tapster: the command goes on as process {pid}: {names} is released "
+                "when that process has ended and the device is closed",
+                file=sys.stderr,
+            )
+            return True
+        links = [host.device(opened) for opened in devices]
+    except TapsterError as error:
+        print(f"tapster: {error}", file=sys.stderr)
+        return False
+    if not any(link.open for link in links if link):
+        return False
+    print(
+        f"tapster: a process still has {names} open: the lease ends when the device is "
+        "closed",
+        file=sys.stderr,
+    )
+    return True
+
+
+def _descriptors_used(command: Sequence[str]) -> set[int]:
+    """The numbers of the devices whose descriptors the command names."""
+    return {
+        int(match[3] or 0)
+        for word in command
+        for match in _PLACE.finditer(word)
+        if match[2].startswith("fd") and not match[1]
+    }
+
+
+def _environment(devices: Sequence[OpenDevice], used: set[int]) -> dict[str, str]:
+    """The environment of the command: ours, and the devices' properties."""
+    environment = dict(os.environ)
+    for number, opened in enumerate(devices):
+        properties = {
+            "NAME": opened.name,
+            "MAC": opened.mac,
+            "IFINDEX": str(opened.ifindex),
+            "LEASE": opened.id,
+        }
+        if number in used:
+            properties["FD"] = ":".join(str(fd) for fd in opened.fds)
+        for key, value in properties.items():
+            environment[f"TAPSTER_{key}{number}"] = value
+            if number == 0:
+                environment[f"TAPSTER_{key}"] = value
+    return environment
 
 
 def fill_in(command: Sequence[str], devices: Sequence[OpenDevice]) -> list[str]:
@@ -95,6 +167,7 @@ def fill_in(command: Sequence[str], devices: Sequence[OpenDevice]) -> list[str]:
         return {
             "fd": str(opened.fds[0]),
             "fds": ":".join(str(fd) for fd in opened.fds),
+            "fdlist": f"[{','.join(str(fd) for fd in opened.fds)}]",
             "name": opened.name,
             "mac": opened.mac,
             "ifindex": str(opened.ifindex),

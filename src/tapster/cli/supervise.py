@@ -9,7 +9,7 @@ ends; if later, the child goes on, and the ledger knows with whom the lease ends
 
 import os
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from tapster.errors import KernelError
@@ -45,7 +45,13 @@ def signals_blocked() -> Iterator[Mask]:
 class Child:
     """A forked process that is to become a command. Use it in `signals_blocked`."""
 
-    def __init__(self, command: Sequence[str], fds: Iterable[int], mask: Mask) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        fds: Iterable[int],
+        mask: Mask,
+        environment: Mapping[str, str],
+    ) -> None:
         """Fork; the child inherits `fds`, blocks `mask`, and waits for `go`."""
         try:
             may_go, self._go = os.pipe()
@@ -56,7 +62,7 @@ class Child:
         if self.pid == 0:
             try:
                 os.close(self._go)
-                _become(command, fds, mask, may_go, failed)
+                _become(command, fds, mask, environment, may_go, failed)
             finally:
                 os._exit(127)
         os.close(may_go)
@@ -103,6 +109,24 @@ class Child:
             self._go = -1
 
 
+def living_children() -> list[int]:
+    """The pids of this process's children that have not ended, oldest first.
+
+    Those that a command left in the background are among them, if the process adopts
+    orphans.
+    """
+    children: list[int] = []
+    for thread in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{thread}/children") as file:
+            children += map(int, file.read().split())
+    living = []
+    for pid in sorted(children):
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is None:
+            living.append(pid)
+    return living
+
+
 def _pending() -> set[int | signal.Signals]:
     return set(signal.sigpending()) & PASSED_ON
 
@@ -111,6 +135,7 @@ def _become(
     command: Sequence[str],
     fds: Iterable[int],
     mask: Mask,
+    environment: Mapping[str, str],
     may_go: int,
     failed: int,
 ) -> None:
@@ -125,6 +150,6 @@ def _become(
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
-        os.execvp(command[0], list(command))
+        os.execvpe(command[0], list(command), environment)
     except OSError as error:
         os.write(failed, str(error.errno).encode())

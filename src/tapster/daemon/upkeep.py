@@ -252,7 +252,9 @@ class Upkeep:
             if not self._operations.look.joined(link, lease):
                 return f"moved: the device is not on bridge {bridge}"
             self._bridges[place] = link.master
-        if lease.on_close and not link.carrier:
+        # A lease whose process has ended lasts until its tap is closed.
+        ended = lease.process is not None and lease.process not in self._bound
+        if (lease.on_close or ended) and not link.open:
             return CLOSE
         return ""
 

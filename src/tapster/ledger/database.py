@@ -76,6 +76,8 @@ MIGRATIONS: dict[int, str] = {
     ALTER TABLE lease ADD COLUMN root_guard INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE lease ADD COLUMN bpdu_guard INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE lease ADD COLUMN outbound_pps INTEGER;
+    CREATE INDEX lease_on_close ON lease (on_close)
+        WHERE on_close AND state = 'active';
     """,
 }
 """SQL that brings schema version n to n + 1."""

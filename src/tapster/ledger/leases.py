@@ -251,6 +251,13 @@ def bound_to(db: sqlite3.Connection, process: Process) -> list[Lease]:
     return select(db, where + "AND state = 'active'", *process)
 
 
+def is_any_bound(db: sqlite3.Connection) -> bool:
+    """Return whether an active lease ends with a process, or with its tap."""
+    query = "SELECT EXISTS (SELECT 1 FROM lease WHERE pid IS NOT NULL), "
+    query += "EXISTS (SELECT 1 FROM lease WHERE on_close AND state = 'active')"
+    return any(db.execute(query).fetchone())
+
+
 def next_deadline(db: sqlite3.Connection) -> float | None:
     """Return when the next FIN WAIT ends, or None if no lease waits."""
     query = "SELECT min(deadline) FROM lease WHERE state = 'fin_wait'"

@@ -71,6 +71,7 @@ CREATE INDEX lease_mac ON lease (mac);
 CREATE INDEX lease_deadline ON lease (deadline) WHERE state = 'fin_wait';
 CREATE INDEX lease_process ON lease (pid, pid_start, pid_pidns, state)
     WHERE pid IS NOT NULL; -- it covers `leases.processes`
+CREATE INDEX lease_on_close ON lease (on_close) WHERE on_close AND state = 'active';
 -- Each index that a row is in costs a page for each change. So these have few rows.
 CREATE INDEX lease_unsettled ON lease (manager)
     WHERE manager IS NOT NULL OR state = 'reserved';

@@ -347,6 +347,16 @@ class Ledger:
         with self.file.changing() as db:
             db.execute("UPDATE lease SET open_at_release = 1 WHERE id = ?", (id,))
 
+    def processes(self) -> list[Process]:
+        """Return the processes to which active leases are bound, each once."""
+        with self.file.reading() as db:
+            return leases.processes(db)
+
+    def is_any_bound(self) -> bool:
+        """Return whether an active lease ends with a process, or with its tap."""
+        with self.file.reading() as db:
+            return leases.is_any_bound(db)
+
     def clear_backends(self, id: str) -> None:
         """Record that no backend holds a part of a lease any more."""
         with self.file.changing() as db:
@@ -476,12 +486,12 @@ class Ledger:
             claims.release(db, manager)
 
     def call_if_idle(self, action: Callable[[], None]) -> bool:
-        """Call `action` if no lease is in FIN WAIT. Return whether it was called.
+        """Call `action` if no lease is in FIN WAIT or bound. Return whether it was.
 
-        No other process can release a lease before `action` has returned.
+        No other process can release or bind a lease before `action` has returned.
         """
         with self.file.changing() as db:
-            if leases.next_deadline(db) is not None:
+            if leases.next_deadline(db) is not None or leases.is_any_bound(db):
                 return False
             namespaces.forget_unused(db)
             action()

@@ -105,6 +105,8 @@ class Acquire:
                 active = context.ledger.activate(
                     [opened.lease for opened in made], process
                 )
+                if process is not None or on_close:
+                    context.wake_reaper()
                 return [
                     opened._replace(lease=lease)
                     for lease, opened in zip(active, made, strict=True)

@@ -21,3 +21,5 @@ class Bind:
         process = None if pid is None else context.process(pid)
         with context.gate:
             context.ledger.bind(ids, process)
+            if process is not None:
+                context.wake_reaper()

@@ -126,9 +126,15 @@ class Context:
         raise RequestError(f"there is no process {pid} to bind a lease to")
 
     def wake_reaper(self) -> None:
-        """Start a reaper if a lease waits, and no reaper runs."""
+        """Start a reaper if there is work for one, and no reaper runs.
+
+        There is work while a lease waits, or is bound: then the reaper has to see
+        the process end, or the tap closed.
+        """
         # The lock is asked first: to read the ledger costs more.
-        if self.claims.reaper_is_alive() or self.ledger.next_deadline() is None:
+        if self.claims.reaper_is_alive():
+            return
+        if self.ledger.next_deadline() is None and not self.ledger.is_any_bound():
             return
         self._start_reaper(self.ledger.path)
 

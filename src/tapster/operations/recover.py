@@ -352,11 +352,16 @@ class Recover:
         return decision.decide(lease.state, device, conditions)
 
     def _owner_gone(self, lease: Lease, link: Link | None) -> bool:
-        """Whether the process, or the open tap, that a lease is bound to is gone."""
-        ended = self.context.system.ended
-        if lease.process is not None and ended(lease.process):
+        """Whether the process, or the open tap, that a lease is bound to is gone.
+
+        The process that the caller named may have started the VM and ended, as with
+        QEMU's -daemonize. So a lease does not end while a process has its tap open.
+        """
+        if link is not None and link.open:
+            return False
+        if lease.process is not None and self.context.system.ended(lease.process):
             return True
-        return lease.on_close and link is not None and not link.open
+        return lease.on_close and link is not None
 
 
 def _links(namespace: Namespace | None, leases: Sequence[Lease]) -> dict[int, Link]:

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The leases of `tapster run` last as long as the VM, not as long as the command."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab import iproute, shell
+from lab.reapers import Monitor, reapers, wait_dead
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
+
+TAPSTER = str(Path(sys.executable).with_name("tapster"))
+
+
+@pytest.fixture(autouse=True)
+def environment(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Commands use a ledger of the test; its reapers have ended afterwards."""
+    monkeypatch.setenv("TAPSTER_LEDGER", str(ledger))
+    yield
+    for pid in reapers(ledger):
+        os.kill(pid, signal.SIGKILL)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [TAPSTER, "run", "--bridge", "br0", "--fin-wait", "1", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def states() -> dict[str, str]:
+    shown = subprocess.run(
+        [TAPSTER, "ls", "--all", "--json"], capture_output=True, check=True
+    )
+    return {
+        lease["name"]: lease["state"] for lease in json.loads(shown.stdout)["leases"]
+    }
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_a_command_in_the_background_keeps_its_device(ledger: Path) -> None:
+    done = run("--", "sh", "-c", "sleep 1000 <&{fd} >/dev/null 2>&1 & echo $!")
+    vm = int(done.stdout)
+    assert done.returncode == 0
+    assert f"goes on as process {vm}" in done.stderr
+    link = iproute.links()["vnet0"]
+    assert (link["master"], "UP" in link["flags"]) == ("br0", True)
+    assert states() == {"vnet0": "active"}
+    with Monitor() as monitor:
+        kill(vm)
+        monitor.wait_deleted("vnet0")  # no command was typed
+
+
+def test_a_daemon_that_opens_the_tap_by_name_keeps_it(ledger: Path) -> None:
+    opener = (
+        "import fcntl, os, struct, signal\n"
+        "name = os.environ['TAPSTER_NAME'].encode()\n"
+        "tun = os.open('/dev/net/tun', os.O_RDWR)\n"
+        "fcntl.ioctl(tun, 0x400454CA, struct.pack('16sH22x', name, 0x5002))\n"
+        "if pid := os.fork():\n"
+        "    print(pid)\n"
+        "else:\n"
+        "    os.setsid()\n"
+        "    null = os.open('/dev/null', os.O_RDWR)\n"
+        "    [os.dup2(null, fd) for fd in (0, 1, 2)]\n"
+        "    signal.pause()\n"
+    )
+    done = run("--", sys.executable, "-c", opener)
+    assert done.returncode == 0, done.stderr
+    assert states() == {"vnet0": "active"}
+    with Monitor() as monitor:
+        kill(int(done.stdout))
+        monitor.wait_deleted("vnet0")
+
+
+def test_the_lease_ends_although_run_was_killed_and_no_command_is_typed(
+    ledger: Path,
+) -> None:
+    command = [TAPSTER, "run", "--bridge", "br0", "--fin-wait", "1", "--"]
+    command += ["sh", "-c", "echo $$; exec sleep 1000 <&{fd}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        vm = int(process.stdout.readline())
+        process.kill()
+    with Monitor() as monitor:
+        kill(vm)
+        monitor.wait_deleted("vnet0")
+
+
+def test_descriptors_are_open_only_where_the_command_names_them() -> None:
+    listing = "ls -l /proc/self/fd | grep -c net/tun"
+    assert run("--", "sh", "-c", f"{listing} # {{fd}}").stdout.strip() == "1"
+    assert run("--", "sh", "-c", f"{listing} # {{name}}").stdout.strip() == "0"
+    both = ["--nic", "bridge=br0", "--nic", "bridge=br0,queues=2"]
+    assert run(*both, "--", "sh", "-c", f"{listing} # {{fds1}}").stdout.strip() == "2"
+
+
+def test_the_environment_has_the_devices_properties() -> None:
+    done = run(
+        *("--nic", "mac=52:54:00:00:00:01", "--nic", "mac=52:54:00:00:00:02"),
+        *("--", "sh", "-c", "env | grep ^TAPSTER_ | sort # {fd1}"),
+    )
+    shown = dict(line.split("=") for line in done.stdout.splitlines())
+    assert shown["TAPSTER_NAME"] == shown["TAPSTER_NAME0"] == "vnet0"
+    assert shown["TAPSTER_NAME1"] == "vnet1"
+    assert shown["TAPSTER_MAC1"] == "52:54:00:00:00:02"
+    assert shown["TAPSTER_IFINDEX0"].isdecimal()
+    assert {"TAPSTER_LEASE0", "TAPSTER_LEASE1", "TAPSTER_FD1"} <= shown.keys()
+    assert "TAPSTER_FD0" not in shown
+
+
+def test_cloud_hypervisors_list_of_descriptors() -> None:
+    done = run("--queues", "2", "--", "echo", "fd={fdlist}")
+    first, second = json.loads(done.stdout.partition("=")[2])
+    assert first != second
+
+
+def test_a_waiting_device_that_somebody_deletes_is_replaced_at_once(
+    ledger: Path,
+) -> None:
+    command = [TAPSTER, "add", "--bridge", "br0", "--name", "held", "--fin-wait", "60"]
+    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run([TAPSTER, "rm", "held"], check=True)
+    before = iproute.links()["held"]["ifindex"]
+    with Monitor() as monitor:
+        shell.sh("ip link delete held")
+        monitor.wait_replaced("held")
+    assert iproute.links()["held"]["ifindex"] != before
+    both = reapers(ledger)
+    subprocess.run([TAPSTER, "reap", "--now"], check=True)
+    wait_dead(both)
