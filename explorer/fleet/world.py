@@ -346,6 +346,13 @@ def _begin_push(world: World, host: HostState) -> World:
 # Steps
 
 
+class Answer(NamedTuple):
+    """`Committed`, as a value that can be compared."""
+
+    done: bool
+    found: tuple[tuple[str, str], ...]
+
+
 class Done(NamedTuple):
     """The end of an operation."""
 
@@ -363,7 +370,10 @@ def _generator(me: Me, operation: Operation) -> steps.Steps[list[Outcome]]:
         yield from steps.sweep(WHERE, me, DOMAIN, MAC)
         return []
     (one,) = operation.pushes
-    outcome = yield from steps.push(WHERE, me, one, operation.running)
+    gate = keys.encode(keys.HostGate(me.ledger, 1))  # the first one, or an old one
+    outcome = yield from steps.push(
+        WHERE, me, one, operation.running, {WHERE.gate(me.host): gate}
+    )
     return [outcome]
 
 
@@ -383,8 +393,8 @@ def _next(me: Me, operation: Operation) -> steps.Ask | Done | None:
 
 
 def _unfrozen(answer: Any) -> Any:
-    if isinstance(answer, bool):
-        return Committed(answer, {})
+    if isinstance(answer, Answer):
+        return Committed(answer.done, dict(answer.found))
     return None if answer is None else dict(answer)
 
 
@@ -435,8 +445,11 @@ def _answer(
             )
         )
     else:
-        answer = _matches(world.store, tuple(ask.expected.items()))
-        if answer:
+        store = dict(world.store)
+        applied = _matches(world.store, tuple(ask.expected.items()))
+        found = ((key, store[key]) for key in ask.expected if key in store)
+        answer = Answer(applied, () if applied else tuple(found))
+        if applied:
             store_after = _written(world.store, tuple(ask.writes.items()))
             world = world._replace(store=store_after)
     operation = operation._replace(answers=(*operation.answers, answer))

@@ -117,7 +117,8 @@ def _take_down(options: argparse.Namespace, member: Member) -> None:
     with Host(options.ledger) as host:
         for entry in member.superseded():
             host.set(entry.record.lease, up=False)
-            print(f"{entry.row.name} is down: VM {entry.record.vm} runs elsewhere")
+            said = f"{entry.row.name} is down: VM {entry.record.vm} runs elsewhere"
+            print(said, file=sys.stderr)
 
 
 def _epoch(options: argparse.Namespace, loaded: Settings) -> int:

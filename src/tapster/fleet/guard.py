@@ -7,7 +7,7 @@ than the budget, whatever the store, the network or a name server does.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from tapster.errors import TapsterError
 from tapster.fleet.book import Book, Entry, describe
@@ -24,8 +24,9 @@ from tapster.light import TYPE_CHECKING
 from tapster.model import Lease, Spec
 
 if TYPE_CHECKING:
-    from tapster.fleet.settings import Settings
-    from tapster.fleet.steps import Outcome
+    from tapster.fleet.settings import Cached, Settings
+    from tapster.fleet.steps import Outcome, Push
+    from tapster.fleet.store import Committed, Store
 
 
 Asked = tuple[Lease, Spec]
@@ -39,6 +40,14 @@ class Guard:
         self._ledger = ledger
         self._book = Book(ledger)
         self._wallclock = wallclock
+        self._asking: Asking | None = None
+        self._settings: Cached | None = None
+
+    def close(self) -> None:
+        """Close the connection to the store."""
+        if self._asking is not None:
+            self._asking.close()
+            self._asking = None
 
     def next_mac(self) -> str | None:
         """A MAC that no other host gives out; None if there is none left."""
@@ -71,7 +80,9 @@ class Guard:
     def _ask(self, questions: Sequence[Asked]) -> None:
         from tapster.fleet import settings
 
-        loaded = settings.load()
+        if self._settings is None:
+            self._settings = settings.Cached()
+        loaded = self._settings.load()
         entries = [
             entry
             for lease, _ in questions
@@ -104,39 +115,94 @@ class Guard:
         entries: Sequence[Entry],
     ) -> "list[Outcome]":
         """Ask the store, and wait no longer than the budget."""
-        from tapster.fleet.keys import Keys
-        from tapster.fleet.member import boot_id, open_store
-        from tapster.fleet.steps import Me, Push, push, run
+        from tapster.fleet.steps import Push
 
-        me = Me(settings.name, self._ledger.id, boot_id())
+        pushes = [
+            Push(
+                entry.record._replace(state=ClaimState.ACTIVE),
+                given_up=spec.vm is not None and spec.vm.takeover,
+                given=True,
+            )
+            for (_, spec), entry in zip(questions, entries, strict=True)
+        ]
         running = self._book.running()
+        asking, self._asking = self._asking, None
+        if asking is None or asking.settings != settings:
+            if asking is not None:
+                asking.close()
+            asking = Asking(settings, self._ledger.id)
         outcomes: list[Outcome] = []
         problems: list[BaseException] = []
 
         def ask() -> None:
             try:
-                store = open_store(settings, timeout=settings.budget)
+                outcomes.extend(asking.push(one, running) for one in pushes)
             except TapsterError as error:
                 problems.append(error)
-                return
-            try:
-                for (_, spec), entry in zip(questions, entries, strict=True):
-                    record = entry.record._replace(state=ClaimState.ACTIVE)
-                    given_up = spec.vm is not None and spec.vm.takeover
-                    pushed = Push(record, given_up=given_up, given=True)
-                    asking = push(Keys(settings.prefix), me, pushed, running)
-                    outcomes.append(run(asking, store))
-            except TapsterError as error:
-                problems.append(error)
-            finally:
-                store.close()
 
         # A name server can keep a thread for longer than any timeout of a socket.
         thread = threading.Thread(target=ask, daemon=True)
         thread.start()
         thread.join(settings.budget)
-        if problems:
-            raise problems[0]
-        if thread.is_alive() or len(outcomes) < len(questions):
+        if thread.is_alive():  # the thread keeps the connection
             raise FleetUnavailable(f"no answer within {settings.budget:g} s")
+        if problems:
+            asking.close()
+            raise problems[0]
+        self._asking = asking
         return outcomes
+
+
+class Asking:
+    """A connection to the store that is kept from one acquire to the next."""
+
+    def __init__(self, settings: "Settings", ledger: str) -> None:
+        from tapster.fleet import steps
+        from tapster.fleet.keys import Keys
+        from tapster.fleet.member import boot_id
+
+        self.settings = settings
+        self._steps = steps
+        self._me = steps.Me(settings.name, ledger, boot_id())
+        self._where = Keys(settings.prefix)
+        self._store: Store | None = None
+        self._gate: dict[str, str] = {}
+
+    def push(self, one: "Push", running: frozenset[str]) -> "Outcome":
+        """Ask for a claim."""
+        from tapster.fleet.member import open_store
+
+        key = self._where.gate(self._me.host)
+        if self._store is None:
+            self._store = open_store(self.settings, timeout=self.settings.budget)
+            self._gate = {**self._store.read([key])}
+        # With a gate that may be out of date: that costs what reading it would cost.
+        guess = self._gate if key in self._gate else None
+        asking = self._steps.push(self._where, self._me, one, running, guess)
+        return self._steps.run(asking, self)
+
+    def read(self, keys: Sequence[str]) -> Mapping[str, str]:
+        """As in `Store`."""
+        assert self._store is not None, "push has opened it"
+        return self._store.read(keys)
+
+    def commit(
+        self,
+        expected: Mapping[str, str | None],
+        writes: Mapping[str, str | None],
+        *,
+        session: int = 0,
+    ) -> "Committed":
+        """As in `Store`; remembers the gate that the answer shows."""
+        assert self._store is not None, "push has opened it"
+        answer = self._store.commit(expected, writes, session=session)
+        key = self._where.gate(self._me.host)
+        if key in answer.found:
+            self._gate = {key: answer.found[key]}
+        return answer
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._store is not None:
+            self._store.close()
+            self._store = None

@@ -66,6 +66,26 @@ def load(file: str | None = None) -> Settings | None:
         raise RequestError(f"{file}: {error}") from None
 
 
+class Cached:
+    """The settings, read anew when the file has changed."""
+
+    def __init__(self) -> None:
+        self._key: tuple[str, int, int] | None = None
+        self._settings: Settings | None = None
+
+    def load(self) -> Settings | None:
+        """As `load`."""
+        file = path()
+        try:
+            status = os.stat(file)
+        except OSError:
+            return load(file)
+        key = (file, status.st_ino, status.st_mtime_ns)
+        if key != self._key:
+            self._settings, self._key = load(file), key
+        return self._settings
+
+
 def parse(table: Any) -> Settings:
     """The settings that a table is. Raises RequestError."""
     if not isinstance(table, dict):

@@ -18,7 +18,7 @@ from tapster.errors import RequestError
 from tapster.fleet import claim, keys
 from tapster.fleet.claim import Claim, ClaimAction, ClaimState, Epoch, Record, Standing
 from tapster.fleet.keys import Block, HostGate, InventoryRow, Keys, encode
-from tapster.fleet.store import MAX_KEYS, Committed, FleetUnavailable, Store
+from tapster.fleet.store import MAX_KEYS, Committed, FleetUnavailable, Transactions
 from tapster.light import Any, NamedTuple, TypeVar
 
 TRIES = 20
@@ -85,13 +85,26 @@ class GateClosed(FleetUnavailable):
     """The store takes no writes of this host: it is fenced, evicted or unknown."""
 
 
-def push(where: Keys, me: Me, one: Push, running: frozenset[str]) -> Steps[Outcome]:
-    """Bring the store to what one record says, if the record is the latest."""
+def push(
+    where: Keys,
+    me: Me,
+    one: Push,
+    running: frozenset[str],
+    guess: Mapping[str, str] | None = None,
+) -> Steps[Outcome]:
+    """Bring the store to what one record says, if the record is the latest.
+
+    `guess` is what the store may hold. If it does, one round trip is enough.
+    """
     record = one.record
     key, gate_key = where.claim(record.domain, record.mac), where.gate(me.host)
     block_key = where.block(keys.block_of(record.mac))
     for _ in range(TRIES):
-        values = yield Read((gate_key, key, *([block_key] if one.given else [])))
+        if guess is None:
+            asked = (gate_key, key, *([block_key] if one.given else []))
+            values = yield Read(asked)
+        else:
+            values, guess = guess, None
         plan = make_plan(where, me, one, running, values)
         found = plan.outcome.against
         if (
@@ -112,6 +125,7 @@ def push(where: Keys, me: Me, one: Push, running: frozenset[str]) -> Steps[Outco
         answer: Committed = yield Commit(plan.expected, plan.writes)
         if answer.done:
             return plan.outcome
+        guess = answer.found  # it is of the keys that `asked` would ask for
     raise FleetUnavailable(f"{key} changes too often: {TRIES} tries failed")
 
 
@@ -201,11 +215,16 @@ def make_plan(
         action = ClaimAction.REPORT
     new = claim.wanted(me.host, record, action, found)
     writes: dict[str, str | None] = {}
+    expected: dict[str, str | None]
     if new is not None and new != stored:
         writes[key] = encode(new)
     if one.row is not None:
         shown = None if record.state in claim.RELEASED else encode(one.row)
         writes[where.row(me.host, record.lease)] = shown
+    expected = {gate_key: values[gate_key], key: values.get(key)}
+    if one.given:
+        block_key = where.block(keys.block_of(record.mac))
+        expected[block_key] = values.get(block_key)
     if record.state in claim.RELEASED and record.sent:
         writes[gate_key] = encode(gate._replace(number=gate.number + 1))
     return Plan(
@@ -217,7 +236,7 @@ def make_plan(
             found if action is ClaimAction.REPORT else None,
             block,
         ),
-        {gate_key: values[gate_key], key: values.get(key)},
+        expected,
         writes,
         key in writes and record.state is ClaimState.ACTIVE,
     )
@@ -369,7 +388,7 @@ def take_block(
 
 def run(
     asking: Steps[T],
-    store: Store,
+    store: Transactions,
     sending: Callable[[Sequence[str]], None] = lambda _: None,
 ) -> T:
     """Run steps on a store; `sending` is told what `Sending` asks for."""

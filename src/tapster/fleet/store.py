@@ -40,14 +40,11 @@ class Committed(NamedTuple):
     in it."""
 
 
-class Store(Protocol):
-    """A store. Every method raises FleetUnavailable; writes also FleetUnclear."""
+class Transactions(Protocol):
+    """What most operations need of a store."""
 
     def read(self, keys: Sequence[str]) -> Mapping[str, str]:
         """The values of keys, all at one moment; absent ones are not in the answer."""
-
-    def scan(self, prefix: str) -> Iterator[tuple[str, str]]:
-        """All keys that begin with `prefix`, in order, with their values."""
 
     def commit(
         self,
@@ -61,6 +58,13 @@ class Store(Protocol):
         A write of None deletes the key. Keys that are written with `session` go when
         that session ends.
         """
+
+
+class Store(Transactions, Protocol):
+    """A store. Every method raises FleetUnavailable; writes also FleetUnclear."""
+
+    def scan(self, prefix: str) -> Iterator[tuple[str, str]]:
+        """All keys that begin with `prefix`, in order, with their values."""
 
     def open_session(self, seconds: int) -> int:
         """Begin a session that ends `seconds` after it was last kept."""

@@ -74,11 +74,11 @@ class Context:
         backends: Sequence[Backend],
         claims: Claims,
         start_reaper: Callable[[str], None],
-        find_guard: Callable[[], "Guard | None"] = lambda: None,
+        guards: "Guards | None" = None,
     ) -> None:
         """`start_reaper` starts a reaper of the ledger at a path.
 
-        `find_guard` returns the fleet's part of an acquire, or None outside a fleet.
+        `guards` finds the fleet's part of an acquire, where there may be a fleet.
         """
         self.ledger = ledger
         self.system = system
@@ -88,15 +88,21 @@ class Context:
         self.claims = claims
         self.gate = Gate()
         """Every operation runs inside it."""
-        self.find_guard = find_guard
+        self._guards = guards
         self._start_reaper = start_reaper
 
     def close(self) -> None:
         """Close everything but the leases."""
         if self.gate.close():
+            if self._guards is not None:
+                self._guards.close()
             self.claims.close()
             self.namespace.close()
             self.ledger.close()
+
+    def find_guard(self) -> "Guard | None":
+        """The fleet's part of an acquire; None outside a fleet."""
+        return None if self._guards is None else self._guards.find()
 
     @contextmanager
     def opened(self, netns: Netns) -> Iterator[Namespace | None]:
@@ -169,19 +175,36 @@ def open_context(
             else backends,
             claims=Claims(opened),
             start_reaper=reaper or start_reaper,
-            find_guard=lambda: _find_guard(opened, system),
+            guards=Guards(opened, system),
         )
     except BaseException:
         opened.close()
         raise
 
 
-def _find_guard(ledger: Ledger, system: System) -> "Guard | None":
-    if not ledger.in_fleet():
-        return None
-    from tapster.fleet.guard import Guard  # outside a fleet nothing of it is imported
+class Guards:
+    """Finds the fleet's part of an acquire, and keeps it for the next one."""
 
-    return Guard(ledger, system.wallclock)
+    def __init__(self, ledger: Ledger, system: System) -> None:
+        self._ledger = ledger
+        self._system = system
+        self._guard: Guard | None = None
+
+    def find(self) -> "Guard | None":
+        """The guard; None if the host of the ledger is in no fleet now."""
+        if not self._ledger.in_fleet():
+            return None
+        if self._guard is None:
+            # Outside a fleet nothing of it is imported.
+            from tapster.fleet.guard import Guard
+
+            self._guard = Guard(self._ledger, self._system.wallclock)
+        return self._guard
+
+    def close(self) -> None:
+        """Close the connection to the store, if there is one."""
+        if self._guard is not None:
+            self._guard.close()
 
 
 def start_reaper(ledger: str) -> None:

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a fleet costs: `python -m bench.fleet acquire | size [HOSTS VMS]` (root).
+
+`acquire` takes turns between a host in no fleet, one with a healthy etcd of three
+nodes, and one whose etcd swallows every packet. `size` lets one process play many
+hosts against a real etcd: each joins, pushes its leases, and restarts its VMs.
+"""
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from lab.etcd import Cluster, cluster
+from lab.library import acquire, no_reaper
+from lab.namespaces import namespaces
+from lab.shell import sh
+from tapster import Host, Lease, Tap
+from tapster.fleet import steps
+from tapster.fleet.claim import ClaimState, Record, own_vm, released_state
+from tapster.fleet.etcd import Etcd, parse_endpoint
+from tapster.fleet.fleet import Overview
+from tapster.fleet.keys import Block, InventoryRow, Keys, encode
+from tapster.fleet.member import Member
+from tapster.fleet.settings import Settings
+from tapster.fleet.steps import Me, Push
+
+ROUNDS = 60
+WAYS = ("no fleet", "healthy", "black hole")
+
+
+def main(arguments: Sequence[str]) -> int:
+    with tempfile.TemporaryDirectory() as folder, namespaces():
+        sh("ip link set lo up")
+        os.mkdir("/run/tapster")
+        if arguments[:1] == ["size"]:
+            hosts, vms = map(int, arguments[1:3] or (1000, 100))
+            size(Path(folder), hosts, vms)
+        elif list(arguments) == ["acquire"]:
+            cost(Path(folder))
+        else:
+            sys.stderr.write(
+                "usage: python -m bench.fleet acquire | size [HOSTS VMS]\n"
+            )
+            return 2
+    return 0
+
+
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+# The cost of an acquire
+
+
+def cost(folder: Path) -> None:
+    for number in range(len(WAYS)):
+        sh(f"ip link add br{number} type bridge")
+        sh(f"ip link set br{number} up")
+    with ExitStack() as stack:
+        etcd = stack.enter_context(cluster(folder))
+        hosts = [
+            stack.enter_context(Host(folder / f"{way}.db", reaper=no_reaper))
+            for way in WAYS
+        ]
+        for way, host in zip(WAYS[1:], hosts[1:], strict=True):
+            join(stack, etcd, folder, way.replace(" ", "-"), host)
+        # From here on every packet to these addresses is lost.
+        sh("ip route add 10.98.0.0/24 via 10.99.0.77")
+        sh("ip neigh add 10.99.0.77 lladdr 02:00:00:00:00:77 dev fleet")
+        lost = [f"http://10.98.0.{number}:2379" for number in (1, 2, 3)]
+        configure(folder, "black-hole", lost)
+        seconds: dict[tuple[str, str], list[float]] = {}
+        for number in range(ROUNDS):
+            for index, way in enumerate(WAYS):
+                name = way.replace(" ", "-")
+                os.environ["TAPSTER_CONFIG"] = str(folder / f"{name}.toml")
+                for what, mac in (
+                    ("given MAC", f"02:00:00:00:{index:02x}:{number:02x}"),
+                    ("made-up MAC", None),
+                ):
+                    if way == "black hole" and mac and number >= ROUNDS // 4:
+                        continue
+                    began = time.perf_counter()
+                    lease: Lease = acquire(
+                        hosts[index], Tap(bridge=f"br{index}", mac=mac)
+                    )
+                    made = time.perf_counter()
+                    hosts[index].release(lease.id)
+                    ended = time.perf_counter()
+                    hosts[index].reap(now=True)
+                    seconds.setdefault((way, what), []).append(made - began)
+                    seconds.setdefault((way, "release"), []).append(ended - made)
+    heads = f"{'fastest':>10}{'median':>10}{'p95':>10}{'slowest':>10}"
+    say(f"{'milliseconds':<26}{heads}")
+    for what in ("given MAC", "made-up MAC", "release"):
+        for way in WAYS:
+            times = sorted(seconds[way, what])
+            p95 = times[int(len(times) * 0.95) - 1]
+            median = statistics.median(times)
+            say(
+                f"{what:<12}  {way:<12}{times[0] * 1e3:>10.2f}{median * 1e3:>10.2f}"
+                f"{p95 * 1e3:>10.2f}{times[-1] * 1e3:>10.2f}"
+            )
+
+
+def configure(folder: Path, name: str, endpoints: list[str]) -> None:
+    (folder / f"{name}.toml").write_text(
+        f'[fleet]\nname = "{name}"\nendpoints = {json.dumps(endpoints)}\n'
+    )
+
+
+def join(stack: ExitStack, etcd: Cluster, folder: Path, name: str, host: Host) -> None:
+    configure(folder, name, etcd.endpoints)
+    store = Etcd([parse_endpoint(url) for url in etcd.endpoints])
+    stack.callback(store.close)
+    Overview(store, Keys()).init("0a:54:00")
+    settings = Settings(name, tuple(etcd.endpoints))
+    Member(settings, host.operations.context.ledger, store).join()
+
+
+# The size of a fleet
+
+
+def size(folder: Path, hosts: int, vms: int) -> None:
+    with cluster(folder, options=["--quota-backend-bytes=8589934592"]) as etcd:
+        store = Etcd([parse_endpoint(url) for url in etcd.endpoints], timeout=30)
+        where = Keys()
+        Overview(store, where).init("0a:54:00")
+        say(f"{hosts} hosts with {vms} VMs each: {etcd_size(store)}")
+        timed("join", hosts, lambda n: enter(store, where, n))
+        push = lambda n: push_host(store, where, n, vms, ClaimState.ACTIVE)  # noqa: E731
+        timed("first push", hosts, push)
+        say(etcd_size(store))
+        timed("push of all again", hosts, push)
+        timed(
+            "one restart of a VM",
+            hosts,
+            lambda n: restart(store, where, n),
+        )
+        session = [store.open_session(180) for _ in range(100)]
+        timed("keeping a session", 100, lambda n: store.keep_session(session[n]))
+        overview = Overview(store, where)
+        timed("reading the inventory", 1, lambda _: sum(1 for _ in overview.rows()))
+        timed("reading the claims", 1, lambda _: sum(1 for _ in overview.claims()))
+        say(etcd_size(store))
+        memory = [rss(node.process.pid) for node in etcd.nodes if node.process]
+        say(f"memory of a node: {max(memory) >> 20} MiB")
+        store.close()
+
+
+def timed(what: str, count: int, do: Callable[[int], object]) -> None:
+    began = time.perf_counter()
+    for number in range(count):
+        do(number)
+    took = time.perf_counter() - began
+    say(f"{what:<24}{took:>9.1f} s{count / took:>10.0f} /s")
+
+
+def etcd_size(store: Etcd) -> str:
+    status = store.call("maintenance/status", {})
+    answer = store.call(
+        "kv/range", {"key": "Lw==", "range_end": "MA==", "count_only": True}
+    )
+    size = int(status["dbSize"]) / 1e6
+    return f"{answer.get('count', 0)} keys, {size:.1f} MB"
+
+
+def rss(pid: int) -> int:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def me(number: int) -> Me:
+    return Me(f"host{number}", f"{number:08x}", f"boot{number}")
+
+
+def block_of(number: int) -> str:
+    return f"0a:54:00:{number.to_bytes(2, 'big').hex(':')}"
+
+
+def enter(store: Etcd, where: Keys, number: int) -> None:
+    host = me(number)
+    steps.run(steps.enter(where, host, joins=True), store)
+    value = encode(Block(host.host, host.ledger, 0.0))
+    store.commit({}, {where.block(block_of(number)): value})
+
+
+def record_of(number: int, vm: int, state: ClaimState, life: int = 0) -> Push:
+    lease = f"{number:08x}{vm:06x}{life:02x}"
+    mac = f"{block_of(number)}:{vm:02x}"
+    state = (
+        released_state(own_vm(lease), lease) if state != ClaimState.ACTIVE else state
+    )
+    record = Record(lease, "default", mac, own_vm(lease), None, state, 1.8e9, True)
+    row = InventoryRow(
+        f"vnet{vm}", mac, "default", own_vm(lease), "owner", "tap", "br0", state, 1.8e9
+    )
+    return Push(record, row)
+
+
+def push_host(
+    store: Etcd, where: Keys, number: int, vms: int, state: ClaimState
+) -> None:
+    pushes = [record_of(number, vm, state) for vm in range(vms)]
+    running = frozenset(one.record.lease for one in pushes)
+    steps.run(steps.push_all(where, me(number), pushes, running), store)
+
+
+def restart(store: Etcd, where: Keys, number: int) -> None:
+    ended = record_of(number, 0, ClaimState.ENDED)
+    begun = record_of(number, 0, ClaimState.ACTIVE, life=1)
+    running = frozenset({begun.record.lease})
+    steps.run(steps.push_all(where, me(number), [ended, begun], running), store)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
