@@ -113,7 +113,8 @@ def _crowded(
     for crowd in crowds:
         for number in range(there, crowd):
             address = f"198.51.{number // 250}.{number % 250}"
-            spec = ALL._replace(addresses=(address, f"::{number}"), inbound=None)
+            pair = (address, f"2001:db8::{number:x}")
+            spec = ALL._replace(addresses=pair, inbound=None)
             host.acquire(spec).close()
         there = crowd
         add(f"among {crowd:,} leases")

@@ -12,7 +12,7 @@ from bench.floor import ALIAS, compile_floor
 from bench.measurements.startstop import make
 from bench.ways import Way
 from bench.ways.cni import Cni
-from bench.ways.floor import Releasing, ReleasingWithoutIpv6
+from bench.ways.floor import Recording, Releasing, ReleasingWithoutIpv6
 from bench.ways.tapster import Library
 from bench.world import BenchWorld, world
 from lab import iproute
@@ -22,6 +22,7 @@ pytestmark = pytest.mark.kernel
 TITLES = (
     "floor",
     "floor, no IPv6",
+    "floor, recorded",
     "Tapster",
     "ip -batch",
     "ip, by hand",
@@ -99,11 +100,11 @@ def _check_what_else_it_does(title: str, made: dict[str, Any]) -> None:
     else:
         assert made["ifalias"] == ALIAS
     assert made["address"].startswith("fe:")
-    quiet = title in (Library.title, ReleasingWithoutIpv6.title)
+    quiet = title in (Library.title, ReleasingWithoutIpv6.title, Recording.title)
     assert (made["inet6_addr_gen_mode"] == "none") == quiet
 
 
-@pytest.mark.parametrize("title", ["floor", "Tapster"])
+@pytest.mark.parametrize("title", ["floor", "floor, recorded", "Tapster"])
 def test_a_released_device_is_there_until_it_is_reaped(
     ways: dict[str, Way], title: str
 ) -> None:
