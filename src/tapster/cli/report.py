@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write a picture of who had which name: one HTML page that needs nothing else.
 
-A row for each name, time to the right, a bar for each lease, coloured by owner; FIN
-WAIT is hatched, and marks show events. The page has search, zoom and a table.
+A row for each name, time to the right, a bar for each lease, coloured by
+owner; FIN WAIT is hatched, and marks show events. The page has search, zoom
+and a table.
 """
 
 import argparse

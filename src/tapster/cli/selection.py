@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choose leases: by name, id, pattern, owner, bridge, state or network namespace.
+"""Choose leases: by name, id, pattern, owner, bridge, state or network
+namespace.
 
 `ls`, `rm`, `show` and `reap` share these options.
 """

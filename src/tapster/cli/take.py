@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Connect a device that was on standby, as it was requested.
 
-The target host of a migration acquires the device with --standby before the VM
-arrives, and takes it when the VM runs there. May be repeated.
+The target host of a migration acquires the device with --standby before the
+VM arrives, and takes it when the VM runs there. May be repeated.
 """
 
 import argparse

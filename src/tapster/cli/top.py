@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Show the leases, the latest events and the rates of calls, until Ctrl-C.
 
-The daemon reports them, so it must run. The screen that was there before comes back.
+The daemon reports them, so it must run. The screen that was there before
+comes back.
 """
 
 import argparse

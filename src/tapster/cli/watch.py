@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Print events as they happen: what becomes of leases, and what others do to devices.
+"""Print events as they happen: what becomes of leases, and what others do to
+devices.
 
 The daemon reports them, so it must run.
 """

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The options for a device's wiring, shared by `add`, `run` and `set`.
 
-An option that is not given is not in the namespace. An empty value means none.
+An option that is not given is not in the namespace. An empty value means
+none.
 """
 
 import argparse
