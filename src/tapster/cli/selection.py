@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choose leases: by name, id, pattern, owner, bridge, state or network
-namespace.
+"""Choose leases by name, id, owner, bridge, state, namespace or label.
 
 `ls`, `rm`, `show` and `reap` share these options.
 """

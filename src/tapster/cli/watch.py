@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Print events as they happen: what becomes of leases, and what others do to
-devices.
+"""Print what becomes of leases, and what others do to devices, as it happens.
 
 The daemon reports them, so it must run.
 """
