@@ -54,7 +54,7 @@ def measure(run: Run) -> Iterator[Table]:
             Row(way, [getattr(one, field) for one in rounds])
             for way, rounds in found.items()
         ]
-        about = "Each client is a process : two calls a pair."
+        about = "Each client is a process and makes two calls a pair."
         yield Table(key, title, unit, rows, LIBRARY, about=about)
     with world(run.program) as place:
         recovered = interleave(

@@ -15,12 +15,15 @@ from functools import partial
 
 from tapster.kernel import unix
 
+LINGER = 1.0
+"""Seconds that a thread waits for more to close: to start one takes a while."""
+
 
 class Closer:
-    """One thread for each user who has something to be closed."""
+    """One thread for each user who has had something to be closed of late."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._waiting: dict[int, deque[Callable[[], None]]] = {}
         """What is left to close, by user; each user here has a thread."""
 
@@ -46,9 +49,10 @@ class Closer:
             connection.close()
 
     def _put(self, user: int, close: Callable[[], None]) -> None:
-        with self._lock:
+        with self._changed:
             if user in self._waiting:
                 self._waiting[user].append(close)
+                self._changed.notify_all()
                 return
             self._waiting[user] = deque([close])
         threading.Thread(
@@ -59,8 +63,10 @@ class Closer:
         waiting = self._waiting[user]
         while True:
             waiting[0]()
-            with self._lock:
+            with self._changed:
                 waiting.popleft()
+                if not waiting:
+                    self._changed.wait_for(lambda: bool(waiting), LINGER)
                 if not waiting:
                     del self._waiting[user]
                     return

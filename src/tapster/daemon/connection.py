@@ -50,6 +50,8 @@ class Connection:
         """The client sends no more."""
         self.paused = False
         """The client's user has used up its rate."""
+        self.scheduled = False
+        """The loop will come back to this connection without an event."""
         self.since = now
         """When the first byte of the request came, or the answer began to be sent; or
         else when the last request was done."""
@@ -84,6 +86,8 @@ class Connection:
         self.discard(self.fds)
         unix.close(self._out_fds)
         self.fds, self._out_fds = [], ()
+        self._in.clear()
+        self._out.clear()
         if self.pidfd >= 0:
             unix.close([self.pidfd])
             self.pidfd = -1
@@ -97,7 +101,8 @@ class Connection:
         """What to wait for: bytes to come, or room for those that are to go."""
         watching = self.state is ConnectionState.WATCHING
         reading = self.state in READING and not self.half_closed and not self.paused
-        reading = reading and (watching or not self._out)
+        # What has come is answered first: so no more than a request is kept.
+        reading = reading and (watching or not (self._out or self.has_request))
         return (READ if reading else 0) | (WRITE if self._out else 0)
 
     @property

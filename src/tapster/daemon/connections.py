@@ -6,7 +6,6 @@ than the rate allows is not read until the rate allows it again.
 """
 
 import socket
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from errno import EMFILE, ENFILE
 from functools import partial
@@ -23,8 +22,11 @@ from tapster.daemon.throttle import Throttle
 from tapster.errors import Overloaded, RequestError, TapsterError
 from tapster.kernel import unix
 
-ACCEPTS = 32
+ACCEPTS = 8
 """Connections to accept at a time, before others are served."""
+ACCEPT_PAUSE = 0.002
+"""Seconds until further connections are accepted, when so many came at a time. Whose
+they are is known only then, so this alone keeps a flood of them from others' work."""
 REQUESTS = 8
 """Requests of one connection to take at a time, before others are served."""
 TAKEN_PAUSE = 0.01
@@ -70,7 +72,7 @@ class Connections:
         self._closer = Closer()
         self._open: dict[Connection, None] = {}
         self._by_user: dict[int, int] = {}
-        self._waiting: dict[int, deque[Connection]] = {}
+        self._waiting: dict[int, dict[Connection, None]] = {}
         """The paused connections of each user, in the order of their requests."""
         self._events: dict[Connection, int] = {}
         """What the loop waits for, of each connection."""
@@ -108,6 +110,17 @@ class Connections:
                 accepted.close()
                 self._not_accepted(listener, error)
                 return
+        self._accept_later(listener)
+
+    def _accept_later(self, listener: socket.socket) -> None:
+        fd = listener.fileno()
+        self._loop.change(fd, 0)
+
+        def resume() -> None:
+            if not self.stopping and listener not in self._paused_listeners:
+                self._loop.change(fd, READ)
+
+        self._loop.at(self._loop.now() + ACCEPT_PAUSE, resume)
 
     def _not_accepted(self, listener: socket.socket, error: OSError) -> None:
         self._log(WARNING, "not-accepted", error=error)
@@ -216,7 +229,7 @@ class Connections:
             and not self.stopping
         ):
             if taken == REQUESTS:
-                self._loop.at(self._loop.now(), partial(self._resume, connection))
+                self._come_back(connection, 0.0)
                 break
             if connection.undo is not None and not self._confirm(connection):
                 break
@@ -238,6 +251,7 @@ class Connections:
         self.settle(connection)
 
     def _resume(self, connection: Connection) -> None:
+        connection.scheduled = False
         if connection in self._open:
             self.go_on(connection)
 
@@ -253,9 +267,15 @@ class Connections:
         if connection.taken:
             connection.undo = None
             return True
-        when = self._loop.now() + TAKEN_PAUSE
-        self._loop.at(when, partial(self._resume, connection))
+        self._come_back(connection, TAKEN_PAUSE)
         return False
+
+    def _come_back(self, connection: Connection, seconds: float) -> None:
+        """Go on with a connection later, though nothing happens to it until then."""
+        if not connection.scheduled:
+            connection.scheduled = True
+            when = self._loop.now() + seconds
+            self._loop.at(when, partial(self._resume, connection))
 
     def _may_go_on(self, connection: Connection) -> bool:
         """Whether the rate of the connection's user allows a request now."""
@@ -265,23 +285,28 @@ class Connections:
         delay = self._throttle.admit(user, self._limits().requests, now)
         if not delay:
             return True
+        if connection not in self._events:
+            self.drop(connection, "closed")  # its client has left
+            return False
         connection.paused = True
         self._metrics.add("delayed")
         self._log_once(
             connection.caller, "delayed", "more requests than the rate allows"
         )
         if user not in self._waiting:
-            self._waiting[user] = deque()
+            self._waiting[user] = {}
             self._loop.at(now + delay, partial(self._admit_next, user))
-        self._waiting[user].append(connection)
+        self._waiting[user][connection] = None
         return False
 
     def _admit_next(self, user: int) -> None:
         """Let the next paused connection of a user go on."""
         waiting = self._waiting[user]
-        connection = waiting.popleft()
-        connection.paused = False
-        self._resume(connection)
+        if waiting:
+            connection = next(iter(waiting))
+            del waiting[connection]
+            connection.paused = False
+            self._resume(connection)
         if waiting:
             pause = 1.0 / self._limits().requests
             self._loop.at(self._loop.now() + pause, partial(self._admit_next, user))
@@ -362,6 +387,8 @@ class Connections:
         self._by_user[user] -= 1
         if not self._by_user[user]:
             del self._by_user[user]
+        if connection.paused:
+            del self._waiting[user][connection]
         if connection.job is not None and connection.droppable:
             connection.job.drop()
         undo, connection.undo = connection.undo, None
