@@ -13,6 +13,8 @@ from lab import shell
 
 ETH_P_ALL, SOL_PACKET = 3, 263
 PACKET_IGNORE_OUTGOING = 23
+SO_RCVBUFFORCE = 33
+RECEIVE_BUFFER = 1 << 26
 SIOCETHTOOL, ETHTOOL_STXCSUM = 0x8946, 0x17
 CARRIER_SECONDS = 20.0
 
@@ -31,6 +33,7 @@ class Receiver:
         _wait_forwarding(port)
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self._socket.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+        self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
         self._socket.settimeout(10)
         self._socket.bind((far, ETH_P_ALL))
 

@@ -142,9 +142,10 @@ class Honest(NamedTuple):
 def honest(me: str) -> dict[str, Honest]:
     tcp, datagram = bytes(20) + b"hello!", udp(1000, 2000, b"hello!")
     inner = ether(me, BROADCAST, IPV4, ipv4("198.51.100.1", "198.51.100.2", tcp))
+    bootp = bytes(28) + frames.mac(me) + bytes(210)
     tunnel = udp(3000, 4789, bytes(8) + inner)
     options = frames.hop_by_hop(TCP, tcp)
-    discover = ipv4("0.0.0.0", "255.255.255.255", udp(68, 67))
+    discover = ipv4("0.0.0.0", "255.255.255.255", udp(68, 67, bootp))
 
     def on4(packet: bytes, place: int, **more: bool) -> Honest:
         return Honest(ether(me, BROADCAST, IPV4, packet), 34, 34 + place, **more)
@@ -215,6 +216,75 @@ def test_no_frame_to_a_bridge_reaches_the_host(lab: GuestBridge, last: int) -> N
     assert MINE not in {entry["dst"] for entry in known}
     learnt = json.loads(shell.sh("bridge -j fdb show br br0"))
     assert "52:54:00:66:66:66" not in {entry["mac"] for entry in learnt}
+
+
+# What goes on the wire
+
+
+def large(me: str, payload: int) -> bytes:
+    """A TCP segment that the host is to cut."""
+    header = struct.pack("!HHIIBBHHH", 1000, 2000, 1, 1, 0x50, 0x10, 1000, 0, 0)
+    return ether(
+        me, BROADCAST, IPV4, ipv4(MINE, VICTIM, header + bytes(payload), protocol=TCP)
+    )
+
+
+def segmentation(size: int) -> bytes:
+    """A virtio_net_hdr: cut this into segments of TCP over IPv4 of this size."""
+    return struct.pack("BBHHHH", 1, VIRTIO_NET_HDR_GSO_TCPV4, 54, size, 34, 16)
+
+
+VIRTIO_NET_HDR_GSO_TCPV4 = 1
+
+
+@pytest.mark.parametrize("size", [1, 8, 100, 1400])
+def test_a_limit_counts_the_segments_of_a_large_frame(
+    lab: GuestBridge, size: int
+) -> None:
+    guest = lab.guest(outbound=tapster.Rate(1))
+    with Receiver("plain", offload=False) as receiver:
+        for _ in range(200):
+            guest.send(large(guest.mac, 5 * size), segmentation(size))
+        arrived = arrivals(lab, receiver)
+    total = sum(map(len, arrived))
+    assert len(arrived) >= 5
+    # 80,000 bytes at once, and 1,000 a second for as long as the test takes.
+    assert total <= 100_000
+    assert len(arrived) % 5 == 0
+
+
+def test_frames_a_second_are_those_on_the_wire(lab: GuestBridge) -> None:
+    guest = lab.guest(outbound_pps=1)
+    with Receiver("plain", offload=False) as receiver:
+        for _ in range(3):
+            guest.send(large(guest.mac, 100 * 100), segmentation(100))
+        assert len(arrivals(lab, receiver)) == 100
+
+
+def test_without_the_guard_a_large_frame_counts_once(lab: GuestBridge) -> None:
+    """So the test above can fail."""
+    guest = lab.guest(outbound_pps=20, guard=False)
+    with Receiver("plain", offload=False) as receiver:
+        for _ in range(2):
+            guest.send(large(guest.mac, 100 * 100), segmentation(100))
+        assert len(arrivals(lab, receiver)) == 200
+
+
+def test_the_largest_frame_passes_whatever_the_rate(lab: GuestBridge) -> None:
+    guest = lab.guest(outbound=tapster.Rate(1, 1), outbound_pps=1)
+    with Receiver("plain", offload=False) as receiver:
+        guest.send(large(guest.mac, 65_000), segmentation(536))
+        assert len(arrivals(lab, receiver)) == 122
+
+
+def test_a_limit_that_changes_is_another_guard(lab: GuestBridge) -> None:
+    guest = lab.guest(outbound=tapster.Rate(1000))
+    before = ingress(guest.lease.name)
+    lab.host.set(guest.lease.id, outbound=tapster.Rate(2000))
+    assert "tapster-guard" in ingress(guest.lease.name) != before
+    assert lab.host.differences(lab.host.find(guest.lease.id)) == {}
+    lab.host.set(guest.lease.id, outbound=None)
+    assert ingress(guest.lease.name) == ""
 
 
 # Its life
@@ -288,7 +358,7 @@ def test_a_guard_that_somebody_removed_is_reported_and_mended(
 def test_where_the_kernel_cannot_load_it_a_filtered_port_is_refused(
     lab: GuestBridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise KernelError(22, "loading the guard of device 7")
 
     monkeypatch.setattr(linux.LinuxNamespace, "guard", refuse)

@@ -26,7 +26,14 @@ def make(ledger: str, leases: Leases = tuple) -> tuple[Backend, ...]:
         ),
         LazyBackend(
             "guard",
-            lambda wiring: wiring.filter and wiring.guard,
+            lambda wiring: (
+                wiring.guard
+                and wiring.ovs is None
+                and (
+                    wiring.filter
+                    or (wiring.outbound or wiring.outbound_pps) is not None
+                )
+            ),
             lambda: _guard(ledger),
         ),
         LazyBackend("ovs", lambda wiring: wiring.ovs is not None, lambda: _ovs(ledger)),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guard of a filtered port: it drops what the rules of nftables cannot judge.
+"""The guard of a port: it drops what the rules of nftables cannot judge or count.
 
 The kernel runs it as a program at the ingress of the device: see kernel/guard.py.
 """
@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 from tapster.backends.backend import Leftover, Observation
 from tapster.errors import HostError, KernelError, MissingCapability
-from tapster.kernel.port import Namespace
+from tapster.kernel.port import GuardLimit, Namespace
 from tapster.model import Lease, State, Wiring, stamp
 
 
 class Guard:
-    """The backend that guards filtered ports."""
+    """The backend that guards filtered ports and limited ports."""
 
     name = "guard"
 
@@ -21,22 +21,20 @@ class Guard:
         self._ledger = ledger
 
     def concerns(self, wiring: Wiring) -> bool:
-        return wiring.filter and wiring.guard
+        return concerns(wiring)
 
     def check(self, namespace: Namespace, wiring: Wiring) -> None:
         """Do nothing: whether the kernel can load the program shows when it does."""
 
     def attach(self, namespace: Namespace, lease: Lease) -> None:
+        judge, limits = _tasks(lease.wiring)
         try:
-            namespace.guard(lease.ifindex)
+            namespace.guard(lease.ifindex, judge=judge, limits=limits)
         except MissingCapability:
             raise
         except KernelError as error:
             raise HostError(
-                f"{error}. A filtered port needs this program, which stops a guest "
-                "from having frames changed after the filter. Where the kernel cannot "
-                "load it, choose: --no-guard --no-vnet-hdr is safe and slower, "
-                "--no-guard alone is fast and not safe"
+                f"{error}. {_UNGUARDED if judge else _UNCOUNTED}"
             ) from error
 
     def detach(self, namespace: Namespace | None, lease: Lease) -> None:
@@ -51,9 +49,13 @@ class Guard:
                 if lease.state is State.ACTIVE
                 and self.concerns(lease.wiring)
                 and self._exists(namespace, lease)
-                and not namespace.is_guarded(lease.ifindex)
+                and not self._is_guarded(namespace, lease)
             }
         )
+
+    def _is_guarded(self, namespace: Namespace, lease: Lease) -> bool:
+        judge, limits = _tasks(lease.wiring)
+        return namespace.is_guarded(lease.ifindex, judge=judge, limits=limits)
 
     def remove(self, namespace: Namespace, leftover: Leftover) -> None:
         """Do nothing: the guard ends with its device, so nothing is left over."""
@@ -62,3 +64,41 @@ class Guard:
         """Say whether the lease's device, and no other, has the lease's ifindex."""
         link = namespace.link(lease.ifindex)
         return link is not None and link.alias == stamp(self._ledger, lease.id)
+
+
+_UNGUARDED = (
+    "A filtered port needs this program, which stops a guest from having frames "
+    "changed after the filter. Where the kernel cannot load it, choose: --no-guard "
+    "--no-vnet-hdr is safe and slower, --no-guard alone is fast and not safe"
+)
+_UNCOUNTED = (
+    "A limit of what a guest sends needs this program, which counts the bytes on the "
+    "wire. Where the kernel cannot load it, --no-guard counts a frame with "
+    "segmentation offload once"
+)
+
+LARGEST = 80_000
+"""Bytes on the wire of the largest frame with segmentation offload."""
+MOST_SEGMENTS = 128
+"""The segments of such a frame."""
+MOST_FRAMES = (1 << 31) - 1
+
+
+def concerns(wiring: Wiring) -> bool:
+    """Say whether a port needs a guard: to judge its frames, or to count them."""
+    limited = wiring.outbound is not None or wiring.outbound_pps is not None
+    return wiring.guard and wiring.ovs is None and (wiring.filter or limited)
+
+
+def _tasks(wiring: Wiring) -> tuple[bool, list[GuardLimit]]:
+    """Return whether the guard judges frames, and which limits it enforces."""
+    limits = []
+    if (rate := wiring.outbound) is not None:
+        burst = 1024 * (rate.average if rate.burst is None else rate.burst)
+        average = GuardLimit("kilobytes", rate.average, max(burst, LARGEST))
+        limits.append(average)
+        if rate.peak is not None:
+            limits.append(GuardLimit("kilobytes", rate.peak, LARGEST))
+    if (frames := wiring.outbound_pps) is not None and frames <= MOST_FRAMES:
+        limits.append(GuardLimit("frames", frames, max(frames // 10, MOST_SEGMENTS)))
+    return wiring.filter, limits

@@ -287,8 +287,13 @@ def _verbose_host(path: str | None, netns: str | None) -> "Host":
     system = verbose.system(LinuxSystem())
     ledger = Ledger(ledger_path(path), system)
     ledger.close()  # opened for its id
-    wrapped = verbose.backends(backends.make(ledger.id, ledger.leases), ledger.id)
-    return Host(path, netns=netns, system=system, backends=wrapped)
+    opened: list[Host] = []
+    made = backends.make(
+        ledger.id, lambda: opened[0].operations.context.ledger.leases()
+    )
+    wrapped = verbose.backends(made, ledger.id)
+    opened.append(Host(path, netns=netns, system=system, backends=wrapped))
+    return opened[0]
 
 
 _VERBOSE = "print each change as a command of ip, bridge, nft, tc or ovs-vsctl"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from tapster.backends import htb, ovsport
 from tapster.backends.backend import Backend, Leftover, Observation
 from tapster.kernel import netns
-from tapster.kernel.port import LinkChange, Namespace, NewMacvtap, System
+from tapster.kernel.port import GuardLimit, LinkChange, Namespace, NewMacvtap, System
 from tapster.light import Any, cast
 from tapster.model import Lease, Netns, State, Wiring, stamp
 
@@ -166,13 +166,13 @@ class VerboseNamespace:
             entry = (change.neighbour, "dev", name, "master", "static", "sticky")
             yield ("bridge", "fdb", "replace", *entry)
 
-    def guard(self, ifindex: int) -> None:
-        self._namespace.guard(ifindex)
+    def guard(self, ifindex: int, *, judge: bool, limits: Sequence[GuardLimit]) -> None:
+        self.plain.guard(ifindex, judge=judge, limits=limits)
         self.say("tc", "qdisc", "replace", "dev", self.name(ifindex), "clsact")
         self._write("# and at its ingress, pref 1: the BPF program tapster-guard")
 
     def unguard(self, ifindex: int) -> None:
-        self._namespace.unguard(ifindex)
+        self.plain.unguard(ifindex)
         self.say("tc", "qdisc", "del", "dev", self.name(ifindex), "clsact")
 
     def delete_links(self, ifindexes: Sequence[int]) -> None:

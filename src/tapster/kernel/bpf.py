@@ -15,10 +15,12 @@ from errno import EINVAL
 from tapster.kernel import libc
 from tapster.light import NamedTuple
 
+BPF_MAP_CREATE = 0
 BPF_PROG_LOAD = 5
 BPF_OBJ_GET_INFO_BY_FD = 15
 BPF_BTF_LOAD = 18
 BPF_PROG_TYPE_SCHED_CLS = 3
+BPF_MAP_TYPE_ARRAY = 2
 
 MEMBER_OFFSET, SHIFT_LEFT, SHIFT_RIGHT = 0, 4, 5
 """BPF_CORE_FIELD_BYTE_OFFSET, _LSHIFT_U64 and _RSHIFT_U64: what to fill in."""
@@ -57,6 +59,10 @@ class Program(NamedTuple):
     """The kernel's structure, as `sk_buff`."""
     members: tuple[Member, ...]
     references: tuple[Reference, ...]
+    state: int = 0
+    """Bytes that the program keeps from frame to frame; 0 if it keeps none."""
+    state_uses: tuple[int, ...] = ()
+    """The instructions that load the address of the state."""
 
 
 def offset_of(member: int) -> int:
@@ -77,11 +83,15 @@ def load(program: Program) -> int:
         struct.pack("IIII", 8 * at, _STRUCTURE, accesses[member], kind)
         for at, member, kind in program.references
     )
-    described = _load_types(types)
+    opened = [_load_types(types)]
     try:
-        return _load(program, described, function, references)
+        if program.state:
+            opened.append(_create_state(program))
+            program = _with_state(program, opened[-1])
+        return _load(program, opened[0], function, references)
     finally:
-        os.close(described)
+        for fd in opened:  # the kernel keeps what the program uses
+            os.close(fd)
 
 
 def tag(fd: int) -> bytes:
@@ -118,6 +128,23 @@ def _load(program: Program, types: int, function: int, references: bytes) -> int
         return libc.bpf(BPF_PROG_LOAD, attributes)
     except OSError as error:
         raise _with_reason(error, log.value.decode(errors="replace")) from error
+
+
+def _create_state(program: Program) -> int:
+    """Create the memory of a program: an array of one element."""
+    name = program.name.encode()
+    attributes = struct.pack(
+        "IIIIIII16s", BPF_MAP_TYPE_ARRAY, 4, program.state, 1, 0, 0, 0, name
+    )
+    return libc.bpf(BPF_MAP_CREATE, attributes)
+
+
+def _with_state(program: Program, state: int) -> Program:
+    """Return the program with a descriptor of its state in its instructions."""
+    code = bytearray(program.instructions)
+    for at in program.state_uses:
+        struct.pack_into("i", code, 8 * at + 4, state)
+    return program._replace(instructions=bytes(code))
 
 
 def _load_types(types: bytes) -> int:

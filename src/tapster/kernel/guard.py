@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The program that drops, at a filtered port, what nftables cannot judge. Pure.
+"""The program that drops, at a port, what nftables cannot judge or count. Pure.
 
 **Checksum requests.** A guest may leave a checksum to its host: the header before each
 frame says where the checksum begins and where the kernel is to write it. The kernel
@@ -13,11 +13,18 @@ tunnel passes.
 **Frames to 01:80:c2:00:00:00 to 0f.** A bridge hands some of them to the port itself
 before nftables sees them: LLDP, and spanning tree where the bridge takes part in it.
 
+**Rates.** nftables counts a frame with segmentation offload once, and no Ethernet
+header. With small segments, 80 times as many bytes go on the wire. The program counts
+the segments and their headers. A limit is a virtual clock (GCRA): each frame moves the
+clock on by the time that the frame takes at the rate. A frame is dropped if the clock
+is then ahead by more than the burst takes.
+
 The program runs before the bridge and its hooks. The kernel deletes it with the device.
 """
 
 import struct
 import sys
+from collections.abc import Sequence
 
 from tapster.kernel.bpf import (
     MEMBER_OFFSET,
@@ -28,6 +35,7 @@ from tapster.kernel.bpf import (
     Reference,
     offset_of,
 )
+from tapster.kernel.port import GuardLimit
 from tapster.light import Self
 
 NAME = "tapster_guard"
@@ -51,25 +59,39 @@ _MEMBERS = (
     Member("csum_start", 16),
     Member("csum_offset", 16),
     Member("mac_header", 16),
+    Member("transport_header", 16),
 )
-_IP_SUMMED, _START, _OFFSET, _MAC_HEADER = range(4)
-_PROTOCOL = 16
-"""The offset of `protocol` in struct __sk_buff."""
+_IP_SUMMED, _START, _OFFSET, _MAC_HEADER, _TRANSPORT_HEADER = range(5)
+_LEN, _PROTOCOL, _GSO_SIZE = 0, 16, 176
+"""The offsets of members in struct __sk_buff."""
+
+TCP_HEADER = 32
+"""Bytes of a TCP header with timestamps. Each segment gets a copy of the header."""
+SECOND = 10**9
+"""Nanoseconds."""
+TRIES = 3
+"""How often a limit is tried while other processors count frames."""
+
 
 # Instructions: linux/bpf.h and Documentation/bpf/standardization/instruction-set.rst.
 _ADD, _SUB, _AND, _LSH, _RSH, _MOV = 0x07, 0x17, 0x57, 0x67, 0x77, 0xB7
+_MUL, _DIV = 0x27, 0x37
 _BY_REGISTER = 0x08
 _BIG_ENDIAN = 0xDC
-_LOAD = {1: 0x71, 2: 0x69, 4: 0x61}
+_LOAD = {1: 0x71, 2: 0x69, 4: 0x61, 8: 0x79}
 _STORE_DOUBLE = 0x7A
+_LOAD_WIDE, _OF_STATE = 0x18, 2
+_COMPARE_EXCHANGE = (0xDB, 0xF1)
 _JUMP, _EQ, _NE, _LESS_SIGNED, _LESS = 0x05, 0x15, 0x55, 0xC5, 0xA5
+_GREATER, _NOT_LESS = 0x25, 0x35
 _CALL, _EXIT = 0x85, 0x95
-_LOAD_BYTES, _READ_KERNEL = 26, 113
-"""The helpers bpf_skb_load_bytes and bpf_probe_read_kernel."""
+_TIME, _LOAD_BYTES, _READ_KERNEL = 5, 26, 113
+"""The helpers bpf_ktime_get_ns, bpf_skb_load_bytes and bpf_probe_read_kernel."""
 
 # Registers. The first six do not survive a call.
-_R0, _R1, _R2, _R3, _R4 = range(5)
+_R0, _R1, _R2, _R3, _R4, _R5 = range(6)
 _SKB, _PLACE, _TRANSPORT, _NEXT, _STACK = range(6, 11)
+_BYTES, _SEGMENTS, _NOW = 7, 8, 9
 _BUFFER = -16
 """Where on the stack bytes are read to."""
 
@@ -82,6 +104,7 @@ class _Assembler:
         self._jumps: list[tuple[int, str]] = []
         self._labels: dict[str, int] = {}
         self.references: list[Reference] = []
+        self.state_uses: list[int] = []
 
     def do(self, code: int, to: int = 0, value: int = 0) -> Self:
         self._code.append((code, to, 0, 0, value))
@@ -106,6 +129,31 @@ class _Assembler:
         """Jump, or jump if a register compares so to a value."""
         self._jumps.append((len(self._code), label))
         return self.do(code, register, to)
+
+    def jump_by(self, label: str, code: int, register: int, other: int) -> Self:
+        """Jump if two registers compare so."""
+        self._jumps.append((len(self._code), label))
+        return self.by(code, register, other)
+
+    def load_constant(self, to: int, value: int) -> Self:
+        """Load 64 bits."""
+        low, high = struct.unpack("=ii", struct.pack("=Q", value))
+        if sys.byteorder == "big":
+            low, high = high, low
+        self._code += [(_LOAD_WIDE, to, 0, 0, low), (0, 0, 0, 0, high)]
+        return self
+
+    def load_state(self, to: int, offset: int) -> Self:
+        """Load the address of a part of the state."""
+        self.state_uses.append(len(self._code))
+        self._code += [(_LOAD_WIDE, to, _OF_STATE, 0, 0), (0, 0, 0, 0, offset)]
+        return self
+
+    def compare_exchange(self, at: int, new: int) -> Self:
+        """Write a register to memory if that is as R0; R0 becomes what it was."""
+        code, operation = _COMPARE_EXCHANGE
+        self._code.append((code, at, new, 0, operation))
+        return self
 
     def label(self, name: str) -> Self:
         self._labels[name] = len(self._code)
@@ -142,27 +190,85 @@ class _Assembler:
         )
 
 
-def program() -> Program:
-    """Return the program for the kernel to load."""
+def program(*, judge: bool, limits: Sequence[GuardLimit] = ()) -> Program:
+    """Return the program that judges frames, or counts them, or both."""
     a = _Assembler()
     a.by(_MOV, _SKB, _R1)
+    if judge:
+        _judge_destination(a)
+        _judge_request(a)
+    a.label("judged")
+    if limits:
+        _count(a)
+        for number, limit in enumerate(limits):
+            _limit(a, number, limit)
+    a.do(_MOV, _R0, PASS).do(_EXIT)
+    a.label("drop").do(_MOV, _R0, DROP).do(_EXIT)
+    return Program(
+        NAME,
+        a.instructions(),
+        "sk_buff",
+        _MEMBERS,
+        tuple(a.references),
+        8 * len(limits),
+        tuple(a.state_uses),
+    )
+
+
+def _count(a: _Assembler) -> None:
+    """Count the bytes on the wire, and the frames that a large frame becomes."""
+    a.load(_BYTES, 4, _LEN, _SKB).load(_NOW, 4, _GSO_SIZE, _SKB)
+    a.jump("one frame", _EQ, _NOW, 0)
+    a.read_member(_TRANSPORT_HEADER, 2).by(_MOV, _SEGMENTS, _R0)
+    a.read_member(_MAC_HEADER, 2).by(_SUB, _SEGMENTS, _R0)
+    a.do(_ADD, _SEGMENTS, TCP_HEADER).by(_MOV, _R2, _SEGMENTS)  # a segment's headers
+    a.by(_MOV, _R1, _BYTES).by(_SUB, _R1, _R2)
+    a.jump("one frame", _LESS_SIGNED, _R1, 1)
+    a.by(_ADD, _R1, _NOW).do(_SUB, _R1, 1).by(_DIV, _R1, _NOW)
+    a.by(_MOV, _SEGMENTS, _R1).do(_SUB, _R1, 1).by(_MUL, _R1, _R2)
+    a.by(_ADD, _BYTES, _R1).jump("counted")
+    a.label("one frame").do(_MOV, _SEGMENTS, 1)
+    a.label("counted").do(_CALL, 0, _TIME).by(_MOV, _NOW, _R0)
+
+
+def _limit(a: _Assembler, number: int, limit: GuardLimit) -> None:
+    """Move one limit's clock on, or drop the frame."""
+    kilobytes = limit.unit == "kilobytes"
+    a.by(_MOV, _R1, _BYTES if kilobytes else _SEGMENTS)
+    a.do(_MUL, _R1, SECOND // 1000 if kilobytes else SECOND)
+    a.do(_DIV, _R1, limit.rate)
+    a.load_state(_R2, 8 * number).load(_R0, 8, 0, _R2)
+    for attempt in range(TRIES):
+        a.by(_MOV, _R4, _R0).jump_by(f"{number}, {attempt}", _NOT_LESS, _R4, _NOW)
+        a.by(_MOV, _R4, _NOW).label(f"{number}, {attempt}").by(_ADD, _R4, _R1)
+        a.by(_MOV, _R5, _R4).by(_SUB, _R5, _NOW)
+        a.load_constant(_R3, _burst_time(limit)).jump_by("drop", _GREATER, _R5, _R3)
+        a.by(_MOV, _R5, _R0).compare_exchange(_R2, _R4)
+        a.jump_by(f"{number} done", _EQ, _R0, _R5)
+    a.jump("drop").label(f"{number} done")
+
+
+def _burst_time(limit: GuardLimit) -> int:
+    """Return how long a burst takes at the rate, in nanoseconds."""
+    units = limit.rate * (1000 if limit.unit == "kilobytes" else 1)
+    return limit.burst * SECOND // units
+
+
+def _judge_destination(a: _Assembler) -> None:
+    """Drop a frame to an address that bridges keep to themselves."""
     a.do(_MOV, _R2, 0).read_frame(6)
     a.load(_R0, 4, _BUFFER).do(_BIG_ENDIAN, _R0, 32)
     a.jump("others", _NE, _R0, LINK_LOCAL)
     a.load(_R0, 2, _BUFFER + 4).do(_BIG_ENDIAN, _R0, 16).do(_RSH, _R0, 4)
     a.jump("drop", _EQ, _R0, 0)
     a.label("others")
-    _judge_request(a)
-    a.label("drop").do(_MOV, _R0, DROP).do(_EXIT)
-    a.label("pass").do(_MOV, _R0, PASS).do(_EXIT)
-    return Program(NAME, a.instructions(), "sk_buff", _MEMBERS, tuple(a.references))
 
 
 def _judge_request(a: _Assembler) -> None:
     a.read_member(_IP_SUMMED, 1)
     a.refer(_LSH, _R0, _IP_SUMMED, SHIFT_LEFT)
     a.refer(_RSH, _R0, _IP_SUMMED, SHIFT_RIGHT, 64 - 2)
-    a.jump("pass", _NE, _R0, CHECKSUM_PARTIAL)
+    a.jump("judged", _NE, _R0, CHECKSUM_PARTIAL)
     _read_place(a)
     a.load(_R0, 4, _PROTOCOL, _SKB).do(_BIG_ENDIAN, _R0, 16)
     a.jump("ipv4", _EQ, _R0, IPV4).jump("drop", _NE, _R0, IPV6)
@@ -208,9 +314,9 @@ def _judge_place(a: _Assembler) -> None:
     """Compare the place with those of the checksum in the transport header."""
     a.by(_SUB, _PLACE, _TRANSPORT)
     a.jump("udp", _NE, _NEXT, TCP)
-    a.jump("pass", _EQ, _PLACE, 16).jump("drop")
+    a.jump("judged", _EQ, _PLACE, 16).jump("drop")
     a.label("udp").jump("drop", _NE, _NEXT, UDP)
-    a.jump("pass", _EQ, _PLACE, 6).jump("drop", _LESS_SIGNED, _PLACE, 8)
+    a.jump("judged", _EQ, _PLACE, 6).jump("drop", _LESS_SIGNED, _PLACE, 8)
     a.by(_MOV, _R2, _TRANSPORT).do(_ADD, _R2, 2).read_frame(2)
     a.load(_R0, 2, _BUFFER).do(_BIG_ENDIAN, _R0, 16)
-    a.jump("drop", _EQ, _R0, DHCP_SERVER).jump("pass")
+    a.jump("drop", _EQ, _R0, DHCP_SERVER).jump("judged")

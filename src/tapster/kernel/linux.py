@@ -28,6 +28,7 @@ from tapster.kernel.descriptors import closing_on_error
 from tapster.kernel.failure import failure
 from tapster.kernel.port import (
     HERE,
+    GuardLimit,
     LinkChange,
     Namespace,
     NewMacvtap,
@@ -328,11 +329,11 @@ class LinuxNamespace:
         """A namespace without devices, for libnftables; see nft.py."""
         return netns.new_empty()
 
-    def guard(self, ifindex: int) -> None:
+    def guard(self, ifindex: int, *, judge: bool, limits: Sequence[GuardLimit]) -> None:
         from tapster.kernel import ingress
 
         try:
-            with self._guard_program() as program:
+            with self._guard_program(judge, limits) as program:
                 ingress.attach(self._rtnl, ifindex, program, GUARD)
         except OSError as error:
             action = f"loading the guard of device {ifindex}"
@@ -346,22 +347,34 @@ class LinuxNamespace:
         except OSError as error:
             raise failure(error, f"removing the guard of {ifindex}") from error
 
-    def is_guarded(self, ifindex: int) -> bool:
+    def is_guarded(
+        self, ifindex: int, *, judge: bool, limits: Sequence[GuardLimit]
+    ) -> bool:
         from tapster.kernel import bpf, ingress
 
         try:
-            with self._guard_program() as program:
-                return ingress.is_first(self._rtnl, ifindex, bpf.tag(program))
+            kind = judge, tuple(limits)
+            if kind not in self._guard_tags:
+                with self._guard_program(judge, limits) as program:
+                    self._guard_tags[kind] = bpf.tag(program)
+            return ingress.is_first(self._rtnl, ifindex, self._guard_tags[kind])
         except OSError as error:
             action = f"looking at the guard of device {ifindex}"
             raise failure(error, action, "CAP_BPF") from error
 
+    @cached_property
+    def _guard_tags(self) -> dict[tuple[bool, tuple[GuardLimit, ...]], bytes]:
+        """The digests by which the kernel shows guards."""
+        return {}
+
     @contextmanager
-    def _guard_program(self) -> Iterator[int]:
-        """Load the guard's program for the time of a block."""
+    def _guard_program(
+        self, judge: bool, limits: Sequence[GuardLimit]
+    ) -> Iterator[int]:
+        """Load a guard's program for the time of a block."""
         from tapster.kernel import bpf, guard
 
-        fd = bpf.load(guard.program())
+        fd = bpf.load(guard.program(judge=judge, limits=limits))
         try:
             yield fd
         finally:

@@ -83,6 +83,17 @@ class LinkChange(NamedTuple):
     up: bool | None = None
 
 
+class GuardLimit(NamedTuple):
+    """A rate that a guarded device may not exceed, as counted on the wire."""
+
+    unit: str
+    """"kilobytes" (1,000 bytes) or "frames"."""
+    rate: int
+    """Units a second: at most 2^31 - 1."""
+    burst: int
+    """Bytes or frames that may come at once."""
+
+
 HERE = -1
 """The number that `Namespace.number` returns for the namespace itself."""
 
@@ -145,16 +156,18 @@ class Namespace(Protocol):
     def nft_example(self, commands: str, what: str) -> list[dict[str, Any]]:
         """Return what nft_list would return after these commands. Change nothing."""
 
-    def guard(self, ifindex: int) -> None:
-        """Let the guard drop what nftables cannot judge of a device's frames.
+    def guard(self, ifindex: int, *, judge: bool, limits: Sequence[GuardLimit]) -> None:
+        """Let the guard drop a device's frames that nftables cannot judge or count.
 
-        See kernel/guard.py. KernelError: the kernel cannot load the program.
+        See kernel/guard.py. KernelError means that the kernel cannot load the program.
         """
 
     def unguard(self, ifindex: int) -> None:
         """Remove the guard from a device. There may be none."""
 
-    def is_guarded(self, ifindex: int) -> bool:
+    def is_guarded(
+        self, ifindex: int, *, judge: bool, limits: Sequence[GuardLimit]
+    ) -> bool:
         """Say whether the guard runs at a device before any other filter."""
 
     def create_tap(

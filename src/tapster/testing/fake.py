@@ -12,7 +12,14 @@ from contextlib import contextmanager, nullcontext
 from errno import EBADFD, ENODEV, EOPNOTSUPP
 
 from tapster.errors import HostError, KernelError, NoSuchLink
-from tapster.kernel.port import HERE, LinkChange, Namespace, NewMacvtap, Vlans
+from tapster.kernel.port import (
+    HERE,
+    GuardLimit,
+    LinkChange,
+    Namespace,
+    NewMacvtap,
+    Vlans,
+)
 from tapster.light import Any, NoReturn
 from tapster.model import Link, Netns, Process
 from tapster.testing.descriptors import Descriptors
@@ -302,13 +309,17 @@ class FakeNamespace:
     def nft_example(self, commands: str, what: str) -> NoReturn:
         raise HostError("the machine in memory has no nftables")
 
-    def guard(self, ifindex: int) -> NoReturn:
+    def guard(
+        self, ifindex: int, *, judge: bool, limits: Sequence[GuardLimit]
+    ) -> NoReturn:
         raise HostError("the machine in memory has no BPF")
 
     def unguard(self, ifindex: int) -> NoReturn:
         raise HostError("the machine in memory has no BPF")
 
-    def is_guarded(self, ifindex: int) -> NoReturn:
+    def is_guarded(
+        self, ifindex: int, *, judge: bool, limits: Sequence[GuardLimit]
+    ) -> NoReturn:
         raise HostError("the machine in memory has no BPF")
 
     def nft_list(self, what: str) -> NoReturn:
