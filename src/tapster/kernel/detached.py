@@ -7,16 +7,22 @@ import sys
 from contextlib import suppress
 from errno import EAGAIN
 
+_OWN_UNIT = """\
+timeout 10 systemd-run --quiet --collect --same-dir \
+    ${PYTHONPATH+--setenv=PYTHONPATH} -- "$@" || { "$@" & }"""
+
 
 def start(module: str, argument: str) -> None:
     """Run `python -m MODULE ARGUMENT` in a new session, without input or output.
 
-    The process becomes a child of init. So the caller has no zombie to collect.
-    Raise OSError.
+    The process becomes a child of init. So the caller has no zombie to collect. If the
+    caller is in a service of systemd, the process gets a unit of its own: systemd kills
+    what a service leaves behind. Raise OSError.
     """
     # -P: take no module from the caller's working directory.
     command = [sys.executable, "-P", "-m", module, argument]
-    shell = ["sh", "-c", '"$@" &', "sh", *command]
+    script = _OWN_UNIT if _in_a_service() else '"$@" &'
+    shell = ["sh", "-c", script, "sh", *command]
     # The process must not keep the caller's descriptors, such as a lock, open. And it
     # must be possible to end it, whatever signals the caller blocks or ignores.
     fds = [int(fd) for fd in os.listdir("/proc/self/fd")]
@@ -38,3 +44,20 @@ def start(module: str, argument: str) -> None:
         _, status = os.waitpid(pid, 0)
         if status:
             raise OSError(EAGAIN, "the shell could not fork")
+
+
+def _in_a_service() -> bool:
+    """Tell whether systemd could run the process in a unit, seeing the same host."""
+    if os.geteuid() or not os.path.isdir("/run/systemd/system"):
+        return False
+    try:
+        with open("/proc/self/cgroup", encoding="ascii", errors="replace") as file:
+            if ".service" not in file.read():
+                return False
+        # The new unit has the namespaces of init. Elsewhere it would miss the devices.
+        return all(
+            os.path.samefile(f"/proc/thread-self/ns/{kind}", f"/proc/1/ns/{kind}")
+            for kind in ("net", "mnt")
+        )
+    except OSError:
+        return False
