@@ -29,7 +29,7 @@ SIZE = "4G"
 
 TOOLS = (
     *("pytest", "pytest-timeout", "pytest-xdist", "hypothesis"),
-    *("asyncvarlink", "varlink", "ovs", "pyroute2"),
+    *("asyncvarlink", "varlink"),
 )
 """What of .venv the tests import."""
 

@@ -19,7 +19,8 @@ def start(ledger: Path, mode: str, unit: str = "vm.service") -> str:
     """Start a unit that is a VM; return the name of its tap."""
     sh(
         f"systemd-run --quiet --collect --unit {unit} --property KillMode={mode} "
-        f"--property TimeoutStopSec=10 --setenv TAPSTER_LEDGER={ledger} {VM}"
+        f"--property TimeoutStopSec=10 --property SuccessExitStatus=143 "
+        f"--setenv TAPSTER_LEDGER={ledger} {VM}"
     )
     wait_until(lambda: "vnet0" in links() and bool(leases()), "the VM has its tap")
     return "vnet0"

@@ -38,7 +38,8 @@ def leases(host: DebianHost) -> dict[str, dict[str, Any]]:
 
 def taps(host: DebianHost) -> set[str]:
     """The names of all taps, as `ip` shows them."""
-    return {link["ifname"] for link in json.loads(host.sh("ip -j link show type tun"))}
+    shown = json.loads(host.sh("ip -j link show type tun"))
+    return {link["ifname"] for link in shown if link}  # it prints {} for the others
 
 
 def wait_gone(host: DebianHost, name: str) -> None:

@@ -12,7 +12,7 @@ VM = """\
 [Unit]
 After=bridge.service
 [Service]
-ExecStart=/usr/bin/tapster run --bridge br0 --owner vm --name vm%d -- sleep infinity
+ExecStart=/usr/bin/tapster run --bridge br0 --owner vm --name vm%%d -- sleep infinity
 [Install]
 WantedBy=multi-user.target
 """
