@@ -502,6 +502,7 @@ KEEPERS = [
     Keeper(
         "tomllib",
         (
+            "tapster.cli.defaults",
             "tapster.fleet.settings",
             "tapster.daemon.config",
         ),

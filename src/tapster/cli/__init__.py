@@ -54,6 +54,8 @@ VERBS = {
 }
 HOST_VERBS = ("fleet", "install-service")
 """Verbs that open what they need themselves: no Host, and no connection."""
+KEEPING = ("add", "rm", "run", "reap")
+"""Verbs before which the size of the history is set."""
 DAEMON_VERBS = ("watch", "top")
 """Verbs that need the daemon."""
 
@@ -247,6 +249,8 @@ def _open(verb: str, options: argparse.Namespace, parser: Parser) -> "Manager":
         try:
             if verb not in ("recover", "doctor"):
                 _settle(host)
+            if verb in KEEPING:
+                _keep_history(host)
         except BaseException:
             host.close()
             raise
@@ -273,6 +277,15 @@ def _open(verb: str, options: argparse.Namespace, parser: Parser) -> "Manager":
         raise MissingCapability(
             f"tapster {verb} needs CAP_NET_ADMIN, or the daemon: {error}"
         ) from error
+
+
+def _keep_history(host: "Host") -> None:
+    """Tell the ledger how much to remember, if the settings say so."""
+    from tapster.cli.defaults import Defaults
+
+    rows = Defaults().history
+    if rows is not None:
+        host.operations.context.ledger.keep_history(rows)
 
 
 def _verbose_host(path: str | None, netns: str | None) -> "Host":

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from tapster import model
 from tapster.cli import values, wire
+from tapster.cli.defaults import Defaults
 from tapster.errors import RequestError
 from tapster.model import (
     DEFAULT_FIN_WAIT,
@@ -36,7 +37,6 @@ def declare(parser: argparse.ArgumentParser) -> None:
     option(
         "--naming",
         choices=_texts(Naming),
-        default=Naming.LOWEST,
         help="how the number is picked; default: lowest",
     )
     option(
@@ -66,7 +66,6 @@ def declare(parser: argparse.ArgumentParser) -> None:
         "--fin-wait",
         type=values.duration,
         metavar="TIME",
-        default=DEFAULT_FIN_WAIT,
         help=f"how long the name waits after release; default: {DEFAULT_FIN_WAIT:g}s",
     )
     option("--vm", metavar="ID", help="the VM, as all hosts of the fleet call it")
@@ -103,22 +102,28 @@ def _texts(values: Iterable[str]) -> list[str]:
 
 def spec(options: argparse.Namespace) -> Spec:
     """Return the request that the options make. Raises RequestError."""
+    defaults = Defaults()
     kind = options.kind or (Kind.MACVTAP if options.link else Kind.TAP)
     wiring = wire.changes(options)
+    mac = options.mac or defaults.mac()
+    fin_wait = defaults.fin_wait if options.fin_wait is None else options.fin_wait
+    naming = options.naming or (defaults.naming if "%d" in options.name else None)
     if kind == Kind.TAP:
         _refuse(options, "link", "mode", kind=kind)
+        if "ovs" not in wiring:
+            wiring.setdefault("bridge", defaults.bridge)
         return Tap(
             name=options.name,
-            naming=Naming(options.naming),
+            naming=Naming(naming or Naming.LOWEST),
             key=options.key,
             owner=options.owner,
             labels=labels(options),
-            mac=options.mac,
+            mac=mac,
             queues=options.queues,
             vnet_hdr=options.vnet_hdr,
             uid=_uid(options.user),
             gid=_gid(options.group),
-            fin_wait=options.fin_wait,
+            fin_wait=fin_wait,
             vm=_vm(options),
             **wiring,
         )
@@ -130,15 +135,15 @@ def spec(options: argparse.Namespace) -> Spec:
         lower=options.link,
         mode=Mode(options.mode or Mode.BRIDGE),
         name=options.name,
-        naming=Naming(options.naming),
+        naming=Naming(naming or Naming.LOWEST),
         key=options.key,
         owner=options.owner,
         labels=labels(options),
-        mac=options.mac,
+        mac=mac,
         mtu=wiring.get("mtu"),
         queues=options.queues,
         vnet_hdr=options.vnet_hdr,
-        fin_wait=options.fin_wait,
+        fin_wait=fin_wait,
         vm=_vm(options),
     )
 

@@ -75,6 +75,18 @@ class MetricsConfig(NamedTuple):
     kernel does not tell who asks. A path is for root and who may see-others."""
 
 
+class CommandDefaults(NamedTuple):
+    """`[defaults]`: what options of the command are by default, for the command."""
+
+    bridge: str | None = None
+    fin_wait: str | None = None
+    """A duration such as "1m"."""
+    naming: str | None = None
+    mac_prefix: str | None = None
+    history: int | None = None
+    """How many ended leases the ledger remembers."""
+
+
 class Config(NamedTuple):
     """The whole file."""
 
@@ -85,6 +97,7 @@ class Config(NamedTuple):
     metrics: MetricsConfig = MetricsConfig()
     fleet: bool = False
     """There is a `[fleet]`, which `tapster.fleet.settings` reads."""
+    defaults: CommandDefaults = CommandDefaults()
 
 
 class Fault(NamedTuple):

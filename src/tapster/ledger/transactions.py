@@ -201,9 +201,11 @@ class Ledger:
 
     def keep_history(self, rows: int) -> None:
         """Set how many ended leases, and how many events, the ledger remembers."""
+        with self.file.reading() as db:
+            if settings.history_rows(db, history.HISTORY_ROWS) == rows:
+                return
         with self.file.changing() as db:
-            if settings.history_rows(db, history.HISTORY_ROWS) != rows:
-                settings.set_history_rows(db, rows)
+            settings.set_history_rows(db, rows)
 
     def count(self, caller_uid: int | None = None) -> dict[State, int]:
         """Return how many leases are in each state: all, or those of one user."""

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Defaults of the command: the file, the environment, and what overrides them."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lab import iproute, shell
+from tapster.cli.defaults import Defaults
+from tapster.daemon import config
+from tapster.errors import RequestError
+from tapster.kernel.linux import LinuxSystem
+from tapster.ledger import Ledger
+from tapster.model import HistoryQuery
+
+FILE = """
+[defaults]
+bridge = "br0"
+fin_wait = "1m"
+naming = "next"
+mac_prefix = "52:54:00:ab"
+history = 1
+"""
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Path:
+    path = tmp_path / "tapster.toml"
+    path.write_text(FILE)
+    return path
+
+
+def test_the_file_says_what_options_are(settings: Path) -> None:
+    found = Defaults(str(settings))
+    assert (found.bridge, found.fin_wait, found.naming) == ("br0", 60.0, "next")
+    assert found.history == 1
+    assert str(found.mac()).startswith("52:54:00:ab:")
+    assert found.mac() != found.mac()
+
+
+def test_the_environment_takes_precedence(
+    settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TAPSTER_BRIDGE", "br1")
+    monkeypatch.setenv("TAPSTER_FIN_WAIT", "2s")
+    found = Defaults(str(settings))
+    assert (found.bridge, found.fin_wait) == ("br1", 2.0)
+
+
+def test_without_a_file_there_are_tapsters_own(tmp_path: Path) -> None:
+    found = Defaults(str(tmp_path / "nothing"))
+    assert (found.bridge, found.fin_wait, found.naming) == (None, 5.0, "lowest")
+    assert found.mac() is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("bride = 'br0'", "no 'bride'; there are: bridge"),
+        ("fin_wait = '5x'", "'5x' is not a duration"),
+        ("naming = 'stable'", "lowest or next, not 'stable'"),
+        ("mac_prefix = '53'", "not a unicast"),
+        ("mac_prefix = 'x'", "not of the form"),
+        ("history = 'all'", "not 'all'"),
+        ("bridge = [", "Invalid value"),
+    ],
+)
+def test_what_cannot_be_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "tapster.toml"
+    path.write_text(f"[defaults]\n{text}\n")
+    with pytest.raises(RequestError, match=said):
+        Defaults(str(path))
+
+
+def test_the_daemon_reads_the_same_file(settings: Path) -> None:
+    config.load(str(settings))
+    settings.write_text("[defaults]\nbride = 'br0'\n")
+    with pytest.raises(RequestError, match="bride"):
+        config.load(str(settings))
+
+
+@pytest.mark.kernel
+@pytest.mark.usefixtures("world")
+def test_the_command_uses_them(ledger: Path) -> None:
+    # /etc is the host's: an overlay takes what is written.
+    shell.sh("mount -t tmpfs tmpfs /mnt")
+    shell.sh("mkdir /mnt/upper /mnt/work")
+    shell.sh(
+        "mount -t overlay overlay -o "
+        "lowerdir=/etc,upperdir=/mnt/upper,workdir=/mnt/work /etc"
+    )
+    settings = Path("/etc/tapster")
+    settings.mkdir(exist_ok=True)
+    (settings / "tapster.toml").write_text(FILE)
+
+    def tapster(*arguments: str) -> str:
+        return subprocess.run(
+            [shell.TAPSTER, *arguments],
+            env={**os.environ, "TAPSTER_LEDGER": str(ledger)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+
+    tapster("add")
+    assert iproute.ports() == {"vnet0"}
+    tapster("add", "--bridge=")
+    assert iproute.ports() == {"vnet0"}
+    assert tapster("ls", "vnet0", "--format", "{fin_wait} {mac}").startswith(
+        "60.0 52:54:00:ab:"
+    )
+    tapster("rm", "--all")
+    tapster("reap", "--now")
+    with_history = Ledger(ledger, LinuxSystem())
+    assert len(with_history.entries(HistoryQuery())) == 1
+    with_history.close()
