@@ -583,18 +583,22 @@ _KINDS = {"bridge": "a Linux bridge", "ovs": "an Open vSwitch bridge"}
 
 
 def _check_address(address: str) -> None:
-    from ipaddress import ip_address  # only here: it is slow to import
+    from ipaddress import ip_network  # only here: it is slow to import
 
-    try:
-        parsed = ip_address(address)
-    except ValueError:
-        raise RequestError(f"{address!r} is not an IPv4 or IPv6 address") from None
     if "%" in address:
         raise RequestError(f"{address!r} has a scope: give the address alone")
+    try:
+        network = ip_network(address)
+    except ValueError as error:
+        raise RequestError(
+            f"{address!r} is not an IPv4 or IPv6 address or network: {error}"
+        ) from None
+    first, length = network.network_address, network.prefixlen
     if (
-        parsed.is_unspecified
-        or parsed.is_loopback
-        or parsed.is_multicast
+        first.is_unspecified
+        or network.is_loopback
+        or network.is_multicast
+        or length == 0
         or address == "255.255.255.255"
     ):
         raise RequestError(f"{address} is no address that a guest can have")

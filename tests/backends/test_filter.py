@@ -118,6 +118,35 @@ def test_more_addresses_of_each_kind(lab: GuestBridge) -> None:
     assert not outcome["IPv6: UDP from another's"]
 
 
+def test_networks_of_each_kind(lab: GuestBridge) -> None:
+    networks = ("192.0.2.0/29", "192.0.2.4/30", "2001:db8::/64", "198.51.100.9/32")
+    guest = lab.guest(filter=True, addresses=networks)
+    outcome = verdicts(lab, guest)
+    for name in (
+        "IPv4: UDP from its address",
+        "IPv4: UDP from another's",
+        "ARP: request from another's address",
+        "ARP: request, probe of another's",
+        "IPv6: UDP from another's",
+        "IPv6: UDP from its link-local address",
+        "neighbour discovery: advertisement of another's address",
+        "neighbour discovery: is another's address free?",
+    ):
+        assert outcome[name], name
+    for name in (
+        "IPv4: UDP from a link-local address",
+        "IPv6: UDP from another link-local address",
+        "neighbour discovery: advertisement of the router's address",
+    ):
+        assert not outcome[name], name
+    assert lab.host.differences(guest.lease) == {}
+    lab.host.set(guest.lease.id, addresses=("2001:db8::/48",))
+    assert not lab.passes(guest, cases(guest.mac)["IPv4: UDP from another's"].frame)
+    assert lab.host.differences(lab.host.find(guest.lease.id)) == {}
+    lab.host.release(guest.lease.id)
+    assert guest.lease.id not in shell.sh("nft list ruleset")
+
+
 @pytest.mark.parametrize("only", [MINE4, MINE6])
 def test_addresses_of_one_kind_leave_none_of_the_other(
     lab: GuestBridge, only: str

@@ -36,14 +36,26 @@ PURPOSE = Purpose("filter", _concerns, _check, _elements)
 
 
 def _addresses(addresses: Sequence[str], mac: bytes) -> Iterator[Element]:
-    from ipaddress import ip_address  # imported late: the import is slow
+    from ipaddress import collapse_addresses, ip_network  # late: the import is slow
 
-    for address in map(ip_address, addresses):
-        if address.version == 4:
-            yield Element("ipv4", (str(address),))
+    networks = [ip_network(address) for address in addresses]
+    # nftables refuses networks that overlap.
+    four = [network for network in networks if network.version == 4]
+    for ipv4 in collapse_addresses(four):
+        if ipv4.prefixlen == ipv4.max_prefixlen:
+            yield Element("ipv4", (str(ipv4.network_address),))
         else:
-            yield Element("ipv6", (_number(address.packed),))
-            yield Element("ipv6", (_number(_link_local(mac)),))
+            yield Element("ipv4_nets", (str(ipv4),))
+    six = [network for network in networks if network.version == 6]
+    for ipv6 in collapse_addresses(six):
+        first = _number(ipv6.network_address.packed)
+        if ipv6.prefixlen == ipv6.max_prefixlen:
+            yield Element("ipv6", (first,))
+        else:
+            last = _number(ipv6.broadcast_address.packed)
+            yield Element("ipv6_nets", (f"{first}-{last}",))
+    if six:
+        yield Element("ipv6", (_number(_link_local(mac)),))
 
 
 def _link_local(mac: bytes) -> bytes:

@@ -353,8 +353,12 @@ def _with_witness(elements: Iterable[Element]) -> list[Element]:
     return [*each, Element("leases", (f"{digest:#x}",))]
 
 
-def _part(part: str | int) -> str:
+def _part(part: str | int | dict[str, Any]) -> str:
     """Convert a part of a listed key to the form that Element has it in."""
+    if isinstance(part, dict):
+        if prefix := part.get("prefix"):
+            return f"{prefix['addr']}/{prefix['len']}"
+        return "-".join(map(_part, part["range"]))
     if isinstance(part, str) and not part.startswith("0x"):
         return part
     return f"{part if isinstance(part, int) else int(part, 16):#x}"
