@@ -14,7 +14,7 @@ from tapster import RequestError
 from tapster.daemon import config
 from tapster.fleet import drain
 from tapster.fleet.drain import Drain
-from tapster.fleet.keys import Keys
+from tapster.fleet.keys import BLOCK_SIZE, Keys
 from tests.fleet.hosts import MAC, Away, Pair, X
 
 
@@ -107,5 +107,9 @@ def test_the_daemon_syncs(etcd: Cluster) -> None:
         daemon.start()
         line = next(line for line in lines if line.startswith("{"))
     assert json.loads(line)["name"] == name
+    with daemon.connect() as client:
+        shown = {count.label: count for count in client.statistics()}
+    assert shown["conflicts"].value == 0
+    assert shown["block_free"].value == BLOCK_SIZE - 1
     sh(f"{TAPSTER} --ledger {daemon.ledger} rm {name}")
     daemon.close()

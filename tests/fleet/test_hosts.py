@@ -9,9 +9,9 @@ import pytest
 
 from tapster import ConflictError, RequestError, Tap
 from tapster.fleet import keys
-from tapster.fleet.book import REST
+from tapster.fleet.book import REST, figures
 from tapster.fleet.keys import HostGate, Keys
-from tapster.fleet.member import LOW, figures
+from tapster.fleet.member import LOW
 from tapster.fleet.steps import GateClosed
 from tapster.fleet.store import FleetUnavailable, FleetUnclear, MacClaimed
 from tapster.model import Vm

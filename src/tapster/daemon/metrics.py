@@ -32,6 +32,7 @@ KINDS: Mapping[str, Kind] = {
     "reap_batches": Kind("Batches of devices reaped.", "counter"),
     "reaped": Kind("Leases whose FIN WAIT was ended.", "counter"),
     "recovered": Kind("What recover did, by action.", "counter", "action"),
+    "fleet": Kind("The part of this host in its fleet.", "gauge", "figure"),
 }
 HISTOGRAMS: Mapping[str, str] = {
     "acquire_seconds": "Time that an acquire took.",

@@ -484,6 +484,14 @@ class Service:
             self._metrics.put("leases", number, state)
         self._metrics.put("collisions", self._operations.acquire.collisions)
         self._metrics.put("reap_batches", self._operations.reap.batches)
+        context = self._operations.context
+        if context.ledger.in_fleet():
+            # Outside a fleet nothing of it is imported.
+            from tapster.fleet.book import Book, figures
+
+            shown = figures(Book(context.ledger), context.system.wallclock())
+            for figure, value in shown.items():
+                self._metrics.put("fleet", value, figure)
 
     # Helpers
 

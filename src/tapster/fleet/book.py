@@ -260,6 +260,19 @@ def _settle(db: Any, entry: Entry, outcome: Outcome, now: float) -> None:
     )
 
 
+def figures(book: Book, now: float) -> Mapping[str, float]:
+    """Numbers for monitoring, from the ledger alone."""
+    dirty = book.dirty()
+    return {
+        "dirty_rows": len(dirty),
+        "dirty_oldest_seconds": max(
+            (now - entry.changed for entry in dirty), default=0
+        ),
+        "conflicts": sum(bool(entry.problem) for entry in dirty),
+        "block_free": book.free_macs(now),
+    }
+
+
 def describe(outcome: Outcome) -> str:
     """Who has the MAC, in words."""
     if outcome.block is not None:

@@ -3,7 +3,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 from tapster.errors import ConflictError, RequestError
 from tapster.fleet import claim, keys, steps
@@ -273,16 +273,3 @@ class Member:
             )
             if block not in mine or (known is not None) != mine[block]:
                 self.book.set_block(block, lost=known is None)
-
-
-def figures(book: Book, now: float) -> Mapping[str, float]:
-    """Numbers for monitoring, from the ledger alone."""
-    dirty = book.dirty()
-    return {
-        "dirty_rows": len(dirty),
-        "dirty_oldest_seconds": max(
-            (now - entry.changed for entry in dirty), default=0
-        ),
-        "conflicts": sum(bool(entry.problem) for entry in dirty),
-        "block_free": book.free_macs(now),
-    }
