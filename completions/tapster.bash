@@ -26,7 +26,7 @@ _tapster() {
     local wire=(bridge= ovs= mtu= isolated learning root-guard bpdu-guard vlan= trunk= external-id= filter
         address= guard inbound= outbound= outbound-pps= standby up down)
     local nic=(kind= link= mode= name= naming= key= owner= label= mac= queues= user= group=
-        fin-wait= vm= incoming= takeover vnet-hdr "${wire[@]}")
+        fin-wait= reclaim vm= incoming= takeover vnet-hdr "${wire[@]}")
     local chosen='--owner --bridge --state --netns --label'
     COMPREPLY=()
 
@@ -105,7 +105,7 @@ _tapster() {
                     operands='add rm ls set take show who report run reap recover doctor fleet install-service
                         watch top'
                     ;;
-                add) options="${nic[*]/#/--} --netns --json" ;;
+                add) options="${nic[*]/#/--} --netns --json --wait" ;;
                 rm)
                     options="$chosen --all --ignore-missing --dry-run"
                     operands=$(_tapster_links "$ours/\1 \2")
@@ -128,7 +128,7 @@ _tapster() {
                     operands=$(_tapster_links "$ours/\1")
                     ;;
                 report) options='--output --since --until --limit' ;;
-                run) options="${nic[*]/#/--} --nic --netns" ;;
+                run) options="${nic[*]/#/--} --nic --netns --wait" ;;
                 reap) options=--now ;;
                 recover) options='--dry-run --json' ;;
                 doctor) options='--json --remove --user --config' ;;

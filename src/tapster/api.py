@@ -1,12 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Manager: what can be done with leases, by Host itself or through the daemon."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from select import select
+from time import CLOCK_BOOTTIME, clock_gettime
 
 from tapster.checks import check_value, shown
-from tapster.errors import NoSuchLease, RequestError
-from tapster.light import Protocol, Self, Unpack
+from tapster.errors import (
+    ConflictError,
+    HostError,
+    NameTaken,
+    NoSuchLease,
+    NotAllowed,
+    RequestError,
+)
+from tapster.light import Protocol, Self, TypeVar, Unpack
 from tapster.model import (
     Changes,
     HistoryEntry,
@@ -22,6 +31,13 @@ from tapster.operations.decision import Repair
 
 Reference = str | Lease | OpenDevice
 """Which lease is meant: its id, the lease, or its open device. Never a name."""
+
+
+NAME_RETRY = 0.02
+"""Seconds until a name whose FIN WAIT is over is asked for again."""
+LONGEST_SLEEP = 3600.0
+
+T = TypeVar("T")
 
 
 class Manager(Protocol):
@@ -74,6 +90,27 @@ class Manager(Protocol):
         vhost: bool = False,
     ) -> tuple[OpenDevice, ...]:
         """Make all the devices of one VM, or none; otherwise as `acquire`."""
+
+    def acquire_waiting(
+        self,
+        specs: Sequence[Spec],
+        *,
+        wait: float,
+        pid: int | None = None,
+        on_close: bool = False,
+        vhost: bool = False,
+    ) -> tuple[OpenDevice, ...]:
+        """As `acquire_all`; but if a name is in FIN WAIT, wait until it is free.
+
+        Wait at most `wait` seconds, and no longer than FIN WAIT lasts. Raises
+        NameTaken at once if an active lease has the name.
+        """
+        check_value(float, wait, "wait")
+
+        def acquire() -> tuple[OpenDevice, ...]:
+            return self.acquire_all(specs, pid=pid, on_close=on_close, vhost=vhost)
+
+        return wait_for_name(self, acquire, wait)
 
     @contextmanager
     def holding(self, *specs: Spec) -> Iterator[tuple[OpenDevice, ...]]:
@@ -210,6 +247,26 @@ def ids_of(references: Iterable[Reference]) -> list[str]:
     """The ids of the leases that are meant. Raises RequestError."""
     _check_several(references, "leases")
     return [id_of(reference) for reference in references]
+
+
+def wait_for_name(manager: Manager, attempt: Callable[[], T], wait: float) -> T:
+    """Call `attempt` again while it fails because a name is in FIN WAIT.
+
+    Wait at most `wait` seconds. Raise the NameTaken of the last attempt.
+    """
+    end = clock_gettime(CLOCK_BOOTTIME) + wait
+    while True:
+        try:
+            return attempt()
+        except NameTaken as error:
+            now = clock_gettime(CLOCK_BOOTTIME)
+            if error.until is None or now >= end:
+                raise
+            # The first manager that sees a due lease ends it: look again soon.
+            left = min(max(error.until - now, NAME_RETRY), end - now)
+        select([], [], [], min(left, LONGEST_SLEEP))
+        with suppress(NotAllowed, ConflictError, HostError):
+            manager.reap()
 
 
 def check_acquire(

@@ -175,6 +175,10 @@ class Tap(NamedTuple):
     uid: int | None = None
     gid: int | None = None
     fin_wait: float = DEFAULT_FIN_WAIT
+    reclaim: bool = False
+    """Take a plain or stable name from a lease of the same owner that is in FIN WAIT.
+
+    Only the owner knows that its own late cleanup by name is over."""
     labels: tuple[tuple[str, str], ...] = ()
     ovs: str | None = None
     isolated: bool = False
@@ -221,6 +225,8 @@ class Macvtap(NamedTuple):
     queues: int = 1
     vnet_hdr: bool = True
     fin_wait: float = DEFAULT_FIN_WAIT
+    reclaim: bool = False
+    """As in `Tap`."""
     standby: bool = False
     """As in `Wiring`."""
     vm: Vm | None = None
@@ -447,6 +453,8 @@ def check_spec(spec: Spec) -> names.Template:
         raise RequestError(
             f"naming {shown(spec.naming)} needs a template with '%d', not {spec.name!r}"
         )
+    if spec.reclaim and not spec.owner:
+        raise RequestError("reclaim needs an owner: only the owner may reclaim a name")
     if (spec.naming == Naming.STABLE) != (spec.key is not None):
         raise RequestError(
             "naming stable needs a key, and no other naming takes a key: "

@@ -275,6 +275,7 @@ ROOMS = [
             "tapster.model",
             "tapster.operations.context",
             "tapster.operations.devices",
+            "tapster.operations.failures",
         ),
         "an operation",
     ),

@@ -13,12 +13,14 @@ if TYPE_CHECKING:
 
 def declare(parser: argparse.ArgumentParser) -> None:
     nic.declare(parser)
+    nic.declare_wait(parser, default=0.0)
     parser.add_argument("--netns", metavar="NS", help="make it in there (name or path)")
     parser.add_argument("--json", action="store_true", help="print the lease as JSON")
 
 
 def run(options: argparse.Namespace, host: "Manager") -> int:
-    with host.acquire(nic.spec(options)) as opened:
+    (opened,) = host.acquire_waiting([nic.spec(options)], wait=options.wait)
+    with opened:
         lease = opened.lease
     try:
         if options.json:

@@ -3,6 +3,7 @@
 
 import argparse
 from collections.abc import Iterable
+from math import inf
 
 from tapster import model
 from tapster.cli import values, wire
@@ -68,6 +69,11 @@ def declare(parser: argparse.ArgumentParser) -> None:
         metavar="TIME",
         help=f"how long the name waits after release; default: {DEFAULT_FIN_WAIT:g}s",
     )
+    option(
+        "--reclaim",
+        action="store_true",
+        help="take the name from a lease of the same owner that is in FIN WAIT",
+    )
     option("--vm", metavar="ID", help="the VM, as all hosts of the fleet call it")
     option(
         "--incoming",
@@ -100,6 +106,19 @@ def _texts(values: Iterable[str]) -> list[str]:
     return [str(value) for value in values]
 
 
+def declare_wait(parser: argparse.ArgumentParser, *, default: float) -> None:
+    """Add the option that waits for a name."""
+    parser.add_argument(
+        "--wait",
+        type=values.duration,
+        nargs="?",
+        const=inf,
+        default=default,
+        metavar="TIME",
+        help="wait while the name is in FIN WAIT, so long at most",
+    )
+
+
 def spec(options: argparse.Namespace) -> Spec:
     """Return the request that the options make. Raises RequestError."""
     defaults = Defaults()
@@ -124,6 +143,7 @@ def spec(options: argparse.Namespace) -> Spec:
             uid=_uid(options.user),
             gid=_gid(options.group),
             fin_wait=fin_wait,
+            reclaim=options.reclaim,
             vm=_vm(options),
             **wiring,
         )
@@ -144,6 +164,7 @@ def spec(options: argparse.Namespace) -> Spec:
         queues=options.queues,
         vnet_hdr=options.vnet_hdr,
         fin_wait=fin_wait,
+        reclaim=options.reclaim,
         vm=_vm(options),
     )
 

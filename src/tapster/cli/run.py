@@ -25,12 +25,15 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from errno import ENOENT
+from math import inf
 
+from tapster.api import wait_for_name
 from tapster.cli import nic
 from tapster.cli.supervise import Child, living_children, signals_blocked
 from tapster.errors import RequestError, TapsterError
 from tapster.kernel import libc
 from tapster.light import TYPE_CHECKING, NoReturn
+from tapster.model import Spec
 from tapster.open_device import OpenDevice
 
 if TYPE_CHECKING:
@@ -53,6 +56,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
         "--netns", metavar="NS", help="create the devices in this network namespace"
     )
     nic.declare(parser)
+    nic.declare_wait(parser, default=inf)
     parser.add_argument(
         "command", nargs="...", metavar="COMMAND", help="the command to run"
     )
@@ -64,6 +68,11 @@ def run(options: argparse.Namespace, host: "Manager") -> int:
         raise RequestError("tapster run needs a COMMAND after --")
     specs = [nic.spec(options) for options in _nics(options)]
     _check_places(command, len(specs))
+    # Signals are not blocked while this waits for a name.
+    return wait_for_name(host, lambda: _run(command, specs, host), options.wait)
+
+
+def _run(command: Sequence[str], specs: Sequence[Spec], host: "Manager") -> int:
     with signals_blocked() as mask, ExitStack() as ending:
         # Bound to this process until there is a child to bind them to.
         devices = host.acquire_all(specs, pid=os.getpid())

@@ -165,8 +165,9 @@ class Allocator:
             status = (
                 "is leased" if deadline is None else f"waits {fin_wait:g} s (FIN WAIT)"
             )
+            remedy = "" if deadline is None else "; wait, or reclaim it as its owner"
             raise NameTaken(
-                f"name {name!r} {status}: lease {id_}, owner {owner!r}",
+                f"name {name!r} {status}: lease {id_}, owner {owner!r}{remedy}",
                 name=name,
                 lease=id_,
                 owner=owner,

@@ -21,9 +21,10 @@ from tapster.errors import (
 from tapster.kernel.port import LinkChange
 from tapster.ledger import Reservation
 from tapster.light import TYPE_CHECKING, NamedTuple
-from tapster.model import Kind, Lease, Macvtap, Mode, Naming, Spec, Tap
+from tapster.model import Kind, Lease, Macvtap, Mode, Naming, Spec, State, Tap
 from tapster.operations.context import Context
 from tapster.operations.devices import ATTEMPTS, Devices, Opened, close_fds
+from tapster.operations.failures import Failures
 
 if TYPE_CHECKING:
     from tapster.fleet.guard import Guard
@@ -91,7 +92,7 @@ class Acquire:
                     asked=text, max_keys=max_keys
                 )
                 plans[number] = plans[number]._replace(reservation=reservation)
-            leases = self.reserve(plans)
+            leases = self._reserve_or_reclaim(plans)
             ids = [lease.id for lease in leases]
             made: list[Opened] = []
             try:
@@ -114,6 +115,41 @@ class Acquire:
             except BaseException as error:
                 self._undo(ids, made, error)
                 raise
+
+    def _reserve_or_reclaim(self, plans: Sequence[Plan]) -> list[Lease]:
+        """Reserve; end the owner's own waits of names that are to be reclaimed."""
+        for _ in plans:
+            try:
+                return self.reserve(plans)
+            except NameTaken as error:
+                if not self._reclaim(error, plans):
+                    raise
+        return self.reserve(plans)
+
+    def _reclaim(self, error: NameTaken, plans: Sequence[Plan]) -> bool:
+        """End the wait that keeps a name, if it may be reclaimed. Say whether it was.
+
+        The waiting device is deleted by its identity; the new one has another index.
+        """
+        context = self.context
+        lease = error.lease and context.ledger.lease(error.lease)
+        if not lease or lease.state is not State.FIN_WAIT:
+            return False
+        wanted = (lease.owner, lease.caller_uid)
+        if not any(
+            plan.reservation.spec.reclaim
+            and (plan.reservation.spec.owner, plan.reservation.caller_uid) == wanted
+            for plan in plans
+        ):
+            return False
+        failures = Failures()
+        with (
+            context.opened(lease.netns) as namespace,
+            context.claims.claimed([lease.id]) as claimed,
+        ):
+            ended = self.devices.end(namespace, claimed, failures)
+        failures.raise_any()
+        return bool(ended)
 
     def reserve(self, plans: Sequence[Plan]) -> list[Lease]:
         """Reserve a name and an ifindex for each plan, or for none."""
