@@ -281,6 +281,13 @@ def test_names_become_ids_and_what_does_not_exist_matches_nobody(
     assert loaded.unknown == ("gone-9",)
 
 
+def test_a_namespace_with_a_nul_in_its_name_is_refused(tmp_path: Path) -> None:
+    with parts(tmp_path) as made:
+        request = interface.Acquire((interface.nic(BR0),), netns="a\0b")
+        with pytest.raises(RequestError, match="printed"):
+            made.service.call("Acquire", Call(ROOT._replace(pid=1), -1, request, ()))
+
+
 # Changes
 
 

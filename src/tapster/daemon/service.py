@@ -180,6 +180,8 @@ class Service:
 
     def _check_netns(self, caller: Caller, netns: str) -> None:
         """Raise NotAllowed unless a rule of the caller has this namespace."""
+        if not netns.isprintable():
+            raise RequestError(f"netns {netns!r} is not text that can be printed")
         self._permit_rule(caller, Need("netns", netns))
         if not caller.root and "/" in netns and netns_of_process.leads_elsewhere(netns):
             raise NotAllowed(f"{netns!r} leads elsewhere: a link is not followed")
