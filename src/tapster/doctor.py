@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is wrong on a host, and what would mend it. Looks, and changes nothing."""
+"""Find the problems of a host, each with its remedy. Changes nothing."""
 
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -14,16 +16,15 @@ from tapster.operations.decision import Action
 from tapster.operations.operations import Operations
 
 NEARLY_FULL = MAX_PORTS * 9 // 10
-"""Ports of a bridge from which on a word of warning is due."""
+"""A bridge with so many ports is reported."""
 
 
 def examine(operations: Operations) -> list[Problem]:
-    """Everything that is wrong, as seen from the operations' network namespace."""
+    """Return every problem, as seen from the operations' network namespace."""
     ledger, namespace = operations.context.ledger, operations.context.namespace
     with operations.context.gate:
-        links = (
-            namespace.links()
-        )  # before the leases, each of which precedes its device
+        # Before the leases: a lease is recorded before its device is made.
+        links = namespace.links()
         own = (namespace.netns.boot, namespace.netns.cookie)
         here = [
             lease
@@ -34,11 +35,11 @@ def examine(operations: Operations) -> list[Problem]:
             *_privileges(),
             *_tun(),
             *(
-                Problem(f"the ledger is damaged: {said}", "restore it from a backup")
-                for said in ledger.check()
+                Problem(f"the ledger is damaged: {damage}", "restore it from a backup")
+                for damage in ledger.check()
             ),
-            *_unmended(operations),
-            *_strays(operations),
+            *_unrepaired(operations),
+            *_left_in_backends(operations),
             *_leftovers(ledger.id, links, here),
             *_squatters(ledger.templates(), links, here),
             *_bridges(namespace, links, here),
@@ -60,39 +61,45 @@ def _privileges() -> Iterator[Problem]:
 
 def _tun() -> Iterator[Problem]:
     try:
-        with open("/dev/net/tun", "rb"):
+        with open("/dev/net/tun", "rb") as file:
+            if not stat.S_ISCHR(os.fstat(file.fileno()).st_mode):
+                yield Problem(
+                    "/dev/net/tun is not a device: no tap can be made",
+                    "rm /dev/net/tun && mknod /dev/net/tun c 10 200",
+                )
             return
     except FileNotFoundError:
         yield Problem("/dev/net/tun is missing: no tap can be made", "modprobe tun")
     except OSError as error:
         yield Problem(
             f"/dev/net/tun cannot be opened: {error.strerror}",
-            "let this user open it, and load the module: modprobe tun",
+            "allow this user to open it, and load the module: modprobe tun",
         )
 
 
-def _unmended(operations: Operations) -> Iterator[Problem]:
+def _unrepaired(operations: Operations) -> Iterator[Problem]:
     try:
         repairs = operations.recover(dry_run=True)
     except TapsterError as error:
-        yield Problem(str(error), "see to that, then: tapster recover")
+        yield Problem(str(error), "remove the cause, then: tapster recover")
         return
     for lease, action in repairs:
         which = f"lease {lease.name} ({lease.id}, {lease.state})"
         if action is Action.REWIRE:
-            for backend, wrong in operations.look.differences(lease).items():
-                problem = f"{which} is not wired as it should be: {backend}: {wrong}"
+            for backend, difference in operations.look.differences(lease).items():
+                problem = f"{which} is not as requested: {backend}: {difference}"
                 yield Problem(problem, "tapster recover")
             continue
         yield Problem(
-            f"{which} does not agree with the kernel: {action}", "tapster recover"
+            f"{which} does not agree with the kernel: recover would {action} it",
+            "tapster recover",
         )
 
 
-def _strays(operations: Operations) -> Iterator[Problem]:
-    with suppress(ServiceUnavailable):  # it has been said
-        for _, stray in operations.recover.leftovers():
-            problem = f"{stray.description} is left of lease {stray.lease}"
+def _left_in_backends(operations: Operations) -> Iterator[Problem]:
+    with suppress(ServiceUnavailable):  # recover has reported it
+        for _, leftover in operations.recover.leftovers():
+            problem = f"{leftover.description} is left of lease {leftover.lease}"
             yield Problem(problem, "tapster recover")
 
 
@@ -110,8 +117,8 @@ def _leftovers(
             )
         elif stamp.lease not in known:
             yield Problem(
-                f"device {link.name} carries our stamp, but has no lease of ours",
-                f"only if no machine uses it: tapster doctor --remove {ledger}",
+                f"device {link.name} carries this ledger's stamp, but has no lease",
+                f"only if no VM uses it: tapster doctor --remove {ledger}",
             )
 
 
@@ -125,8 +132,8 @@ def _squatters(
         for template in templates:
             if names.parse(template).number(link.name) is not None:
                 yield Problem(
-                    f"device {link.name} is foreign, and in the way of {template}",
-                    f"none is needed; to have the name, end whoever made {link.name}",
+                    f"device {link.name} is foreign; its name fits {template}",
+                    f"none is needed: {template} skips it; to use the name, delete it",
                 )
                 break
 
@@ -138,11 +145,11 @@ def _bridges(
     for link in links:
         if link.name in used and not link.up:
             yield Problem(
-                f"bridge {link.name} is down, with machines on it",
+                f"bridge {link.name} is down, with VMs on it",
                 f"ip link set {link.name} up",
             )
         if link.kind == "bridge" and (ports := namespace.ports(link)) >= NEARLY_FULL:
             yield Problem(
                 f"bridge {link.name} has {ports} of {MAX_PORTS} possible ports",
-                "spread the machines over several bridges",
+                "spread the VMs over several bridges",
             )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make a device and print its name. It stays until `tapster rm`."""
+"""Create a device and print its name. It stays until `tapster rm`."""
 
 import argparse
 import sys
@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 def declare(parser: argparse.ArgumentParser) -> None:
     nic.declare(parser)
     nic.declare_wait(parser, default=0.0)
-    parser.add_argument("--netns", metavar="NS", help="make it in there (name or path)")
+    parser.add_argument(
+        "--netns",
+        metavar="NS",
+        help="create it in this network namespace (name or path)",
+    )
     parser.add_argument("--json", action="store_true", help="print the lease as JSON")
 
 
@@ -29,6 +33,6 @@ def run(options: argparse.Namespace, host: "Manager") -> int:
             print(lease.name)
         sys.stdout.flush()
     except OSError:
-        host.release(lease.id)  # nobody has learnt of it
+        host.release(lease.id)  # no program knows its name
         raise
     return 0

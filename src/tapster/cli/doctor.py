@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Say what is wrong on this host, and what would mend it.
+"""List the problems of this host, each with its remedy.
 
-Exit code 1 if anything is. Nothing is changed, except by --remove, which
+The exit code is 1 if there is a problem. Only --remove changes anything: it
 deletes the devices that a lost ledger has left behind.
 """
 
@@ -23,12 +23,12 @@ def declare(parser: argparse.ArgumentParser) -> None:
         help="delete the devices that carry the stamp of this lost ledger",
     )
     parser.add_argument(
-        "--user", metavar="USER", help="only say what the daemon's policy gives them"
+        "--user", metavar="USER", help="only print what the daemon's policy allows USER"
     )
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help="another policy than the daemon's usual",
+        help="the policy to explain; default: the daemon's",
     )
 
 
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace, host: "Manager") -> int:
 
 
 def _explain(options: argparse.Namespace) -> None:
-    """Say what the running daemon's policy gives a user, or else what the file does."""
+    """Print what the running daemon's policy allows a user, else what the file does."""
     from tapster.errors import DaemonError
     from tapster.rpc.client import connect
 

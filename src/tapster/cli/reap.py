@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Delete the devices whose FIN WAIT is over. It also happens by itself."""
+"""Delete the devices whose FIN WAIT is over. The reaper also does so by itself."""
 
 import argparse
 

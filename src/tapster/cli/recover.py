@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bring ledger and kernel into agreement after a crash. May always be run."""
+"""Make ledger and kernel agree after a crash. May run at any time."""
 
 import argparse
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dry-run", action="store_true", help="only say what it would")
+    parser.add_argument("--dry-run", action="store_true", help="only print the repairs")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

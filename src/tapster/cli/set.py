@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Change what a leased device is connected to, while its machine runs."""
+"""Change what a leased device is connected to, while its VM runs."""
 
 import argparse
 
@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 def declare(parser: argparse.ArgumentParser) -> None:
     wire.declare(parser)
     parser.add_argument("lease", metavar="NAME|ID", help="which lease")
-    parser.add_argument("--netns", metavar="NS", help="where to look for names first")
+    parser.add_argument(
+        "--netns",
+        metavar="NS",
+        help="look for the name in this network namespace first",
+    )
     parser.add_argument("--json", action="store_true", help="print the lease as JSON")
 
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A child process that starts when told to, and whose supervisor may die.
+"""Run a child process that starts on command and outlives a killed supervisor.
 
-The child is forked first and waits; its pid is written to the ledger; then it
-may exec. So there is no moment at which it runs and the ledger does not know
-it. If the supervisor is killed before that, the child sees the pipe close and
-ends; if later, the child goes on, and the ledger knows with whom the lease ends.
+The supervisor forks the child first, and the child waits. The supervisor records the
+child's process id in the ledger. Then the child may exec. So the child never runs
+without a record. If the supervisor is killed before that, the child sees the pipe close
+and ends. If the supervisor is killed later, the child goes on, and the lease ends with
+the child.
 """
 
 import os
@@ -24,7 +25,7 @@ PASSED_ON = {
     signal.SIGUSR2,
 }
 Mask = set[int | signal.Signals]
-"""What pthread_sigmask takes and returns."""
+"""The type that pthread_sigmask takes and returns."""
 
 SI_KERNEL = 128
 """The `si_code` of a signal that the terminal made: sigaction(2)."""
@@ -32,8 +33,8 @@ SI_KERNEL = 128
 
 @contextmanager
 def signals_blocked() -> Iterator[Mask]:
-    """Block what `Child.wait` waits for; the value is what was blocked before."""
-    # Who ignores it, as many daemons do, gets no status of a child.
+    """Block the signals that `Child.wait` waits for; yield the earlier mask."""
+    # A process that ignores SIGCHLD, as many daemons do, gets no status of a child.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON | {signal.SIGCHLD})
     try:
