@@ -123,7 +123,8 @@ def test_a_full_disk_is_an_error_and_no_loss_I5(small: Path) -> None:
                     pass
             os.truncate(filler, filler.stat().st_size - 4096 * pages)
             error = attempt(add, host)
-            lab.judge(f"{pages} pages", settled=error is None)
+            # There may be no room to undo an acquire: then its lease waits for recover.
+            lab.judge(f"{pages} pages", settled=False)
             if error is None:
                 break
             assert_clear(error, ENOSPC, f"{pages} pages")

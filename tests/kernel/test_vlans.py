@@ -52,7 +52,8 @@ def test_one_message_adds_and_one_deletes_as_bridge_does(
     shell.sh("ip tuntap add vnet0 mode tap")
     shell.sh("ip link set vnet0 master br0")
     wanted = []
-    for verb, vids in (("add", added), ("del", deleted)):
+    # Deleted first: at no moment is the port in more VLANs than before or after.
+    for verb, vids in (("del", deleted), ("add", added)):
         each = [
             sent("bridge", "vlan", verb, "dev", "vnet0", "vid", *vid.split())
             for vid in vids

@@ -575,11 +575,12 @@ def link_of(body: bytes) -> Link:
     _, _, ifindex, flags, _ = IFINFO.unpack_from(body)
     found = parse_attributes(body, IFINFO.size)
     info = parse_attributes(found.get(IFLA_LINKINFO, b""))
-    port = parse_attributes(info.get(IFLA_INFO_SLAVE_DATA, b""))
+    families = parse_attributes(found.get(IFLA_AF_SPEC, b""))
     master = _number(found.get(IFLA_MASTER))
     on = info.get(IFLA_INFO_SLAVE_KIND, b"").rstrip(b"\0")
-    if on != b"bridge":
-        port = {}
+    port: dict[int, bytes] = {}
+    if on == b"bridge":
+        port = parse_attributes(info.get(IFLA_INFO_SLAVE_DATA, b""))
     if on == b"openvswitch":
         # No netlink message can remove a port of Open vSwitch.
         master = 0
@@ -598,8 +599,8 @@ def link_of(body: bytes) -> Link:
         isolated=port.get(IFLA_BRPORT_ISOLATED) == b"\1",
         learning=port.get(IFLA_BRPORT_LEARNING) != b"\0",
         flood=port.get(IFLA_BRPORT_UNICAST_FLOOD) != b"\0",
-        vlan_filtering=_filters_vlans(info),
-        no_ipv6=_gen_mode(found) in (None, bytes([IN6_ADDR_GEN_MODE_NONE])),
+        vlan_filtering=kind == "bridge" and _filters_vlans(info),
+        no_ipv6=_gen_mode(families) in (None, bytes([IN6_ADDR_GEN_MODE_NONE])),
         # IFF_LOWER_UP needs a device that is up. IFLA_CARRIER does not: the kernel
         # sets a tap's carrier when a file is attached, and clears the carrier when
         # the last one is detached (tun_set_iff(), __tun_detach()).
@@ -608,7 +609,7 @@ def link_of(body: bytes) -> Link:
         tap_group=_optional_number(tap.get(IFLA_TUN_GROUP)),
         persistent=tap.get(IFLA_TUN_PERSIST) != b"\0",
         queues=_queues(tap),
-        no_ipv4=_refuses_ipv4(found),
+        no_ipv4=_refuses_ipv4(families),
         root_guard=port.get(IFLA_BRPORT_PROTECT) == b"\1",
         bpdu_guard=port.get(IFLA_BRPORT_GUARD) == b"\1",
     )
@@ -635,15 +636,23 @@ def _name_of(body: bytes) -> tuple[str, int]:
 
 
 def _filters_vlans(info: dict[int, bytes]) -> bool:
-    if info.get(IFLA_INFO_KIND, b"").rstrip(b"\0") != b"bridge":
-        return False
-    data = parse_attributes(info.get(IFLA_INFO_DATA, b""))
-    return data.get(IFLA_BR_VLAN_FILTERING) == b"\1"
+    """Whether a bridge tells VLANs apart."""
+    # A bridge has 45 attributes, and this is one of the first (br_fill_info()). So the
+    # others are not parsed.
+    data = info.get(IFLA_INFO_DATA, b"")
+    at = 0
+    while at + _ATTR.size <= len(data):
+        length, type_ = _ATTR.unpack_from(data, at)
+        if type_ == IFLA_BR_VLAN_FILTERING:
+            return data[at + _ATTR.size : at + length] == b"\1"
+        if length < _ATTR.size:
+            break
+        at += length + 3 & ~3
+    return False
 
 
-def _refuses_ipv4(link: dict[int, bytes]) -> bool:
+def _refuses_ipv4(families: dict[int, bytes]) -> bool:
     """Whether the host's IPv4 is told to take nothing from a link."""
-    families = parse_attributes(link.get(IFLA_AF_SPEC, b""))
     ipv4 = parse_attributes(families.get(sockets.AF_INET, b""))
     settings = ipv4.get(IFLA_INET_CONF, b"")  # an array of all, the first being 1
     found = [
@@ -654,9 +663,8 @@ def _refuses_ipv4(link: dict[int, bytes]) -> bool:
     return found in ([], [STRICT, NO_ANSWER])
 
 
-def _gen_mode(link: dict[int, bytes]) -> bytes | None:
+def _gen_mode(families: dict[int, bytes]) -> bytes | None:
     """Return how the kernel makes a link's IPv6 address; None if it has no IPv6."""
-    families = parse_attributes(link.get(IFLA_AF_SPEC, b""))
     ipv6 = parse_attributes(families.get(sockets.AF_INET6, b""))
     return ipv6.get(IFLA_INET6_ADDR_GEN_MODE)
 

@@ -2,7 +2,8 @@
 """The ledger's file: making it, opening it, refusing it, and changing it atomically.
 
 SQLite runs in WAL mode with `synchronous=NORMAL`. A transaction survives the death of
-its process. A power cut may lose the last transactions; it ends their devices too.
+its process. A power cut may lose the last transactions; it ends their devices too. So
+naming `next` may give a number again that it gave just before a power cut.
 
 One trap decides how this module looks at the file. POSIX locks belong to the process,
 and closing any descriptor of a file drops all of the process's locks on it (fcntl(2)).
@@ -107,7 +108,7 @@ class Database:
         makes it.
         """
         self.path = path
-        with self._translated():
+        try:
             _refuse_unknown(path)
             _make_file(path, make_directory=make_directory)
             self.connection = _connect(path)
@@ -117,6 +118,10 @@ class Database:
             except BaseException:
                 self.connection.close()
                 raise
+        except Exception as error:
+            if (meaning := self._meaning(error)) is None:
+                raise
+            raise meaning from error
 
     def close(self) -> None:
         """Close the file."""
@@ -125,40 +130,53 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """Lend the connection for reading."""
-        with self._translated():
+        try:
             yield self.connection
+        except Exception as error:
+            if (meaning := self._meaning(error)) is None:
+                raise
+            raise meaning from error
 
+    # One generator, and not three inside each other: they would take longer than the
+    # transaction.
     @contextmanager
     def changing(self) -> Iterator[sqlite3.Connection]:
         """Lend the connection in a transaction, which excludes every other one.
 
         All of the block's changes happen, or, if it raises, none.
         """
-        with self._translated():
-            self._refuse_another_file()
-            with _transaction(self.connection, "IMMEDIATE"):
-                yield self.connection
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        """Raise the errors of SQLite and of the file as errors of the ledger."""
         try:
-            yield
-        except sqlite3.Error as error:
-            raise failure(self.path, error) from error
-        except (Damage, UnicodeDecodeError) as error:
+            self._refuse_another_file()
+            # BEGIN is inside the `try`: if Ctrl-C comes while it waits, it is raised
+            # when the transaction has begun.
+            self.connection.execute("BEGIN IMMEDIATE")
+            yield self.connection
+            self.connection.execute("COMMIT")
+        except BaseException as error:
+            with suppress(sqlite3.Error):  # the first error says more
+                _roll_back(self.connection)
+            if (meaning := self._meaning(error)) is None:
+                raise
+            raise meaning from error
+
+    def _meaning(self, error: BaseException) -> LedgerError | None:
+        """Return the ledger's error for an error of SQLite or of the file."""
+        if isinstance(error, sqlite3.Error):
+            return failure(self.path, error)
+        if isinstance(error, Damage | UnicodeDecodeError):
             # SQLite's message is garbled, too, if it quotes what is in the file.
-            raise damaged(self.path, str(error)) from error
-        except UnicodeEncodeError as error:
-            raise LedgerError(
+            return damaged(self.path, str(error))
+        if isinstance(error, UnicodeEncodeError):
+            return LedgerError(
                 f"ledger {self.path!r} holds UTF-8 only, not {error.object!r}"
-            ) from error
-        except OSError as error:
-            raise LedgerError(f"ledger {self.path!r}: {error.strerror}") from error
+            )
+        if isinstance(error, OSError):
+            return LedgerError(f"ledger {self.path!r}: {error.strerror}")
+        return None
 
     def _prepare(self, populate: Callable[[sqlite3.Connection], None]) -> None:
         if _version(self.connection, self.path) < SCHEMA_VERSION:
-            with _transaction(self.connection, "EXCLUSIVE"):
+            with _excluding(self.connection):
                 version = _version(self.connection, self.path)
                 if version == 0:
                     _make(self.connection, populate)
@@ -184,7 +202,7 @@ class Database:
             with suppress(sqlite3.OperationalError):
                 self.connection.execute("PRAGMA journal_mode = WAL")
                 return
-            with _transaction(self.connection, "EXCLUSIVE"):
+            with _excluding(self.connection):
                 pass
         raise LedgerError(f"ledger {self.path!r} cannot be switched to its log")
 
@@ -296,18 +314,21 @@ def _version(connection: sqlite3.Connection, path: str) -> int:
 
 
 @contextmanager
-def _transaction(connection: sqlite3.Connection, kind: str) -> Iterator[None]:
+def _excluding(connection: sqlite3.Connection) -> Iterator[None]:
+    """Run a block in a transaction during which no other process can even read."""
     try:
-        # BEGIN is inside the `try`: if Ctrl-C comes while it waits, it is raised when
-        # the transaction has begun.
-        connection.execute(f"BEGIN {kind}")
+        connection.execute("BEGIN EXCLUSIVE")
         yield
         connection.execute("COMMIT")
     except BaseException:
-        # SQLite itself rolls back after some errors, such as a full disk.
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
+        _roll_back(connection)
         raise
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    # SQLite itself rolls back after some errors, such as a full disk.
+    if connection.in_transaction:
+        connection.execute("ROLLBACK")
 
 
 def _make(
