@@ -4,6 +4,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from lab import openvswitch as ovs
 from lab.iproute import neighbours
 from lab.namespaces import namespaces
 from lab.openvswitch import OpenVswitch
+from lab.reapers import reapers
 from lab.shell import TAPSTER, sh
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
@@ -190,7 +192,10 @@ def test_the_commands_for_open_vswitch_have_the_same_result(
         wait = ["--fin-wait", "600"] if verb.startswith("add") else []
         commands += verbose(*verb.split(), *wait, ledger=ledger)[1]
     made = rows()
-    # The same switch, emptied: the device goes, and whatever OVSDB has of it.
+    # The same switch, emptied: the device goes, and whatever OVSDB has of it. A reaper
+    # would replace a waiting device that is deleted.
+    for pid in reversed(reapers(ledger)):
+        os.kill(pid, signal.SIGKILL)
     sh("ip link del vnet0")
     subprocess.run(
         ["sh", "-eu"],

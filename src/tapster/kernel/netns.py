@@ -11,7 +11,7 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from errno import EINVAL
+from errno import EINVAL, ENOTTY
 
 from tapster.kernel import sockets
 from tapster.kernel.descriptors import closing_on_error
@@ -71,8 +71,11 @@ def open_netns(path: str) -> int:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         kind = fcntl.ioctl(fd, NS_GET_NSTYPE)
-    except OSError:
+    except OSError as error:
         kind = 0
+        if error.errno not in (EINVAL, ENOTTY):  # those say: no namespace at all
+            os.close(fd)
+            raise
     if kind != CLONE_NEWNET:
         os.close(fd)
         raise OSError(EINVAL, "not a network namespace", path)

@@ -2,7 +2,9 @@
 """Bind: let active leases end with a process."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 
+from tapster.errors import TapsterError
 from tapster.operations.context import Context
 
 
@@ -22,4 +24,7 @@ class Bind:
         with context.gate:
             context.ledger.bind(ids, process)
             if process is not None:
-                context.wake_reaper()
+                # The leases are bound. A reaper that cannot start now is started by
+                # the next operation.
+                with suppress(TapsterError):
+                    context.wake_reaper()

@@ -23,7 +23,14 @@ from tapster.kernel.port import (
 from tapster.light import Any, NoReturn
 from tapster.model import Link, Netns, Process
 from tapster.testing.descriptors import Descriptors
-from tapster.testing.space import Device, Space, check_length, has_ipv6, refusal
+from tapster.testing.space import (
+    MIN_IPV4_MTU,
+    Device,
+    Space,
+    check_length,
+    has_ipv6,
+    refusal,
+)
 from tapster.testing.stranger import Stranger
 from tapster.testing.watch import FakeWatch
 from tapster.testing.world import PIDNS, World
@@ -490,7 +497,7 @@ def _link(space: Space, device: Device) -> Link:
         tap_group=device.gid,
         persistent=device.kind != "tun" or device.persist,
         queues=space.open_queues(device.ifindex) if device.multi_queue else None,
-        no_ipv4=device.no_ipv4,
+        no_ipv4=device.no_ipv4 or device.mtu < MIN_IPV4_MTU,
         root_guard=device.root_guard,
         bpdu_guard=device.bpdu_guard,
     )

@@ -38,6 +38,7 @@ MAX_QUEUES = 256
 MAX_MTU = 65535
 MAX_TAP_MTU = 65521
 MIN_IPV6_MTU = 1280
+MIN_IPV4_MTU = 68
 ETHERNET_MTU = 1500
 NO_MAC = "00:00:00:00:00:00"
 
@@ -529,6 +530,8 @@ class Space:
     def _put(self, device: Device) -> None:
         if device.no_ipv6 and not has_ipv6(device):
             device = device._replace(no_ipv6=False)
+        if device.no_ipv4 and device.mtu < MIN_IPV4_MTU:
+            device = device._replace(no_ipv4=False)
         self.devices[device.ifindex] = device
         self._note(device.ifindex)
 
