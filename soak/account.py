@@ -84,6 +84,10 @@ class VmRecord:
         """Say whether a change puts right what was not as it is to be."""
         goal = self.wanted.get(attribute, ())
         was, becomes = getattr(before, attribute, None), getattr(after, attribute, None)
+        if attribute == "up" and not becomes:
+            # Tapster takes a port down while it joins a bridge.
+            bridges = self.wanted.get("master", ())
+            return len(bridges) > 1 or before.master not in bridges
         better = becomes in goal or (attribute == "master" and becomes == 0)
         return better and (was not in goal or len(goal) > 1)
 

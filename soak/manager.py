@@ -84,7 +84,10 @@ class Manager:
             return
         cards = [
             Card.asked(spec, self._part.netns, self._part.ledger)._replace(
-                name=lease.name, ifindex=lease.ifindex, mac=lease.mac, fds=lease.fds
+                name=lease.name,
+                ifindex=lease.ifindex,
+                mac=lease.mac,
+                fds=lease.detach_fds(),
             )
             for spec, lease in zip(specs, leases, strict=True)
         ]

@@ -151,10 +151,21 @@ def command() -> NoReturn:
     os._exit(status)
 
 
+def _hide_interrupt(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Say nothing of a Ctrl-C that came where Python cannot raise it.
+
+    An import that is under way has such places. The next step raises it again, or the
+    command ends in good order.
+    """
+    if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     failed, misused = 1, 2
+    sys.unraisablehook = _hide_interrupt
     try:
         top = top_parser()
         options = top.parse_args(words)

@@ -127,7 +127,8 @@ def refuse_same_mac(
     Of two devices with one MAC on one segment, each takes the other's frames. A
     segment is a bridge, or what the macvtaps of one lower device share. A device
     on standby is connected to no segment. The lease with the id `besides` does
-    not count.
+    not count. Nor does a passthru macvtap: it has its lower device's MAC, and the
+    kernel allows no second device there.
     """
     in_force = wiring.in_force
     segment = (in_force.bridge, in_force.ovs, None if wiring.standby else lower)
@@ -136,7 +137,8 @@ def refuse_same_mac(
     taken = db.execute(
         "SELECT id, name, owner FROM lease WHERE mac = ? AND netns = ? "
         "AND state != 'fin_wait' AND NOT standby "
-        "AND bridge IS ? AND ovs IS ? AND lower IS ? AND id != ?",
+        "AND bridge IS ? AND ovs IS ? AND lower IS ? AND id != ? "
+        "AND mode IS NOT 'passthru'",
         (mac, netns, *segment, besides),
     ).fetchone()
     if taken is not None:

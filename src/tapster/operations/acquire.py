@@ -300,7 +300,13 @@ class Acquire:
 
 
 def _refuse_equal_macs(plans: Sequence[Plan]) -> None:
-    macs = [plan.reservation.mac for plan in plans if plan.reservation.mac]
+    # A passthru macvtap has its lower device's MAC. The kernel refuses a second one.
+    macs = [
+        plan.reservation.mac
+        for plan in plans
+        if plan.reservation.mac
+        and getattr(plan.reservation.spec, "mode", None) != Mode.PASSTHRU
+    ]
     for mac in macs:
         if macs.count(mac) > 1:
             raise RequestError(
