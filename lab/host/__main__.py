@@ -13,7 +13,7 @@ from lab.host.debian import DebianHost
 RAN = "/run/lab/ran.json"
 OUTSIDE = "tests/host/outside/"
 """Tests that start hosts themselves; they do not run on one."""
-TESTS = ("tests/host/inside", "tests/kernel", "tests/rewire", "tests/backends")
+TESTS = ("tests/host/inside", "tests/rewire", "tests/backends")
 """What runs on a host if nothing is selected."""
 
 

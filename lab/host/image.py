@@ -16,6 +16,7 @@ from tempfile import NamedTemporaryFile
 from typing import NamedTuple
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from lab.host import archive, cache
 
@@ -77,7 +78,8 @@ def _inputs(suite: str) -> Iterator[bytes | str]:
     yield suite
     for path in (HERE / "image.py", HERE / "agent.py", HERE / "packages.txt"):
         yield path.read_bytes()
-    yield REQUIREMENTS.read_bytes()
+    for tool in _with_requirements(TOOLS):
+        yield f"{tool}=={importlib.metadata.version(tool)}"
     for path in sorted(ROOT.rglob("*")):
         if path.is_file():
             yield str(path.relative_to(ROOT))
@@ -134,29 +136,36 @@ def _packages() -> list[str]:
 def _copy_tools(root: Path) -> None:
     (version,) = (path.name for path in root.glob("usr/lib/python3.[0-9]*"))
     target = root / "usr/local/lib" / version / "dist-packages"
-    done: set[str] = set()
-    for tool in TOOLS:
-        _copy_tool(tool, target, done)
+    for tool in _with_requirements(TOOLS):
+        _copy_tool(tool, target)
     inside = "/" + str(target.relative_to(root))
     _run("chroot", root, "python3", "-m", "compileall", "-q", inside)
 
 
-def _copy_tool(name: str, target: Path, done: set[str]) -> None:
-    """Copy a distribution of .venv with all that it requires."""
-    if name in done:
-        return
-    done.add(name)
-    distribution = importlib.metadata.distribution(name)
-    files = distribution.files or []
+def _with_requirements(names: Iterable[str]) -> list[str]:
+    """Return distributions of .venv with all that they require, in order."""
+    found: set[str] = set()
+    left = list(names)
+    while left:
+        name = canonicalize_name(left.pop())
+        if name in found:
+            continue
+        found.add(name)
+        for line in importlib.metadata.distribution(name).requires or ():
+            requirement = Requirement(line)
+            if not requirement.marker or requirement.marker.evaluate({"extra": ""}):
+                left.append(requirement.name)
+    return sorted(found)
+
+
+def _copy_tool(name: str, target: Path) -> None:
+    """Copy a distribution of .venv, or fetch it if it is compiled for one Python."""
+    files = importlib.metadata.distribution(name).files or []
     here = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     if target.parent.name != here and any(file.suffix == ".so" for file in files):
         _fetch_wheel(name, target)
     else:
         _copy_files(files, target)
-    for line in distribution.requires or ():
-        requirement = Requirement(line)
-        if not requirement.marker or requirement.marker.evaluate({"extra": ""}):
-            _copy_tool(requirement.name, target, done)
 
 
 def _copy_files(files: Iterable[importlib.metadata.PackagePath], target: Path) -> None:

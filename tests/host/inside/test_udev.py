@@ -15,6 +15,7 @@ from tests.host.inside.world import PATIENCE, links, sh
 TAPS = 300
 
 
+@pytest.mark.timeout(900)  # udev takes its time without KVM
 @pytest.mark.usefixtures("bridge")
 def test_udev_leaves_the_mac_of_new_taps_alone(ledger: Path) -> None:
     wanted = {}
@@ -23,7 +24,7 @@ def test_udev_leaves_the_mac_of_new_taps_alone(ledger: Path) -> None:
             with host.acquire(Tap(bridge="br0", fin_wait=0)) as device:
                 # The host's side has the guest's MAC, but for the first byte.
                 wanted[device.name] = "fe" + device.mac[2:]
-        sh(f"udevadm settle --timeout {PATIENCE:g}")
+        sh(f"udevadm settle --timeout {10 * PATIENCE:g}")
         shown = links()
         wrong = [name for name, mac in wanted.items() if shown[name]["address"] != mac]
         for lease in host.leases():
