@@ -248,7 +248,7 @@ ROOMS = [
     ),
     Room(
         "tapster.operations.bind",
-        ("tapster.operations.context",),
+        ("tapster.errors", "tapster.operations.context"),
         "an operation",
     ),
     Room(
