@@ -71,7 +71,7 @@ def test_add_killed_anywhere_I5(crashes: OvsCrashes) -> None:
         crashes.clear()
         crashes.check(where)
     crashes.clear()
-    assert crashes.kills > 12
+    assert crashes.kills > 14
 
 
 def test_rm_killed_anywhere_I5(crashes: OvsCrashes) -> None:
