@@ -9,7 +9,7 @@ Result = TypeVar("Result")
 
 
 def timed(call: Callable[[], Result]) -> tuple[float, Result]:
-    """The seconds that a call took, and what it returned."""
+    """Return the seconds that a call took, and what it returned."""
     before = time.perf_counter()
     result = call()
     return time.perf_counter() - before, result

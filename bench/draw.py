@@ -65,13 +65,13 @@ def _curves(table: Table, axes: Axes) -> None:
 
 
 def _wide(table: Table) -> bool:
-    """Whether the points are so far apart that the axis must be logarithmic."""
+    """Return whether the points are so far apart that the axis must be logarithmic."""
     at = [row.at for row in table.rows if row.curve]
     return max(at) > 100 * min(at)
 
 
 def _spreads(rows: Sequence[Row]) -> tuple[list[float], list[list[float]]]:
-    """The medians of rows, and how far lowest and highest are from them."""
+    """Return the medians of rows, and how far lowest and highest are from them."""
     spreads = [spread(row.rounds) for row in rows]
     below = [one.median - one.low for one in spreads]
     above = [one.high - one.median for one in spreads]

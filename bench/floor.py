@@ -14,7 +14,7 @@ ALIAS = "tapster:00000000:0000000000000000"
 
 
 def name_of(ifindex: int) -> str:
-    """The name of a device on a bridge."""
+    """Return the name of a device on a bridge."""
     return f"f{ifindex - FIRST_IFINDEX}"
 
 

@@ -31,7 +31,7 @@ GUEST = """
 
 
 def device(kind: str, mac: str, bridge: str) -> str:
-    """The XML of a network device."""
+    """Return the XML of a network device."""
     source = f'<source bridge="{bridge}"/>' if kind == "bridge" else ""
     return (
         f'<interface type="{kind}"><mac address="{mac}"/>{source}'

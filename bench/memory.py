@@ -3,7 +3,7 @@
 
 
 def resident() -> int:
-    """How many KiB are in memory now."""
+    """Return how many KiB are in memory now."""
     with open("/proc/self/status") as status:
         (line,) = (line for line in status if line.startswith("VmRSS:"))
     return int(line.split()[1])

@@ -42,7 +42,7 @@ of the rounds, with the lowest and the highest; a ratio is taken within a round.
 
 
 def text(table: Table) -> str:
-    """A table and what became of its goals, for a terminal."""
+    """Return a table and what became of its goals, for a terminal."""
     cells = [[row.title, *_figures(table, row)] for row in table.rows]
     widths = [max(len(line[column]) for line in cells) for column in range(3)]
     lines = [f"{table.title} ({table.unit})"]
@@ -109,7 +109,7 @@ def _line(*cells: str) -> Iterator[str]:
 
 
 def _figures(table: Table, row: Row) -> tuple[str, str]:
-    """A row's value, and how many times the base it is."""
+    """Return a row's value, and how many times the base it is."""
     value = _shown(spread(row.rounds))
     if not table.base:
         return value, ""

@@ -61,12 +61,12 @@ class Table(NamedTuple):
         return next(row for row in self.rows if row.title == title)
 
     def ratio(self, of: str, to: str) -> Spread:
-        """How many times `to` the row `of` is, within a round."""
+        """Return how many times `to` the row `of` is, within a round."""
         pairs = zip(self.row(of).rounds, self.row(to).rounds, strict=True)
         return spread([one / other for one, other in pairs])
 
     def reached(self, goal: Goal) -> tuple[Spread, bool]:
-        """What came of a goal."""
+        """Return whether a goal was reached, in words."""
         if goal.to:
             found = self.ratio(goal.of, goal.to)
         else:
@@ -81,7 +81,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def best(rows: Sequence[Row], *, most: bool = False) -> str:
-    """The title of the row with the lowest median, or the highest if `most`."""
+    """Return the title of the row with the lowest median, or the highest if `most`."""
     pick = max if most else min
     return pick(rows, key=lambda row: statistics.median(row.rounds)).title
 
@@ -89,7 +89,7 @@ def best(rows: Sequence[Row], *, most: bool = False) -> str:
 def interleave(
     ways: Mapping[str, Callable[[], Found]], rounds: int
 ) -> dict[str, list[Found]]:
-    """What each way finds in each round; another one begins each round."""
+    """Return what each way finds in each round; another one begins each round."""
     found: dict[str, list[Found]] = {title: [] for title in ways}
     order = [*ways]
     for _ in range(rounds):
@@ -100,14 +100,14 @@ def interleave(
 
 
 def table(plain: Mapping[str, Any]) -> Table:
-    """A table, from what `plain` made of it."""
+    """Return a table, from what `plain` made of it."""
     rows = [Row(**row) for row in plain["rows"]]
     goals = [Goal(**goal) for goal in plain["goals"]]
     return Table(**{**plain, "rows": rows, "goals": goals})
 
 
 def plain(table: Table) -> dict[str, Any]:
-    """A table as JSON can hold it."""
+    """Return a table as JSON can hold it."""
     return {
         **table._asdict(),
         "rows": [row._asdict() for row in table.rows],

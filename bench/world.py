@@ -37,7 +37,7 @@ class BenchWorld:
         return ifindex
 
     def devices(self) -> int:
-        """How many devices there are."""
+        """Return how many devices there are."""
         return len(list(SYSFS.iterdir()))
 
     def clear(self) -> None:

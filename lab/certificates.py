@@ -22,7 +22,8 @@ class Authority:
     def sign(
         self, name: str, subject: str, addresses: str, days: int = 60
     ) -> tuple[Path, Path]:
-        """A certificate and its key, for server and client, for these addresses."""
+        """Return a certificate and its key, for server and client, for these
+        addresses."""
         cert, key = self.folder / f"{name}.pem", self.folder / f"{name}.key"
         request = self.folder / f"{name}.csr"
         extensions = self.folder / f"{name}.ext"

@@ -128,7 +128,7 @@ class Cluster:
         raise AssertionError(self.nodes[0].log.read_text()[-2000:])
 
     def leader(self) -> Node:
-        """The node that leads, as etcdctl shows it."""
+        """Return the node that leads, as etcdctl shows it."""
         for shown in json.loads(self.ctl("endpoint status -w json")):
             status = shown["Status"]
             if status["leader"] == status["header"]["member_id"]:

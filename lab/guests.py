@@ -37,7 +37,8 @@ def next_frame(fds: Sequence[int], wanted: Callable[[bytes], bool]) -> bytes:
 
 
 def checksum_request(start: int, offset: int) -> bytes:
-    """A virtio_net_hdr: the host shall write the checksum of frame[start:] there."""
+    """Return a virtio_net_hdr: the host shall write the checksum of frame[start:]
+    there."""
     return struct.pack("BBHHHH", VIRTIO_NET_HDR_F_NEEDS_CSUM, 0, 0, 0, start, offset)
 
 

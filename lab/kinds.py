@@ -67,7 +67,7 @@ def link_local(mac: str) -> str:
 
 
 def kinds(me: str) -> list[Kind]:
-    """Every kind, as a guest with this MAC sends it."""
+    """Return every kind, as a guest with this MAC sends it."""
     return [
         kind
         for group in (
@@ -378,7 +378,7 @@ def _ipv4(me: str) -> Iterator[Kind]:
 
 
 def _options(packet: bytes, words: int = 1) -> bytes:
-    """The packet with options that say nothing."""
+    """Return the packet with options that say nothing."""
     header = bytes([0x40 | 5 + words]) + packet[1:2]
     header += (
         struct.pack("!H", len(packet) + 4 * words)
@@ -587,7 +587,8 @@ def _ipv6(me: str) -> Iterator[Kind]:
 
 
 def _header(following: int, payload: bytes) -> bytes:
-    """An extension header of 8 bytes: options that say nothing, or a route of none."""
+    """Return an extension header of 8 bytes: options that say nothing, or a route of
+    none."""
     return bytes([following, 0, 1, 4, 0, 0, 0, 0]) + payload
 
 
@@ -910,7 +911,7 @@ does.
 
 
 def page() -> str:
-    """The text of docs/filter.md."""
+    """Return the text of docs/filter.md."""
     every = kinds("52:54:00:12:34:56")
     lines = [HEAD.format(count=len(every))]
     for group in dict.fromkeys(kind.group for kind in every):

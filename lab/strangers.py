@@ -28,7 +28,7 @@ TUNGETIFF = 0x800454D2
 
 
 def foreign_tap(name: str, *, persist: bool = False, flags: int = 0) -> int:
-    """A tap as any other program makes it; returns its descriptor."""
+    """Make a tap as any other program does. Return its descriptor."""
     fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
     request = struct.pack("16sH22x", name.encode(), IFF_TAP_NO_PI | flags)
     fcntl.ioctl(fd, TUNSETIFF, request)

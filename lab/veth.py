@@ -44,7 +44,7 @@ class Receiver:
         self._socket.close()
 
     def until(self, last: bytes) -> list[bytes]:
-        """The frames that arrive before the last one."""
+        """Return the frames that arrive before the last one."""
         arrived = []
         while (frame := self._socket.recv(1 << 17)) != last:
             arrived.append(frame)

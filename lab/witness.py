@@ -41,12 +41,12 @@ class Shown(NamedTuple):
 
 
 def in_memory(space: Space) -> dict[str, Shown]:
-    """Every device by name, in the memory of a FakeSystem."""
+    """Return every device by name, in the memory of a FakeSystem."""
     return {one.name: _device(space, one) for one in space.devices.values()}
 
 
 def by_ip(netns: str | None = None) -> dict[str, Shown]:
-    """Every device by name, as `ip -d -j link` shows it."""
+    """Return every device by name, as `ip -d -j link` shows it."""
     found = {name: _link(link) for name, link in iproute.links(netns).items()}
     for name, macs in iproute.neighbours(netns).items():
         found[name] = found[name]._replace(neighbours=frozenset(macs))
@@ -116,5 +116,5 @@ def _link(link: dict[str, Any]) -> Shown:
 
 
 def _group(group: str) -> str:
-    """A group's number; one word for all those that are random."""
+    """Return a group's number; one word for all those that are random."""
     return "random" if len(group) == 10 else group

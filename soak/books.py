@@ -28,13 +28,13 @@ _ROWS = (
 
 
 def rows(ledger: str) -> list[LeaseRow]:
-    """All leases."""
+    """Return all leases."""
     with closing(_open(ledger)) as db:
         return [LeaseRow(*row) for row in db.execute(_ROWS)]
 
 
 def rows_of(ledger: str, owner: str) -> list[LeaseRow]:
-    """The leases of the owners whose names begin so."""
+    """Return the leases of the owners whose names begin so."""
     with closing(_open(ledger)) as db:
         query = _ROWS + "WHERE owner GLOB ?"
         return [LeaseRow(*row) for row in db.execute(query, (owner + "*",))]

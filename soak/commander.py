@@ -151,7 +151,7 @@ class Commander:
             refused(self._marker, part, name, errors)
 
     def _wait_up(self, run: subprocess.Popen[bytes]) -> int | None:
-        """A pidfd of the VM, or None if it is not started."""
+        """Return a pidfd of the VM, or None if it is not started."""
         assert run.stdout
         try:
             up = Lines(run.stdout).wait_for("^up ([0-9]+)", PATIENCE)

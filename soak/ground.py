@@ -64,7 +64,7 @@ def build() -> None:
 
 
 def links(netns: str) -> list[dict[str, Any]]:
-    """All devices there, as `ip` shows them."""
+    """Return all devices there, as `ip` shows them."""
     shown = _run("ip", "-n", netns, "-d", "-j", "link")
     found: list[dict[str, Any]] = json.loads(shown)
     return found
@@ -78,7 +78,7 @@ def ip(netns: str, *arguments: str) -> bool:
 
 
 def bridge_of(netns: str, ifindex: int) -> str | None:
-    """The bridge that a device is a port of, as `bridge` shows it."""
+    """Return the bridge that a device is a port of, as `bridge` shows it."""
     ports = json.loads(_run("bridge", "-n", netns, "-j", "link"))
     return next((p.get("master") for p in ports if p["ifindex"] == ifindex), None)
 

@@ -43,18 +43,18 @@ class Part(NamedTuple):
         return f"{self.name}.{self.generation}"
 
     def random(self, *more: object) -> Random:
-        """A stream of decisions of its own: nobody else's timing changes it."""
+        """Return a stream of decisions of its own: nobody else's timing changes it."""
         return Random(f"{self.seed}/{self.process}/{more}")
 
     def command(self, module: str) -> list[str]:
-        """What starts the actor."""
+        """Return what starts the actor."""
         command = [sys.executable, "-X", "faulthandler", "-m", f"soak.{module}"]
         enter = ["nsenter", f"--net=/run/netns/{self.netns}", "--"]
         return [*(enter if self.inside else []), *command, json.dumps(self)]
 
 
 def given() -> Part:
-    """The part of the process that asks."""
+    """Return the part of the process that asks."""
     return Part(*json.loads(sys.argv[1]))
 
 
@@ -67,7 +67,8 @@ def boottime() -> float:
 
 
 def stop_at_end_of_input() -> threading.Event:
-    """An event that is set when whoever started this process closes its input."""
+    """Return an event that is set when whoever started this process closes its
+    input."""
     stop = threading.Event()
 
     def wait() -> None:
@@ -91,5 +92,5 @@ def work_all(work: Sequence[Callable[[], None]], stop: threading.Event) -> None:
 
 
 def wait_ended(pidfd: int, seconds: float) -> bool:
-    """Whether the process ends within that time."""
+    """Return whether the process ends within that time."""
     return readable(pidfd, time.monotonic() + seconds)

@@ -100,7 +100,7 @@ class Squatter:
 
 
 def _name_of(tap: int) -> str:
-    """The name of an open tap; nothing if it has been deleted."""
+    """Return the name of an open tap; nothing if it has been deleted."""
     text = Path(f"/proc/self/fdinfo/{tap}").read_text()
     return text.partition("iff:\t")[2].partition("\n")[0]
 

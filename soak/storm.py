@@ -213,7 +213,8 @@ class Storm:
                     return
 
     def _look_around(self, report: Report) -> list[Finding]:
-        """What is left, or was wrong, by other witnesses than the kernel's reports."""
+        """Return what is left, or was wrong, by other witnesses than the kernel's
+        reports."""
         found = []
 
         def find(kind: str, where: str, what: str) -> None:
@@ -244,13 +245,13 @@ def _names(netns: str) -> set[str]:
 
 
 def _reapers(ledger: str) -> list[int]:
-    """The processes that reap for this ledger, the leader first."""
+    """Return the processes that reap for this ledger, the leader first."""
     wanted = ["-m", "tapster.reaper", ledger_path(ledger)]
     return sorted(pid for pid in _others() if _command(pid)[-3:] == wanted)
 
 
 def _others() -> list[int]:
-    """All processes but this one and the first."""
+    """Return all processes but this one and the first."""
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
     return [pid for pid in pids if pid not in (1, os.getpid())]
 

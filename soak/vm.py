@@ -51,7 +51,7 @@ class Card(NamedTuple):
 
     @classmethod
     def asked(cls, spec: Spec, netns: str, ledger: str) -> Self:
-        """The card that is asked for; it has no device yet."""
+        """Return the card that is asked for; it has no device yet."""
         numbered = "%d" in spec.name and spec.naming is Naming.LOWEST
         bridge = "" if isinstance(spec, Macvtap) else spec.bridge or ""
         return cls(
@@ -123,7 +123,7 @@ class RunningVm:
 
 
 def talks(card: Card) -> bool:
-    """Whether frames go both ways between the card and the device behind it."""
+    """Return whether frames go both ways between the card and the device behind it."""
     with (
         inside(f"/run/netns/{card.netns}"),
         socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC) as peer,

@@ -25,7 +25,7 @@ KEYS = ("alpha", "beta", "gamma")
 
 
 def wishes(random: Random, owner: str) -> list[Spec]:
-    """The network cards of one VM."""
+    """Return the network cards of one VM."""
     count = random.choice((1, 1, 1, 2, 3))
     return [_wish(random, f"{owner}.{number}") for number in range(count)]
 
@@ -55,7 +55,8 @@ def _wish(random: Random, owner: str) -> Spec:
 
 
 def options(spec: Spec) -> dict[str, str]:
-    """The same for `tapster add` and `tapster run`; "" for those without a value."""
+    """Return the same for `tapster add` and `tapster run`; "" for those without a
+    value."""
     chosen: dict[str, str | None] = {
         "name": spec.name,
         "naming": spec.naming,

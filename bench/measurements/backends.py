@@ -138,7 +138,7 @@ def _firewall(rules: int) -> None:
 
 
 def _pairs(host: Host, spec: Tap, samples: int) -> Times:
-    """The medians of some acquires and releases."""
+    """Return the medians of some acquires and releases."""
     times = []
     for _ in range(samples):
         acquired, lease = timed(partial(host.acquire, spec))

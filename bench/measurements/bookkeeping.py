@@ -95,7 +95,7 @@ def _let_another_boot_begin(ledger: Path) -> None:
 
 
 def _importing(module: str) -> Callable[[], float]:
-    """The MiB of memory that it takes to import a module."""
+    """Return the MiB of memory that it takes to import a module."""
     code = (
         f"from bench.memory import resident; before = resident(); import {module}; "
         "print(resident() - before)"
@@ -104,7 +104,7 @@ def _importing(module: str) -> Callable[[], float]:
 
 
 def _python(*words: str) -> int:
-    """The number that a Python prints."""
+    """Return the number that a Python prints."""
     return int(_output(sys.executable, *words))
 
 

@@ -95,7 +95,7 @@ class Shelf:
             self.ledger.end([lease.id for lease in made[::HOLES]])
 
     def pick(self, naming: Naming) -> float:
-        """The microseconds that one pick takes."""
+        """Return the microseconds that one pick takes."""
         taken, (lease,) = timed(lambda: self._reserve(naming))
         self.ledger.end([lease.id])
         return taken * 1e6
@@ -129,7 +129,7 @@ class Shelves:
         self._empty, self._crowded = self._namespace(EMPTY), self._namespace(None)
 
     def make(self, leases: int, *, crowded: bool = False) -> Shelf:
-        """A ledger with that many leases."""
+        """Return a ledger with that many leases."""
         self._made += 1
         path = f"{self._directory}/{self._made}.db"
         shelf = Shelf(path, self._crowded if crowded else self._empty, leases)

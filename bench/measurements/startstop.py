@@ -83,7 +83,7 @@ def measure(run: Run) -> Iterator[Table]:
 
 
 def make(place: BenchWorld, stack: ExitStack, ports: int) -> list[Way]:
-    """Every way, on one bridge."""
+    """Return every way, on one bridge."""
     bridge = place.bridge("br0", ports)
     library = Library(place.directory / "ledger.db", "br0")
     stack.enter_context(library.host)
@@ -107,7 +107,7 @@ def make(place: BenchWorld, stack: ExitStack, ports: int) -> list[Way]:
 
 
 def _round(ways: Sequence[Way], samples: int) -> Figures:
-    """The medians of some starts and stops by each way."""
+    """Return the medians of some starts and stops by each way."""
     started: dict[str, list[float]] = {way.title: [] for way in ways}
     stopped: dict[str, list[float]] = {way.title: [] for way in ways}
     order = deque(ways)

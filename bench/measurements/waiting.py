@@ -105,14 +105,14 @@ class ReapStorm:
         return made
 
     def _script(self, lines: Iterable[str]) -> Path:
-        """The lines as a file for ip -batch."""
+        """Return the lines as a file for ip -batch."""
         script = self._place.directory / "batch"
         script.write_text("\n".join(lines) + "\n")
         return script
 
 
 def _starts_during(command: Sequence[str], way: Way) -> float:
-    """How long the slowest of a hundred starts takes while a command runs."""
+    """Return how long the slowest of a hundred starts takes while a command runs."""
     taken: list[float] = []
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None and len(taken) < MOST:

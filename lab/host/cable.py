@@ -26,6 +26,6 @@ class End(NamedTuple):
 
 
 def cable(folder: Path, name: str = "cable") -> tuple[End, End]:
-    """The two ends of a cable, whose sockets are in this folder."""
+    """Return the two ends of a cable, whose sockets are in this folder."""
     left, right = (folder / f"{name}-{side}" for side in ("left", "right"))
     return End(left, right), End(right, left)

@@ -165,7 +165,7 @@ class DebianHost:
         return self.run("bash", "-euc", script, **options).stdout  # type: ignore[arg-type]
 
     def read(self, path: str) -> str:
-        """The text of a file in the host."""
+        """Return the text of a file in the host."""
         return self.run("cat", path).stdout
 
     def write(self, path: str, content: str | bytes) -> None:
@@ -245,7 +245,7 @@ class DebianHost:
         return listener
 
     def _accept(self, listener: socket.socket) -> socket.socket:
-        """The connection that QEMU makes at its start."""
+        """Return the connection that QEMU makes at its start."""
         assert self._qemu
         end = os.pidfd_open(self._qemu.pid)
         try:

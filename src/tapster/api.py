@@ -152,36 +152,37 @@ class Manager(Protocol):
     # Look
 
     def leases(self, *, all: bool = True) -> list[Lease]:
-        """Every lease, oldest first; without those in FIN WAIT if not `all`."""
+        """Return every lease, oldest first; without those in FIN WAIT if not `all`."""
 
     def find(self, name_or_id: str) -> Lease:
-        """The lease with this id, or with this name.
+        """Return the lease with this id, or with this name.
 
         A name in the manager's own network namespace comes first, then a name
         anywhere. Raises NoSuchLease.
         """
 
     def device(self, lease: Reference) -> Link | None:
-        """The lease's device as the kernel shows it now; None if it is gone."""
+        """Return the lease's device as the kernel shows it now; None if it is gone."""
 
     def differences(self, lease: Reference) -> dict[str, str]:
-        """How a device is not connected as requested, by backend; {} if it is.
+        """Return how a device is not connected as requested, by backend; {} if it is.
 
         Raises ServiceUnavailable if a backend cannot tell.
         """
 
     def differing(self, leases: Iterable[Lease]) -> frozenset[str]:
-        """The ids of those active leases whose devices are not as requested.
+        """Return the ids of those active leases whose devices are not as requested.
 
         A quick look at many: `differences` also asks the backends, and says how.
         """
 
     def who(self, name: str, at: float | None = None) -> list[HistoryEntry]:
-        """Who holds or held `name`, latest first; at wall clock `at` if given."""
+        """Return who holds or held `name`, latest first; at wall clock `at` if
+        given."""
         return self.history(HistoryQuery(name, at=at))
 
     def history(self, query: HistoryQuery) -> list[HistoryEntry]:
-        """The leases that fit a query, active ones too, the latest first.
+        """Return the leases that fit a query, active ones too, the latest first.
 
         Raises RequestError for a time in the future.
         """
@@ -189,7 +190,7 @@ class Manager(Protocol):
     def events(
         self, since: float | None = None, until: float | None = None
     ) -> list[HistoryEvent]:
-        """What happened to devices between two times, the earliest first.
+        """Return what happened to devices between two times, the earliest first.
 
         The daemon records it: devices that others deleted, moved or renamed.
         """
@@ -210,7 +211,7 @@ class Manager(Protocol):
         """
 
     def examine(self) -> list[Problem]:
-        """What is wrong on the host, and what would be the remedy."""
+        """Return what is wrong on the host, and what would be the remedy."""
 
     def remove_leftovers(self, ledger: str) -> list[str]:
         """Delete the devices that carry the stamp of a lost ledger.
@@ -222,7 +223,7 @@ class Manager(Protocol):
 
 
 def id_of(reference: Reference) -> str:
-    """The id of the lease that is meant. Raises RequestError."""
+    """Return the id of the lease that is meant. Raises RequestError."""
     if isinstance(reference, Lease | OpenDevice):
         return reference.id
     if not isinstance(reference, str):
@@ -244,7 +245,7 @@ ID_LENGTH = 16
 
 
 def ids_of(references: Iterable[Reference]) -> list[str]:
-    """The ids of the leases that are meant. Raises RequestError."""
+    """Return the ids of the leases that are meant. Raises RequestError."""
     _check_several(references, "leases")
     return [id_of(reference) for reference in references]
 

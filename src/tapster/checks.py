@@ -43,12 +43,12 @@ def check_value(kind: Any, value: Any, where: str) -> None:
 
 
 def shown(value: object) -> str:
-    """A value for people: what was written, and not how Python holds an enum."""
+    """Return a value for people: what was written, and not how Python holds an enum."""
     return repr(value.value if isinstance(value, StrEnum) else value)
 
 
 def described(kind: Any) -> str:
-    """A type for people, after "must be"."""
+    """Return a type for people, after "must be"."""
     options = get_args(kind) if isinstance(kind, UnionType) else (kind,)
     return " or ".join(_described(option) for option in options)
 

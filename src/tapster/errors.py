@@ -172,7 +172,7 @@ class InternalError(TapsterError):
 
 
 def internal(error: Exception) -> InternalError:
-    """The InternalError for an exception that no code of ours foresaw."""
+    """Return the InternalError for an exception that no code of ours foresaw."""
     return InternalError(
         f"Tapster failed unexpectedly: {type(error).__name__}: {error}; this is a "
         "fault of Tapster: please report it, with the traceback, to its developers"

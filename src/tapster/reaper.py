@@ -106,7 +106,7 @@ def run(ledger: str) -> None:
 
 
 def _done(ledger: str, locks: LockFile) -> bool:
-    """Whether there is no work, or the ledger cannot be used."""
+    """Return whether there is no work, or the ledger cannot be used."""
     try:
         with _open(ledger) as operations:
             return operations.reap.quit_if_idle(lambda: locks.free(REAPER))
@@ -159,7 +159,7 @@ def _repair(operations: Operations, report: Report) -> None:
 
 
 def _nap(deadline: float | None, ended: int) -> float:
-    """How long to wait for a report, in seconds."""
+    """Return how long to wait for a report, in seconds."""
     if deadline is None:
         return LONGEST_WATCH
     left = deadline - time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -183,7 +183,7 @@ def _wait(watch: Watch, processes: Processes, seconds: float) -> Report:
 
 
 def _open(ledger: str) -> Operations:
-    """The operations of a reaper, which starts no reaper."""
+    """Return the operations of a reaper, which starts no reaper."""
     return open_operations(ledger, reaper=lambda _: None)
 
 

@@ -762,7 +762,7 @@ if len(ROOT.parts) > 2:
 REGISTRY = [
     r"pypi\.",
     r"pythonhosted",
-    r"index-url",
+    r"index.url",
     r"find-links",
     r"trusted-host",
     r"/simple\b",

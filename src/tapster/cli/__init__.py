@@ -61,7 +61,7 @@ DAEMON_VERBS = ("watch", "top")
 
 
 def module_name(verb: str) -> str:
-    """The module that a verb lives in."""
+    """Return the module that a verb lives in."""
     return f"tapster.cli.{verb.replace('-', '_')}"
 
 

@@ -171,7 +171,8 @@ def _init(options: argparse.Namespace, loaded: Settings) -> int:
 
 
 def host_rights(where: Keys, host: str) -> list[tuple[str, str]]:
-    """What a host may do with which keys; a key that ends with "/" is a prefix."""
+    """Return what a host may do with which keys; a key that ends with "/" is a
+    prefix."""
     return [
         ("read", where.fleet),
         ("read", where.gates),
@@ -185,7 +186,7 @@ def host_rights(where: Keys, host: str) -> list[tuple[str, str]]:
 
 
 def role_lines(name: str, rights: list[tuple[str, str]]) -> list[str]:
-    """The commands that make a user with these rights."""
+    """Return the commands that make a user with these rights."""
     grant = f"etcdctl role grant-permission {name}"
     return [
         f"etcdctl role add {name}",

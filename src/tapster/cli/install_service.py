@@ -60,7 +60,7 @@ def run(options: argparse.Namespace, host: "Manager | None") -> int:
 
 
 def _installation() -> tuple[str, str]:
-    """The prefix of this installation and the directory of its programs."""
+    """Return the prefix of this installation and the directory of its programs."""
     bindir = os.path.dirname(os.path.realpath(sys.argv[0]))
     if not os.access(os.path.join(bindir, "tapsterd"), os.X_OK):
         bindir = os.path.join(sys.prefix, "bin")

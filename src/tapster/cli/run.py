@@ -111,7 +111,8 @@ def _release(host: "Manager", opened: OpenDevice) -> None:
 
 
 def _goes_on(host: "Manager", devices: Sequence[OpenDevice]) -> bool:
-    """Whether the command goes on in the background; its leases then last longer.
+    """Return whether the command goes on in the background; its leases then last
+    longer.
 
     They end with the process in the background, or when no process has the tap open.
     """
@@ -140,7 +141,7 @@ def _goes_on(host: "Manager", devices: Sequence[OpenDevice]) -> bool:
 
 
 def _descriptors_used(command: Sequence[str]) -> set[int]:
-    """The numbers of the devices whose descriptors the command names."""
+    """Return the numbers of the devices whose descriptors the command names."""
     return {
         int(match[3] or 0)
         for word in command
@@ -150,7 +151,7 @@ def _descriptors_used(command: Sequence[str]) -> set[int]:
 
 
 def _environment(devices: Sequence[OpenDevice], used: set[int]) -> dict[str, str]:
-    """The environment of the command: ours, and the devices' properties."""
+    """Return the environment of the command: ours, and the devices' properties."""
     environment = dict(os.environ)
     for number, opened in enumerate(devices):
         properties = {

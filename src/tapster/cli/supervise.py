@@ -111,7 +111,7 @@ class Child:
 
 
 def living_children() -> list[int]:
-    """The pids of this process's children that have not ended, oldest first.
+    """Return the pids of this process's children that have not ended, oldest first.
 
     Those that a command left in the background are among them, if the process adopts
     orphans.

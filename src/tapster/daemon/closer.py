@@ -28,7 +28,7 @@ class Closer:
         """What is left to close, by user; each user here has a thread."""
 
     def waiting(self, user: int) -> int:
-        """How much of this user's is yet to be closed."""
+        """Return how much of this user's is yet to be closed."""
         return len(self._waiting.get(user, ()))
 
     def close_fds(self, user: int, fds: Iterable[int]) -> None:

@@ -135,7 +135,8 @@ class Loaded(NamedTuple):
         )
 
     def rules_for_bridge(self, bridge: str | None) -> tuple[Rule, ...]:
-        """The rules for what qemu-bridge-helper asks: a tap on a bridge, no more."""
+        """Return the rules for what qemu-bridge-helper asks: a tap on a bridge, no
+        more."""
         if bridge is not None and acl.permits(self.listed, bridge):
             return (*self.rules, Rule(users=(ANYBODY,), bridges=(bridge,)))
         return self.rules
@@ -340,14 +341,15 @@ class _Reader:
         self.faults.append(Fault(self._line(where, key, value), place, problem))
 
     def line_of(self, value: str) -> int | None:
-        """The first line that has this text in quotes."""
+        """Return the first line that has this text in quotes."""
         for number, line in enumerate(self._lines, 1):
             if f'"{value}"' in line or f"'{value}'" in line:
                 return number
         return None
 
     def _line(self, where: str, key: str, value: str | None) -> int | None:
-        """The line of a key, or of a value in its list; as near as can be said."""
+        """Return the line of a key, or of a value in its list; as near as can be
+        said."""
         table, _, index = where.rstrip("]").partition("[")
         start = 0
         if table:
@@ -453,7 +455,7 @@ def _id_of_group(name: str) -> str | None:
 
 
 def caller_named(name: str) -> Caller:
-    """The caller that a user will be. Raises RequestError if there is none."""
+    """Return the caller that a user will be. Raises RequestError if there is none."""
     try:
         entry = getpwuid(int(name)) if name.isdecimal() else getpwnam(name)
     except (KeyError, ValueError, OverflowError):
@@ -463,7 +465,7 @@ def caller_named(name: str) -> Caller:
 
 
 def group_names(gids: Sequence[int]) -> list[str]:
-    """The names of groups, or their numbers."""
+    """Return the names of groups, or their numbers."""
     found = []
     for gid in gids:
         try:

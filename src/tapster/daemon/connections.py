@@ -154,7 +154,8 @@ class Connections:
             self.drop(connection, "crowded")
 
     def _crowded(self, caller: Caller) -> str | None:
-        """Why there is no room for one more of this caller's connections, or None."""
+        """Return why there is no room for one more of this caller's connections, or
+        None."""
         if caller.root:
             return None
         limits = self._limits()
@@ -261,7 +262,8 @@ class Connections:
             fetch()
 
     def _confirm(self, connection: Connection) -> bool:
-        """Whether the client has received its last answer; if not, look again soon."""
+        """Return whether the client has received its last answer; if not, look again
+        soon."""
         if not connection.received and not connection.half_closed:
             return True  # nothing depends on it yet
         if connection.taken:
@@ -278,7 +280,7 @@ class Connections:
             self._loop.at(when, partial(self._resume, connection))
 
     def _may_go_on(self, connection: Connection) -> bool:
-        """Whether the rate of the connection's user allows a request now."""
+        """Return whether the rate of the connection's user allows a request now."""
         if connection.caller.root or not connection.has_request:
             return True
         user, now = connection.caller.uid, self._loop.now()

@@ -287,7 +287,7 @@ class Unencodable(NamedTuple):
 
 
 def _parse(text: bytes, fds: list[int]) -> Request:
-    """The request that a client sent. Raises Malformed."""
+    """Return the request that a client sent. Raises Malformed."""
     message = varlink.decode(text)
     method = message.get("method")
     if not isinstance(method, str):

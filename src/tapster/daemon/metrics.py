@@ -62,7 +62,7 @@ class Metrics:
         self._sums[name] += seconds
 
     def counts(self) -> tuple[Count, ...]:
-        """Every figure; of a histogram the number and the sum."""
+        """Return every figure; of a histogram the number and the sum."""
         plain = [
             Count(name, value, label or None)
             for (name, label), value in sorted(self._counts.items())

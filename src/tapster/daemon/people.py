@@ -14,7 +14,7 @@ from tapster.kernel import unix
 
 
 def identify(connected: socket.socket, names: Mapping[int, str]) -> tuple[Caller, int]:
-    """The caller at the other end, and a pidfd of the calling process, or -1.
+    """Return the caller at the other end, and a pidfd of the calling process, or -1.
 
     `names` has names of users by id, as far as they are known.
 
@@ -28,7 +28,7 @@ def identify(connected: socket.socket, names: Mapping[int, str]) -> tuple[Caller
 
 
 def _pidfd_of(pid: int) -> int:
-    """A pidfd of a process that has just connected, or -1.
+    """Return a pidfd of a process that has just connected, or -1.
 
     Only for a kernel that does not give the peer's own pidfd: the pid could, in theory,
     belong to another process by now.

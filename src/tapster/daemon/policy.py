@@ -127,7 +127,7 @@ REQUIRABLE = frozenset(
 
 
 def needs(device: Device, caller: Caller) -> tuple[Need, ...]:
-    """What a rule must have to allow this device to this caller."""
+    """Return what a rule must have to allow this device to this caller."""
     return tuple(dict.fromkeys(_needs(device, caller)))
 
 
@@ -158,8 +158,8 @@ def _needs(device: Device, caller: Caller) -> Iterator[Need]:
 
 
 def judge(rules: tuple[Rule, ...], caller: Caller, device: Device) -> str | None:
-    """None if the caller may have this device; else why not, and which rule would
-    allow it."""
+    """Return None if the caller may have this device; else why not, and which rule
+    would allow it."""
     if caller.root:
         return None
     needed = needs(device, caller)
@@ -178,8 +178,8 @@ def judge(rules: tuple[Rule, ...], caller: Caller, device: Device) -> str | None
 def refusal(
     rules: tuple[Rule, ...], caller: Caller, needed: tuple[Need, ...]
 ) -> str | None:
-    """None if one rule has all that is needed; else why not, and which rule would
-    allow it."""
+    """Return None if one rule has all that is needed; else why not, and which rule
+    would allow it."""
     own = rules_of(rules, caller)
     if caller.root or any(not missing(rule, needed) for rule in own):
         return None
@@ -207,22 +207,22 @@ def _refusal(own: list[Rule], caller: Caller, needed: tuple[Need, ...]) -> str:
 
 
 def allows(rules: tuple[Rule, ...], caller: Caller, need: Need) -> bool:
-    """Whether a rule has this one thing for the caller."""
+    """Return whether a rule has this one thing for the caller."""
     return refusal(rules, caller, (need,)) is None
 
 
 def may_see(rules: tuple[Rule, ...], caller: Caller, user: int | None) -> bool:
-    """Whether the caller may know of a lease that was acquired for `user`."""
+    """Return whether the caller may know of a lease that was acquired for `user`."""
     return user == caller.uid or allows(rules, caller, SEE_OTHERS)
 
 
 def may_end(rules: tuple[Rule, ...], caller: Caller, lease: Lease) -> bool:
-    """Whether the caller may release a lease."""
+    """Return whether the caller may release a lease."""
     return lease.caller_uid == caller.uid or allows(rules, caller, END_OTHERS)
 
 
 def quota(rules: tuple[Rule, ...], caller: Caller, default: int) -> int | None:
-    """How many devices the caller may have at a time; None for any number."""
+    """Return how many devices the caller may have at a time; None for any number."""
     if caller.root:
         return None
     given = [rule.devices for rule in rules_of(rules, caller)]
@@ -230,12 +230,12 @@ def quota(rules: tuple[Rule, ...], caller: Caller, default: int) -> int | None:
 
 
 def missing(rule: Rule, needed: tuple[Need, ...]) -> tuple[Need, ...]:
-    """What a rule lacks of what is needed."""
+    """Return what a rule lacks of what is needed."""
     return tuple(need for need in needed if not _has(rule, need))
 
 
 def rules_of(rules: tuple[Rule, ...], caller: Caller) -> list[Rule]:
-    """The rules that are for a caller. They name users and groups by id."""
+    """Return the rules that are for a caller. They name users and groups by id."""
     users = {str(caller.uid), ANYBODY}
     groups = set(map(str, caller.gids))
     return [
@@ -246,7 +246,7 @@ def rules_of(rules: tuple[Rule, ...], caller: Caller) -> list[Rule]:
 
 
 def _unmet(rule: Rule, spec: Spec) -> tuple[str, ...]:
-    """What a rule requires and a request does not set."""
+    """Return what a rule requires and a request does not set."""
     unset = {
         field.replace("_", "-")
         for field, value in spec._asdict().items()
@@ -267,20 +267,21 @@ def _has(rule: Rule, need: Need) -> bool:
 
 
 def _in_range(value: str, text: str) -> bool:
-    """Whether a number, or a range of numbers, is in the range that `text` says."""
+    """Return whether a number, or a range of numbers, is in the range that `text`
+    says."""
     first, last = vlan_range(text)
     low, high = vlan_range(value)
     return first <= low <= high <= last
 
 
 def vlan_range(text: str) -> tuple[int, int]:
-    """The first and last number of "10" or "10-20". Raises ValueError."""
+    """Return the first and last number of "10" or "10-20". Raises ValueError."""
     first, dash, last = text.partition("-")
     return int(first), int(last if dash else first)
 
 
 def explain(rules: tuple[Rule, ...], caller: Caller, default: int) -> list[str]:
-    """What the rules give a caller, for people."""
+    """Return what the rules give a caller, for people."""
     groups = " ".join(map(str, caller.gids)) or "none"
     lines = [f"{caller}, groups {groups}:"]
     if caller.root:

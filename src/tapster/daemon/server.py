@@ -124,8 +124,8 @@ class Server:
         self._worker.call_serving(self._dispatcher.tell, event)
 
     def _has_rules(self, caller: Caller) -> bool:
-        """Whether the policy has a rule for a caller: others can hold no lease, so they
-        have no process to bind to it."""
+        """Return whether the policy has a rule for a caller: others can hold no lease,
+        so they have no process to bind to it."""
         return caller.root or bool(policy.rules_of(self._service.rules, caller))
 
     def _watch_process(self, process: Process) -> None:
@@ -160,8 +160,8 @@ class Server:
             self._submit(self._upkeep.retry)
 
     def _may_scrape(self, connected: socket.socket) -> bool:
-        """Whether the process at the other end may read all figures. Over TCP the
-        configuration has said that everybody may."""
+        """Return whether the process at the other end may read all figures. Over TCP
+        the configuration has said that everybody may."""
         if connected.family != socket.AF_UNIX:
             return True
         caller, pidfd = people.identify(connected, self._names)

@@ -189,7 +189,8 @@ class Service:
     def _checked(
         self, caller: Caller, namespace: Namespace, request: interface.Acquire
     ) -> interface.Acquire:
-        """A request for one device, valid, allowed, and with its bridge by name."""
+        """Return a request for one device, valid, allowed, and with its bridge by
+        name."""
         spec = interface.spec_of(request.nics[0])
         model.check_spec(spec)
         lowers = False
@@ -299,8 +300,8 @@ class Service:
         return Answer(interface.Got(changed, self._operations.look.device(changed)))
 
     def _asked_for(self, lease: Lease) -> interface.Acquire:
-        """The request that a lease answers; for a lease that no daemon acquired, the
-        request that asks for all that the lease has."""
+        """Return the request that a lease answers; for a lease that no daemon acquired,
+        the request that asks for all that the lease has."""
         if text := self._operations.look.asked(lease.id):
             request: interface.Acquire = from_json(
                 interface.Acquire, decode(text.encode())
@@ -389,7 +390,7 @@ class Service:
         return Answer(interface.HistoryEvents(tuple(events)))
 
     def _only(self, call: Call) -> int | None:
-        """The user id whose leases alone the caller may see; None for all."""
+        """Return the user id whose leases alone the caller may see; None for all."""
         return self._only_of(call.caller)
 
     def _only_of(self, caller: Caller) -> int | None:
@@ -408,7 +409,7 @@ class Service:
     def _seen(
         self, caller: Caller, name_or_id: str, operations: Operations | None = None
     ) -> Lease:
-        """The lease, if the caller may know of it. Raises NoSuchLease.
+        """Return the lease, if the caller may know of it. Raises NoSuchLease.
 
         A caller learns nothing of leases that it may not see, not even that there are
         several of one name.
@@ -431,7 +432,7 @@ class Service:
         return found[0]
 
     def _own(self, caller: Caller, id: str) -> Lease:
-        """The lease with this id, if the caller may end it."""
+        """Return the lease with this id, if the caller may end it."""
         lease = self._seen(caller, id)
         if lease.id != id:
             raise NoSuchLease(f"no lease has the id {id!r}: {lease.name!r} is a name")
@@ -518,7 +519,7 @@ class Service:
 
 
 def recorded(request: interface.Acquire) -> str:
-    """A request for one device as the ledger keeps it."""
+    """Return a request for one device as the ledger keeps it."""
     return encode(to_json(request)).rstrip(b"\0").decode()
 
 
@@ -531,7 +532,7 @@ def _differences(look: Look, lease: Lease) -> tuple[interface.Difference, ...]:
 
 
 def _placed(opened: Sequence[Opened]) -> tuple[interface.Device, ...]:
-    """The devices, with the places of their descriptors among all of them."""
+    """Return the devices, with the places of their descriptors among all of them."""
     devices: list[interface.Device] = []
     at = 0
     for lease, fds, vhost_fds in opened:

@@ -70,7 +70,8 @@ READING = frozenset({_State.IDLE, _State.WATCHING})
 
 
 def after(state: ConnectionState, event: ConnectionEvent) -> ConnectionState:
-    """The state that follows. Raises ValueError if `event` cannot happen in `state`."""
+    """Return the state that follows. Raises ValueError if `event` cannot happen in
+    `state`."""
     if (state, event) not in TABLE:
         raise ValueError(f"{event} cannot happen to a connection that is {state}")
     return TABLE[state, event]

@@ -237,7 +237,8 @@ class Upkeep:
                 self.report("sound", lease)
 
     def _problem_of(self, lease: Lease, link: Link | None) -> str:
-        """What is wrong with a lease's device, as an event and its detail, or ""."""
+        """Return what is wrong with a lease's device, as an event and its detail, or
+        ""."""
         if link is None:
             return "lost: another program deleted the device"
         if link.name != lease.name:
@@ -364,5 +365,6 @@ class Upkeep:
 
 
 def _printable(name: str) -> str:
-    """A name that another program chose, without characters that move a cursor."""
+    """Return a name that another program chose, without characters that move a
+    cursor."""
     return "".join(letter if letter.isprintable() else "?" for letter in name)

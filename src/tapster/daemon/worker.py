@@ -70,7 +70,7 @@ class FairQueue:
             self._ready.notify()
 
     def get(self) -> Job | None:
-        """The next job, or None at the end; waits for one."""
+        """Wait for the next job and return it; return None at the end."""
         with self._ready:
             while not self._turns:
                 if self._closed:

@@ -82,7 +82,7 @@ class Book:
     # Blocks
 
     def blocks(self) -> dict[str, bool]:
-        """The blocks, and whether the store gives each to this host."""
+        """Return the blocks, and whether the store gives each to this host."""
         with self._file.reading() as db:
             rows = db.execute("SELECT block, lost FROM fleet_block").fetchall()
         return {block: not lost for block, lost in rows}
@@ -97,7 +97,7 @@ class Book:
             )
 
     def free_macs(self, now: float) -> int:
-        """How many MACs of the blocks can be given out."""
+        """Return how many MACs of the blocks can be given out."""
         with self._file.reading() as db:
             return sum(
                 not _in_use(db, mac, now)
@@ -108,7 +108,8 @@ class Book:
             )
 
     def next_mac(self, now: float) -> str | None:
-        """A MAC of a block that no VM has, and none had of late; None if none is left.
+        """Return a MAC of a block that no VM has, and none had of late; None if none is
+        left.
 
         They are given out in turn. A MAC that is not used after all comes again when
         the block has been gone through.
@@ -148,19 +149,19 @@ class Book:
         return [_entry(row) for row in rows]
 
     def dirty(self) -> list[Entry]:
-        """The records that are to be pushed."""
+        """Return the records that are to be pushed."""
         return self.entries(
             "WHERE dirty AND fleet_record.state NOT IN ('reserved', 'standby')"
         )
 
     def of_lease(self, lease: str) -> Entry | None:
-        """The latest record of a lease."""
+        """Return the latest record of a lease."""
         return next(
             iter(self.entries("WHERE fleet_record.lease = ?", lease)[-1:]), None
         )
 
     def running(self) -> frozenset[str]:
-        """The leases of this host that are not released."""
+        """Return the leases of this host that are not released."""
         with self._file.reading() as db:
             rows = db.execute(
                 "SELECT lease FROM fleet_record "
@@ -229,7 +230,7 @@ def _set_domains(db: Any, domains: Mapping[str, str]) -> None:
 
 
 def _in_use(db: Any, mac: str, now: float) -> bool:
-    """Whether a lease has a MAC, or had it of late, or its VM may come back."""
+    """Return whether a lease has a MAC, or had it of late, or its VM may come back."""
     if db.execute("SELECT 1 FROM lease WHERE mac = ?", (mac,)).fetchone():
         return True
     query = (
@@ -274,7 +275,7 @@ def figures(book: Book, now: float) -> Mapping[str, float]:
 
 
 def describe(outcome: Outcome) -> str:
-    """Who has the MAC, in words."""
+    """Return the holder of the MAC, in words."""
     if outcome.block is not None:
         return (
             f"it is in a block of host {outcome.block.host}, which gives its MACs to "

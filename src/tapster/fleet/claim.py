@@ -36,7 +36,7 @@ FIRST = Epoch(0, 0)
 
 
 def parse_epoch(text: str) -> Epoch:
-    """The epoch that `text` is, such as "0.7". Raises ValueError."""
+    """Return the epoch that `text` means, such as "0.7". Raises ValueError."""
     term, dot, step = text.partition(".")
     if not (dot and term.isdecimal() and step.isdecimal() and text.isascii()):
         raise ValueError(f"an epoch is TERM.STEP, such as 0.7, not {text!r}")
@@ -44,7 +44,7 @@ def parse_epoch(text: str) -> Epoch:
 
 
 def handed_over(epoch: Epoch) -> Epoch:
-    """The epoch of the target, from the epoch of the source."""
+    """Return the epoch of the target, from the epoch of the source."""
     return epoch._replace(step=epoch.step + 1)
 
 
@@ -95,12 +95,12 @@ class Record(NamedTuple):
 
 
 def own_vm(lease: str) -> str:
-    """The VM of a lease that was acquired without `--vm`: the lease itself."""
+    """Return the VM of a lease that was acquired without `--vm`: the lease itself."""
     return f"lease/{lease}"
 
 
 def released_state(vm: str, lease: str) -> ClaimState:
-    """The state of a record after the release of its lease."""
+    """Return the state of a record after the release of its lease."""
     return ClaimState.ENDED if vm == own_vm(lease) else ClaimState.PARKED
 
 
@@ -167,7 +167,7 @@ TABLE: dict[tuple[ClaimState, Standing], ClaimAction] = {
 
 
 def settled(host: str, found: Claim | None, running: frozenset[str]) -> Claim | None:
-    """The claim as this host knows it to be.
+    """Return the claim as this host knows it to be.
 
     If the store still says that a lease of this host runs, and the ledger says that
     the lease is over, then the ledger is right. `running` are the leases of this host
@@ -181,7 +181,7 @@ def settled(host: str, found: Claim | None, running: frozenset[str]) -> Claim | 
 
 
 def stand(host: str, record: Record, found: Claim | None, *, lost: bool) -> Standing:
-    """How the claim in the store, after `settled`, stands to a record of `host`.
+    """Return how the claim in the store, after `settled`, stands to a record of `host`.
 
     `lost`: the host of the claim is fenced, or the user has given it up.
     """
@@ -205,14 +205,14 @@ def stand(host: str, record: Record, found: Claim | None, *, lost: bool) -> Stan
 
 
 def decide(state: ClaimState, standing: Standing) -> ClaimAction:
-    """What a host does with the claim of a record in `state`."""
+    """Return what a host does with the claim of a record in `state`."""
     return TABLE[state, standing]
 
 
 def wanted(
     host: str, record: Record, action: ClaimAction, found: Claim | None
 ) -> Claim | None:
-    """The claim that `action` writes; None if it writes none."""
+    """Return the claim that `action` writes; None if it writes none."""
     if action is ClaimAction.NEW_TERM:
         assert found is not None, "a new term follows an old one"
         epoch = Epoch(found.epoch.term + 1, 0)

@@ -73,7 +73,7 @@ class Endpoint(NamedTuple):
 
 
 def parse_endpoint(text: str) -> Endpoint:
-    """The endpoint of a URL. Raises RequestError."""
+    """Return the endpoint of a URL. Raises RequestError."""
     from urllib.parse import urlsplit
 
     try:
@@ -187,12 +187,12 @@ class Etcd:
         self.close()
 
     def alarms(self) -> list[str]:
-        """What the store complains about, such as NOSPACE."""
+        """Return what the store complains about, such as NOSPACE."""
         answer = self.call("maintenance/alarm", {})
         return [alarm.get("alarm", "?") for alarm in answer.get("alarms", [])]
 
     def is_open_to_all(self, prefix: str) -> bool:
-        """Whether the store answers a caller without a password."""
+        """Return whether the store answers a caller without a password."""
         stranger = Etcd(
             self._endpoints, certificates=self._certificates, timeout=self.timeout
         )
@@ -205,7 +205,7 @@ class Etcd:
         return True
 
     def certificate_ends(self) -> float | None:
-        """When the certificate of the store ends, in seconds since the epoch."""
+        """Return when the certificate of the store ends, in seconds since the epoch."""
         self.close()
         self.call("maintenance/status", {})
         sock = self._connection and self._connection.sock
@@ -482,7 +482,7 @@ def _limit() -> Iterator[_Limit]:
 
 
 def _is_closed(sock: socket.socket) -> bool:
-    """Whether the other side has closed an idle connection."""
+    """Return whether the other side has closed an idle connection."""
     sock.setblocking(False)
     try:
         sock.recv(1, socket.MSG_PEEK) if not isinstance(sock, ssl.SSLSocket) else (

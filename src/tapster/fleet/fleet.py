@@ -67,7 +67,7 @@ class Overview:
     # Looking
 
     def hosts(self) -> list[HostStatus]:
-        """Every host that ever joined, by name."""
+        """Return every host that ever joined, by name."""
         sessions = {
             key.removeprefix(self.where.sessions): value_of(Session, key, text)
             for key, text in self.store.scan(self.where.sessions)
@@ -106,7 +106,7 @@ class Overview:
             yield key.removeprefix(self.where.blocks), value_of(Block, key, text)
 
     def where_is(self, wanted: str) -> list[Located]:
-        """The claims of a VM, or of a MAC."""
+        """Return the claims of a VM, or of a MAC."""
         mac = wanted.lower()
         return [
             located
@@ -115,7 +115,7 @@ class Overview:
         ]
 
     def who(self, wanted: str) -> list[tuple[str, str, InventoryRow]]:
-        """The leases that have a name, a MAC or a VM."""
+        """Return the leases that have a name, a MAC or a VM."""
         mac = wanted.lower()
         return [
             (host, lease, row)

@@ -50,7 +50,7 @@ class Guard:
             self._asking = None
 
     def next_mac(self) -> str | None:
-        """A MAC that no other host gives out; None if there is none left."""
+        """Return a MAC that no other host gives out; None if there is none left."""
         return self._book.next_mac(self._wallclock())
 
     def check(self, asked: Sequence[Asked]) -> None:

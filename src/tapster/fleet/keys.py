@@ -147,12 +147,12 @@ def check_prefix(prefix: str) -> str:
 
 
 def block_of(mac: str) -> str:
-    """The block that a MAC is in: all but its last byte."""
+    """Return the block that a MAC is in: all but its last byte."""
     return mac[:14]
 
 
 def macs_of(block: str) -> list[str]:
-    """The MACs of a block, in the order in which they are given out."""
+    """Return the MACs of a block, in the order in which they are given out."""
     return [f"{block}:{number:02x}" for number in range(BLOCK_SIZE)]
 
 
@@ -164,7 +164,7 @@ T = TypeVar("T", bound=Value)
 
 
 def encode(value: Value) -> str:
-    """The JSON of a value."""
+    """Return the JSON of a value."""
     content = value._asdict()
     if isinstance(value, Claim):
         content["epoch"] = str(value.epoch)
@@ -172,7 +172,7 @@ def encode(value: Value) -> str:
 
 
 def claim_of(key: str, text: str | None) -> Claim | None:
-    """The claim that a value is; None for no value."""
+    """Return the claim that a value describes; None for no value."""
     claim = None if text is None else value_of(Claim, key, text)
     if claim is not None and claim.state not in (ClaimState.ACTIVE, *RELEASED):
         raise _damaged(key, f"no claim is {claim.state}")
@@ -180,17 +180,17 @@ def claim_of(key: str, text: str | None) -> Claim | None:
 
 
 def gate_of(key: str, text: str | None) -> HostGate | None:
-    """The gate that a value is; None for no value."""
+    """Return the gate that a value describes; None for no value."""
     return None if text is None else value_of(HostGate, key, text)
 
 
 def block_value_of(key: str, text: str | None) -> Block | None:
-    """The owner of a block that a value is; None for no value."""
+    """Return the owner of a block that a value describes; None for no value."""
     return None if text is None else value_of(Block, key, text)
 
 
 def value_of(kind: type[T], key: str, text: str) -> T:
-    """What a value is. Raises FleetDamaged."""
+    """Return the record that a value describes. Raises FleetDamaged."""
     try:
         content = json.loads(text)
         if not isinstance(content, dict):

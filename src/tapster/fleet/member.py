@@ -38,7 +38,7 @@ class Synced(NamedTuple):
 
 
 def open_store(settings: Settings, *, timeout: float = 5.0) -> Store:
-    """The store of a fleet. Nothing is sent before the first call."""
+    """Return the store of a fleet. Nothing is sent before the first call."""
     from tapster.fleet.etcd import Certificates, Etcd, Login, parse_endpoint
 
     login = None
@@ -69,7 +69,7 @@ def _reader(path: str) -> Callable[[], str]:
 
 
 def boot_id() -> str:
-    """What tells this boot of the host from every other one."""
+    """Return what tells this boot of the host from every other one."""
     with open("/proc/sys/kernel/random/boot_id") as file:
         return file.read().strip()
 
@@ -175,7 +175,7 @@ class Member:
         return Synced(pushed, tuple(problems), block)
 
     def superseded(self) -> list[Entry]:
-        """What runs here although another host has taken the VM over."""
+        """Return what runs here although another host has taken the VM over."""
         found = []
         for entry in self.book.entries("WHERE fleet_record.state = 'active'"):
             key = self.where.claim(entry.record.domain, entry.record.mac)

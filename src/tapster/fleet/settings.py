@@ -42,12 +42,13 @@ CHOICES = {"when_away": ("go", "refuse"), "on_fenced": ("report", "down")}
 
 
 def path() -> str:
-    """The configuration file."""
+    """Return the configuration file."""
     return os.environ.get("TAPSTER_CONFIG") or PATH
 
 
 def load(file: str | None = None) -> Settings | None:
-    """The settings of this host; None if it is in no fleet. Raises RequestError."""
+    """Return the settings of this host; None if it is in no fleet. Raises
+    RequestError."""
     file = file or path()
     try:
         with open(file, "rb") as opened:
@@ -87,7 +88,7 @@ class Cached:
 
 
 def parse(table: Any) -> Settings:
-    """The settings that a table is. Raises RequestError."""
+    """Return the settings that a table describes. Raises RequestError."""
     if not isinstance(table, dict):
         raise RequestError("[fleet] is not a table")
     if unknown := sorted(table.keys() - set(Settings._fields)):

@@ -245,7 +245,7 @@ def make_plan(
 def _foreign_block(
     where: Keys, me: Me, one: Push, found: Claim | None, values: Mapping[str, str]
 ) -> Block | None:
-    """The block of another host that a given MAC is in, if that host may use it.
+    """Return the block of another host that a given MAC is in, if that host may use it.
 
     That host need not have pushed its claim yet.
     """
@@ -259,7 +259,7 @@ def _foreign_block(
 def _is_lost(
     where: Keys, found: Claim, seen: Mapping[str, str], *, given_up: bool
 ) -> bool:
-    """Whether a claim may be replaced although its host has not released it."""
+    """Return whether a claim may be replaced although its host has not released it."""
     key = where.gate(found.host)
     gate = keys.gate_of(key, seen.get(key))
     if gate is None or gate.fenced or not gate.ledger:
@@ -288,7 +288,8 @@ def sweep(where: Keys, me: Me, domain: str, mac: str) -> Steps[bool]:
 
 
 def own_gate(where: Keys, me: Me, values: Mapping[str, str]) -> HostGate:
-    """The gate of this host. Raises GateClosed if it is not open for this ledger."""
+    """Return the gate of this host. Raises GateClosed if it is not open for this
+    ledger."""
     key = where.gate(me.host)
     gate = keys.gate_of(key, values.get(key))
     if gate is None:

@@ -44,7 +44,8 @@ class Transactions(Protocol):
     """What most operations need of a store."""
 
     def read(self, keys: Sequence[str]) -> Mapping[str, str]:
-        """The values of keys, all at one moment; absent ones are not in the answer."""
+        """Return the values of keys, all at one moment; absent ones are not in the
+        answer."""
 
     def commit(
         self,
@@ -64,7 +65,7 @@ class Store(Transactions, Protocol):
     """A store. Every method raises FleetUnavailable; writes also FleetUnclear."""
 
     def scan(self, prefix: str) -> Iterator[tuple[str, str]]:
-        """All keys that begin with `prefix`, in order, with their values."""
+        """Return all keys that begin with `prefix`, in order, with their values."""
 
     def open_session(self, seconds: int) -> int:
         """Begin a session that ends `seconds` after it was last kept."""

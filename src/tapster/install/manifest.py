@@ -28,7 +28,7 @@ class File(NamedTuple):
 
 
 def service_files(prefix: str) -> list[File]:
-    """The units, and what keeps other programs' hands off Tapster's devices.
+    """Return the units, and what keeps other programs' hands off Tapster's devices.
 
     systemd reads units, sysusers.d, tmpfiles.d and network files below /usr/lib
     and /usr/local/lib (systemd.unit(5), systemd.link(5)); udev reads rules below
@@ -81,7 +81,7 @@ def shared_files(prefix: str) -> list[File]:
 
 
 def program(name: str, python: str, library: str | None) -> str:
-    """The text of a program.
+    """Return the text of a program.
 
     Python starts isolated from the caller's environment (-I) and, where the path
     of the library is known, without the search of site directories (-S), which
@@ -99,5 +99,5 @@ def program(name: str, python: str, library: str | None) -> str:
 
 
 def for_prefix(text: str, bindir: str) -> str:
-    """A unit with the programs of another directory than /usr/bin."""
+    """Return a unit with the programs of another directory than /usr/bin."""
     return text.replace("/usr/bin/tapster", f"{bindir}/tapster")

@@ -23,7 +23,8 @@ PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def shared_directory() -> str:
-    """The directory with units/: the checkout, or what a wheel put below its prefix.
+    """Return the directory with units/: the checkout, or what a wheel put below its
+    prefix.
 
     Raises HostError if this installation carries none.
     """
@@ -38,7 +39,7 @@ def shared_directory() -> str:
 
 
 def library_directory(prefix: str) -> str:
-    """Where this Python looks for packages below a prefix, site directories of
+    """Return where this Python looks for packages below a prefix, site directories of
     Debian's own Python included."""
     schemes = sysconfig.get_scheme_names()
     if prefix == "/usr" and "deb_system" in schemes:

@@ -285,10 +285,10 @@ class Watch(Protocol):
     """Reports the links that change."""
 
     def fileno(self) -> int:
-        """The descriptor to wait for: it is readable when there are reports."""
+        """Return the descriptor to wait for: it is readable when there are reports."""
 
     def changes(self) -> Changes | None:
-        """What has changed since the last call; None if reports were lost.
+        """Return what has changed since the last call; None if reports were lost.
 
         Then any link may have changed.
         """
@@ -340,7 +340,7 @@ class System(Protocol):
         """
 
     def open_process(self, process: Process) -> int | None:
-        """A descriptor that is readable once the process has ended.
+        """Return a descriptor that is readable once the process has ended.
 
         The caller closes it. None if the process has ended already.
         """

@@ -34,7 +34,7 @@ def ended(process: Process) -> bool:
 
 
 def open_process(wanted: Process) -> int | None:
-    """A pidfd of this process, which the caller closes; None if it has ended."""
+    """Return a pidfd of this process, which the caller closes; None if it has ended."""
     try:
         pidfd = os.pidfd_open(wanted.pid)
     except ProcessLookupError:

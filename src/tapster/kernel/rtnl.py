@@ -219,7 +219,8 @@ class Rtnl:
         return found
 
     def static_ports(self, bridge: int, mac: str) -> set[int]:
-        """The ifindexes of the ports of a bridge that have a static entry for a MAC."""
+        """Return the ifindexes of the ports of a bridge that have a static entry for a
+        MAC."""
         request = _NDMSG.pack(sockets.AF_BRIDGE, 0, 0, 0, 0)
         request += attribute(NDA_MASTER, _U32.pack(bridge))
         wanted = parse_mac(mac)
@@ -389,7 +390,7 @@ def set_messages(change: LinkChange) -> list[Message]:
 
 
 def _families(change: LinkChange) -> bytes:
-    """What IPv4 and IPv6 are told about a device."""
+    """Return what IPv4 and IPv6 are told about a device."""
     families = b""
     if change.no_ipv4 is not None:
         strict, no_answer = (STRICT, NO_ANSWER) if change.no_ipv4 else (0, 0)
@@ -484,7 +485,7 @@ def _vlans(ifindex: int, vlans: Vlans) -> list[Message]:
 
 
 def neighbour_message(ifindex: int, mac: str, *, replace: bool) -> Message:
-    """The request that lets the bridge of a port know a MAC there.
+    """Return the request that lets the bridge of a port know a MAC there.
 
     As `bridge fdb add MAC dev PORT master static sticky`, or `replace`. EEXIST: there
     is an entry, of whatever kind and port, and it is not to be replaced.
@@ -551,7 +552,7 @@ def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
 
 
 def parse_attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
-    """The values of attributes, by type."""
+    """Return the values of attributes, by type."""
     # A link has a hundred attributes: this loop is most of the cost of reading a link.
     # It reads a header as one word: 12 us for forty attributes. By half words it took
     # 20 us.
@@ -616,7 +617,8 @@ def link_of(body: bytes) -> Link:
 
 
 def _queues(tap: dict[int, bytes]) -> int | None:
-    """How many files are attached; the kernel says so of multi-queue taps only."""
+    """Return how many files are attached; the kernel says so of multi-queue taps
+    only."""
     if IFLA_TUN_NUM_QUEUES not in tap:
         return None
     disabled = _number(tap.get(IFLA_TUN_NUM_DISABLED_QUEUES))
@@ -636,7 +638,7 @@ def _name_of(body: bytes) -> tuple[str, int]:
 
 
 def _filters_vlans(info: dict[int, bytes]) -> bool:
-    """Whether a bridge tells VLANs apart."""
+    """Return whether a bridge tells VLANs apart."""
     # A bridge has 45 attributes, and this is one of the first (br_fill_info()). So the
     # others are not parsed.
     data = info.get(IFLA_INFO_DATA, b"")
@@ -652,7 +654,7 @@ def _filters_vlans(info: dict[int, bytes]) -> bool:
 
 
 def _refuses_ipv4(families: dict[int, bytes]) -> bool:
-    """Whether the host's IPv4 is told to take nothing from a link."""
+    """Return whether the host's IPv4 is told to take nothing from a link."""
     ipv4 = parse_attributes(families.get(sockets.AF_INET, b""))
     settings = ipv4.get(IFLA_INET_CONF, b"")  # an array of all, the first being 1
     found = [

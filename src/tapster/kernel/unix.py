@@ -103,7 +103,7 @@ def receive(
     fds: int,
     discard: Callable[[list[int]], None] | None = None,
 ) -> tuple[bytes, list[int]]:
-    """At most `size` bytes and `fds` descriptors, which the caller closes.
+    """Return at most `size` bytes and `fds` descriptors, which the caller closes.
 
     No bytes: the other end has closed. Raises OSError (EMFILE) if the kernel dropped
     descriptors. Then those that did come are closed, by `discard` if that is given.
@@ -122,7 +122,7 @@ def receive(
 
 
 def unread(at: socket.socket) -> int:
-    """How many bytes have come and are not yet received."""
+    """Return how many bytes have come and are not yet received."""
     return _number(at, SIOCINQ)
 
 
@@ -135,7 +135,8 @@ def untaken(of: socket.socket) -> int:
 
 
 def reset(of: socket.socket) -> bool:
-    """Whether the other end closed without having received all. True only once."""
+    """Return whether the other end closed without having received all. True only
+    once."""
     return bool(of.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
 
 
@@ -165,7 +166,8 @@ def refuse_descriptors(at: socket.socket) -> bool:
 
 
 def closes_at_once(fd: int) -> bool:
-    """Whether closing this descriptor surely waits for nothing: a pidfd does not.
+    """Return whether closing this descriptor surely waits for nothing: a pidfd does
+    not.
 
     The close of a socket may wait (SO_LINGER), and that of a file may ask a server.
     """

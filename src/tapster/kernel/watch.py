@@ -86,15 +86,15 @@ class LinkWatch:
             self._socket.setsockopt(sockets.SOL_SOCKET, SO_RCVBUFFORCE, _QUEUE)
 
     def fileno(self) -> int:
-        """The descriptor to wait for: it is readable when there are reports."""
+        """Return the descriptor to wait for: it is readable when there are reports."""
         return self._socket.fileno()
 
     def close(self) -> None:
         self._socket.close()
 
     def changed(self) -> set[int] | None:
-        """The ifindexes of the links that changed since the last call; None if reports
-        were lost."""
+        """Return the ifindexes of the links that changed since the last call; None if
+        reports were lost."""
         reports = self._reports()
         if reports is None:
             return None
@@ -102,7 +102,7 @@ class LinkWatch:
         return {rtnl.IFINFO.unpack_from(body)[2] for body in links}
 
     def changes(self) -> Changes | None:
-        """What changed since the last call; None if reports were lost."""
+        """Return what changed since the last call; None if reports were lost."""
         reports = self._reports()
         if reports is None:
             return None
@@ -121,8 +121,8 @@ class LinkWatch:
         return changes
 
     def _reports(self) -> list[tuple[int, int, bytes]] | None:
-        """The messages since the last call, each as the number of its namespace, its
-        type and its body; None if some were lost."""
+        """Return the messages since the last call, each as the number of its namespace,
+        its type and its body; None if some were lost."""
         try:
             return list(self._receive())
         except OSError as error:

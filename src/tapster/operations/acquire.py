@@ -223,7 +223,7 @@ class Acquire:
         return Plan(reservation, bridge_index, lower_index)
 
     def _holder_of(self, name: str) -> int:
-        """The ifindex of the device that has a name which no lease has, or 0."""
+        """Return the ifindex of the device that has a name which no lease has, or 0."""
         ifindex = self.context.namespace.ifindex(name)
         self.collisions += ifindex != 0
         return ifindex

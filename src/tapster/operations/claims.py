@@ -51,11 +51,11 @@ class Claims:
         return self.number
 
     def is_alive(self, manager: int) -> bool:
-        """Whether a manager lives."""
+        """Return whether a manager lives."""
         return manager == self.number or self._lock_file().alive(manager)
 
     def reaper_is_alive(self) -> bool:
-        """Whether a reaper of the ledger runs."""
+        """Return whether a reaper of the ledger runs."""
         return self._lock_file().alive(REAPER)
 
     def claim(self, id: str) -> Lease:

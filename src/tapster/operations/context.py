@@ -101,7 +101,7 @@ class Context:
             self.ledger.close()
 
     def find_guard(self) -> "Guard | None":
-        """The fleet's part of an acquire; None outside a fleet."""
+        """Return the fleet's part of an acquire; None outside a fleet."""
         return None if self._guards is None else self._guards.find()
 
     @contextmanager
@@ -121,12 +121,12 @@ class Context:
                 namespace.close()
 
     def is_here(self, netns: Netns) -> bool:
-        """Whether `netns` is the namespace in which devices are made."""
+        """Return whether `netns` is the namespace in which devices are made."""
         own = self.namespace.netns
         return (own.boot, own.cookie) == (netns.boot, netns.cookie)
 
     def process(self, pid: int) -> Process:
-        """The process that has this pid now. Raises RequestError."""
+        """Return the process that has this pid now. Raises RequestError."""
         if process := self.system.process(pid):
             return process
         raise RequestError(f"there is no process {pid} to bind a lease to")
@@ -146,7 +146,8 @@ class Context:
 
 
 def ledger_path(path: str | os.PathLike[str] | None = None) -> str:
-    """The path of the ledger: `path`, else `TAPSTER_LEDGER`, else the default."""
+    """Return the path of the ledger: `path`, else `TAPSTER_LEDGER`, else the
+    default."""
     if path is None:
         path = os.environ.get("TAPSTER_LEDGER") or DEFAULT_PATH
     if not os.fspath(path):
@@ -191,7 +192,7 @@ class Guards:
         self._guard: Guard | None = None
 
     def find(self) -> "Guard | None":
-        """The guard; None if the host of the ledger is in no fleet now."""
+        """Return the guard; None if the host of the ledger is in no fleet now."""
         if not self._ledger.in_fleet():
             return None
         if self._guard is None:

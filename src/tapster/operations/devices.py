@@ -107,7 +107,7 @@ class Devices:
             raise
 
     def check_backends(self, namespace: Namespace, wiring: Wiring) -> tuple[str, ...]:
-        """The names of the backends that a wiring needs, if each can be had."""
+        """Return the names of the backends that a wiring needs, if each can be had."""
         needed = []
         for backend in self.context.backends:
             if backend.concerns(wiring):
@@ -275,16 +275,16 @@ class Devices:
     # Looking
 
     def state(self, namespace: Namespace, lease: Lease) -> DeviceState:
-        """How the lease's device looks now."""
+        """Return how the lease's device looks now."""
         link = namespace.link(lease.ifindex)
         return decision.look(self.context.ledger.id, lease, link)
 
     def is_there(self, namespace: Namespace, lease: Lease) -> bool:
-        """Whether the lease's device exists."""
+        """Return whether the lease's device exists."""
         return self.state(namespace, lease) is not DeviceState.ABSENT
 
     def stamp(self, lease: Lease) -> str:
-        """The stamp that the lease's device carries."""
+        """Return the stamp that the lease's device carries."""
         return model.stamp(self.context.ledger.id, lease.id)
 
     def differences(
@@ -294,7 +294,7 @@ class Devices:
         links: dict[int, Link],
         failures: Failures,
     ) -> Differences:
-        """How the devices of active leases are not connected as requested.
+        """Return how the devices of active leases are not connected as requested.
 
         A backend that cannot tell hinders no other.
         """
@@ -329,7 +329,7 @@ class Devices:
 
 
 def _may_have(backend: Backend, lease: Lease) -> bool:
-    """Whether a backend may have a part of a lease, or should have one.
+    """Return whether a backend may have a part of a lease, or should have one.
 
     The ledger records a backend before the backend attaches anything.
     """

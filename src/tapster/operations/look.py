@@ -34,19 +34,19 @@ class Look:
     # Leases
 
     def leases(self, *, all: bool = True) -> list[Lease]:
-        """Every lease, oldest first; without those in FIN WAIT if not `all`."""
+        """Return every lease, oldest first; without those in FIN WAIT if not `all`."""
         with self.context.gate:
             return self.context.ledger.leases(all=all)
 
     def lease(self, id: str) -> Lease:
-        """The lease with this id. Raises NoSuchLease."""
+        """Return the lease with this id. Raises NoSuchLease."""
         with self.context.gate:
             if lease := self.context.ledger.lease(id):
                 return lease
         raise NoSuchLease(f"no lease has the id {id!r}", reference=id)
 
     def find(self, name_or_id: str) -> Lease:
-        """The lease with this id, or with this name here, or else anywhere.
+        """Return the lease with this id, or with this name here, or else anywhere.
 
         "Here" is the namespace in which devices are made. Raises NoSuchLease.
         """
@@ -70,22 +70,22 @@ class Look:
         return leases[0]
 
     def has_ended(self, id: str) -> bool:
-        """Whether the history has a lease with this id."""
+        """Return whether the history has a lease with this id."""
         with self.context.gate:
             return self.context.ledger.ended(id)
 
     def at(self, netns: Netns, ifindexes: Iterable[int]) -> list[Lease]:
-        """The leases of a namespace that have one of these ifindexes."""
+        """Return the leases of a namespace that have one of these ifindexes."""
         with self.context.gate:
             return self.context.ledger.at(netns, ifindexes)
 
     def count(self, caller_uid: int | None = None) -> dict[State, int]:
-        """How many leases are in each state: those of a user id, or all."""
+        """Return how many leases are in each state: those of a user id, or all."""
         with self.context.gate:
             return self.context.ledger.count(caller_uid)
 
     def history(self, query: HistoryQuery) -> list[HistoryEntry]:
-        """The leases that fit a query, active ones too, the latest first."""
+        """Return the leases that fit a query, active ones too, the latest first."""
         now = self.context.system.wallclock()
         for moment in (query.at, query.since):
             if moment is not None and moment > now + CLOCK_SLACK:
@@ -104,7 +104,7 @@ class Look:
         caller_uid: int | None = None,
         limit: int | None = None,
     ) -> list[HistoryEvent]:
-        """What happened to devices in a time, the earliest first.
+        """Return what happened to devices in a time, the earliest first.
 
         At most `limit` events, the latest ones; only those of a user, if given.
         """
@@ -114,14 +114,15 @@ class Look:
             )
 
     def asked(self, id: str) -> str | None:
-        """What was asked for a lease through the daemon; None if it is not recorded."""
+        """Return what was asked for a lease through the daemon; None if it is not
+        recorded."""
         with self.context.gate:
             return self.context.ledger.asked(id)
 
     def page(
         self, *, after: int, limit: int, caller_uid: int | None, all: bool
     ) -> tuple[list[Lease], int | None]:
-        """At most `limit` leases, oldest first, and where the next page begins.
+        """Return at most `limit` leases, oldest first, and where the next page begins.
 
         `after` is 0 for the first page. Only those of the user `caller_uid`, if given.
         """
@@ -133,7 +134,7 @@ class Look:
     # Devices
 
     def device(self, lease: Lease) -> Link | None:
-        """The lease's device as the kernel shows it now; None if it is gone."""
+        """Return the lease's device as the kernel shows it now; None if it is gone."""
         context = self.context
         with context.gate, context.opened(lease.netns) as namespace:
             link = namespace.link(lease.ifindex) if namespace else None
@@ -142,7 +143,8 @@ class Look:
             return None
 
     def differences(self, lease: Lease) -> dict[str, str]:
-        """How an active lease's device is not connected as requested, by backend.
+        """Return how an active lease's device is not connected as requested, by
+        backend.
 
         Raises ServiceUnavailable if a backend cannot tell.
         """
@@ -155,7 +157,7 @@ class Look:
             return differences.get(lease.id, {})
 
     def differing(self, leases: Iterable[Lease]) -> frozenset[str]:
-        """The ids of active leases whose devices are not as requested.
+        """Return the ids of active leases whose devices are not as requested.
 
         The devices alone are looked at, not the backends: gone, renamed, down, off
         the bridge. A lease whose namespace cannot be found from here is not in it.
@@ -186,7 +188,7 @@ class Look:
                     yield lease.id
 
     def joined(self, link: Link, lease: Lease) -> bool:
-        """Whether a device is on the Linux bridge that its lease requests."""
+        """Return whether a device is on the Linux bridge that its lease requests."""
         with self.context.gate, self.context.opened(lease.netns) as namespace:
             if namespace is None or not link.master:
                 return False
@@ -195,12 +197,13 @@ class Look:
     # Namespaces
 
     def namespaces(self) -> list[Netns]:
-        """The network namespaces in which there are leases."""
+        """Return the network namespaces in which there are leases."""
         with self.context.gate:
             return self.context.ledger.namespaces()
 
     def number(self, netns: Netns) -> int | None:
-        """The number by which the own namespace knows another; None if that is gone.
+        """Return the number by which the own namespace knows another; None if that is
+        gone.
 
         As `Namespace.number`.
         """

@@ -68,7 +68,8 @@ class Reap:
         return ended
 
     def next_deadline(self) -> float | None:
-        """When the next FIN WAIT ends, on `CLOCK_BOOTTIME`; None if none waits."""
+        """Return when the next FIN WAIT ends, on `CLOCK_BOOTTIME`; None if none
+        waits."""
         with self.context.gate:
             return self.context.ledger.next_deadline()
 

@@ -102,7 +102,8 @@ class Recover:
             return self._repair_and_wake(leases, False, None)
 
     def leftovers(self) -> list[tuple[Backend, Leftover]]:
-        """What backends have here with the ledger's stamp, and no lease for it."""
+        """Return what backends have here with the ledger's stamp, and no lease for
+        it."""
         with self.context.gate:
             failures = Failures()
             leftovers = self._leftovers(self.context.ledger.leases(), failures)
@@ -110,7 +111,7 @@ class Recover:
             return leftovers
 
     def _is_left_over(self, lease: Lease, boot: str) -> bool:
-        """Whether the process that had a lease, or worked on it, is dead."""
+        """Return whether the process that had a lease, or worked on it, is dead."""
         if lease.manager is not None and not self.context.claims.is_alive(
             lease.manager
         ):
@@ -352,7 +353,8 @@ class Recover:
         return decision.decide(lease.state, device, conditions)
 
     def _owner_gone(self, lease: Lease, link: Link | None) -> bool:
-        """Whether the process, or the open tap, that a lease is bound to is gone.
+        """Return whether the process, or the open tap, that a lease is bound to is
+        gone.
 
         The process that the caller named may have started the VM and ended, as with
         QEMU's -daemonize. So a lease does not end while a process has its tap open.
@@ -365,7 +367,7 @@ class Recover:
 
 
 def _links(namespace: Namespace | None, leases: Sequence[Lease]) -> dict[int, Link]:
-    """The devices that have these leases' ifindexes."""
+    """Return the devices that have these leases' ifindexes."""
     if namespace is None:
         return {}
     if len(leases) < FEW:

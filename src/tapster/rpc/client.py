@@ -32,7 +32,7 @@ from tapster.rpc.interface import NAME, SOCKET, Binding, Count, Event
 
 
 def _opened(device: interface.Device, fds: Sequence[int]) -> OpenDevice:
-    """A device of an answer, with the descriptors that came along."""
+    """Return a device of an answer, with the descriptors that came along."""
     return OpenDevice(
         device.lease,
         tuple(fds[place] for place in device.fds),
@@ -55,14 +55,14 @@ class _Lost(DaemonError):
 
 
 def socket_path(path: str | os.PathLike[str] | None = None) -> str:
-    """The daemon's socket: `path`, else `TAPSTER_SOCKET`, else the usual one."""
+    """Return the daemon's socket: `path`, else `TAPSTER_SOCKET`, else the usual one."""
     return os.fspath(path or os.environ.get("TAPSTER_SOCKET") or SOCKET)
 
 
 def connect(
     path: str | os.PathLike[str] | None = None, *, netns: str | None = None
 ) -> "Client":
-    """The daemon at `path`, else at `TAPSTER_SOCKET`, else where it usually is.
+    """Return the daemon at `path`, else at `TAPSTER_SOCKET`, else where it usually is.
 
     New devices are made, and names looked for, in the network namespace `netns`;
     None is the daemon's. Raises DaemonError if no daemon answers.
@@ -235,7 +235,7 @@ class Client(Manager):
         self.call("Ping", varlink.Nothing())
 
     def statistics(self) -> list[Count]:
-        """What the daemon has done, counted."""
+        """Return what the daemon has done, counted."""
         return list(self.call("GetStatistics", varlink.Nothing())[0].counts)
 
     def watch(self) -> Iterator[Event]:
@@ -249,11 +249,11 @@ class Client(Manager):
             yield given.event
 
     def ready(self, seconds: float) -> bool:
-        """Whether `watch` has an event, or gets one within so many seconds."""
+        """Return whether `watch` has an event, or gets one within so many seconds."""
         return b"\0" in self._buffer or unix.readable(self._socket, seconds)
 
     def explain(self, user: str) -> list[str]:
-        """What the daemon's policy gives a user, in lines for people."""
+        """Return what the daemon's policy gives a user, in lines for people."""
         check_value(str, user, "user")
         return list(self.call("Explain", interface.Explain(user))[0].lines)
 
@@ -313,7 +313,8 @@ class Client(Manager):
             raise DaemonError(f"{self.path!r}: {error.strerror}") from error
 
     def _receive(self, method: str) -> tuple[Any, list[int]]:
-        """The answer, and its descriptors. An error of the daemon's is raised."""
+        """Return the answer, and its descriptors. An error of the daemon's is
+        raised."""
         message, fds = self._message()
         self._continues = message.get("continues") is True
         try:

@@ -316,12 +316,12 @@ REMEDIES: dict[type[TapsterError], str] = {
 
 
 def nic(spec: Spec) -> Nic:
-    """A request as it goes over the wire."""
+    """Return a request as it goes over the wire."""
     return Nic(tap=spec) if isinstance(spec, Tap) else Nic(macvtap=spec)
 
 
 def spec_of(nic: Nic) -> Spec:
-    """The request that came over the wire. Raises RequestError."""
+    """Return the request that came over the wire. Raises RequestError."""
     given = [spec for spec in nic if spec is not None]
     if len(given) != 1:
         raise errors.RequestError("a nic is either a tap or a macvtap")
@@ -329,7 +329,7 @@ def spec_of(nic: Nic) -> Spec:
 
 
 def failure(error: TapsterError) -> Failure:
-    """An error, to be sent."""
+    """Return an error, to be sent."""
     message = "\n".join([str(error), *getattr(error, "__notes__", ())])
     kinds = (kind for kind in type(error).__mro__ if kind in REMEDIES)
     remedy = REMEDIES[next(kinds)]
@@ -341,7 +341,7 @@ def failure(error: TapsterError) -> Failure:
 
 
 def raised(name: str, parameters: Any) -> TapsterError:
-    """The error that was received: `name` without the interface."""
+    """Return the error that was received: `name` without the interface."""
     received = parameters if isinstance(parameters, dict) else {}
     kind = RAISED.get(name, errors.DaemonError)
     if kind is KernelError:

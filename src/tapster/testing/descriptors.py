@@ -20,18 +20,18 @@ class Descriptors:
         """The file and the writing end, by the reading end."""
 
     def open(self, file: int) -> int:
-        """A descriptor for a file; the caller closes it."""
+        """Return a descriptor for a file; the caller closes it."""
         reading, writing = os.pipe2(os.O_CLOEXEC)
         self._poll.register(reading, 0)  # a hang-up is always reported
         self._open[reading] = file, writing
         return writing
 
     def has(self, file: int) -> bool:
-        """Whether a descriptor of this file is open."""
+        """Return whether a descriptor of this file is open."""
         return any(one == file for one, _ in self._open.values())
 
     def hung_up(self) -> list[int]:
-        """The files whose last descriptor was closed since the last call."""
+        """Return the files whose last descriptor was closed since the last call."""
         if not self._open:
             return []
         return sorted(self._forget(reading) for reading, _ in self._poll.poll(0))

@@ -125,7 +125,7 @@ class FakeSystem:
         return _link(space, device) if device else None
 
     def _at(self, cookie: int, path: str = "") -> "FakeNamespace":
-        """The namespace with this cookie, by the best path that leads to it."""
+        """Return the namespace with this cookie, by the best path that leads to it."""
         paths = sorted(path for path, of in self.world.paths.items() if of == cookie)
         if path not in paths:
             path = paths[0] if paths else ""
@@ -196,7 +196,7 @@ class FakeSystem:
             self.world.close(file)
 
     def snapshot(self) -> World:
-        """The world as it is now."""
+        """Return the world as it is now."""
         return self.looked_at().copy()
 
     def restore(self, snapshot: World) -> None:
@@ -209,7 +209,8 @@ class FakeSystem:
         self._descriptors.close_all_but(self.world.files)
 
     def render(self) -> str:
-        """The whole world as text: equal for worlds that cannot be told apart."""
+        """Return the whole world as text: equal for worlds that cannot be told
+        apart."""
         return self.looked_at().render()
 
     # For FakeNamespace
@@ -222,7 +223,7 @@ class FakeSystem:
         return cookie
 
     def space(self, cookie: int) -> Space:
-        """The namespace with this cookie, as it is now."""
+        """Return the namespace with this cookie, as it is now."""
         return self.looked_at().spaces[cookie]
 
     def begin(self, step: str) -> None:
@@ -230,7 +231,7 @@ class FakeSystem:
         self.step(step)
 
     def looked_at(self) -> World:
-        """The world, with note taken of the descriptors that were closed."""
+        """Return the world, with note taken of the descriptors that were closed."""
         for file in self._descriptors.hung_up():
             if file in self.world.files:
                 self.world.close(file)

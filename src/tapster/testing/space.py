@@ -93,7 +93,7 @@ def check_length(name: str) -> None:
 
 
 def cut(name: str) -> str:
-    """What an ifreq holds of a name."""
+    """Return what an ifreq holds of a name."""
     return name.encode()[:MAX_BYTES].decode()
 
 
@@ -132,7 +132,7 @@ class Space:
     # Looking
 
     def find(self, name: str) -> Device | None:
-        """The device that has `name` as name or altname."""
+        """Return the device that has `name` as name or altname."""
         return self.devices.get(self.names.get(name, 0))
 
     def get(self, ifindex: int) -> Device:
@@ -141,11 +141,11 @@ class Space:
         raise refusal(ENODEV)
 
     def open_queues(self, ifindex: int) -> int:
-        """How many open files are attached to a device."""
+        """Return how many open files are attached to a device."""
         return sum(1 for attached in self.queues.values() if attached == ifindex)
 
     def carrier(self, device: Device) -> bool:
-        """Whether LOWER_UP is shown: of a tap, while somebody holds it open."""
+        """Return whether LOWER_UP is shown: of a tap, while somebody holds it open."""
         if not device.up:
             return False
         return device.kind != "tun" or self.open_queues(device.ifindex) > 0
@@ -270,7 +270,7 @@ class Space:
         self.queues[file] = ifindex
 
     def attached(self, file: int) -> Device:
-        """The device behind an open file: TUNGETIFF."""
+        """Return the device behind an open file: TUNGETIFF."""
         if file not in self.queues:
             raise refusal(EBADFD)
         return self.devices[self.queues[file]]
@@ -379,7 +379,8 @@ class Space:
     # Rules
 
     def _free_name(self, name: str) -> str:
-        """The name that a device gets by a name or template: dev_get_valid_name()."""
+        """Return the name that a device gets by a name or template:
+        dev_get_valid_name()."""
         prefix, percent, rest = name.partition("%")
         if not percent:
             if not _valid(name):
@@ -483,7 +484,7 @@ class Space:
         self._put(device._replace(up=up))
 
     def _mac_busy(self, macvtap: Device, mac: str) -> bool:
-        """Whether the lower device or another macvtap that is up has the MAC."""
+        """Return whether the lower device or another macvtap that is up has the MAC."""
         return self.get(macvtap.lower).mac == mac or any(
             one.mac == mac and one.up and one.ifindex != macvtap.ifindex
             for one in self.macvtaps(macvtap.lower)
@@ -541,7 +542,7 @@ class Space:
 
 
 def _alone(port: Device) -> Device:
-    """A device that was a port, and has lost all that made it one."""
+    """Return a device that was a port, and has lost all that made it one."""
     return port._replace(
         master=0,
         isolated=False,
@@ -554,7 +555,7 @@ def _alone(port: Device) -> Device:
 
 
 def has_ipv6(device: Device) -> bool:
-    """Whether a device has IPv6, and with it something to switch off."""
+    """Return whether a device has IPv6, and with it something to switch off."""
     return device.mtu >= MIN_IPV6_MTU or not device.kind
 
 

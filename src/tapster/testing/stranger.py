@@ -24,15 +24,15 @@ class Stranger:
     # Looking
 
     def show(self, name: str) -> Device | None:
-        """The device that has `name` as name or altname."""
+        """Return the device that has `name` as name or altname."""
         return self._space.find(name)
 
     def carrier(self, name: str) -> bool:
-        """Whether LOWER_UP is shown of a device."""
+        """Return whether LOWER_UP is shown of a device."""
         return self._space.carrier(self._named(name))
 
     def names(self) -> set[str]:
-        """Every name and altname."""
+        """Return every name and altname."""
         return set(self._space.names)
 
     # Making

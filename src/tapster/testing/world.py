@@ -142,7 +142,7 @@ class World:
     # Showing
 
     def render(self) -> str:
-        """All of it as text: equal for worlds that cannot be told apart."""
+        """Return all of it as text: equal for worlds that cannot be told apart."""
         lines = [
             f"boot {self.boot} up {self.boottime:.3f} clock {self.wallclock:.3f}",
             *(
@@ -160,7 +160,7 @@ class World:
 
 
 def _line(space: Space, device: Device) -> str:
-    """A device: what differs from the plainest one."""
+    """Return a device: what differs from the plainest one."""
     plain = Device(device.ifindex, device.name, device.kind, device.mac)
     fields = [
         f"{key}={value}"
