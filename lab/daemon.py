@@ -11,8 +11,10 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 import tapster
+from lab.lines import Lines
 from tapster import Client
 from tapster.rpc.interface import Event
 
@@ -101,6 +103,21 @@ class Daemon:
         self._watchers: list[Client] = []
         self._process: subprocess.Popen[bytes] | None = None
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Close; after an error the daemon's exit status is not checked."""
+        try:
+            if kind is None:
+                self.stop()
+        finally:
+            if self._process is not None:
+                self._process.kill()
+                self._process.wait()
+            for watcher in self._watchers:
+                watcher.close()
+
     def start(self) -> int:
         """Start the daemon, wait until it is ready, and return its pid."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
@@ -121,8 +138,6 @@ class Daemon:
             try:
                 assert ready.recv(100) == b"READY=1"
             except TimeoutError:
-                self._process.kill()
-                self._process.wait()
                 raise AssertionError(self.log.read_text()) from None
             finally:
                 address.unlink()
@@ -141,11 +156,11 @@ class Daemon:
         process = self._process
         if process is None:
             return
-        self._process = None
         assert process.poll() is None, self.log.read_text()
         process.send_signal(number)
         expected = 0 if number == signal.SIGTERM else -number
         assert process.wait(30) == expected, self.log.read_text()
+        self._process = None
 
     def connect(self, uid: int = 0, groups: Sequence[int] = ()) -> Client:
         """Connect as this user."""
@@ -160,11 +175,15 @@ class Daemon:
         assert next(events).event == "watching"
         return events
 
-    def close(self) -> None:
-        """End the daemon and its watchers."""
-        self.stop()
-        for watcher in self._watchers:
-            watcher.close()
+    def wait_logged(self, event: str) -> None:
+        """Wait until the log has a line about an event."""
+        follow = ["tail", "--lines=+1", "--follow", str(self.log)]
+        with subprocess.Popen(follow, stdout=subprocess.PIPE) as tail:
+            assert tail.stdout is not None
+            try:
+                Lines(tail.stdout).wait_for(rf"\bevent={event}\b", 30)
+            finally:
+                tail.kill()
 
     def logged(self, event: str) -> list[str]:
         """Return the lines of the log about an event."""

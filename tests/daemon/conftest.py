@@ -11,10 +11,9 @@ from tapster import Client
 
 @pytest.fixture
 def daemon(world: None) -> Iterator[Daemon]:
-    daemon = Daemon()
-    daemon.start()
-    yield daemon
-    daemon.close()
+    with Daemon() as daemon:
+        daemon.start()
+        yield daemon
 
 
 @pytest.fixture

@@ -47,11 +47,10 @@ features = ["*"]
 
 @pytest.fixture
 def daemon(world: None) -> Iterator[Daemon]:
-    daemon = Daemon(policy=POLICY)
-    daemon.start()
-    yield daemon
-    serves(daemon)
-    daemon.close()
+    with Daemon(policy=POLICY) as daemon:
+        daemon.start()
+        yield daemon
+        serves(daemon)
 
 
 def plain(daemon: Daemon, uid: int = BOB) -> socket.socket:
@@ -181,19 +180,18 @@ def test_thousands_of_idle_connections_keep_nobody_out(daemon: Daemon) -> None:
 
 
 def test_who_has_too_many_connections_is_told_so_by_type(world: None) -> None:
-    daemon = Daemon(policy=POLICY.replace("idle = 2.0", "idle = 600.0"))
-    daemon.start()
-    with ExitStack() as many:
-        for _ in range(200):
-            many.enter_context(plain(daemon))
-        with (
-            daemon.connect(BOB) as bob,
-            pytest.raises(Overloaded, match="close some"),
-        ):
-            bob.ping()
-        with daemon.connect(ALICE) as alice:
-            alice.ping()
-    daemon.close()
+    with Daemon(policy=POLICY.replace("idle = 2.0", "idle = 600.0")) as daemon:
+        daemon.start()
+        with ExitStack() as many:
+            for _ in range(200):
+                many.enter_context(plain(daemon))
+            with (
+                daemon.connect(BOB) as bob,
+                pytest.raises(Overloaded, match="close some"),
+            ):
+                bob.ping()
+            with daemon.connect(ALICE) as alice:
+                alice.ping()
 
 
 def test_idle_connections_are_closed(daemon: Daemon) -> None:
@@ -250,20 +248,19 @@ def test_a_descriptor_that_is_no_process_binds_nothing(daemon: Daemon) -> None:
 
 
 def test_a_full_descriptor_table_refuses_and_recovers(world: None) -> None:
-    daemon = Daemon("prlimit", "--nofile=40:40", policy=POLICY)
-    daemon.start()
-    with ExitStack() as many:
-        for _ in range(60):
-            many.enter_context(plain(daemon))
-    # They are gone: whoever waited is served, and there is room for devices.
-    with daemon.connect() as root:
-        with pytest.raises(TapsterError):
-            root.acquire_all([Tap(bridge="br0", queues=60)])
-        root.ping()
-        assert root.leases(all=False) == []
-        library.acquire(root, Tap(bridge="br0"))
-    assert daemon.logged("not-accepted")
-    daemon.close()
+    with Daemon("prlimit", "--nofile=40:40", policy=POLICY) as daemon:
+        daemon.start()
+        with ExitStack() as many:
+            for _ in range(60):
+                many.enter_context(plain(daemon))
+            daemon.wait_logged("not-accepted")
+        # They are gone: whoever waited is served, and there is room for devices.
+        with daemon.connect() as root:
+            with pytest.raises(TapsterError):
+                root.acquire_all([Tap(bridge="br0", queues=60)])
+            root.ping()
+            assert root.leases(all=False) == []
+            library.acquire(root, Tap(bridge="br0"))
 
 
 # Wrong types in every field, made from the interface itself
@@ -355,20 +352,19 @@ Dispatcher._describe = Service._list = lambda *_: 1 / 0
 
 
 def test_a_mistake_of_its_own_ends_one_call_and_not_all(world: None) -> None:
-    daemon = Daemon(policy=POLICY)
-    with Path("/run/test/lib/tapster/daemon/dispatch.py").open("a") as code:
-        code.write(BREAK)
-    daemon.start()
-    with daemon.connect(ALICE) as alice:
-        with pytest.raises(InternalError, match=r"ZeroDivisionError.* report it"):
-            alice.leases()
-        alice.ping()
-    with plain(daemon) as client:
-        client.sendall(encode({"method": "org.varlink.service.GetInfo"}))
-        assert b"ZeroDivisionError" in client.recv(4096)
-    serves(daemon)
-    assert len(daemon.logged("failed")) == 2
-    daemon.close()
+    with Daemon(policy=POLICY) as daemon:
+        with Path("/run/test/lib/tapster/daemon/dispatch.py").open("a") as code:
+            code.write(BREAK)
+        daemon.start()
+        with daemon.connect(ALICE) as alice:
+            with pytest.raises(InternalError, match=r"ZeroDivisionError.* report it"):
+                alice.leases()
+            alice.ping()
+        with plain(daemon) as client:
+            client.sendall(encode({"method": "org.varlink.service.GetInfo"}))
+            assert b"ZeroDivisionError" in client.recv(4096)
+        serves(daemon)
+        assert len(daemon.logged("failed")) == 2
 
 
 # Who it runs as
@@ -376,32 +372,31 @@ def test_a_mistake_of_its_own_ends_one_call_and_not_all(world: None) -> None:
 
 @pytest.mark.parametrize("as_root", [False, True])
 def test_it_serves_as_its_unit_lets_it_and_as_root(world: None, as_root: bool) -> None:
-    daemon = Daemon(policy=POLICY, root=as_root)
-    daemon.start()
-    lines = Path(f"/proc/{daemon.pid}/status").read_text().splitlines()
-    status = dict(line.split(":", 1) for line in lines)
-    assert status["Uid"].split() == [str(0 if as_root else SERVICE)] * 4
-    if not as_root:
-        assert int(status["CapEff"], 16).bit_count() == len(capabilities())
-    shell.sh("ip link add eth0 type veth peer name eth1")
-    shell.sh("ip link set eth0 up")
-    shell.sh("ip netns add blue")
-    with daemon.connect(ALICE) as alice, daemon.connect() as root:
-        tap = alice.acquire(Tap(bridge="br0", queues=2))
-        macvtap = root.acquire(Macvtap("eth0"))
-        with connect(daemon.socket, netns="blue") as blue:
-            there = blue.acquire(Tap())
-        library.close_all(tap, macvtap, there)
-        assert iproute.ports() == {"vnet0"}
-        child = os.fork()
-        if not child:
-            signal.pause()
-        root.bind([macvtap], child)
-        events = daemon.events()
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        assert next(events).lease == macvtap.id
-        alice.release(tap.id)
-        assert root.recover() == []
-        assert root.reap(now=True) >= 1
-    daemon.close()
+    with Daemon(policy=POLICY, root=as_root) as daemon:
+        daemon.start()
+        lines = Path(f"/proc/{daemon.pid}/status").read_text().splitlines()
+        status = dict(line.split(":", 1) for line in lines)
+        assert status["Uid"].split() == [str(0 if as_root else SERVICE)] * 4
+        if not as_root:
+            assert int(status["CapEff"], 16).bit_count() == len(capabilities())
+        shell.sh("ip link add eth0 type veth peer name eth1")
+        shell.sh("ip link set eth0 up")
+        shell.sh("ip netns add blue")
+        with daemon.connect(ALICE) as alice, daemon.connect() as root:
+            tap = alice.acquire(Tap(bridge="br0", queues=2))
+            macvtap = root.acquire(Macvtap("eth0"))
+            with connect(daemon.socket, netns="blue") as blue:
+                there = blue.acquire(Tap())
+            library.close_all(tap, macvtap, there)
+            assert iproute.ports() == {"vnet0"}
+            child = os.fork()
+            if not child:
+                signal.pause()
+            root.bind([macvtap], child)
+            events = daemon.events()
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            assert next(events).lease == macvtap.id
+            alice.release(tap.id)
+            assert root.recover() == []
+            assert root.reap(now=True) >= 1

@@ -49,10 +49,9 @@ def daemon(lab: VmNetwork) -> Iterator[Daemon]:
     shell.sh(f"mount -t overlay overlay -o {layers} /etc")
     Path("/etc/qemu").mkdir(exist_ok=True)
     Path("/etc/qemu/bridge.conf").unlink(missing_ok=True)
-    daemon = Daemon(policy=POLICY)
-    daemon.start()
-    yield daemon
-    daemon.close()
+    with Daemon(policy=POLICY) as daemon:
+        daemon.start()
+        yield daemon
 
 
 def qemu(daemon: Daemon, bridge: str, uid: int = ALICE) -> subprocess.Popen[str]:

@@ -33,29 +33,28 @@ def figures(text: str) -> dict[str, float]:
 def test_prometheus_reads_what_happened(world: None) -> None:
     shell.sh("ip link set lo up")
     listen = '[metrics]\nlisten = "127.0.0.1:9474"\neverybody = true\n'
-    daemon = Daemon(policy=listen + POLICY)
-    daemon.start()
-    shell.sh("ip tuntap add vnet0 mode tap")
-    with daemon.connect(ALICE) as alice:
-        lease = alice.acquire(Tap(bridge="br0"))
-        assert lease.name == "vnet1", "vnet0 is foreign"
-        lease.close()
-        with pytest.raises(NotAllowed):
-            alice.acquire(Tap(bridge="br9"))
-        with urllib.request.urlopen("http://127.0.0.1:9474/metrics") as answer:
-            assert answer.headers["Content-Type"].startswith("text/plain")
-            found = figures(answer.read().decode())
-        alice.release(lease.id)
-    assert found['tapster_leases{state="active"}'] == 1
-    assert found['tapster_calls_total{method="Acquire"}'] == 2
-    assert found['tapster_refused_total{reason="policy"}'] == 1
-    assert found['tapster_failures_total{error="NotAllowed"}'] == 1
-    assert found['tapster_events_total{event="acquired"}'] == 1
-    assert found["tapster_collisions_total"] >= 1
-    assert found['tapster_acquire_seconds_bucket{le="+Inf"}'] == 1
-    assert found["tapster_acquire_seconds_count"] == 1
-    assert 0 < found["tapster_acquire_seconds_sum"] < 60
-    daemon.close()
+    with Daemon(policy=listen + POLICY) as daemon:
+        daemon.start()
+        shell.sh("ip tuntap add vnet0 mode tap")
+        with daemon.connect(ALICE) as alice:
+            lease = alice.acquire(Tap(bridge="br0"))
+            assert lease.name == "vnet1", "vnet0 is foreign"
+            lease.close()
+            with pytest.raises(NotAllowed):
+                alice.acquire(Tap(bridge="br9"))
+            with urllib.request.urlopen("http://127.0.0.1:9474/metrics") as answer:
+                assert answer.headers["Content-Type"].startswith("text/plain")
+                found = figures(answer.read().decode())
+            alice.release(lease.id)
+        assert found['tapster_leases{state="active"}'] == 1
+        assert found['tapster_calls_total{method="Acquire"}'] == 2
+        assert found['tapster_refused_total{reason="policy"}'] == 1
+        assert found['tapster_failures_total{error="NotAllowed"}'] == 1
+        assert found['tapster_events_total{event="acquired"}'] == 1
+        assert found["tapster_collisions_total"] >= 1
+        assert found['tapster_acquire_seconds_bucket{le="+Inf"}'] == 1
+        assert found["tapster_acquire_seconds_count"] == 1
+        assert 0 < found["tapster_acquire_seconds_sum"] < 60
 
 
 def test_metrics_are_off_by_default(daemon: Daemon) -> None:
@@ -119,17 +118,18 @@ def test_the_example_policy_is_one(tmp_path: Path) -> None:
 
 
 def test_what_root_makes_beside_it_is_its_own_too(world: None) -> None:
-    daemon = Daemon()
-    add = [shell.TAPSTER, "--ledger", str(daemon.ledger), "add", "--bridge", "br0"]
-    subprocess.run(add, check=True)
-    daemon.start()
-    subprocess.run(add, check=True)
-    with daemon.connect() as root:
-        assert [lease.name for lease in root.leases()] == ["vnet0", "vnet1"]
-        root.release(root.leases()[0].id)
-    owners = {one.name: one.stat().st_uid for one in Path("/run/test").glob("ledger*")}
-    assert set(owners.values()) == {SERVICE}, owners
-    daemon.close()
+    with Daemon() as daemon:
+        add = [shell.TAPSTER, "--ledger", str(daemon.ledger), "add", "--bridge", "br0"]
+        subprocess.run(add, check=True)
+        daemon.start()
+        subprocess.run(add, check=True)
+        with daemon.connect() as root:
+            assert [lease.name for lease in root.leases()] == ["vnet0", "vnet1"]
+            root.release(root.leases()[0].id)
+        owners = {
+            one.name: one.stat().st_uid for one in Path("/run/test").glob("ledger*")
+        }
+        assert set(owners.values()) == {SERVICE}, owners
 
 
 def test_systemd_finds_nothing_wrong_and_little_exposed(tmp_path: Path) -> None:

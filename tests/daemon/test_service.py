@@ -446,20 +446,19 @@ def test_the_end_of_a_namespace_ends_its_leases(
 
 
 def test_a_device_is_put_back_where_the_policy_says_so(world: None) -> None:
-    daemon = Daemon(policy="[watch]\nmend = true\n")
-    daemon.start()
-    events = daemon.events()
-    with daemon.connect() as root:
-        lease = root.acquire(Tap(bridge="br0", isolated=True))
-        assert next(events).event == "acquired"
-        shell.sh("ip link set vnet0 nomaster down")
-        assert next(events).event == "down"
-        assert next(events).event == "sound"
-        assert iproute.ports() == {"vnet0"}
-        link = iproute.links()["vnet0"]
-        assert link["linkinfo"]["info_slave_data"]["isolated"] is True
-        lease.close()
-    daemon.close()
+    with Daemon(policy="[watch]\nmend = true\n") as daemon:
+        daemon.start()
+        events = daemon.events()
+        with daemon.connect() as root:
+            lease = root.acquire(Tap(bridge="br0", isolated=True))
+            assert next(events).event == "acquired"
+            shell.sh("ip link set vnet0 nomaster down")
+            assert next(events).event == "down"
+            assert next(events).event == "sound"
+            assert iproute.ports() == {"vnet0"}
+            link = iproute.links()["vnet0"]
+            assert link["linkinfo"]["info_slave_data"]["isolated"] is True
+            lease.close()
 
 
 def test_users_hear_of_their_own_leases_alone(daemon: Daemon, alice: Client) -> None:

@@ -120,46 +120,45 @@ def wait_until_empty(daemon: Daemon, root: Client) -> None:
 def test_a_storm_of_clients_leaks_nothing_and_mixes_up_nobody_I1_I2(
     world: None,
 ) -> None:
-    daemon = Daemon(policy=POLICY)
-    daemon.start()
-    with daemon.connect() as root:
-        # Once, so that all is open that stays open.
-        lease = library.acquire(root, Tap(bridge="br0", fin_wait=0))
-        root.release(lease.id)
-        _, idle = usage(daemon.pid)
-    storm = ClientStorm(daemon)
-    try:
-        for step in range(KILLS):
-            storm.until(PAIRS // 2 * (step + 1) // KILLS)
-            storm.kill_one()
-            if step % (KILLS // DAEMON_KILLS) == 2:
-                daemon.stop(signal.SIGKILL)
-                daemon.start()
-        # Not at once: a new daemon has not filled SQLite's cache, nor been asked for
-        # all that waits.
-        storm.until(PAIRS * 3 // 4)
+    with Daemon(policy=POLICY) as daemon:
+        daemon.start()
         with daemon.connect() as root:
-            root.leases()
-        before, _ = usage(daemon.pid)
-        storm.until(PAIRS)
-    finally:
-        storm.end()
-    assert storm.seen["r"] > 0
-    assert storm.seen["l"] >= DAEMON_KILLS
-    with daemon.connect() as root:
-        release_the_unbound(root)
-        wait_until_empty(daemon, root)
-        after, fds = usage(daemon.pid)
-        counts = {(one.name, one.label): one.value for one in root.statistics()}
-    sys.stderr.write(
-        f"{storm.seen}, memory {before >> 10} to {after >> 10} KiB, "
-        f"descriptors {idle} to {fds}, {counts}\n"
-    )
-    assert after - before < GROWTH
-    assert fds <= idle + 2, "the watcher's socket and pidfd"
-    assert set(iproute.links()) == {"lo", "br0"}
-    daemon.close()
-    assert_names_not_shared(daemon.ledger)
+            # Once, so that all is open that stays open.
+            lease = library.acquire(root, Tap(bridge="br0", fin_wait=0))
+            root.release(lease.id)
+            _, idle = usage(daemon.pid)
+        storm = ClientStorm(daemon)
+        try:
+            for step in range(KILLS):
+                storm.until(PAIRS // 2 * (step + 1) // KILLS)
+                storm.kill_one()
+                if step % (KILLS // DAEMON_KILLS) == 2:
+                    daemon.stop(signal.SIGKILL)
+                    daemon.start()
+            # Not at once: a new daemon has not filled its cache of SQLite, and has
+            # not had the calls that wait.
+            storm.until(PAIRS * 3 // 4)
+            with daemon.connect() as root:
+                root.leases()
+            before, _ = usage(daemon.pid)
+            storm.until(PAIRS)
+        finally:
+            storm.end()
+        assert storm.seen["r"] > 0
+        assert storm.seen["l"] >= DAEMON_KILLS
+        with daemon.connect() as root:
+            release_the_unbound(root)
+            wait_until_empty(daemon, root)
+            after, fds = usage(daemon.pid)
+            counts = {(one.name, one.label): one.value for one in root.statistics()}
+        sys.stderr.write(
+            f"{storm.seen}, memory {before >> 10} to {after >> 10} KiB, "
+            f"descriptors {idle} to {fds}, {counts}\n"
+        )
+        assert after - before < GROWTH
+        assert fds <= idle + 2, "the watcher's socket and pidfd"
+        assert set(iproute.links()) == {"lo", "br0"}
+        assert_names_not_shared(daemon.ledger)
 
 
 def assert_names_not_shared(ledger: Path) -> None:

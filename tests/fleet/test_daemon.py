@@ -97,19 +97,18 @@ def etcd(world: None, tmp_path: Path) -> Iterator[Cluster]:
 def test_the_daemon_syncs(etcd: Cluster) -> None:
     urls = json.dumps(etcd.endpoints)
     policy = f'[fleet]\nname = "a"\nendpoints = {urls}\n'
-    daemon = Daemon(policy=policy, root=True)
-    for action in ("init --apply", "join"):
-        fleet = f"fleet --config {daemon.config} {action}"
-        sh(f"{TAPSTER} --ledger {daemon.ledger} {fleet}")
-    name = sh(f"{TAPSTER} --ledger {daemon.ledger} add --bridge br0").strip()
-    assert etcd.values(Keys().rows()) == {}
-    with etcd.watching(Keys().rows()) as lines:
-        daemon.start()
-        line = next(line for line in lines if line.startswith("{"))
-    assert json.loads(line)["name"] == name
-    with daemon.connect() as client:
-        shown = {count.label: count for count in client.statistics()}
-    assert shown["conflicts"].value == 0
-    assert shown["block_free"].value == BLOCK_SIZE - 1
-    sh(f"{TAPSTER} --ledger {daemon.ledger} rm {name}")
-    daemon.close()
+    with Daemon(policy=policy, root=True) as daemon:
+        for action in ("init --apply", "join"):
+            fleet = f"fleet --config {daemon.config} {action}"
+            sh(f"{TAPSTER} --ledger {daemon.ledger} {fleet}")
+        name = sh(f"{TAPSTER} --ledger {daemon.ledger} add --bridge br0").strip()
+        assert etcd.values(Keys().rows()) == {}
+        with etcd.watching(Keys().rows()) as lines:
+            daemon.start()
+            line = next(line for line in lines if line.startswith("{"))
+        assert json.loads(line)["name"] == name
+        with daemon.connect() as client:
+            shown = {count.label: count for count in client.statistics()}
+        assert shown["conflicts"].value == 0
+        assert shown["block_free"].value == BLOCK_SIZE - 1
+        sh(f"{TAPSTER} --ledger {daemon.ledger} rm {name}")

@@ -41,19 +41,18 @@ def test_an_example_runs(world: None, tmp_path: Path, section: str, code: str) -
     vmm = tmp_path / "qemu-system-x86_64"  # an end of every VM at once
     vmm.write_text("#!/bin/sh\nexit 0\n")
     vmm.chmod(0o755)
-    daemon = Daemon()
-    daemon.start()
-    environment = os.environ | {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
-        "TAPSTER_LEDGER": f"{tmp_path}/ledger.db",
-        "TAPSTER_SOCKET": str(daemon.socket),
-    }
-    command = [sys.executable, "-X", "dev", "-W", "error", "-c", code]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    daemon.close()
-    assert done.returncode == 0, (section, done.stderr)
-    assert done.stderr == ""
-    assert iproute.ports() == set(), "each example ends its leases"
+    with Daemon() as daemon:
+        daemon.start()
+        environment = os.environ | {
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "TAPSTER_LEDGER": f"{tmp_path}/ledger.db",
+            "TAPSTER_SOCKET": str(daemon.socket),
+        }
+        command = [sys.executable, "-X", "dev", "-W", "error", "-c", code]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, (section, done.stderr)
+        assert done.stderr == ""
+        assert iproute.ports() == set(), "each example ends its leases"
 
 
 def test_every_method_of_a_manager_is_on_the_page() -> None:

@@ -65,10 +65,9 @@ features = ["mtu"]
 @pytest.fixture
 def daemon(world: None) -> Iterator[Daemon]:
     shell.sh("ip link add br1 type bridge")
-    daemon = Daemon(policy=POLICY)
-    daemon.start()
-    yield daemon
-    daemon.close()
+    with Daemon(policy=POLICY) as daemon:
+        daemon.start()
+        yield daemon
 
 
 @contextmanager
