@@ -40,13 +40,15 @@ class Crashes:
     def _killed_at(self, call: str, number: int, arguments: tuple[str, ...]) -> bool:
         trace = ["strace", "-o", "/dev/null", "-e", f"trace={call}"]
         inject = ["-e", f"inject={call}:signal=KILL:when={number}"]
-        done = subprocess.run(
+        done = subprocess.Popen(
             [*trace, *inject, shell.TAPSTER, *arguments],
             env=self._environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            check=False,
+            start_new_session=True,
         )
+        done.wait()
+        _wait_for_session(done.pid)
         self._kill_reapers()
         return done.returncode == -signal.SIGKILL
 
@@ -90,3 +92,16 @@ class Crashes:
         for lease in self.host.leases():
             self.host.release(lease.id)
         self.host.reap(now=True)
+
+
+def _wait_for_session(leader: int) -> None:
+    """Wait until the processes that a command left in its session have ended.
+
+    If `run` is killed between fork and exec, its child ends by itself, but has the
+    devices open until then. So a lease bound to `run` lasts as long as that child.
+    Reapers have sessions of their own.
+    """
+    found = subprocess.run(
+        ["pgrep", "--session", str(leader)], capture_output=True, check=False
+    )
+    wait_dead([int(pid) for pid in found.stdout.split()])

@@ -46,3 +46,17 @@ def test_a_lease_ends_with_its_process(lab: ContractLab, host: Host) -> None:
     assert (repairs.lease.id, repairs.action) == (lease.id, Action.RELEASE)
     assert host.find("vnet0").state is State.FIN_WAIT
     assert lab.show()["vnet0"].master == ""
+
+
+def test_a_lease_lasts_while_a_child_of_its_process_has_the_tap_open(
+    lab: ContractLab, host: Host
+) -> None:
+    pid = lab.start()
+    device = host.acquire(Tap(bridge="br0"), pid=pid)
+    lab.end(pid)
+    assert host.recover() == []
+    assert host.find("vnet0").state is State.ACTIVE
+    device.close()
+    (repairs,) = host.recover()
+    assert (repairs.lease.id, repairs.action) == (device.id, Action.RELEASE)
+    assert host.recover() == []
