@@ -73,6 +73,6 @@ def _wide(table: Table) -> bool:
 def _spreads(rows: Sequence[Row]) -> tuple[list[float], list[list[float]]]:
     """Return the medians of rows, and how far lowest and highest are from them."""
     spreads = [spread(row.rounds) for row in rows]
-    below = [one.median - one.low for one in spreads]
-    above = [one.high - one.median for one in spreads]
-    return [one.median for one in spreads], [below, above]
+    below = [spread.median - spread.low for spread in spreads]
+    above = [spread.high - spread.median for spread in spreads]
+    return [spread.median for spread in spreads], [below, above]

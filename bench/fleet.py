@@ -209,7 +209,7 @@ def push_host(
     store: Etcd, where: Keys, number: int, vms: int, state: ClaimState
 ) -> None:
     pushes = [record_of(number, vm, state) for vm in range(vms)]
-    running = frozenset(one.record.lease for one in pushes)
+    running = frozenset(pending.record.lease for pending in pushes)
     steps.run(steps.push_all(where, me(number), pushes, running), store)
 
 

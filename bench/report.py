@@ -62,7 +62,7 @@ def write(out: Path, name: str, tables: Sequence[Table], rounds: int) -> None:
     found = {
         "machine": _machine(),
         "rounds": rounds,
-        "tables": [plain(one) for one in tables],
+        "tables": [plain(measured) for measured in tables],
     }
     folder.joinpath(f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
     for drawn in tables:
@@ -82,12 +82,12 @@ def _page(runs: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield from _line("", "what", "to reach", "found", "")
     yield from _line(*["---"] * 5)
     for run in runs:
-        for one in map(table, run["tables"]):
-            for goal in one.goals:
-                yield from _line(one.title, *_outcome(one, goal))
+        for measured in map(table, run["tables"]):
+            for goal in measured.goals:
+                yield from _line(measured.title, *_outcome(measured, goal))
     for run in runs:
-        for one in map(table, run["tables"]):
-            yield from _section(one)
+        for measured in map(table, run["tables"]):
+            yield from _section(measured)
         yield f"Measured on {run['machine']}, in {run['rounds']} rounds."
 
 

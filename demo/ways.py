@@ -15,7 +15,7 @@ _TUNSETIFF = 0x400454CA
 _IFF_TAP = 0x0002
 _IFF_NO_PI = 0x1000
 
-_PATIENCE = 10.0
+_NOTICE_SECONDS = 10.0
 """Seconds in which the host surely notices that a VM is dead."""
 
 
@@ -50,7 +50,7 @@ class KernelNames:
 
     def wait_until_gone(self, dead: Vm, tap: str) -> str:
         """The kernel deletes the tap as soon as nobody holds it open."""
-        self._changes.wait_for(f"Deleted [0-9]+: {tap}:", _PATIENCE)
+        self._changes.wait_for(f"Deleted [0-9]+: {tap}:", _NOTICE_SECONDS)
         return f"the kernel has deleted {tap}: its name is free"
 
 
@@ -70,7 +70,7 @@ class TapsterNames:
 
     def wait_until_gone(self, dead: Vm, tap: str) -> str:
         """``tapster run`` ends after its VM, when it has released the tap."""
-        wait_until_ended(dead.process, _PATIENCE)
+        wait_until_ended(dead.process, _NOTICE_SECONDS)
         state = self._lab.leases()[tap]["state"]
         return f"Tapster has released {tap}, and holds its name: {state}"
 

@@ -62,12 +62,12 @@ def capabilities() -> list[str]:
     """Return the unit's capabilities, as setpriv names them."""
     kept: str
     (kept,) = re.findall(r"(?m)^AmbientCapabilities=(.*)$", UNIT.read_text())
-    return [one.removeprefix("CAP_").lower() for one in kept.split()]
+    return [name.removeprefix("CAP_").lower() for name in kept.split()]
 
 
 def as_service() -> list[str]:
     """Return the prefix that runs a command as the daemon's unit does."""
-    kept = ",".join(f"+{one}" for one in capabilities())
+    kept = ",".join(f"+{name}" for name in capabilities())
     return [
         *("setpriv", f"--reuid={SERVICE}", f"--regid={SERVICE}", "--clear-groups"),
         *(f"--inh-caps={kept}", f"--ambient-caps={kept}", "--no-new-privs"),

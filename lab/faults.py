@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Self
 
-PATIENCE = 20_000
+HANG_MS = 20_000
 """Milliseconds after which a silent child counts as hanging."""
 
 SCMP_ACT_ALLOW = 0x7FFF0000
@@ -95,7 +95,7 @@ class FaultyChild:
         self.calls = Counter()
         self._control.send(b"!")
         while True:
-            ready = self._poll.poll(PATIENCE)
+            ready = self._poll.poll(HANG_MS)
             assert ready, f"the child hangs: {fault}"
             if any(fd == self._control.fileno() for fd, _ in ready):
                 what, said = pickle.loads(self._control.recv(1 << 20))  # noqa: S301

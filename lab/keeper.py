@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Iterator
 
-PATIENCE = 5.0
+END_SECONDS = 5.0
 """Seconds to wait for a killed process to end before the next process is killed."""
 
 
@@ -36,7 +36,7 @@ def kill_in(pid: int, home: int | None) -> bool:
         if namespace(pid) != home:
             return False
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        select.select([pidfd], [], [], PATIENCE)
+        select.select([pidfd], [], [], END_SECONDS)
     except ProcessLookupError:
         return False
     finally:

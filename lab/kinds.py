@@ -924,7 +924,7 @@ def page() -> str:
 
 def _rows(group: Iterable[Kind]) -> list[str]:
     return [
-        f"| {kind.name} | {' | '.join('yes' if one else 'no' for one in kind.passes)} |"
+        f"| {kind.name} | {' | '.join('yes' if yes else 'no' for yes in kind.passes)} |"
         for kind in group
     ]
 

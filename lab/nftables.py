@@ -15,36 +15,36 @@ def ruleset() -> list[dict[str, Any]]:
         objects: list[dict[str, Any]] = json.loads(said)["nftables"]
     except ValueError:  # nftables 1.0.6, where a table has flags
         return [{"broken": {"table": "", "said": said}}]
-    return [one for one in objects if "metainfo" not in one]
+    return [item for item in objects if "metainfo" not in item]
 
 
-def table_of(one: dict[str, Any]) -> str:
-    (body,) = one.values()
-    return str(body["name"] if "table" in one else body["table"])
+def table_of(item: dict[str, Any]) -> str:
+    (body,) = item.values()
+    return str(body["name"] if "table" in item else body["table"])
 
 
 def foreign() -> list[dict[str, Any]]:
     """Return the objects outside Tapster's tables."""
-    return [one for one in ruleset() if not table_of(one).startswith("tapster_")]
+    return [item for item in ruleset() if not table_of(item).startswith("tapster_")]
 
 
 def elements(table: str) -> dict[str, list[Any]]:
     """Return the elements of each set of a table."""
     return {
         body["name"]: body.get("elem", [])
-        for one in ruleset()
-        if (body := one.get("set")) and body["table"] == table
+        for item in ruleset()
+        if (body := item.get("set")) and body["table"] == table
     }
 
 
 def unnumbered(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Drop what depends on how often objects were made, and sort them."""
-    for one in objects:
-        for body in one.values():
+    for item in objects:
+        for body in item.values():
             body.pop("handle", None)
             if "elem" in body:
                 body["elem"].sort(key=json.dumps)
-    return sorted(objects, key=lambda one: (table_of(one), "rule" in one))
+    return sorted(objects, key=lambda item: (table_of(item), "rule" in item))
 
 
 def nft(commands: str) -> None:

@@ -88,7 +88,7 @@ def rows(table: str) -> list[dict[str, Any]]:
 
 
 def row(table: str, name: str) -> dict[str, Any]:
-    (found,) = [one for one in rows(table) if one["name"] == name]
+    (found,) = [row for row in rows(table) if row["name"] == name]
     return found
 
 
@@ -100,9 +100,9 @@ def _plain(value: Any) -> Any:
     """Return a set as a list, a map as a dictionary, a reference as text."""
     match value:
         case ["map", pairs]:
-            return {_plain(key): _plain(one) for key, one in pairs}
+            return {_plain(key): _plain(item) for key, item in pairs}
         case ["set", values]:
-            return [_plain(one) for one in values]
+            return [_plain(item) for item in values]
         case ["uuid", uuid]:
             return uuid
     return value

@@ -12,7 +12,8 @@ from typing import Self
 from lab import shell
 from tapster.kernel.lock import REAPER, LockFile
 
-PATIENCE = 20.0
+REAP_SECONDS = 20.0
+"""Seconds for a reaper to delete a device, or to end."""
 
 
 class Monitor:
@@ -24,7 +25,7 @@ class Monitor:
             ["ip", "-o", "monitor", "link"], stdout=subprocess.PIPE
         )
         # It does not say when it is ready; that it reports a change does.
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + REAP_SECONDS
         number = 0
         while b"canary" not in self._seen and time.monotonic() < deadline:
             number += 1
@@ -50,10 +51,10 @@ class Monitor:
         self._wait(rb"Deleted \d+: " + name.encode() + again + name.encode())
 
     def _wait(self, report: bytes) -> None:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + REAP_SECONDS
         while not re.search(report, self._seen):
             assert time.monotonic() < deadline, self._seen
-            self._read(PATIENCE)
+            self._read(REAP_SECONDS)
 
     def _read(self, patience: float) -> None:
         assert self._process.stdout
@@ -78,14 +79,14 @@ def wait_dead(pids: list[int]) -> None:
             ended = os.pidfd_open(pid)
         except ProcessLookupError:
             continue
-        assert select.select([ended], [], [], PATIENCE)[0], pid
+        assert select.select([ended], [], [], REAP_SECONDS)[0], pid
         os.close(ended)
 
 
 def wait_reaping(ledger: Path) -> None:
     """Wait until a leader has the lock and a standby is forked."""
     locks = LockFile(str(ledger))
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + REAP_SECONDS
     while time.monotonic() < deadline:
         if locks.alive(REAPER) and len(reapers(ledger)) == 2:
             locks.leave()

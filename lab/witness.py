@@ -42,7 +42,7 @@ class Shown(NamedTuple):
 
 def in_memory(space: Space) -> dict[str, Shown]:
     """Return every device by name, in the memory of a FakeSystem."""
-    return {one.name: _device(space, one) for one in space.devices.values()}
+    return {device.name: _device(space, device) for device in space.devices.values()}
 
 
 def by_ip(netns: str | None = None) -> dict[str, Shown]:

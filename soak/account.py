@@ -267,7 +267,9 @@ class Account:
         return process in self._killed
 
     def begin_act(self, by: str, acting: Acting) -> None:
-        could = {i for i, one in self.devices.items() if has_name(one, acting.name)}
+        could = {
+            i for i, device in self.devices.items() if has_name(device, acting.name)
+        }
         late_for = self.vms.get(acting.late_for)
         self._acts[by] = ActRecord(
             by, acting.kind, acting.verb, acting.name, late_for, could
@@ -294,7 +296,7 @@ class Account:
 
     def ifindex(self, name: str) -> int:
         """Return the ifindex of a device of the ground; 0 if there is none."""
-        named = (i for i, one in self.devices.items() if one.look.name == name)
+        named = (i for i, device in self.devices.items() if device.look.name == name)
         return next(named, 0)
 
     def story(self, ifindex: int) -> tuple[str, ...]:

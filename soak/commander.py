@@ -38,7 +38,7 @@ LONGEST = 1.5
 """Seconds that a VM runs."""
 KILL_WITHIN = 0.4
 """Seconds in which a command that is to be killed is; it takes about that long."""
-PATIENCE = 60.0
+END_SECONDS = 60.0
 """Seconds for anything to end by itself."""
 
 OVER = "no lease has the name or id"
@@ -145,7 +145,7 @@ class Commander:
                 self._stop.wait(nap)
                 self._end(run, kill, vm, name)
                 os.close(vm)
-            run.wait(PATIENCE)
+            run.wait(END_SECONDS)
             errors = run.stderr.read().decode()
         if vm is None and run.returncode >= 0:
             refused(self._marker, part, name, errors)
@@ -154,7 +154,7 @@ class Commander:
         """Return a pidfd of the VM, or None if it is not started."""
         assert run.stdout
         try:
-            up = Lines(run.stdout).wait_for("^up ([0-9]+)", PATIENCE)
+            up = Lines(run.stdout).wait_for("^up ([0-9]+)", END_SECONDS)
         except TimeoutError:
             return None
         return os.pidfd_open(int(up[1]))
@@ -170,7 +170,7 @@ class Commander:
         else:
             run.stdin.write(b"\n")
             run.stdin.flush()
-        assert wait_ended(vm, PATIENCE), f"{name} goes on"
+        assert wait_ended(vm, END_SECONDS), f"{name} goes on"
 
     # tapster recover, reap, ls
 
@@ -184,7 +184,7 @@ class Commander:
             hindered(self._marker, self._part, done.stderr)
         elif verb[0] == "recover":
             repairs = json.loads(done.stdout)["repairs"]
-            what = Counter(f"recover: {one['action']}" for one in repairs)
+            what = Counter(f"recover: {repair['action']}" for repair in repairs)
             self._marker.say(self._part.netns, Tally(what))
 
     # Helpers
@@ -204,7 +204,7 @@ class Commander:
         )
         if kill:
             self._kill_within(process, moment, arguments[0])
-        out, errors = process.communicate(timeout=PATIENCE)
+        out, errors = process.communicate(timeout=END_SECONDS)
         if process.returncode < 0:
             return None
         return subprocess.CompletedProcess(arguments, process.returncode, out, errors)

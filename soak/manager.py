@@ -143,7 +143,7 @@ class Manager:
                 self._count(self._host.settle())
 
     def _count(self, repairs: list[Repair]) -> None:
-        what = Counter(f"recover: {one.action}" for one in repairs)
+        what = Counter(f"recover: {repair.action}" for repair in repairs)
         self._marker.say(self._part.netns, Tally(what))
 
 

@@ -105,8 +105,8 @@ class Strangers:
                     self._plan(news)
             for _ in working:
                 jobs.put(None)
-        for one in working:
-            one.result()
+        for future in working:
+            future.result()
 
     def _plan(self, stopped: StoppedVm) -> None:
         random = Random(f"{self._part.seed}/{stopped.token}")

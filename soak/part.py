@@ -83,12 +83,12 @@ def stop_at_end_of_input() -> threading.Event:
 def work_all(work: Sequence[Callable[[], None]], stop: threading.Event) -> None:
     """Do all of it at once; if one fails, let the others stop, and raise."""
     with ThreadPoolExecutor(len(work)) as pool:
-        working = [pool.submit(one) for one in work]
+        working = [pool.submit(job) for job in work]
         for done in as_completed(working):
             if done.exception():
                 stop.set()
-    for one in working:
-        one.result()
+    for future in working:
+        future.result()
 
 
 def wait_ended(pidfd: int, seconds: float) -> bool:

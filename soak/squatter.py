@@ -75,7 +75,9 @@ class Squatter:
         with inside(f"/run/netns/{self._netns}"):
             fd, name = open_tap("vnet%d")
         links = ground.links(self._netns)
-        ifindex = next((one["ifindex"] for one in links if one["ifname"] == name), None)
+        ifindex = next(
+            (link["ifindex"] for link in links if link["ifname"] == name), None
+        )
         if ifindex is None or _name_of(fd) != name:  # an outsider was quicker
             os.close(fd)
             return

@@ -24,7 +24,7 @@ from soak.part import LEDGERS, NAMESPACES, Part, boottime, ledger_path, wait_end
 from soak.table import table
 from soak.watcher import Report, tell
 
-PATIENCE = 90.0
+ACTOR_SECONDS = 90.0
 """Seconds for an actor to end what it has begun."""
 REAPING = 30.0
 """Seconds for the reapers to end: the longest FIN WAIT, and then some."""
@@ -77,7 +77,7 @@ class ActorProcess:
 
     def wait(self) -> str:
         """Wait until it has ended; what is wrong with that, if anything."""
-        if not wait_ended(self._pidfd, PATIENCE):
+        if not wait_ended(self._pidfd, ACTOR_SECONDS):
             self._process.send_signal(signal.SIGABRT)  # it says where it hangs
             self._process.wait()
             return f"{self.part.process} hung"
@@ -107,7 +107,7 @@ class Storm:
         os.close(writing)
         assert self._watcher.stdout
         self._heard = Lines(self._watcher.stdout)
-        self._heard.wait_for("^ready$", PATIENCE)
+        self._heard.wait_for("^ready$", ACTOR_SECONDS)
         ground.build()
         self._say(Ground())
         self._ground = {netns: _names(netns) for netns in NAMESPACES}
@@ -134,7 +134,7 @@ class Storm:
         """Let everybody end what he has begun, and mend what is broken."""
         for actor in self._actors:
             actor.tell_to_end()
-        self._failures += [wrong for one in self._actors if (wrong := one.wait())]
+        self._failures += [wrong for actor in self._actors if (wrong := actor.wait())]
         assert self._watcher.stdin
         self._watcher.stdin.write(b"calm\n")
         self._watcher.stdin.flush()
@@ -152,7 +152,7 @@ class Storm:
         """Print the table, and what is wrong; the exit status."""
         assert self._watcher.stdin
         self._watcher.stdin.close()
-        (line,) = self._heard.until(time.monotonic() + PATIENCE)
+        (line,) = self._heard.until(time.monotonic() + ACTOR_SECONDS)
         report = Report.read(line)
         self._watcher.wait()
         findings = [*report.findings, *self._look_around(report)]
@@ -165,7 +165,7 @@ class Storm:
 
     def _strike(self) -> None:
         """Kill a manager, or reapers, or let a manager stand still for a while."""
-        managers = [one for one in self._actors if one.module == "manager"]
+        managers = [actor for actor in self._actors if actor.module == "manager"]
         manager, ledger = self._random.choice(managers), self._random.choice(LEDGERS)
         draw, both = self._random.random(), self._random.random() < 0.5
         if draw < 0.4:

@@ -26,7 +26,7 @@ ETHERTYPE = 0x88B5
 """For experiments: IEEE 802."""
 VIRTIO_HEADER = bytes(10)
 TRIES = 8
-PATIENCE = 0.5
+FRAME_SECONDS = 0.5
 """Seconds for a frame to arrive; it takes microseconds."""
 
 
@@ -147,7 +147,7 @@ def talks(card: Card) -> bool:
 
 def _sent_there(card: Card, frame: bytes, peer: socket.socket, token: bytes) -> bool:
     os.write(card.fds[0], VIRTIO_HEADER + frame)
-    while select.select([peer], [], [], PATIENCE)[0]:
+    while select.select([peer], [], [], FRAME_SECONDS)[0]:
         if token in peer.recv(2048):
             return True
     return False
@@ -155,7 +155,7 @@ def _sent_there(card: Card, frame: bytes, peer: socket.socket, token: bytes) -> 
 
 def _sent_back(card: Card, frame: bytes, peer: socket.socket, token: bytes) -> bool:
     peer.send(frame)
-    while ready := select.select(card.fds, [], [], PATIENCE)[0]:
+    while ready := select.select(card.fds, [], [], FRAME_SECONDS)[0]:
         if token in os.read(ready[0], 2048):
             return True
     return False

@@ -99,7 +99,10 @@ class Watcher:
         return Report(
             self._tally(),
             self._findings(),
-            {netns: sorted(one.names) for netns, (_, one) in self._listeners.items()},
+            {
+                netns: sorted(judge.names)
+                for netns, (_, judge) in self._listeners.items()
+            },
         )
 
     def news(self) -> str:
@@ -122,7 +125,11 @@ class Watcher:
         return sum((judge.tally for _, judge in self._listeners.values()), Counter())
 
     def _findings(self) -> list[Finding]:
-        found = [one for _, judge in self._listeners.values() for one in judge.findings]
+        found = [
+            finding
+            for _, judge in self._listeners.values()
+            for finding in judge.findings
+        ]
         return sorted(found, key=lambda finding: finding.time)
 
 

@@ -87,7 +87,7 @@ def _added(host: Host, rounds: int, samples: int) -> Iterator[Table]:
             f"backends-{verb}",
             f"What a backend adds to a {verb}",
             "ms",
-            [Row(title, [one[part] for one in of]) for title, of in found.items()],
+            [Row(title, [times[part] for times in of]) for title, of in found.items()],
             base=BRIDGE,
             about="The median. Open vSwitch's daemons do their part in userspace.",
         )
@@ -106,7 +106,7 @@ def _crowded(
         found = interleave(ways, rounds)
         for part, verb in enumerate(("start", "stop")):
             pairs = zip(found["all"], found[BRIDGE], strict=True)
-            ratios = [one[part] / other[part] for one, other in pairs]
+            ratios = [times[part] / other[part] for times, other in pairs]
             rows.append(Row(f"{verb} {title}", ratios))
 
     there = 0

@@ -51,7 +51,7 @@ def measure(run: Run) -> Iterator[Table]:
         ("daemon-slowest", "Acquire through the daemon, p99", "ms", "slowest"),
     ):
         rows = [
-            Row(way, [getattr(one, field) for one in rounds])
+            Row(way, [getattr(figures, field) for figures in rounds])
             for way, rounds in found.items()
         ]
         about = "Each client is a process and makes two calls a pair."

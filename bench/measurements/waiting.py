@@ -90,7 +90,9 @@ class ReapStorm:
         left = self._released()
         script = self._script(f"link del {name_of(ifindex)}" for ifindex in left)
         found = _starts_during(["ip", "-batch", str(script)], self._batch)
-        left = [one for one in left if SYSFS.joinpath(name_of(one)).exists()]
+        left = [
+            ifindex for ifindex in left if SYSFS.joinpath(name_of(ifindex)).exists()
+        ]
         self._place.floor.reap(left, BATCH)
         return found
 

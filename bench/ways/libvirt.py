@@ -16,7 +16,7 @@ from bench.overlay import overlay
 
 PYTHON = "/usr/bin/python3"
 GUEST = Path(__file__).parent.parent / "guest.py"
-PATIENCE = 60.0
+READY_SECONDS = 60.0
 """Seconds for the daemon to be ready."""
 READY = "/run/libvirtd.ready"
 
@@ -120,7 +120,7 @@ def _daemon() -> Iterator[None]:
             file.write(line)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
         ready.bind(READY)
-        ready.settimeout(PATIENCE)
+        ready.settimeout(READY_SECONDS)
         daemon = subprocess.Popen(
             ["libvirtd"],
             stdin=subprocess.DEVNULL,

@@ -105,7 +105,12 @@ else:
 
             found = [*signature(_constructor(cls)).parameters.values()][1:]
             types = cls.__annotations__
-            return Signature([one.replace(annotation=types[one.name]) for one in found])
+            return Signature(
+                [
+                    parameter.replace(annotation=types[parameter.name])
+                    for parameter in found
+                ]
+            )
 
     def _constructor(cls):
         """Compile the function that makes a tuple from the fields of a class."""

@@ -86,7 +86,7 @@ def acquire(host: Host, spec: Tap) -> Lease:
     return library.acquire(host, spec)
 
 
-def test_what_a_plane_hinders_hinders_no_other_lease(
+def test_a_backend_that_fails_for_one_lease_hinders_no_other(
     host: Host, system: FakeSystem, switch: Switch
 ) -> None:
     acquire(host, Tap(ovs="switch0"))
@@ -109,7 +109,7 @@ def released(host: Host, switch: Switch) -> tuple[Lease, list[Lease]]:
     return stuck, free
 
 
-def test_what_cannot_be_reaped_hinders_no_other_and_all_else_is_told(
+def test_a_lease_that_cannot_be_reaped_hinders_no_other_and_is_reported(
     host: Host, released: tuple[Lease, list[Lease]]
 ) -> None:
     stuck, free = released
@@ -122,7 +122,7 @@ def test_what_cannot_be_reaped_hinders_no_other_and_all_else_is_told(
     assert [lease.id for lease in host.leases()] == [stuck.id]
 
 
-def test_what_cannot_be_ended_by_recover_hinders_no_other_and_all_else_is_told(
+def test_a_lease_that_recover_cannot_end_hinders_no_other_and_is_reported(
     host: Host, system: FakeSystem, released: tuple[Lease, list[Lease]]
 ) -> None:
     stuck, free = released
@@ -135,7 +135,7 @@ def test_what_cannot_be_ended_by_recover_hinders_no_other_and_all_else_is_told(
     assert [lease.id for lease in host.leases()] == [stuck.id]
 
 
-def test_a_lease_of_an_earlier_boot_waits_until_its_planes_are_back(
+def test_a_lease_of_an_earlier_boot_waits_until_its_backends_are_back(
     host: Host, system: FakeSystem, switch: Switch, ledger: Path
 ) -> None:
     lease = acquire(host, Tap(ovs="switch0"))
@@ -172,7 +172,7 @@ def test_a_port_of_open_vswitch_in_the_kernel_goes_down_where_it_is(
     assert not link.up
 
 
-def test_what_a_plane_does_to_a_device_that_it_lets_go_does_not_last(
+def test_a_device_stays_down_after_its_backend_let_it_go(
     host: Host, system: FakeSystem, switch: Switch
 ) -> None:
     """Open vSwitch puts back the flags of before, and may know old ones."""
@@ -185,7 +185,7 @@ def test_what_a_plane_does_to_a_device_that_it_lets_go_does_not_last(
     assert host.recover() == []
 
 
-def test_what_a_plane_has_although_the_ledger_knows_nothing_of_it_goes(
+def test_recover_removes_what_a_backend_has_without_a_record_in_the_ledger(
     host: Host, switch: Switch
 ) -> None:
     """As when somebody brings back an old copy of a backend's database."""

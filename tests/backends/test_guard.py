@@ -97,12 +97,14 @@ def forged(lab: GuestBridge, guest: Leased, receiver: Receiver) -> list[str]:
     return successes
 
 
-def test_no_request_changes_what_the_filter_has_judged(lab: GuestBridge) -> None:
+def test_no_checksum_request_changes_a_judged_frame(lab: GuestBridge) -> None:
     with Receiver("plain", offload=False) as receiver:
         assert forged(lab, lab.guest(**WIRING), receiver) == []
 
 
-def test_without_the_guard_each_of_them_would(lab: GuestBridge) -> None:
+def test_without_the_guard_each_request_changes_a_judged_frame(
+    lab: GuestBridge,
+) -> None:
     """The filter alone sees the honest frame; so the test above can fail."""
     guest = lab.guest(**WIRING, guard=False)
     wanted = [name for name in attacks(guest.mac) if name != "another protocol"]
@@ -178,7 +180,7 @@ def test_honest_requests_pass(lab: GuestBridge, offload: bool) -> None:
             assert (arrived == frame) is offload, name
 
 
-def test_no_other_place_passes(lab: GuestBridge) -> None:
+def test_no_checksum_request_for_another_place_passes(lab: GuestBridge) -> None:
     guest = lab.guest(**WIRING)
     with Receiver("far", offload=True) as receiver:
         for name, (frame, start, place, payload) in honest(guest.mac).items():
@@ -294,7 +296,7 @@ def ingress(name: str) -> str:
     return shell.sh(f"tc filter show dev {name} ingress")
 
 
-def test_it_is_there_before_the_port(
+def test_the_guard_is_there_before_the_port(
     lab: GuestBridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[bool] = []
@@ -310,7 +312,7 @@ def test_it_is_there_before_the_port(
     assert seen == [True]
 
 
-def test_it_comes_and_goes_with_the_filter(lab: GuestBridge) -> None:
+def test_the_guard_comes_and_goes_with_the_filter(lab: GuestBridge) -> None:
     guest = lab.guest()
     name = guest.lease.name
     assert ingress(name) == ""
@@ -342,9 +344,7 @@ EDITS = {
 
 
 @pytest.mark.parametrize("edit", ["deleted", "without its qdisc"])
-def test_a_guard_that_somebody_removed_is_reported_and_mended(
-    lab: GuestBridge, edit: str
-) -> None:
+def test_a_removed_guard_is_reported_and_restored(lab: GuestBridge, edit: str) -> None:
     guest = lab.guest(**WIRING)
     shell.sh(EDITS[edit].format(guest.lease.name))
     said = "the guard does not run before all other filters"
@@ -355,7 +355,7 @@ def test_a_guard_that_somebody_removed_is_reported_and_mended(
         assert forged(lab, guest, receiver) == []
 
 
-def test_where_the_kernel_cannot_load_it_a_filtered_port_is_refused(
+def test_a_filtered_port_is_refused_if_the_kernel_cannot_load_the_guard(
     lab: GuestBridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:

@@ -82,7 +82,7 @@ def test_the_bridge_learns_no_forged_mac_from_any_of_them(lab: GuestBridge) -> N
     assert OTHER_MAC not in shell.sh("bridge fdb show br br0")
 
 
-def test_all_of_them_get_to_a_guest_that_is_filtered(lab: GuestBridge) -> None:
+def test_every_kind_reaches_a_filtered_guest(lab: GuestBridge) -> None:
     guest = lab.guest(filter=True, addresses=ADDRESSES)
     sent = [
         kind.frame

@@ -68,7 +68,7 @@ def test_the_mtu_is_the_bridges(host: Host, switch: OpenVswitch) -> None:
     assert iproute.links()["vnet0"]["mtu"] == 1400
 
 
-def test_frames_pass_from_machine_to_machine(
+def test_frames_pass_from_vm_to_vm(
     pair: tuple[OpenDevice, OpenDevice],
 ) -> None:
     access, trunk = pair
@@ -129,7 +129,7 @@ def test_the_greatest_rates_reach_the_kernel_as_they_are(
 
 
 @pytest.mark.parametrize("rate", [Rate(4294968), Rate(10, burst=2618)])
-def test_what_open_vswitch_cannot_count_is_refused(
+def test_a_rate_that_open_vswitch_cannot_count_is_refused(
     host: Host, switch: OpenVswitch, rate: Rate
 ) -> None:
     with pytest.raises(RequestError, match="at most"):
@@ -140,7 +140,7 @@ def test_what_open_vswitch_cannot_count_is_refused(
 # Changed while the machine runs
 
 
-def test_everything_can_change_while_the_machine_runs(
+def test_everything_can_change_while_the_vm_runs(
     host: Host, switch: OpenVswitch
 ) -> None:
     lease = acquire(host, PLAIN, vlan=5, external_ids=IDS, inbound=Rate(1000))
@@ -162,7 +162,7 @@ def test_everything_can_change_while_the_machine_runs(
     assert host.differences(host.find("vnet0")) == {}
 
 
-def test_a_machine_moves_to_a_linux_bridge_and_back_without_its_rates(
+def test_a_vm_moves_to_a_linux_bridge_and_back_without_its_rates(
     host: Host, switch: OpenVswitch
 ) -> None:
     """Open vSwitch by itself leaves its queueing on devices that it lets go."""

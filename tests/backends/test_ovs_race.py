@@ -47,7 +47,7 @@ def seen(name: str) -> str:
 
 
 @pytest.mark.timeout(600)
-def test_a_cleanup_that_comes_late_never_hits_the_next_machine(
+def test_a_cleanup_that_comes_late_never_hits_the_next_vm(
     host: Host, switch: OpenVswitch, latecomer: Ovs
 ) -> None:
     gone = acquire(host, WEB)

@@ -189,7 +189,7 @@ def after(real: Callable[..., Any], then: Callable[[], None]) -> Callable[..., A
     return both
 
 
-def test_a_start_waits_for_a_database_that_was_just_started_anew(
+def test_a_start_waits_for_a_database_that_has_just_restarted(
     host: Host, switch: OpenVswitch
 ) -> None:
     before = acquire(host)
@@ -245,7 +245,7 @@ def test_without_vswitchd_a_start_fails_and_nothing_is_left(
     nothing_is_left(host)
 
 
-def test_without_vswitchd_a_machine_stays_where_it_is(
+def test_without_vswitchd_a_vm_stays_where_it_is(
     host: Host, switch: OpenVswitch, impatient: None
 ) -> None:
     lease = acquire(host, Tap(bridge="br0"))
@@ -324,7 +324,7 @@ def test_a_start_gives_up_a_daemon_that_hangs(
     nothing_is_left(host)
 
 
-def test_a_device_of_the_name_that_is_not_ours_is_no_machines_port(
+def test_a_device_of_the_name_that_is_not_ours_is_no_vms_port(
     host: Host, switch: OpenVswitch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_port = ovs.Ovs.write_port
@@ -353,7 +353,7 @@ print("ovs" in sys.modules)
 """
 
 
-def test_where_open_vswitch_is_not_its_library_is_not_loaded(ledger: Path) -> None:
+def test_without_open_vswitch_its_library_is_not_loaded(ledger: Path) -> None:
     command = [sys.executable, "-c", RECOVER, str(ledger)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

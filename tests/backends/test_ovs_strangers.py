@@ -134,7 +134,7 @@ EDITS = {
 
 
 @pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
-def test_what_was_edited_by_hand_is_noticed_and_mended(
+def test_a_port_edited_by_hand_is_noticed_and_repaired(
     host: Host, switch: OpenVswitch, edit: str
 ) -> None:
     shell.sh("ip tuntap add other mode tap")
@@ -151,7 +151,9 @@ def test_what_was_edited_by_hand_is_noticed_and_mended(
     assert host.recover() == []
 
 
-def test_what_others_note_on_our_port_stays(host: Host, switch: OpenVswitch) -> None:
+def test_external_ids_of_others_on_our_port_stay(
+    host: Host, switch: OpenVswitch
+) -> None:
     lease = acquire(host)
     vsctl("set Interface vnet0 external_ids:ovn-installed=true")
     vsctl("set Port vnet0 other_config:priority-tags=always")
@@ -164,7 +166,7 @@ def test_what_others_note_on_our_port_stays(host: Host, switch: OpenVswitch) -> 
     }
 
 
-def test_a_port_that_somebody_claims_by_hand_is_not_taken_back(
+def test_a_port_claimed_by_hand_is_not_taken_back(
     host: Host, switch: OpenVswitch
 ) -> None:
     acquire(host)
@@ -177,9 +179,7 @@ def test_a_port_that_somebody_claims_by_hand_is_not_taken_back(
     assert ports("ovs1") == ["vnet0"]
 
 
-def test_rates_that_somebody_shares_are_left_to_them(
-    host: Host, switch: OpenVswitch
-) -> None:
+def test_rates_that_another_owner_shares_stay(host: Host, switch: OpenVswitch) -> None:
     lease = acquire(host)
     (qos,) = rows("QoS")
     vsctl(f"set Port ovs0 qos={qos['_uuid']}")
@@ -203,7 +203,9 @@ def test_a_port_that_a_lease_does_not_want_goes(
     assert host.recover() == []
 
 
-def test_strays_of_our_ledger_go_and_no_others(host: Host, switch: OpenVswitch) -> None:
+def test_recover_removes_leftovers_of_its_own_ledger_alone(
+    host: Host, switch: OpenVswitch
+) -> None:
     ours = acquire(host, Tap(bridge="br0"))
     mark = f"external_ids:tapster={stamp().replace(ours.id, '0' * 16)}"
     for name in ("lost", "other", "nobodys"):

@@ -68,7 +68,9 @@ def test_units(rate: Rate, queue: tuple[str, str | None], police: object) -> Non
         (Rate(1, burst=262), "261 KiB"),
     ],
 )
-def test_what_open_vswitch_cannot_count_is_refused(rate: Rate, most: str) -> None:
+def test_a_rate_that_open_vswitch_cannot_count_is_refused(
+    rate: Rate, most: str
+) -> None:
     for wiring in (Wiring(inbound=rate), Wiring(outbound=rate)):
         with pytest.raises(RequestError, match=f"can be {most} at most"):
             ovsport.check(wiring)
@@ -148,13 +150,13 @@ FULL = wanted(
 )
 
 
-def test_what_was_written_is_found_as_it_was_wanted() -> None:
+def test_a_written_port_reads_back_as_wanted() -> None:
     assert ovsport.present(tables(), "1234") == {"5678": [FULL]}
     assert ovsport.differences([FULL], FULL) == ""
 
 
 @pytest.mark.parametrize("stamp", ["", "tapster:1235:5678", "tapster:1234"])
-def test_what_is_not_the_ledgers_is_not_found(stamp: str) -> None:
+def test_rows_of_another_ledger_are_not_found(stamp: str) -> None:
     assert ovsport.present(tables(stamp), "1234") == {}
 
 
@@ -168,7 +170,7 @@ def test_limits_that_the_port_does_not_use_are_noticed() -> None:
     assert ovsport.differences(found, FULL) == MORE
 
 
-def test_differences_name_what_is_there_and_what_should_be() -> None:
+def test_differences_name_the_present_and_the_wanted_value() -> None:
     rows = tables()
     rows["Port"][0]["tag"] = frozenset()
     rows["QoS"][0]["type"] = "linux-noop"

@@ -57,7 +57,7 @@ def test_a_filter_implies_that_the_bridge_learns_nothing(lab: GuestBridge) -> No
     assert guest.lease.name not in iproute.neighbours()
 
 
-def test_a_static_entry_of_somebody_else_is_left_alone(lab: GuestBridge) -> None:
+def test_a_static_entry_of_another_program_is_left_alone(lab: GuestBridge) -> None:
     shell.sh("ip link add other type veth peer name end")
     shell.sh("ip link set other master br0")
     entry = f"{OTHER_MAC} dev other master static"

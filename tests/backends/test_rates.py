@@ -95,7 +95,7 @@ def test_the_rates_of_libvirts_example(lab: GuestBridge) -> None:
         (Rate(10**7), 300),
     ],
 )
-def test_what_comes_from_a_guest_is_dropped_beyond_its_burst(
+def test_frames_from_a_guest_are_dropped_beyond_its_burst(
     lab: GuestBridge, rate: Rate, passing: int
 ) -> None:
     guest = lab.guest(outbound=rate)
@@ -109,7 +109,7 @@ def test_what_comes_from_a_guest_is_dropped_beyond_its_burst(
     ("rate", "passing"),
     [(Rate(1), 2), (Rate(1, 10**6, 20), 21), (Rate(1, burst=20), 2)],
 )
-def test_what_goes_to_a_guest_is_held_back_beyond_its_burst(
+def test_frames_to_a_guest_are_held_back_beyond_its_burst(
     lab: GuestBridge, rate: Rate, passing: int
 ) -> None:
     """And a burst is what goes at the peak rate: without one it means nothing."""
@@ -148,7 +148,7 @@ def test_a_rate_beyond_32_bits(lab: GuestBridge) -> None:
         ({"outbound": Rate(1, burst=1 << 22)}, "burst must be 1 to 4194303"),
     ],
 )
-def test_what_cannot_be_counted_is_refused(
+def test_a_rate_that_nftables_cannot_count_is_refused(
     lab: GuestBridge, wiring: dict[str, Rate], said: str
 ) -> None:
     with pytest.raises(tapster.RequestError, match=said):
@@ -156,7 +156,7 @@ def test_what_cannot_be_counted_is_refused(
     assert len(lab.host.leases()) == 2
 
 
-def test_the_largest_that_are_not_refused_can_be_had(lab: GuestBridge) -> None:
+def test_the_largest_accepted_rates_work(lab: GuestBridge) -> None:
     most = Rate(18_000_000, 18_000_000, (1 << 22) - 1)
     lease = lab.guest(inbound=Rate(1, burst=267), outbound=most).lease
     assert lab.host.differences(lease) == {}
@@ -165,7 +165,7 @@ def test_the_largest_that_are_not_refused_can_be_had(lab: GuestBridge) -> None:
 # Coming and going
 
 
-def test_it_is_there_before_the_device_is_up(
+def test_the_rate_exists_before_the_device_is_up(
     lab: GuestBridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
@@ -183,7 +183,7 @@ def test_it_is_there_before_the_device_is_up(
     assert "rate 8Mbit" in seen[0]
 
 
-def test_a_release_takes_it_away(lab: GuestBridge) -> None:
+def test_a_release_removes_the_rate(lab: GuestBridge) -> None:
     lease = lab.guest(inbound=Rate(1000)).lease
     lab.host.release(lease.id)
     assert lease.name in iproute.links()
@@ -192,7 +192,7 @@ def test_a_release_takes_it_away(lab: GuestBridge) -> None:
     assert lab.host.find(lease.id).backends == ()
 
 
-def test_all_of_it_is_put_there_or_nothing(
+def test_a_rate_is_set_wholly_or_not_at_all(
     lab: GuestBridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither the qdisc without a class that it has for a moment."""
@@ -235,12 +235,12 @@ def test_a_rate_can_be_given_to_a_lease_and_taken_away(lab: GuestBridge) -> None
         assert lab.host.differences(changed) == {}
 
 
-def test_a_tap_needs_no_bridge_for_what_goes_to_it(lab: GuestBridge) -> None:
+def test_an_inbound_rate_needs_no_bridge(lab: GuestBridge) -> None:
     lease = library.acquire(lab.host, Tap(inbound=Rate(1000)))
     assert "rate 8Mbit" in shaped(lease.name)
 
 
-def test_it_is_in_the_network_namespace_of_the_lease(
+def test_the_rate_is_in_the_network_namespace_of_the_lease(
     lab: GuestBridge, tmp_path: Path
 ) -> None:
     shell.sh("ip netns add blue")
@@ -277,9 +277,7 @@ EDITS = {
 
 
 @pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
-def test_what_is_changed_by_hand_is_reported_and_mended(
-    lab: GuestBridge, edit: str
-) -> None:
+def test_a_change_by_hand_is_reported_and_repaired(lab: GuestBridge, edit: str) -> None:
     lease = lab.guest(inbound=Rate(1000, 2000, 512)).lease
     before = shaped(lease.name), root(lease.name)["handle"]
     if "replace" in edit:
@@ -310,7 +308,7 @@ def test_the_queue_of_a_foreign_device_with_our_ifindex_is_left_alone(
 # What it takes
 
 
-def test_without_pyroute2_it_is_said_what_to_install(
+def test_without_pyroute2_the_error_names_the_package(
     lab: GuestBridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [name for name in sys.modules if name.startswith("pyroute2")]:
@@ -326,7 +324,7 @@ def test_without_pyroute2_it_is_said_what_to_install(
     assert lab.host.find(lease.id).backends == ()
 
 
-def test_it_is_not_loaded_where_no_rate_is_asked_for(lab: GuestBridge) -> None:
+def test_pyroute2_is_not_loaded_without_a_rate(lab: GuestBridge) -> None:
     code = """
 import sys
 from tapster import Host, Rate, Tap

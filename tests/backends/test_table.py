@@ -68,7 +68,7 @@ def taken(host: Host, spec: Tap) -> Lease:
 
 
 @pytest.mark.parametrize("spec", [FILTERED, LIMITED])
-def test_they_are_there_before_the_device_is_up_or_on_its_bridge(
+def test_the_elements_exist_before_the_device_is_up_or_on_its_bridge(
     lab: GuestBridge, monkeypatch: pytest.MonkeyPatch, spec: Tap
 ) -> None:
     seen: list[int] = []
@@ -90,7 +90,7 @@ def test_they_are_there_before_the_device_is_up_or_on_its_bridge(
 
 
 @pytest.mark.parametrize("spec", [FILTERED, LIMITED])
-def test_a_release_leaves_none(lab: GuestBridge, spec: Tap) -> None:
+def test_a_release_leaves_no_element(lab: GuestBridge, spec: Tap) -> None:
     lease = taken(lab.host, spec)
     assert left(lab.host)
     lab.host.release(lease.id)
@@ -116,7 +116,7 @@ def test_a_release_takes_what_a_change_put_there_before_it_was_killed(
 
 
 @pytest.mark.parametrize("spec", [FILTERED, LIMITED])
-def test_an_acquire_that_fails_leaves_none(
+def test_an_acquire_that_fails_leaves_no_element(
     lab: GuestBridge, monkeypatch: pytest.MonkeyPatch, spec: Tap
 ) -> None:
     namespace = lab.host.operations.context.namespace
@@ -135,7 +135,7 @@ def test_an_acquire_that_fails_leaves_none(
     assert len(lab.host.leases()) == 2
 
 
-def test_those_of_a_device_that_somebody_deleted_are_deleted_by_its_number(
+def test_the_elements_of_a_deleted_device_are_deleted_by_its_ifindex(
     lab: GuestBridge,
 ) -> None:
     lease = taken(lab.host, FILTERED)
@@ -146,7 +146,7 @@ def test_those_of_a_device_that_somebody_deleted_are_deleted_by_its_number(
     assert "foreign" in iproute.links()
 
 
-def test_those_that_could_not_be_deleted_before_a_placeholder_came_are_later(
+def test_elements_that_a_placeholder_outlived_are_deleted_later(
     lab: GuestBridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By then the lease has another ifindex."""
@@ -165,7 +165,7 @@ def test_those_that_could_not_be_deleted_before_a_placeholder_came_are_later(
     assert left(lab.host) == []
 
 
-def test_of_a_device_that_was_renamed_they_are_deleted_all_the_same(
+def test_the_elements_of_a_renamed_device_are_deleted(
     lab: GuestBridge,
 ) -> None:
     first, second = taken(lab.host, FILTERED), taken(lab.host, FILTERED)
@@ -179,7 +179,7 @@ def test_of_a_device_that_was_renamed_they_are_deleted_all_the_same(
     assert left(lab.host) == []
 
 
-def test_no_device_is_taken_for_another_because_of_its_name(lab: GuestBridge) -> None:
+def test_no_device_is_mistaken_for_another_by_its_name(lab: GuestBridge) -> None:
     """nft takes the name 7 for that of a device, if there is one called so."""
     number = taken(lab.host, Tap()).ifindex + 1
     shell.sh(f"ip link add {number} type veth")
@@ -215,7 +215,7 @@ def test_a_device_inherits_nothing_from_one_that_had_its_ifindex(
     assert left(lab.host) == []
 
 
-def test_what_is_left_of_a_lost_lease_is_a_stray_and_recover_removes_it(
+def test_recover_removes_what_is_left_of_a_lost_lease(
     lab: GuestBridge,
 ) -> None:
     """Even if another, which wants nothing of the backend, has its ifindex now."""
@@ -263,7 +263,9 @@ def test_tables_of_others_are_as_they_were(lab: GuestBridge, tmp_path: Path) -> 
     assert nftables.foreign() == before
 
 
-def test_two_ledgers_on_one_host_do_not_meet(lab: GuestBridge, tmp_path: Path) -> None:
+def test_two_ledgers_on_one_host_share_no_table(
+    lab: GuestBridge, tmp_path: Path
+) -> None:
     with Host(tmp_path / "other.db", reaper=library.no_reaper) as other:
         ours, theirs = taken(lab.host, FILTERED), taken(other, FILTERED)
         before = left(other)
@@ -275,7 +277,7 @@ def test_two_ledgers_on_one_host_do_not_meet(lab: GuestBridge, tmp_path: Path) -
         assert other.differences(theirs) == {}
 
 
-def test_leases_do_not_meet_either(lab: GuestBridge) -> None:
+def test_two_leases_share_no_element(lab: GuestBridge) -> None:
     first, second = lab.guest(**WIRING), lab.guest(filter=True, addresses=(OTHER,))
     assert lab.passes(first, announce(first, MINE))
     assert not lab.passes(first, announce(first, OTHER))
@@ -323,9 +325,7 @@ EDITS = {
 
 
 @pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
-def test_what_is_changed_by_hand_is_reported_and_mended(
-    lab: GuestBridge, edit: str
-) -> None:
+def test_a_change_by_hand_is_reported_and_repaired(lab: GuestBridge, edit: str) -> None:
     guest = lab.guest(**WIRING, outbound=Rate(10, 20, 300))
     bystander = taken(lab.host, FILTERED)
     before = nftables.unnumbered(nftables.ruleset())
@@ -346,7 +346,7 @@ def test_what_is_changed_by_hand_is_reported_and_mended(
     assert lab.passes(guest, announce(guest, MINE))
 
 
-def test_after_a_flush_of_everything_machines_start_and_stop_as_ever(
+def test_after_a_flush_of_everything_vms_start_and_stop_as_ever(
     lab: GuestBridge,
 ) -> None:
     """As a restart of nftables.service does it."""
@@ -413,7 +413,7 @@ def test_a_table_that_is_gone_is_made_again_with_all_its_elements(
     assert lab.host.differences(running.lease) == {}
 
 
-def test_what_differs_is_said_in_so_many_words(lab: GuestBridge) -> None:
+def test_a_difference_is_described_with_both_values(lab: GuestBridge) -> None:
     lease = taken(lab.host, FILTERED)
     name = table(lab.host, "filter")
     for command in (
@@ -502,7 +502,7 @@ def test_a_change_that_fails_leaves_all_as_it_was(
 # Where they are kept
 
 
-def test_they_are_in_the_network_namespace_of_the_lease(
+def test_the_table_is_in_the_network_namespace_of_the_lease(
     lab: GuestBridge, tmp_path: Path
 ) -> None:
     shell.sh("ip netns add blue")
@@ -546,7 +546,7 @@ with Host(sys.argv[1], reaper=lambda _: None) as host:
 # What it takes
 
 
-def test_without_the_library_it_is_said_what_to_install(
+def test_a_missing_library_is_named_with_its_package(
     lab: GuestBridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nft.library.cache_clear()
@@ -579,7 +579,7 @@ def test_without_the_library_a_release_waits_for_it(
 
 
 @pytest.mark.parametrize("lacking", ["net_admin", "sys_admin"])
-def test_without_a_capability_it_is_said_which(lab: GuestBridge, lacking: str) -> None:
+def test_a_missing_capability_is_named(lab: GuestBridge, lacking: str) -> None:
     code = """
 import sys
 from tapster import Host, MissingCapability, Tap

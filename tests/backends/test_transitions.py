@@ -169,7 +169,7 @@ def test_no_frame_gets_from_one_isolated_port_to_another(
     assert [heard(each, FORGED) for each in others] == [0, 0]
 
 
-def test_what_is_sent_would_be_heard(lab: GuestBridge) -> None:
+def test_a_frame_that_is_sent_is_heard(lab: GuestBridge) -> None:
     """So the tests above can fail."""
     guest = lab.guest()
     other = listener(lab, "br0")

@@ -135,7 +135,7 @@ def test_who_at_a_time(tapster: Run) -> None:
     assert "in the future" in tapster("who", "--at", "2999-01-01", status=2).stderr
 
 
-def test_who_finds_by_anything_that_is_known_of_a_lease(tapster: Run) -> None:
+def test_who_finds_by_every_field_of_a_lease(tapster: Run) -> None:
     for owner, mac in (("red", "52:54:00:00:00:01"), ("blue", "52:54:00:00:00:02")):
         tapster(
             *("add", "--owner", owner, "--mac", mac.upper(), "--label", f"role={owner}")
@@ -313,7 +313,7 @@ def test_ctrl_c_reaches_the_command_once(environment: dict[str, str]) -> None:
     assert iproute.ports() == set()
 
 
-def test_a_machine_that_outlives_a_killed_run_keeps_its_port(
+def test_a_vm_that_outlives_a_killed_run_keeps_its_port(
     environment: dict[str, str], tapster: Run
 ) -> None:
     started = start_run(environment, "echo $$; read line")

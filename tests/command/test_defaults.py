@@ -67,7 +67,7 @@ def test_without_a_file_there_are_tapsters_own(tmp_path: Path) -> None:
         ("bridge = [", "Invalid value"),
     ],
 )
-def test_what_cannot_be_is_refused(tmp_path: Path, text: str, said: str) -> None:
+def test_an_impossible_value_is_refused(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "tapster.toml"
     path.write_text(f"[defaults]\n{text}\n")
     with pytest.raises(RequestError, match=said):

@@ -165,7 +165,7 @@ def test_nothing_is_cut_off_and_the_chart_has_colours(
 
 
 @pytest.mark.parametrize(("scheme", "width"), KINDS)
-def test_it_is_accessible(
+def test_the_page_is_accessible(
     browser: Browser, page: Path, scheme: str, width: int
 ) -> None:
     spec = find_spec("axe_core_python")
@@ -189,7 +189,7 @@ def test_ten_thousand_leases_are_small_and_quick(
     assert browser.run("performance.now()") < 2000
 
 
-def test_it_needs_nothing_from_elsewhere(page: Path) -> None:
+def test_the_page_needs_nothing_from_elsewhere(page: Path) -> None:
     text = page.read_text("utf-8")
     assert "http:" not in text
     assert "https:" not in text

@@ -219,7 +219,7 @@ def test_a_name_taken_just_before_the_device_is_made_is_stepped_over_I4(
     library.close_all(*leases)
 
 
-def test_a_bridge_that_fills_up_meanwhile_undoes_the_acquire_I6(
+def test_a_bridge_that_fills_up_during_an_acquire_undoes_it_I6(
     system: FakeSystem, host: Host
 ) -> None:
     namespace = system.netns(None)
@@ -331,7 +331,7 @@ def _devices(system: FakeSystem) -> str:
     return "\n".join(line for line in lines if line.startswith("  "))
 
 
-def test_it_has_no_nftables_and_says_so() -> None:
+def test_the_fake_says_that_it_has_no_nftables() -> None:
     namespace = FakeSystem().netns(None)
     for ask in (namespace.nft, namespace.nft_list):
         with pytest.raises(tapster.HostError, match="no nftables"):

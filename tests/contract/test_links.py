@@ -76,7 +76,9 @@ def test_all_of_a_device_is_changed_at_once(
     assert (link.master, link.up, link.alias, link.mtu) == (0, False, "", 1400)
 
 
-def test_what_is_none_stays_as_it_is(lab: ContractLab, namespace: Namespace) -> None:
+def test_a_field_that_is_none_stays_as_it_is(
+    lab: ContractLab, namespace: Namespace
+) -> None:
     idle(namespace, 0)
     before = lab.show()
     namespace.set_links([LinkChange(OURS)])
@@ -99,7 +101,7 @@ def test_changes_end_at_the_first_that_fails(namespace: Namespace) -> None:
     assert look(namespace, OURS + 1).alias == ""
 
 
-def test_one_change_that_fails_is_made_up_to_there(namespace: Namespace) -> None:
+def test_a_failing_change_is_made_up_to_the_failing_part(namespace: Namespace) -> None:
     """The kernel takes the device up before it joins it to the bridge."""
     idle(namespace, 0)
     with refused(EINVAL):
@@ -189,7 +191,7 @@ def test_a_port_that_learns_nothing_has_neighbours_for_good(
     assert namespace.neighbours(OURS) == lab.show()["vnet0"].neighbours == set()
 
 
-def test_what_cannot_be_a_port_or_a_bridge_is_refused(
+def test_a_device_that_cannot_be_a_port_or_bridge_is_refused(
     namespace: Namespace, others: Stranger, bridge: int
 ) -> None:
     idle(namespace, 0, 1)
@@ -248,7 +250,7 @@ def test_a_bridge_follows_its_lowest_mac_and_mtu(
     assert look(namespace, bridge)[4:6] == ("00:00:00:00:00:00", 1500)
 
 
-def test_a_bridge_keeps_what_somebody_has_set(
+def test_a_bridge_keeps_a_mac_and_an_mtu_that_were_set(
     namespace: Namespace, others: Stranger
 ) -> None:
     others.add_bridge("br0", mac="02:00:00:00:00:01")
@@ -297,7 +299,7 @@ def test_only_the_devices_named_are_deleted_I3(
     assert set(after) == {"lo", "bystander", "vnet1", "vnet3"}
 
 
-def test_what_cannot_be_deleted_keeps_what_is_deleted_with_it(
+def test_a_group_with_a_device_that_cannot_be_deleted_stays_whole(
     namespace: Namespace,
 ) -> None:
     idle(namespace, 0)
@@ -313,7 +315,7 @@ def test_what_cannot_be_deleted_keeps_what_is_deleted_with_it(
 # Noticing
 
 
-def test_changes_are_told_from_the_second_call_on(
+def test_changes_are_reported_from_the_second_call_on(
     namespace: Namespace, others: Stranger
 ) -> None:
     idle(namespace, 0, 1)
@@ -332,7 +334,7 @@ def test_changes_are_told_from_the_second_call_on(
     assert namespace.changed_links() is None
 
 
-def test_the_close_of_a_tap_that_is_up_is_told(namespace: Namespace) -> None:
+def test_the_close_of_a_tap_that_is_up_is_reported(namespace: Namespace) -> None:
     fd = tap(namespace, "vnet0", OURS)
     namespace.set_links([LinkChange(OURS, up=True)])
     namespace.changed_links()
@@ -340,7 +342,7 @@ def test_the_close_of_a_tap_that_is_up_is_told(namespace: Namespace) -> None:
     assert namespace.changed_links() == {OURS}
 
 
-def test_an_altname_is_told_of_only_if_its_device_is_up(
+def test_an_altname_is_reported_only_if_its_device_is_up(
     namespace: Namespace, others: Stranger
 ) -> None:
     idle(namespace, 0, 1)

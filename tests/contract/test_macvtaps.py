@@ -32,7 +32,7 @@ def test_each_mode_is_as_it_was_asked_for(
     assert (shown.lower, shown.mtu, shown.up) == ("low", 1400, False)
 
 
-def test_its_mac_and_mtu_are_the_given_ones(namespace: Namespace) -> None:
+def test_a_macvtap_has_the_given_mac_and_mtu(namespace: Namespace) -> None:
     macvtap(namespace, "vnet0", OURS, "low", mac=MAC, mtu=1000)
     link = namespace.link(OURS)
     assert link
@@ -159,7 +159,9 @@ def test_a_macvtap_on_a_macvtap_is_one_beside_it(
     assert namespace.link(OURS + 1)
 
 
-def test_it_goes_with_its_lower_device(namespace: Namespace, others: Stranger) -> None:
+def test_a_macvtap_goes_with_its_lower_device(
+    namespace: Namespace, others: Stranger
+) -> None:
     macvtap(namespace, "vnet0", OURS, "low")
     fds = namespace.open_macvtap(OURS, queues=1, vnet_hdr=True)
     others.delete_by_name("low")
@@ -167,7 +169,7 @@ def test_it_goes_with_its_lower_device(namespace: Namespace, others: Stranger) -
     close(fds)
 
 
-def test_it_is_opened_once_for_each_queue_and_stays_when_closed(
+def test_a_macvtap_is_opened_once_for_each_queue_and_stays_when_closed(
     namespace: Namespace,
 ) -> None:
     macvtap(namespace, "vnet0", OURS, "low")
@@ -179,7 +181,7 @@ def test_it_is_opened_once_for_each_queue_and_stays_when_closed(
     close(namespace.open_macvtap(OURS, queues=1, vnet_hdr=False))
 
 
-def test_it_is_opened_at_most_256_times(namespace: Namespace) -> None:
+def test_a_macvtap_is_opened_at_most_256_times(namespace: Namespace) -> None:
     macvtap(namespace, "vnet0", OURS, "low")
     fds = namespace.open_macvtap(OURS, queues=MAX_QUEUES, vnet_hdr=True)
     with refused(EBUSY):
@@ -188,14 +190,16 @@ def test_it_is_opened_at_most_256_times(namespace: Namespace) -> None:
     close(namespace.open_macvtap(OURS, queues=1, vnet_hdr=True))
 
 
-def test_what_is_no_macvtap_cannot_be_opened_as_one(namespace: Namespace) -> None:
+def test_a_device_that_is_no_macvtap_cannot_be_opened_as_one(
+    namespace: Namespace,
+) -> None:
     os.close(tap(namespace, "vnet0", OURS))
     for ifindex in (OURS, OURS + 1, namespace.ifindex("low")):
         with refused(ENOENT):
             namespace.open_macvtap(ifindex, queues=1, vnet_hdr=True)
 
 
-def test_it_cannot_be_a_port_of_a_bridge(
+def test_a_macvtap_cannot_be_a_port_of_a_bridge(
     lab: ContractLab, namespace: Namespace, others: Stranger
 ) -> None:
     others.add_bridge("br0")

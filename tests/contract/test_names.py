@@ -22,7 +22,7 @@ def test_a_device_is_found_by_its_name_and_by_its_altname(
     assert namespace.ifindex("uplink") == 0
 
 
-def test_what_is_not_there_is_no_error(namespace: Namespace) -> None:
+def test_an_absent_device_is_no_error(namespace: Namespace) -> None:
     assert namespace.ifindex("vnet0") == 0
     assert namespace.named("vnet0") is None
     assert namespace.link(0) is None

@@ -74,7 +74,7 @@ def test_macvtaps_of_one_ifindex_are_two_devices(
     there.close()
 
 
-def test_only_its_own_changes_are_told(
+def test_a_namespace_reports_its_own_changes_alone(
     lab: ContractLab, namespace: Namespace, blue: Netns
 ) -> None:
     there = lab.system.netns("blue")
@@ -86,7 +86,7 @@ def test_only_its_own_changes_are_told(
     there.close()
 
 
-def test_it_is_found_by_its_cookie(
+def test_a_namespace_is_found_by_its_cookie(
     lab: ContractLab, namespace: Namespace, blue: Netns
 ) -> None:
     for wanted in (namespace.netns, blue, blue._replace(path="")):
@@ -96,7 +96,7 @@ def test_it_is_found_by_its_cookie(
         found.close()
 
 
-def test_it_is_found_by_a_process_in_it_when_its_name_is_gone(
+def test_a_namespace_without_a_name_is_found_by_a_process_in_it(
     lab: ContractLab, blue: Netns
 ) -> None:
     pid = lab.start("blue")
@@ -110,7 +110,7 @@ def test_it_is_found_by_a_process_in_it_when_its_name_is_gone(
     assert lab.system.find(blue) is None
 
 
-def test_from_another_pid_namespace_it_cannot_be_told_that_it_is_gone(
+def test_another_pid_namespace_cannot_tell_that_a_namespace_is_gone(
     lab: ContractLab, blue: Netns
 ) -> None:
     there = blue._replace(pidns=blue.pidns + 1)
@@ -122,7 +122,7 @@ def test_from_another_pid_namespace_it_cannot_be_told_that_it_is_gone(
         lab.system.find(there)
 
 
-def test_one_that_is_gone_is_not_found(lab: ContractLab, blue: Netns) -> None:
+def test_a_namespace_that_is_gone_is_not_found(lab: ContractLab, blue: Netns) -> None:
     lab.delete_netns("blue")
     assert lab.system.find(blue) is None
 
@@ -136,7 +136,7 @@ def test_another_one_of_the_same_name_is_not_it(lab: ContractLab, blue: Netns) -
     again.close()
 
 
-def test_one_of_an_earlier_boot_is_not_found(
+def test_a_namespace_of_an_earlier_boot_is_not_found(
     lab: ContractLab, namespace: Namespace
 ) -> None:
     assert lab.system.find(namespace.netns._replace(boot="earlier")) is None

@@ -188,7 +188,7 @@ def test_a_tap_has_at_most_256_queues(namespace: Namespace, others: Stranger) ->
     close(fds)
 
 
-def test_what_is_no_tap_is_not_opened_as_one(others: Stranger) -> None:
+def test_a_device_that_is_no_tap_is_not_opened_as_one(others: Stranger) -> None:
     others.add_bridge("br0")
     with refused(EINVAL, OSError):
         others.open_tap("br0")

@@ -46,7 +46,7 @@ def test_run_binds_to_the_command_and_ends_with_it(daemon: Daemon) -> None:
     assert iproute.ports() == set()
 
 
-def test_a_machine_outlives_its_supervisor_and_the_daemon(daemon: Daemon) -> None:
+def test_a_vm_outlives_its_supervisor_and_the_daemon(daemon: Daemon) -> None:
     arguments = ("run", "--bridge", "br0", "--", "sh", "-c", "echo $$; read end")
     process = subprocess.Popen(
         [
@@ -93,7 +93,7 @@ def test_without_a_daemon_it_says_what_to_do(daemon: Daemon) -> None:
     daemon.start()
 
 
-def test_root_goes_through_the_daemon_when_told(daemon: Daemon) -> None:
+def test_root_uses_the_daemon_with_the_option(daemon: Daemon) -> None:
     def tapster(*arguments: str) -> str:
         command = [shell.TAPSTER, "--socket", str(daemon.socket), *arguments]
         return subprocess.run(

@@ -170,7 +170,7 @@ def test_root_has_no_rate(made: Parts) -> None:
 # Shares
 
 
-def test_a_user_with_too_many_connections_is_told_so(made: Parts) -> None:
+def test_a_user_with_too_many_connections_gets_an_error(made: Parts) -> None:
     for _ in range(3):
         made.connect()
     answer, end = made.connect().received()
@@ -316,7 +316,7 @@ def test_descriptors_that_no_request_needs_are_closed(made: Parts) -> None:
     os.close(reading)
 
 
-def test_what_happens_is_told_to_those_who_may_know(made: Parts) -> None:
+def test_events_go_to_the_users_who_may_see_them(made: Parts) -> None:
     alice, bob, root = made.connect(), made.connect(BOB), made.connect(ROOT)
     for peer in (alice, bob, root):
         peer.send("io.tapster.Watch", more=True)

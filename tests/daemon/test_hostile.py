@@ -179,7 +179,9 @@ def test_thousands_of_idle_connections_keep_nobody_out(daemon: Daemon) -> None:
     assert refused > 0
 
 
-def test_who_has_too_many_connections_is_told_so_by_type(world: None) -> None:
+def test_a_user_with_too_many_connections_gets_an_error_of_its_own_type(
+    world: None,
+) -> None:
     with Daemon(policy=POLICY.replace("idle = 2.0", "idle = 600.0")) as daemon:
         daemon.start()
         with ExitStack() as many:
@@ -371,7 +373,9 @@ def test_a_mistake_of_its_own_ends_one_call_and_not_all(world: None) -> None:
 
 
 @pytest.mark.parametrize("as_root", [False, True])
-def test_it_serves_as_its_unit_lets_it_and_as_root(world: None, as_root: bool) -> None:
+def test_the_daemon_serves_with_its_units_privileges_and_as_root(
+    world: None, as_root: bool
+) -> None:
     with Daemon(policy=POLICY, root=as_root) as daemon:
         daemon.start()
         lines = Path(f"/proc/{daemon.pid}/status").read_text().splitlines()

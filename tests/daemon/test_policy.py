@@ -72,7 +72,7 @@ def test_each_thing_needs_its_own_permission(spec: Tap | Macvtap, rule: Rule) ->
     assert permits(rule, spec)
 
 
-def test_what_hurts_no_other_guest_needs_no_permission() -> None:
+def test_fields_that_hurt_no_other_guest_need_no_permission() -> None:
     free = Tap("lab7", owner="vm", isolated=True, vnet_hdr=False, uid=1000, gid=107)
     assert permits(BASIC, free)
 

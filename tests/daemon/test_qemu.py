@@ -117,7 +117,7 @@ def helped(
 
 @pytest.mark.e2e
 @pytest.mark.timeout(120)
-def test_a_users_machine_gets_an_address_and_its_end_ends_the_lease(
+def test_a_users_vm_gets_an_address_and_its_end_ends_the_lease(
     lab: VmNetwork, daemon: Daemon
 ) -> None:
     shell.sh("ip link add br1 type bridge")
@@ -142,7 +142,7 @@ def test_a_users_machine_gets_an_address_and_its_end_ends_the_lease(
     assert "vnet0" not in iproute.links()
 
 
-def test_it_hands_over_a_tap_as_qemus_own_does(daemon: Daemon) -> None:
+def test_the_helper_hands_over_a_tap_as_qemus_own_does(daemon: Daemon) -> None:
     done, (fd,) = helped(daemon, "--use-vnet", "--br=br0")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert iproute.ports() == {"vnet0"}

@@ -117,7 +117,7 @@ def test_the_example_policy_is_one(tmp_path: Path) -> None:
     assert config.limits == defaults, "the example shows the defaults"
 
 
-def test_what_root_makes_beside_it_is_its_own_too(world: None) -> None:
+def test_the_daemon_looks_after_devices_that_root_makes_beside_it(world: None) -> None:
     with Daemon() as daemon:
         add = [shell.TAPSTER, "--ledger", str(daemon.ledger), "add", "--bridge", "br0"]
         subprocess.run(add, check=True)

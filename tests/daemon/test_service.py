@@ -145,7 +145,7 @@ def test_a_second_descriptor_is_had_when_the_first_is_closed(root: Client) -> No
 # Who may do what
 
 
-def test_what_no_rule_allows_is_refused_with_the_rule_it_needs(
+def test_a_refusal_names_the_missing_rule(
     alice: Client, bob: Client, daemon: Daemon
 ) -> None:
     shell.sh("ip link add br1 type bridge")
@@ -166,7 +166,7 @@ def test_what_no_rule_allows_is_refused_with_the_rule_it_needs(
     assert iproute.ports("br1") == set()
 
 
-def test_nobody_sees_or_ends_what_is_anothers(alice: Client, bob: Client) -> None:
+def test_no_user_sees_or_ends_leases_of_another(alice: Client, bob: Client) -> None:
     lease = alice.acquire(BR0)
     assert bob.leases() == []
     for look in (lease.id, lease.name):
@@ -280,7 +280,7 @@ def test_a_lease_ends_with_the_last_close_of_its_tap(
     assert "vnet0" not in iproute.links()
 
 
-def test_what_is_not_bound_outlives_its_caller(daemon: Daemon, alice: Client) -> None:
+def test_an_unbound_lease_outlives_its_caller(daemon: Daemon, alice: Client) -> None:
     alice.acquire(BR0).close()
     alice.close()
     with daemon.connect(ALICE) as again:
@@ -291,7 +291,7 @@ def test_what_is_not_bound_outlives_its_caller(daemon: Daemon, alice: Client) ->
 # What others do
 
 
-def test_what_others_do_to_a_device_is_noticed_and_its_name_kept(
+def test_foreign_changes_are_noticed_and_the_name_is_kept(
     daemon: Daemon, root: Client
 ) -> None:
     shell.sh("ip link add br1 type bridge")
@@ -326,7 +326,7 @@ def blue(daemon: Daemon) -> Iterator[Client]:
 
 
 @pytest.mark.parametrize("again", [False, True])
-def test_what_others_do_in_another_namespace_is_noticed_too(
+def test_foreign_changes_in_another_namespace_are_noticed(
     daemon: Daemon, blue: Client, root: Client, again: bool
 ) -> None:
     (lease,) = blue.acquire_all([Tap(bridge="br0", fin_wait=60)])
@@ -348,7 +348,7 @@ def test_what_others_do_in_another_namespace_is_noticed_too(
     lease.close()
 
 
-def test_what_the_command_leases_in_another_namespace_is_watched_too(
+def test_a_lease_of_the_command_in_another_namespace_is_watched(
     daemon: Daemon, blue: Client
 ) -> None:
     events = daemon.events()
@@ -377,7 +377,7 @@ def test_a_number_of_its_own_makes_it_no_stranger_to_itself(
     lease.close()
 
 
-def test_a_device_whose_bridge_is_gone_is_said_to_be_moved(
+def test_a_device_whose_bridge_is_gone_is_reported_as_moved(
     daemon: Daemon, root: Client
 ) -> None:
     lease = root.acquire(BR0)
@@ -393,7 +393,7 @@ def test_a_device_whose_bridge_is_gone_is_said_to_be_moved(
     lease.close()
 
 
-def test_a_name_that_is_no_text_is_told_as_far_as_it_can_be(
+def test_a_name_that_is_no_text_is_reported_as_far_as_possible(
     daemon: Daemon, root: Client
 ) -> None:
     lease = root.acquire(BR0)
@@ -497,7 +497,7 @@ def test_a_restart_changes_nothing_for_machines_and_loses_no_watch(
         assert [one.id for one in alice.leases(all=False)] == [kept.id]
 
 
-def test_what_ended_while_no_daemon_ran_is_released_before_it_answers(
+def test_leases_that_ended_without_a_daemon_are_released_before_it_answers(
     daemon: Daemon,
 ) -> None:
     with daemon.connect(ALICE) as alice:

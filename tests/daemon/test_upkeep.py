@@ -60,7 +60,7 @@ def acquire(host: Host, spec: Tap = BR0, **how: Any) -> OpenDevice:
     return host.acquire(spec, **how)
 
 
-def test_what_tapster_does_itself_is_no_event(watched: Watched) -> None:
+def test_tapsters_own_changes_are_no_events(watched: Watched) -> None:
     host = watched.made.host
     lease = acquire(host)
     assert watched.hear() == []
@@ -70,7 +70,7 @@ def test_what_tapster_does_itself_is_no_event(watched: Watched) -> None:
     assert watched.hear() == []
 
 
-def test_what_others_do_is_reported_once_and_so_is_its_end(watched: Watched) -> None:
+def test_a_foreign_change_is_reported_once_and_so_is_its_end(watched: Watched) -> None:
     stranger = watched.made.system.stranger()
     stranger.add_bridge("br1")
     lease = acquire(watched.made.host)
@@ -209,7 +209,7 @@ def test_a_release_that_fails_is_tried_again(
     assert watched.upkeep.retries == 0
 
 
-def test_what_happens_in_another_namespace_is_noticed(
+def test_a_change_in_another_namespace_is_noticed(
     watched: Watched, tmp_path: Path
 ) -> None:
     made = watched.made

@@ -96,7 +96,7 @@ def test_a_descriptor_closed_within_a_turn_gets_no_call() -> None:
             os.close(reading)
 
 
-def test_what_is_due_is_called_in_the_order_of_time() -> None:
+def test_due_calls_are_made_in_the_order_of_time() -> None:
     clock = FakeClock()
     loop = Loop(clock)
     calls: list[str] = []
@@ -256,7 +256,7 @@ def test_a_close_that_waits_delays_neither_the_caller_nor_another_user() -> None
     os.close(reading)
 
 
-def test_what_lies_unread_in_a_connection_is_closed_by_its_users_thread() -> None:
+def test_unread_descriptors_are_closed_by_the_users_thread() -> None:
     closes = Closer()
     ours, theirs = socket.socketpair()
     fd, receiver = lingering()

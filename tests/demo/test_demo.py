@@ -18,7 +18,7 @@ RACE = [sys.executable, "-W", "error", race.__file__]
 TIMEOUT = 20.0
 
 
-def test_it_shows_the_harm_and_the_cure(tmp_path: Path) -> None:
+def test_the_demo_shows_the_race_and_the_fix(tmp_path: Path) -> None:
     """Its exit status says whether both were seen."""
     done = subprocess.run(RACE, check=False, capture_output=True, cwd=tmp_path)
     assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
@@ -30,7 +30,7 @@ def test_it_shows_the_harm_and_the_cure(tmp_path: Path) -> None:
     [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)],
     ids=["ctrl-c", "kill-9"],
 )
-def test_it_leaves_nobody_behind(number: signal.Signals, status: int) -> None:
+def test_the_demo_leaves_no_process_behind(number: signal.Signals, status: int) -> None:
     with subprocess.Popen(RACE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as demo:
         assert demo.stdout is not None
         Lines(demo.stdout).wait_for("VM A runs", TIMEOUT)

@@ -293,7 +293,7 @@ def few_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("few_attempts")
 @pytest.mark.parametrize("spec", [QUEUES, MACVTAP], ids=["tap", "macvtap"])
-def test_what_a_failed_acquire_could_not_take_back_is_mended_I5(
+def test_recover_repairs_what_a_failed_acquire_left_I5(
     here: FaultLab, spec: Tap | Macvtap
 ) -> None:
     def operate(host: Host) -> None:
@@ -308,7 +308,7 @@ def test_what_a_failed_acquire_could_not_take_back_is_mended_I5(
 
 
 @pytest.mark.usefixtures("few_attempts")
-def test_what_a_failed_release_left_is_mended_I5(here: FaultLab) -> None:
+def test_recover_repairs_what_a_failed_release_left_I5(here: FaultLab) -> None:
     def prepare() -> None:
         here.mend(lambda host: acquire(host, PASSTHRU))
 

@@ -57,7 +57,7 @@ def test_an_acquire_that_cannot_be_written_leaves_nothing_I6(
     sweep(here.host, add, errnos, before.check, prepare=before.remember)
 
 
-def test_what_a_disk_that_stays_full_left_is_mended_I5(here: FaultLab) -> None:
+def test_recover_repairs_what_a_full_disk_left_I5(here: FaultLab) -> None:
     def check(where: str, error: Exception | None) -> None:
         here.judge(where, settled=error is None)
 
@@ -68,7 +68,7 @@ def test_what_a_disk_that_stays_full_left_is_mended_I5(here: FaultLab) -> None:
 
 
 @pytest.mark.parametrize("operate", [release, reap, Host.recover])
-def test_what_cannot_be_written_can_be_repeated_I5_I7(
+def test_an_operation_whose_write_failed_can_be_repeated_I5_I7(
     here: FaultLab, operate: Operation
 ) -> None:
     def make(host: Host) -> None:

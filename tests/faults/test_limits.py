@@ -111,7 +111,7 @@ def test_an_acquire_out_of_descriptors_leaves_nothing_I6(
     indirect=["lab"],
     ids=["release", "release from elsewhere", "recover from elsewhere"],
 )
-def test_whatever_runs_out_of_descriptors_can_be_repeated_I5(
+def test_an_operation_that_ran_out_of_descriptors_can_be_repeated_I5(
     lab: FaultLab, operate: Operation
 ) -> None:
     def make(host: Host) -> None:

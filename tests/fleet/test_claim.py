@@ -119,7 +119,7 @@ def test_a_push_after_a_lost_answer_keeps_the_epoch_of_the_store() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "1", "1.", ".1", "1.2.3", "-1.0", "a.b", "1.²"])
-def test_what_is_no_epoch(text: str) -> None:
+def test_text_that_is_no_epoch_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"TERM\.STEP"):
         parse_epoch(text)
 

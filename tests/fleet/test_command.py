@@ -122,7 +122,7 @@ def test_a_fenced_host_that_is_alive_lets_go(shells: Shells) -> None:
     shells.run("a", "fleet sync --all", 1)  # it reports that b has X
 
 
-def test_what_is_given_up(shells: Shells) -> None:
+def test_giving_up_a_vm_or_a_host(shells: Shells) -> None:
     name = shells.run("a", f"add --bridge br0 --vm X --mac {MAC}").strip()
     shells.run("a", f"rm {name}")
     shells.run("a", "fleet sync")

@@ -51,7 +51,7 @@ def test_a_drain_pushes_and_says_what_changes(
     member.close()
 
 
-def test_a_host_that_has_not_joined_is_told_once(
+def test_the_log_says_once_that_the_host_has_not_joined(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(drain, "open_store", lambda _: Away())
@@ -78,9 +78,7 @@ def test_a_host_that_has_not_joined_is_told_once(
         ('name = "a"\nendpoints = ["http://x"]\nspeed = 1', "no setting 'speed'"),
     ],
 )
-def test_what_is_wrong_in_the_file_is_named(
-    tmp_path: Path, table: str, problem: str
-) -> None:
+def test_a_fault_in_the_file_is_named(tmp_path: Path, table: str, problem: str) -> None:
     file = tmp_path / "tapster.toml"
     file.write_text(f"[fleet]\n{table}\n")
     with pytest.raises(RequestError, match=problem):

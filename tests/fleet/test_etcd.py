@@ -223,7 +223,7 @@ def restore(node: Node, backup: Path) -> None:
     sh(" ".join([*command, *options]))
 
 
-def test_every_node_is_started_anew(hosts: Hosts) -> None:
+def test_every_node_restarts(hosts: Hosts) -> None:
     for node in hosts.etcd.nodes:
         node.kill()
     hosts.etcd.start()

@@ -171,7 +171,7 @@ def test_a_write_goes_to_the_next_endpoint_if_it_could_not_be_sent(
         assert store.commit({}, {"/a": "1"}).done
 
 
-def test_nobody_listens(etcd: Stores) -> None:
+def test_no_endpoint_listens(etcd: Stores) -> None:
     store = etcd(Endpoint(False, "127.0.0.1", 1), timeout=TIMEOUT)
     with pytest.raises(
         FleetUnavailable, match=r"127\.0\.0\.1:1: Connection refused"
@@ -196,7 +196,7 @@ def test_a_refusal_is_clear(etcd: Stores, status: int, code: int, message: str) 
         assert len(server.requests) == 1
 
 
-def test_what_an_endpoint_says_is_fit_to_print(etcd: Stores) -> None:
+def test_the_answer_of_an_endpoint_is_fit_to_print(etcd: Stores) -> None:
     with serving(says(refusal(403, 7, "\x1b[2J" + "x" * 5000))) as server:
         with pytest.raises(Refused) as error:
             etcd(server.endpoint, timeout=TIMEOUT).read(["/a"])
@@ -272,7 +272,7 @@ def test_keys_are_coded_for_the_gateway(etcd: Stores) -> None:
 @pytest.mark.parametrize(
     "url", ["", "etcd1", "ftp://x", "http://", "http://x:99999", "http://x/path"]
 )
-def test_what_is_no_endpoint(url: str) -> None:
+def test_a_url_that_is_no_endpoint_is_refused(url: str) -> None:
     with pytest.raises(RequestError, match="endpoint"):
         parse_endpoint(url)
 

@@ -227,7 +227,7 @@ def test_a_sync_whose_answers_are_lost_can_be_repeated(pair: Pair) -> None:
     assert claim.state == "ended"
 
 
-def test_what_ends_a_lease_never_asks_the_store(pair: Pair) -> None:
+def test_ending_a_lease_never_asks_the_store(pair: Pair) -> None:
     lease = pair.a.add(MAC, X)
     calls = pair.store.calls
     pair.a.host.set(lease.id, bridge="br1")
@@ -337,7 +337,7 @@ def test_a_host_leaves_when_it_has_no_leases(pair: Pair) -> None:
     assert pair.a.add().mac.startswith("0a:54:00:")
 
 
-def test_a_host_joins_with_what_runs(pair: Pair) -> None:
+def test_a_host_joins_with_its_running_vms(pair: Pair) -> None:
     pair.a.host.release(pair.a.add().id)
     pair.a.member.leave()
     lease = pair.a.add(MAC)
@@ -346,7 +346,7 @@ def test_a_host_joins_with_what_runs(pair: Pair) -> None:
     assert problem.record.lease == lease.id
 
 
-def test_what_no_host_runs_can_be_forgotten(pair: Pair) -> None:
+def test_a_vm_that_no_host_runs_can_be_forgotten(pair: Pair) -> None:
     lease = pair.a.add(MAC, X)
     with pytest.raises(ConflictError, match="runs on host a"):
         pair.fleet.forget("X")
@@ -361,7 +361,7 @@ def test_what_no_host_runs_can_be_forgotten(pair: Pair) -> None:
 # Looking
 
 
-def test_the_inventory_shows_what_runs(pair: Pair) -> None:
+def test_the_inventory_shows_running_vms(pair: Pair) -> None:
     lease = pair.a.add(MAC, X)
     pair.b.add()
     for host in (pair.a, pair.b):

@@ -47,7 +47,7 @@ def test_a_commit_writes_all_or_nothing(store: Store) -> None:
     assert store.read(["/a", "/b", "/c"]) == {"/b": "4"}
 
 
-def test_what_is_absent_is_expected_as_such(store: Store) -> None:
+def test_an_absent_key_can_be_expected(store: Store) -> None:
     assert not store.commit({"/a": "1"}, {"/a": "2"}).done
     assert store.commit({"/a": None}, {"/a": ""}).done
     assert store.read(["/a"]) == {"/a": ""}
@@ -74,7 +74,7 @@ def test_a_scan_is_of_a_prefix_and_in_order(store: Store) -> None:
     assert [*store.scan("/none/")] == []
 
 
-def test_as_many_keys_as_are_promised(store: Store) -> None:
+def test_a_commit_takes_the_promised_number_of_keys(store: Store) -> None:
     keys = [f"/{number}" for number in range(MAX_KEYS)]
     assert store.commit(dict.fromkeys(keys), dict.fromkeys(keys, "v")).done
     assert len(store.read(keys)) == MAX_KEYS
@@ -110,7 +110,7 @@ def test_both_stores_do_the_same(etcd: Cluster) -> None:
 
 
 @pytest.mark.kernel
-def test_of_hosts_that_want_the_same_key_one_gets_it(etcd: Cluster) -> None:
+def test_one_of_two_hosts_gets_a_key_that_both_want(etcd: Cluster) -> None:
     stores = [store_of(etcd) for _ in range(3)]
     for number, first in itertools.product(range(10), range(3)):
         key = f"/race/{number}/{first}"

@@ -30,7 +30,7 @@ def elements(namespace: LinuxNamespace) -> list[str]:
     return sorted(found.get("elem", []))
 
 
-def test_what_is_done_is_there_for_nft_too(namespace: LinuxNamespace) -> None:
+def test_nft_shows_what_the_library_did(namespace: LinuxNamespace) -> None:
     namespace.nft("add element bridge t ports { 7, 1000000000 }")
     assert elements(namespace) == ["1000000000", "7"]
     shown = json.loads(shell.sh("nft -j list set bridge t ports"))["nftables"]
@@ -64,7 +64,7 @@ def test_a_name_is_no_device_and_a_number_no_name(namespace: LinuxNamespace) -> 
         namespace.nft("add element bridge t ports { br0 }")
 
 
-def test_it_is_asked_in_the_namespace_and_nowhere_else(
+def test_the_library_works_in_the_namespace_and_nowhere_else(
     namespace: LinuxNamespace,
 ) -> None:
     shell.sh("ip netns add blue")

@@ -21,7 +21,7 @@ def attribute(kind: int, value: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("switch", "master"), [(b"bridge", 7), (b"openvswitch", 0), (b"bond", 7)]
 )
-def test_what_open_vswitch_has_in_the_kernel_is_on_no_bridge(
+def test_a_port_of_open_vswitch_in_the_kernel_is_on_no_linux_bridge(
     switch: bytes, master: int
 ) -> None:
     """It cannot be taken off by netlink: `ovs-system` has no ndo_del_slave."""

@@ -223,7 +223,7 @@ def test_stable_counts_for_all_namespaces_and_outlives_them(
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_stable_keys_that_meet_are_told_apart_whatever_order_they_start_in(
+def test_stable_keys_that_collide_get_distinct_names_in_any_order(
     ns: Namespace, order: tuple[int, int]
 ) -> None:
     keys = keys_that_meet(2)

@@ -42,7 +42,7 @@ def test_the_claim_of_a_dead_manager_is_taken_over(ledger: Ledger) -> None:
     assert ledger.claim(lease.id, OTHER, dead).manager == OTHER
 
 
-def test_those_that_are_free_are_claimed(ledger: Ledger) -> None:
+def test_free_leases_are_claimed(ledger: Ledger) -> None:
     mine, free, others, dropped, ended = hold(ledger, *[Tap()] * 5)
     ledger.claim(mine.id, ME, alive)
     ledger.claim(others.id, OTHER, alive)

@@ -104,7 +104,7 @@ def test_labels_are_kept_with_the_lease_and_after_it(tmp_path: Path) -> None:
     ledger.close()
 
 
-def test_the_ledger_remembers_as_much_as_it_is_told(tmp_path: Path) -> None:
+def test_the_ledger_remembers_as_much_as_its_setting_says(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.db", Clock())
     ledger.keep_history(2)
     for _ in range(4):

@@ -284,7 +284,7 @@ def test_I1_the_file_itself_refuses_what_two_leases_may_not_share(
         ledger.file.connection.execute(f"UPDATE lease SET {column} = 1")  # noqa: S608 - not a value
 
 
-def test_interface_indexes_start_anew_after_the_last_and_skip_those_in_use(
+def test_interface_indexes_wrap_around_and_skip_those_in_use(
     ledger: Ledger,
 ) -> None:
     def set_next(ifindex: int) -> None:
@@ -464,7 +464,7 @@ def test_the_reaper_quits_only_when_nothing_waits(ledger: Ledger) -> None:
     assert quits == ["quit"]
 
 
-def test_nobody_can_release_while_the_reaper_quits(ledger: Ledger) -> None:
+def test_no_process_can_release_while_the_reaper_quits(ledger: Ledger) -> None:
     def look() -> None:
         other = sqlite3.connect(ledger.path, timeout=0, isolation_level=None)
         with pytest.raises(sqlite3.OperationalError, match="locked"):

@@ -44,7 +44,7 @@ def test_the_same_failure_is_reported_once() -> None:
     assert not hasattr(error, "__notes__")
 
 
-def test_what_no_waiting_mends_comes_before_a_service_that_is_away() -> None:
+def test_a_lasting_failure_is_raised_before_a_service_that_is_away() -> None:
     conflict = ConflictError("in use")
     error = raised(ServiceUnavailable("away"), conflict)
     assert error is conflict

@@ -139,7 +139,7 @@ def test_a_lease_of_an_earlier_boot_is_closed(host: Host, ledger: Path) -> None:
     assert "vnet0" in iproute.links(), "whatever has its name and ifindex now"
 
 
-def test_what_a_boot_left_in_fin_wait_is_closed_before_other_work(host: Host) -> None:
+def test_leases_of_an_earlier_boot_are_closed_before_other_work(host: Host) -> None:
     lease = library.acquire(host, Tap(name="web"))
     host.release(lease.id)
     rows = host.operations.context.ledger.file.connection

@@ -36,7 +36,7 @@ def test_a_release_is_reaped_by_itself_and_the_reaper_ends(
     assert reapers(ledger) == []
 
 
-def test_what_recover_lets_wait_is_reaped_by_itself_too(ledger: Path) -> None:
+def test_a_lease_that_recover_puts_into_fin_wait_is_reaped(ledger: Path) -> None:
     with Host(ledger) as host:
         host.acquire(Tap(bridge="br0", fin_wait=1.0)).close()
         shell.sh("ip link del vnet0")
@@ -49,7 +49,9 @@ def test_what_recover_lets_wait_is_reaped_by_itself_too(ledger: Path) -> None:
         assert host.leases() == []
 
 
-def test_it_survives_the_death_of_its_leader(released: Host, ledger: Path) -> None:
+def test_the_reaper_survives_the_death_of_its_leader(
+    released: Host, ledger: Path
+) -> None:
     leader, standby = reapers(ledger)
     with Monitor() as monitor:
         os.kill(leader, signal.SIGKILL)
@@ -58,7 +60,7 @@ def test_it_survives_the_death_of_its_leader(released: Host, ledger: Path) -> No
     assert released.leases() == []
 
 
-def test_it_survives_the_death_of_both_by_the_next_command(
+def test_the_next_command_starts_a_reaper_after_both_died(
     released: Host, ledger: Path
 ) -> None:
     both = reapers(ledger)
@@ -80,7 +82,7 @@ def test_one_reaper_is_enough(released: Host, ledger: Path) -> None:
         monitor.wait_index_deleted(lease.ifindex)
 
 
-def test_it_does_not_outlive_a_deleted_ledger(released: Host, ledger: Path) -> None:
+def test_the_reaper_ends_with_a_deleted_ledger(released: Host, ledger: Path) -> None:
     both = reapers(ledger)
     for file in ledger.parent.glob("ledger.db*"):
         file.unlink()

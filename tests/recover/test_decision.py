@@ -110,12 +110,12 @@ def test_every_action_is_for_something() -> None:
     assert {decide(*world) for world in WORLDS} == set(Action)
 
 
-def test_what_a_living_manager_works_on_is_left_alone() -> None:
+def test_a_lease_that_a_living_manager_works_on_is_left_alone() -> None:
     worked_on = [world for world in WORLDS if world.facts.worked_on]
     assert {decide(*world) for world in worked_on} == {Action.LEAVE}
 
 
-def test_what_belongs_to_another_boot_or_a_dead_namespace_is_closed() -> None:
+def test_a_lease_of_another_boot_or_a_dead_namespace_is_closed() -> None:
     over = [w for w in WORLDS if w.facts.namespace_gone and not w.facts.worked_on]
     assert {decide(*world) for world in over} == {Action.CLOSE}
 

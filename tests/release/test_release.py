@@ -77,7 +77,7 @@ def test_reap_waits_for_the_deadline_and_takes_no_more(host: Host) -> None:
     assert entry.created <= (entry.released or 0) <= (entry.ended or 0)
 
 
-def test_a_device_whose_machine_still_runs_can_be_reaped(host: Host) -> None:
+def test_a_device_whose_vm_still_runs_can_be_reaped(host: Host) -> None:
     lease = host.acquire(Tap(bridge="br0"))
     host.release(lease.id)
     assert host.reap(now=True) == 1

@@ -588,7 +588,7 @@ def test_nothing_imports_what_stands_on_top(top: str) -> None:
 
 
 @pytest.mark.parametrize("keeper", KEEPERS, ids=lambda keeper: keeper.name)
-def test_what_one_room_keeps_no_other_imports(keeper: Keeper) -> None:
+def test_a_rooms_own_modules_are_imported_nowhere_else(keeper: Keeper) -> None:
     users = {
         module
         for module, names in IMPORTS.items()

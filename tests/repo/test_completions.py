@@ -251,7 +251,7 @@ def test_bash_completion_takes_over_for_the_command() -> None:
 
 
 @pytest.mark.parametrize("name", COMMAND)
-def test_no_privilege_is_needed(name: str, tmp_path: Path) -> None:
+def test_completion_needs_no_privilege(name: str, tmp_path: Path) -> None:
     """And what cannot be found without is passed over in silence."""
     unprivileged = ("setpriv", "--bounding-set", "-net_admin,-sys_admin")
     with running(name, tmp_path, *unprivileged) as shell:

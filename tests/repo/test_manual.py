@@ -72,17 +72,17 @@ SHARED = ("DEVICE OPTIONS", "WIRING OPTIONS", "SELECTION OPTIONS")
 """Sections with options of several verbs."""
 
 
-def test_it_lints() -> None:
+def test_the_page_lints() -> None:
     lint = ["mandoc", "-T", "lint", "-W", "warning", str(PAGE)]
     done = subprocess.run(lint, check=False, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_it_has_every_verb_in_the_order_of_the_help() -> None:
+def test_the_page_has_every_verb_in_the_order_of_the_help() -> None:
     assert re.findall(r"^\.Ss (.+)", TEXT, re.MULTILINE) == list(cli.VERBS)
 
 
-def test_it_has_the_options_of_the_command_itself() -> None:
+def test_the_page_has_the_options_of_the_command_itself() -> None:
     assert items("DESCRIPTION") == set(options_of(""))
 
 
@@ -99,7 +99,7 @@ def test_watch_explains_every_event_that_the_daemon_reports() -> None:
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
-def test_it_has_every_option_of(verb: str) -> None:
+def test_the_page_has_every_option_of(verb: str) -> None:
     explained = items(verb) | items("DESCRIPTION") - {"--version"}
     for section in SHARED:
         if f".Sx {section}" in SECTIONS[verb]:
@@ -119,7 +119,7 @@ def test_the_synopsis_has_every_option_of(verb: str) -> None:
         assert (section.lower() in usage) == (f".Sx {section}" in SECTIONS[verb])
 
 
-def test_it_has_every_value_of_an_option() -> None:
+def test_the_page_has_every_value_of_an_option() -> None:
     for option, action in options_of("add").items():
         if action.choices:
             head = f".It Fl {option[1:]} Cm {' | '.join(action.choices)}\n"
@@ -128,7 +128,7 @@ def test_it_has_every_value_of_an_option() -> None:
 
 @pytest.mark.kernel
 @pytest.mark.e2e
-def test_its_examples_work(tmp_path: Path) -> None:
+def test_the_examples_of_the_page_work(tmp_path: Path) -> None:
     """Each is run as it stands, with no name in FIN WAIT from the one before."""
     script = "\ntapster reap --now\n".join([LAB, *EXAMPLES])
     done = subprocess.run(

@@ -47,7 +47,7 @@ def lease(host: Host) -> Iterator[Lease]:
 # Changing
 
 
-def test_a_machine_moves_to_another_bridge_and_keeps_its_descriptor(
+def test_a_vm_moves_to_another_bridge_and_keeps_its_descriptor(
     lab: ContractLab, host: Host, lease: Lease
 ) -> None:
     before = lab.show()["vnet0"]
@@ -89,7 +89,7 @@ def test_a_change_can_be_made_repeated_and_taken_back(
         assert lab.show()["vnet0"] == before
 
 
-def test_what_cannot_be_leaves_all_as_it_was(
+def test_an_impossible_change_leaves_everything_as_it_was(
     lab: ContractLab, host: Host, lease: Lease
 ) -> None:
     before = lab.show()

@@ -34,7 +34,9 @@ def standby(host: Host, request: pytest.FixtureRequest) -> Iterator[Lease]:
         yield device.lease
 
 
-def test_it_is_down_and_on_no_bridge(lab: ContractLab, standby: Lease) -> None:
+def test_a_device_on_standby_is_down_and_on_no_bridge(
+    lab: ContractLab, standby: Lease
+) -> None:
     shown = lab.show()[standby.name]
     assert (shown.up, shown.master) == (False, "")
 
@@ -70,7 +72,7 @@ def test_a_taken_device_can_go_back_to_standby(
     assert host.recover() == []
 
 
-def test_a_bridge_that_somebody_put_it_on_is_left_again(
+def test_recover_takes_a_standby_device_off_a_bridge(
     lab: ContractLab, others: Stranger, host: Host
 ) -> None:
     lease = host.acquire(Tap(bridge="br0", standby=True))

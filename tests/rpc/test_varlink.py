@@ -61,7 +61,7 @@ def test_a_value_comes_out_as_it_went_in() -> None:
         ({"flag": True, "flags": True}, "flags"),
     ],
 )
-def test_what_has_another_type_is_refused_by_its_place(
+def test_a_value_of_the_wrong_type_is_refused_with_its_place(
     data: object, parameter: str
 ) -> None:
     with pytest.raises(Unfit) as caught:
@@ -102,7 +102,7 @@ def test_no_bytes_break_the_decoder(data: bytes) -> None:
     "data",
     [b"", b"\xff", b"[]", b"1", b"{", b"[" * 100_000, b'{"a":NaN}', b"1" * 5000],
 )
-def test_what_is_no_object_is_malformed(data: bytes) -> None:
+def test_a_message_that_is_no_object_is_malformed(data: bytes) -> None:
     with pytest.raises(Malformed):
         varlink.decode(data)
 

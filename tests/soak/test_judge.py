@@ -105,7 +105,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=str)
-def test_what_nobody_says_of_a_running_vm_is_counted(
+def test_an_unexplained_change_of_a_running_vm_is_counted(
     row: Sequence, change: dict[str, Any]
 ) -> None:
     row.begin()
@@ -114,7 +114,7 @@ def test_what_nobody_says_of_a_running_vm_is_counted(
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=str)
-def test_what_nobody_says_of_a_foreign_object_is_counted(
+def test_an_unexplained_change_of_a_foreign_object_is_counted(
     row: Sequence, change: dict[str, Any]
 ) -> None:
     row.link(FOREIGN, **{**change, **({"alias": "x"} if "alias" in change else {})})
@@ -165,7 +165,7 @@ def test_an_act_accounts_for_its_own_direction_only(row: Sequence) -> None:
     assert row.found == [BY_NOBODY]
 
 
-def test_what_an_administrator_changed_may_become_as_it_was(row: Sequence) -> None:
+def test_a_change_by_an_administrator_may_be_undone(row: Sequence) -> None:
     row.begin()
     for _ in row.act("admin", "master", "vnet0"):
         row.link(VM, master=0)
@@ -177,7 +177,7 @@ def test_what_an_administrator_changed_may_become_as_it_was(row: Sequence) -> No
     assert row.found == [BY_NOBODY]
 
 
-def test_what_an_administrator_changed_may_not_become_worse(row: Sequence) -> None:
+def test_a_change_by_an_administrator_may_not_become_worse(row: Sequence) -> None:
     row.begin()
     for _ in row.act("admin", "down", "vnet0"):
         row.link(VM, up=False)
@@ -432,7 +432,7 @@ def test_a_waiting_name_is_in_its_ledger(row: Sequence) -> None:
     assert row.found == [NOT_RECORDED]
 
 
-def test_what_is_left_in_the_end_is_a_leak(row: Sequence) -> None:
+def test_a_device_left_at_the_end_is_a_leak(row: Sequence) -> None:
     row.end(row.begin())
     row.say("storm", "final")
     assert row.found == [LEAK]

@@ -20,7 +20,8 @@ pytestmark = [pytest.mark.kernel, pytest.mark.timeout(600)]
 
 SOAK = [sys.executable, "-m", "soak", "--seed", "1"]
 HARM = "wrongly touched"
-PATIENCE = 120.0
+STORM_SECONDS = 120.0
+"""Seconds for a short storm to end."""
 HARMED = 240.0
 """Seconds until harm is done that takes a few on an idle host."""
 
@@ -53,7 +54,9 @@ def test_a_storm_touches_nothing_and_leaves_nothing_I1_I2_I3_I4_I5() -> None:
         (NO_WAIT, {BY_STRANGER, TOO_SOON, NOT_RECORDED}),
     ],
 )
-def test_it_sees_the_harm_that_broken_managers_do(broken: str, harm: set[str]) -> None:
+def test_a_storm_sees_the_harm_that_broken_managers_do(
+    broken: str, harm: set[str]
+) -> None:
     with subprocess.Popen(
         [*SOAK, "--minutes", "10", "--broken", broken],
         stdout=subprocess.PIPE,
@@ -67,7 +70,7 @@ def test_it_sees_the_harm_that_broken_managers_do(broken: str, harm: set[str]) -
             said = told.wait_for(f"soak: ({'|'.join(missing)}) in", HARMED)
             missing.discard(said[1])
         soak.send_signal(signal.SIGINT)
-        output, _ = soak.communicate(timeout=PATIENCE)
+        output, _ = soak.communicate(timeout=STORM_SECONDS)
     assert soak.returncode == 1
     counts = table(output.decode())
     assert all(counts[kind.removeprefix(WRONG)] > 0 for kind in harm)
@@ -101,7 +104,7 @@ def wearers(badge: str) -> list[str]:
     [(signal.SIGINT, 0), (signal.SIGKILL, -signal.SIGKILL)],
     ids=["ctrl-c", "kill-9"],
 )
-def test_it_leaves_nobody_behind(
+def test_a_storm_leaves_no_process_behind(
     badge: str, number: signal.Signals, status: int
 ) -> None:
     name, _, value = badge.partition("=")
@@ -112,11 +115,11 @@ def test_it_leaves_nobody_behind(
         stderr=subprocess.PIPE,
     ) as soak:
         assert soak.stdout
-        Lines(soak.stdout).wait_for("the storm begins", PATIENCE)
+        Lines(soak.stdout).wait_for("the storm begins", STORM_SECONDS)
         assert wearers(badge)
         soak.send_signal(number)
         # To the end of its output, which all of its processes may write to.
-        output, errors = soak.communicate(timeout=PATIENCE)
+        output, errors = soak.communicate(timeout=STORM_SECONDS)
     assert soak.returncode == status, errors
     assert b"Traceback" not in errors
     assert (HARM in output.decode()) is (number == signal.SIGINT)

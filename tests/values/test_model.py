@@ -136,7 +136,7 @@ def test_parse_mac_is_the_inverse_of_format_mac(mac: bytes) -> None:
         "52:54:00:12:34:\udcff\udcff",
     ],
 )
-def test_what_is_not_a_mac_is_refused(text: str) -> None:
+def test_a_text_that_is_no_mac_is_refused(text: str) -> None:
     with pytest.raises(RequestError, match="is not of the form") as caught:
         model.parse_mac(text)
     assert repr(text) in str(caught.value)

@@ -62,7 +62,9 @@ def linux_takes(name: bytes) -> bool:
 
 
 @pytest.mark.parametrize(("name", "reason"), REFUSED)
-def test_what_linux_refuses_is_refused_with_the_reason(name: str, reason: str) -> None:
+def test_a_name_that_linux_refuses_is_refused_with_the_reason(
+    name: str, reason: str
+) -> None:
     with pytest.raises(BadName) as caught:
         names.check(name)
     assert repr(name) in str(caught.value)
@@ -80,7 +82,7 @@ def test_a_plain_name_is_checked_when_it_is_parsed(name: str, reason: str) -> No
 @pytest.mark.parametrize(
     "name", ["a", "a" * 15, "é" * 7, "...", "5", "-a", "vnet0.100", "a@b", "all0"]
 )
-def test_what_linux_takes_is_taken(name: str) -> None:
+def test_a_name_that_linux_takes_is_taken(name: str) -> None:
     names.check(name)
 
 
@@ -202,7 +204,7 @@ def test_a_name_that_carries_a_number_is_made_from_it(
         "",
     ],
 )
-def test_what_only_resembles_a_number_is_none(name: str) -> None:
+def test_a_text_that_resembles_a_number_is_none(name: str) -> None:
     assert names.parse("vnet%d").number(name) is None
 
 

@@ -42,10 +42,10 @@ def run(options: argparse.Namespace, host: "Manager") -> int:
         return 0
     problems = host.examine()
     if options.json:
-        output.print_json(problems=[one._asdict() for one in problems])
+        output.print_json(problems=[problem._asdict() for problem in problems])
     else:
-        for one in problems:
-            print(f"{one.description}\n    {one.remedy}")
+        for problem in problems:
+            print(f"{problem.description}\n    {problem.remedy}")
     if not problems:
         print("nothing is wrong", file=sys.stderr)
     return int(bool(problems))

@@ -166,7 +166,9 @@ def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, dict):
-        return ",".join(f"{key}={one}" for key, one in value.items() if one is not None)
+        return ",".join(
+            f"{key}={part}" for key, part in value.items() if part is not None
+        )
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return str(value)

@@ -20,8 +20,8 @@ def run(options: argparse.Namespace, host: "Manager") -> int:
     if options.json:
         output.print_json(
             repairs=[
-                {"action": one.action, "lease": output.lease_json(one.lease)}
-                for one in repairs
+                {"action": repair.action, "lease": output.lease_json(repair.lease)}
+                for repair in repairs
             ]
         )
         return 0

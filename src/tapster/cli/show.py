@@ -32,7 +32,8 @@ def run(options: argparse.Namespace, host: "Manager") -> int:
             output.print_json(**(shown[0] if plain else {"shown": shown}))
     else:
         print(
-            "\n\n".join("\n".join(lines(one)) for one in shown), end="\n" * bool(shown)
+            "\n\n".join("\n".join(lines(lease)) for lease in shown),
+            end="\n" * bool(shown),
         )
     for error in chosen.missing:
         print(f"tapster: {error}", file=sys.stderr)
@@ -72,7 +73,9 @@ def lines(shown: dict[str, Any]) -> list[str]:
 
 def _shown(value: object) -> object:
     if isinstance(value, dict):
-        return " ".join(f"{key}={one}" for key, one in value.items() if one is not None)
+        return " ".join(
+            f"{key}={part}" for key, part in value.items() if part is not None
+        )
     if isinstance(value, tuple):
         return " ".join(map(str, value))
     if isinstance(value, bool):

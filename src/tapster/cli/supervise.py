@@ -83,7 +83,7 @@ class Child:
         Raises KeyboardInterrupt if a signal to stop has come meanwhile: one from
         the terminal that came before the fork has not reached the child.
         """
-        if any(signal.getsignal(one) != signal.SIG_IGN for one in _pending()):
+        if any(signal.getsignal(number) != signal.SIG_IGN for number in _pending()):
             raise KeyboardInterrupt
         os.write(self._go, b"!")
         self._close_go()

@@ -280,10 +280,10 @@ def _add_port(lease: Lease, mark: str) -> tuple[object, ...]:
     words: list[object] = ["ovs-vsctl", "add-port", bridge, lease.name]
     words += ["--", "set", "Port", lease.name, *columns]
     words += ["--", "set", "Interface", lease.name]
-    words += [f'external_ids:{key}="{one}"' for key, one in port.external_ids.items()]
+    words += [f'external_ids:{key}="{text}"' for key, text in port.external_ids.items()]
     words += [f"ingress_policing_rate={rate}", f"ingress_policing_burst={burst}"]
     if port.inbound:
-        queue = [f"other_config:{key}={one}" for key, one in port.inbound.items()]
+        queue = [f"other_config:{key}={text}" for key, text in port.inbound.items()]
         words += ["--", "--id=@queue", "create", "Queue", *queue, ours]
         words += ["--", "--id=@qos", "create", "QoS", "type=linux-htb", ours]
         words += [f"other_config:max-rate={port.inbound['max-rate']}"]

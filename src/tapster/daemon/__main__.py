@@ -20,7 +20,7 @@ from tapster.rpc.interface import SOCKET
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until told to stop; the exit code."""
+    """Serve until a signal stops the daemon. Return the exit code."""
     options = parser().parse_args(arguments)
     log = Log(DEBUG if options.debug else INFO)
     try:
@@ -48,7 +48,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _check(options: argparse.Namespace) -> int:
-    """Report every fault of the configuration, or else what it gives a user."""
+    """Print every fault of the configuration; without a fault, what it allows a
+    user."""
     loaded, faults = config.check(options.config)
     for fault in faults:
         sys.stderr.write(f"{options.config}: {fault}\n")
@@ -65,7 +66,7 @@ def _check(options: argparse.Namespace) -> int:
 
 SWITCH = 0.0005
 """Seconds that a thread may keep another waiting for the interpreter. An acquire takes
-4.4 ms with this, 5.1 with Python's 5 ms, 5.4 with 0.1."""
+4.4 ms with this value, 5.1 ms with Python's default of 5 ms, and 5.4 ms with 0.1 ms."""
 
 
 def _serve(options: argparse.Namespace, log: Log) -> None:

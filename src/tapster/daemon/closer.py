@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Closes what clients sent, where waiting for it delays no other user.
+"""Closes descriptors that clients sent, in threads that delay no other user.
 
 A client may send a descriptor whose last close waits: a TCP socket with SO_LINGER and
-unsent data, or a file of a file system in user space. The kernel also closes what still
-lies unread in a connection when that is closed. So both are closed by a thread of the
-user who sent them. The thread ends when it has nothing left to close.
+unsent data, or a file of a file system in user space. When a connection is closed, the
+kernel also closes the descriptors that lie unread in it. So a thread of the sending
+user closes both descriptors and connections. The thread ends when it has nothing left
+to close.
 """
 
 import socket
@@ -16,19 +17,21 @@ from functools import partial
 from tapster.kernel import unix
 
 LINGER = 1.0
-"""Seconds that a thread waits for more to close: to start one takes a while."""
+"""Seconds that a thread waits for more work: starting a thread takes a while."""
 
 
 class Closer:
-    """One thread for each user who has had something to be closed of late."""
+    """One thread for each user whose descriptors or connections were closed
+    recently."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._waiting: dict[int, deque[Callable[[], None]]] = {}
-        """What is left to close, by user; each user here has a thread."""
+        """What is left to close, by user. Each user in this table has a thread."""
 
     def waiting(self, user: int) -> int:
-        """Return how much of this user's is yet to be closed."""
+        """Return how many of this user's descriptors and connections are not closed
+        yet."""
         return len(self._waiting.get(user, ()))
 
     def close_fds(self, user: int, fds: Iterable[int]) -> None:

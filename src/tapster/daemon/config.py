@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon's file, /etc/tapster/tapster.toml, and what else it reads for policy."""
+"""The daemon's configuration, /etc/tapster/tapster.toml, and the file it names."""
 
 import math
 import os
@@ -30,10 +30,11 @@ SHOWN = 60
 
 
 class Limits(NamedTuple):
-    """`[limits]`: what one user, or all together, may take of the daemon."""
+    """`[limits]`: how much of the daemon one user, or all users together, can
+    occupy."""
 
     devices: int = 16
-    """Devices a user may have at a time, where no rule says another number."""
+    """Devices that a user may have at a time, unless a rule has another number."""
     waiting: int = 64
     """Devices of a user that may be in FIN WAIT."""
     keys: int = 1000
@@ -49,34 +50,36 @@ class Limits(NamedTuple):
     idle: float = 300.0
     """Seconds without a request after which a connection is closed."""
     stall: float = 10.0
-    """Seconds that a request may take to come, or an answer to be received."""
+    """Seconds in which a client must send a whole request, or receive an answer."""
 
 
 class Qemu(NamedTuple):
-    """`[qemu]`: a file as qemu-bridge-helper reads it. What it allows, every user may
-    have through the helper."""
+    """`[qemu]`: a file as qemu-bridge-helper reads it. The helper gives every user what
+    this file allows."""
 
     bridge_conf: str | None = None
 
 
 class Watching(NamedTuple):
-    """`[watch]`: whether to put a device back that other programs took down or off its
-    bridge, or only to report it."""
+    """`[watch]`: whether to restore a device that another program took down or off its
+    bridge, or only to report the change."""
 
     mend: bool = False
 
 
 class MetricsConfig(NamedTuple):
-    """`[metrics]`: where Prometheus asks: a path, or ADDRESS:PORT."""
+    """`[metrics]`: where Prometheus reads the figures: a path, or ADDRESS:PORT."""
 
     listen: str | None = None
     everybody: bool = False
-    """Whether those who reach ADDRESS:PORT may read the figures of all users: the
-    kernel does not tell who asks. A path is for root and who may see-others."""
+    """Whether every client of ADDRESS:PORT may read the figures of all users: the
+    kernel does not say which user is at the other end. At a path, root and users with
+    see-others may read them."""
 
 
 class CommandDefaults(NamedTuple):
-    """`[defaults]`: what options of the command are by default, for the command."""
+    """`[defaults]`: the defaults for options of the command. The daemon ignores
+    them."""
 
     bridge: str | None = None
     fin_wait: str | None = None
@@ -96,12 +99,12 @@ class Config(NamedTuple):
     watch: Watching = Watching()
     metrics: MetricsConfig = MetricsConfig()
     fleet: bool = False
-    """There is a `[fleet]`, which `tapster.fleet.settings` reads."""
+    """The file has a `[fleet]`, which `tapster.fleet.settings` reads."""
     defaults: CommandDefaults = CommandDefaults()
 
 
 class Fault(NamedTuple):
-    """One thing that is wrong with the file."""
+    """A mistake in the file."""
 
     line: int | None
     where: str
@@ -113,7 +116,8 @@ class Fault(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """The file, the one it names, and the ids of the users and groups it names."""
+    """The configuration, the file of QEMU that it names, and the ids of users and
+    groups that it names."""
 
     config: Config = Config()
     listed: Acl = ()
@@ -135,7 +139,7 @@ class Loaded(NamedTuple):
         )
 
     def rules_for_bridge(self, bridge: str | None) -> tuple[Rule, ...]:
-        """Return the rules for what qemu-bridge-helper asks: a tap on a bridge, no
+        """Return the rules for requests of the bridge helper: a tap on a bridge, no
         more."""
         if bridge is not None and acl.permits(self.listed, bridge):
             return (*self.rules, Rule(users=(ANYBODY,), bridges=(bridge,)))
@@ -156,9 +160,9 @@ def load(path: str, *, must_exist: bool = False) -> Loaded:
 
 
 def check(path: str) -> tuple[Loaded | None, list[Fault]]:
-    """Read the file, and report all that is wrong with it.
+    """Read the file, and report every fault.
 
-    Users and groups that do not exist are faults with which the file can be used.
+    A user or group that does not exist is a fault, but the file can still be used.
     """
     try:
         text = _read(path)
@@ -194,7 +198,7 @@ def check(path: str) -> tuple[Loaded | None, list[Fault]]:
 
 
 def _read(path: str) -> str:
-    # A FIFO must not make the daemon wait.
+    # Opening a FIFO must not make the daemon wait.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     with open(fd, "rb") as file:
         data = file.read(LONGEST + 1)
@@ -204,7 +208,7 @@ def _read(path: str) -> str:
 
 
 class _Reader:
-    """Makes a configuration of what TOML says, and notes every fault."""
+    """Makes a configuration from parsed TOML, and notes every fault."""
 
     def __init__(self, text: str) -> None:
         self.faults: list[Fault] = []
@@ -320,7 +324,7 @@ class _Reader:
     def _check_word(
         self, where: str, key: str, word: str, known: Sequence[str]
     ) -> None:
-        if not any(fnmatchcase(one, word) for one in known):
+        if not any(fnmatchcase(candidate, word) for candidate in known):
             self._unknown_word(where, key, word, known)
 
     def _unknown_word(
@@ -348,8 +352,8 @@ class _Reader:
         return None
 
     def _line(self, where: str, key: str, value: str | None) -> int | None:
-        """Return the line of a key, or of a value in its list; as near as can be
-        said."""
+        """Return the line of a key, or of a value in its list, as exactly as
+        possible."""
         table, _, index = where.rstrip("]").partition("[")
         start = 0
         if table:
@@ -406,7 +410,8 @@ def _shown(value: Any) -> str:
 
 
 def resolve(loaded: Loaded) -> Loaded:
-    """Look up the users and groups that the rules name. This may wait for a server."""
+    """Look up the users and groups that the rules name. This may wait for a directory
+    server."""
     users: dict[str, str] = {}
     groups: dict[str, str] = {}
     unknown: list[str] = []
@@ -455,7 +460,8 @@ def _id_of_group(name: str) -> str | None:
 
 
 def caller_named(name: str) -> Caller:
-    """Return the caller that a user will be. Raises RequestError if there is none."""
+    """Return the caller for a user's name or id. Raises RequestError if there is no
+    such user."""
     try:
         entry = getpwuid(int(name)) if name.isdecimal() else getpwnam(name)
     except (KeyError, ValueError, OverflowError):

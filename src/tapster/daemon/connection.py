@@ -2,8 +2,8 @@
 """One client's connection: bytes and descriptors, in and out, within bounds.
 
 A connection has at most one request under way. Until its answer has been sent, nothing
-more is read. So a client that sends more than it receives delays only itself, and what
-it makes the daemon keep is bounded.
+more is read. So a client that sends more than it receives delays only itself, and the
+memory that it occupies is bounded.
 """
 
 import socket
@@ -47,21 +47,21 @@ class Connection:
         self.pidfd = pidfd
         self.state = ConnectionState.IDLE
         self.half_closed = False
-        """The client sends no more."""
+        """The client has closed its sending side."""
         self.paused = False
         """The client's user has used up its rate."""
         self.scheduled = False
         """The loop will come back to this connection without an event."""
         self.since = now
-        """When the first byte of the request came, or the answer began to be sent; or
-        else when the last request was done."""
+        """When the first byte of the request arrived, or the daemon began to send the
+        answer; otherwise, when the last request was done."""
         self.undo: Callable[[], None] | None = None
-        """Takes back what the last answer hands over, in case the client has not
-        received it."""
+        """Undoes the last answer's request, in case the client has not received the
+        answer."""
         self.job: Job | None = None
         """The request under way."""
         self.droppable = False
-        """Whether that request need not be done if the client leaves."""
+        """Whether the daemon may skip that request if the client leaves."""
         self.next_page: Callable[[], None] | None = None
         """Fetches the next page of a long answer."""
         self.fds: list[int] = []
@@ -80,7 +80,7 @@ class Connection:
         self.state = after(self.state, event)
 
     def close(self) -> None:
-        """Close everything. What `undo` does is left to the caller."""
+        """Close everything. The caller runs `undo`, if needed."""
         self.step(ConnectionEvent.LOSS)
         self._closer.close_connection(self.caller.uid, self.socket)
         self.discard(self.fds)
@@ -98,16 +98,17 @@ class Connection:
 
     @property
     def events(self) -> int:
-        """What to wait for: bytes to come, or room for those that are to go."""
+        """The events to wait for: incoming bytes, or room for outgoing bytes."""
         watching = self.state is ConnectionState.WATCHING
         reading = self.state in READING and not self.half_closed and not self.paused
-        # What has come is answered first: so no more than a request is kept.
+        # Answer the present request before reading more: so one request at most is
+        # kept.
         reading = reading and (watching or not (self._out or self.has_request))
         return (READ if reading else 0) | (WRITE if self._out else 0)
 
     @property
     def sending(self) -> bool:
-        """Whether something is yet to be sent."""
+        """Whether bytes wait to be sent."""
         return bool(self._out)
 
     @property
@@ -127,7 +128,7 @@ class Connection:
 
     @property
     def taken(self) -> bool:
-        """Whether the client has received all that was sent."""
+        """Whether the client has received everything that was sent."""
         return not self._out and not unix.untaken(self.socket)
 
     def receive(self, now: float) -> None:
@@ -144,7 +145,7 @@ class Connection:
             self.since = now
         self._in += data
         if fds:
-            # They belong to the last request; those before it have none.
+            # Descriptors belong to the last request; the requests before it have none.
             self.discard(self.fds)
             self.fds = fds
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The open connections: who comes in, who is read, and who has to leave.
+"""The open connections: admits clients, reads their requests, and drops connections.
 
 Each user has a share of the connections and of the requests. A user who sends more
 than the rate allows is not read until the rate allows it again.
@@ -25,13 +25,14 @@ from tapster.kernel import unix
 ACCEPTS = 8
 """Connections to accept at a time, before others are served."""
 ACCEPT_PAUSE = 0.002
-"""Seconds until further connections are accepted, when so many came at a time. Whose
-they are is known only then, so this alone keeps a flood of them from others' work."""
+"""Seconds until further connections are accepted, after ACCEPTS came at a time. The
+user of a connection is known only after accepting it. So this pause alone keeps a flood
+of connections from delaying other users."""
 REQUESTS = 8
 """Requests of one connection to take at a time, before others are served."""
 TAKEN_PAUSE = 0.01
-"""Seconds until the next look whether a client has received an answer, when it sent
-its next request before."""
+"""A client can send its next request before it has received an answer. Then the daemon
+looks again after so many seconds whether the client has received the answer."""
 CLOSING_FDS = 64
 """Descriptors of a user that may wait to be closed."""
 
@@ -52,13 +53,13 @@ class Connections:
         identify: Callable[[socket.socket], tuple[Caller, int]],
         may_send_descriptors: Callable[[Caller], bool] = lambda _: True,
     ) -> None:
-        """`limits` gives the limits as they are now; `identify` the caller at the other
-        end of a socket, and a pidfd of the calling process or -1. From a caller who may
-        not send descriptors the kernel refuses them, where it can."""
+        """`limits` gives the limits as they are now; `identify` gives the caller at the
+        other end of a socket, and a pidfd of the calling process or -1. If the caller
+        may not send descriptors, the kernel refuses them, where it can."""
         self.on_request: OnRequest = _ignore
         """Called with each request that is to be answered."""
         self.take_back: Callable[[Callable[[], None]], None] = _call
-        """Called with what undoes an answer that its client did not receive."""
+        """Called with the undo of an answer that its client did not receive."""
         self.fail: Callable[[Connection, TapsterError], None] = _ignore_error
         """Called to send an error to a connection that is about to be closed."""
         self.stopping = False
@@ -75,10 +76,10 @@ class Connections:
         self._waiting: dict[int, dict[Connection, None]] = {}
         """The paused connections of each user, in the order of their requests."""
         self._events: dict[Connection, int] = {}
-        """What the loop waits for, of each connection."""
+        """The events that the loop waits for, by connection."""
         self._paused_listeners: list[socket.socket] = []
         self._logged: set[tuple[int, str]] = set()
-        """What has been logged of a user, so that it is logged once."""
+        """What has been logged about each user, so that it is logged once."""
 
     def __len__(self) -> int:
         return len(self._open)
@@ -86,9 +87,11 @@ class Connections:
     def watching(self) -> Iterator[Connection]:
         """The connections whose clients watch."""
         watching = ConnectionState.WATCHING
-        yield from [one for one in self._open if one.state is watching]
+        yield from [
+            connection for connection in self._open if connection.state is watching
+        ]
 
-    # Coming in
+    # Accepting
 
     def listen(self, listener: socket.socket) -> None:
         """Accept connections on this socket, which stays the caller's."""
@@ -125,7 +128,7 @@ class Connections:
     def _not_accepted(self, listener: socket.socket, error: OSError) -> None:
         self._log(WARNING, "not-accepted", error=error)
         if error.errno in (EMFILE, ENFILE):
-            # Trying again before a descriptor is free would only burn time.
+            # Retrying before a descriptor is free would only use processor time.
             self._loop.remove(listener.fileno())
             self._paused_listeners.append(listener)
 
@@ -168,15 +171,17 @@ class Connections:
         return None
 
     def _make_room(self, caller: Caller) -> bool:
-        """Drop a connection of the user who has most of them, unless that is the
-        caller; whether there is room now."""
+        """Drop a connection of the user with the most connections, unless that user is
+        the caller. Return whether there is room now."""
         user = max(self._by_user, key=self._by_user.__getitem__)
         if self._by_user[user] <= self._by_user[caller.uid]:
             return False
-        own = [one for one in self._open if one.caller.uid == user]
-        idle = [one for one in own if one.state is ConnectionState.IDLE]
+        own = [connection for connection in self._open if connection.caller.uid == user]
+        idle = [
+            connection for connection in own if connection.state is ConnectionState.IDLE
+        ]
         self._log_once(own[0].caller, "evicted", "other users need connections")
-        self.drop(min(idle or own, key=lambda one: one.since), "evicted")
+        self.drop(min(idle or own, key=lambda connection: connection.since), "evicted")
         return True
 
     def _log_once(self, caller: Caller, event: str, detail: str) -> None:
@@ -185,7 +190,7 @@ class Connections:
             self._logged.add((caller.uid, event))
             self._log(WARNING, event, user=caller.uid, detail=detail)
 
-    # Being served
+    # Serving
 
     def _ready(self, connection: Connection, events: int) -> None:
         now = self._loop.now()
@@ -211,7 +216,7 @@ class Connections:
     def _lost(self, connection: Connection) -> None:
         """Act on a client that left while its connection is not read."""
         if connection.state is ConnectionState.WORKING and not connection.droppable:
-            # What it asked for is done all the same. The hang-up is known now.
+            # The request is carried out all the same. The hang-up is known now.
             connection.half_closed = True
             self._forget(connection)
             return
@@ -220,7 +225,7 @@ class Connections:
         self.drop(connection, "closed")
 
     def go_on(self, connection: Connection) -> None:
-        """Take the requests that have come, as far as they can be answered now."""
+        """Take requests that have arrived, as far as they can be answered now."""
         limit = self._limits().message
         taken = 0
         while (
@@ -265,7 +270,7 @@ class Connections:
         """Return whether the client has received its last answer; if not, look again
         soon."""
         if not connection.received and not connection.half_closed:
-            return True  # nothing depends on it yet
+            return True  # no lease depends on the answer yet
         if connection.taken:
             connection.undo = None
             return True
@@ -273,7 +278,7 @@ class Connections:
         return False
 
     def _come_back(self, connection: Connection, seconds: float) -> None:
-        """Go on with a connection later, though nothing happens to it until then."""
+        """Go on with a connection later, even if no event arrives until then."""
         if not connection.scheduled:
             connection.scheduled = True
             when = self._loop.now() + seconds
@@ -316,7 +321,7 @@ class Connections:
             del self._waiting[user]
 
     def settle(self, connection: Connection) -> None:
-        """Wait for what comes next of a connection, or close it."""
+        """Wait for the next event of a connection, or close the connection."""
         if connection not in self._open:
             return
         state = connection.state
@@ -337,7 +342,7 @@ class Connections:
             self._wait_for(connection)
 
     def _forget(self, connection: Connection) -> None:
-        """Wait for nothing of this connection any more."""
+        """Stop waiting for events of this connection."""
         if self._events.pop(connection, None) is not None:
             self._loop.remove(connection.fd)
 
@@ -346,8 +351,8 @@ class Connections:
         if connection not in self._events:
             return
         if not events and connection.state is ConnectionState.WORKING:
-            # Most clients send nothing before they have the answer: `_ready` sees to
-            # those that do, and the others cost no system call.
+            # Most clients send nothing before they have the answer, and cost no system
+            # call here. `_ready` handles the other clients.
             return
         if self._events[connection] != events:
             self._events[connection] = events
@@ -374,11 +379,12 @@ class Connections:
         self.settle(connection)
 
     def reject(self, connection: Connection, reason: str) -> None:
-        """Tell a client what was wrong and hang up: what follows is not understood."""
+        """Send a client an error and hang up: the bytes that follow cannot be
+        understood."""
         connection.step(ConnectionEvent.REJECTION)
         self.fail(connection, RequestError(reason))
 
-    # Leaving
+    # Closing
 
     def drop(self, connection: Connection, reason: str) -> None:
         """Close a connection, and take back what its client did not receive."""
@@ -402,8 +408,8 @@ class Connections:
         self._resume_listeners()
 
     def drop_all(self, reason: str) -> None:
-        """Close every connection at the daemon's end. What has been sent whole may
-        still be received, so it is not taken back."""
+        """Close every connection at the daemon's end. A client may still receive an
+        answer that was sent completely, so such an answer is not undone."""
         self._paused_listeners = []
         for connection in list(self._open):
             if not connection.sending:
@@ -428,7 +434,7 @@ class Connections:
                 if quiet > limits.stall:
                     self.drop(connection, "stalled")
             elif connection.state is ConnectionState.IDLE and not connection.paused:
-                # A client that is stopped may still read an answer when it goes on.
+                # A client that is stopped can still read an answer when it continues.
                 kept = connection.undo is not None and not connection.taken
                 if quiet > limits.idle and not kept:
                     connection.undo = None

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a request to its answer: requests are checked here, and methods are called.
+"""From a request to its answer: checks requests and calls methods.
 
-What a method does runs in the worker's thread, and so does the encoding of its answer.
+A method runs in the worker's thread, which also encodes the answer.
 """
 
 import time
@@ -35,8 +35,9 @@ _DROPPABLE = frozenset(
         *("Get", "List", "History", "Examine", "GetStatistics"),
     }
 )
-"""The methods that are not begun for a client that has left. It did not wait for the
-answer, so it cannot count on what they do. A release is done all the same."""
+"""The methods that are not begun for a client that has left. The client did not wait
+for the answer, so it cannot rely on the result. A release is carried out all the
+same."""
 
 
 class Request(NamedTuple):
@@ -59,7 +60,7 @@ class Reply(NamedTuple):
 
 
 class Dispatcher:
-    """Answers requests: at once, or when the worker has done what they ask for."""
+    """Answers requests: immediately, or when the worker has carried them out."""
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class Dispatcher:
         log: Log,
     ) -> None:
         self.stopping = False
-        """Whether what is to be undone must be undone at once."""
+        """Whether undoing must happen in this thread, because the daemon stops."""
         self._connections = connections
         self._worker = worker
         self._service = service
@@ -106,13 +107,13 @@ class Dispatcher:
             self._answer_error(connection, self.explain(error), request.oneway)
 
     def explain(self, error: Exception) -> TapsterError:
-        """Log an error that nobody foresaw; the error that the client gets."""
+        """Log an unforeseen error. Return the error to send to the client."""
         self._log(ERROR, "failed", traceback="".join(format_exception(error)))
         return internal(error)
 
     def _dispatch(self, connection: Connection, request: Request) -> None:
-        """Answer at once, or let the worker. Takes the descriptors over, unless it
-        raises."""
+        """Answer immediately, or let the worker answer. Take over the descriptors,
+        unless it raises."""
         method = _METHODS.get(request.method)
         if method is None:
             self._describe(connection, request)
@@ -197,7 +198,7 @@ class Dispatcher:
     # Varlink's own interface
 
     def _describe(self, connection: Connection, request: Request) -> None:
-        """Answer what every Varlink service is asked."""
+        """Answer the methods that every Varlink service has."""
         where, _, method = request.method.rpartition(".")
         given, oneway = request.parameters, request.oneway
         if where not in _INTERFACES:
@@ -236,14 +237,14 @@ class Dispatcher:
             self.take_back(answer.undo)
 
     def take_back(self, undo: Callable[[], None]) -> None:
-        """Undo what an answer handed over that its client did not receive."""
+        """Undo an answer that its client did not receive."""
         if self.stopping:
             undo()
         else:
             self._worker.submit(undo, self._ignore)
 
     def _ignore(self, result: Any) -> None:
-        """Take the result of what has been undone: failures are in the log."""
+        """Ignore the result of undoing: failures are in the log."""
 
     def _answer_error(
         self, connection: Connection, error: TapsterError, oneway: bool
@@ -269,7 +270,7 @@ class Dispatcher:
     def _standard(
         self, connection: Connection, name: str, parameters: Any, oneway: bool
     ) -> None:
-        """Answer with an error that every Varlink service has."""
+        """Answer with one of the errors that every Varlink service has."""
         if oneway:
             connection.step(ConnectionEvent.SILENCE)
             return

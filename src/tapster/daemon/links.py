@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reports of changed links, gathered for the worker: many reports make one look."""
+"""Gathers reports of changed links, so that the worker looks once for many reports."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -11,14 +11,14 @@ from tapster.kernel.port import Changes, Watch
 from tapster.light import Any
 
 PAUSE = 0.01
-"""Seconds between two looks: each acquire makes a dozen reports, which come one after
-the other. The first report after a pause is looked at immediately."""
+"""Seconds between two looks: each acquire causes a dozen reports. The worker looks at
+the first report after a pause immediately."""
 
 Submit = Callable[[Callable[[], Any]], None]
 
 
 class Links:
-    """Takes reports from the watches, and lets the worker look at what they name."""
+    """Takes reports from the watches, and lets the worker look at the named devices."""
 
     def __init__(
         self, loop: Loop, watches: Sequence[Watch], upkeep: Upkeep, submit: Submit
@@ -43,7 +43,7 @@ class Links:
     def _reported(self, watch: Watch, _: int) -> None:
         now = self._loop.now()
         if now < self._not_before:
-            # Wait for further reports, without being woken up by each.
+            # Wait for further reports, and do not wake up for each.
             self._loop.change(watch.fileno(), 0)
             self._loop.at(self._not_before, partial(self._resume, watch))
             return

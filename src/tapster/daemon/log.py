@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon's log: a line an event, `key=value`, as the journal takes it.
+"""The daemon's log: one line of `key=value` pairs for each event, for the journal.
 
 Under systemd each line begins with its priority (sd-daemon(3)).
 """
@@ -14,7 +14,7 @@ _NAMES = {ERROR: "error", WARNING: "warning", INFO: "info", DEBUG: "debug"}
 
 
 class Log:
-    """Lines to standard error, down to a level."""
+    """Writes lines of at least one level to standard error."""
 
     def __init__(self, level: int = INFO) -> None:
         self._level = level
@@ -33,7 +33,7 @@ class Log:
             sys.stderr.write(start + " ".join(words) + "\n")
             sys.stderr.flush()
         except OSError:
-            self._level = -1  # nobody reads it any more
+            self._level = -1  # no process reads the log any more
 
 
 def _quoted(value: Any) -> str:
@@ -41,6 +41,6 @@ def _quoted(value: Any) -> str:
     plain = text.isprintable() and not set(text) & set(' ="') and text
     if plain:
         return text
-    # Not by a codec: it may have to be loaded, when no descriptor is left for that.
+    # Not with a codec: loading a codec needs a descriptor, and none may be left.
     inside = ascii(text)[1:-1].replace('"', '\\"')
     return f'"{inside}"'

@@ -12,13 +12,13 @@ LONGEST = 60.0
 """Seconds to wait at most when nothing is due."""
 
 OnReady = Callable[[int], None]
-"""Called with what a descriptor is ready for: READ, WRITE or HANGUP, or several."""
+"""Called with the events of a descriptor: READ, WRITE, HANGUP, or several of these."""
 
 
 class Loop:
     """Calls back when a descriptor is ready or a point in time has come.
 
-    A hang-up is reported for each descriptor, also for one that waits for nothing.
+    A hang-up is reported for every descriptor, also if no event was asked for.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -38,20 +38,22 @@ class Loop:
         self._epoll.modify(fd, events)
 
     def remove(self, fd: int) -> None:
-        """Wait for a descriptor no more; close it afterwards, not before."""
+        """Stop waiting for a descriptor. The caller closes it afterwards, not
+        before."""
         self._epoll.unregister(fd)
         del self._calls[fd]
 
     def at(self, when: float, call: Callable[[], None]) -> None:
-        """Call at this time of `now`."""
+        """Call a function at this time, as `now` counts."""
         heapq.heappush(self._timers, (when, next(self._order), call))
 
     def turn(self, seconds: float = LONGEST) -> None:
-        """Wait, at most so long, and call back for all that is ready or due."""
+        """Wait at most so long. Then call back for every descriptor and time that is
+        due."""
         if self._timers:
             seconds = min(seconds, self._timers[0][0] - self.now())
         ready = self._epoll.poll(max(seconds, 0.0))
-        # A descriptor's number may pass to another file within this turn.
+        # Within this turn, another file may get the number of a closed descriptor.
         calls = [(fd, events, self._calls.get(fd)) for fd, events in ready]
         for fd, events, call in calls:
             if call is not None and self._calls.get(fd) is call:
@@ -61,5 +63,5 @@ class Loop:
             heapq.heappop(self._timers)[2]()
 
     def close(self) -> None:
-        """Close the loop, and none of its descriptors."""
+        """Close the loop, but none of its descriptors."""
         self._epoll.close()

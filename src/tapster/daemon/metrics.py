@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is counted, and how Prometheus wants to read it. Pure."""
+"""The figures that the daemon counts, in the text format of Prometheus. Pure."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,7 +12,7 @@ BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.
 
 
 class Kind(NamedTuple):
-    """A family of figures."""
+    """A family of figures, as Prometheus calls it."""
 
     says: str
     type: str
@@ -62,7 +62,7 @@ class Metrics:
         self._sums[name] += seconds
 
     def counts(self) -> tuple[Count, ...]:
-        """Return every figure; of a histogram the number and the sum."""
+        """Return every figure; for a histogram, its count and its sum."""
         plain = [
             Count(name, value, label or None)
             for (name, label), value in sorted(self._counts.items())
@@ -75,7 +75,7 @@ class Metrics:
         return tuple(plain)
 
     def text(self) -> str:
-        """In Prometheus' text format, version 0.0.4."""
+        """Return the figures in Prometheus' text format, version 0.0.4."""
         return "\n".join([*self._simple(), *self._histograms()]) + "\n"
 
     def _simple(self) -> Iterator[str]:
@@ -84,8 +84,8 @@ class Metrics:
             yield from _head(full, kind.says, kind.type)
             found = {
                 label: value
-                for (one, label), value in sorted(self._counts.items())
-                if one == name
+                for (family, label), value in sorted(self._counts.items())
+                if family == name
             }
             for label, value in found.items() if found or kind.label else [("", 0)]:
                 where = f'{{{kind.label}="{label}"}}' if kind.label else ""
@@ -97,7 +97,7 @@ class Metrics:
             yield from _head(full, says, "histogram")
             below = 0
             for bound, number in zip(
-                (*(f"{one:g}" for one in BUCKETS), "+Inf"),
+                (*(f"{bound:g}" for bound in BUCKETS), "+Inf"),
                 self._buckets[name],
                 strict=True,
             ):

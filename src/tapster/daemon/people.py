@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is at the other end of a connection, as the kernel says.
+"""Identify the process at the other end of a connection, through the kernel.
 
-No name is looked up here: that may wait for a server. The rules of the policy name
-users and groups by id, and the names of users that they mention are at hand.
+This file looks up no name, because that may wait for a directory server. The rules of
+the policy have users and groups by id. The configuration has looked up the names of
+users that the rules mention.
 """
 
 import os
@@ -16,7 +17,7 @@ from tapster.kernel import unix
 def identify(connected: socket.socket, names: Mapping[int, str]) -> tuple[Caller, int]:
     """Return the caller at the other end, and a pidfd of the calling process, or -1.
 
-    `names` has names of users by id, as far as they are known.
+    `names` has the known names of users, by id.
 
     The caller closes the pidfd.
     """

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may do what. Pure: from the rules of a configuration to a yes or a reason.
+"""Decide whether a caller may do something, by the rules of a configuration. Pure.
 
-Rule 1: what no rule allows is refused. Root may do everything.
-Rule 2: one rule must allow all of a device. Parts of several rules do not add up.
-Rule 3: a change of a device is judged as an acquire of the device that would result.
-Rule 4: a field of a request that is not listed here is a feature, and needs a rule that
-names it. So a field that is added to a request is refused until a rule allows it.
-Rule 5: a refusal says the rule that would be needed.
+Rule 1: a request that no rule allows is refused. Root may do everything. Rule 2: one
+rule must allow everything about a device. Parts of several rules do not add up. Rule 3:
+a change of a device is judged as an acquire of the device that would result. Rule 4: a
+field of a request that is not listed here is a feature, and needs a rule that names it.
+So a field that is added to a request is refused until a rule allows it. Rule 5: a
+refusal names the rule that is needed.
 """
 
 from collections.abc import Iterable, Iterator
@@ -44,13 +44,13 @@ class Rule(NamedTuple):
 
 
 class Caller(NamedTuple):
-    """Who calls, as the kernel says."""
+    """The calling user, as the kernel reports it."""
 
     uid: int
     gids: tuple[int, ...]
     pid: int = 0
     user: str = ""
-    """The user's name if it is known, for messages alone."""
+    """The user's name if it is known. Only messages use it."""
 
     @property
     def root(self) -> bool:
@@ -72,13 +72,13 @@ class Need(NamedTuple):
 
 
 class Device(NamedTuple):
-    """A device as it is to be, with all that a rule may say of it."""
+    """A requested device, with everything that a rule can allow or forbid."""
 
     spec: Spec
     netns: str | None = None
     vhost: bool = False
     lowers_bridge: bool = False
-    """Its MTU is below that of its bridge, whose MTU falls to it."""
+    """Its MTU is below the MTU of its bridge, and lowers the MTU of the bridge."""
 
 
 SEE_OTHERS = Need("features", "see-others")
@@ -93,7 +93,7 @@ LISTED = {
     "trunks": "vlans",
     "vlan": "vlans",
 }
-"""The fields whose values a rule lists."""
+"""The fields that a rule allows by listing values."""
 FREE = frozenset(
     {
         *("key", "labels", "owner", "vnet_hdr"),
@@ -102,7 +102,8 @@ FREE = frozenset(
         *("bpdu_guard", "outbound_pps", "root_guard"),
     }
 )
-"""The fields that hurt no other guest. Some of them bind the guest itself."""
+"""The fields that hurt no other guest, so every user may set them. Some of them
+restrict the guest itself."""
 _OTHER_FEATURES = (
     *(SEE_OTHERS.value, END_OTHERS.value, MAINTAIN.value),
     *("vhost", "lower-bridge-mtu", "unsafe-names"),
@@ -116,18 +117,18 @@ FEATURES = frozenset(
     }
     | {*_OTHER_FEATURES}
 )
-"""What a rule may list as a feature."""
+"""The features that a rule can list."""
 REQUIRABLE = frozenset(
     field.replace("_", "-")
     for kind in (Tap, Macvtap)
     for field in kind._fields
     if field not in ("name", "bridge", "ovs", "lower")
 )
-"""What a rule may require."""
+"""The fields that a rule can require."""
 
 
 def needs(device: Device, caller: Caller) -> tuple[Need, ...]:
-    """Return what a rule must have to allow this device to this caller."""
+    """Return the values that a rule must list to allow this device to this caller."""
     return tuple(dict.fromkeys(_needs(device, caller)))
 
 
@@ -158,8 +159,8 @@ def _needs(device: Device, caller: Caller) -> Iterator[Need]:
 
 
 def judge(rules: tuple[Rule, ...], caller: Caller, device: Device) -> str | None:
-    """Return None if the caller may have this device; else why not, and which rule
-    would allow it."""
+    """Return None if the caller may have this device; else the reason, and the rule
+    that would allow it."""
     if caller.root:
         return None
     needed = needs(device, caller)
@@ -167,7 +168,7 @@ def judge(rules: tuple[Rule, ...], caller: Caller, device: Device) -> str | None
     for rule in own:
         if not missing(rule, needed) and not _unmet(rule, device.spec):
             return None
-    # A rule that lists all the device needs says best what is still missing.
+    # The missing fields of a rule that lists everything needed make the best message.
     for rule in own:
         if not missing(rule, needed):
             unmet = ", ".join(_unmet(rule, device.spec))
@@ -178,8 +179,8 @@ def judge(rules: tuple[Rule, ...], caller: Caller, device: Device) -> str | None
 def refusal(
     rules: tuple[Rule, ...], caller: Caller, needed: tuple[Need, ...]
 ) -> str | None:
-    """Return None if one rule has all that is needed; else why not, and which rule
-    would allow it."""
+    """Return None if one rule has everything that is needed; else the reason, and the
+    rule that would allow it."""
     own = rules_of(rules, caller)
     if caller.root or any(not missing(rule, needed) for rule in own):
         return None
@@ -207,7 +208,7 @@ def _refusal(own: list[Rule], caller: Caller, needed: tuple[Need, ...]) -> str:
 
 
 def allows(rules: tuple[Rule, ...], caller: Caller, need: Need) -> bool:
-    """Return whether a rule has this one thing for the caller."""
+    """Return whether a rule for the caller lists this value."""
     return refusal(rules, caller, (need,)) is None
 
 
@@ -230,12 +231,12 @@ def quota(rules: tuple[Rule, ...], caller: Caller, default: int) -> int | None:
 
 
 def missing(rule: Rule, needed: tuple[Need, ...]) -> tuple[Need, ...]:
-    """Return what a rule lacks of what is needed."""
+    """Return the needed values that a rule does not list."""
     return tuple(need for need in needed if not _has(rule, need))
 
 
 def rules_of(rules: tuple[Rule, ...], caller: Caller) -> list[Rule]:
-    """Return the rules that are for a caller. They name users and groups by id."""
+    """Return the rules that apply to a caller. They have users and groups by id."""
     users = {str(caller.uid), ANYBODY}
     groups = set(map(str, caller.gids))
     return [
@@ -246,14 +247,16 @@ def rules_of(rules: tuple[Rule, ...], caller: Caller) -> list[Rule]:
 
 
 def _unmet(rule: Rule, spec: Spec) -> tuple[str, ...]:
-    """Return what a rule requires and a request does not set."""
+    """Return the fields that a rule requires and a request does not set."""
     unset = {
         field.replace("_", "-")
         for field, value in spec._asdict().items()
         if value == spec._field_defaults.get(field)
     }
     settable = {field.replace("_", "-") for field in spec._fields}
-    return tuple(one for one in rule.require if one in unset or one not in settable)
+    return tuple(
+        field for field in rule.require if field in unset or field not in settable
+    )
 
 
 def _has(rule: Rule, need: Need) -> bool:
@@ -261,7 +264,7 @@ def _has(rule: Rule, need: Need) -> bool:
     if need.key == "vlans":
         return any(_in_range(need.value, text) for text in listed)
     if need.key == "netns" and "/" in need.value:
-        # A pattern stands for names. A path must be listed as it is.
+        # A pattern matches names only. A path must be listed literally.
         return need.value in listed
     return any(fnmatchcase(need.value, pattern) for pattern in listed)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processes with which leases end: the loop is told when each has ended."""
+"""The processes that leases are bound to. The loop reports the end of each."""
 
 import os
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from tapster.kernel.port import System
 from tapster.model import Process
 
 RETRY = 1.0
-"""Seconds until a process is watched that could not be: the descriptors ran out."""
+"""Seconds until the next attempt to watch a process after descriptors ran out."""
 
 
 class Processes:
@@ -31,7 +31,7 @@ class Processes:
         return len(self._watched)
 
     def watch(self, process: Process) -> None:
-        """Report the end of this process; it may have ended already."""
+        """Report the end of this process, also if it has ended already."""
         if process in self._watched:
             return
         self._retried.discard(process)
@@ -48,7 +48,7 @@ class Processes:
         self._loop.add(pidfd, READ, lambda _: self._ended(process))
 
     def forget(self, process: Process) -> None:
-        """Watch this process no more: no lease is bound to it."""
+        """Stop watching this process: no lease is bound to it any more."""
         self._retried.discard(process)
         pidfd = self._watched.pop(process, None)
         if pidfd is not None:
@@ -56,7 +56,7 @@ class Processes:
             os.close(pidfd)
 
     def close(self) -> None:
-        """Watch none any more."""
+        """Stop watching every process."""
         for process in list(self._watched):
             self.forget(process)
 

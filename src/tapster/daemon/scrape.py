@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Just enough HTTP for Prometheus: every request is answered with the figures."""
+"""Just enough HTTP for Prometheus: answers every request with the figures."""
 
 import socket
 from collections.abc import Callable, Sequence
@@ -18,13 +18,14 @@ Measure = Callable[[Callable[[str], None]], None]
 
 
 class Scrapers:
-    """The open connections of those who read one daemon's metrics."""
+    """The open connections of the programs that read a daemon's metrics."""
 
     def __init__(
         self, loop: Loop, measure: Measure, may_read: Callable[[socket.socket], bool]
     ) -> None:
-        """`measure` calls what it is given with the text of the figures. `may_read`
-        says whether the process at the other end of a socket may have them."""
+        """`measure` passes the text of the figures to its argument, a function.
+        `may_read` says whether the process at the other end of a socket may read the
+        figures."""
         self._may_read = may_read
         self._loop = loop
         self._measure = measure
@@ -114,7 +115,7 @@ def serve(
     measure: Measure,
     may_read: Callable[[socket.socket], bool],
 ) -> None:
-    """Answer on these sockets, which stay the caller's."""
+    """Answer on these sockets. The caller closes them."""
     scrapers = Scrapers(loop, measure, may_read)
     for listener in listeners:
         scrapers.listen(listener)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The daemon as a whole: constructs its parts, and runs the thread that serves sockets.
 
-That thread never waits for anything but its descriptors. What may take longer is done
-by the worker's thread.
+That thread never waits for anything but its descriptors. The worker's thread does
+everything that may take longer.
 """
 
 import os
@@ -36,8 +36,8 @@ from tapster.operations.operations import Operations
 REFRESH = 60.0
 """Seconds until the users and groups of the policy are looked up again."""
 SWEEP = 1.0
-"""Seconds between looks for what nothing reports: idle connections, leases of other
-managers in further namespaces, and retries that are due."""
+"""Seconds between checks for conditions without an event: idle connections, leases of
+other managers in further namespaces, and due retries."""
 
 
 class Server:
@@ -115,7 +115,7 @@ class Server:
         finally:
             self._stop()
 
-    # The parts' callbacks
+    # Callbacks of the parts
 
     def _explain(self, error: Exception) -> TapsterError:
         return self._dispatcher.explain(error)
@@ -124,8 +124,8 @@ class Server:
         self._worker.call_serving(self._dispatcher.tell, event)
 
     def _has_rules(self, caller: Caller) -> bool:
-        """Return whether the policy has a rule for a caller: others can hold no lease,
-        so they have no process to bind to it."""
+        """Return whether the policy has a rule for a caller. A caller without a rule
+        can hold no lease, so it has no process to bind."""
         return caller.root or bool(policy.rules_of(self._service.rules, caller))
 
     def _watch_process(self, process: Process) -> None:
@@ -141,7 +141,7 @@ class Server:
         self._worker.submit(work, self._note)
 
     def _note(self, result: Any) -> None:
-        """Of work that no client asked for, log failures alone."""
+        """Log a failure of work that no client asked for."""
         if isinstance(result, TapsterError):
             self._log(WARNING, "not-done", error=result)
 
@@ -161,7 +161,7 @@ class Server:
 
     def _may_scrape(self, connected: socket.socket) -> bool:
         """Return whether the process at the other end may read all figures. Over TCP
-        the configuration has said that everybody may."""
+        the configuration must have allowed every client."""
         if connected.family != socket.AF_UNIX:
             return True
         caller, pidfd = people.identify(connected, self._names)
@@ -170,7 +170,7 @@ class Server:
         return policy.allows(self._service.rules, caller, policy.SEE_OTHERS)
 
     def _scrape(self, reply: Callable[[str], None]) -> None:
-        """Hand the figures, as Prometheus reads them, to `reply`."""
+        """Pass the figures, in Prometheus' text format, to `reply`."""
         self._metrics.put("connections", len(self._connections))
         measured = self._service.measure
         self._worker.submit(measured, lambda _: reply(self._metrics.text()))
@@ -193,14 +193,14 @@ class Server:
                 self._stopping = True
 
     def reload(self) -> None:
-        """Read the configuration again; a broken one changes nothing.
+        """Read the configuration again. A broken configuration changes nothing.
 
         A thread of its own reads it: users and groups may be looked up at a server.
         """
         self._in_background(partial(config.load, self._path, must_exist=True))
 
     def _refresh(self) -> None:
-        """Look up the users and groups again that the rules name."""
+        """Look up the users and groups of the rules again."""
         self._loop.at(self._loop.now() + REFRESH, self._refresh)
         if any(not name.isdecimal() for name in self._service.loaded.names_to_look_up):
             self._in_background(partial(config.resolve, self._service.loaded))
@@ -238,7 +238,7 @@ class Server:
         self._connections.stopping = True
         for listener in self._listeners:
             listener.close()
-        # Finish and answer what is under way, so that no lease is lost.
+        # Finish and answer the requests under way, so that no lease is lost.
         self._worker.finish()
         self._dispatcher.stopping = True
         self._connections.drop_all("stopping")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the interface's methods do, one call after the other.
+"""Carries out the methods of the interface, one call after the other.
 
 Everything here runs in the worker's thread, unless its docstring says otherwise.
 """
@@ -63,12 +63,12 @@ class Call(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """An answer, or a part of one, with descriptors to send and close."""
+    """An answer or a part of an answer, with descriptors to send and then close."""
 
     parameters: Any = Nothing()
     fds: tuple[int, ...] = ()
     undo: Callable[[], None] | None = None
-    """Takes back what the answer hands over, in case the client does not receive it."""
+    """Undoes the request, in case the client does not receive the answer."""
     next_page: "Callable[[], Answer] | None" = None
     """Fetches the next part."""
 
@@ -110,7 +110,7 @@ class Service:
         }
 
     def call(self, method: str, call: Call) -> Answer:
-        """Do what is called for. Raises TapsterError."""
+        """Carry out a call. Raises TapsterError."""
         return self._methods[method](call)
 
     # Acquire and release
@@ -152,7 +152,8 @@ class Service:
         ids = [lease.id for lease in leases]
         try:
             if bound_to_caller and process.over(call.pidfd):
-                # Another process may have its pid by now, and must not be bound to.
+                # Another process may have the pid by now. No lease must end with that
+                # process.
                 raise RequestError("the calling process has ended")
             for lease in leases:
                 self._upkeep.bind(lease)
@@ -169,7 +170,7 @@ class Service:
         )
 
     def _check_size(self, asked: interface.Acquire) -> None:
-        """Raise RequestError if an answer has no room for what is asked for."""
+        """Raise RequestError if an answer has no room for the requested descriptors."""
         if not asked.nics:
             raise RequestError("no device is asked for: give nics")
         limits = self.loaded.config.limits
@@ -179,7 +180,7 @@ class Service:
             raise RequestError(f"{wanted} descriptors are asked for: at most {room}")
 
     def _check_netns(self, caller: Caller, netns: str) -> None:
-        """Raise NotAllowed unless a rule of the caller has this namespace."""
+        """Raise NotAllowed unless a rule for the caller lists this namespace."""
         if not netns.isprintable():
             raise RequestError(f"netns {netns!r} is not text that can be printed")
         self._permit_rule(caller, Need("netns", netns))
@@ -189,13 +190,12 @@ class Service:
     def _checked(
         self, caller: Caller, namespace: Namespace, request: interface.Acquire
     ) -> interface.Acquire:
-        """Return a request for one device, valid, allowed, and with its bridge by
-        name."""
+        """Check a request for one device; return it with the bridge's own name."""
         spec = interface.spec_of(request.nics[0])
         model.check_spec(spec)
         lowers = False
         if isinstance(spec, Tap) and spec.bridge is not None:
-            # A rule names the bridge by its name, not by another name of it.
+            # A rule lists a bridge by its name, never by an altname.
             if link := namespace.named(spec.bridge):
                 spec = spec._replace(bridge=link.name)
                 lowers = spec.mtu is not None and spec.mtu < link.mtu
@@ -251,7 +251,7 @@ class Service:
                 raise NotAllowed(f"process {pid} is not {call.caller}'s")
         self._operations.bind([lease.id for lease in leases], pid)
         if asked.process is not None and process.over(call.fds[asked.process]):
-            # It has ended meanwhile, and the pid may be another's.
+            # The process has ended during the call. Another process may have its pid.
             for lease in leases:
                 self._end(lease, EXIT)
         for lease in leases:
@@ -300,8 +300,8 @@ class Service:
         return Answer(interface.Got(changed, self._operations.look.device(changed)))
 
     def _asked_for(self, lease: Lease) -> interface.Acquire:
-        """Return the request that a lease answers; for a lease that no daemon acquired,
-        the request that asks for all that the lease has."""
+        """Return the request of a lease. For a lease that no daemon acquired, return a
+        request for everything that the lease has."""
         if text := self._operations.look.asked(lease.id):
             request: interface.Acquire = from_json(
                 interface.Acquire, decode(text.encode())
@@ -390,7 +390,8 @@ class Service:
         return Answer(interface.HistoryEvents(tuple(events)))
 
     def _only(self, call: Call) -> int | None:
-        """Return the user id whose leases alone the caller may see; None for all."""
+        """Return the user id whose leases the caller may see; None if the caller may
+        see all leases."""
         return self._only_of(call.caller)
 
     def _only_of(self, caller: Caller) -> int | None:
@@ -411,21 +412,21 @@ class Service:
     ) -> Lease:
         """Return the lease, if the caller may know of it. Raises NoSuchLease.
 
-        A caller learns nothing of leases that it may not see, not even that there are
-        several of one name.
+        A caller learns nothing about leases that it may not see, not even that several
+        leases have the same name.
         """
         context = (operations or self._operations).context
         with context.gate:
             lease = context.ledger.lease(name_or_id)
             named = [lease] if lease else context.ledger.named(name_or_id)
         whose = self._only_of(caller)
-        seen = [one for one in named if whose is None or one.caller_uid == whose]
-        here = [one for one in seen if context.is_here(one.netns)]
+        seen = [lease for lease in named if whose is None or lease.caller_uid == whose]
+        here = [lease for lease in seen if context.is_here(lease.netns)]
         found = here or seen
         if not found:
             raise NoSuchLease(f"no lease has the name or id {name_or_id!r}")
         if len(found) > 1:
-            ids = ", ".join(one.id for one in found)
+            ids = ", ".join(lease.id for lease in found)
             raise NoSuchLease(
                 f"{name_or_id!r} is leased in several namespaces; use an id: {ids}"
             )
@@ -482,7 +483,7 @@ class Service:
         return Answer(interface.Statistics(self._metrics.counts()))
 
     def measure(self) -> None:
-        """Bring the figures up to date that are not counted as they come."""
+        """Update the figures that are computed on demand."""
         for state, number in self._operations.look.count().items():
             self._metrics.put("leases", number, state)
         self._metrics.put("collisions", self._operations.acquire.collisions)
@@ -514,12 +515,13 @@ class Service:
             raise NotAllowed(reason)
 
     def _inside(self, netns: str) -> Operations:
-        """Operations in another namespace, for a moment: an open one cannot end."""
+        """Open the operations of another namespace for a block: an open namespace
+        cannot end."""
         return open_operations(self._ledger, netns=netns, reaper=lambda _: None)
 
 
 def recorded(request: interface.Acquire) -> str:
-    """Return a request for one device as the ledger keeps it."""
+    """Return a request for one device as text for the ledger."""
     return encode(to_json(request)).rstrip(b"\0").decode()
 
 
@@ -528,11 +530,11 @@ def _differences(look: Look, lease: Lease) -> tuple[interface.Difference, ...]:
         differ = look.differences(lease)
     except ServiceUnavailable as error:
         differ = {"service": str(error)}
-    return tuple(interface.Difference(*one) for one in differ.items())
+    return tuple(interface.Difference(*difference) for difference in differ.items())
 
 
 def _placed(opened: Sequence[Opened]) -> tuple[interface.Device, ...]:
-    """Return the devices, with the places of their descriptors among all of them."""
+    """Return the devices, with the places of their descriptors in the answer."""
     devices: list[interface.Device] = []
     at = 0
     for lease, fds, vhost_fds in opened:

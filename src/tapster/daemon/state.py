@@ -19,7 +19,7 @@ class ConnectionState(StrEnum):
     ANSWERING = "answering"
     """Send the last part of an answer."""
     WATCHING = "watching"
-    """Report events until the client leaves. The client has nothing more to send."""
+    """Report events until the client leaves. The client must send nothing more."""
     CLOSING = "closing"
     """Send a last error, then close."""
     CLOSED = "closed"
@@ -29,7 +29,7 @@ class ConnectionEvent(StrEnum):
     """What changes the state of a connection."""
 
     REQUEST = "request"
-    """A whole request has been taken from what the client sent."""
+    """A whole request has been taken from the received bytes."""
     PART = "part"
     """A part of an answer is to be sent, and more will follow."""
     ANSWER = "answer"
@@ -37,11 +37,12 @@ class ConnectionEvent(StrEnum):
     SILENCE = "silence"
     """The request is done, and its client wants no answer."""
     SUBSCRIPTION = "subscription"
-    """The client is to be told of events from now on."""
+    """The client receives events from now on."""
     REJECTION = "rejection"
-    """What the client sent cannot be understood or is not allowed here."""
+    """The received bytes cannot be understood, or a request is not allowed in this
+    state."""
     SENT = "sent"
-    """All that was to be sent has been sent."""
+    """Everything has been sent."""
     LOSS = "loss"
     """The connection is closed, by either side."""
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many requests a user may send. Pure: a bucket of tokens for each user."""
+"""Limits how many requests a user may send: a bucket of tokens for each user. Pure."""
 
 BURST = 2.0
-"""Seconds whose requests may come at once."""
+"""A bucket holds the requests of so many seconds, which may come at once."""
 
 
 class Throttle:
@@ -12,7 +12,8 @@ class Throttle:
         self._buckets: dict[int, tuple[float, float]] = {}
 
     def admit(self, user: int, rate: int, now: float) -> float:
-        """Take a token and return 0; or return the seconds until there is one."""
+        """Take a token and return 0; without a token, return the seconds until the
+        next."""
         tokens, last = self._buckets.get(user, (BURST * rate, now))
         tokens = min(tokens + (now - last) * rate, BURST * rate)
         if tokens < 1:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The upkeep of leases: ends those that are over, mends what other programs break.
+"""The upkeep of leases: ends leases, and repairs what other programs change.
 
 Everything here runs in the worker's thread, unless its docstring says otherwise.
 """
@@ -25,26 +25,26 @@ NAMESPACE_RETRY = 60.0
 """Seconds to wait before retrying a namespace whose existence could not be
 determined."""
 FIRST_RETRY, LAST_RETRY = 1.0, 30.0
-"""Seconds until a lease that could not be mended is tried again: from the first retry
-to the later ones, each twice as long as the one before."""
+"""Seconds until a repair that failed is tried again. The wait doubles from the first
+value to the last."""
 
 
 class Retry(NamedTuple):
-    """A lease that could not be mended, and when to try again."""
+    """A lease whose repair failed, and when to try again."""
 
     when: float
     wait: float
-    """Seconds between the last attempt and this one."""
+    """Seconds between the previous attempt and this attempt."""
     reason: str | None
     wiring: bool
 
 
 LIFE = ("acquired", "released", "ended")
-"""Events that the history of leases tells already."""
+"""Events that the history of leases already records."""
 
 
 class Upkeep:
-    """Ends leases that are over, mends devices, and reports both as events."""
+    """Ends leases, repairs devices, and reports both as events."""
 
     def __init__(
         self,
@@ -57,11 +57,12 @@ class Upkeep:
         forget_process: Callable[[Process], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`on_event` gets every event. `watch_process` asks for a call of
-        `process_ended` when a process ends; `forget_process` takes that back. All three
-        are called in the worker's thread."""
+        """`on_event` gets every event. `watch_process` requests a call of
+        `process_ended` at the end of a process; `forget_process` cancels the request.
+        All three are called in the worker's thread."""
         self.reconnect = False
-        """Whether to put a device back that other programs took off its bridge."""
+        """Whether to restore a device that another program took down or off its
+        bridge."""
         self.deadline: float | None = None
         """When the next FIN WAIT ends, on `CLOCK_BOOTTIME`. Any thread may read it."""
         self._operations = operations
@@ -83,13 +84,15 @@ class Upkeep:
         """The last known ifindex of each bridge, by the cookie of its namespace and by
         its name."""
         self._problems: dict[str, str] = {}
-        """What is wrong with a device, by lease, so that it is reported once."""
+        """The reported problem of each device, by lease, so that it is reported
+        once."""
         self._retries: dict[str, Retry] = {}
 
     # Deadlines
 
     def reap(self) -> None:
-        """End one batch of leases whose FIN WAIT is over; calls may come in between."""
+        """End one batch of leases whose FIN WAIT is over. Other calls can run between
+        two batches."""
         self._operations.reap(limit=REAP_BATCH, on_reaped=self.report_reaped)
 
     def report_reaped(self, leases: Sequence[Lease]) -> None:
@@ -109,7 +112,7 @@ class Upkeep:
         """Bring ledger and kernel into agreement, and watch what has leases."""
         for cookie, (netns, _) in list(self._followed.items()):
             self._forget_if_ended(cookie, netns)
-        # Follow first: changes that come while recover looks are then reported.
+        # Follow first: then changes during recover are reported.
         self._follow_all()
         try:
             self._operations.recover(on_repaired=self.report_repairs)
@@ -122,7 +125,7 @@ class Upkeep:
                 self.bind(lease)
 
     def retry(self) -> None:
-        """Mend the leases whose retry is due."""
+        """Repair the leases whose retry is due."""
         now = self._clock()
         for id, retry in list(self._retries.items()):
             if retry.when <= now:
@@ -169,7 +172,7 @@ class Upkeep:
         ]
 
     def _forget_if_ended(self, cookie: int, netns: Netns) -> None:
-        """Stop following a namespace if it has ended, and mend its leases."""
+        """Stop following a namespace if it has ended, and repair its leases."""
         determined = True
         try:
             if self._operations.look.number(netns) is not None:
@@ -177,7 +180,7 @@ class Upkeep:
         except HostError as error:
             self._log(WARNING, "not-determined", netns=netns.path, error=error)
             determined = False
-        # `follow_new_namespaces` comes back to a namespace that still has leases.
+        # `follow_new_namespaces` follows a namespace again if it still has leases.
         del self._followed[cookie]
         for place in [place for place in self._bridges if place[0] == cookie]:
             del self._bridges[place]
@@ -262,7 +265,7 @@ class Upkeep:
     def _mend(
         self, ids: Sequence[str], reason: str | None = None, *, wiring: bool = False
     ) -> None:
-        """Mend these leases; try again later if that fails."""
+        """Repair these leases; try again later if that fails."""
 
         def report(repairs: Sequence[Repair]) -> None:
             self.report_repairs(repairs, reason)
@@ -282,7 +285,7 @@ class Upkeep:
     def report_repairs(
         self, repairs: Iterable[Repair], reason: str | None = None
     ) -> None:
-        """Report what was done with leases. `reason` says why one was released."""
+        """Report repairs of leases. `reason` says why a lease was released."""
         for lease, action in repairs:
             self._metrics.add("recovered", action)
             self._log(INFO, "mended", lease=lease.id, name=lease.name, action=action)
@@ -303,7 +306,8 @@ class Upkeep:
         self._mend(sorted(self._bound.pop(process, ())), EXIT)
 
     def bind(self, lease: Lease) -> None:
-        """Watch the process with which a lease ends, and no other for this lease."""
+        """Watch the process that a lease is bound to, and no other process for this
+        lease."""
         if self._process_of.get(lease.id) == lease.process:
             return
         self.unbind(lease.id)
@@ -325,7 +329,7 @@ class Upkeep:
     # Events
 
     def report(self, event: str, lease: Lease, detail: str | None = None) -> None:
-        """Count an event, log it, and send it to those who watch."""
+        """Count an event, log it, and send it to the clients that watch."""
         self._metrics.add("events", event)
         self._log(
             INFO,
@@ -350,7 +354,8 @@ class Upkeep:
             self._record(reported, lease)
 
     def _record(self, event: Event, lease: Lease) -> None:
-        """Keep an event for the history. A ledger that is full keeps none."""
+        """Record an event in the history. A full disk loses the event, not the
+        daemon."""
         kept = HistoryEvent(
             event.time,
             event.event,

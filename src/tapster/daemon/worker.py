@@ -13,11 +13,11 @@ Work = Callable[[], Any]
 OnDone = Callable[[Any], None]
 
 DAEMON = -1
-"""In place of a user: work that the daemon does for itself."""
+"""Stands for a user in the queue: work that the daemon does for itself."""
 
 
 class Dropped:
-    """The result of a job that was dropped before it began."""
+    """The type of DROPPED, the result of a job that was dropped before it began."""
 
 
 DROPPED = Dropped()
@@ -89,8 +89,8 @@ class FairQueue:
 class Worker:
     """Does jobs one after the other and hands their results to the serving thread.
 
-    `deliver`, called by the serving thread, calls each job's `on_done` with what the
-    job returned or raised. `wake` is readable when there are results to deliver.
+    The serving thread calls `deliver`, which calls each job's `on_done` with the result
+    or the error of the job. `wake` is readable when there are results to deliver.
     """
 
     def __init__(self, explain: Callable[[Exception], TapsterError]) -> None:
@@ -112,23 +112,24 @@ class Worker:
         return self._queue.waiting
 
     def submit(self, work: Work, on_done: OnDone, user: int = DAEMON) -> Job:
-        """Let the worker do this for a user. Any thread may call it."""
+        """Queue a job for a user. Any thread may call this method."""
         job = Job(work, on_done)
         self._queue.put(user, job)
         return job
 
     def call_serving(self, call: OnDone, value: Any) -> None:
-        """Let the serving thread call `call`. Any thread may call it."""
+        """Let the serving thread call `call`. Any thread may call this method."""
         self._results.append((call, value))
         os.eventfd_write(self.wake, 1)
 
     def deliver(self) -> None:
-        """Hand over the results there are. The serving thread calls it."""
+        """Hand over the results that are ready. Only the serving thread calls this
+        method."""
         os.eventfd_read(self.wake)
         self._hand_over()
 
     def finish(self) -> None:
-        """Do what is left to do, hand over the results, and end."""
+        """Do the remaining jobs, hand over the results, and end."""
         self._queue.close()
         if self._thread.ident is not None:
             self._thread.join()
@@ -144,9 +145,10 @@ class Worker:
                 self._explain(error)
 
     def run_one(self) -> bool:
-        """Do the next job, waiting for one; False at the end.
+        """Wait for the next job and do it. Return False at the end.
 
-        The worker's thread calls it, or a test that has not started the thread.
+        The worker's thread calls this method, or a test that has not started the
+        thread.
         """
         job = self._queue.get()
         if job is None:

@@ -136,7 +136,7 @@ class Guard:
 
         def ask() -> None:
             try:
-                outcomes.extend(asking.push(one, running) for one in pushes)
+                outcomes.extend(asking.push(pending, running) for pending in pushes)
             except TapsterError as error:
                 problems.append(error)
 
@@ -168,7 +168,7 @@ class Asking:
         self._store: Store | None = None
         self._gate: dict[str, str] = {}
 
-    def push(self, one: "Push", running: frozenset[str]) -> "Outcome":
+    def push(self, pending: "Push", running: frozenset[str]) -> "Outcome":
         """Ask for a claim."""
         from tapster.fleet.member import open_store
 
@@ -178,7 +178,7 @@ class Asking:
             self._gate = {**self._store.read([key])}
         # With a gate that may be out of date: that costs what reading it would cost.
         guess = self._gate if key in self._gate else None
-        asking = self._steps.push(self._where, self._me, one, running, guess)
+        asking = self._steps.push(self._where, self._me, pending, running, guess)
         return self._steps.run(asking, self)
 
     def read(self, keys: Sequence[str]) -> Mapping[str, str]:

@@ -88,7 +88,7 @@ class GateClosed(FleetUnavailable):
 def push(
     where: Keys,
     me: Me,
-    one: Push,
+    pending: Push,
     running: frozenset[str],
     guess: Mapping[str, str] | None = None,
 ) -> Steps[Outcome]:
@@ -96,16 +96,16 @@ def push(
 
     `guess` is what the store may hold. If it does, one round trip is enough.
     """
-    record = one.record
+    record = pending.record
     key, gate_key = where.claim(record.domain, record.mac), where.gate(me.host)
     block_key = where.block(keys.block_of(record.mac))
     for _ in range(TRIES):
         if guess is None:
-            asked = (gate_key, key, *([block_key] if one.given else []))
+            asked = (gate_key, key, *([block_key] if pending.given else []))
             values = yield Read(asked)
         else:
             values, guess = guess, None
-        plan = make_plan(where, me, one, running, values)
+        plan = make_plan(where, me, pending, running, values)
         found = plan.outcome.against
         if (
             plan.standing is Standing.HELD
@@ -114,9 +114,9 @@ def push(
         ):
             others = (where.gate(found.host), where.session(found.host))
             seen = yield Read(others)
-            if _is_lost(where, found, seen, given_up=one.given_up):
+            if _is_lost(where, found, seen, given_up=pending.given_up):
                 expected = {other: seen.get(other) for other in others}
-                plan = make_plan(where, me, one, running, values, lost=True)
+                plan = make_plan(where, me, pending, running, values, lost=True)
                 plan = plan._replace(expected=plan.expected | expected)
         if not plan.writes:
             return plan.outcome
@@ -138,8 +138,8 @@ def push_all(
         done = yield from _push_batch(where, me, batch, running)
         if done is None:
             done = []
-            for one in batch:
-                done += [(yield from push(where, me, one, running))]
+            for pending in batch:
+                done += [(yield from push(where, me, pending, running))]
         outcomes += done
     return outcomes
 
@@ -148,9 +148,11 @@ def _push_batch(
     where: Keys, me: Me, batch: Sequence[Push], running: frozenset[str]
 ) -> Steps[list[Outcome] | None]:
     """Push records in one commit; None if they must go one by one."""
-    claims = [where.claim(one.record.domain, one.record.mac) for one in batch]
+    claims = [
+        where.claim(pending.record.domain, pending.record.mac) for pending in batch
+    ]
     values = yield Read((where.gate(me.host), *claims))
-    plans = [make_plan(where, me, one, running, values) for one in batch]
+    plans = [make_plan(where, me, pending, running, values) for pending in batch]
     expected: dict[str, str | None] = {}
     writes: dict[str, str | None] = {}
     for plan in plans:
@@ -172,12 +174,12 @@ def _batches(pushes: Iterable[Push]) -> Iterator[list[Push]]:
     """Cut into batches that fit into a commit and have each MAC once."""
     batch: list[Push] = []
     macs: set[tuple[str, str]] = set()
-    for one in pushes:
-        mac = (one.record.domain, one.record.mac)
+    for pending in pushes:
+        mac = (pending.record.domain, pending.record.mac)
         if mac in macs or len(batch) == (MAX_KEYS - 1) // 2:
             yield batch
             batch, macs = [], set()
-        batch.append(one)
+        batch.append(pending)
         macs.add(mac)
     if batch:
         yield batch
@@ -197,20 +199,20 @@ class Plan(NamedTuple):
 def make_plan(
     where: Keys,
     me: Me,
-    one: Push,
+    pending: Push,
     running: frozenset[str],
     values: Mapping[str, str],
     *,
     lost: bool = False,
 ) -> Plan:
-    record = one.record
+    record = pending.record
     key, gate_key = where.claim(record.domain, record.mac), where.gate(me.host)
     gate = own_gate(where, me, values)
     stored = keys.claim_of(key, values.get(key))
     found = claim.settled(me.host, stored, running)
     standing = claim.stand(me.host, record, found, lost=lost)
     action = claim.decide(record.state, standing)
-    block = _foreign_block(where, me, one, found, values)
+    block = _foreign_block(where, me, pending, found, values)
     if block is not None:
         action = ClaimAction.REPORT
     new = claim.wanted(me.host, record, action, found)
@@ -218,11 +220,11 @@ def make_plan(
     expected: dict[str, str | None]
     if new is not None and new != stored:
         writes[key] = encode(new)
-    if one.row is not None:
-        shown = None if record.state in claim.RELEASED else encode(one.row)
+    if pending.row is not None:
+        shown = None if record.state in claim.RELEASED else encode(pending.row)
         writes[where.row(me.host, record.lease)] = shown
     expected = {gate_key: values[gate_key], key: values.get(key)}
-    if one.given:
+    if pending.given:
         block_key = where.block(keys.block_of(record.mac))
         expected[block_key] = values.get(block_key)
     if record.state in claim.RELEASED and record.sent:
@@ -243,15 +245,15 @@ def make_plan(
 
 
 def _foreign_block(
-    where: Keys, me: Me, one: Push, found: Claim | None, values: Mapping[str, str]
+    where: Keys, me: Me, pending: Push, found: Claim | None, values: Mapping[str, str]
 ) -> Block | None:
     """Return the block of another host that a given MAC is in, if that host may use it.
 
     That host need not have pushed its claim yet.
     """
-    if found is not None and found.vm == one.record.vm:
+    if found is not None and found.vm == pending.record.vm:
         return None
-    key = where.block(keys.block_of(one.record.mac))
+    key = where.block(keys.block_of(pending.record.mac))
     block = keys.block_value_of(key, values.get(key))
     return block if block is not None and block.host != me.host else None
 

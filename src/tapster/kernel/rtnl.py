@@ -474,8 +474,8 @@ def _vlans(ifindex: int, vlans: Vlans) -> list[Message]:
             + nest(
                 IFLA_AF_SPEC,
                 b"".join(
-                    attribute(IFLA_BRIDGE_VLAN_INFO, _VLAN.pack(*one))
-                    for one in entries
+                    attribute(IFLA_BRIDGE_VLAN_INFO, _VLAN.pack(*entry))
+                    for entry in entries
                 ),
             ),
         )

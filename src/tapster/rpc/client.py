@@ -42,7 +42,8 @@ def _opened(device: interface.Device, fds: Sequence[int]) -> OpenDevice:
 
 _METHODS = {method.name: method for method in interface.METHODS}
 _ONCE = {"Acquire", "Reopen", "Watch"}
-"""What must not be asked for again: it may have been done."""
+"""Methods that are not called again after a lost connection: they may have been carried
+out."""
 _READ = 1 << 16
 
 
@@ -62,10 +63,11 @@ def socket_path(path: str | os.PathLike[str] | None = None) -> str:
 def connect(
     path: str | os.PathLike[str] | None = None, *, netns: str | None = None
 ) -> "Client":
-    """Return the daemon at `path`, else at `TAPSTER_SOCKET`, else where it usually is.
+    """Connect to the daemon at `path`, else at `TAPSTER_SOCKET`, else at the usual
+    path.
 
-    New devices are made, and names looked for, in the network namespace `netns`;
-    None is the daemon's. Raises DaemonError if no daemon answers.
+    New devices are made, and names are looked up, in the network namespace `netns`;
+    None means the daemon's. Raises DaemonError if no daemon answers.
     """
     return Client(socket_path(path), netns)
 
@@ -178,7 +180,7 @@ class Client(Manager):
         return device
 
     def differences(self, lease: Reference) -> dict[str, str]:
-        """As Manager's. What cannot be told is under "service"."""
+        """As Manager's. The key "service" has the reason if a backend cannot tell."""
         return dict(self.call("Get", interface.Get(id_of(lease)))[0].differences)
 
     def differing(self, leases: Iterable[Lease]) -> frozenset[str]:
@@ -239,7 +241,7 @@ class Client(Manager):
         return list(self.call("GetStatistics", varlink.Nothing())[0].counts)
 
     def watch(self) -> Iterator[Event]:
-        """What happens, as it happens; the first event is "watching".
+        """Yield events as they happen; the first event is "watching".
 
         Nothing else can be called on this connection any more.
         """
@@ -288,7 +290,7 @@ class Client(Manager):
         except _Lost:
             if method in _ONCE:
                 raise
-        # The daemon was restarted; what is asked for may be done twice.
+        # The daemon was restarted. This method may be carried out twice.
         self.close()
         self._connect()
         self._send(method, parameters, fds, more=more)
@@ -349,7 +351,7 @@ class Client(Manager):
             self._buffer += data
             self._fds += fds
         text, _, self._buffer = self._buffer.partition(b"\0")
-        # Answers come one at a time, so what has come is this one's.
+        # Answers come one at a time, so these descriptors belong to this answer.
         fds, self._fds = self._fds, []
         try:
             return varlink.decode(text), fds

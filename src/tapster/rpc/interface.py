@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon's interface `io.tapster`, and errors on their way through it. Pure.
+"""The daemon's interface `io.tapster`, and its errors as Varlink carries them. Pure.
 
-Requests, leases and all else are the model's own types: see varlink.py.
+Requests, leases and other values have the types of model.py: see varlink.py.
 """
 
 from enum import StrEnum
@@ -28,8 +28,8 @@ SOCKET = "/run/tapster/tapster.sock"
 
 
 class Binding(StrEnum):
-    """With what a lease ends by itself: nothing, the end of the calling process,
-    or the last close of the device."""
+    """The event that ends a lease: none, the end of the calling process, or the last
+    close of the device."""
 
     NOTHING = "nothing"
     CALLER = "caller"
@@ -37,7 +37,7 @@ class Binding(StrEnum):
 
 
 class Nic(NamedTuple):
-    """A device to make: one of these."""
+    """A device to make: a tap or a macvtap."""
 
     tap: Tap | None = None
     macvtap: Macvtap | None = None
@@ -56,7 +56,7 @@ class Event(NamedTuple):
 
 
 class Count(NamedTuple):
-    """A figure by its name, and by its label if it has one."""
+    """A counted figure, by its name and its label, if it has a label."""
 
     name: str
     value: float
@@ -71,7 +71,8 @@ class Acquire(NamedTuple):
 
 
 class Device(NamedTuple):
-    """A lease, and the places of its descriptors among those that come along."""
+    """A lease, and the places of its descriptors among the descriptors of the
+    answer."""
 
     lease: Lease
     fds: tuple[int, ...]
@@ -101,7 +102,7 @@ class Get(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """How a device is not wired as it should be, by backend."""
+    """How a device differs from its request, by backend."""
 
     backend: str
     wrong: str
@@ -204,8 +205,8 @@ class Failure(NamedTuple):
     errno: int | None = None
     action: str | None = None
     reason: str | None = None
-    """Of a KernelError; so are the two before. The rest are the attributes of other
-    errors."""
+    """`errno`, `action` and `reason` are the attributes of a KernelError. The other
+    fields are the attributes of other errors."""
     reference: str | None = None
     name: str | None = None
     lease: str | None = None
@@ -222,51 +223,56 @@ METHODS = (
         Acquire,
         Devices,
         """Make devices, all or none. Unless bind says otherwise, the leases end with
-        the calling process until Bind is called. So nothing is left if either side
-        dies before the caller knows of them.""",
+        the calling process until Bind is called. So no lease is left if the caller or
+        the daemon dies before the caller has received the answer.""",
     ),
     Method(
         "Bind",
         Bind,
         Nothing,
-        """Let leases end with a process of the caller's user, and no other. process is
-        the place of its pidfd among the descriptors sent along; without it they end
-        with no process.""",
+        """Let leases end with a process of the caller's user, and with no other
+        process. process is the place of its pidfd among the descriptors of the call;
+        without process the leases end with no process.""",
     ),
     Method("Release", Release, Nothing, "End a lease, by its id. May be repeated."),
-    Method("Get", Get, Got, "Find a lease by name or id, with its device as it is."),
+    Method(
+        "Get",
+        Get,
+        Got,
+        "Find a lease by name or id, with its device as the kernel reports it.",
+    ),
     Method(
         "Set",
         Set,
         Got,
-        "Change what a device is connected to: those fields, to what wiring says.",
+        "Change fields of a lease's wiring to the values that wiring has.",
     ),
     Method(
         "List",
         List,
         Leases,
-        """The leases; without those in FIN WAIT if not all. Many leases come in several
-        parts: ask for more.""",
+        """List the leases; without those in FIN WAIT if not all. Many leases come in
+        several parts: call with more.""",
         pages=True,
     ),
     Method(
         "History",
         History,
         HistoryEntries,
-        """The leases that fit all that is asked for, the latest first. label is a key
-        and a value.""",
+        """List the leases that fit every parameter, active ones too, the latest first.
+        label is a key and a value.""",
     ),
     Method(
         "Events",
         Span,
         HistoryEvents,
-        "What happened to devices in a time, the earliest first.",
+        "List the recorded events of devices between two times, the earliest first.",
     ),
     Method(
         "Watch",
         Nothing,
         Happened,
-        "Say what happens, as it happens. The first event is 'watching'.",
+        "Report events as they happen. The first event is 'watching'.",
         more=True,
     ),
     Method(
@@ -277,10 +283,15 @@ METHODS = (
     ),
     Method("Reap", Reap, Reaped, "Delete the devices whose FIN WAIT is over."),
     Method("Recover", Recover, Recovered, "Bring ledger and kernel into agreement."),
-    Method("Examine", Nothing, Problems, "Say what is wrong on the host."),
+    Method("Examine", Nothing, Problems, "List the problems of the host."),
     Method("RemoveLeftovers", Leftovers, Names, "Delete a lost ledger's devices."),
-    Method("Explain", Explain, Lines, "What the policy gives a user."),
-    Method("GetStatistics", Nothing, Statistics, "What was done, counted."),
+    Method("Explain", Explain, Lines, "Explain what the policy allows a user."),
+    Method(
+        "GetStatistics",
+        Nothing,
+        Statistics,
+        "Return the counts of what the daemon has done.",
+    ),
 )
 
 RAISED: dict[str, type[TapsterError]] = {
@@ -300,7 +311,7 @@ INTERFACE = Interface(
 REMEDIES: dict[type[TapsterError], str] = {
     errors.RequestError: "change the request",
     errors.NoSuchLease: "list the leases",
-    errors.NoSuchLink: "name one that is there and fit, or make it so",
+    errors.NoSuchLink: "name a device that exists and fits, or create it",
     errors.NotAllowed: "ask an administrator for the rule that the message names",
     errors.NameTaken: "ask for another name, or try again when this one is free",
     errors.NamesExhausted: "ask for another template, or release what is not needed",
@@ -309,10 +320,10 @@ REMEDIES: dict[type[TapsterError], str] = {
     errors.ConflictError: "try again",
     errors.MissingCapability: "let the daemon have the capability",
     errors.HostError: "see the message and the daemon's log",
-    errors.LedgerError: "see to the ledger; nothing was changed",
+    errors.LedgerError: "repair the ledger; nothing was changed",
     errors.InternalError: "report it to Tapster's developers, with the daemon's log",
 }
-"""What the caller may do, by kind of error, the nearest first."""
+"""What the caller can do about an error, by its class; a subclass takes precedence."""
 
 
 def nic(spec: Spec) -> Nic:

@@ -3,8 +3,8 @@
 
 A message is one JSON object and a NUL byte (varlink.org). The types are those that the
 rest of Tapster uses: bool, int, float, str, a StrEnum, a NamedTuple, `X | None`,
-`tuple[X, ...]` and `tuple[X, X]`. So a new field of a request or a lease is at once in
-the interface, in its description and in its checks.
+`tuple[X, ...]` and `tuple[X, X]`. So a new field of a request or a lease becomes part
+of the interface, its description and its checks without further code.
 """
 
 import json
@@ -21,7 +21,7 @@ _SIMPLE = {bool: "bool", int: "int", float: "float", str: "string"}
 
 
 class Malformed(ValueError):
-    """The bytes that came are no message."""
+    """The received bytes are no message."""
 
 
 class Unfit(ValueError):
@@ -37,7 +37,7 @@ class Nothing(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A method, with the NamedTuples of its parameters and of its answer."""
+    """A method, and the NamedTuples of its parameters and its answer."""
 
     name: str
     takes: type[Any]
@@ -98,9 +98,9 @@ def to_json(value: Any) -> Any:
     """Return a value for JSON. Leave out the fields that are None."""
     if isinstance(value, tuple):
         if not hasattr(value, "_fields"):
-            return [to_json(one) for one in value]
+            return [to_json(item) for item in value]
         fields = zip(value._fields, value, strict=True)
-        return {name: to_json(one) for name, one in fields if one is not None}
+        return {name: to_json(item) for name, item in fields if item is not None}
     if isinstance(value, StrEnum):
         return value.value
     return value
@@ -126,8 +126,8 @@ def from_json(
         if rest != [Ellipsis] and len(data) != 1 + len(rest):
             raise Unfit(where, f"an array of {1 + len(rest)}")
         return tuple(
-            from_json(item, one, f"{where}[{number}]", strict=strict)
-            for number, one in enumerate(data)
+            from_json(item, element, f"{where}[{number}]", strict=strict)
+            for number, element in enumerate(data)
         )
     if issubclass(inner, StrEnum):
         if not isinstance(data, str) or data not in [*inner]:
@@ -164,7 +164,7 @@ def _simple(kind: Any, data: Any, where: str) -> Any:
         raise Unfit(where, f"of type {_SIMPLE[kind]}")
     if kind is int and abs(data) > LARGEST:
         raise Unfit(where, "an int of 64 bits")
-    if kind is str and any("\ud800" <= one <= "\udfff" for one in data):
+    if kind is str and any("\ud800" <= letter <= "\udfff" for letter in data):
         raise Unfit(where, "text: it has half of a surrogate pair")
     return data
 
@@ -172,7 +172,7 @@ def _simple(kind: Any, data: Any, where: str) -> Any:
 def _strip(kind: Any) -> tuple[Any, bool]:
     """Return a type without `| None`, and whether it had that."""
     if isinstance(kind, UnionType):
-        (inner,) = (one for one in get_args(kind) if one is not NoneType)
+        (inner,) = (member for member in get_args(kind) if member is not NoneType)
         return inner, True
     return kind, False
 
@@ -189,12 +189,15 @@ def describe(interface: Interface) -> str:
             for kind in _named(interface)
         ),
         *(
-            (one.says, f"method {one.name}{_body(one.takes)} -> {_body(one.gives)}")
-            for one in interface.methods
+            (
+                method.says,
+                f"method {method.name}{_body(method.takes)} -> {_body(method.gives)}",
+            )
+            for method in interface.methods
         ),
         *(
-            (one.says, f"error {one.name} {_body(one.gives)}")
-            for one in interface.errors
+            (error.says, f"error {error.name} {_body(error.gives)}")
+            for error in interface.errors
         ),
     ]
     return "\n\n".join(_comment(says) + what for says, what in parts) + "\n"

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Real descriptors for files that exist only in memory.
 
-Each is the writing end of a pipe, whose reading end stays here and hangs up
-when the last copy of the other is closed: by os.close, by the end of a process
-that inherited it, or by whoever it was sent to. As with a real tap.
+Each descriptor is the writing end of a pipe. The reading end stays here. It hangs up
+when the last copy of the writing end is closed: by os.close, by the end of a process
+that inherited the descriptor, or by a process that received it. A real tap behaves in
+the same way.
 """
 
 import os
@@ -17,7 +18,7 @@ class Descriptors:
     def __init__(self) -> None:
         self._poll = select.poll()
         self._open: dict[int, tuple[int, int]] = {}
-        """The file and the writing end, by the reading end."""
+        """The open file and the writing end, by the reading end."""
 
     def open(self, file: int) -> int:
         """Return a descriptor for a file; the caller closes it."""
@@ -28,7 +29,7 @@ class Descriptors:
 
     def has(self, file: int) -> bool:
         """Return whether a descriptor of this file is open."""
-        return any(one == file for one, _ in self._open.values())
+        return any(open_file == file for open_file, _ in self._open.values())
 
     def hung_up(self) -> list[int]:
         """Return the files whose last descriptor was closed since the last call."""
@@ -41,7 +42,7 @@ class Descriptors:
         self.hung_up()
         for reading, (file, writing) in list(self._open.items()):
             if file not in files:
-                # Its number may be another's by now, if only a copy is open.
+                # If only a copy is open, another file may have the number by now.
                 if _is_pipe_of(writing, reading):
                     os.close(writing)
                 self._forget(reading)

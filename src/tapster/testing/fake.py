@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The port in front of a host in memory.
+"""A host in memory, behind the same port as the real kernel.
 
-Its verbs consist of the same steps as those of the real one: each message and each
+Its verbs consist of the same steps as the verbs of the real host: each message and each
 ioctl is atomic. Between two steps, another program may act, or the process may die.
 `FakeSystem.step` is called before each step, so a test can act there.
 """
@@ -40,22 +40,22 @@ FIRST_GROUP = 1 << 30
 
 
 def _nothing(_: str) -> None:
-    """The usual step."""
+    """Do nothing: the default for `FakeSystem.step`."""
 
 
 class FakeSystem:
     """A host in memory, with one network namespace that has a `lo`.
 
-    The descriptors it hands out are real, and the fake sees them closed.
+    Its descriptors are real descriptors, and it notices when they are closed.
     """
 
     def __init__(self) -> None:
         self.world = World()
         self.step: Callable[[str], None] = _nothing
-        """Called before each step of ours, with what it is: "attach vnet0 1073741824",
-        "join vnet0" (a further queue), "set 7 master=2 up=True", "delete group", and
-        so on. It may act as a stranger. What it raises comes out of the verb, as if
-        the process had been killed there."""
+        """Called before each step of Tapster's, with a description of the step: "attach
+        vnet0 1073741824", "join vnet0" (a further queue), "set 7 master=2 up=True",
+        "delete group", and so on. The function may act as another program. An exception
+        that it raises leaves the verb, as if the process had been killed there."""
         self._descriptors = Descriptors()
         self._watches: list[FakeWatch] = []
         self._awaited: dict[Process, list[int]] = {}
@@ -115,7 +115,7 @@ class FakeSystem:
 
     def watch(self, *, first: int, elsewhere: bool = False) -> FakeWatch:
         watch = FakeWatch(self.looked_at, self._link, first=first, elsewhere=elsewhere)
-        self._watches = [one for one in self._watches if not one.closed]
+        self._watches = [watch for watch in self._watches if not watch.closed]
         self._watches.append(watch)
         return watch
 
@@ -146,18 +146,19 @@ class FakeSystem:
         self.set_wallclock(self.world.wallclock + seconds)
 
     def set_wallclock(self, seconds: float) -> None:
-        """Set the clock that people see, as they do."""
+        """Set the wall clock, as an administrator does."""
         self.world.wallclock = round(seconds, 3)
 
     def add_netns(self, name: str) -> None:
-        """`ip netns add`."""
+        """Add a named namespace, as `ip netns add` does."""
         path = _path_of(name)
         if path in self.world.paths:
             raise ValueError(f"there is a network namespace {name!r}")
         self.world.paths[path] = self.world.new_space()
 
     def delete_netns(self, name: str) -> None:
-        """`ip netns del`: it goes when nobody is in it and nothing of it open."""
+        """Delete the name of a namespace, as `ip netns del` does. The namespace ends
+        when no process is in it and no file of it is open."""
         del self.world.paths[_path_of(name)]
         self.world.bury()
 
@@ -186,7 +187,7 @@ class FakeSystem:
         self._descriptors.close_all_but(())
 
     def close_fd(self, fd: int) -> None:
-        """os.close, also for a descriptor that only a restored world has."""
+        """Close a descriptor, also one that only a restored world has."""
         self.looked_at()
         file = self.world.descriptors[fd]
         if self._descriptors.has(file):
@@ -196,13 +197,13 @@ class FakeSystem:
             self.world.close(file)
 
     def snapshot(self) -> World:
-        """Return the world as it is now."""
+        """Return a copy of the world as it is now."""
         return self.looked_at().copy()
 
     def restore(self, snapshot: World) -> None:
         """Make the world what it was; the snapshot can be used again.
 
-        What was opened since is closed. A descriptor that was closed since is
+        Close descriptors that were opened since. A descriptor that was closed since is
         open in this world only: `close_fd` closes it.
         """
         self.world = snapshot.copy()
@@ -284,7 +285,7 @@ class FakeNamespace:
 
     def links(self) -> list[Link]:
         space = self._step("dump")
-        return [_link(space, one) for _, one in sorted(space.devices.items())]
+        return [_link(space, device) for _, device in sorted(space.devices.items())]
 
     def names(self) -> dict[str, int]:
         space = self._step("list names")
@@ -395,7 +396,7 @@ class FakeNamespace:
         with _failing(f"opening macvtap {ifindex}"), _closing_on_error() as fds:
             for _ in range(queues):
                 space = self._step(f"open {ifindex}")
-                # The file belongs to the namespace of whoever opens it.
+                # The file belongs to the namespace of the process that opens it.
                 file, fd = self._system.open(self._system.world.own)
                 fds.append(fd)
                 space.open_macvtap(file, ifindex)
@@ -454,7 +455,7 @@ class FakeNamespace:
             space.add_neighbour(ifindex, change.neighbour)
 
     def _step(self, step: str) -> Space:
-        """Begin a step; the namespace, of which nothing must be kept."""
+        """Begin a step. Return the namespace; the caller keeps nothing of it."""
         self._system.begin(step)
         return self._space()
 
@@ -462,7 +463,7 @@ class FakeNamespace:
         return self._system.space(self._cookie)
 
     def _open(self, fds: list[int]) -> int:
-        """Open /dev/net/tun inside this namespace; the file."""
+        """Open /dev/net/tun inside this namespace. Return the file."""
         self._system.begin("open tun")
         file, fd = self._system.open(self._cookie)
         fds.append(fd)
@@ -512,7 +513,7 @@ def _shown(change: LinkChange) -> str:
 
 @contextmanager
 def _failing(action: str) -> Iterator[None]:
-    """Raise what the host refuses as the port does."""
+    """Raise the errors of the host in memory as the port does."""
     try:
         yield
     except OSError as error:

@@ -2,12 +2,11 @@
 """One network namespace in memory: its devices, and the kernel's rules for them.
 
 The rules are those of net/core/dev.c, net/core/rtnetlink.c, net/bridge/br_if.c,
-drivers/net/tun.c and drivers/net/macvlan.c, as far as Tapster meets them. What
-the kernel refuses raises OSError with its errno; then nothing has changed, but
-for what one message had done before its failing part.
+drivers/net/tun.c and drivers/net/macvlan.c, as far as Tapster meets them. If the kernel
+would refuse a call, OSError is raised with the kernel's errno. Then nothing has
+changed, except for the parts of a message before its failing part.
 
-Devices are immutable, so a copy of a namespace costs a copy of a few small
-dicts, whatever happens to either afterwards.
+Devices are immutable. So copying a namespace copies only a few small dicts.
 """
 
 import os
@@ -32,7 +31,7 @@ from tapster.model import Mode
 
 MAX_BYTES = 15
 SYSCTL_NAMES = ("all", "default")
-"""In /proc/sys/net/ipv4/conf they are no devices; this is found out late."""
+"""Names that /proc/sys/net/ipv4/conf has already: the kernel refuses them late."""
 MAX_PORTS = 1023
 MAX_QUEUES = 256
 MAX_MTU = 65535
@@ -44,7 +43,7 @@ NO_MAC = "00:00:00:00:00:00"
 
 
 class Device(NamedTuple):
-    """A network device; what does not apply to its kind stays as it is here."""
+    """A network device. A field that does not apply to its kind keeps the default."""
 
     ifindex: int
     name: str
@@ -60,10 +59,10 @@ class Device(NamedTuple):
     root_guard: bool = False
     bpdu_guard: bool = False
     neighbours: frozenset[str] = frozenset()
-    """The MACs that its bridge knows there for good."""
+    """The MACs for which its bridge has a permanent entry at this port."""
     vlan_filtering: bool = False
     vlans: Vlans | None = None
-    """Of a port: the VLANs that it is in."""
+    """Of a bridge port: its VLANs."""
     group: int = 0
     no_ipv6: bool = False
     no_ipv4: bool = False
@@ -74,26 +73,26 @@ class Device(NamedTuple):
     uid: int | None = None
     gid: int | None = None
     lower: int = 0
-    """What a macvtap sits on."""
+    """Of a macvtap: the ifindex of its lower device."""
     mode: Mode | None = None
     lower_mac: str = ""
-    """The MAC that the lower device of a passthru macvtap had, and gets back."""
+    """Of a passthru macvtap: the MAC that its lower device had, and gets back."""
     peer: int = 0
-    """The other end of a veth."""
+    """Of a veth: the ifindex of the other end."""
     fixed_mac: bool = False
-    """Somebody has set the MAC: a bridge then keeps it whatever its ports are."""
+    """The MAC was set: a bridge then keeps it, whichever ports join or leave."""
     fixed_mtu: bool = False
-    """The same of a bridge's MTU."""
+    """The MTU was set: a bridge then keeps it too."""
 
 
 def check_length(name: str) -> None:
-    """A message with a longer name is refused before anything is looked at."""
+    """Refuse a longer name, as the kernel does before it looks at the message."""
     if len(name.encode()) > MAX_BYTES:
         raise refusal(ERANGE)
 
 
 def cut(name: str) -> str:
-    """Return what an ifreq holds of a name."""
+    """Return the part of a name that fits an ifreq."""
     return name.encode()[:MAX_BYTES].decode()
 
 
@@ -113,7 +112,7 @@ class Space:
         self.queues: dict[int, int] = {}
         """The device to which an open file is attached."""
         self.watches: dict[int, set[int]] = {}
-        """What changed since a watch was last read."""
+        """The changed links that each watch has not reported yet."""
         self.counter = 1
         """The ifindex that the kernel tries next."""
         self.macs = 0
@@ -151,10 +150,10 @@ class Space:
         return device.kind != "tun" or self.open_queues(device.ifindex) > 0
 
     def ports(self, bridge: int) -> list[Device]:
-        return [one for one in self.devices.values() if one.master == bridge]
+        return [device for device in self.devices.values() if device.master == bridge]
 
     def macvtaps(self, lower: int) -> list[Device]:
-        return [one for one in self.devices.values() if one.lower == lower]
+        return [device for device in self.devices.values() if device.lower == lower]
 
     # Coming and going
 
@@ -194,7 +193,7 @@ class Space:
         beside = self.macvtaps(under.ifindex)
         if not beside and under.master:
             raise refusal(EBUSY)
-        if any(one.mode is Mode.PASSTHRU for one in beside):
+        if any(device.mode is Mode.PASSTHRU for device in beside):
             raise refusal(EINVAL)
         given = {} if mac is None else {"mac": mac}
         if mode is Mode.PASSTHRU:
@@ -220,10 +219,10 @@ class Space:
 
     def delete_group(self, group: int) -> None:
         """RTM_DELLINK with IFLA_GROUP: all of a group, or none."""
-        found = [one for one in self.devices.values() if one.group == group]
+        found = [member for member in self.devices.values() if member.group == group]
         if not found:
             raise refusal(ENODEV)
-        if not all(one.kind for one in found):
+        if not all(member.kind for member in found):
             raise refusal(EOPNOTSUPP)
         for device in found:
             if device.ifindex in self.devices:
@@ -261,7 +260,7 @@ class Space:
         return tap
 
     def open_macvtap(self, file: int, ifindex: int) -> None:
-        """Open the device's node."""
+        """Open the node of a macvtap."""
         device = self.devices.get(ifindex)
         if device is None or device.kind != "macvtap":
             raise refusal(ENOENT)
@@ -276,7 +275,7 @@ class Space:
         return self.devices[self.queues[file]]
 
     def detach(self, file: int) -> None:
-        """The last close of an open file."""
+        """Detach an open file from its device: the last close of the file."""
         device = self.devices[self.queues.pop(file)]
         if device.kind == "tun" and not self.open_queues(device.ifindex):
             self._note(device.ifindex)
@@ -286,7 +285,7 @@ class Space:
     # Changing
 
     def edit(self, ifindex: int, **fields: Any) -> None:
-        """Change what has no rules: the owner of a tap, persistence, the group."""
+        """Change properties that have no rules: owner of a tap, persistence, group."""
         self._put(self.get(ifindex)._replace(**fields))
 
     def change(self, change: LinkChange) -> None:
@@ -342,8 +341,10 @@ class Space:
         port = self.get(ifindex)
         if not port.master:
             raise refusal(EOPNOTSUPP)
-        others = [one for one in self.devices.values() if one.ifindex != ifindex]
-        if any(one.master == port.master and mac in one.neighbours for one in others):
+        others = [other for other in self.devices.values() if other.ifindex != ifindex]
+        if any(
+            other.master == port.master and mac in other.neighbours for other in others
+        ):
             raise refusal(EEXIST)
         self.edit(ifindex, neighbours=port.neighbours | {mac})
 
@@ -373,7 +374,7 @@ class Space:
         if name not in device.altnames:
             raise refusal(EINVAL)
         del self.names[name]
-        rest = tuple(one for one in device.altnames if one != name)
+        rest = tuple(altname for altname in device.altnames if altname != name)
         self._set_altnames(device, rest)
 
     # Rules
@@ -406,11 +407,12 @@ class Space:
         if queues == MAX_QUEUES:
             raise refusal(E2BIG)
         if not queues:
-            # The hijack: its flags are rewritten too.
+            # Without IFF_TUN_EXCL the kernel hands over a foreign tap, and changes its
+            # flags.
             self._put(tap._replace(vnet_hdr=vnet_hdr))
 
     def _set_altnames(self, device: Device, altnames: tuple[str, ...]) -> None:
-        # netdev_state_change() tells nobody of a device that is down.
+        # netdev_state_change() reports no device that is down.
         self.devices[device.ifindex] = device._replace(altnames=altnames)
         if device.up:
             self._note(device.ifindex)
@@ -422,7 +424,7 @@ class Space:
             return
         if device.mode is Mode.PASSTHRU:
             self._set_mac(self.get(device.lower), mac)
-            # Set this way, it is the lower device's own only until this one goes.
+            # The lower device has this MAC only until the macvtap goes.
             self.edit(device.ifindex, lower_mac=device.lower_mac)
             return
         if device.lower and self._mac_busy(device, mac):
@@ -486,8 +488,8 @@ class Space:
     def _mac_busy(self, macvtap: Device, mac: str) -> bool:
         """Return whether the lower device or another macvtap that is up has the MAC."""
         return self.get(macvtap.lower).mac == mac or any(
-            one.mac == mac and one.up and one.ifindex != macvtap.ifindex
-            for one in self.macvtaps(macvtap.lower)
+            other.mac == mac and other.up and other.ifindex != macvtap.ifindex
+            for other in self.macvtaps(macvtap.lower)
         )
 
     def _leave(self, port: Device) -> None:
@@ -495,7 +497,7 @@ class Space:
         self._follow_ports(port.master)
 
     def _follow_ports(self, ifindex: int) -> None:
-        """Give a bridge its lowest port's MAC and MTU, unless somebody set them."""
+        """Give a bridge the lowest MAC and MTU of its ports, unless they were set."""
         bridge = self.devices.get(ifindex)
         if bridge is None:
             return
@@ -542,7 +544,7 @@ class Space:
 
 
 def _alone(port: Device) -> Device:
-    """Return a device that was a port, and has lost all that made it one."""
+    """Return a device without the properties that it had as a bridge port."""
     return port._replace(
         master=0,
         isolated=False,
@@ -555,12 +557,12 @@ def _alone(port: Device) -> Device:
 
 
 def has_ipv6(device: Device) -> bool:
-    """Return whether a device has IPv6, and with it something to switch off."""
+    """Return whether a device has IPv6, which can be switched off."""
     return device.mtu >= MIN_IPV6_MTU or not device.kind
 
 
 def _valid(name: str) -> bool:
-    """dev_valid_name()."""
+    """Return whether the kernel's dev_valid_name() accepts a name."""
     return (
         0 < len(name.encode()) <= MAX_BYTES
         and name not in {".", ".."}

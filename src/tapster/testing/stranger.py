@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Other programs on the host, and people with `ip`.
 
-What the kernel refuses them raises OSError. The descriptors they hold are not
-ours to see: they are handles, which `close` closes.
+If the kernel would refuse a call, OSError is raised. These programs have no real
+descriptors: `open_tap` returns a handle, which `close` closes.
 """
 
 from collections.abc import Callable
@@ -40,7 +40,7 @@ class Stranger:
     def add_bridge(
         self, name: str, *, mac: str | None = None, vlan_filtering: bool = False
     ) -> None:
-        """A bridge that is up."""
+        """Add a bridge that is up."""
         made = self._space.register(
             name, "bridge", up=True, vlan_filtering=vlan_filtering
         )
@@ -48,10 +48,10 @@ class Stranger:
             self._space.change(LinkChange(made.ifindex, mac=mac))
 
     def add_veth(self, name: str, peer: str) -> None:
-        """Two ends of a cable, up: something for macvtaps to sit on."""
+        """Add the two ends of a cable, up: a macvtap can sit on either."""
         space = self._space
-        for one in (name, peer):
-            if one in space.names:
+        for end in (name, peer):
+            if end in space.names:
                 raise refusal(EEXIST)
         other = space.register(peer, "veth", up=True)
         this = space.register(name, "veth", up=True, peer=other.ifindex)
@@ -60,10 +60,11 @@ class Stranger:
     def add_tap(
         self, name: str, *, exclusive: bool = True, multi_queue: bool = False
     ) -> str:
-        """As `ip tuntap add`: a persistent tap that nobody has open. Its name.
+        """Add a persistent tap as `ip tuntap add` does; no process has it open. Return
+        its name.
 
-        `name` may be a template. Without `exclusive` an idle tap of that name is
-        taken instead, whosever it is.
+        `name` may be a template. Without `exclusive` the kernel hands over an idle tap
+        of that name, whichever program made it.
         """
         opened = self.open_tap(name, exclusive=exclusive, multi_queue=multi_queue)
         tap = self._space.attached(opened)
@@ -74,7 +75,8 @@ class Stranger:
     def open_tap(
         self, name: str, *, exclusive: bool = False, multi_queue: bool = False
     ) -> int:
-        """Open a tap, or make one that goes with its last handle. The handle."""
+        """Open a tap, or make a tap that goes with its last handle. Return the
+        handle."""
         world = self._look()
         handle = world.open(self._cookie)
         try:
@@ -100,7 +102,7 @@ class Stranger:
         under = self._named(lower).ifindex
         self._space.add_macvtap(NewMacvtap(name, 0, under, mode, mac=mac))
 
-    # Changing, by the name that a device has at this moment
+    # Changing a device by its present name
 
     def set_by_name(
         self,

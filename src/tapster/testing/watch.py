@@ -12,7 +12,7 @@ from tapster.testing.world import World
 
 
 class FakeWatch:
-    """Sees what changes, as `tapster.kernel.watch.LinkWatch` does.
+    """Sees changes of links, as `tapster.kernel.watch.LinkWatch` does.
 
     Its descriptor is readable after `FakeSystem.deliver`, so that a test decides when
     its reader wakes up.
@@ -51,7 +51,7 @@ class FakeWatch:
         self._world().spaces[cookie].watches.setdefault(self._handle, set())
 
     def overrun(self) -> None:
-        """Lose what was seen, as a socket does whose buffer is full."""
+        """Lose the reports, as a socket with a full buffer does."""
         self._overrun = True
         self.deliver()
 
@@ -75,7 +75,9 @@ class FakeWatch:
             number = cookie if self.elsewhere else HERE
             seen = spaces[cookie].watches[self._handle]
             links = {
-                one: self._report(cookie, one) for one in seen if one >= self._first
+                ifindex: self._report(cookie, ifindex)
+                for ifindex in seen
+                if ifindex >= self._first
             }
             if links:
                 changes.links[number] = links

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The state of a host in memory: clocks, processes, namespaces and open files.
 
-Plain small data, the same after the same calls: nothing here is random, looks at the
-real host, or is shared between two states.
+The state is small plain data. The same calls give the same state: nothing here is
+random, reads the real host, or is shared between two states.
 """
 
 from tapster.model import Process
@@ -15,7 +15,7 @@ TICKS = 100
 
 
 class World:
-    """Everything there is. Cheap to copy."""
+    """The whole state of a host. Cheap to copy."""
 
     __slots__ = (
         "boot",
@@ -41,15 +41,15 @@ class World:
         """The last number given to an open file, a handle, a group or a start."""
         self.cookies = 0
         self.spaces: dict[int, Space] = {}
-        """By cookie."""
+        """The namespaces, by cookie."""
         self.paths: dict[str, int] = {}
-        """The cookies of the namespaces that have a path."""
+        """The cookie of each namespace that has a path, by path."""
         self.handles: dict[int, int] = {}
-        """The cookie that an open handle of a namespace keeps alive."""
+        """The cookie of the namespace that each open handle keeps alive."""
         self.files: dict[int, int] = {}
-        """The same of an open tap or macvtap."""
+        """The cookie of the namespace that each open tap or macvtap keeps alive."""
         self.descriptors: dict[int, int] = {}
-        """The file that a descriptor of ours was opened for."""
+        """The open file behind each descriptor that was handed out."""
         self.processes: dict[int, Process] = {}
         self.inhabitants: dict[int, int] = {}
         """The cookie of the namespace that a process is in, by pid."""
@@ -83,13 +83,14 @@ class World:
     # Namespaces
 
     def new_space(self) -> int:
-        """Make a namespace; its cookie. It needs somebody who keeps it alive."""
+        """Make a namespace and return its cookie. A path, a handle, a file or a process
+        must keep it alive."""
         self.cookies += 1
         self.spaces[self.cookies] = Space()
         return self.cookies
 
     def bury(self) -> None:
-        """Let the namespaces end that nobody keeps alive, with all in them."""
+        """End the namespaces that nothing keeps alive, with their devices."""
         kept = {
             self.own,
             *self.paths.values(),
@@ -103,13 +104,13 @@ class World:
     # Open files
 
     def open(self, cookie: int) -> int:
-        """Open a file from inside a namespace, which it keeps alive."""
+        """Open a file from inside a namespace. The file keeps the namespace alive."""
         file = self.number()
         self.files[file] = cookie
         return file
 
     def close(self, file: int) -> None:
-        """The last close of a file."""
+        """Close a file for the last time."""
         del self.files[file]
         for space in self.spaces.values():
             if file in space.queues:
@@ -122,7 +123,8 @@ class World:
         """Start a process; ValueError if the pid is in use."""
         if pid in self.processes:
             raise ValueError(f"process {pid} runs already")
-        # The number keeps two of one pid apart that start at one moment.
+        # The number distinguishes two processes of one pid that start at the same
+        # moment.
         start = int(self.boottime * TICKS) + self.number()
         self.processes[pid] = Process(pid, start, PIDNS)
         self.inhabitants[pid] = cookie
@@ -134,7 +136,7 @@ class World:
         self.bury()
 
     def reboot(self) -> None:
-        """Start anew: only the clocks know that there was a boot before."""
+        """Begin another boot. Only the wall clock and the boot number go on."""
         wallclock, boot = self.wallclock, self.boot
         self.__init__()  # type: ignore[misc]
         self.wallclock, self.boot = wallclock, boot + 1
@@ -142,12 +144,12 @@ class World:
     # Showing
 
     def render(self) -> str:
-        """Return all of it as text: equal for worlds that cannot be told apart."""
+        """Return the state as text: equal for states that no caller can tell apart."""
         lines = [
             f"boot {self.boot} up {self.boottime:.3f} clock {self.wallclock:.3f}",
             *(
-                f"process {pid} {one.start}"
-                for pid, one in sorted(self.processes.items())
+                f"process {pid} {process.start}"
+                for pid, process in sorted(self.processes.items())
             ),
         ]
         for cookie, space in sorted(self.spaces.items()):
@@ -160,7 +162,7 @@ class World:
 
 
 def _line(space: Space, device: Device) -> str:
-    """Return a device: what differs from the plainest one."""
+    """Return a device as text: the fields that differ from the defaults."""
     plain = Device(device.ifindex, device.name, device.kind, device.mac)
     fields = [
         f"{key}={value}"

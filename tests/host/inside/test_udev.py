@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tapster import Host, Tap
-from tests.host.inside.world import PATIENCE, links, sh
+from tests.host.inside.world import EVENT_SECONDS, links, sh
 
 TAPS = 300
 
@@ -24,7 +24,7 @@ def test_udev_leaves_the_mac_of_new_taps_alone(ledger: Path) -> None:
             with host.acquire(Tap(bridge="br0", fin_wait=0)) as device:
                 # The host's side has the guest's MAC, but for the first byte.
                 wanted[device.name] = "fe" + device.mac[2:]
-        sh(f"udevadm settle --timeout {10 * PATIENCE:g}")
+        sh(f"udevadm settle --timeout {10 * EVENT_SECONDS:g}")
         shown = links()
         wrong = [name for name, mac in wanted.items() if shown[name]["address"] != mac]
         for lease in host.leases():

@@ -63,7 +63,7 @@ def test_the_first_caller_starts_the_daemon_and_gets_a_device() -> None:
 
 
 @pytest.mark.usefixtures("service")
-def test_what_happened_is_in_the_journal_with_its_lease() -> None:
+def test_the_journal_has_each_event_with_its_lease() -> None:
     name = sh(f"{AS_ANN} tapster add --bridge br0 --owner web").strip()
     lease = leases(f"{AS_ANN} tapster ls --json")[name]
     sh("journalctl --sync")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 POLICY = Path("/etc/tapster/tapster.toml")
-PATIENCE = 60.0
+EVENT_SECONDS = 60.0
 """Seconds for what must happen by itself, on a host without KVM."""
 
 
@@ -50,12 +50,14 @@ def state(unit: str, what: str) -> str:
 
 def wait_until(holds: Callable[[], bool], what: str) -> None:
     """Wait for links to change until something holds."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + EVENT_SECONDS
     with subprocess.Popen(["ip", "monitor", "link"], stdout=subprocess.PIPE) as monitor:
         assert monitor.stdout
         try:
             while not holds():
-                assert time.monotonic() < deadline, f"not within {PATIENCE:g} s: {what}"
+                assert time.monotonic() < deadline, (
+                    f"not within {EVENT_SECONDS:g} s: {what}"
+                )
                 if select.select([monitor.stdout], [], [], 0.5)[0]:
                     os.read(monitor.stdout.fileno(), 65536)
         finally:
