@@ -21,7 +21,7 @@ from explorer.script import (
     Scripts,
     held_in,
 )
-from tapster.model import Lease, Process
+from tapster.model import Lease, Life, Process
 
 NIGH = 10.0
 """Seconds that pass when time passes: more than any FIN WAIT here."""
@@ -229,10 +229,11 @@ class Universe:
         if call.verb == "process":
             (pid,) = call.args
             return rest, Process(pid, pid, pid)
-        if call.verb == "ended":
+        if call.verb == "life":
             (process,) = call.args
             owner = self.scripts[process.pid].name
-            return rest, any(name == owner for name, _ in rest.stopped)
+            ended = any(name == owner for name, _ in rest.stopped)
+            return rest, Life.ENDED if ended else Life.LIVES
         assert call.verb in ("boottime", "wallclock")
         return rest, rest.time * NIGH if call.verb == "boottime" else 0.0
 
@@ -271,8 +272,8 @@ class Universe:
             return True
         if call.on == "kernel":
             return call.args in LOOKS
-        if call.verb == "ended":
-            return bool(answer)
+        if call.verb == "life":
+            return answer is Life.ENDED
         if call.verb == "alive":
             return not answer or call.args == (0,)
         if call.verb == "boottime":

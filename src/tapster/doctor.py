@@ -39,6 +39,7 @@ def examine(operations: Operations) -> list[Problem]:
                 for damage in ledger.check()
             ),
             *_unrepaired(operations),
+            *_undetermined(operations, links, here),
             *_left_in_backends(operations),
             *_leftovers(ledger.id, links, here),
             *_squatters(ledger.templates(), links, here),
@@ -94,6 +95,20 @@ def _unrepaired(operations: Operations) -> Iterator[Problem]:
             f"{which} does not agree with the kernel: recover would {action} it",
             "tapster recover",
         )
+
+
+def _undetermined(
+    operations: Operations, links: list[Link], leases: list[Lease]
+) -> Iterator[Problem]:
+    by_index = {link.ifindex: link for link in links}
+    for lease in leases:
+        link = by_index.get(lease.ifindex)
+        if unknown := operations.look.undetermined(lease, link):
+            yield Problem(
+                f"lease {lease.name} ({lease.id}): {unknown}",
+                "run tapster outside containers, or if its VM has ended: "
+                f"tapster rm {lease.id}",
+            )
 
 
 def _left_in_backends(operations: Operations) -> Iterator[Problem]:

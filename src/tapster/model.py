@@ -249,9 +249,18 @@ class Process(NamedTuple):
 
     pid: int
     start: int
-    """The start in clock ticks since boot: field 22 of /proc/PID/stat."""
+    """The start in clock ticks since boot: field 22 of /proc/PID/stat, as it is outside
+    all time namespaces."""
     pidns: int
     """The inode of the pid namespace that `pid` belongs to."""
+
+
+class Life(StrEnum):
+    """Whether a process lives, as far as the process that asks can tell."""
+
+    LIVES = "lives"
+    ENDED = "ended"
+    CANNOT_TELL = "cannot tell"
 
 
 class Netns(NamedTuple):

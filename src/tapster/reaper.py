@@ -25,11 +25,11 @@ import resource
 import select
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 
 from tapster.errors import ConflictError, HostError, TapsterError
+from tapster.kernel.boot import boottime
 from tapster.kernel.linux import LinuxSystem
 from tapster.kernel.lock import REAPER, LockFile
 from tapster.kernel.port import HERE, Watch
@@ -162,7 +162,7 @@ def _nap(deadline: float | None, ended: int) -> float:
     """Return how long to wait for a report, in seconds."""
     if deadline is None:
         return LONGEST_WATCH
-    left = deadline - time.clock_gettime(time.CLOCK_BOOTTIME)
+    left = deadline - boottime()
     if left <= 0 and not ended:
         # A lease is due, and another manager has claimed it: that manager may be
         # stopped.

@@ -137,3 +137,25 @@ def test_a_waiting_device_that_somebody_deletes_is_replaced_at_once(
     both = reapers(ledger)
     subprocess.run([TAPSTER, "reap", "--now"], check=True)
     wait_dead(both)
+
+
+def test_a_command_in_a_time_namespace_ends_no_lease() -> None:
+    ready = subprocess.Popen(
+        [TAPSTER, "run", "--bridge", "br0", "--", "sh", "-c", "echo; exec cat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert ready.stdout
+    ready.stdout.readline()
+    shifted = ["unshare", "--time", "--boottime=1000", TAPSTER]
+    subprocess.run([*shifted, "recover"], check=True)
+    assert states() == {"vnet0": "active"}
+    assert "UP" in iproute.links()["vnet0"]["flags"]
+    ready.communicate()
+    subprocess.run([*shifted, "ls"], check=True, stdout=subprocess.DEVNULL)
+    leases = json.loads(
+        subprocess.run(
+            [*shifted, "ls", "--all", "--json"], check=True, capture_output=True
+        ).stdout
+    )["leases"]
+    assert 0 < leases[0]["fin_wait_left"] <= leases[0]["fin_wait"]

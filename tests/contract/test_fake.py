@@ -13,6 +13,7 @@ from lab import library
 from lab.library import close, no_reaper
 from tapster import Host, Macvtap, Mode, State, Tap
 from tapster.kernel.port import LinkChange
+from tapster.model import Life
 from tapster.testing import FakeSystem
 from tests.contract.makers import OURS, refused, tap, taps
 
@@ -173,8 +174,8 @@ def test_a_pid_that_is_used_again_is_another_process(system: FakeSystem) -> None
     system.end(1)
     second = system.start(1)
     assert first != second
-    assert system.ended(first)
-    assert not system.ended(second)
+    assert system.life(first) is Life.ENDED
+    assert system.life(second) is Life.LIVES
 
 
 # Stepping in

@@ -4,6 +4,7 @@
 import uuid
 
 from lab.fake_and_real import ContractLab
+from tapster.model import Life
 
 
 def test_the_boot_has_an_id(lab: ContractLab) -> None:
@@ -27,20 +28,13 @@ def test_a_process_runs_until_it_has_ended(lab: ContractLab) -> None:
     assert process
     assert process.pid == pid
     assert lab.system.process(pid) == process
-    assert not lab.system.ended(process)
+    assert lab.system.life(process) is Life.LIVES
     lab.end(pid)
-    assert lab.system.ended(process)
+    assert lab.system.life(process) is Life.ENDED
     assert lab.system.process(pid) is None
 
 
 def test_another_process_of_the_same_pid_is_not_it(lab: ContractLab) -> None:
     process = lab.system.process(lab.start())
     assert process
-    assert lab.system.ended(process._replace(start=process.start - 1))
-
-
-def test_a_process_of_another_pid_namespace_may_run(lab: ContractLab) -> None:
-    process = lab.system.process(lab.start())
-    assert process
-    lab.end(process.pid)
-    assert not lab.system.ended(process._replace(pidns=process.pidns + 1))
+    assert lab.system.life(process._replace(start=process.start - 5)) is Life.ENDED

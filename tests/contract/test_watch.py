@@ -102,7 +102,7 @@ def test_a_descriptor_of_a_process_is_readable_once_it_has_ended(
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     assert poll.poll(0) == []
-    other = process._replace(start=process.start - 1)
+    other = process._replace(start=process.start - 5)
     assert lab.system.open_process(other) is None
     lab.end(pid)
     assert poll.poll(10_000)

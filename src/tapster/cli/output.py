@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 
 from tapster.cli import terminal
+from tapster.kernel.boot import boottime
 from tapster.kernel.netns import NAMED
 from tapster.light import Any
 from tapster.model import HistoryEntry, Lease, Link, Wiring
@@ -198,7 +199,7 @@ def wait_left(lease: Lease) -> float | None:
     """Return the seconds left of a lease's FIN WAIT; None before its release."""
     if lease.deadline is None:
         return None
-    left = lease.deadline - time.clock_gettime(time.CLOCK_BOOTTIME)
+    left = lease.deadline - boottime()
     return round(max(left, 0.0), 3)
 
 

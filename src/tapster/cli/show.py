@@ -66,8 +66,9 @@ def lines(shown: dict[str, Any]) -> list[str]:
     for field, value in (shown["device"] or {}).items():
         found.append(f"device {field:<15}{_shown(value)}")
     for backend, difference in shown["differences"].items():
-        line = f"differs {backend:<14}{difference}: tapster recover"
-        found.append(terminal.paint(line, red))
+        line = f"differs {backend:<14}{difference}"
+        remedy = "" if backend == "process" else ": tapster recover"
+        found.append(terminal.paint(line + remedy, red))
     return found
 
 

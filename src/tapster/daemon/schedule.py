@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """When to reap: the serving thread asks the worker for one batch at a time."""
 
-import time
 from collections.abc import Callable
 
 from tapster.daemon.log import WARNING, Log
@@ -9,6 +8,7 @@ from tapster.daemon.loop import Loop
 from tapster.daemon.upkeep import Upkeep
 from tapster.daemon.worker import Worker
 from tapster.errors import TapsterError
+from tapster.kernel.boot import boottime
 from tapster.light import Any
 
 REAP_PAUSE = 0.25
@@ -29,7 +29,7 @@ class ReapSchedule:
         worker: Worker,
         upkeep: Upkeep,
         log: Log,
-        boottime: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+        boottime: Callable[[], float] = boottime,
     ) -> None:
         self._loop = loop
         self._worker = worker

@@ -23,7 +23,7 @@ from errno import (
 from functools import cached_property
 
 from tapster.errors import HostError, KernelError, NoSuchLink
-from tapster.kernel import netns, process, rtnl, tun, vhost
+from tapster.kernel import boot, netns, process, rtnl, tun, vhost
 from tapster.kernel.descriptors import closing_on_error
 from tapster.kernel.failure import failure
 from tapster.kernel.port import (
@@ -37,7 +37,7 @@ from tapster.kernel.port import (
 )
 from tapster.kernel.watch import LinkWatch
 from tapster.light import TYPE_CHECKING, Any
-from tapster.model import Link, Netns, Process
+from tapster.model import Life, Link, Netns, Process
 
 if TYPE_CHECKING:
     from tapster.kernel.nft import Nft
@@ -68,7 +68,7 @@ class LinuxSystem:
             raise failure(error, "reading the boot's id") from error
 
     def boottime(self) -> float:
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
+        return boot.boottime()
 
     def wallclock(self) -> float:
         # No finer than it is printed. So a printed time can be used in a query.
@@ -159,17 +159,16 @@ class LinuxSystem:
         except OSError as error:
             raise failure(error, f"looking at process {pid}") from error
 
-    def ended(self, bound: Process) -> bool:
-        try:
-            return process.ended(bound)
-        except OSError as error:
-            raise failure(error, f"looking at process {bound.pid}") from error
+    def life(self, bound: Process) -> Life:
+        return process.life(bound)
 
     def open_process(self, wanted: Process) -> int | None:
         try:
             return process.open_process(wanted)
         except OSError as error:
-            raise failure(error, f"opening process {wanted.pid}") from error
+            raise KernelError(
+                error.errno or 0, f"opening process {wanted.pid}", error.strerror or ""
+            ) from error
 
     def watch(self, *, first: int, elsewhere: bool = False) -> Watch:
         try:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 from tapster.light import Any, NamedTuple, Protocol
-from tapster.model import Link, Mode, Netns, Process
+from tapster.model import Life, Link, Mode, Netns, Process
 
 
 class Vlans(NamedTuple):
@@ -304,7 +304,10 @@ class System(Protocol):
         """The id of this boot (/proc/sys/kernel/random/boot_id, random(4))."""
 
     def boottime(self) -> float:
-        """Return CLOCK_BOOTTIME, as in `tapster.ledger.Clock`."""
+        """Return CLOCK_BOOTTIME, as in `tapster.ledger.Clock`.
+
+        It is that of the initial time namespace, wherever the caller is.
+        """
 
     def wallclock(self) -> float:
         """Return the wall clock, as in `tapster.ledger.Clock`."""
@@ -332,17 +335,18 @@ class System(Protocol):
     def process(self, pid: int) -> Process | None:
         """Return the identity of the process that has `pid` now, or None."""
 
-    def ended(self, process: Process) -> bool:
-        """Return whether a process has ended for certain (proc_pid_stat(5)).
+    def life(self, process: Process) -> Life:
+        """Return whether a process lives, has ended, or that this cannot be told.
 
-        A zombie has ended. False if its pid belongs to a pid namespace that /proc does
-        not show.
+        A zombie has ended. The answer does not depend on the process that asks, apart
+        from "cannot tell". It raises no error.
         """
 
     def open_process(self, process: Process) -> int | None:
         """Return a descriptor that is readable once the process has ended.
 
-        The caller closes it. None if the process has ended already.
+        The caller closes it. None if the process has ended already. Raises KernelError
+        if that cannot be told.
         """
 
     def watch(self, *, first: int, elsewhere: bool = False) -> Watch:

@@ -1,51 +1,140 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes, identified by pid and start time: pids are reused (proc_pid_stat(5))."""
+"""Whether the process that a lease is bound to lives. All evidence is weighed here.
+
+A pid alone tells nothing: pids are reused. So a process is its pid, its start time and
+its pid namespace. Evidence must not depend on the process that asks:
+
+- The start time in /proc is shifted in a time namespace; see boot.py.
+- /proc may hide processes of other users, or be absent. Then a process that is missing
+  there may live. pidfd_open(2) needs no /proc and no privilege.
+- A process whose main thread has ended is a zombie in /proc while its other threads
+  run. Its pidfd becomes readable only when the last thread has ended.
+- A pid of another pid namespace means nothing here. From the initial pid namespace
+  every process can be seen, with its pids in all namespaces it belongs to.
+
+Where the evidence does not suffice, the answer is that it cannot be told.
+"""
 
 import os
 import select
+from collections.abc import Iterator
+from errno import EINVAL, ENOENT, EPERM
 
 from tapster.errors import RequestError
-from tapster.kernel import netns
-from tapster.model import Process
+from tapster.kernel import boot, netns
+from tapster.model import Life, Process
 
+INITIAL = 0xEFFFFFFC
+"""The inode of the initial pid namespace (PROC_PID_INIT_INO)."""
 _STATE, _START = 0, 19
 """Where fields 3 and 22 are, after the closing parenthesis of the command."""
+_ROUNDED = 1
+"""Clock ticks by which two readers of one start time may differ."""
 
 
 def process(pid: int) -> Process | None:
     """Return the process that has `pid` now, or None."""
     fields = _stat(pid)
-    return Process(pid, int(fields[_START]), netns.pidns()) if fields else None
+    return Process(pid, _start_in(fields), netns.pidns()) if fields else None
 
 
-def ended(process: Process) -> bool:
-    """Return whether a process has ended for certain. A zombie has ended.
-
-    Return False if /proc does not show the pid namespace of its pid.
-    """
-    if process.pidns == 0 or process.pidns != netns.pidns():
-        return False
-    fields = _stat(process.pid)
-    return (
-        fields is None
-        or int(fields[_START]) != process.start
-        or fields[_STATE] in ("Z", "X")
-    )
+def life(process: Process) -> Life:
+    """Return whether a process lives. A zombie of which no thread runs has ended."""
+    try:
+        # The usual case, at the cost of one small file: thousands may be asked about.
+        if process.pidns == netns.pidns() != 0:
+            fields = _stat(process.pid)
+            if fields and fields[_STATE] not in "ZX" and _is_start(process, fields):
+                return Life.LIVES
+        pidfd = open_process(process)
+    except OSError:
+        return Life.CANNOT_TELL
+    if pidfd is None:
+        return Life.ENDED
+    os.close(pidfd)
+    return Life.LIVES
 
 
 def open_process(wanted: Process) -> int | None:
-    """Return a pidfd of this process, which the caller closes; None if it has ended."""
+    """A pidfd of this process, which the caller closes; None if it has ended.
+
+    Raise OSError if that cannot be told.
+    """
+    for pid in _pids_here(wanted):
+        pidfd = _open(wanted, pid)
+        if pidfd is not None:
+            return pidfd
+    return None
+
+
+def _pids_here(wanted: Process) -> Iterator[int]:
+    """Yield the pids that a process may have in this pid namespace.
+
+    Raise PermissionError in the end if there may be others.
+    """
+    own = netns.pidns()
+    if wanted.pidns == own != 0:
+        yield wanted.pid
+        return
+    if wanted.pidns and own:
+        for name in filter(str.isdecimal, os.listdir("/proc")):
+            pid = int(name)
+            fields = _stat(pid)
+            if fields and _is_start(wanted, fields) and wanted.pid in _inner_pids(pid):
+                yield pid
+    if not wanted.pidns or own != INITIAL or _stat(1) is None:
+        raise PermissionError(EPERM, "process of a pid namespace that is not seen here")
+
+
+def _open(wanted: Process, pid: int) -> int | None:
+    """A pidfd of the process if it has this pid here; None if it has ended."""
     try:
-        pidfd = os.pidfd_open(wanted.pid)
+        pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return None
-    if ended(wanted):  # another process may have its pid by now
-        os.close(pidfd)
+    except OSError as error:
+        # The pid is now a thread's, or that of a process group without its leader.
+        if error.errno in (EINVAL, ENOENT):
+            return None
+        raise
+    try:
+        fields = _stat(pid)
+        if not over(pidfd):
+            if fields is None:
+                raise PermissionError(EPERM, "/proc hides the process")
+            if _is_start(wanted, fields):
+                kept, pidfd = pidfd, -1
+                return kept
         return None
-    return pidfd
+    finally:
+        if pidfd >= 0:
+            os.close(pidfd)
+
+
+def _inner_pids(pid: int) -> list[int]:
+    """The pids of a process in the pid namespaces below the one that /proc shows."""
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            for line in file:
+                if line.startswith("NSpid:"):
+                    return [int(inner) for inner in line.split()[2:]]
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    return []
+
+
+def _start_in(fields: list[str]) -> int:
+    """The start time in a process's `stat`, as outside all time namespaces."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    return int(fields[_START]) - boot.shift() * ticks // 1_000_000_000
+
+
+def _is_start(wanted: Process, fields: list[str]) -> bool:
+    return abs(_start_in(fields) - wanted.start) <= _ROUNDED
 
 
 def _stat(pid: int) -> list[str] | None:
+    """The fields of /proc/PID/stat from the third on; None if the file is not there."""
     # Not open(): there may be thousands of processes, and a file object takes longer
     # than the kernel.
     try:
@@ -54,7 +143,7 @@ def _stat(pid: int) -> list[str] | None:
             text = os.read(fd, 4096)
         finally:
             os.close(fd)
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     # The command may contain spaces and parentheses. The last parenthesis ends it.
     return text.rpartition(b")")[2].decode().split()

@@ -16,7 +16,7 @@ from tapster.kernel.linux import LinuxSystem
 from tapster.kernel.port import Namespace, System
 from tapster.ledger import DEFAULT_PATH, Ledger
 from tapster.light import TYPE_CHECKING
-from tapster.model import Netns, Process
+from tapster.model import Life, Netns, Process
 from tapster.operations.claims import Claims
 
 if TYPE_CHECKING:
@@ -130,6 +130,10 @@ class Context:
         if process := self.system.process(pid):
             return process
         raise RequestError(f"there is no process {pid} to bind a lease to")
+
+    def has_ended(self, process: Process) -> bool:
+        """Whether a process has ended for certain."""
+        return self.system.life(process) is Life.ENDED
 
     def wake_reaper(self) -> None:
         """Start a reaper if there is work for one, and no reaper runs.

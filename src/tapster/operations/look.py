@@ -11,6 +11,7 @@ from tapster.model import (
     HistoryEvent,
     HistoryQuery,
     Lease,
+    Life,
     Link,
     Netns,
     State,
@@ -146,6 +147,7 @@ class Look:
         """Return how an active lease's device is not connected as requested, by
         backend.
 
+        Under "process", say if it cannot be told whether the lease has ended.
         Raises ServiceUnavailable if a backend cannot tell.
         """
         with self.context.gate, self.context.opened(lease.netns) as namespace:
@@ -154,7 +156,22 @@ class Look:
             failures = Failures()
             differences = self.devices.differences(namespace, [lease], links, failures)
             failures.raise_any()
-            return differences.get(lease.id, {})
+            found = differences.get(lease.id, {})
+            if unknown := self.undetermined(lease, link):
+                found = {**found, "process": unknown}
+            return found
+
+    def undetermined(self, lease: Lease, link: Link | None) -> str | None:
+        """Say that nothing tells whether a lease has ended; None if something does.
+
+        `link` is the lease's device. An open tap is in use, whatever its process does.
+        """
+        process = lease.process
+        if process is None or lease.state is not State.ACTIVE or (link and link.open):
+            return None
+        if self.context.system.life(process) is not Life.CANNOT_TELL:
+            return None
+        return f"whether its process {process.pid} lives cannot be told from here"
 
     def differing(self, leases: Iterable[Lease]) -> frozenset[str]:
         """Return the ids of active leases whose devices are not as requested.
@@ -184,6 +201,7 @@ class Look:
                     or link.name != lease.name
                     or not decision.is_ours(ledger, lease, link)
                     or bridge.differs(lease, link, namespace, links)
+                    or self.undetermined(lease, link)
                 ):
                     yield lease.id
 

@@ -96,7 +96,7 @@ class Recover:
             boot = context.system.boot_id
             leases = [
                 lease
-                for lease in context.ledger.suspects(boot, context.system.ended)
+                for lease in context.ledger.suspects(boot, context.has_ended)
                 if self._is_left_over(lease, boot)
             ]
             return self._repair_and_wake(leases, False, None)
@@ -118,8 +118,7 @@ class Recover:
             return True
         if lease.manager is None and lease.state is State.RESERVED:
             return True
-        ended = self.context.system.ended
-        if lease.process is not None and ended(lease.process):
+        if lease.process is not None and self.context.has_ended(lease.process):
             return True
         return lease.netns.boot != boot
 
@@ -361,7 +360,7 @@ class Recover:
         """
         if link is not None and link.open:
             return False
-        if lease.process is not None and self.context.system.ended(lease.process):
+        if lease.process is not None and self.context.has_ended(lease.process):
             return True
         return lease.on_close and link is not None
 

@@ -9,7 +9,7 @@ ioctl is atomic. Between two steps, another program may act, or the process may 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from errno import EBADFD, ENODEV, EOPNOTSUPP
+from errno import EBADFD, ENODEV, EOPNOTSUPP, EPERM
 
 from tapster.errors import HostError, KernelError, NoSuchLink
 from tapster.kernel.port import (
@@ -21,7 +21,7 @@ from tapster.kernel.port import (
     Vlans,
 )
 from tapster.light import Any, NoReturn
-from tapster.model import Link, Netns, Process
+from tapster.model import Life, Link, Netns, Process
 from tapster.testing.descriptors import Descriptors
 from tapster.testing.space import (
     MIN_IPV4_MTU,
@@ -101,13 +101,17 @@ class FakeSystem:
     def process(self, pid: int) -> Process | None:
         return self.world.processes.get(pid)
 
-    def ended(self, process: Process) -> bool:
+    def life(self, process: Process) -> Life:
         if process.pidns != PIDNS:
-            return False
-        return self.world.processes.get(process.pid) != process
+            return Life.CANNOT_TELL
+        lives = self.world.processes.get(process.pid) == process
+        return Life.LIVES if lives else Life.ENDED
 
     def open_process(self, process: Process) -> int | None:
-        if self.ended(process):
+        life = self.life(process)
+        if life is Life.CANNOT_TELL:
+            raise KernelError(EPERM, f"opening process {process.pid}")
+        if life is Life.ENDED:
             return None
         reading, writing = os.pipe2(os.O_CLOEXEC)
         self._awaited.setdefault(process, []).append(writing)

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A process of which nothing is known: its lease stays, is shown, hinders no other."""
+
+from pathlib import Path
+
+import pytest
+
+from lab.fake_and_real import FakeLab
+from lab.library import no_reaper
+from tapster import Host, OpenDevice, State, Tap
+
+
+@pytest.fixture
+def lab() -> FakeLab:
+    return FakeLab()
+
+
+@pytest.fixture
+def host(lab: FakeLab, tmp_path: Path) -> Host:
+    lab.others().add_bridge("br0", mac="02:00:00:00:00:01")
+    return Host(tmp_path / "ledger.db", system=lab.system, reaper=no_reaper)
+
+
+@pytest.fixture
+def unknown(lab: FakeLab, host: Host) -> OpenDevice:
+    """A lease that a process of a container took, and that ends without a trace."""
+    pid = lab.start()
+    process = lab.system.world.processes[pid]
+    lab.system.world.processes[pid] = process._replace(pidns=process.pidns + 1)
+    return host.acquire(Tap(bridge="br0"), pid=pid)
+
+
+def test_it_stays_and_hinders_no_other(
+    lab: FakeLab, host: Host, unknown: OpenDevice
+) -> None:
+    pid = lab.start()
+    host.acquire(Tap(bridge="br0"), pid=pid).close()
+    unknown.close()
+    lab.end(pid)
+    assert [repair.lease.name for repair in host.settle()] == ["vnet1"]
+    assert host.recover() == []
+    assert host.find(unknown.id).state is State.ACTIVE
+
+
+def test_it_is_shown_and_can_be_released(host: Host, unknown: OpenDevice) -> None:
+    assert host.differences(unknown.lease) == {}, "its tap is open"
+    assert host.differing([unknown.lease]) == frozenset()
+    unknown.close()
+    (wrong,) = host.differences(unknown.lease).items()
+    assert wrong == ("process", "whether its process 1 lives cannot be told from here")
+    assert host.differing([unknown.lease]) == {unknown.id}
+    (problem,) = [one for one in host.examine() if unknown.id in one.description]
+    assert "cannot be told from here" in problem.description
+    assert problem.remedy.endswith(f"tapster rm {unknown.id}")
+    host.release(unknown)
+    assert host.find(unknown.id).state is State.FIN_WAIT
