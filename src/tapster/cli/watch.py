@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 COLOURS = {
     "acquired": terminal.GREEN,
     "sound": terminal.GREEN,
+    "restored": terminal.YELLOW,
     "released": terminal.YELLOW,
     "ended": terminal.DIM,
     "lost": terminal.RED,

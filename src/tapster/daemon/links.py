@@ -63,7 +63,7 @@ class Links:
                 self._recovering = True
                 self._submit(self._recover)
             return
-        if changes.links or changes.ended:
+        if changes.links or changes.ended or changes.rules:
             self._changed.append(changes)
         if self._changed and not self._looking:
             self._looking = True
@@ -84,10 +84,12 @@ class Links:
         looked at now, and a later report gets a look of its own.
         """
         self._looking = False
-        merged = Changes({}, set())
+        merged = Changes({}, set(), {})
         while self._changed:
             changes = self._changed.popleft()
             for number, links in changes.links.items():
                 merged.links.setdefault(number, {}).update(links)
             merged.ended.update(changes.ended)
+            for number, devices in changes.rules.items():
+                merged.rules.setdefault(number, set()).update(devices)
         self._upkeep.look_at(merged)

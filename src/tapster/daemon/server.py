@@ -147,8 +147,10 @@ class Server:
 
     def _watch_links(self, system: System) -> Iterator[Watch]:
         yield system.watch(first=FIRST_IFINDEX)
+        yield from system.watch_rules(first=FIRST_IFINDEX)
         try:
             yield system.watch(first=FIRST_IFINDEX, elsewhere=True)
+            yield from system.watch_rules(first=FIRST_IFINDEX, elsewhere=True)
         except MissingCapability as error:
             self._log(WARNING, "not-watched", error=error)
 

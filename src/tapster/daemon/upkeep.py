@@ -11,7 +11,7 @@ from contextlib import suppress
 from tapster.daemon.log import INFO, WARNING, Log
 from tapster.daemon.metrics import Metrics
 from tapster.errors import HostError, LedgerError, TapsterError
-from tapster.kernel.port import HERE, Changes
+from tapster.kernel.port import ALL, HERE, Changes
 from tapster.light import NamedTuple
 from tapster.model import HistoryEvent, Lease, Link, Netns, Process, State
 from tapster.operations.decision import Action, Repair
@@ -21,6 +21,7 @@ from tapster.rpc.interface import Event
 
 EXIT = "the process that the lease was bound to has ended"
 CLOSE = "nobody has the device open any more"
+RULES = "another program deleted rules of its filter or limits; they are back"
 NAMESPACE_RETRY = 60.0
 """Seconds to wait before retrying a namespace whose existence could not be
 determined."""
@@ -209,9 +210,30 @@ class Upkeep:
                     self._look_if_suspicious(lease, decode and decode())
                 except TapsterError as error:
                     self._log(WARNING, "not-looked-at", lease=lease.id, error=error)
+            if rules := changes.rules.get(number):
+                self._look_at_rules(netns, rules)
             if number in changes.ended:
                 # The number may belong to another namespace by now.
                 self._forget_if_ended(cookie, netns)
+
+    def _look_at_rules(self, netns: Netns, ifindexes: set[int]) -> None:
+        """Put back what another program took of filters and limits.
+
+        Unlike a port that leaves its bridge, a filter that is gone is put back whatever
+        the configuration says: guests may send forged frames until then.
+        """
+        leases = (
+            [lease for lease in self._operations.look.leases() if lease.netns == netns]
+            if ALL in ifindexes
+            else self._operations.look.at(netns, ifindexes)
+        )
+        attached = [
+            lease.id
+            for lease in leases
+            if lease.state is State.ACTIVE and lease.manager is None and lease.backends
+        ]
+        if attached:
+            self._mend(attached, RULES, wiring=True)
 
     def _look_if_suspicious(self, lease: Lease, link: Link | None) -> None:
         # Tapster itself makes most changes. Their reports show no problem, so the
@@ -291,6 +313,8 @@ class Upkeep:
             self._log(INFO, "mended", lease=lease.id, name=lease.name, action=action)
             if action is not Action.REWIRE:
                 self.unbind(lease.id)
+            elif reason == RULES:
+                self.report("restored", lease, RULES)
             if action is Action.RELEASE:
                 self.report("released", lease, reason or EXIT)
             elif action is Action.HOLD_NAME:

@@ -177,6 +177,15 @@ class LinuxSystem:
             action = "watching the devices"
             raise failure(error, action, "CAP_NET_BROADCAST") from error
 
+    def watch_rules(self, *, first: int, elsewhere: bool = False) -> Sequence[Watch]:
+        from tapster.kernel.rule_watch import rule_watches  # late: the daemon's alone
+
+        try:
+            return rule_watches(first=first, elsewhere=elsewhere)
+        except OSError as error:
+            action = "watching the rules"
+            raise failure(error, action, "CAP_NET_BROADCAST") from error
+
 
 class LinuxNamespace:
     """One network namespace, with sockets in it for requests and notifications."""

@@ -96,6 +96,8 @@ class GuardLimit(NamedTuple):
 
 HERE = -1
 """The number that `Namespace.number` returns for the namespace itself."""
+ALL = 0
+"""In `Changes.rules`: every device of a namespace."""
 
 
 class Namespace(Protocol):
@@ -279,10 +281,13 @@ class Changes(NamedTuple):
     ended: set[int]
     """The numbers of the namespaces that have ended. The kernel may have given such a
     number to another namespace since."""
+    rules: dict[int, set[int]]
+    """The ifindexes of devices from which rules of nftables or traffic control were
+    taken, by the number of their namespace. `ALL` stands for every device."""
 
 
 class Watch(Protocol):
-    """Reports the links that change."""
+    """Reports the links, or the rules, that change."""
 
     def fileno(self) -> int:
         """Return the descriptor to wait for: it is readable when there are reports."""
@@ -355,6 +360,12 @@ class System(Protocol):
         With `elsewhere`, watch those of the namespaces that have a number there (see
         `Namespace.number`), and not its own. Raises MissingCapability without
         CAP_NET_BROADCAST.
+        """
+
+    def watch_rules(self, *, first: int, elsewhere: bool = False) -> Sequence[Watch]:
+        """Watch what is deleted of the rules of nftables and of traffic control.
+
+        As `watch`. What this process deletes in nftables is not reported.
         """
 
 

@@ -572,6 +572,17 @@ def parse_attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
     return found
 
 
+def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the type and value of each attribute of a list, in which types repeat."""
+    offset = 0
+    while offset + _ATTR.size <= len(data):
+        length, type_ = _ATTR.unpack_from(data, offset)
+        if length < _ATTR.size:
+            return
+        yield type_ & NLA_TYPE_MASK, data[offset + _ATTR.size : offset + length]
+        offset += length + 3 & ~3
+
+
 def link_of(body: bytes) -> Link:
     _, _, ifindex, flags, _ = IFINFO.unpack_from(body)
     found = parse_attributes(body, IFINFO.size)

@@ -58,25 +58,22 @@ _FILTER = struct.pack(
 _CONTROL = sockets.CMSG_SPACE(_NSID.size)
 
 
-class LinkWatch:
-    """Hears of links, from the namespace of the thread that makes it."""
+class Reports:
+    """The messages that the kernel sends to a netlink socket by itself."""
 
-    def __init__(self, *, first: int = 0, elsewhere: bool = False) -> None:
-        """Hear of links with an ifindex from `first`.
+    def __init__(self, opened: sockets.socket, *, elsewhere: bool) -> None:
+        """Read from a socket, which this owns from now on.
 
-        With `elsewhere`, hear of the numbered namespaces and not of its own.
+        With `elsewhere`, hear of the numbered namespaces and not of the socket's own.
 
         Raises PermissionError if that needs CAP_NET_BROADCAST.
         """
         # Two sockets are needed. Up to Linux 7.0, a socket that hears of others also
         # hears of its own namespace under a number, once that has one.
-        self._first = first
         self._elsewhere = elsewhere
         self._buffer = memoryview(bytearray(_BUFFER))
-        self._socket = rtnl.connect(RTMGRP_LINK | (0 if elsewhere else RTMGRP_NSID))
+        self._socket = opened
         try:
-            if first == _HIGH and sys.byteorder == "little":
-                self._socket.setsockopt(sockets.SOL_SOCKET, SO_ATTACH_FILTER, _FILTER)
             if elsewhere:
                 self._socket.setsockopt(rtnl.SOL_NETLINK, NETLINK_LISTEN_ALL_NSID, 1)
         except BaseException:
@@ -92,35 +89,7 @@ class LinkWatch:
     def close(self) -> None:
         self._socket.close()
 
-    def changed(self) -> set[int] | None:
-        """Return the ifindexes of the links that changed since the last call; None if
-        reports were lost."""
-        reports = self._reports()
-        if reports is None:
-            return None
-        links = [body for _, type_, body in reports if type_ in LINKS]
-        return {rtnl.IFINFO.unpack_from(body)[2] for body in links}
-
-    def changes(self) -> Changes | None:
-        """Return what changed since the last call; None if reports were lost."""
-        reports = self._reports()
-        if reports is None:
-            return None
-        changes = Changes({}, set())
-        for number, type_, body in reports:
-            if type_ in LINKS:
-                family, _, ifindex, _, _ = rtnl.IFINFO.unpack_from(body)
-                # A bridge's report of its own port does not describe the link.
-                if family == sockets.AF_UNSPEC and ifindex >= self._first:
-                    decode = partial(rtnl.link_of, body)
-                    new = type_ == rtnl.RTM_NEWLINK
-                    links = changes.links.setdefault(number, {})
-                    links[ifindex] = decode if new else None
-            elif type_ == RTM_DELNSID:
-                changes.ended.add(rtnl.nsid_of(body))
-        return changes
-
-    def _reports(self) -> list[tuple[int, int, bytes]] | None:
+    def read(self) -> list[tuple[int, int, bytes]] | None:
         """Return the messages since the last call, each as the number of its namespace,
         its type and its body; None if some were lost."""
         try:
@@ -146,3 +115,50 @@ class LinkWatch:
             if self._elsewhere == (number != HERE):
                 for type_, _, _, body in rtnl.messages(bytes(self._buffer[:length])):
                     yield number, type_, body
+
+
+class LinkWatch:
+    """Hears of links, from the namespace of the thread that makes it."""
+
+    def __init__(self, *, first: int = 0, elsewhere: bool = False) -> None:
+        """Hear of links with an ifindex from `first`.
+
+        With `elsewhere`, hear of the numbered namespaces and not of its own.
+
+        Raises PermissionError if that needs CAP_NET_BROADCAST.
+        """
+        self._first = first
+        opened = rtnl.connect(RTMGRP_LINK | (0 if elsewhere else RTMGRP_NSID))
+        if first == _HIGH and sys.byteorder == "little":
+            opened.setsockopt(sockets.SOL_SOCKET, SO_ATTACH_FILTER, _FILTER)
+        self._reports = Reports(opened, elsewhere=elsewhere)
+        self.fileno = self._reports.fileno
+        self.close = self._reports.close
+
+    def changed(self) -> set[int] | None:
+        """Return the ifindexes of the links that changed since the last call; None if
+        reports were lost."""
+        reports = self._reports.read()
+        if reports is None:
+            return None
+        links = [body for _, type_, body in reports if type_ in LINKS]
+        return {rtnl.IFINFO.unpack_from(body)[2] for body in links}
+
+    def changes(self) -> Changes | None:
+        """Return what changed since the last call; None if reports were lost."""
+        reports = self._reports.read()
+        if reports is None:
+            return None
+        changes = Changes({}, set(), {})
+        for number, type_, body in reports:
+            if type_ in LINKS:
+                family, _, ifindex, _, _ = rtnl.IFINFO.unpack_from(body)
+                # A bridge's report of its own port does not describe the link.
+                if family == sockets.AF_UNSPEC and ifindex >= self._first:
+                    decode = partial(rtnl.link_of, body)
+                    new = type_ == rtnl.RTM_NEWLINK
+                    links = changes.links.setdefault(number, {})
+                    links[ifindex] = decode if new else None
+            elif type_ == RTM_DELNSID:
+                changes.ended.add(rtnl.nsid_of(body))
+        return changes

@@ -19,6 +19,7 @@ from tapster.kernel.port import (
     Namespace,
     NewMacvtap,
     Vlans,
+    Watch,
 )
 from tapster.light import Any, NoReturn
 from tapster.model import Life, Link, Netns, Process
@@ -122,6 +123,9 @@ class FakeSystem:
         self._watches = [watch for watch in self._watches if not watch.closed]
         self._watches.append(watch)
         return watch
+
+    def watch_rules(self, *, first: int, elsewhere: bool = False) -> Sequence[Watch]:
+        return ()  # the host in memory has no rules
 
     def _link(self, cookie: int, ifindex: int) -> Link | None:
         space = self.space(cookie)

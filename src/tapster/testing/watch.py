@@ -65,7 +65,7 @@ class FakeWatch:
     def changes(self) -> Changes | None:
         with suppress(BlockingIOError):
             os.eventfd_read(self._event)
-        changes = Changes({}, set())
+        changes = Changes({}, set(), {})
         spaces = self._world().spaces
         if not self.elsewhere:
             changes.ended.update(self._numbered - spaces.keys())

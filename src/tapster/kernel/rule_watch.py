@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reports of rules of nftables and traffic control that are taken from a device.
+
+Rules that are added are not reported: they change nothing of what Tapster has there, or
+the kernel refuses them. What this process deletes itself in nftables is not reported
+either; the kernel says which thread made a transaction.
+"""
+
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from errno import EPROTONOSUPPORT
+
+from tapster.kernel import rtnl, sockets
+from tapster.kernel.nft import NETLINK_NETFILTER
+from tapster.kernel.port import ALL, Changes
+from tapster.kernel.watch import Reports
+
+PREFIX = b"tapster_"
+"""How the names of our tables begin."""
+
+# include/uapi/linux/rtnetlink.h
+RTMGRP_TC = 1 << 3
+DELETIONS_OF_TC = (RTM_DELQDISC, RTM_DELTCLASS, RTM_DELTFILTER) = 37, 41, 45
+_TCMSG = struct.Struct("BxxxiIII")  # tcmsg: family, ifindex, handle, parent, info
+
+# include/uapi/linux/netfilter/nfnetlink.h and nf_tables.h
+NFNLGRP_NFTABLES = 7
+NFNL_SUBSYS_NFTABLES = 10
+NFT_MSG_NEWTABLE, NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_DELCHAIN = 0, 2, 3, 5
+NFT_MSG_NEWRULE, NFT_MSG_DELRULE, NFT_MSG_DELSET, NFT_MSG_DELSETELEM = 6, 8, 11, 14
+NFT_MSG_NEWGEN = 15
+NAME, ELEMENTS, KEY, VALUE, PROCESS = 1, 3, 1, 1, 2
+"""Types of attributes: the table's name, a message's elements, an element's key, the
+bytes of a key, and the thread that made a transaction."""
+_OF_TABLES = {
+    *(NFT_MSG_NEWTABLE, NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_DELCHAIN),
+    *(NFT_MSG_NEWRULE, NFT_MSG_DELRULE, NFT_MSG_DELSET),
+}
+"""The messages that concern every device of a table. A rule may be added before ours,
+and a table may be made dormant."""
+_NFGENMSG = 4
+_IFINDEX = struct.Struct("I")
+_PID = struct.Struct(">I")
+
+
+def rule_watches(*, first: int, elsewhere: bool) -> Sequence["TcWatch | NftWatch"]:
+    """Watch the rules of devices with an ifindex from `first`.
+
+    With `elsewhere`, watch the numbered namespaces and not this thread's own. The
+    caller closes the watches. Raises PermissionError if that needs CAP_NET_BROADCAST.
+    """
+    watches: list[TcWatch | NftWatch] = [TcWatch(first, elsewhere=elsewhere)]
+    try:
+        watches.append(NftWatch(first, elsewhere=elsewhere))
+    except OSError as error:
+        if error.errno != EPROTONOSUPPORT:  # this kernel has no nftables
+            watches[0].close()
+            raise
+    return watches
+
+
+class TcWatch:
+    """Hears of qdiscs, classes and filters that are deleted or replaced."""
+
+    def __init__(self, first: int, *, elsewhere: bool) -> None:
+        self._first = first
+        self._reports = Reports(rtnl.connect(RTMGRP_TC), elsewhere=elsewhere)
+        self.fileno = self._reports.fileno
+        self.close = self._reports.close
+
+    def changes(self) -> Changes | None:
+        reports = self._reports.read()
+        if reports is None:
+            return None
+        changed: dict[int, set[int]] = {}
+        for number, type_, body in reports:
+            if type_ in DELETIONS_OF_TC:
+                _, ifindex, _, _, _ = _TCMSG.unpack_from(body)
+                if ifindex >= self._first:
+                    changed.setdefault(number, set()).add(ifindex)
+        return Changes({}, set(), changed)
+
+
+class NftWatch:
+    """Hears of what another program changes in our tables."""
+
+    def __init__(self, first: int, *, elsewhere: bool) -> None:
+        self._first = first
+        opened = sockets.socket(
+            sockets.AF_NETLINK,
+            sockets.SOCK_RAW | sockets.SOCK_CLOEXEC,
+            NETLINK_NETFILTER,
+        )
+        try:
+            opened.bind((0, 1 << NFNLGRP_NFTABLES - 1))
+        except OSError:
+            opened.close()
+            raise
+        self._reports = Reports(opened, elsewhere=elsewhere)
+        self.fileno = self._reports.fileno
+        self.close = self._reports.close
+        self._pending: dict[int, set[int]] = {}
+        """The devices that the present transaction of a namespace has changed."""
+
+    def changes(self) -> Changes | None:
+        reports = self._reports.read()
+        if reports is None:
+            self._pending.clear()
+            return None
+        changed: dict[int, set[int]] = {}
+        for number, type_, body in reports:
+            subsystem, message = divmod(type_, 256)
+            if subsystem != NFNL_SUBSYS_NFTABLES:
+                continue
+            # A transaction ends with this message (nf_tables_commit() in
+            # net/netfilter/nf_tables_api.c).
+            if message == NFT_MSG_NEWGEN:
+                devices = self._pending.pop(number, None)
+                if devices and not _is_ours(body):
+                    changed.setdefault(number, set()).update(devices)
+            else:
+                devices = set(self._devices(message, body))
+                if devices:
+                    self._pending.setdefault(number, set()).update(devices)
+        return Changes({}, set(), changed)
+
+    def _devices(self, message: int, body: bytes) -> Iterator[int]:
+        """Yield the devices that a message concerns."""
+        if message not in _OF_TABLES and message != NFT_MSG_DELSETELEM:
+            return
+        attributes = rtnl.parse_attributes(body, _NFGENMSG)
+        if not attributes.get(NAME, b"").startswith(PREFIX):
+            return
+        if message in _OF_TABLES:
+            yield ALL
+            return
+        for _, element in rtnl.attributes(attributes.get(ELEMENTS, b"")):
+            key = rtnl.parse_attributes(rtnl.parse_attributes(element).get(KEY, b""))
+            # The key of each element begins with the ifindex.
+            (ifindex,) = _IFINDEX.unpack_from(key.get(VALUE, bytes(_IFINDEX.size)))
+            if ifindex >= self._first:
+                yield ifindex
+
+
+def _is_ours(body: bytes) -> bool:
+    """Return whether a thread of this process made a transaction."""
+    # The thread is named by its pid in the initial pid namespace. In another one the
+    # answer is no, and the devices are looked at once more than necessary.
+    raw = rtnl.parse_attributes(body, _NFGENMSG).get(PROCESS, bytes(_PID.size))
+    (thread,) = _PID.unpack(raw)
+    return os.path.exists(f"/proc/self/task/{thread}")

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Filters and limits that another program deletes: the daemon puts them back."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyroute2
+import pytest
+
+import tapster
+from lab import shell
+from lab.daemon import Daemon
+from lab.library import close_all
+from lab.nftables import table_of
+from tapster import Client, Rate, Tap
+from tapster.daemon.upkeep import RULES
+
+pytestmark = pytest.mark.kernel
+
+SPEC = Tap(bridge="br0", filter=True, inbound=Rate(1000), outbound=Rate(1000))
+
+
+@pytest.fixture(params=[None, "blue"])
+def netns(daemon: Daemon, request: pytest.FixtureRequest) -> str | None:
+    """The daemon's own namespace, and another."""
+    netns: str | None = request.param
+    shutil.copytree(Path(pyroute2.__file__).parent, "/run/test/lib/pyroute2")
+    if netns:
+        shell.sh(f"ip netns add {netns}")
+        shell.sh(f"ip -n {netns} link add br0 type bridge")
+    return netns
+
+
+@pytest.fixture
+def root(daemon: Daemon, netns: str | None) -> Iterator[Client]:
+    with tapster.connect(daemon.socket, netns=netns) as root:
+        yield root
+
+
+def rules(netns: str | None) -> tuple[object, ...]:
+    """What nft and tc show of all devices, without handles and counters."""
+    enter = f"ip netns exec {netns} " if netns else ""
+    nft = json.loads(shell.sh(f"{enter}nft --json list ruleset"))["nftables"]
+    chains = [each for each in nft if not {"set", "metainfo"} & each.keys()]
+    for each in chains:
+        for body in each.values():
+            body.pop("handle")
+    chains.sort(key=table_of)  # the order of the tables means nothing
+    sets = {
+        each["set"]["name"]: len(each["set"].get("elem", ()))
+        for each in nft
+        if "set" in each
+    }
+    qdiscs = json.loads(shell.sh(f"{enter}tc -json qdisc show dev vnet0"))
+    filters = json.loads(shell.sh(f"{enter}tc -json filter show dev vnet0 ingress"))
+    return chains, sets, [each["kind"] for each in qdiscs], len(filters)
+
+
+@pytest.mark.parametrize(
+    "deletion",
+    [
+        "nft flush ruleset",
+        "nft delete table bridge {table}",
+        "nft flush table bridge {table}",
+        "nft flush set bridge {table} macs",
+        "tc qdisc del dev vnet0 root",
+        "tc qdisc replace dev vnet0 root pfifo",
+        "tc qdisc del dev vnet0 clsact",
+        "tc filter del dev vnet0 ingress",
+    ],
+)
+def test_deleted_rules_are_put_back_at_once(
+    daemon: Daemon, root: Client, netns: str | None, deletion: str
+) -> None:
+    lease, other = root.acquire(SPEC), root.acquire(SPEC)
+    before = rules(netns)
+    (table,) = {
+        each["table"]["name"]
+        for each in before[0]  # type: ignore[attr-defined]
+        if each.get("table", {}).get("name", "").endswith("_filter")
+    }
+    events = daemon.events()
+    enter = f"ip netns exec {netns} " if netns else ""
+    shell.sh(enter + deletion.format(table=table))
+    told = next(events)
+    assert (told.event, told.name, told.detail) == ("restored", "vnet0", RULES)
+    if "nft" in deletion:
+        assert next(events).name == "vnet1"
+    assert rules(netns) == before
+    assert [item.event for item in root.events()] == ["restored"] * (
+        2 if "nft" in deletion else 1
+    )
+    close_all(lease, other)
+
+
+def test_what_tapster_does_to_rules_is_no_event(daemon: Daemon, root: Client) -> None:
+    events = daemon.events()
+    lease, other = root.acquire(SPEC), root.acquire(SPEC)
+    root.set(lease.id, inbound=None, outbound=None, filter=False)
+    root.set(lease.id, filter=True, outbound=Rate(500))
+    close_all(lease, other)
+    root.release(lease.id)
+    last = root.acquire(Tap(bridge="br0"))
+    heard = [next(events).event for _ in range(6)]
+    assert heard == [*["acquired"] * 2, *["set"] * 2, "released", "acquired"]
+    last.close()
+
+
+def test_a_stranger_in_its_own_table_is_no_event(daemon: Daemon, root: Client) -> None:
+    lease = root.acquire(SPEC)
+    events = daemon.events()
+    subprocess.run(
+        ["nft", "--file", "-"],
+        input="add table bridge theirs\ndelete table bridge theirs\n",
+        text=True,
+        check=True,
+    )
+    last = root.acquire(Tap(bridge="br0"))
+    assert next(events).event == "acquired"
+    close_all(lease, last)
