@@ -27,6 +27,7 @@ _tapster() {
         address= guard inbound= outbound= outbound-pps= standby up down)
     local nic=(kind= link= mode= name= naming= key= owner= label= mac= queues= user= group=
         fin-wait= reclaim vm= incoming= takeover vnet-hdr "${wire[@]}")
+    local changed="$ours/\2" # by name only with the owner
     local chosen='--owner --bridge --state --netns --label'
     COMPREPLY=()
 
@@ -47,6 +48,8 @@ _tapster() {
             --ledger | --socket) ((i++)) ;;
             --netns) netns=${words[++i]} ;;
             --netns=*) netns=${words[i]#*=} ;;
+            --owner) ((i++)) && changed="$ours/\1 \2" ;;
+            --owner=*) changed="$ours/\1 \2" ;;
             -*) ;;
             *) verb=${verb:-${words[i]}} ;;
         esac
@@ -105,20 +108,23 @@ _tapster() {
                     operands='add rm ls set take show who report run reap recover doctor fleet install-service
                         watch top'
                     ;;
-                add) options="${nic[*]/#/--} --netns --json --wait" ;;
+                add) options="${nic[*]/#/--} --netns --id --format --json --wait" ;;
                 rm)
                     options="$chosen --all --ignore-missing --dry-run"
-                    operands=$(_tapster_links "$ours/\1 \2")
+                    operands=$(_tapster_links "$changed")
                     ;;
                 ls)
                     options="$chosen --all --sort --quiet --id --format --json"
                     operands=$(_tapster_links "$ours/\1 \2")
                     ;;
                 set)
-                    options="${wire[*]/#/--} --netns --json"
-                    operands=$(_tapster_links "$ours/\1 \2")
+                    options="${wire[*]/#/--} --owner --netns --json"
+                    operands=$(_tapster_links "$changed")
                     ;;
-                take) options='--netns --json' operands=$(_tapster_links "$ours/\1 \2") ;;
+                take)
+                    options='--owner --netns --json'
+                    operands=$(_tapster_links "$changed")
+                    ;;
                 show)
                     options="$chosen --json"
                     operands=$(_tapster_links "$ours/\1 \2")

@@ -13,6 +13,7 @@ from tapster.errors import (
     NameTaken,
     NoSuchLease,
     NotAllowed,
+    OwnerRequired,
     RequestError,
 )
 from tapster.light import Protocol, Self, TypeVar, Unpack
@@ -154,11 +155,29 @@ class Manager(Protocol):
     def leases(self, *, all: bool = True) -> list[Lease]:
         """Return every lease, oldest first; without those in FIN WAIT if not `all`."""
 
-    def find(self, name_or_id: str) -> Lease:
-        """Return the lease with this id, or with this name.
+    def find(self, name_or_id: str, *, owner: str | None = None) -> Lease:
+        """Return the lease with this id, or of this name and owner.
 
         A name in the manager's own network namespace comes first, then a name
-        anywhere. Raises NoSuchLease.
+        anywhere. Raises NoSuchLease, and OwnerRequired if a name is given and its
+        lease has an owner, but no owner is given: the name of a lease that has ended
+        may be another VM's by now.
+        """
+        lease = self.look_up(name_or_id, owner=owner)
+        if lease.owner and owner is None and lease.id != name_or_id:
+            raise OwnerRequired(
+                f"{name_or_id!r} belongs to owner {lease.owner!r}, which was not "
+                f"named; name the owner, or use the id {lease.id}",
+                name=name_or_id,
+                lease=lease.id,
+                owner=lease.owner,
+            )
+        return lease
+
+    def look_up(self, name_or_id: str, *, owner: str | None = None) -> Lease:
+        """Do as `find`, but with any owner if none is given: to look, not to change.
+
+        Raises NoSuchLease.
         """
 
     def device(self, lease: Reference) -> Link | None:
@@ -234,7 +253,7 @@ def id_of(reference: Reference) -> str:
     if len(reference) != ID_LENGTH:
         raise NoSuchLease(
             f"no lease has the id {reference!r}; if that is a name, look for it "
-            f"with find({reference!r})",
+            f"with find({reference!r}, owner=...)",
             reference=reference,
         )
     return reference

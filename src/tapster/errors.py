@@ -12,6 +12,7 @@
     |   +-- MacTaken           another VM on the segment has the MAC
     |   +-- NamesExhausted     every name of the template is in use
     |   +-- BridgeFull         the bridge has no port left
+    |   +-- OwnerRequired      the name is leased to an owner that was not named
     |   +-- LeaseBusy          another manager works on the lease at this moment
     |   +-- QuotaExceeded      the user has as many devices as the policy allows
     |   +-- Overloaded         the daemon has more to do than its limits allow
@@ -105,6 +106,21 @@ class BridgeFull(ConflictError):
 
     fields: ClassVar[tuple[str, ...]] = ("bridge",)
     bridge: str | None = None
+
+
+class OwnerRequired(ConflictError):
+    """The lease of this name has an owner that the caller did not name.
+
+    A name alone may be another VM's by now.
+    """
+
+    fields: ClassVar[tuple[str, ...]] = ("name", "lease", "owner")
+    name: str | None = None
+    """The name that was given."""
+    lease: str | None = None
+    """The id of the lease that has the name."""
+    owner: str | None = None
+    """The owner of that lease."""
 
 
 class LeaseBusy(ConflictError):

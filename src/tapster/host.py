@@ -106,9 +106,10 @@ class Host(Manager):
         check_value(bool, all, "all")
         return self._operations.look.leases(all=all)
 
-    def find(self, name_or_id: str) -> Lease:
+    def look_up(self, name_or_id: str, *, owner: str | None = None) -> Lease:
         check_value(str, name_or_id, "name_or_id")
-        return self._operations.look.find(name_or_id)
+        check_value(str | None, owner, "owner")
+        return self._operations.look.find(name_or_id, owner)
 
     def device(self, lease: Reference) -> Link | None:
         look = self._operations.look

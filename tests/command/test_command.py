@@ -123,7 +123,7 @@ def test_every_option_of_add_reaches_the_device(tapster: Run) -> None:
 def test_who_at_a_time(tapster: Run) -> None:
     for owner in ("first", "second"):
         tapster("add", "--name", "web", "--owner", owner)
-        tapster("rm", "web")
+        tapster("rm", "--owner", owner, "web")
         tapster("reap", "--now")
     second, first = parsed(tapster("who", "web", "--json"))["entries"]
     assert (second["owner"], first["owner"]) == ("second", "first")

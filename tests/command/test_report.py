@@ -228,7 +228,7 @@ def test_the_verb_writes_what_the_history_has(ledger: Path, tmp_path: Path) -> N
         ).stdout
 
     tapster("add", "--bridge", "br0", "--owner", "web")
-    tapster("rm", "vnet0")
+    tapster("rm", "--owner", "web")
     tapster("report", "-o", str(tmp_path / "names.html"))
     printed = tapster("report", "--since", "1h")
     for page in ((tmp_path / "names.html").read_text("utf-8"), printed):

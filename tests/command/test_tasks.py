@@ -62,13 +62,13 @@ READING = [
     Task("why is my VM off the network", "show vnet2", ("differs link", "up is off")),
     Task("all of a VM's devices", "show --owner web", ("vnet0", "vnet1")),
     Task("one device for a program", "show vnet0 --json", ('"alias": "tapster:',)),
-    Task("who has this name", "who vnet0", ("web",), ("db",)),
+    Task("who has this name", "who vnet0", ("web",), (" db ",)),
     Task("who had this name", "who vnet5", ("old",)),
     Task("who had it an hour ago", "who vnet5 --at 1h", ("NAME",), ("old",)),
     Task("who has what at this moment", "who --at 0s", ("web", "db", "vnet4")),
     Task("what ran in the last minutes", "who --since 10m", ("old", "web")),
-    Task("which names a VM has had", "who --owner web", ("vnet0", "vnet1"), ("db",)),
-    Task("whose MAC is this", "who --mac 52:54:00:00:00:01", ("web",), ("db",)),
+    Task("which names a VM has had", "who --owner web", ("vnet0", "vnet1"), (" db ",)),
+    Task("whose MAC is this", "who --mac 52:54:00:00:00:01", ("web",), (" db ",)),
     Task("leases by label", "who --label role=front", ("vnet0",), ("vnet1",)),
     Task("the last two leases", "who --limit 2", (), ("old",)),
     Task("the history for a program", "who --json", ('"owner": "old"',)),
@@ -86,6 +86,8 @@ READING = [
     Task("a name with a typo", "show vnte0", ("did you mean 'vnet0'?",), (), 1),
     Task("a value with a typo", "ls --sort nme", ("did you mean 'name'?",), (), 2),
     Task("what would be removed", "rm --owner web --dry-run", ("vnet0\nvnet1\n",)),
+    Task("an owned name", "rm vnet0", ("tapster rm --owner web vnet0\n",), (), 1),
+    Task("another's name", "rm --owner db vnet0", ("owner 'web', not to",), (), 1),
 ]
 
 CHANGING = [
@@ -96,16 +98,18 @@ CHANGING = [
     Task("a name that waits longer", "add --fin-wait 1m", ("vnet",)),
     Task("a limited device", "add --bridge br0 --outbound 1000", ("vnet",)),
     Task("see what is done", "-v add --bridge br0", ("ip tuntap add", "master br0")),
-    Task("remove one device", "rm vnet0"),
+    Task("remove one device", "rm --owner web vnet0"),
+    Task("remove late and again", "rm --owner x --ignore-missing vnet0"),
+    Task("a device, and the id of its lease", "add --format '{name} {id}'", ("vnet",)),
     Task("remove everything of a VM", "rm --owner web"),
     Task("remove everything", "rm --all"),
     Task("remove what is on a bridge", "rm --bridge br1"),
-    Task("remove by pattern", "rm 'ci*'"),
+    Task("remove by pattern", "rm --owner '*' 'ci*'"),
     Task("remove if it is there", "rm --ignore-missing nothing"),
     Task("free the names that wait", "reap --now", ("reaped 1",)),
     Task("repair", "recover", ("rewire vnet2",)),
-    Task("move a running VM", "set vnet0 --bridge br1"),
-    Task("pull the cable out", "set vnet0 --down"),
+    Task("move a running VM", "set --owner web vnet0 --bridge br1"),
+    Task("pull the cable out", "set --owner web vnet0 --down"),
     Task("run a program with a device", "run -- echo {name}", ("vnet",)),
     Task(
         "run a program with two",
@@ -119,10 +123,10 @@ CHANGING = [
 ]
 
 GONE = {
-    "rm vnet0": {"vnet0"},
+    "rm --owner web vnet0": {"vnet0"},
     "rm --owner web": {"vnet0", "vnet1"},
     "rm --bridge br1": {"vnet1"},
-    "rm 'ci*'": {"ci0"},
+    "rm --owner '*' 'ci*'": {"ci0"},
     "rm --all": {"vnet0", "vnet1", "vnet2", "vnet3", "ci0"},
 }
 """Devices here that go down with a command."""

@@ -30,7 +30,7 @@ def test_every_verb_works_without_root_and_prints_the_same(daemon: Daemon) -> No
     table = daemon.tapster("ls").stdout
     assert table.splitlines()[1].split()[:2] == ["vnet0", "active"]
     assert "device alias" in daemon.tapster("show", "vnet0").stdout
-    daemon.tapster("rm", "vnet0")
+    daemon.tapster("rm", lease["id"])
     assert iproute.ports() == set()
     assert daemon.tapster("ls").stdout.count("\n") == 1
     assert lease["mac"] in daemon.tapster("who", "vnet0").stdout
@@ -145,7 +145,9 @@ def test_top_shows_leases_and_events(daemon: Daemon) -> None:
         assert top.stdout
         lines = Lines(top.stdout)
         lines.wait_for("tapster  ", 20)
-        daemon.tapster("rm", "vnet0")
+        refused = daemon.tapster("rm", "vnet0", status=1).stderr
+        assert refused.endswith("if that is meant: tapster rm --owner vm vnet0\n")
+        daemon.tapster("rm", "--owner", "vm", "vnet0")
         lines.wait_for("released", 20)
         top.send_signal(signal.SIGINT)
         assert top.wait() == 130

@@ -28,7 +28,9 @@ from tapster import (
     RequestError,
     State,
     Tap,
+    Wiring,
 )
+from tapster.rpc import interface
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
@@ -59,7 +61,7 @@ def test_a_user_without_privileges_gets_an_open_tap_on_a_bridge(alice: Client) -
     assert not any(os.get_inheritable(fd) for fd in opened.fds)
     assert iproute.ports() == {"vnet0"}
     assert alice.leases() == [lease]
-    assert alice.find("vnet0").id == lease.id
+    assert alice.look_up("vnet0").id == lease.id
     device = alice.device(lease)
     assert device
     assert device.ifindex == iproute.links()["vnet0"]["ifindex"] == lease.ifindex
@@ -530,3 +532,26 @@ def test_a_live_lease_is_changed_within_the_policy(
         root.set(lease.id, bridge="br1")
     assert iproute.ports("br1") == {"vnet0"}
     lease.close()
+
+
+def test_a_name_is_found_to_be_changed_only_with_its_owner(
+    alice: Client, root: Client
+) -> None:
+    """Also where the caller itself has the leases of several VMs."""
+    with alice.acquire(BR0._replace(owner="B")) as opened:
+        lease = opened.lease
+    with pytest.raises(tapster.OwnerRequired, match="owner 'B'"):
+        alice.find("vnet0")
+    with pytest.raises(NoSuchLease, match="owner 'B', not to 'A'"):
+        alice.find("vnet0", owner="A")
+    assert alice.find("vnet0", owner="B").id == lease.id
+    with pytest.raises(NoSuchLease, match="is a name"):
+        alice.call("Release", interface.Release("vnet0"))
+    for method, request in (
+        ("Set", interface.Set("vnet0", ("mtu",), Wiring(mtu=1400))),
+        ("Bind", interface.Bind(("vnet0",))),
+        ("Reopen", interface.Reopen("vnet0")),
+    ):
+        with pytest.raises(NoSuchLease, match="is a name"):
+            root.call(method, request)
+    assert iproute.ports() == {"vnet0"}

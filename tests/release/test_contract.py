@@ -114,3 +114,22 @@ def test_a_released_passthru_frees_its_lower_device_at_once(
     assert host.reap(now=True) == 1
     assert "vnet0" not in lab.show()
     assert lab.show()["vnet1"].kind == "macvtap"
+
+
+def test_a_name_is_found_to_be_changed_only_with_its_owner(host: Host) -> None:
+    lease = acquire(host, Tap(bridge="br0", owner="B"))
+    free = acquire(host, Tap(bridge="br0"))
+    with pytest.raises(tapster.OwnerRequired, match=f"owner 'B'.*{lease.id}") as raised:
+        host.find("vnet0")
+    error = raised.value
+    assert (error.name, error.lease, error.owner) == ("vnet0", lease.id, "B")
+    with pytest.raises(tapster.NoSuchLease, match="owner 'B', not to 'A'"):
+        host.find("vnet0", owner="A")
+    with pytest.raises(tapster.NoSuchLease, match="owner 'B', not to ''"):
+        host.find("vnet0", owner="")
+    assert host.find("vnet0", owner="B") == lease
+    assert host.find(lease.id) == host.look_up("vnet0") == lease
+    assert host.find("vnet1") == host.find("vnet1", owner="") == free
+    for change in (host.release, host.set, host.reopen):
+        with pytest.raises(tapster.NoSuchLease, match="owner="):
+            change("vnet0")

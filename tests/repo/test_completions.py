@@ -209,9 +209,12 @@ def test_leases(shell: Shell) -> None:
     names = {lease["name"] for lease in shell.leases()}
     ids = {lease["id"] for lease in shell.leases()}
     assert names == {"vnet0", "vnet1"}
-    assert shell.offers("rm ") == names | ids
-    assert shell.offers("rm vnet1 vnet") == names
     assert shell.offers("show ") == names | ids
+    assert shell.offers("ls vnet1 vnet") == names
+    for verb in ("rm", "set", "take"):
+        assert shell.offers(f"{verb} ") == ids, "a name alone may be refused"
+        assert shell.offers(f"{verb} --owner web ") == names | ids
+    assert shell.offers("rm --owner=web ") == names | ids
     assert shell.offers("who ") == names
     assert shell.offers("rm --netns blue ") == set()
 
@@ -255,7 +258,7 @@ def test_completion_needs_no_privilege(name: str, tmp_path: Path) -> None:
     """And what cannot be found without is passed over in silence."""
     unprivileged = ("setpriv", "--bounding-set", "-net_admin,-sys_admin")
     with running(name, tmp_path, *unprivileged) as shell:
-        assert shell.offers("rm vnet") == {"vnet0", "vnet1"}
+        assert shell.offers("ls vnet") == {"vnet0", "vnet1"}
         assert shell.offers("add --bridge ") == {"br0", "br1"}
         assert shell.offers("add --netns blue --bridge ") == set()
         assert "failed" not in shell.shown

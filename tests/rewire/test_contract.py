@@ -53,7 +53,7 @@ def test_a_vm_moves_to_another_bridge_and_keeps_its_descriptor(
     before = lab.show()["vnet0"]
     moved = host.set(lease.id, bridge="br1")
     assert lab.show()["vnet0"] == before._replace(master="br1")
-    assert moved == host.find("vnet0") == lease._replace(wiring=moved.wiring)
+    assert moved == host.look_up("vnet0") == lease._replace(wiring=moved.wiring)
     assert moved.wiring == lease.wiring._replace(bridge="br1")
     assert host.set(lease.id, bridge=None).wiring.bridge is None
     assert lab.show()["vnet0"] == before._replace(master="")
@@ -83,7 +83,7 @@ def test_a_change_can_be_made_repeated_and_taken_back(
         host.set(lease.id, **changes)
         there = lab.show()["vnet0"]
         assert {field: getattr(there, field) for field in shown} == shown
-        assert not host.differences(host.find("vnet0"))
+        assert not host.differences(host.look_up("vnet0"))
     for _ in range(2):
         host.set(lease.id, **old)
         assert lab.show()["vnet0"] == before
@@ -104,7 +104,7 @@ def test_an_impossible_change_leaves_everything_as_it_was(
         with pytest.raises(error):
             host.set(lease.id, **changes)
         assert lab.show() == before
-        assert host.find("vnet0") == lease
+        assert host.look_up("vnet0") == lease
 
 
 def test_a_change_that_the_kernel_refuses_is_taken_back(
@@ -118,7 +118,7 @@ def test_a_change_that_the_kernel_refuses_is_taken_back(
     with pytest.raises(Exception, match="configuring"):
         host.set(macvtap.id, mtu=1501, up=True)
     assert lab.show()["vnet0"] == before._replace(mtu=1400, up=False)
-    assert host.find("vnet0").wiring.mtu == 1400
+    assert host.look_up("vnet0").wiring.mtu == 1400
 
 
 def test_only_an_active_lease_can_be_changed(host: Host, lease: Lease) -> None:

@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             failed = misused = RUN_FAILED
         _take_signals()
         _ready_to_print()
-        status = _run(top, options)
+        status = _run(top, options, words)
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
@@ -210,7 +210,7 @@ def _take_signals() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _run(top: Parser, options: argparse.Namespace) -> int:
+def _run(top: Parser, options: argparse.Namespace, words: Sequence[str]) -> int:
     if options.version:
         print(f"tapster {__version__}")
         return 0
@@ -230,6 +230,7 @@ def _run(top: Parser, options: argparse.Namespace) -> int:
     )
     module.declare(parser)
     chosen = parser.parse_args(options.arguments)
+    chosen.typed = (words[: len(words) - len(options.arguments)], options.arguments)
     gc.freeze()  # everything is imported: no garbage there
     gc.enable()
     if verb in HOST_VERBS:

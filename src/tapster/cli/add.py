@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Create a device and print its name. It stays until `tapster rm`."""
+"""Create a device and print its name. It stays until `tapster rm`.
+
+A script keeps the lease id (--id): an id stays this device's, whereas the name
+may be another VM's after a release.
+"""
 
 import argparse
 import sys
@@ -19,18 +23,30 @@ def declare(parser: argparse.ArgumentParser) -> None:
         metavar="NS",
         help="create it in this network namespace (name or path)",
     )
+    parser.add_argument("--id", action="store_true", help="print the lease id alone")
+    parser.add_argument(
+        "--format",
+        metavar="TEXT",
+        help="print this, as with ls: '{name} {id}'",
+    )
     parser.add_argument("--json", action="store_true", help="print the lease as JSON")
 
 
 def run(options: argparse.Namespace, host: "Manager") -> int:
+    if options.format is not None:
+        from tapster.cli import ls  # rarely needed
+
+        parts = ls.parts_of(options.format)
     (opened,) = host.acquire_waiting([nic.spec(options)], wait=options.wait)
     with opened:
         lease = opened.lease
     try:
         if options.json:
             output.print_json(lease=output.lease_json(lease))
+        elif options.format is not None:
+            print(ls.fill_in(parts, lease))
         else:
-            print(lease.name)
+            print(lease.id if options.id else lease.name)
         sys.stdout.flush()
     except OSError:
         host.release(lease.id)  # no program knows its name

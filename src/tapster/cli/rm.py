@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Release devices. Each goes down at once, and holds its name a while longer."""
+"""Release devices. Each goes down at once, and holds its name a while longer.
+
+A lease that has an owner is released by its id, or with --owner. Its name
+alone is refused: the name of a VM that has ended may be another VM's by now.
+"""
 
 import argparse
 import sys
@@ -33,8 +37,13 @@ def run(options: argparse.Namespace, host: "Manager") -> int:
             "nothing was chosen: give a NAME or ID, --owner or another filter, or --all"
         )
     chosen = selection.choose(options, host, all=False)
-    failed = False
+    refusals = selection.refusals(options, chosen.leases)
+    for refusal in refusals.values():
+        print(f"tapster: {refusal}", file=sys.stderr)
+    failed = bool(refusals)
     for lease in chosen.leases:
+        if lease.id in refusals:
+            continue
         if options.dry_run:
             print(lease.name)
             continue

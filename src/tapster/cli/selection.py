@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Choose leases by name, id, owner, bridge, state, namespace or label.
 
-`ls`, `rm`, `show` and `reap` share these options.
+`ls`, `rm` and `show` share these options; `set` and `take` choose one lease by its
+name or id. To change a lease that has an owner, a name alone is not enough: it may be
+another VM's by now.
 """
 
 import argparse
 from collections.abc import Iterable, Sequence
 
 from tapster.cli import output
-from tapster.errors import NoSuchLease
+from tapster.errors import NoSuchLease, OwnerRequired
 from tapster.light import TYPE_CHECKING
 from tapster.model import Lease, State
 
@@ -42,14 +44,83 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def declare_one(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose the one lease that a verb changes."""
+    parser.add_argument("lease", metavar="NAME|ID", help="which lease")
+    parser.add_argument(
+        "--owner", metavar="TEXT", help="the owner of the lease, if it has one"
+    )
+    parser.add_argument(
+        "--netns",
+        metavar="NS",
+        help="look for the name in this network namespace first",
+    )
+
+
+def one(options: argparse.Namespace, host: "Manager") -> Lease:
+    """Return the lease that the options of `declare_one` choose, to be changed.
+
+    Raises NoSuchLease and OwnerRequired.
+    """
+    try:
+        owner = options.owner
+        pattern = owner is not None and is_wild(owner)
+        lease = host.look_up(options.lease, owner=None if pattern else owner)
+    except NoSuchLease as error:
+        raise _with_hint(error, options.lease, host) from None
+    if pattern and not like(lease.owner, owner):
+        raise NoSuchLease(
+            f"{options.lease!r} belongs to owner {lease.owner!r}, not to {owner!r}"
+        )
+    for refusal in refusals(options, [lease]).values():
+        raise refusal
+    return lease
+
+
+def refusals(
+    options: argparse.Namespace, leases: Iterable[Lease]
+) -> dict[str, OwnerRequired]:
+    """Return why leases may not be changed, by id: each has an owner, and only a name
+    was given."""
+    if options.owner is not None or not options.lease:
+        return {}
+    names = [options.lease] if isinstance(options.lease, str) else options.lease
+    return {
+        lease.id: OwnerRequired(
+            f"{lease.name!r} belongs to owner {lease.owner!r}; if that is meant: "
+            f"{_naming_the_owner(options, names, lease)}",
+            name=lease.name,
+            lease=lease.id,
+            owner=lease.owner,
+        )
+        for lease in leases
+        if lease.owner and lease.id not in names
+    }
+
+
+def _naming_the_owner(
+    options: argparse.Namespace, names: Iterable[str], lease: Lease
+) -> str:
+    """Return the command that was typed, for one lease alone and with its owner."""
+    from shlex import join  # rarely needed
+
+    before, after = options.typed
+    rest = list(after)
+    for name in names:
+        rest.remove(name)
+    owner = f"--owner={lease.owner}" if lease.owner.startswith("-") else ""
+    owned = [owner] if owner else ["--owner", lease.owner]
+    return join(["tapster", *before, *owned, lease.name, *rest])
+
+
 def is_given(options: argparse.Namespace) -> bool:
     """Tell whether the options choose among the leases at all."""
     return bool(options.lease) or is_filtered(options)
 
 
-def is_filtered(options: argparse.Namespace) -> bool:
-    """Tell whether an option other than a name was given."""
-    return any(getattr(options, name) is not None for name in FILTERS)
+def is_filtered(options: argparse.Namespace, *filters: str) -> bool:
+    """Tell whether one of these options was given, by default any but a name."""
+    return any(getattr(options, name) is not None for name in filters or FILTERS)
 
 
 class Chosen:
@@ -67,12 +138,9 @@ def choose(options: argparse.Namespace, host: "Manager", *, all: bool = True) ->
     `--state`. Without filters a plain name stands for the lease in this network
     namespace, else for the one lease of that name elsewhere.
     """
-    if (
-        options.lease
-        and not is_filtered(options)
-        and not any(map(is_wild, options.lease))
-    ):
-        return _find_each(options.lease, host)
+    plain = not any(map(is_wild, [*options.lease, options.owner or ""]))
+    if options.lease and plain and not is_filtered(options, *FILTERS[1:]):
+        return _find_each(options.lease, options.owner, host)
     leases = host.leases(all=True)
     filtered = [lease for lease in leases if _fits(lease, options)]
     waiting = all or options.state == State.FIN_WAIT
@@ -96,18 +164,23 @@ def choose(options: argparse.Namespace, host: "Manager", *, all: bool = True) ->
     return Chosen([lease for lease in leases if lease.id in ids], missing)
 
 
-def _find_each(names: Sequence[str], host: "Manager") -> Chosen:
+def _find_each(names: Sequence[str], owner: str | None, host: "Manager") -> Chosen:
     """Find leases by name or id, without a list of all: for a VM's start and stop."""
     found: dict[str, Lease] = {}
     missing: list[NoSuchLease] = []
     for name in names:
         try:
-            lease = host.find(name)
+            lease = host.look_up(name, owner=owner)
             found[lease.id] = lease
         except NoSuchLease as error:
-            near = hint(name, {lease.name for lease in host.leases()})
-            missing.append(NoSuchLease(f"{error}{near}"))
+            missing.append(_with_hint(error, name, host))
     return Chosen(list(found.values()), missing)
+
+
+def _with_hint(error: NoSuchLease, name: str, host: "Manager") -> NoSuchLease:
+    """Return an error with the nearest name, unless it says all there is to say."""
+    names = {lease.name for lease in host.leases()}
+    return error if name in names else NoSuchLease(f"{error}{hint(name, names)}")
 
 
 def _fits(lease: Lease, options: argparse.Namespace) -> bool:

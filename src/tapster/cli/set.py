@@ -3,7 +3,7 @@
 
 import argparse
 
-from tapster.cli import output, wire
+from tapster.cli import output, selection, wire
 from tapster.errors import RequestError
 from tapster.light import TYPE_CHECKING
 
@@ -13,12 +13,7 @@ if TYPE_CHECKING:
 
 def declare(parser: argparse.ArgumentParser) -> None:
     wire.declare(parser)
-    parser.add_argument("lease", metavar="NAME|ID", help="which lease")
-    parser.add_argument(
-        "--netns",
-        metavar="NS",
-        help="look for the name in this network namespace first",
-    )
+    selection.declare_one(parser)
     parser.add_argument("--json", action="store_true", help="print the lease as JSON")
 
 
@@ -26,7 +21,7 @@ def run(options: argparse.Namespace, host: "Manager") -> int:
     changes = wire.changes(options)
     if not changes:
         raise RequestError("nothing to change was given; see: tapster set --help")
-    lease = host.set(host.find(options.lease).id, **changes)
+    lease = host.set(selection.one(options, host).id, **changes)
     if options.json:
         output.print_json(lease=output.lease_json(lease))
     return 0

@@ -340,7 +340,7 @@ class Service:
             self._check_netns(call.caller, asked.netns)
             operations = self._inside(asked.netns)
         try:
-            lease = self._seen(call.caller, asked.lease, operations)
+            lease = self._seen(call.caller, asked.lease, operations, asked.owner)
             differences = _differences(operations.look, lease)
             device = operations.look.device(lease)
             return Answer(interface.Got(lease, device, differences))
@@ -408,29 +408,19 @@ class Service:
         return Answer(device, opened.fds)
 
     def _seen(
-        self, caller: Caller, name_or_id: str, operations: Operations | None = None
+        self,
+        caller: Caller,
+        name_or_id: str,
+        operations: Operations | None = None,
+        owner: str | None = None,
     ) -> Lease:
         """Return the lease, if the caller may know of it. Raises NoSuchLease.
 
         A caller learns nothing about leases that it may not see, not even that several
         leases have the same name.
         """
-        context = (operations or self._operations).context
-        with context.gate:
-            lease = context.ledger.lease(name_or_id)
-            named = [lease] if lease else context.ledger.named(name_or_id)
-        whose = self._only_of(caller)
-        seen = [lease for lease in named if whose is None or lease.caller_uid == whose]
-        here = [lease for lease in seen if context.is_here(lease.netns)]
-        found = here or seen
-        if not found:
-            raise NoSuchLease(f"no lease has the name or id {name_or_id!r}")
-        if len(found) > 1:
-            ids = ", ".join(lease.id for lease in found)
-            raise NoSuchLease(
-                f"{name_or_id!r} is leased in several namespaces; use an id: {ids}"
-            )
-        return found[0]
+        look = (operations or self._operations).look
+        return look.find(name_or_id, owner, caller_uid=self._only_of(caller))
 
     def _own(self, caller: Caller, id: str) -> Lease:
         """Return the lease with this id, if the caller may end it."""

@@ -46,22 +46,37 @@ class Look:
                 return lease
         raise NoSuchLease(f"no lease has the id {id!r}", reference=id)
 
-    def find(self, name_or_id: str) -> Lease:
+    def find(
+        self,
+        name_or_id: str,
+        owner: str | None = None,
+        *,
+        caller_uid: int | None = None,
+    ) -> Lease:
         """Return the lease with this id, or with this name here, or else anywhere.
 
-        "Here" is the namespace in which devices are made. Raises NoSuchLease.
+        Only of this owner, and of this user id, if given. "Here" is the namespace in
+        which devices are made. Raises NoSuchLease, which tells nothing of the leases
+        of other users.
         """
         context = self.context
         with context.gate:
-            if lease := context.ledger.lease(name_or_id):
-                return lease
-            named = context.ledger.named(name_or_id)
-        here = [lease for lease in named if context.is_here(lease.netns)]
-        leases = here or named
+            lease = context.ledger.lease(name_or_id)
+            named = [lease] if lease else context.ledger.named(name_or_id)
+        if caller_uid is not None:
+            named = [lease for lease in named if lease.caller_uid == caller_uid]
+        named.sort(key=lambda lease: not context.is_here(lease.netns))
+        owned = [lease for lease in named if owner in (None, lease.owner)]
+        here = [lease for lease in owned if context.is_here(lease.netns)]
+        leases = here or owned
         if not leases:
-            raise NoSuchLease(
-                f"no lease has the name or id {name_or_id!r}", reference=name_or_id
-            )
+            text = f"no lease has the name or id {name_or_id!r}"
+            if named:
+                text = (
+                    f"{name_or_id!r} belongs to owner {named[0].owner!r}, "
+                    f"not to {owner!r}"
+                )
+            raise NoSuchLease(text, reference=name_or_id)
         if len(leases) > 1:
             ids = ", ".join(lease.id for lease in leases)
             raise NoSuchLease(

@@ -169,9 +169,10 @@ class Client(Manager):
         parts = self._pages("List", interface.List(all))
         return [lease for part in parts for lease in part.leases]
 
-    def find(self, name_or_id: str) -> Lease:
+    def look_up(self, name_or_id: str, *, owner: str | None = None) -> Lease:
         check_value(str, name_or_id, "name_or_id")
-        request = interface.Get(name_or_id, self._netns)
+        check_value(str | None, owner, "owner")
+        request = interface.Get(name_or_id, self._netns, owner)
         lease: Lease = self.call("Get", request)[0].lease
         return lease
 

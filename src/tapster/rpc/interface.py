@@ -99,6 +99,7 @@ class Release(NamedTuple):
 class Get(NamedTuple):
     lease: str
     netns: str | None = None
+    owner: str | None = None
 
 
 class Difference(NamedTuple):
@@ -239,7 +240,8 @@ METHODS = (
         "Get",
         Get,
         Got,
-        "Find a lease by name or id, with its device as the kernel reports it.",
+        """Find a lease by name or id, with its device as the kernel reports it. If
+        owner is given, only a lease of this owner is found.""",
     ),
     Method(
         "Set",
@@ -316,6 +318,7 @@ REMEDIES: dict[type[TapsterError], str] = {
     errors.NameTaken: "ask for another name, or try again when this one is free",
     errors.NamesExhausted: "ask for another template, or release what is not needed",
     errors.BridgeFull: "use another bridge",
+    errors.OwnerRequired: "name the owner, or give the lease's id",
     errors.QuotaExceeded: "release a device first, or ask for a larger quota",
     errors.ConflictError: "try again",
     errors.MissingCapability: "let the daemon have the capability",

@@ -58,7 +58,7 @@ def test_the_first_caller_starts_the_daemon_and_gets_a_device() -> None:
     shown = links()[name]
     assert shown["master"] == "br0"
     assert "UP" in shown["flags"]
-    sh(f"{AS_ANN} tapster rm {name}")
+    sh(f"{AS_ANN} tapster rm --owner web {name}")
     wait_until(lambda: name not in links(), f"{name} is reaped")
 
 

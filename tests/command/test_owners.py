@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A lease that has an owner is changed by its id, or by its name and owner.
+
+The name of a VM that has ended may be another VM's: a script that cleans up late, by
+name, must not release that VM's device.
+"""
+
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lab import iproute, shell
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
+
+
+class Command:
+    """The command, on a ledger."""
+
+    def __init__(self, ledger: Path) -> None:
+        self.ledger = ledger
+
+    def __call__(self, line: str, status: int = 0) -> str:
+        """Run a line; return what it printed, with errors."""
+        done = subprocess.run(
+            [shell.TAPSTER, "--ledger", self.ledger, *shlex.split(line)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == status, done
+        return done.stdout
+
+
+@pytest.fixture
+def tapster(ledger: Path) -> Command:
+    return Command(ledger)
+
+
+def state(name: str) -> str:
+    """Whether a device is up, as ip sees it."""
+    return "up" if "UP" in iproute.links()[name]["flags"] else "down"
+
+
+def remedy(output: str) -> str:
+    """The command that an error proposes, without the words that Command adds."""
+    line = output.partition(" if that is meant: ")[2].strip()
+    _, _, _, *rest = shlex.split(line)
+    return shlex.join(rest)
+
+
+def test_a_late_cleanup_by_name_is_refused(tapster: Command) -> None:
+    """VM A ends; VM B gets A's name; A's script releases the name once more."""
+    tapster("add --bridge br0 --owner A --fin-wait 0")
+    late = "rm --owner A vnet0"
+    tapster(late)
+    tapster("add --bridge br0 --owner B")
+    assert "belongs to owner 'B'" in tapster("rm vnet0", 1)
+    assert "belongs to owner 'B', not to 'A'" in tapster(late, 1)
+    assert tapster(f"{late} --ignore-missing") == ""
+    assert state("vnet0") == "up"
+    assert iproute.ports() == {"vnet0"}
+
+
+@pytest.mark.parametrize("owner", ["B", "a VM's", "-x", "äö"])
+@pytest.mark.parametrize("verb", ["rm", "set --mtu 1300", "take"])
+def test_the_error_shows_the_command_that_is_right(
+    tapster: Command, verb: str, owner: str
+) -> None:
+    tapster(f"add --bridge br0 --mtu 1350 --owner={shlex.quote(owner)}")
+    refused = tapster(f"{verb} vnet0", 1)
+    assert refused.count("\n") == 1
+    assert (state("vnet0"), iproute.links()["vnet0"]["mtu"]) == ("up", 1350)
+    tapster(remedy(refused))
+    assert state("vnet0") == ("down" if verb == "rm" else "up")
+    assert iproute.links()["vnet0"]["mtu"] == (1300 if "mtu" in verb else 1350)
+
+
+def test_ids_always_work(tapster: Command) -> None:
+    id = tapster("add --bridge br0 --owner B --id").strip()
+    tapster(f"set {id} --mtu 1300")
+    tapster(f"take {id}")
+    tapster(f"rm {id}")
+    tapster(f"rm {id}")
+    assert state("vnet0") == "down"
+
+
+def test_a_name_without_an_owner_works_alone(tapster: Command) -> None:
+    tapster("add --bridge br0")
+    tapster("set vnet0 --mtu 1300")
+    tapster("rm vnet0")
+    assert state("vnet0") == "down"
+
+
+def test_one_refusal_stops_no_other_release(tapster: Command) -> None:
+    for owner in ("", "--owner B", "--owner C"):
+        tapster(f"add --bridge br0 {owner}")
+    refused = tapster("rm vnet1 vnet0 vnet2", 1).splitlines()
+    assert [remedy(line) for line in refused] == [
+        "rm --owner B vnet1",
+        "rm --owner C vnet2",
+    ]
+    assert iproute.ports() == {"vnet1", "vnet2"}
+    assert len(tapster("rm 'vnet*'", 1).splitlines()) == 2
+    tapster("rm --owner '[BC]' 'vnet*'")
+    assert iproute.ports() == set()
+
+
+@pytest.mark.parametrize("choice", ["--bridge br0", "--owner B", "--all", "--label k"])
+def test_what_is_chosen_by_no_name_needs_no_owner(
+    tapster: Command, choice: str
+) -> None:
+    tapster("add --bridge br0 --owner B --label k=v")
+    tapster(f"rm {choice}")
+    assert state("vnet0") == "down"
+
+
+def test_the_owner_chooses_among_namespaces(tapster: Command) -> None:
+    shell.sh("mount -t tmpfs tmpfs /run")
+    shell.sh("ip netns add blue")
+    tapster("add --owner B --name web")
+    tapster("add --owner C --name web --netns blue")
+    assert remedy(tapster("rm web", 1)) == "rm --owner B web"
+    tapster("rm --owner C web")
+    assert state("web") == "up"
+    assert "web" in tapster("ls -q --owner B")
+
+
+def test_add_prints_the_id_or_what_is_asked_for(tapster: Command) -> None:
+    id = tapster("add --id")
+    assert tapster("ls --id") == id
+    name, id = tapster("add --format '{name} {id}'").split()
+    assert tapster(f"ls {name} --id").strip() == id
+    assert "no field 'nme'" in tapster("add --format {nme}", 2)
+    assert set(iproute.links()) == {"lo", "br0", "vnet0", "vnet1"}
