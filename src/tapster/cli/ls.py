@@ -43,7 +43,9 @@ SORTS = ("age", "name", "owner", "state", "on")
 def declare(parser: argparse.ArgumentParser) -> None:
     selection.declare(parser)
     parser.add_argument(
-        "--all", action="store_true", help="also those released, in FIN WAIT"
+        *("-a", "--all"),
+        action="store_true",
+        help="also those released, in FIN WAIT",
     )
     parser.add_argument(
         "--sort", choices=SORTS, help="the order; default: oldest first"

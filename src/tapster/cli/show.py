@@ -64,7 +64,8 @@ def lines(shown: dict[str, Any]) -> list[str]:
     if shown["device"] is None:
         found.append(terminal.paint(f"{'device':<22}is missing: tapster recover", red))
     for field, value in (shown["device"] or {}).items():
-        found.append(f"device {field:<15}{_shown(value)}")
+        if value not in (None, "", (), {}):
+            found.append(f"device {field:<15}{_shown(value)}")
     for backend, difference in shown["differences"].items():
         line = f"differs {backend:<14}{difference}"
         remedy = "" if backend == "process" else ": tapster recover"
