@@ -105,8 +105,8 @@ _tapster() {
             case $verb in
                 '')
                     options=--version
-                    operands='add rm ls set take show who report run reap recover doctor fleet install-service
-                        watch top'
+                    operands='add rm ls set take show who report run reap recover doctor fleet libvirt
+                        install-service watch top'
                     ;;
                 add) options="${nic[*]/#/--} --netns --id --format --json --wait" ;;
                 rm)
@@ -142,6 +142,10 @@ _tapster() {
                     options=--config
                     operands='init join leave sync epoch ls hosts who where doctor
                         fence forget evict'
+                    ;;
+                libvirt)
+                    options=''
+                    operands='install uninstall adopt release attach detach ls hook'
                     ;;
                 install-service) options='--dry-run --remove' ;;
                 watch) options='--owner --json' operands=$(_tapster_links "$ours/\1") ;;

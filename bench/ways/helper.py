@@ -12,7 +12,7 @@ from collections import deque
 from pathlib import Path
 
 from bench.clock import timed
-from bench.overlay import overlay
+from lab.overlay import overlay
 
 HELPER = "/usr/lib/qemu/qemu-bridge-helper"
 ACL = Path("/etc/qemu/bridge.conf")

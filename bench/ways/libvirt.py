@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.overlay import overlay
+from lab.overlay import overlay
 
 PYTHON = "/usr/bin/python3"
 GUEST = Path(__file__).parent.parent / "guest.py"

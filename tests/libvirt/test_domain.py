@@ -84,6 +84,11 @@ def test_the_metadata_says_which_device_each_adopted_interface_opens(
 MAC = {"mac": "52:54:00:00:00:01"}
 
 
+def only_request(name: str) -> dict[str, str]:
+    (request,) = domain.requests_of(adopt(name).xml)
+    return request.wishes
+
+
 @pytest.mark.parametrize(
     ("name", "wishes"),
     [
@@ -117,7 +122,7 @@ MAC = {"mac": "52:54:00:00:00:01"}
 def test_what_the_interface_asked_for_is_asked_of_tapster(
     name: str, wishes: dict[str, str]
 ) -> None:
-    assert only_nic(name).wishes == {**wishes, **MAC}
+    assert only_request(name) == {**wishes, **MAC}
     assert adopt(name).lost == ()
 
 
@@ -185,6 +190,58 @@ def test_other_metadata_stays() -> None:
 def test_what_is_no_domain_is_refused(xml: bytes, wrong: str) -> None:
     with pytest.raises(RequestError, match=wrong):
         domain.adopt(xml, resolve)
+
+
+def test_a_clone_gets_devices_of_its_own_and_keeps_its_mac() -> None:
+    xml = adopt("everything").xml
+    uuid = domain.uuid_of(xml).encode()
+    clone = xml.replace(
+        b"<uuid>" + uuid + b"</uuid>",
+        b"<uuid>0badcafe-0000-4000-8000-000000000001</uuid>",
+    )
+    devices = [nic.dev for nic in domain.nics_of(xml)]
+    adopted = domain.adopt(clone, resolve)
+    assert len(adopted.nics) == len(devices)
+    assert {nic.dev[:11] for nic in adopted.nics} == {"tv0badcafe-"}
+    # virt-clone has given it MACs of its own, which the original's XML must not undo.
+    new_mac = clone.replace(
+        b"<mac address='52:54:00:00:00:01'/>", b"<mac address='52:54:00:00:00:09'/>"
+    )
+    macs = [
+        nic.wishes["mac"]
+        for nic in domain.requests_of(domain.adopt(new_mac, resolve).xml)
+    ]
+    assert "52:54:00:00:00:09" in macs
+    assert "52:54:00:00:00:01" not in macs
+    assert domain.adopt(adopted.xml, resolve).xml == adopted.xml
+
+
+@pytest.mark.parametrize(
+    ("interface", "wrong"),
+    [
+        ("<target dev='web1' managed='no'/>", "no interface of the domain opens it"),
+        ("<target dev='web0'/>", "no interface of the domain opens it"),
+        ("<target dev='web0' managed='no'/>" * 1, None),
+    ],
+)
+def test_metadata_and_interface_must_agree(interface: str, wrong: str | None) -> None:
+    xml = (
+        "<domain><metadata><t:nics xmlns:t='urn:tapster:libvirt:1'>"
+        "<t:nic dev='web0' bridge='br0' mtu='1300'/></t:nics></metadata><devices>"
+        f"<interface type='ethernet'><mac address='52:54:00:00:00:01'/>{interface}"
+        "<mtu size='1400'/><model type='e1000'/></interface></devices></domain>"
+    ).encode()
+    if wrong is not None:
+        with pytest.raises(RequestError, match=wrong):
+            domain.requests_of(xml)
+        return
+    (request,) = domain.requests_of(xml)
+    assert request.wishes == {
+        "bridge": "br0",
+        "mtu": "1300",
+        "mac": "52:54:00:00:00:01",
+        "vnet-hdr": "no",
+    }
 
 
 def test_a_nic_written_by_hand_is_never_removed() -> None:

@@ -48,11 +48,12 @@ VERBS = {
     "recover": "repair what crashes left",
     "doctor": "list the problems of this host, with remedies",
     "fleet": "share MACs and an inventory with other hosts",
+    "libvirt": "let libvirt's domains have devices of Tapster",
     "install-service": "put the units of the daemon on this host",
     "watch": "print events as they happen (needs the daemon)",
     "top": "show leases, events and rates, live (needs the daemon)",
 }
-HOST_VERBS = ("fleet", "install-service")
+HOST_VERBS = ("fleet", "install-service", "libvirt")
 """Verbs that open what they need themselves: no Host, and no connection."""
 KEEPING = ("add", "rm", "run", "reap")
 """Verbs before which the size of the history is set."""

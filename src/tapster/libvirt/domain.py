@@ -38,9 +38,16 @@ NICS = f"{NAMESPACE} nics"
 WAS = f"{NAMESPACE} was"
 INTERFACE = ("domain", "devices", "interface")
 
+PLACES = {"bridge", "ovs", "link"}
+"""The attributes of a nic that say what its device is on."""
+
 Resolve = Callable[[str], dict[str, str]]
 """What a libvirt network is on: attributes of a nic. RequestError if Tapster cannot
 connect a device to that network."""
+
+
+WITH_VNET_HDR = ("virtio", "e1000e", "igb", "vmxnet3")
+"""The models for which libvirt opens a tap with the virtio header."""
 
 
 class Nic(NamedTuple):
@@ -96,6 +103,36 @@ def nics_of(xml: bytes) -> list[Nic]:
     return found
 
 
+def requests_of(xml: bytes) -> list[Nic]:
+    """The devices that a domain needs before it starts.
+
+    What the metadata does not say of a device, its interface does: MAC, queues, MTU
+    and whether the model knows the virtio header. Raises RequestError if no interface
+    opens a device, or two do.
+    """
+    elements = spans(xml)
+    opened: dict[str, Interface] = {}
+    for span in elements:
+        if span.path == INTERFACE:
+            interface = _interface(elements, span)
+            dev = interface.attribute("target", "dev")
+            if dev in opened:
+                raise RequestError(f"two interfaces of the domain open device {dev!r}")
+            if dev and interface.attribute("target", "managed") == "no":
+                opened[dev] = interface
+    requests = []
+    for nic in nics_of(xml):
+        if nic.dev not in opened:
+            raise RequestError(
+                f"the metadata has device {nic.dev!r}, and no interface of the domain "
+                f"opens it: it needs <target dev={nic.dev!r} managed='no'/>"
+            )
+        interface = opened[nic.dev]
+        wishes = _properties(interface, linked="link" in nic.wishes) | nic.wishes
+        requests.append(nic._replace(wishes=wishes))
+    return requests
+
+
 def uuid_of(xml: bytes) -> str:
     """The domain's UUID: the owner of its leases, whatever the domain is called."""
     return _text(xml, "uuid")
@@ -105,13 +142,42 @@ def name_of(xml: bytes) -> str:
     return _text(xml, "name")
 
 
+class Target(NamedTuple):
+    """An interface of a domain, by the device that it opens."""
+
+    dev: str
+    managed: bool
+    """libvirt makes and deletes the device."""
+    parts: frozenset[str]
+    """The names of the elements in it."""
+    start: int
+    """Of its first byte in the XML."""
+    end: int
+
+
+def interfaces(xml: bytes) -> list[Target]:
+    """The interfaces of a domain that name a device."""
+    elements = spans(xml)
+    found = []
+    for span in elements:
+        if span.path == INTERFACE:
+            interface = _interface(elements, span)
+            if dev := interface.attribute("target", "dev"):
+                managed = interface.attribute("target", "managed") != "no"
+                parts = frozenset(interface.parts)
+                found.append(Target(dev, managed, parts, span.start, span.end))
+    return found
+
+
 def adopt(xml: bytes, resolve: Resolve) -> Conversion:
     """Let Tapster make the devices of a domain's interfaces.
 
+    A domain that is the clone of an adopted one gets devices of its own.
     `xml` is the inactive definition. Raises RequestError if it is no domain.
     """
-    elements = spans(xml)
     uuid = _text(xml, "uuid")
+    xml = _without_clones(xml, uuid)
+    elements = spans(xml)
     known = nics_of(xml)
     taken = {nic.dev for nic in known}
     nics: list[Nic] = []
@@ -131,7 +197,7 @@ def adopt(xml: bytes, resolve: Resolve) -> Conversion:
         except RequestError as error:
             left.append(f"{mac}: {error}")
             continue
-        dev = _free_name(uuid, taken)
+        dev = free_name(uuid, taken)
         taken.add(dev)
         lost += [f"{mac}: {what}" for what in missing]
         was = xml[span.start : span.end].decode()
@@ -142,8 +208,13 @@ def adopt(xml: bytes, resolve: Resolve) -> Conversion:
     return Conversion(replaced(xml, changes), tuple(nics), tuple(lost), tuple(left))
 
 
-def release(xml: bytes) -> Conversion:
-    """Put back every interface as it was before it was adopted, byte for byte."""
+def release(
+    xml: bytes, *, chosen: Callable[[str], bool] = lambda _: True
+) -> Conversion:
+    """Put back every interface as it was before it was adopted, byte for byte.
+
+    Only those whose device is `chosen`, by its name.
+    """
     elements = spans(xml)
     nics = {nic.dev: nic for nic in nics_of(xml)}
     changes: list[tuple[int, int, bytes]] = []
@@ -156,6 +227,9 @@ def release(xml: bytes) -> Conversion:
         nic = nics.pop(dev, None) if dev else None
         if nic is None:
             continue
+        if not chosen(nic.dev):
+            nics[nic.dev] = nic
+            continue
         if nic.was is None:
             left.append(f"{nic.dev}: written by hand, so there is no earlier element")
             nics[nic.dev] = nic
@@ -165,9 +239,9 @@ def release(xml: bytes) -> Conversion:
     left += [
         f"{dev}: no interface has this device"
         for dev, nic in nics.items()
-        if nic.was is not None
+        if nic.was is not None and chosen(nic.dev)
     ]
-    kept = [nic for nic in nics.values() if nic.was is None]
+    kept = [nic for nic in nics.values() if nic.was is None or not chosen(nic.dev)]
     if any(span.path[-1] == NICS for span in elements):
         changes.append(_metadata(xml, elements, kept))
     return Conversion(replaced(xml, changes), tuple(released), (), tuple(left))
@@ -187,13 +261,49 @@ def _interface(elements: list[Span], span: Span) -> Interface:
     )
 
 
-def _free_name(uuid: str, taken: set[str]) -> str:
+def free_name(uuid: str, taken: set[str]) -> str:
     """A name from the domain's UUID: the live XML can then not be mistaken, and two
     domains never ask for the same one."""
     number = 0
-    while (name := f"tv{uuid.replace('-', '')[:8]}-{number}") in taken:
+    while (name := f"{_prefix(uuid)}{number}") in taken:
         number += 1
     return name
+
+
+def _prefix(uuid: str) -> str:
+    return f"tv{uuid.replace('-', '')[:8]}-"
+
+
+def _without_clones(xml: bytes, uuid: str) -> bytes:
+    """Put back the interfaces that were adopted under another UUID.
+
+    A clone has the devices of its original in its XML. It keeps the MAC that it got.
+    """
+    shape = len(_prefix(uuid))
+
+    def cloned(dev: str) -> bool:
+        other = dev[:2] == "tv" and dev[shape - 1 : shape] == "-"
+        return other and not dev.startswith(_prefix(uuid))
+
+    if not any(nic.was and cloned(nic.dev) for nic in nics_of(xml)):
+        return xml
+    macs = [mac for _, mac in _macs(xml)]
+    released = release(xml, chosen=cloned).xml
+    changes = [
+        (span.start, span.end, mac)
+        for (span, now), mac in zip(_macs(released), macs, strict=True)
+        if now != mac
+    ]
+    return replaced(released, changes)
+
+
+def _macs(xml: bytes) -> list[tuple[Span, bytes]]:
+    """The MAC elements of a domain's interfaces, in their order."""
+    return [
+        (span, xml[span.start : span.end])
+        for span in spans(xml)
+        if span.path == (*INTERFACE, "mac")
+    ]
 
 
 # What Tapster is asked for
@@ -205,15 +315,8 @@ def _wishes(
     """The attributes of the nic, and what of the interface they do not cover."""
     wishes = _place(interface, uuid, resolve)
     lost: list[str] = []
-    if mac := interface.attribute("mac", "address"):
-        wishes["mac"] = mac
-    if mtu := interface.attribute("mtu", "size"):
-        wishes["mtu"] = mtu
-    if queues := interface.attribute("driver", "queues"):
-        wishes["queues"] = queues
-    model = interface.attribute("model", "type")
-    if "link" not in wishes and not (model or "").startswith("virtio"):
-        wishes["vnet-hdr"] = "no"
+    if group := interface.attribute("source", "portgroup"):
+        lost.append(f"port group {group!r} of the network")
     if interface.attribute("port", "isolated") == "yes":
         wishes["isolated"] = "yes"
     _rates(interface, wishes, lost)
@@ -237,6 +340,21 @@ def _wishes(
             lost.append(f"{option}, which a macvtap cannot have")
             del wishes[option]
     return wishes, lost
+
+
+def _properties(interface: Interface, *, linked: bool) -> dict[str, str]:
+    """What the guest's part of the interface says of the device."""
+    wishes = {}
+    if mac := interface.attribute("mac", "address"):
+        wishes["mac"] = mac
+    if mtu := interface.attribute("mtu", "size"):
+        wishes["mtu"] = mtu
+    if queues := interface.attribute("driver", "queues"):
+        wishes["queues"] = queues
+    model = interface.attribute("model", "type") or ""
+    if not linked and not model.startswith(WITH_VNET_HDR):
+        wishes["vnet-hdr"] = "no"
+    return wishes
 
 
 def _place(interface: Interface, uuid: str, resolve: Resolve) -> dict[str, str]:

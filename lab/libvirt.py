@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run libvirt's real daemon, for the system, in a test's own namespaces."""
+
+import os
+import select
+import signal
+import socket
+import stat
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from lab import shell
+from lab.lines import Lines
+from lab.overlay import overlay
+
+SECONDS = 60.0
+"""In which the daemon, or a guest, surely starts or ends."""
+READY = "/run/libvirtd.ready"
+KVM = "/dev/kvm"
+HOOK = Path("/etc/libvirt/hooks/qemu.d/50-tapster")
+PIDS = Path("/run/libvirt/qemu")
+
+FILES = {
+    "/etc/libvirt/libvirtd.conf": "auth_unix_ro='none'\nauth_unix_rw='none'\n",
+    "/etc/libvirt/qemu.conf": "user='libvirt-qemu'\ngroup='libvirt-qemu'\n"
+    "dynamic_ownership=0\nremember_owner=0\nsecurity_driver='none'\n"
+    "namespaces=[]\ncgroup_controllers=[]\nstdio_handler='file'\n",
+}
+# The daemon asks for them; the package that makes them starts services too.
+ACCOUNTS = {
+    "/etc/passwd": "libvirt-qemu:x:64055:64055::/nonexistent:/bin/false\n",
+    "/etc/group": "libvirt-qemu:x:64055:\n",
+}
+
+# A guest needs no disk: it runs its firmware, or nothing if it starts paused.
+DOMAIN = """\
+<domain type='qemu'>
+  <name>{name}</name>
+  <uuid>{uuid}</uuid>{metadata}
+  <memory unit='MiB'>32</memory>
+  <os><type arch='x86_64' machine='pc'>hvm</type></os>
+  <devices>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <controller type='usb' model='qemu-xhci'/>
+{interfaces}
+    <memballoon model='none'/>
+  </devices>
+</domain>
+"""
+
+
+def domain(name: str, *interfaces: str, uuid: str = "", metadata: str = "") -> str:
+    """Return the XML of a domain; its UUID is made of its name if none is given."""
+    return DOMAIN.format(
+        name=name,
+        uuid=uuid or uuid_of(name),
+        interfaces="\n".join(interfaces),
+        metadata=metadata,
+    )
+
+
+def uuid_of(name: str) -> str:
+    """Return the UUID of a domain of this name."""
+    start = name.encode().hex().ljust(8, "0")[:8]
+    rest = name.encode().hex()[8:].rjust(12, "0")
+    return f"{start}-0000-4000-8000-{rest}"
+
+
+def adopted(name: str, *nics: str, model: str = "virtio", more: str = "") -> str:
+    """Return the XML of a domain whose NICs are Tapster's, as written by hand.
+
+    A NIC is what follows `<tapster:nic`: dev='web0' bridge='br0'.
+    """
+    devs = [nic.split("dev='")[1].split("'")[0] for nic in nics]
+    return domain(
+        name,
+        *(
+            f"<interface type='ethernet'><target dev='{dev}' managed='no'/>"
+            f"<model type='{model}'/>{more}<rom enabled='no'/></interface>"
+            for dev in devs
+        ),
+        metadata="<metadata><tapster:nics xmlns:tapster='urn:tapster:libvirt:1'>"
+        + "".join(f"<tapster:nic {nic}/>" for nic in nics)
+        + "</tapster:nics></metadata>",
+    )
+
+
+def prepare() -> None:
+    """Give libvirt folders and accounts that the rest of the host does not see."""
+    for folder in ("/etc", "/var"):
+        overlay(folder)
+    for path, text in FILES.items():
+        Path(path).parent.mkdir(exist_ok=True)
+        Path(path).write_text(text)
+    for path, line in ACCOUNTS.items():
+        with open(path, "a") as file:
+            file.write(line)
+    # libvirt examines QEMU again at each start if its user cannot open this.
+    node = Path("/run/kvm")
+    os.mknod(node, stat.S_IFCHR, os.makedev(10, 232))
+    node.chmod(0o666)
+    if Path(KVM).exists():
+        shell.sh(f"mount --bind {node} {KVM}")
+
+
+class Libvirt:
+    """One libvirtd after another; the guests outlive the daemon."""
+
+    def __init__(self) -> None:
+        prepare()
+        self.hooks = HookLog()
+        self._daemon: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._daemon
+        return self._daemon.pid
+
+    def start(self) -> None:
+        """Start the daemon, and wait until it serves."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
+            ready.bind(READY)
+            ready.settimeout(SECONDS)
+            with open("/run/libvirtd.log", "ab") as log:
+                self._daemon = subprocess.Popen(
+                    ["libvirtd"],
+                    stdin=subprocess.DEVNULL,
+                    stderr=log,
+                    env=os.environ | {"NOTIFY_SOCKET": READY},
+                )
+            ready.recv(64)
+        os.unlink(READY)
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """End the daemon. Guests go on."""
+        daemon, self._daemon = self._daemon, None
+        if daemon is not None:
+            daemon.send_signal(number)
+            daemon.wait(SECONDS)
+
+    def restart(self, number: int = signal.SIGTERM) -> None:
+        self.stop(number)
+        self.start()
+
+    def close(self) -> None:
+        """End all guests, and the daemon."""
+        self.stop(signal.SIGKILL)
+        kill(*(int(path.read_text()) for path in PIDS.glob("*.pid")))
+        self.hooks.close()
+
+    def define(self, xml: str) -> None:
+        done = call("define", "/dev/stdin", xml=xml)
+        assert done.returncode == 0, done.stderr
+
+
+def kill(*pids: int) -> None:
+    """Kill processes at once, and wait until they have ended."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    for pid in pids:
+        wait_ended(pid)
+
+
+def wait_ended(pid: int) -> None:
+    """Wait until a process has ended."""
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        assert select.select([process], [], [], SECONDS)[0], pid
+    finally:
+        os.close(process)
+
+
+def qemu_pid(name: str) -> int:
+    """Return the pid of a domain's QEMU."""
+    return int((PIDS / f"{name}.pid").read_text())
+
+
+def call(*words: str, xml: str | None = None) -> "subprocess.CompletedProcess[str]":
+    """Run virsh."""
+    return subprocess.run(
+        ["virsh", "--quiet", "--connect", "qemu:///system", *words],
+        input=xml,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=SECONDS,
+    )
+
+
+def virsh(command: str) -> str:
+    """Run virsh; its output. Fails the test if it fails."""
+    done = call(*command.split())
+    assert done.returncode == 0, f"virsh {command}: {done.stderr}"
+    return done.stdout.strip()
+
+
+def refused(command: str) -> str:
+    """Run virsh, which must fail; what it complains of."""
+    done = call(*command.split())
+    assert done.returncode != 0, f"virsh {command} succeeded: {done.stdout}"
+    return done.stderr
+
+
+class HookLog:
+    """Tells which phases of which domains libvirt has called its hooks for."""
+
+    def __init__(self) -> None:
+        pipe = Path("/run/hooks")
+        os.mkfifo(pipe)
+        # Open for writing too: then no hook waits for a reader.
+        self._file = open(pipe, "r+b", buffering=0)  # noqa: SIM115 - until close
+        self._lines = Lines(self._file)
+        hook = HOOK.with_name("98-log")
+        hook.parent.mkdir(parents=True, exist_ok=True)
+        hook.write_text(f"#!/bin/sh\necho $1 $2 $3 >{pipe}\n")
+        hook.chmod(0o755)
+
+    def wait_for(self, domain: str, phase: str) -> None:
+        """Wait until the hooks of a phase have been called."""
+        self._lines.wait_for(f"^{domain} {phase} ", SECONDS)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class HeldHook:
+    """A hook beside Tapster's that stops in one phase until it is let go.
+
+    libvirt calls hooks in the order of their names: this one comes last.
+    """
+
+    def __init__(self, phase: str) -> None:
+        self._hook = HOOK.with_name("99-held")
+        self._gate, self._reached = Path("/run/hook.gate"), Path("/run/hook.reached")
+        for pipe in (self._gate, self._reached):
+            os.mkfifo(pipe)
+        self._hook.write_text(
+            f"#!/bin/sh\n[ $2 = {phase} ] || exit 0\n"
+            f"echo $$ >{self._reached}\nread line <{self._gate}\n"
+        )
+        self._hook.chmod(0o755)
+
+    def wait_reached(self) -> int:
+        """Wait until libvirt is in the phase; return the hook's pid."""
+        return int(self._reached.read_text())
+
+    def remove(self) -> None:
+        """Hold no domain any more. One that is held stays so."""
+        for path in (self._hook, self._gate, self._reached):
+            path.unlink()
+
+
+def running() -> Sequence[str]:
+    """Return the names of the domains that run."""
+    return virsh("list --name").split()

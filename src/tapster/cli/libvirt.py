@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Let libvirt's domains have devices that Tapster makes.
+
+The actions:
+  install            put libvirt's hook on this host, once
+  uninstall          remove the hook
+  adopt DOMAIN       convert a domain's interfaces to devices that Tapster makes
+  release DOMAIN     give a domain its former interfaces back
+  attach DOMAIN      plug a device into a domain that runs
+  detach DOMAIN NIC  unplug a device from a domain that runs
+  ls                 list the devices of domains
+  hook               what libvirt's hook calls
+
+tapster libvirt ACTION --help explains an action. docs/libvirt.md explains the rest.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+from tapster.errors import HostError, RequestError, TapsterError
+from tapster.light import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from tapster.host import Host
+    from tapster.libvirt.domain import Conversion, Nic
+
+HOOK_SECONDS = 20
+"""How long the hook may take: libvirt waits for it without a limit."""
+GRACE_SECONDS = 5
+"""After these seconds more, the hook is killed inside a call that does not return."""
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=[*ACTIONS], metavar="ACTION")
+    parser.add_argument("arguments", nargs="...", help=argparse.SUPPRESS)
+
+
+def run(options: argparse.Namespace, _: None) -> int:
+    from tapster.cli import Parser
+
+    action = ACTIONS[options.action]
+    parser = Parser(
+        prog=f"tapster libvirt {options.action}", description=action.run.__doc__
+    )
+    action.declare(parser)
+    parser.set_defaults(ledger=options.ledger)
+    return action.run(parser.parse_args(options.arguments))
+
+
+def _open(options: argparse.Namespace) -> "Host":
+    from tapster.host import Host
+
+    return Host(options.ledger)
+
+
+# The host
+
+
+def _install(options: argparse.Namespace) -> int:
+    """Put libvirt's hook on this host."""
+    from tapster.libvirt import hooks
+
+    _need_root("install writes below /etc/libvirt")
+    program = os.path.realpath(sys.argv[0])
+    if not os.access(program, os.X_OK):
+        raise HostError(f"{program!r} is no program that libvirt could start")
+    ledger = options.ledger or os.environ.get("TAPSTER_LEDGER")
+    print(*hooks.install(program, ledger and os.path.abspath(ledger)), sep="\n")
+    if daemon := hooks.daemon_to_restart():
+        print(
+            f"next: systemctl restart {daemon} (it had no hook when it started; VMs "
+            "go on running)",
+            file=sys.stderr,
+        )
+    return 0
+
+
+def _uninstall(options: argparse.Namespace) -> int:
+    """Remove libvirt's hook.
+
+    Release the domains first: without the hook those that are adopted do not start.
+    """
+    from tapster.libvirt import hooks
+
+    _need_root("uninstall removes files below /etc/libvirt")
+    print(*hooks.uninstall(), sep="\n")
+    return 0
+
+
+def _need_root(why: str) -> None:
+    if os.geteuid() != 0:
+        raise RequestError(f"{why}: run it as root")
+
+
+# Domains
+
+
+def _declare_domains(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("domain", nargs="*", metavar="DOMAIN", help="name or UUID")
+    parser.add_argument("--all", action="store_true", help="every domain")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only say what would change"
+    )
+
+
+def _declare_adopt(parser: argparse.ArgumentParser) -> None:
+    _declare_domains(parser)
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="convert although something that the domain asks for is lost",
+    )
+
+
+def _adopt(options: argparse.Namespace) -> int:
+    """Convert a domain's interfaces to devices that Tapster makes.
+
+    A domain that runs keeps its devices until it is shut down.
+    """
+    from tapster.libvirt import domain
+
+    return _convert(options, lambda xml: domain.adopt(xml, _resolve))
+
+
+def _release(options: argparse.Namespace) -> int:
+    """Give a domain the interfaces back that it had before it was adopted."""
+    from tapster.libvirt import domain
+
+    return _convert(options, domain.release)
+
+
+def _convert(
+    options: argparse.Namespace, convert: "Callable[[bytes], Conversion]"
+) -> int:
+    """Convert each domain that was chosen, by itself; return the exit code."""
+    from tapster.libvirt import virsh
+
+    if bool(options.domain) == options.all:
+        raise RequestError("give one or more DOMAINs, or --all")
+    failed = False
+    for name in virsh.domains() if options.all else options.domain:
+        try:
+            _convert_one(name, options, convert)
+        except TapsterError as error:
+            print(f"tapster: {name}: {error}", file=sys.stderr)
+            failed = True
+    return int(failed)
+
+
+def _convert_one(
+    name: str, options: argparse.Namespace, convert: "Callable[[bytes], Conversion]"
+) -> None:
+    from tapster.libvirt import virsh
+
+    before = virsh.definition(name)
+    conversion = convert(before)
+    for line in conversion.left:
+        print(f"{name}: stays as it is: {line}", file=sys.stderr)
+    for line in conversion.lost:
+        print(f"{name}: is lost: {line}", file=sys.stderr)
+    if conversion.lost and not getattr(options, "force", True):
+        raise RequestError("nothing was changed; to change it all the same: --force")
+    for nic in conversion.nics:
+        print(f"{name}: {_shown(nic)}")
+    if conversion.xml == before or options.dry_run:
+        return
+    virsh.define(conversion.xml)
+    if virsh.runs(name):
+        print(f"{name}: it runs, and changes at its next start", file=sys.stderr)
+
+
+def _shown(nic: "Nic") -> str:
+    return " ".join([nic.dev, *(f"{key}={value}" for key, value in nic.wishes.items())])
+
+
+def _resolve(network: str) -> dict[str, str]:
+    from tapster.libvirt import virsh
+    from tapster.libvirt.network import place
+
+    return place(virsh.network(network))
+
+
+# Devices of domains that run
+
+
+def _declare_attach(parser: argparse.ArgumentParser) -> None:
+    from tapster.cli import nic
+
+    parser.add_argument("domain", metavar="DOMAIN", help="a domain that runs")
+    parser.add_argument("--model", default="virtio", help="default: virtio")
+    nic.declare(parser)
+    parser.set_defaults(name=None)
+
+
+def _attach(options: argparse.Namespace) -> int:
+    """Plug a device into a domain that runs, and print the device's name.
+
+    The device lasts until it is detached or the domain ends. The options are those of
+    tapster add.
+    """
+    from tapster.cli import nic
+    from tapster.libvirt import plug
+
+    name, options.name = options.name, options.name or "tap"
+    spec = nic.spec(options)
+    with _open(options) as host:
+        host.settle()
+        print(plug.attach(host, options.domain, spec, options.model, name))
+    return 0
+
+
+def _declare_detach(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("domain", metavar="DOMAIN", help="a domain that runs")
+    parser.add_argument("nic", metavar="NIC", help="the device's name, or the MAC")
+
+
+def _detach(options: argparse.Namespace) -> int:
+    """Unplug a device of Tapster's from a domain that runs."""
+    from tapster.libvirt import plug
+
+    with _open(options) as host:
+        host.settle()
+        plug.detach(host, options.domain, options.nic)
+    return 0
+
+
+def _declare_ls(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _ls(options: argparse.Namespace) -> int:
+    """List the devices that domains have or want, with their leases."""
+    from tapster.cli import output
+    from tapster.libvirt import listing
+
+    with _open(options) as host:
+        rows = listing.rows(host)
+    if options.json:
+        output.print_json(nics=[row._asdict() for row in rows])
+        return 0
+    columns = ("DOMAIN", "STATE", "NIC", "ON", "MAC", "LEASE", "ID")
+    table = output.table(
+        [output.Column(name) for name in columns],
+        [[value or "-" for value in row] for row in rows],
+    )
+    print(*table, sep="\n")
+    return 0
+
+
+# The hook
+
+
+def _declare_hook(parser: argparse.ArgumentParser) -> None:
+    for name in ("domain", "phase", "step", "extra"):
+        parser.add_argument(name, metavar=name.upper())
+
+
+def _hook(options: argparse.Namespace) -> int:
+    """Do what a phase of a domain's life needs. The input is the domain's XML."""
+    _bound_time(options.phase)
+    from tapster.cli import wishes
+    from tapster.libvirt import domain, hook
+
+    xml = sys.stdin.buffer.read()
+    uuid, name = domain.uuid_of(xml), domain.name_of(xml)
+    devs = tuple(nic.dev for nic in domain.nics_of(xml))
+    asked = hook.Domain(uuid, name, devs)
+    if options.phase in hook.STARTING:
+        nics = domain.requests_of(xml)
+        asked = asked._replace(
+            specs=tuple(wishes.request(nic.dev, nic.wishes) for nic in nics)
+        )
+    with _open(options) as host:
+        if hook.call(host, asked, options.phase, os.getppid()):
+            from tapster.kernel import detached
+
+            detached.start("tapster.libvirt.arrival", asked.uuid)
+    return 0
+
+
+def _bound_time(phase: str) -> None:
+    """End the hook in time: with an error, and if it cannot see that, at once."""
+    import faulthandler
+    import signal
+
+    def give_up(*_: object) -> None:
+        raise HostError(
+            f"{phase} took longer than {HOOK_SECONDS} s; tapster doctor may say why"
+        )
+
+    signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(HOOK_SECONDS)
+    null = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
+    faulthandler.dump_traceback_later(
+        HOOK_SECONDS + GRACE_SECONDS, exit=True, file=null
+    )
+
+
+class Action(NamedTuple):
+    """An action of the verb."""
+
+    declare: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def _declare_nothing(_: argparse.ArgumentParser) -> None:
+    pass
+
+
+ACTIONS = {
+    "install": Action(_declare_nothing, _install),
+    "uninstall": Action(_declare_nothing, _uninstall),
+    "adopt": Action(_declare_adopt, _adopt),
+    "release": Action(_declare_domains, _release),
+    "attach": Action(_declare_attach, _attach),
+    "detach": Action(_declare_detach, _detach),
+    "ls": Action(_declare_ls, _ls),
+    "hook": Action(_declare_hook, _hook),
+}

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Make a request of the attributes that a domain's metadata gives a NIC.
+
+The attributes are options of `add` without their dashes.
+"""
+
+import argparse
+from collections.abc import Iterator, Mapping
+
+from tapster.cli import nic, wire
+from tapster.errors import RequestError
+from tapster.light import NoReturn
+from tapster.model import Spec
+
+NIC_OPTIONS = ("link", "mode", "mac", "vnet-hdr", "queues", "fin-wait")
+"""Options of `add` that are no wiring, and belong to a domain's NIC."""
+ANSWERS = {"yes": "--", "no": "--no-"}
+LISTS = {"address": ",", "external-id": None}
+"""Options that are given once for each value, and what separates the values."""
+
+
+def _options(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    """Return the options of a parser, by their names without dashes."""
+    return {
+        flag[2:]: action for action in parser._actions for flag in action.option_strings
+    }
+
+
+def _wiring_options() -> set[str]:
+    parser = argparse.ArgumentParser(add_help=False)
+    wire.declare(parser)
+    return {name for name in _options(parser) if not name.startswith("no-")}
+
+
+def request(name: str, wishes: Mapping[str, str]) -> Spec:
+    """Return the request for the device `name`. Raise RequestError."""
+    parser = _Parser(prog=name, add_help=False, allow_abbrev=False)
+    nic.declare(parser)
+    allowed = {*NIC_OPTIONS, *_wiring_options()}
+    known = {
+        option: action
+        for option, action in _options(parser).items()
+        if option in allowed
+    }
+    words = ["--name", name]
+    for option, value in wishes.items():
+        if option not in known:
+            raise RequestError(
+                f"the metadata's NIC {name!r} has an attribute {option!r}, which is "
+                f"none of {', '.join(sorted(known))}"
+            )
+        words += _words(name, option, value, known[option])
+    options = parser.parse_args(words)
+    return nic.spec(options)
+
+
+def _words(
+    name: str, option: str, value: str, action: argparse.Action
+) -> Iterator[str]:
+    if action.nargs == 0:
+        if value not in ANSWERS:
+            raise RequestError(
+                f"the metadata's NIC {name!r} has {option}={value!r}: say yes or no"
+            )
+        if isinstance(action, argparse.BooleanOptionalAction):
+            yield ANSWERS[value] + option
+        elif (value == "yes") == (option == "up"):
+            yield "--up"
+        else:
+            yield "--down"
+    elif option in LISTS:
+        for part in value.split(LISTS[option]):
+            yield f"--{option}={part}"
+    else:
+        yield f"--{option}={value}"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        text = message.replace("argument --", "").replace("--", "")
+        raise RequestError(f"the metadata's NIC {self.prog!r}: {text}")

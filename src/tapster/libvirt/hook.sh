@@ -1,0 +1,34 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# libvirt's hook for QEMU domains: gives them the devices that Tapster makes.
+# `tapster libvirt install` wrote this file, `tapster libvirt uninstall` removes it.
+# libvirt calls it as: qemu DOMAIN PHASE begin|end EXTRA, with the XML as input.
+
+case $2 in
+    migrate | prepare | start | started | reconnect | release) ;;
+    *) exit 0 ;;
+esac
+
+# Most domains are not Tapster's: find out before Python starts.
+xml=$(cat)
+case $xml in
+    *urn:tapster:libvirt:1*) ;;
+    *) exit 0 ;;
+esac
+
+case $2 in
+    started | reconnect)
+        # libvirt kills the VM if its hook fails in these phases.
+        said=$(
+            @TAPSTER@ libvirt hook "$@" 2>&1 <<XML
+$xml
+XML
+        ) || logger -t tapster -- "libvirt hook, $1, $2: $said"
+        exit 0
+        ;;
+esac
+
+# In this process: libvirt is then the parent of the command.
+exec @TAPSTER@ libvirt hook "$@" <<XML
+$xml
+XML

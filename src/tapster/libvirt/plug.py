@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plug a device into a domain that runs, and unplug it. libvirt calls no hook then."""
+
+from collections.abc import Iterator
+from xml.sax.saxutils import quoteattr
+
+from tapster.errors import HostError, RequestError
+from tapster.host import Host
+from tapster.libvirt import domain, virsh
+from tapster.libvirt.hook import LABEL, leases_of, owner_of, qemu_pid
+from tapster.model import Lease, Spec
+
+
+def attach(host: Host, name: str, spec: Spec, model: str, dev: str | None) -> str:
+    """Make a device, let a domain open it, and return the device's name.
+
+    The lease ends with the domain's QEMU. Raise TapsterError; then nothing is left.
+    """
+    xml = virsh.live(name)
+    uuid, name = domain.uuid_of(xml), domain.name_of(xml)
+    pid = qemu_pid(name)
+    if pid is None:
+        raise HostError(f"the process of domain {name!r} was not found")
+    taken = {lease.name for lease in host.leases()}
+    taken |= {interface.dev for interface in domain.interfaces(xml)}
+    spec = spec._replace(
+        name=dev or domain.free_name(uuid, taken),
+        owner=owner_of(uuid),
+        labels=((LABEL, name), *spec.labels),
+        vnet_hdr=spec.vnet_hdr and model.startswith("virtio"),
+    )
+    with host.acquire(spec, pid=pid) as device:
+        lease = device.lease
+    try:
+        virsh.call(
+            *("attach-device", "--live", "--domain", uuid, "/dev/stdin"),
+            xml=_interface(lease, model).encode(),
+        )
+    except BaseException:
+        host.release(lease)
+        raise
+    return lease.name
+
+
+def detach(host: Host, name: str, nic: str) -> None:
+    """Let a domain close a device, then release it. Raise TapsterError.
+
+    The guest has to agree, and a guest that does not run its operating system cannot.
+    """
+    xml = virsh.live(name)
+    uuid = domain.uuid_of(xml)
+    (lease,) = _chosen(host, uuid, nic)
+    for interface in domain.interfaces(xml):
+        if interface.dev == lease.name:
+            element = xml[interface.start : interface.end]
+            virsh.call(
+                *("detach-device", "--live", "--domain", uuid, "/dev/stdin"),
+                xml=element,
+            )
+    # libvirt waits a while for the guest, and then reports success either way.
+    if any(one.dev == lease.name for one in domain.interfaces(virsh.live(name))):
+        raise HostError(
+            f"the guest of {name!r} has not let go of {lease.name}: try again when its "
+            "operating system runs"
+        )
+    host.release(lease)
+
+
+def _chosen(host: Host, uuid: str, nic: str) -> Iterator[Lease]:
+    """Yield the one lease that is meant."""
+    leases = leases_of(host, owner_of(uuid))
+    for lease in leases:
+        if nic.lower() in (lease.name.lower(), lease.mac):
+            yield lease
+            return
+    names = ", ".join(lease.name for lease in leases) or "none"
+    raise RequestError(f"the domain has no device {nic!r} of Tapster; it has: {names}")
+
+
+def _interface(lease: Lease, model: str) -> str:
+    queues = f"<driver queues='{lease.queues}'/>" if lease.queues > 1 else ""
+    return (
+        f"<interface type='ethernet'><mac address='{lease.mac}'/>"
+        f"<target dev={quoteattr(lease.name)} managed='no'/>"
+        f"<model type={quoteattr(model)}/>{queues}</interface>"
+    )

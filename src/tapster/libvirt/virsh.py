@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Talk to libvirt through virsh(1).
+
+virsh is a program: every Python can call it, also the one of a virtual environment,
+which does not see the binding of the distribution. It connects to where
+LIBVIRT_DEFAULT_URI says, else to the system's libvirt.
+"""
+
+import os
+
+from tapster.errors import HostError, RequestError
+
+SYSTEM = "qemu:///system"
+
+
+def call(*arguments: str, xml: bytes | None = None) -> bytes:
+    """Run a command of virsh and return its output.
+
+    With `xml`, the command can read it from /dev/stdin. Raise HostError.
+    """
+    uri = os.environ.get("LIBVIRT_DEFAULT_URI") or SYSTEM
+    # Files in memory: no pipe can fill up, and both outputs can be read at the end.
+    files = [os.memfd_create("virsh") for _ in range(3)]
+    try:
+        if xml is not None:
+            os.write(files[0], xml)
+            os.lseek(files[0], 0, os.SEEK_SET)
+        try:
+            pid = os.posix_spawnp(
+                "virsh",
+                ["virsh", "--quiet", "--connect", uri, *arguments],
+                {**os.environ, "LC_ALL": "C"},
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, file, number)
+                    for number, file in enumerate(files)
+                ],
+            )
+        except FileNotFoundError:
+            raise HostError(
+                "there is no program 'virsh' on this host: install it, in Debian with "
+                "the package libvirt-clients"
+            ) from None
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        output, complaint = (_contents(file) for file in files[1:])
+    finally:
+        for file in files:
+            os.close(file)
+    if status:
+        lines = complaint.decode(errors="replace").split("error: ")
+        reason = " ".join(" ".join(lines[-1:]).split())
+        raise HostError(f"virsh {arguments[0]}: {reason or f'status {status}'}")
+    return output
+
+
+def domains() -> list[str]:
+    """Return the names of all domains."""
+    return [
+        line for line in call("list", "--all", "--name").decode().split("\n") if line
+    ]
+
+
+def definition(domain: str) -> bytes:
+    """Return the XML with which a domain starts next."""
+    return call("dumpxml", "--inactive", "--security-info", "--domain", domain)
+
+
+def live(domain: str) -> bytes:
+    """Return the XML of a domain that runs. Raise RequestError if it does not."""
+    if not runs(domain):
+        raise RequestError(f"domain {domain!r} does not run")
+    return call("dumpxml", "--security-info", "--domain", domain)
+
+
+def runs(domain: str) -> bool:
+    """Return whether a domain has a QEMU."""
+    return state(domain) not in ("shut off", "crashed")
+
+
+def state(domain: str) -> str:
+    """Return the state of a domain, as virsh calls it."""
+    return call("domstate", "--domain", domain).decode().strip()
+
+
+def define(xml: bytes) -> None:
+    """Let a domain be as this XML says from its next start on."""
+    call("define", "--validate", "/dev/stdin", xml=xml)
+
+
+def network(name: str) -> bytes:
+    """Return the XML of a network of libvirt."""
+    return call("net-dumpxml", "--network", name)
+
+
+def _contents(file: int) -> bytes:
+    os.lseek(file, 0, os.SEEK_SET)
+    with open(file, "rb", closefd=False) as opened:
+        return opened.read()

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Domains of a real libvirtd on Tapster's devices: started, stopped, killed, moved."""
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab import iproute, libvirt, shell
+from lab.libvirt import HeldHook, adopted, domain, kill, qemu_pid, virsh
+from tests.libvirt.system import Place, place
+
+pytestmark = [pytest.mark.kernel, pytest.mark.e2e, pytest.mark.timeout(180)]
+
+TIMEOUT = 60.0
+
+
+ALONE = pytest.mark.parametrize("host", ["hook-alone"], indirect=True)
+"""For what tapsterd has no part in."""
+
+
+@pytest.fixture(scope="module", params=["hook-alone", "with-tapsterd"])
+def host(request: pytest.FixtureRequest) -> Iterator[Place]:
+    with place(daemon=request.param == "with-tapsterd") as made:
+        yield made
+
+
+def start(host: Place, name: str, *nics: str) -> int:
+    """Start a domain, whose guest does not run yet; the ifindex of its first device."""
+    host.libvirt.define(adopted(name, *nics))
+    virsh(f"start --paused {name}")
+    return index_of(f"{name}0")
+
+
+def index_of(device: str) -> int:
+    return int(iproute.links()[device]["ifindex"])
+
+
+def assert_on_the_network(host: Place, name: str) -> None:
+    """The domain's QEMU has the device open, and the lease ends with QEMU."""
+    lease = host.leases()[f"{name}0"]
+    assert lease["state"] == "active"
+    assert lease["owner"] == f"libvirt:{libvirt.uuid_of(name)}"
+    assert lease["labels"] == {"domain": name}
+    assert lease["pid"] == qemu_pid(name)
+    assert "LOWER_UP" in iproute.links()[f"{name}0"]["flags"], "QEMU has it open"
+    assert f"{name}0" in iproute.ports()
+
+
+@ALONE
+def test_a_guest_gets_an_address_and_its_end_ends_the_lease(host: Place) -> None:
+    mac = "52:54:00:00:00:0a"
+    boot = (
+        "<interface type='ethernet'><target dev='dhcp0' managed='no'/>"
+        f"<mac address='{mac}'/><model type='rtl8139'/><boot order='1'/></interface>"
+    )
+    nic = "<t:nic dev='dhcp0' bridge='br0' filter='yes'/>"
+    host.libvirt.define(
+        domain(
+            "dhcp",
+            boot,
+            metadata="<metadata><t:nics xmlns:t='urn:tapster:libvirt:1'>"
+            f"{nic}</t:nics></metadata>",
+        )
+    )
+    virsh("start dhcp")
+    assert host.lab.wire.wait_for_ack(mac, TIMEOUT)
+    assert host.leases()["dhcp0"]["mac"] == mac, "it is the interface's"
+    virsh("destroy dhcp")
+    assert host.state("dhcp0") == "fin_wait"
+    assert "dhcp0" not in iproute.ports()
+
+
+def test_destroy_followed_at_once_by_start_gets_a_new_device(host: Place) -> None:
+    first = start(host, "web", "dev='web0' bridge='br0'")
+    assert_on_the_network(host, "web")
+    virsh("destroy web")
+    assert host.state("web0") == "fin_wait"
+    virsh("start --paused web")
+    assert index_of("web0") != first
+    assert_on_the_network(host, "web")
+
+
+@ALONE
+def test_a_clone_with_the_same_device_is_refused(host: Place) -> None:
+    start(host, "original", "dev='original0' bridge='br0'")
+    host.libvirt.define(adopted("clone", "dev='original0' bridge='br0' mtu='1300'"))
+    said = libvirt.refused("start clone")
+    assert "device 'original0' belongs to domain 'original'" in said
+    assert "tapster libvirt adopt" in said
+    assert_on_the_network(host, "original")
+    virsh("destroy original")
+    said = libvirt.refused("start clone")
+    assert "belongs to domain 'original'" in said, "in FIN WAIT too"
+    virsh("start --paused original")
+
+
+@ALONE
+def test_a_device_that_cannot_be_had_refuses_the_start(host: Place) -> None:
+    host.libvirt.define(
+        adopted("two", "dev='two0' bridge='br0'", "dev='two1' bridge='br7'")
+    )
+    said = libvirt.refused("start two")
+    assert "tapster: there is no bridge 'br7'" in said or "br7" in said
+    assert host.leases().keys().isdisjoint({"two0", "two1"}), "all or none"
+    assert iproute.links().keys().isdisjoint({"two0", "two1"})
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_restart_of_libvirtd_changes_no_device(
+    host: Place, how: signal.Signals
+) -> None:
+    name = f"stays{how:d}"
+    index = start(host, name, f"dev='{name}0' bridge='br0'")
+    host.libvirt.stop(how)
+    host.tapster("ls")
+    shell.sh(f"ip link set {name}0 nomaster")
+    host.libvirt.start()
+    host.libvirt.hooks.wait_for(name, "reconnect")
+    assert index_of(f"{name}0") == index
+    assert_on_the_network(host, name)
+
+
+@ALONE
+def test_no_failure_of_the_hook_ends_a_vm_when_libvirtd_restarts(host: Place) -> None:
+    start(host, "tough", "dev='tough0' bridge='br0'")
+    kept = libvirt.HOOK.read_text()
+    libvirt.HOOK.write_text(kept.replace(" libvirt hook", " libvirt no-such-action"))
+    try:
+        host.libvirt.restart()
+        host.libvirt.hooks.wait_for("tough", "reconnect")
+        assert virsh("domstate tough") == "paused"
+    finally:
+        libvirt.HOOK.write_text(kept)
+
+
+def test_the_death_of_qemu_ends_the_lease(host: Place) -> None:
+    first = start(host, "crash", "dev='crash0' bridge='br0'")
+    kill(qemu_pid("crash"))
+    assert host.state("crash0") == "fin_wait"
+    wait_until_off("crash")
+    virsh("start --paused crash")
+    assert index_of("crash0") != first
+    assert_on_the_network(host, "crash")
+
+
+def test_the_death_of_qemu_and_libvirtd_ends_the_lease(host: Place) -> None:
+    start(host, "both", "dev='both0' bridge='br0'")
+    pid = qemu_pid("both")
+    host.libvirt.stop(signal.SIGKILL)
+    kill(pid)
+    assert host.state("both0") == "fin_wait"
+    host.libvirt.start()
+    wait_until_off("both")
+    virsh("start --paused both")
+    assert_on_the_network(host, "both")
+
+
+def test_the_death_of_libvirtd_while_a_domain_starts_ends_the_lease(
+    host: Place,
+) -> None:
+    host.libvirt.define(adopted("early", "dev='early0' bridge='br0'"))
+    held = HeldHook("start")
+    starting = subprocess.Popen(["virsh", "start", "early"], stderr=subprocess.DEVNULL)
+    hook = held.wait_reached()
+    held.remove()
+    assert host.state("early0") == "active"
+    host.libvirt.stop(signal.SIGKILL)
+    starting.wait(TIMEOUT)
+    kill(hook)
+    assert host.state("early0") == "fin_wait"
+    host.libvirt.start()
+    virsh("start --paused early")
+    assert_on_the_network(host, "early")
+
+
+@ALONE
+def test_a_saved_guest_comes_back_on_a_new_device(host: Place, tmp_path: Path) -> None:
+    first = start(host, "nap", "dev='nap0' bridge='br0'")
+    file = Path("/run/nap.save")
+    virsh(f"save nap {file}")
+    assert host.state("nap0") == "fin_wait"
+    virsh(f"restore --paused {file}")
+    assert index_of("nap0") != first
+    assert_on_the_network(host, "nap")
+
+
+@ALONE
+def test_a_device_without_metadata_is_left_to_libvirt(host: Place) -> None:
+    nic = "<interface type='bridge'><source bridge='br0'/></interface>"
+    host.libvirt.define(domain("other", nic))
+    before = host.leases().keys()
+    virsh("start --paused other")
+    assert host.leases().keys() == before
+
+
+def wait_until_off(name: str) -> None:
+    """Wait until libvirt knows that a domain has ended."""
+    while virsh(f"domstate {name}") not in ("shut off", "crashed"):
+        libvirt.call(
+            "event", "--domain", name, "--event", "lifecycle", "--timeout", "1"
+        )
