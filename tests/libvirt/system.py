@@ -3,7 +3,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,18 +45,17 @@ class Place:
 @contextmanager
 def place(*, daemon: bool) -> Iterator[Place]:
     """Be on such a host, alone."""
-    with open_lab() as lab:
+    with ExitStack() as stack:
+        lab = stack.enter_context(open_lab())
         libvirt = Libvirt()
-        tapsterd = Daemon() if daemon else None
-        if tapsterd:
-            tapsterd.start()
-        made = Place(lab, libvirt, tapsterd.ledger if tapsterd else LEDGER)
+        ledger = LEDGER
         LEDGER.parent.mkdir(exist_ok=True)
-        try:
-            made.tapster("libvirt install")
-            libvirt.start()
-            yield made
-        finally:
-            libvirt.close()
-            if tapsterd:
-                tapsterd.close()
+        if daemon:
+            tapsterd = stack.enter_context(Daemon())
+            tapsterd.start()
+            ledger = tapsterd.ledger
+        stack.callback(libvirt.close)
+        made = Place(lab, libvirt, ledger)
+        made.tapster("libvirt install")
+        libvirt.start()
+        yield made
