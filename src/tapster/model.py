@@ -211,7 +211,9 @@ class Macvtap(NamedTuple):
     """A request for a macvtap on the lower device `lower`.
 
     In mode `passthru` the guest has the MAC of the lower device, and the lower device
-    can carry no other macvtap.
+    can carry no other macvtap. `lower_netns` is the network namespace of the lower
+    device: a name or a path, or "" for the namespace that Tapster runs in; None: the
+    namespace of the macvtap.
     """
 
     lower: str
@@ -231,6 +233,7 @@ class Macvtap(NamedTuple):
     """As in `Wiring`."""
     vm: Vm | None = None
     labels: tuple[tuple[str, str], ...] = ()
+    lower_netns: str | None = None
 
     @property
     def kind(self) -> Kind:

@@ -208,3 +208,27 @@ def test_a_macvtap_cannot_be_a_port_of_a_bridge(
         with refused(EBUSY):
             namespace.set_links([LinkChange(ifindex, master=namespace.ifindex("br0"))])
     assert {shown.master for shown in lab.show().values()} == {""}
+
+
+def test_the_lower_device_may_be_in_another_namespace(
+    lab: ContractLab, namespace: Namespace, others: Stranger
+) -> None:
+    lab.add_netns("pod")
+    pod = lab.system.netns("pod")
+    try:
+        lower = namespace.ifindex("low")
+        device = NewMacvtap("eth0", OURS, lower, Mode.BRIDGE, mac="52:54:00:00:00:07")
+        pod.create_macvtap(device, beneath=namespace)
+        made = pod.link(OURS)
+        assert made is not None
+        assert (made.name, made.kind, made.mac) == ("eth0", "macvtap", device.mac)
+        assert namespace.link(OURS) is None
+        (fd,) = pod.open_macvtap(OURS, queues=1, vnet_hdr=True)
+        os.close(fd)
+        with refused(EEXIST):
+            pod.create_macvtap(device, beneath=namespace)
+        absent = device._replace(name="eth1", ifindex=OURS + 1, lower=OURS + 2)
+        with refused(ENODEV):
+            pod.create_macvtap(absent, beneath=namespace)
+    finally:
+        pod.close()

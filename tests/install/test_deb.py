@@ -31,6 +31,7 @@ def test_the_package_holds_what_a_host_needs(package: Path) -> None:
     for path in (
         "/usr/bin/tapster",
         "/usr/bin/tapsterd",
+        "/usr/bin/tapster-cni",
         "/usr/bin/tapster-qemu-bridge-helper",
         "/systemd/system/tapsterd.socket",
         "/systemd/network/10-tapster.link",
@@ -40,6 +41,7 @@ def test_the_package_holds_what_a_host_needs(package: Path) -> None:
         "/etc/tapster/tapster.toml",
     ):
         assert f"{path}\n" in listing, path
+    assert "/usr/lib/cni/tapster-cni -> ../../bin/tapster-cni\n" in listing
 
 
 def test_the_packaged_programs_start_isolated(package: Path, tmp_path: Path) -> None:

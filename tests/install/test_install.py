@@ -128,6 +128,7 @@ def test_the_wheel_carries_manual_pages_completions_and_units(tmp_path: Path) ->
     for path in (
         "data/share/man/man1/tapster.1",
         "data/share/man/man8/tapsterd.8",
+        "data/share/man/man8/tapster-cni.8",
         "data/share/man/man8/tapster-qemu-bridge-helper.8",
         "data/share/bash-completion/completions/tapster",
         "data/share/zsh/site-functions/_tapster",

@@ -21,6 +21,7 @@ LAYERS = (
     ("cli", "the command"),
     ("daemon", "tapsterd"),
     ("install", "where the files of an installation go"),
+    ("cni", "the CNI plugin: devices in pods"),
     ("integrate", "stand-ins for parts of other programs"),
     ("libvirt", "devices of libvirt's domains"),
     ("testing", "a host in memory, for tests"),

@@ -75,8 +75,7 @@ class VerboseNamespace:
         return getattr(self.plain, name)
 
     def number(self, other: Namespace) -> int:
-        plain = other.plain if isinstance(other, VerboseNamespace) else other
-        return self.plain.number(plain)
+        return self.plain.number(_plain(other))
 
     def say(self, *words: object) -> None:
         """Print a command that is run in this namespace."""
@@ -106,11 +105,16 @@ class VerboseNamespace:
         self.say("ip", "tuntap", "add", "dev", name, "mode", "tap", *flags)
         return fds
 
-    def create_macvtap(self, device: NewMacvtap) -> None:
-        self.plain.create_macvtap(device)
+    def create_macvtap(
+        self, device: NewMacvtap, *, beneath: Namespace | None = None
+    ) -> None:
+        there = self.plain if beneath is None else _plain(beneath)
+        self.plain.create_macvtap(device, beneath=there)
         name, ifindex, lower, mode, mac, mtu, queues = device
+        link = there.link(lower)
         self.say(
-            *("ip", "link", "add", "link", self.name(lower), "name", name),
+            *("ip", "link", "add", "link", link.name if link else lower),
+            *("name", name),
             *("index", ifindex, "numtxqueues", queues, "numrxqueues", queues),
             *(("address", mac) if mac else ()),
             *(("mtu", mtu) if mtu else ()),
@@ -191,6 +195,13 @@ class VerboseNamespace:
         if text:
             first = command(*self.prefix, "nft", "-f", "-")
             self._write(f"{first} <<'END'\n{text}\nEND")
+
+
+def _plain(namespace: Namespace) -> Namespace:
+    """Return the namespace itself, without what prints."""
+    if isinstance(namespace, VerboseNamespace):
+        return namespace.plain
+    return namespace
 
 
 class VerboseBackend:

@@ -10,6 +10,7 @@ from tapster.light import NamedTuple
 PROGRAMS = {
     "tapster": ("tapster.cli", "command"),
     "tapsterd": ("tapster.daemon.__main__", "main"),
+    "tapster-cni": ("tapster.cni.__main__", "command"),
     "tapster-qemu-bridge-helper": ("tapster.integrate.qemu_bridge_helper", "main"),
 }
 """Each program's module and function."""
@@ -65,6 +66,7 @@ def shared_files(prefix: str) -> list[File]:
     return [
         File("man/tapster.1", f"{share}/man/man1/tapster.1"),
         File("man/tapsterd.8", f"{share}/man/man8/tapsterd.8"),
+        File("man/tapster-cni.8", f"{share}/man/man8/tapster-cni.8"),
         File(
             "man/tapster-qemu-bridge-helper.8",
             f"{share}/man/man8/tapster-qemu-bridge-helper.8",

@@ -431,8 +431,19 @@ class LinuxNamespace:
             raise failure(error, f"opening tap {name!r}") from error
         return fds[0]
 
-    def create_macvtap(self, device: NewMacvtap) -> None:
-        message = rtnl.macvtap_message(device)
+    def create_macvtap(
+        self, device: NewMacvtap, *, beneath: Namespace | None = None
+    ) -> None:
+        if beneath is None or beneath.netns.cookie == self._netns.cookie:
+            self.send_macvtap(device, None)
+            return
+        assert isinstance(beneath, LinuxNamespace)
+        beneath.send_macvtap(device, self.fd)
+
+    def send_macvtap(self, device: NewMacvtap, into: int | None) -> None:
+        """Create a macvtap on a device of this namespace, in the namespace `into`."""
+        # The kernel looks for the lower device in the namespace of the socket.
+        message = rtnl.macvtap_message(device, into)
         self._execute([message], f"making macvtap {device.name!r}")
 
     def open_macvtap(

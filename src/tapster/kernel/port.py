@@ -197,9 +197,12 @@ class Namespace(Protocol):
         is open. EBADFD: another device has the name.
         """
 
-    def create_macvtap(self, device: NewMacvtap) -> None:
+    def create_macvtap(
+        self, device: NewMacvtap, *, beneath: "Namespace | None" = None
+    ) -> None:
         """Create a macvtap, exclusively and down.
 
+        `beneath` is the namespace of the lower device; None: this namespace.
         EEXIST: another device has the name or the index. EBUSY: the lower device is a
         port of another device. EINVAL: the lower device can have no macvtap, or a
         passthru macvtap excludes another. If this raises, there is no macvtap.

@@ -52,6 +52,7 @@ IFLA_LINKINFO = 18
 IFLA_IFALIAS = 20
 IFLA_AF_SPEC = 26
 IFLA_GROUP = 27
+IFLA_NET_NS_FD = 28
 IFLA_EXT_MASK = 29
 IFLA_NUM_TX_QUEUES = 31
 IFLA_NUM_RX_QUEUES = 32
@@ -403,8 +404,12 @@ def _families(change: LinkChange) -> bytes:
     return families
 
 
-def macvtap_message(device: NewMacvtap) -> Message:
-    """Return the request that creates a macvtap, exclusively."""
+def macvtap_message(device: NewMacvtap, into: int | None = None) -> Message:
+    """Return the request that creates a macvtap, exclusively.
+
+    `into` is a descriptor of the macvtap's namespace, if that is not the namespace of
+    the lower device.
+    """
     mode = attribute(IFLA_MACVLAN_MODE, _U32.pack(MACVLAN_MODE[device.mode]))
     attributes = (
         attribute(IFLA_IFNAME, os.fsencode(device.name) + b"\0")
@@ -420,6 +425,8 @@ def macvtap_message(device: NewMacvtap) -> Message:
         attributes += attribute(IFLA_ADDRESS, parse_mac(device.mac))
     if device.mtu is not None:
         attributes += attribute(IFLA_MTU, _U32.pack(device.mtu))
+    if into is not None:
+        attributes += attribute(IFLA_NET_NS_FD, _U32.pack(into))
     flags = NLM_F_CREATE | NLM_F_EXCL
     return Message(RTM_NEWLINK, flags, ifinfo(device.ifindex) + attributes)
 

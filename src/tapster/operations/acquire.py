@@ -197,7 +197,8 @@ class Acquire:
                 raise RequestError(
                     "the close of a macvtap cannot be seen: bind it to a process"
                 )
-            below = lower.find(namespace, spec)
+            with self.context.lower_namespace(spec) as beneath:
+                below = lower.find(beneath, spec)
             lower_index = below.ifindex
             if spec.mode == Mode.PASSTHRU:
                 mac = below.mac

@@ -16,7 +16,7 @@ from tapster.kernel.linux import LinuxSystem
 from tapster.kernel.port import Namespace, System
 from tapster.ledger import DEFAULT_PATH, Ledger
 from tapster.light import TYPE_CHECKING
-from tapster.model import Life, Netns, Process
+from tapster.model import Life, Macvtap, Netns, Process
 from tapster.operations.claims import Claims
 
 if TYPE_CHECKING:
@@ -119,6 +119,18 @@ class Context:
         finally:
             if namespace is not None:
                 namespace.close()
+
+    @contextmanager
+    def lower_namespace(self, spec: Macvtap) -> Iterator[Namespace]:
+        """Open the namespace of a macvtap's lower device for a block."""
+        if spec.lower_netns is None:
+            yield self.namespace
+            return
+        namespace = self.system.netns(spec.lower_netns or None)
+        try:
+            yield namespace
+        finally:
+            namespace.close()
 
     def is_here(self, netns: Netns) -> bool:
         """Return whether `netns` is the namespace in which devices are made."""

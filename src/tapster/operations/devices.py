@@ -64,17 +64,17 @@ class Devices:
                 gid=spec.gid,
             )
         passthru = spec.mode == Mode.PASSTHRU
-        namespace.create_macvtap(
-            NewMacvtap(
-                lease.name,
-                lease.ifindex,
-                lower=lower,
-                mode=Mode(spec.mode),
-                mac=None if passthru else lease.mac,
-                mtu=lease.wiring.mtu,
-                queues=spec.queues,
-            )
+        device = NewMacvtap(
+            lease.name,
+            lease.ifindex,
+            lower=lower,
+            mode=Mode(spec.mode),
+            mac=None if passthru else lease.mac,
+            mtu=lease.wiring.mtu,
+            queues=spec.queues,
         )
+        with self.context.lower_namespace(spec) as beneath:
+            namespace.create_macvtap(device, beneath=beneath)
         try:
             return namespace.open_macvtap(
                 lease.ifindex, queues=spec.queues, vnet_hdr=spec.vnet_hdr

@@ -394,9 +394,13 @@ class FakeNamespace:
                 raise refusal(EBADFD)
         return fds[0]
 
-    def create_macvtap(self, device: NewMacvtap) -> None:
+    def create_macvtap(
+        self, device: NewMacvtap, *, beneath: Namespace | None = None
+    ) -> None:
         with _failing(f"making macvtap {device.name!r}"):
-            self._step(f"add {device.name} {device.ifindex}").add_macvtap(device)
+            space = self._step(f"add {device.name} {device.ifindex}")
+            cookie = self.netns.cookie if beneath is None else beneath.netns.cookie
+            space.add_macvtap(device, self._system.world.spaces[cookie])
 
     def open_macvtap(
         self, ifindex: int, *, queues: int, vnet_hdr: bool

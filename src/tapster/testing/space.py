@@ -177,20 +177,24 @@ class Space:
         self._put(device)
         return device
 
-    def add_macvtap(self, device: NewMacvtap) -> Device:
-        """RTM_NEWLINK with NLM_F_EXCL; macvlan_common_newlink()."""
+    def add_macvtap(self, device: NewMacvtap, beneath: "Space | None" = None) -> Device:
+        """RTM_NEWLINK with NLM_F_EXCL; macvlan_common_newlink().
+
+        If the lower device is in another namespace, no later change of it is followed.
+        """
         name, ifindex, lower, mode, mac, mtu, _ = device
         check_length(name)
         if ifindex in self.devices if ifindex else name in self.names:
             raise refusal(EEXIST)
         if mtu is not None and not 68 <= mtu <= MAX_MTU:
             raise refusal(EINVAL)
-        under = self.get(lower)
+        beneath = beneath or self
+        under = beneath.get(lower)
         if under.lower:
-            under = self.get(under.lower)
+            under = beneath.get(under.lower)
         if under.kind == "" or (mtu or 0) > under.mtu:
             raise refusal(EINVAL)
-        beside = self.macvtaps(under.ifindex)
+        beside = beneath.macvtaps(under.ifindex)
         if not beside and under.master:
             raise refusal(EBUSY)
         if any(device.mode is Mode.PASSTHRU for device in beside):
@@ -199,12 +203,15 @@ class Space:
         if mode is Mode.PASSTHRU:
             if beside:
                 raise refusal(EINVAL)
-            given = {"mac": under.mac, "lower_mac": under.mac}
+            given = {
+                "mac": under.mac,
+                "lower_mac": under.mac if beneath is self else "",
+            }
         return self.register(
             name,
             "macvtap",
             ifindex,
-            lower=under.ifindex,
+            lower=under.ifindex if beneath is self else 0,
             mode=mode,
             mtu=mtu or under.mtu,
             **given,
