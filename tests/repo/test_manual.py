@@ -114,7 +114,7 @@ def test_the_synopsis_has_every_option_of(verb: str) -> None:
     named = {f"-{name}" for name in re.findall(r"^\.Op Fl (\S+)", usage, re.MULTILINE)}
     assert named <= items(verb)
     # A short option stands for the long one beside it.
-    assert items(verb) - named <= {"--quiet", "--output"}
+    assert items(verb) - named <= {"--all", "--quiet", "--output"}
     for section in SHARED:
         assert (section.lower() in usage) == (f".Sx {section}" in SECTIONS[verb])
 
