@@ -27,11 +27,11 @@ MEASUREMENTS = (
     "drift",
 )
 LONG = {"drift": "15 minutes"}
-"""What takes long is only measured when it is named."""
+"""Long measurements, which run only when they are named."""
 DOCS = Path(__file__).parent.parent / "docs"
 ROUNDS = 5
 PRIORITY = -10
-"""Before whatever else the machine does; all ways inherit it."""
+"""The priority of the measurement, ahead of other processes; all ways inherit it."""
 FILES = 20_000
 """Descriptors that a measurement may have open: one a device."""
 

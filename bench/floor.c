@@ -8,7 +8,7 @@
 //     make NAME IFINDEX                       a tap, and no more
 //     acquire NAME IFINDEX MAC BRIDGE ALIAS   the same, on its bridge and up
 //     acquire-no-ipv6 ...                     the same, with no IPv6 address
-//     close IFINDEX                           what the machine does at its end, and
+//     close IFINDEX                           what the VM does at its end, and
 //                                             the kernel after it, within a second
 //     release IFINDEX                         down and off its bridge
 //     reap IFINDEX ...                        delete them as one group
@@ -183,8 +183,8 @@ static int reap(const unsigned *ifindexes, unsigned count)
 	return submit();
 }
 
-// Whoever asks for a link gets it with a lost carrier accounted for: linkwatch_sync_dev()
-// in net/core/rtnetlink.c. Otherwise that is done in the background, some time.
+// To ask for a link makes the kernel account for a lost carrier (linkwatch_sync_dev() in
+// net/core/rtnetlink.c). Otherwise the kernel does so in the background, later.
 static int settle(unsigned ifindex)
 {
 	static char answer[1 << 16];

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The program that makes the system calls alone: compiling it, giving it orders."""
+"""The floor: a C program that makes only the system calls, compiled and driven here."""
 
 import subprocess
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Self
 
 SOURCE = Path(__file__).with_suffix(".c")
 FIRST_IFINDEX = 1_000_000
-"""Far from the kernel's own, and from Tapster's."""
+"""Far from the indexes of the kernel and of Tapster."""
 ALIAS = "tapster:00000000:0000000000000000"
 """As long as a stamp."""
 
@@ -19,7 +19,7 @@ def name_of(ifindex: int) -> str:
 
 
 def compile_floor(directory: Path) -> Path:
-    """Compile the program; where it is."""
+    """Compile the program. Return its path."""
     program = directory / "floor"
     options = ["-O2", "-Wall", "-Wextra", "-Werror"]
     command = ["gcc", *options, "-o", str(program), str(SOURCE), "-lsqlite3"]
@@ -74,7 +74,7 @@ class Floor:
         return ifindex, taken
 
     def close(self, ifindex: int) -> None:
-        """Close a tap, as a machine's end does."""
+        """Close a tap, as the end of a VM does."""
         self._order("close", ifindex)
 
     def release(self, ifindex: int) -> float:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A QEMU guest of libvirt, whose network devices come and go as is ordered on stdin.
+"""A QEMU guest of libvirt, whose network devices are attached and detached by orders on
+stdin.
 
 Run by Debian's Python, which has Debian's binding of libvirt's API, as
 `/usr/bin/python3 guest.py BRIDGE`. It prints "ready" when the guest runs, and then the

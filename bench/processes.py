@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running a command to its end for as little as that can cost the caller.
+"""Run a command to its end, at the least cost to the caller.
 
 `subprocess` would add up to a millisecond of Python to each, and the peers would
 look slower than they are.

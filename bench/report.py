@@ -34,7 +34,7 @@ INTRODUCTION = """\
 `make bench` has written this page. [bench/README.md](../bench/README.md) says how to
 read it, how to measure again, and how to add to it.
 
-Compare within a table: there all ways took turns on one machine. A figure is the median
+Compare within a table: there all ways took turns on one host. A figure is the median
 of the rounds, with the lowest and the highest; a ratio is taken within a round.
 
 ## What was to be reached
@@ -56,7 +56,7 @@ def text(table: Table) -> str:
 
 
 def write(out: Path, name: str, tables: Sequence[Table], rounds: int) -> None:
-    """Write one measurement's JSON and pictures, and the page of all there is."""
+    """Write one measurement's JSON and pictures, and the page of all measurements."""
     folder = out / FILES
     folder.mkdir(parents=True, exist_ok=True)
     found = {
@@ -129,7 +129,7 @@ def _shown(values: Spread) -> str:
 
 
 def _number(value: float) -> str:
-    """Three digits that count, and no fewer before the point than there are."""
+    """Return a number with three significant digits, or all digits before the point."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a measurement finds: values by round, and ratios within a round.
+"""The results of a measurement: values by round, and ratios within a round.
 
-A machine's noise comes and goes. So every round measures every way, one after the
-other; a ratio is taken within a round, and what counts is the median of these. The
-lowest and the highest are shown beside it.
+A host's noise comes and goes. So every round measures every way, one after the other; a
+ratio is taken within a round, and what counts is the median of these. The lowest and
+the highest are shown beside it.
 """
 
 import statistics
@@ -22,29 +22,29 @@ class Spread(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What was measured of one way, one value a round."""
+    """The values of one way, one for each round."""
 
     title: str
     rounds: Sequence[float]
     note: str = ""
-    """What it does of Tapster's work, and what not."""
+    """Which parts of Tapster's work the way does, and which it does not."""
     curve: str = ""
     """The curve that it is a point of, at `at`, if the table is one of curves."""
     at: float = 0
 
 
 class Goal(NamedTuple):
-    """What a row is to reach: a bound, on its ratio to another row or on itself."""
+    """The goal for a row: a bound on its ratio to another row, or on its own value."""
 
     of: str
     bound: float
     to: str = ""
     least: bool = False
-    """The bound is the least that will do, not the most."""
+    """The bound is a minimum, not a maximum."""
 
 
 class Table(NamedTuple):
-    """What was measured of one thing, in one run."""
+    """The values of every way, in one run."""
 
     key: str
     title: str

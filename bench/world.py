@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network of our own to measure in, with bridges as full as is wanted."""
+"""A network for measurements, with bridges that have any number of ports."""
 
 import subprocess
 import tempfile
@@ -16,7 +16,7 @@ GROUP = 200
 
 
 class BenchWorld:
-    """What is there to work with."""
+    """A namespace in which ways are measured."""
 
     def __init__(self, directory: Path, floor: Floor) -> None:
         self.directory = directory
@@ -41,7 +41,8 @@ class BenchWorld:
         return len(list(SYSFS.iterdir()))
 
     def clear(self) -> None:
-        """Delete every device: the next to measure shall not wait for that."""
+        """Delete every device, so that the next measurement does not wait for
+        deletions."""
         found = [
             int(device.joinpath("ifindex").read_text())
             for device in SYSFS.iterdir()
@@ -52,7 +53,7 @@ class BenchWorld:
 
 @contextmanager
 def world(program: Path) -> Iterator[BenchWorld]:
-    """Be in a network of our own; `program` is the compiled floor."""
+    """Enter a network of our own for a block; `program` is the compiled floor."""
     with namespaces(), tempfile.TemporaryDirectory() as directory:
         _ip("link", "set", "lo", "up")
         with Floor(program) as floor:

@@ -26,8 +26,8 @@ SECONDS = 20
 def next_frame(fds: Sequence[int], wanted: Callable[[bytes], bool]) -> bytes:
     """Read frames from taps until one is wanted; return it.
 
-    A test must not take any frame that comes for its own: a bridge and the host's IPv4
-    and IPv6 send some of theirs (IGMP, MLD, neighbour discovery).
+    A test must not mistake other frames for its own: a bridge and the host's IPv4 and
+    IPv6 send some of theirs (IGMP, MLD, neighbour discovery).
     """
     while True:
         ready, _, _ = select.select(fds, [], [], SECONDS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Undo what a process inherits from its starter: no result may depend on that.
+"""Undo what a process inherits from its starter: no test result may depend on it.
 
 A shell starts a background job of a script with SIGINT ignored, nohup ignores SIGHUP,
 and users choose their own umask, locale, time zone, limits and TAPSTER_LEDGER.

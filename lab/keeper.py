@@ -2,9 +2,9 @@
 """Kill every process of this network namespace once stdin is closed.
 
 The keeper is a process of its own. So no process survives a test, even if the test
-itself is killed: its end of the pipe closes then, too. The keeper looks for the
-namespace, not for child processes, so it also finds a command that was orphaned on
-purpose, such as a VM whose supervisor was killed.
+itself is killed: its end of the pipe closes too. The keeper looks for the namespace,
+not for child processes, so it also finds a command that was orphaned on purpose, such
+as a VM whose supervisor was killed.
 """
 
 import os

@@ -51,7 +51,7 @@ def inside(path: str) -> Iterator[None]:
 def _go_home(net: int, mnt: int, cwd: str) -> None:
     _call("setns", net, CLONE_NEWNET)
     # setns refuses a mount namespace to a thread that shares its working directory
-    # with another one, such as a watchdog that was started meanwhile.
+    # with another one, such as a watchdog thread.
     _call("unshare", CLONE_FS)
     _call("setns", mnt, CLONE_NEWNS)
     os.chdir(cwd)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders of the machine that can be written to here, and are unchanged elsewhere."""
+"""Folders of the host that are writable in this mount namespace, and unchanged
+elsewhere."""
 
 import subprocess
 from pathlib import Path

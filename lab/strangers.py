@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other programs on the real machine, with the verbs of tapster.testing.Stranger.
+"""Other programs on the real host, with the verbs of tapster.testing.Stranger.
 
 They use plain system calls, so that the errno of each is seen.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What somebody else sees of a device: on the real machine, with `ip`."""
+"""Devices as other programs see them: on the real host, through `ip`."""
 
 from typing import Any, NamedTuple
 

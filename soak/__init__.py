@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Storms on the real kernel, and an exact account of who did what to which device.
+"""Storms on the real kernel, and an exact account of every change of a device.
 
 Managers start and stop VMs through the library and the command, in several network
 namespaces, on two ledgers. Beside them work squatters, administrators, strangers who

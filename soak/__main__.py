@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m soak`: a storm in namespaces of its own. Ctrl-C ends it early.
 
-The exit status is 1 if anything was wrongly touched or is left, or if something was not
-seen. Needs root.
+The exit status is 1 if a device was wrongly changed or is left, or if a report was
+lost. Needs root.
 """
 
 import argparse

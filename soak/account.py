@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The account of one network namespace: its devices, its VMs, and who changed what.
+"""The account of one network namespace: its devices, its VMs, and every change.
 
 Pure: the account takes the kernel's reports and the actors' marks in the order of the
-kernel. It holds nobody to anything; the judge does.
+kernel. It only records. The judge decides what is harm.
 
 A VM runs from its message `Begin` to its message `End`, or to the message that its
 process is to be killed. An *act* is what an administrator or a stranger does to a name,
@@ -31,21 +31,21 @@ EFFECTS: dict[str, tuple[tuple[str, object], ...]] = {
     "master": (("master", 0), ("master", ANY)),  # off one bridge, onto another
     "rename": (("name", ANY),),
 }
-"""What of a device an act changes, and to what; each once."""
+"""The attributes that an act changes, and their new values; each effect counts once."""
 
 REMEMBERED = 60.0
-"""Seconds for which ended VMs are kept in mind after their names are free."""
+"""Seconds that the account remembers an ended VM after its name is free."""
 STORY = 15
-"""How many of the last entries are told about a device."""
+"""How many of a device's last entries a report shows."""
 
 
 @dataclass
 class VmRecord:
-    """A VM's network card, and what its actor promised of it."""
+    """A network card of a VM, and the promises of its actor."""
 
     token: str
     process: str
-    """The process that said it begins."""
+    """The process that announced the VM."""
     ledger: str
     name: str
     ifindex: int
@@ -53,18 +53,18 @@ class VmRecord:
     bound: bool
     """The VM ends with its process."""
     fleeting: bool
-    """Tapster replaces the device at release: for a moment none has the name."""
+    """Tapster replaces the device at release: for a moment no device has the name."""
     wanted: dict[str, tuple[Any, ...]] = field(default_factory=dict)
-    """How the device is to be; two values while a manager moves the VM."""
+    """The promised state of the device; two values while a manager moves the VM."""
     differed: float = 0.0
-    """Until when the device differed from that, for a known reason."""
+    """Until when the device differed from the promise, for a known reason."""
     running: bool = True
     lost: bool = False
     """An outsider has deleted its device."""
     until: float = inf
-    """Until then, at least, the ledger keeps the name from others."""
+    """Until then, at least, the ledger reserves the name."""
     unheld: bool = False
-    """No device holds the name: another ledger may give it out."""
+    """No device holds the name, so another ledger may give it to a VM."""
 
     def __str__(self) -> str:
         return f"{self.token} ({self.name}, ifindex {self.ifindex})"
@@ -74,14 +74,14 @@ class VmRecord:
         return now < self.until and not self.fleeting
 
     def note_difference(self, look: LinkLook, now: float) -> None:
-        """Remember until when the device differed from what it is to be."""
+        """Remember until when the device differed from the promise."""
         if any(getattr(look, key) not in goal for key, goal in self.wanted.items()):
             self.differed = inf
         elif self.differed == inf:
             self.differed = now
 
     def is_mended(self, attribute: str, before: LinkLook, after: LinkLook) -> bool:
-        """Say whether a change puts right what was not as it is to be."""
+        """Say whether a change restores the promised state."""
         goal = self.wanted.get(attribute, ())
         was, becomes = getattr(before, attribute, None), getattr(after, attribute, None)
         if attribute == "up" and not becomes:
@@ -94,7 +94,7 @@ class VmRecord:
 
 @dataclass
 class ActRecord:
-    """What an outsider does to a name, from one mark to the next."""
+    """An outsider's act on a name, from one mark to the next."""
 
     by: str
     kind: str
@@ -103,7 +103,7 @@ class ActRecord:
     late_for: VmRecord | None
     """The ended VM that a stranger cleans up after."""
     could: set[int]
-    """The devices that had the name in that time."""
+    """The devices that had the name during the act."""
     did: Counter[tuple[int, str, object]] = field(default_factory=Counter)
     over: float | None = None
     harm: list[tuple[VmRecord, str]] = field(default_factory=list)
@@ -130,11 +130,11 @@ class DeviceRecord:
     altnames: tuple[str, ...]
     vm: VmRecord | None = None
     foreign: str = ""
-    """Its owner, if it is neither Tapster's nor still without an owner."""
+    """The owner, if the device is neither Tapster's nor still without an owner."""
     touched: dict[str, ActRecord] = field(default_factory=dict)
-    """What outsiders have changed on it."""
+    """The attributes that outsiders have changed."""
     deleted: float | None = None
-    """When it was deleted, or somewhat earlier."""
+    """When the device was deleted, or slightly earlier."""
 
 
 class DeviceChange(NamedTuple):
@@ -146,7 +146,7 @@ class DeviceChange(NamedTuple):
     act: ActRecord | None
     """The act that accounts for the change."""
     mends: bool
-    """The change puts right a running VM's device."""
+    """The change restores a running VM's device."""
 
     @property
     def vm(self) -> VmRecord | None:
@@ -157,7 +157,7 @@ class DeviceChange(NamedTuple):
 
 
 class Account:
-    """Everything that is known of one network namespace."""
+    """Everything that is known about one network namespace."""
 
     def __init__(self) -> None:
         self.now = 0.0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A ledger as any program may read it: with plain SQL, and without Tapster."""
+"""Read a ledger as any program can: with plain SQL, and without Tapster."""
 
 import sqlite3
 from collections.abc import Iterator

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A VM manager that uses the command, and kills it now and then.
+"""A VM manager that uses the command, and sometimes kills it.
 
 Each of its threads starts VMs with `tapster add` or `tapster run`, and mends with
 `recover` and `reap`. What is killed is drawn at random: the command itself, at a random
@@ -37,12 +37,12 @@ THREADS = 3
 LONGEST = 1.5
 """Seconds that a VM runs."""
 KILL_WITHIN = 0.4
-"""Seconds in which a command that is to be killed is; it takes about that long."""
+"""Seconds within which a command is killed; a command takes about that long."""
 END_SECONDS = 60.0
 """Seconds for anything to end by itself."""
 
 OVER = "no lease has the name or id"
-"""What `rm` says of a lease that an outsider ended sooner."""
+"""The error of `rm` for a lease that an outsider ended first."""
 
 
 class Commander:
@@ -86,7 +86,8 @@ class Commander:
             if done is not None:
                 refused(self._marker, part, owner, done.stderr)
             for row in books.rows_of(part.ledger, f"{owner}."):
-                if row.state == "active":  # made, but nobody was told
+                # The device was made, and the command was killed before it said so.
+                if row.state == "active":
                     self._remove(row.id, kill=False)
             return
         lease = json.loads(done.stdout)["lease"]
@@ -101,7 +102,8 @@ class Commander:
         self._remove(lease["id"], kill=kill_rm)
 
     def _look(self, vm: RunningVm, card: Card) -> None:
-        """Nobody has the device open, so it cannot talk: see where it is."""
+        """Check where the device is: no process has it open, so it cannot send
+        frames."""
         since = boottime()
         if card.bridge and ground.bridge_of(card.netns, card.ifindex) != card.bridge:
             vm.cut(card, since)

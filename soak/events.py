@@ -24,7 +24,7 @@ _ATTRIBUTE = struct.Struct("=HH")
 
 
 class LinkLook(NamedTuple):
-    """What of a device nobody may change but who is allowed to."""
+    """The attributes of a device whose changes must have an author."""
 
     name: str
     up: bool

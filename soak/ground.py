@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a storm plays on: namespaces with bridges, lower devices, foreign objects."""
+"""The ground of a storm: namespaces with bridges, lower devices, foreign objects."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ BRIDGES = ("br0", "br1")
 LOWER = {"low0": "far0", "low1": "far1"}
 """Lower devices for macvtaps, and what is at the other end of their cables."""
 PASSTHRU = "low1"
-"""Excludes all else: it is for VMs in that mode."""
+"""A lower device for VMs in mode passthru, which excludes all other macvtaps."""
 
 _BUILD = (
     f"link add {DEVICE} type bridge",
@@ -34,7 +34,7 @@ _BUILD = (
             f"link set {far} up",
         )
     ),
-    # Foreign, in the way, and there all the time.
+    # Foreign devices that have names of our templates, during the whole storm.
     "tuntap add vnet3 mode tap",
     "link set vnet3 master br0 up",
     "link add vm2-t type bridge",
@@ -48,10 +48,10 @@ def found() -> None:
         Path(RUN, "sys", netns).mkdir(parents=True)
     for ledger in LEDGERS:
         Path(ledger_path(ledger)).parent.mkdir(mode=0o700)
-        Host(ledger_path(ledger)).close()  # whoever reads one with SQL finds its tables
+        Host(ledger_path(ledger)).close()  # a reader with SQL finds its tables
     for netns in NAMESPACES:
         _run("ip", "netns", "add", netns)
-        # A sysfs shows the namespace of the one who mounted it.
+        # A sysfs shows the namespace of the process that mounted it.
         mount = ["mount", "-t", "sysfs", netns, f"{RUN}/sys/{netns}"]
         _run("nsenter", f"--net=/run/netns/{netns}", *mount)
 

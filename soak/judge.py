@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Judge the account of a storm: find what must not have happened.
+"""Judge the account of a storm: find every change that must not happen.
 
 Every change of a running VM's device, and of a foreign object, that no act accounts for
 is harm. An administrator may do anything, and Tapster may put back what an
@@ -60,10 +60,10 @@ LEAK, BLIND = "leak", "blind"
 
 
 class Finding(NamedTuple):
-    """Something that must not be."""
+    """A fault that was found."""
 
     kind: str
-    """`leak`, `blind` (something was not seen), or one of those that are wrong."""
+    """`leak`, `blind` (a report was lost), or a kind of harm."""
     netns: str
     time: float
     what: str
@@ -107,7 +107,7 @@ class Judge:
         return {device.look.name for device in self._account.devices.values()}
 
     def blind(self, what: str) -> None:
-        """Report that something was not seen."""
+        """Record that a report was lost."""
         self._find(BLIND, what)
 
     # Reports of the kernel
@@ -245,7 +245,7 @@ class Judge:
             return
         device.vm = vm
         if device.deleted is None and device.look.name == vm.name:
-            self._check_name(vm, mark.time)  # else an outsider was quicker
+            self._check_name(vm, mark.time)  # otherwise an outsider was quicker
         bridge = account.ifindex(begin.on)
         vm.wanted = {"up": (True,), "master": (bridge,)}
         vm.note_difference(device.look, mark.time)
@@ -254,12 +254,12 @@ class Judge:
         if begin.tried:
             self._count_steps(vm.name, begin.tried)
         if vm.bound and account.is_killed(mark.process):
-            self._stop(vm, mark.time)  # a last word between mark and kill
+            self._stop(vm, mark.time)  # a last message between mark and kill
 
     def _compare(
         self, ifindex: int, device: DeviceRecord, expected: dict[str, Any]
     ) -> None:
-        """Find what of a device differs from what an actor says of it."""
+        """Find how a device differs from an actor's description of it."""
         look, vm = device.look, device.vm
         seen = {attribute: getattr(look, attribute) for attribute in expected}
         wrong = {key for key, value in expected.items() if seen[key] != value}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A VM manager that uses the library: threads that share a Host.
 
-It may be killed at any moment. Its next generation looks after what it left, as a
-daemon does that is started again.
+It may be killed at any moment. Its next generation adopts the leases that it left, as a
+restarted daemon does.
 """
 
 import os
@@ -118,21 +118,22 @@ class Manager:
 
     @contextmanager
     def _hindered(self) -> Iterator[None]:
-        """Count what is refused because an outsider interfered, or somebody mends."""
+        """Count a refusal that an outsider or a repair caused."""
         try:
             yield
         except TapsterError as error:
             hindered(self._marker, self._part, str(error))
 
     def _clean_up_by_name(self) -> None:
-        """What a manager must not do."""
+        """Clean up by name, as a manager must not do: the storm has to find the
+        harm."""
         while self._by_name and self._by_name[0][0] < boottime():
             _, name = self._by_name.popleft()
             command = ["ip", "-n", self._part.netns, "link", "set", name, "nomaster"]
             subprocess.run(command, check=False, stderr=subprocess.DEVNULL)
 
     def _look_after(self) -> None:
-        """Now and then what any process may do at any time."""
+        """Sometimes do what any process may do at any time: recover, reap, list."""
         draw = self._random.randrange(25)
         with self._hindered():
             if draw == 0:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What actors say of themselves, in the row of the kernel's own reports.
+"""Marks: statements of actors in the kernel's own sequence of reports.
 
 A mark is the alias of the namespace's bridge `mark`, written through sysfs. Each write
 is one report of the kernel, in order with those of all other changes.
@@ -19,7 +19,7 @@ LONGEST = 255
 
 
 class Mark(NamedTuple):
-    """One statement: `by` whom, the how many-th of it here, when, what."""
+    """One statement: its author, its number, its time and its text."""
 
     by: str
     number: int

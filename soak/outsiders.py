@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""People and programs that do things to our devices, by name and with `ip`.
+"""People and programs that change Tapster's devices, by name and with `ip`.
 
 An administrator picks one of our devices at random, whatever its state, and deletes it,
 renames it, takes it down, or moves it off its bridge. A stranger cleans up after a
@@ -25,10 +25,10 @@ from soak.part import Part, boottime, given, stop_at_end_of_input
 ADMIN_NAP = 2.0
 """Seconds at most between two acts of an administrator in a namespace."""
 RENAMED = (*(f"lost{n}" for n in range(20)), *(f"vnet{n}" for n in range(20)))
-"""What an administrator may call a device: also by a name that a VM could get."""
+"""Names that an administrator may give a device; a VM could get some of them."""
 CLEANUPS = (("nomaster", "down", "del"), ("nomaster", "down"), ("down",), ("del",))
 CARES = 0.7
-"""How many of the VMs that stop have a stranger."""
+"""The share of stopping VMs after which a stranger cleans up."""
 SOONER = 0.15
 """Seconds before the end of FIN WAIT at which a stranger gives up: `ip` takes a while,
 and what it does later proves nothing."""
@@ -42,7 +42,7 @@ def act(marker: Marker, netns: str, acting: Acting, *words: str) -> None:
 
 
 class Administrator:
-    """Somebody at one namespace's keyboard."""
+    """An administrator of one namespace."""
 
     def __init__(self, part: Part, stop: Event) -> None:
         self._netns = part.netns
@@ -76,7 +76,7 @@ class Administrator:
 
 
 class Strangers:
-    """All who clean up late. They hear of VMs' ends on their input."""
+    """The programs that clean up late. They read the ends of VMs from their input."""
 
     def __init__(self, part: Part) -> None:
         self._part = part

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every actor of a storm is told at its start, and how it learns of the end."""
+"""The part of an actor in a storm: its parameters, and how it learns of the end."""
 
 import json
 import os
@@ -23,7 +23,7 @@ BROKEN = {
     BY_NAME: "managers clean up by name, some time after FIN WAIT",
     NO_WAIT: "leases have no FIN WAIT, while strangers count on one",
 }
-"""Ways to manage VMs that do harm: a storm must count it."""
+"""Harmful ways to manage VMs: a storm must count the harm."""
 
 
 class Part(NamedTuple):
@@ -35,7 +35,7 @@ class Part(NamedTuple):
     ledger: str = ""
     generation: int = 0
     inside: bool = False
-    """It lives in the namespace, instead of naming it."""
+    """The actor lives in the namespace; otherwise it passes the namespace's name."""
     broken: str = ""
 
     @property
@@ -43,7 +43,7 @@ class Part(NamedTuple):
         return f"{self.name}.{self.generation}"
 
     def random(self, *more: object) -> Random:
-        """Return a stream of decisions of its own: nobody else's timing changes it."""
+        """Return a random stream of its own, which no other actor's timing changes."""
         return Random(f"{self.seed}/{self.process}/{more}")
 
     def command(self, module: str) -> list[str]:
@@ -67,8 +67,7 @@ def boottime() -> float:
 
 
 def stop_at_end_of_input() -> threading.Event:
-    """Return an event that is set when whoever started this process closes its
-    input."""
+    """Return an event that is set when the starter of this process closes its input."""
     stop = threading.Event()
 
     def wait() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may be refused in a storm, and that a refusal leaves nothing behind."""
+"""The refusals that a storm expects, and a check that they leave nothing behind."""
 
 import re
 
@@ -19,13 +19,13 @@ REFUSED = {
 HINDERED = {
     DELETED: "an outsider deleted the device",
     r"another process works on": "somebody else is at it",
-    r"is released": "it was released meanwhile",
+    r"is released": "it was released in between",
 }
-"""Why a running VM may not be moved, or something not be mended."""
+"""Why moving a running VM, or a repair, can be refused."""
 
 
 def refused(marker: Marker, part: Part, owner: str, said: str) -> None:
-    """A VM was not started: count it, and see whether anything was left of it."""
+    """Count a VM that was not started, and check that nothing of it is left."""
     count = {f"refused: {_why(REFUSED, said)}": 1}
     marker.say(part.netns, Tally(count))
     for row in books.rows_of(part.ledger, f"{owner}."):
@@ -34,7 +34,8 @@ def refused(marker: Marker, part: Part, owner: str, said: str) -> None:
 
 
 def hindered(marker: Marker, part: Part, said: str) -> None:
-    """Something could not be done; that is for others to do now."""
+    """Count an operation that was refused because another process works on the
+    lease."""
     count = {f"hindered: {_why(HINDERED, said)}": 1}
     marker.say(part.netns, Tally(count))
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Foreign programs that take and free names of our templates, also as altnames.
 
-A squatter deletes its devices by ifindex or by closing them. One that deleted by a name
-which an outsider had freed could hit a VM itself: that is not what is tried here.
+A squatter deletes its devices by ifindex or by closing them. A squatter that deletes by
+name could hit a VM, if an outsider had freed the name. The storm does not try that
+here.
 """
 
 import os

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One storm, from bare namespaces to the account.
 
-Run as the first process of a pid namespace: whatever is still there when it ends, ends
+Run as the first process of a pid namespace: every other process of the namespace ends
 with it. A storm ends when its time is over, or sooner at the end of its input.
 """
 
@@ -25,7 +25,7 @@ from soak.table import table
 from soak.watcher import Report, tell
 
 ACTOR_SECONDS = 90.0
-"""Seconds for an actor to end what it has begun."""
+"""Seconds for an actor to finish its work."""
 REAPING = 30.0
 """Seconds for the reapers to end: the longest FIN WAIT, and then some."""
 LONGEST_CALM = 3.0
@@ -76,9 +76,10 @@ class ActorProcess:
             self._process.stdin.close()
 
     def wait(self) -> str:
-        """Wait until it has ended; what is wrong with that, if anything."""
+        """Wait until the actor has ended. Return how it failed, or ""."""
         if not wait_ended(self._pidfd, ACTOR_SECONDS):
-            self._process.send_signal(signal.SIGABRT)  # it says where it hangs
+            # Python then prints where it hangs.
+            self._process.send_signal(signal.SIGABRT)
             self._process.wait()
             return f"{self.part.process} hung"
         status = self._process.wait()
@@ -131,7 +132,7 @@ class Storm:
         self._wake()
 
     def calm(self) -> None:
-        """Let everybody end what he has begun, and mend what is broken."""
+        """Let every actor finish, then repair everything."""
         for actor in self._actors:
             actor.tell_to_end()
         self._failures += [wrong for actor in self._actors if (wrong := actor.wait())]
@@ -202,7 +203,7 @@ class Storm:
         return any(actor.ended for actor in [*self._actors, self._strangers])
 
     def _wait_reapers(self, ledger: str) -> None:
-        """Wait until nothing waits any more: then they end."""
+        """Wait for the end of the reapers: they end when no lease waits."""
         while reapers := _reapers(ledger):
             with suppress(ProcessLookupError):
                 pidfd = os.pidfd_open(reapers[0])
@@ -213,7 +214,7 @@ class Storm:
                     return
 
     def _look_around(self, report: Report) -> list[Finding]:
-        """Return what is left, or was wrong, by other witnesses than the kernel's
+        """Return what is left, or was wrong, by witnesses other than the kernel's
         reports."""
         found = []
 

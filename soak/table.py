@@ -8,7 +8,7 @@ from soak.judge import BLIND, LEAK, WRONG, Finding
 
 
 def table(seed: int, tally: Mapping[str, int], findings: Sequence[Finding]) -> str:
-    """Return what happened, and what must not have."""
+    """Return the lines of the table: what happened, then the harm."""
     lines = [f"seed {seed}", ""]
     lines += [f"{what:<52}{count:>9}" for what, count in _rows(tally, findings)]
     return "\n".join(lines)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A VM: it knows its network cards, says when it runs, and talks over the wire.
+"""A VM: it announces itself, and sends and receives frames on its network cards.
 
-Run by `tapster run`, it is a process of its own: it prints "up" and its pid, and stops
-when somebody writes to it.
+Below `tapster run` it is a process of its own: it prints "up" and its pid, and stops
+when it reads input.
 """
 
 import json
@@ -38,7 +38,7 @@ class Card(NamedTuple):
     ledger: str
     bridge: str
     peer: str
-    """The device at which its frames come out, "" for none."""
+    """The device at which its frames arrive; "" for none."""
     wait: float
     tried: str
     """The template of which it has the lowest number that was free."""
@@ -51,7 +51,7 @@ class Card(NamedTuple):
 
     @classmethod
     def asked(cls, spec: Spec, netns: str, ledger: str) -> Self:
-        """Return the card that is asked for; it has no device yet."""
+        """Return the requested card, which has no device yet."""
         numbered = "%d" in spec.name and spec.naming is Naming.LOWEST
         bridge = "" if isinstance(spec, Macvtap) else spec.bridge or ""
         return cls(
@@ -70,7 +70,7 @@ class RunningVm:
     """A running VM."""
 
     def __init__(self, marker: Marker, cards: list[Card], *, bound: bool) -> None:
-        """Say that it runs. `bound`: it ends with the process that says so."""
+        """Announce that the VM runs. `bound`: it ends with the announcing process."""
         self.cards = cards
         self._marker = marker
         self._talks = dict.fromkeys((card.token for card in cards), 0)
@@ -104,7 +104,7 @@ class RunningVm:
         self._marker.say(card.netns, Cut(card.token, since))
 
     def move(self, card: Card, bridge: str, move: Callable[[str], None]) -> None:
-        """Have a card moved to another bridge, or see that this fails."""
+        """Move a card to another bridge, or report that the move fails."""
         at = self.cards.index(card)
         self._marker.say(card.netns, Move(card.token, bridge))
         try:
@@ -115,7 +115,7 @@ class RunningVm:
             self._marker.say(card.netns, Moved(card.token, on))
 
     def stop(self) -> None:
-        """Say that it stops, and pull the plugs."""
+        """Announce that the VM stops, and close its cards."""
         for card in self.cards:
             self._marker.say(card.netns, End(card.token, self._talks[card.token]))
             for fd in card.fds:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The watcher's process: hears of every change, reads the ledgers, and has it judged.
+"""The watcher: receives every change, reads the ledgers, and passes both to the judge.
 
 It prints "ready" when nothing will be missed any more, and at the end of its input its
 report, a line of JSON. It tells the strangers of each VM that ends, a line each,
@@ -23,13 +23,13 @@ from soak.part import LEDGERS, NAMESPACES, boottime
 SAMPLE = 1.0
 """Seconds from one sample of the ledgers to the next."""
 NEWS = 30.0
-"""Seconds from one line about the state of things to the next."""
+"""Seconds between two lines about the state of the storm."""
 TOLD = 4
-"""How many findings of each kind are told; the rest is counted."""
+"""How many findings of each kind are printed; the others are counted."""
 
 
 class Report(NamedTuple):
-    """What the watcher has to say in the end."""
+    """The watcher's result at the end."""
 
     tally: dict[str, int]
     findings: list[Finding]
@@ -134,7 +134,7 @@ class Watcher:
 
 
 def tell(finding: Finding) -> None:
-    """Say what happened: who, when, which object, and what came before it."""
+    """Print a finding: the author, the time, the object, and what preceded it."""
     head = f"soak: {finding.kind} in {finding.netns} at {finding.time:.3f}:"
     lines = (f"{head} {finding.what}", *finding.story)
     print(*lines, sep="\n    ", file=sys.stderr, flush=True)

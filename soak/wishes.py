@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What VMs ask for: requests drawn at random, and the same as options."""
+"""The requests of VMs, drawn at random, and the same requests as options."""
 
 from random import Random
 

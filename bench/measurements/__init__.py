@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured: one file a measurement.
-
-Each has `measure`, which yields tables.
-"""
+"""The measurements, one in each file. Each has `measure`, which yields tables."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +12,7 @@ class Run(NamedTuple):
     program: Path
     """The compiled floor."""
     small: bool = False
-    """As little as can be: to see that the harness works."""
+    """Measure as little as possible, to test the harness."""
 
     def size(self, full: int, small: int) -> int:
         return small if self.small else full

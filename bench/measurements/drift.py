@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A million rounds of start and stop, on a machine in memory, to see what drifts.
+"""A million rounds of start and stop, on a host in memory, to find what drifts.
 
-What is real is Tapster and its ledger. The time is the processor's, so that others
-on the machine do not count.
+Tapster and its ledger are real. The time is that of the processor, so that other
+programs of the host do not count.
 """
 
 import sqlite3
@@ -27,7 +27,7 @@ ROUNDS = 1_000_000
 LOOKS = 10
 LIVE = 50
 KEYS = 200
-"""Machines that come back, each under its key, with naming `stable`."""
+"""VMs that return, each under its key, with naming `stable`."""
 STEP = 0.1
 """Seconds from one round to the next."""
 REAP_EVERY = 20
@@ -69,7 +69,7 @@ def measure(run: Run) -> Iterator[Table]:
             ],
             goals=[goals[curve] for curve in curves],
             axis="rounds",
-            about="On a machine in memory. Each round starts a device and stops the "
+            about="On a host in memory. Each round starts a device and stops the "
             f"oldest of {LIVE}; the three namings take turns.",
         )
 

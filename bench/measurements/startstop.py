@@ -77,8 +77,8 @@ def measure(run: Run) -> Iterator[Table]:
                 Goal(TAPSTER, 1.35, to=RECORDED),
                 Goal(DELETING, 15, to=TAPSTER, least=True),
             ],
-            about="Until it has returned, for which a machine's manager waits: the "
-            "median.",
+            about="The median time until the call returns; the manager of the VM "
+            "waits for it.",
         )
 
 

@@ -76,7 +76,7 @@ def measure(run: Run) -> Iterator[Table]:
 
 
 GROUPED = f"; after {BATCH} rounds it deletes what it stopped, as a group"
-REAPED = "; its reaper deletes meanwhile, in a process of its own"
+REAPED = "; its reaper, a process of its own, deletes at the same time"
 
 
 def _deleting(way: Way, times: Times) -> Callable[[], float]:

@@ -58,7 +58,7 @@ def measure(run: Run) -> Iterator[Table]:
 
 
 class ReapStorm:
-    """Devices to delete, and ways to start others meanwhile."""
+    """Devices to delete, and ways to start others during the deletion."""
 
     def __init__(self, place: BenchWorld, devices: int) -> None:
         self._place = place

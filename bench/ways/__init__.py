@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ways to give a machine its device and to take it away: one file a way."""
+"""The ways to give a VM its device and to take it away, one in each file."""
 
 from typing import Protocol
 

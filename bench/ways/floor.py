@@ -15,8 +15,9 @@ BATCH = REAP_BATCH
 class Releasing:
     """As Tapster stops a device: down and off the bridge, deleted later.
 
-    Its machine has ended before: that a tap was closed the kernel works on for as long
-    as a release takes, and later than at once. So that is over when the time begins.
+    The VM has ended before. After the close of a tap the kernel works in the
+    background, for as long as a release takes. So the measurement begins when this work
+    is over.
     """
 
     title = "floor"

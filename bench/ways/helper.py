@@ -19,7 +19,7 @@ ACL = Path("/etc/qemu/bridge.conf")
 
 
 class Helper:
-    """A process to start; the machine's end to stop."""
+    """A process to start; the end of the VM to stop."""
 
     title = "qemu-bridge-helper"
     note = (

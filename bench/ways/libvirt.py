@@ -124,7 +124,7 @@ def _daemon() -> Iterator[None]:
         daemon = subprocess.Popen(
             ["libvirtd"],
             stdin=subprocess.DEVNULL,
-            # It complains of all that this machine lacks.
+            # It complains about everything that this host lacks.
             stderr=subprocess.DEVNULL,
             env=os.environ | {"NOTIFY_SOCKET": READY},
         )

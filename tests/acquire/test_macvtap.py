@@ -56,7 +56,7 @@ def test_the_descriptors_carry_its_packets(host: Host) -> None:
 def test_equal_ifindexes_in_two_namespaces_are_two_devices(
     ledger: Path, tmp_path: Path
 ) -> None:
-    """/dev/tapN is not namespaced: it belongs to whoever came first."""
+    """/dev/tapN is not namespaced: it belongs to the first device with that ifindex."""
     shell.sh("ip netns add blue")
     shell.sh("ip -n blue link add low type veth peer name far")
     shell.sh("ip -n blue link set low up")

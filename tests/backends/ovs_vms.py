@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Machines on Open vSwitch: their leases, their ports, and what they say."""
+"""VMs on Open vSwitch: their leases, their ports and their frames."""
 
 import os
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ PLAIN = Tap(ovs="ovs0")
 
 
 def acquire(host: Host, spec: Tap = FULL, **wanted: Any) -> Lease:
-    """Acquire a port for a machine that is not started."""
+    """Acquire a port for a VM that is not started."""
     lease = library.acquire(host, spec._replace(**wanted))
     return lease
 
@@ -82,7 +82,7 @@ def received(lease: OpenDevice) -> bytes:
 
 @pytest.fixture
 def pair(host: Host, switch: OpenVswitch) -> Iterator[tuple[OpenDevice, OpenDevice]]:
-    """Two machines: one sees VLAN 5 untagged, the other all that is tagged 5."""
+    """Two VMs: one sees VLAN 5 untagged, the other sees it tagged."""
     leases = host.acquire_all([Tap(ovs="ovs0", vlan=5), Tap(ovs="ovs0", trunks=(5,))])
     yield leases[0], leases[1]
     for lease in leases:

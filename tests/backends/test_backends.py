@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a Host does when a backend, or whoever keeps it, is not there."""
+"""What a Host does when a backend, or its service, is not there."""
 
 from collections.abc import Callable, Iterator, Sequence
 from errno import EOPNOTSUPP

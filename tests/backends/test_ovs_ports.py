@@ -137,7 +137,7 @@ def test_a_rate_that_open_vswitch_cannot_count_is_refused(
     assert host.leases() == []
 
 
-# Changed while the machine runs
+# Changed while the VM runs
 
 
 def test_everything_can_change_while_the_vm_runs(

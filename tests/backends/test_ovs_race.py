@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The race as it was first told: a machine stops on Open vSwitch while another starts.
+"""The race as it was first reported: a VM stops on Open vSwitch while another starts.
 
-FIN WAIT is forced to nothing, so that the next machine has the name at once, and
-identity alone protects it from the cleanup that comes late. `RACE_ROUNDS` says how
-often.
+FIN WAIT is forced to nothing, so that the next VM has the name at once, and identity
+alone protects it from the cleanup that comes late. `RACE_ROUNDS` says how often.
 """
 
 import os
@@ -33,7 +32,7 @@ def latecomer(switch: OpenVswitch, host: Host) -> Ovs:
 
 
 def seen(name: str) -> str:
-    """What ovs-vsctl and tc show of a machine's port."""
+    """What ovs-vsctl and tc show of a VM's port."""
     columns = "--columns=_uuid,tag,qos,external_ids"
     return "\n".join(
         [
@@ -57,7 +56,7 @@ def test_a_cleanup_that_comes_late_never_hits_the_next_vm(
         late = threading.Thread(target=clean_up, args=(latecomer, gone, go, 3))
         late.start()
         go.wait()
-        # Another machine, started while the cleanup of the last one goes on.
+        # Another VM, started during the cleanup of the last VM.
         lease = acquire(host, WEB, vlan=1 + number % 4000)
         before = seen("web0")
         late.join()

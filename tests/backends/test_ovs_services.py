@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open vSwitch's daemons down, hung or started anew, at every bad moment."""
+"""Open vSwitch's daemons down, hung or restarted, at every bad moment."""
 
 import os
 import select
@@ -54,7 +54,7 @@ def nothing_is_left(host: Host) -> None:
     assert (ports("ovs0"), rows("QoS"), rows("Queue")) == ([], [], [])
 
 
-# The database is away while a machine stops
+# The database is away while a VM stops
 
 
 @pytest.mark.parametrize("fin_wait", [0.0, 1.0])
@@ -152,7 +152,7 @@ def test_without_the_database_recover_says_so_and_waits(
     assert host.reap(now=True) == 1
 
 
-# The database is away while a machine starts
+# The database is away while a VM starts
 
 
 def test_without_the_database_nothing_is_made(host: Host, switch: OpenVswitch) -> None:
@@ -367,7 +367,7 @@ def test_a_missing_library_is_named(
     monkeypatch.setitem(sys.modules, "ovs", None)
     with pytest.raises(ServiceUnavailable, match="python3-openvswitch"):
         acquire(host)
-    # Whoever does not use Open vSwitch does not miss it.
+    # A host without Open vSwitch does not need the library.
     acquire(host, Tap(bridge="br0"))
     assert host.recover() == []
 

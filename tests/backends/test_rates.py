@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rates, tried with more frames than they allow; tc and nft say what there is."""
+"""Rates, tried with more frames than they allow; tc and nft show the rules."""
 
 import json
 import subprocess

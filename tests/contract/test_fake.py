@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What only the machine in memory can: go back, be stepped into, let time pass."""
+"""What only the host in memory can do: go back, stop at a step, let time pass."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from tests.contract.makers import OURS, refused, tap, taps
 
 @pytest.fixture
 def system() -> FakeSystem:
-    """A machine with a bridge br0 and a device low, and a process 1."""
+    """A host with a bridge br0, a device low, and a process 1."""
     system = FakeSystem()
     system.stranger().add_bridge("br0", mac="02:00:00:00:00:01")
     system.stranger().add_veth("low", "far")

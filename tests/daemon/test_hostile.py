@@ -256,7 +256,8 @@ def test_a_full_descriptor_table_refuses_and_recovers(world: None) -> None:
             for _ in range(60):
                 many.enter_context(plain(daemon))
             daemon.wait_logged("not-accepted")
-        # They are gone: whoever waited is served, and there is room for devices.
+        # The connections are gone: waiting callers are served, and there is room for
+        # devices.
         with daemon.connect() as root:
             with pytest.raises(TapsterError):
                 root.acquire_all([Tap(bridge="br0", queues=60)])

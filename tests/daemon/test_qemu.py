@@ -42,7 +42,7 @@ def lab() -> Iterator[VmNetwork]:
 
 @pytest.fixture
 def daemon(lab: VmNetwork) -> Iterator[Daemon]:
-    # An /etc of its own, with what is in the machine's.
+    # An /etc of its own, with the files of the host's.
     for folder in ("upper", "work"):
         (FILES / folder).mkdir()
     layers = f"lowerdir=/etc,upperdir={FILES}/upper,workdir={FILES}/work"
@@ -55,7 +55,7 @@ def daemon(lab: VmNetwork) -> Iterator[Daemon]:
 
 
 def qemu(daemon: Daemon, bridge: str, uid: int = ALICE) -> subprocess.Popen[str]:
-    """A machine with no disk, which asks for an address as soon as it starts."""
+    """A VM without a disk, which asks for an address as soon as it starts."""
     machine = ["-no-user-config", "-nodefaults", "-display", "none", "-m", "32"]
     helper = daemon.programs / "qemu-bridge-helper"
     nic = f"bridge,br={bridge},helper={helper},model=rtl8139,mac={MAC}"

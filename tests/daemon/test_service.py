@@ -39,7 +39,7 @@ BR0 = Tap(bridge="br0")
 
 
 def shown() -> dict[str, tuple[object, ...]]:
-    """What of each device could hurt its machine, as `ip` shows it."""
+    """The attributes of each device that could hurt its VM, as `ip` shows them."""
     fields = ("ifindex", "master", "ifalias", "address", "mtu")
     return {
         name: (*(link.get(field) for field in fields), "UP" in link["flags"])

@@ -25,7 +25,7 @@ Opened = Callable[[], AbstractContextManager[Any]]
 Errnos = Mapping[str, tuple[int, ...]]
 """With which errors each kind of system call is to fail."""
 Check = Callable[[str, Exception | None], object]
-"""Looks at what there is after a fault, told in words, and the error it led to."""
+"""Checks the state after a fault, given its description and the error it caused."""
 
 
 MANY = 16
@@ -184,9 +184,9 @@ def sweep(
 ) -> None:
     """Let each system call of an operation fail, one at a time, with each error.
 
-    The first time none does. Each time the operation must end as it should, or with
-    a clear error of Tapster's; then it is checked what there is. After that the same
-    Host must succeed with the same operation, and close with no descriptor lost.
+    In the first run no call fails. In each run the operation must succeed, or end with
+    a clear error of Tapster's; then the state is checked. After that the same Host must
+    succeed with the same operation, and close with no descriptor lost.
     """
 
     def once(fault: Fault | None) -> Counter[str]:

@@ -172,7 +172,7 @@ def test_a_read_only_file_system_is_an_error_and_no_loss_I5(small: Path) -> None
 
 
 def test_a_ledger_of_others_is_an_error(here: FaultLab) -> None:
-    """By whoever may make devices, but not open what belongs to root."""
+    """A process may make devices, but may not open root's files."""
 
     def steps() -> Script:
         os.setresuid(65534, 65534, 65534)

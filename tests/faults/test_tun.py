@@ -42,7 +42,7 @@ def unknown() -> None:
 
 
 def refused() -> None:
-    """Where nodes are not to be opened, whoever asks."""
+    """A mount on which no process can open device nodes."""
     os.mknod(TUN, 0o600 | stat.S_IFCHR, os.makedev(10, 200))
     shell.sh("mount -o remount,nodev /dev/net")
 

@@ -272,7 +272,7 @@ def test_a_vm_of_a_fenced_host_starts_elsewhere(pair: Pair) -> None:
     with pytest.raises(GateClosed, match="declared dead by 'ha'"):
         pair.a.start().sync()
     assert [e.record.vm for e in pair.a.member.superseded()] == ["X"]
-    # It has started anew: its recover has ended the lease.
+    # Host a has rebooted, and its recover has ended the lease.
     pair.a.boot = "another"
     (lease_of_a,) = pair.a.host.leases()
     pair.a.host.release(lease_of_a.id)

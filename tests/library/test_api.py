@@ -60,7 +60,7 @@ def public(kind: type) -> set[str]:
     return {name for name in dir(kind) if not name.startswith("_")}
 
 
-# What there is
+# The public names
 
 
 def test_host_and_client_are_managers() -> None:

@@ -30,7 +30,7 @@ def test_release_may_be_repeated_I7(host: Host) -> None:
     host.release(lease.id)
     deadline = host.find(lease.id).deadline
     host.release(lease.id)
-    assert host.find(lease.id).deadline == deadline, "the wait does not begin anew"
+    assert host.find(lease.id).deadline == deadline, "the wait does not restart"
     host.reap(now=True)
     host.release(lease.id)
     assert host.leases() == []

@@ -87,9 +87,9 @@ ROOMS = [
             "tapster.open_device",
             "tapster.operations.decision",
         ),
-        "what Host and Client both do, whoever does it",
+        "what Host and Client both do",
     ),
-    Room("tapster.rpc.varlink", (), "messages and types, whatever they say"),
+    Room("tapster.rpc.varlink", (), "messages and types, for any interface"),
     Room(
         "tapster.rpc.interface",
         (
@@ -113,7 +113,7 @@ ROOMS = [
             "tapster.model",
             "tapster.rpc.varlink",
         ),
-        "it sits in machines' start path: no more than a socket and messages",
+        "it sits in VMs' start path: no more than a socket and messages",
     ),
     Room(
         "tapster.integrate",
@@ -390,7 +390,7 @@ ROOMS = [
     Room(
         "tapster.testing",
         ("tapster.errors", "tapster.kernel.port", "tapster.model"),
-        "a machine in memory stands behind the port, as the real one does",
+        "a host in memory stands behind the port, as the real kernel does",
     ),
     Room(
         "tapster.install",
@@ -743,7 +743,7 @@ def loaded_by(*modules: str) -> set[str]:
     code = f"import sys; sys.path.insert(0, {str(SOURCE.parent)!r})\n"
     code += "".join(f"import {module}\n" for module in modules)
     code += "print(*sys.modules, sep='\\n')"
-    # -S and -E: what the machine's Python adds at its start is not ours.
+    # -S and -E: modules that the host's Python imports at its start are not ours.
     command = [sys.executable, "-S", "-E", "-c", code]
     shown = subprocess.run(command, check=True, capture_output=True, text=True)
     return set(shown.stdout.split())

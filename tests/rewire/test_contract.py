@@ -29,7 +29,7 @@ from tapster.testing import Stranger
 
 @pytest.fixture
 def host(lab: ContractLab, others: Stranger, tmp_path: Path) -> Iterator[Host]:
-    """A Host that reaps only when told to, on a machine with br0, br1 and low."""
+    """A Host that reaps only on request, on a host with br0, br1 and low."""
     others.add_bridge("br0", mac="02:00:00:00:00:01")
     others.add_bridge("br1", mac="02:00:00:00:00:02")
     others.add_veth("low", "far")
@@ -39,7 +39,7 @@ def host(lab: ContractLab, others: Stranger, tmp_path: Path) -> Iterator[Host]:
 
 @pytest.fixture
 def lease(host: Host) -> Iterator[Lease]:
-    """A lease of a running machine."""
+    """A lease of a running VM."""
     with host.acquire(Tap(bridge="br0", owner="vm")) as opened:
         yield opened.lease
 

@@ -83,7 +83,7 @@ class Sequence:
         self.say("m0.0/0", "end", token=token)
 
     def act(self, kind: str, verb: str, name: str, **says: Any) -> Iterator[None]:
-        """An outsider's act; what happens in the loop's body happens meanwhile."""
+        """An outsider's act. The loop's body runs during the act."""
         self.say(f"{kind}/", "acting", kind=kind, verb=verb, name=name, **says)
         yield
         self.say(f"{kind}/", "acted")

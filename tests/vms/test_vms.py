@@ -84,7 +84,7 @@ def test_a_vm_outlives_its_supervisor(lab: VmNetwork) -> None:
 
 
 def short_command(lab: VmNetwork, name: str, stale: str) -> str:
-    """A command that ends at once; meanwhile a cleanup of its predecessor's tap."""
+    """A command that ends at once, during a cleanup of its predecessor's tap."""
     shows_its_tap = ("cat", "/proc/self/fdinfo/{fd}")
     process = lab.spawn(
         *(TAPSTER, "run", "--nic", f"bridge={BRIDGE}", "--", *shows_its_tap),
@@ -99,7 +99,7 @@ def short_command(lab: VmNetwork, name: str, stale: str) -> str:
 
 
 def killed_vm(lab: VmNetwork, name: str, stale: str) -> str:
-    """A VM that is killed; meanwhile a cleanup of its predecessor's tap."""
+    """A VM that is killed, during a cleanup of its predecessor's tap."""
     b = TapsterNames(lab).start(name, OTHER_MAC)
     tap = b.tap()
     lab.clean_up_by_name(stale)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What connects a device, guards it and limits its rates: one file for each backend.
+"""The backends, one in each file: they connect, filter and limit devices.
 
 Each backend checks what a request names before anything is made. It says which
 changes connect a device, and which disconnect it, by ifindex. Backends that keep

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a guest may send from its bridge port: frames with its own MAC and addresses.
+"""The filter of a bridge port: the guest can send only from its own MAC and addresses.
 
 The rules are in filter.nft. This file derives the elements of one lease.
 """

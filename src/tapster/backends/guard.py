@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guard of a port: it drops what the rules of nftables cannot judge or count.
+"""The guard of a port: it drops frames that nftables cannot judge or count.
 
 The kernel runs it as a program at the ingress of the device: see kernel/guard.py.
 """
@@ -24,7 +24,7 @@ class Guard:
         return concerns(wiring)
 
     def check(self, namespace: Namespace, wiring: Wiring) -> None:
-        """Do nothing: whether the kernel can load the program shows when it does."""
+        """Do nothing: only loading the program shows whether the kernel can load it."""
 
     def attach(self, namespace: Namespace, lease: Lease) -> None:
         judge, limits = _tasks(lease.wiring)

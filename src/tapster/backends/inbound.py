@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much may be sent to a guest. The kernel holds back the rest: see htb.py."""
+"""The limit of traffic to a guest. The kernel holds the excess back: see htb.py."""
 
 from collections.abc import Sequence
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much a guest may send from its bridge port.
+"""The limit of traffic from a guest, at its bridge port.
 
 The host cannot make a guest wait: it drops what exceeds the limit. The rules are in
 outbound.nft. This file derives the elements of one lease. Ports of Open vSwitch have

@@ -54,7 +54,7 @@ VERBS = {
     "top": "show leases, events and rates, live (needs the daemon)",
 }
 HOST_VERBS = ("fleet", "install-service", "libvirt")
-"""Verbs that open what they need themselves: no Host, and no connection."""
+"""Verbs that get no Host and no connection: they open what they need."""
 KEEPING = ("add", "rm", "run", "reap")
 """Verbs before which the size of the history is set."""
 DAEMON_VERBS = ("watch", "top")
@@ -147,16 +147,17 @@ class Parser(argparse.ArgumentParser):
 def command() -> NoReturn:
     """Run one verb and end the process at once."""
     status = main()
-    # Python would take a sixth of a verb's time to free what ends anyway.
+    # Python would take a sixth of a verb's time to free memory that ends with the
+    # process.
     sys.stderr.flush()
     os._exit(status)
 
 
 def _hide_interrupt(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Say nothing of a Ctrl-C that came where Python cannot raise it.
+    """Hide a Ctrl-C that came where Python cannot raise it.
 
-    An import that is under way has such places. The next step raises it again, or the
-    command ends in good order.
+    An import has such places. The next step raises the interrupt again, or the command
+    ends normally.
     """
     if not isinstance(unraisable.exc_value, KeyboardInterrupt):
         sys.__unraisablehook__(unraisable)
@@ -293,7 +294,7 @@ def _open(verb: str, options: argparse.Namespace, parser: Parser) -> "Manager":
 
 
 def _keep_history(host: "Host") -> None:
-    """Tell the ledger how much to remember, if the settings say so."""
+    """Set the size of the ledger's history, if the settings have one."""
     from tapster.cli.defaults import Defaults
 
     rows = Defaults().history
@@ -347,7 +348,7 @@ def top_parser() -> Parser:
 
 
 def _settle(host: "Host") -> None:
-    """Repair what dead processes left; go on if a lease cannot be repaired."""
+    """Repair what dead processes left; continue if a lease cannot be repaired."""
     try:
         host.settle()
     except (HostError, ConflictError) as error:

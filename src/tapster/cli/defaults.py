@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What options are by default: `[defaults]` of tapster.toml, and the environment.
+"""The defaults of options: `[defaults]` of tapster.toml, and the environment.
 
 The file is parsed only if it has such a section: the command sits in a VM's start path.
 """

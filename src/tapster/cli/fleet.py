@@ -171,7 +171,7 @@ def _init(options: argparse.Namespace, loaded: Settings) -> int:
 
 
 def host_rights(where: Keys, host: str) -> list[tuple[str, str]]:
-    """Return what a host may do with which keys; a key that ends with "/" is a
+    """Return the keys of a host, with its rights on each. A key that ends with "/" is a
     prefix."""
     return [
         ("read", where.fleet),
@@ -320,7 +320,7 @@ def _evict(options: argparse.Namespace, loaded: Settings) -> int:
 
 
 def _confirm(options: argparse.Namespace, claim: str) -> None:
-    """Let the user say that something is so which Tapster cannot know."""
+    """Let the user confirm a fact that Tapster cannot know."""
     if options.yes or options.dry_run:
         return
     if not sys.stdin.isatty():

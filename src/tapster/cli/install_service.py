@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Put the units of tapsterd on this host, for the programs of this installation.
+"""Install the units of tapsterd, for the programs of this installation.
 
 The files also keep udev, NetworkManager and systemd-networkd off Tapster's
 devices. A package has placed them already; this verb is for pip, pipx and

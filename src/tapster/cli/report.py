@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write a picture of who had which name: one HTML page that needs nothing else.
+"""Write a picture of the history: one HTML page that shows who had which name.
 
 A row for each name, time to the right, a bar for each lease, coloured by
 owner; FIN WAIT is hatched, and marks show events. The page has search, zoom
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 LIMIT = 10_000
 TEMPLATE = os.path.join(os.path.dirname(__file__), "report.html")
 MARGIN = 0.02
-"""Of the time shown: so much is left free at both ends."""
+"""The part of the shown time that stays empty at each end."""
 
 
 def declare(parser: argparse.ArgumentParser) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Release devices. Each goes down at once, and holds its name a while longer.
+"""Release devices. Each goes down immediately, and holds its name during FIN WAIT.
 
 A lease that has an owner is released by its id, or with --owner. Its name
 alone is refused: the name of a VM that has ended may be another VM's by now.

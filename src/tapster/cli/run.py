@@ -2,17 +2,15 @@
 """Run a command with network devices that end with it.
 
 In COMMAND, {fd} {fds} {fdlist} {name} {mac} {ifindex} stand for the device's
-properties. {fds} has one descriptor for each queue, as 3:4:5, and {fdlist}
-has them as [3,4,5]. With several --nic, a number selects the device: {fd0}
-{mac1}; without a number it is the first. {{fd} stands for {fd} itself. A
-device whose descriptors COMMAND does not name is left closed, so that COMMAND
-can open it by name. The environment of COMMAND has TAPSTER_NAME, TAPSTER_MAC,
-TAPSTER_IFINDEX, TAPSTER_LEASE and TAPSTER_FD, with a number for each of
-several devices: TAPSTER_NAME0.
+properties. {fds} has one descriptor for each queue, as 3:4:5, and {fdlist} has them as
+[3,4,5]. With several --nic, a number selects the device: {fd0} {mac1}; without a number
+it is the first. {{fd} stands for {fd} itself. A device whose descriptors COMMAND does
+not name stays closed, so that COMMAND can open it by name. The environment of COMMAND
+has TAPSTER_NAME, TAPSTER_MAC, TAPSTER_IFINDEX, TAPSTER_LEASE and TAPSTER_FD, with a
+number for each of several devices: TAPSTER_NAME0.
 
-The devices are released when COMMAND has ended and no process has them open.
-If COMMAND goes on in the background, as QEMU does with -daemonize, so do the
-leases.
+The devices are released when COMMAND has ended and no process has them open. If COMMAND
+continues in the background, as QEMU does with -daemonize, the leases continue too.
 
 Exit codes: COMMAND's, 128+N if signal N ended it, 127 if it was not found,
 126 if it could not be started, 125 if tapster failed before it.
@@ -111,8 +109,7 @@ def _release(host: "Manager", opened: OpenDevice) -> None:
 
 
 def _goes_on(host: "Manager", devices: Sequence[OpenDevice]) -> bool:
-    """Return whether the command goes on in the background; its leases then last
-    longer.
+    """Return whether the command continues in the background; then its leases last too.
 
     They end with the process in the background, or when no process has the tap open.
     """

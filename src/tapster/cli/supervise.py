@@ -80,8 +80,8 @@ class Child:
     def go(self) -> None:
         """Let the child become the command. Raises OSError if it cannot.
 
-        Raises KeyboardInterrupt if a signal to stop has come meanwhile: one from
-        the terminal that came before the fork has not reached the child.
+        Raises KeyboardInterrupt if a signal to stop has come since the fork: a signal
+        from the terminal that came before the fork has not reached the child.
         """
         if any(signal.getsignal(number) != signal.SIG_IGN for number in _pending()):
             raise KeyboardInterrupt

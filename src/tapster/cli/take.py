@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connect a device that was on standby, as it was requested.
+"""Connect a device that was on standby, as its request says.
 
 The target host of a migration acquires the device with --standby before the
 VM arrives, and takes it when the VM runs there. May be repeated.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Print what becomes of leases, and what others do to devices, as it happens.
+"""Print events of leases, and changes of devices by other programs, as they happen.
 
 The daemon reports them, so it must run.
 """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Show who has or had a name, the latest first.
 
-Without NAME, --owner, --mac, --lease or --label: the whole host, at one time
-or in a time. TIME is 2026-01-31T14:05, 14:05 (today), "yesterday 14:05", 2h
+Without NAME, --owner, --mac, --lease or --label: every lease of the host, at one time
+or in a range of times. TIME is 2026-01-31T14:05, 14:05 (today), "yesterday 14:05", 2h
 (two hours ago), or seconds since 1970, in local time.
 """
 

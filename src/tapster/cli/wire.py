@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The options for a device's wiring, shared by `add`, `run` and `set`.
 
-An option that is not given is not in the namespace. An empty value means
+An option that is not given is absent from argparse's namespace. An empty value means
 none.
 """
 
@@ -78,7 +78,7 @@ def _single(text: str) -> tuple[str, ...]:
 
 
 class _List(argparse.Action):
-    """Add to the values given before; an empty value drops those."""
+    """Add to the values given before; an empty value drops them."""
 
     def __init__(
         self,

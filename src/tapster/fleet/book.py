@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the ledger of a host remembers of the fleet: records, blocks, segments.
+"""The tables of a ledger for the fleet: records, blocks, segments.
 
 Triggers keep the records in step with the leases (book.sql). So release, reap,
 recover and set know nothing of a fleet. The file is the ledger's own, and each method
@@ -22,7 +22,7 @@ from tapster.ledger import Ledger
 from tapster.light import Any, NamedTuple
 
 REST = 86400.0
-"""Seconds before a MAC is given to another VM: neighbours remember it."""
+"""Seconds before another VM gets a MAC: neighbours remember the MAC."""
 
 
 class Entry(NamedTuple):
@@ -108,11 +108,11 @@ class Book:
             )
 
     def next_mac(self, now: float) -> str | None:
-        """Return a MAC of a block that no VM has, and none had of late; None if none is
-        left.
+        """Return a MAC of a block that no VM has, and none had recently; None if none
+        is left.
 
-        They are given out in turn. A MAC that is not used after all comes again when
-        the block has been gone through.
+        The MACs are given out in turn. A MAC that is not used comes again after all
+        others.
         """
         with self._file.changing() as db:
             blocks = db.execute(
@@ -133,7 +133,7 @@ class Book:
     # Records
 
     def identify(self, lease: str, vm: str, epoch: Epoch | None, *, sent: bool) -> None:
-        """Say whose a reserved lease is, and which epoch was handed over."""
+        """Record the VM of a reserved lease, and the epoch that was handed over."""
         term, step = epoch or (None, None)
         with self._file.changing() as db:
             db.execute(
@@ -230,7 +230,7 @@ def _set_domains(db: Any, domains: Mapping[str, str]) -> None:
 
 
 def _in_use(db: Any, mac: str, now: float) -> bool:
-    """Return whether a lease has a MAC, or had it of late, or its VM may come back."""
+    """Return whether a lease has a MAC or had it recently, or its VM may come back."""
     if db.execute("SELECT 1 FROM lease WHERE mac = ?", (mac,)).fetchone():
         return True
     query = (

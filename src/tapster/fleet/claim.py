@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a host does with a MAC claim: one pure table.
+"""The table of what a host does with a MAC claim. Pure.
 
 A *claim* is what the store says of a MAC in a domain: which VM has it, on which
 host, by which lease. A *record* is what the ledger of one host says of the same MAC.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is wrong in a fleet, as this host sees it, and what would mend it.
+"""Find the problems of a fleet, as this host sees them, each with its remedy.
 
 Looks, and changes nothing. No clock of another host is believed.
 """
@@ -80,7 +80,7 @@ def _gate(member: Member) -> Iterator[Problem]:
 
 
 def _claims(member: Member) -> Iterator[Problem]:
-    """What runs here, and the store says otherwise."""
+    """Find running leases whose claims the store gives to another host."""
     host, running = member.me.host, member.book.running()
     entries = member.book.entries("WHERE fleet_record.state = 'active' AND NOT dirty")
     for entry in entries:
@@ -105,7 +105,7 @@ def _claims(member: Member) -> Iterator[Problem]:
 
 
 def _inventory(overview: Overview) -> Iterator[Problem]:
-    """The same MAC twice among what runs, and hosts that are silent or fenced."""
+    """Find MACs that two running leases have, and hosts that are silent or fenced."""
     seen: dict[tuple[str, str], str] = {}
     for host, _, row in overview.rows():
         here = f"{row.name} on {host} (VM {row.vm}, owner {row.owner or '-'})"

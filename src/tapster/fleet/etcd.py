@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """etcd as the store of a fleet, through its JSON gateway and Python's own http.client.
 
-Why not a library: those that speak gRPC bring 23 MB and take 0.2 s to import, are no
-longer maintained, or know one endpoint only. The gateway needs none of that. It has
-traps, which docs/fleet.md names.
+No library is used: the libraries bring gRPC, which has 23 MB and takes 0.2 s to import,
+or are no longer maintained, or know only one endpoint. The gateway needs none of them.
+docs/fleet.md names the traps of the gateway.
 
-A call has one time limit for everything: all endpoints, the TLS handshake, a login.
-An endpoint that fails is left for the next one. A write is tried at another endpoint
-only while nothing of it has been sent: after that, nobody can tell whether the store
-has applied it, and the call raises FleetUnclear.
+A call has one time limit for everything: all endpoints, the TLS handshake, a login. If
+an endpoint fails, the next endpoint is asked. A write is tried at another endpoint only
+if nothing of it was sent. Otherwise the store may or may not have applied the write,
+and the call raises FleetUnclear.
 """
 
 import json
@@ -31,8 +31,8 @@ PAGE = 1000
 LARGEST = 1 << 26
 """Bytes of an answer."""
 IDLE = 10.0
-"""Seconds after which a connection is not used again: something between may have
-dropped it without a word."""
+"""Seconds after which a connection is not used again: a firewall may have dropped it
+silently."""
 
 
 class Login(NamedTuple):
@@ -402,7 +402,7 @@ class Etcd:
             self._endpoints.append(self._endpoints.pop(0))
             self._remember(self._endpoints[0])
 
-    # What the next process need not find out again
+    # The cache for the next process
 
     def _recall(self) -> None:
         if self._cache is None:
@@ -425,7 +425,7 @@ class Etcd:
             "user": self._login.user if self._login else "",
         }
         new = f"{self._cache}.{os.getpid()}"
-        with suppress(OSError):  # it only saves time
+        with suppress(OSError):  # the cache only saves time
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             with open(os.open(new, flags, 0o600), "w") as file:
                 json.dump(known, file)
@@ -492,7 +492,7 @@ def _is_closed(sock: socket.socket) -> bool:
         return False
     except OSError:
         return True
-    return True  # closed, or it says something that nobody asked
+    return True  # closed, or bytes that no request asked for
 
 
 def _said(error: Exception) -> str:

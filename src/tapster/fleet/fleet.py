@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an operator sees and does in a fleet, from any host that reaches the store."""
+"""The operator's view of a fleet, from any host that reaches the store."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -144,7 +144,7 @@ class Overview:
         return fleet
 
     def fence(self, host: str, *, by: str, why: str, boot: str = "") -> HostStatus:
-        """Say that a host is dead. Nothing that it has sent is applied from now on.
+        """Declare a host dead. From now on the store applies no request of the host.
 
         `boot` is the boot that has ended; the one that its session shows, if it is
         left out. The caller must know that the host is dead, or cannot reach its
@@ -168,10 +168,10 @@ class Overview:
         self._gate(host, {"fenced": "", "by": "", "why": "", "at": 0.0})
 
     def evict(self, host: str) -> list[str]:
-        """Give up a host that never comes back; what was done, in words.
+        """Give up a host that never comes back. Return what was done, in words.
 
-        Its blocks go to others. So a host that is evicted and goes on making VMs makes
-        MACs that others make, too.
+        Its blocks go to others. So an evicted host that still starts VMs can choose the
+        same MACs as other hosts.
         """
         self._host(host)
         # First: from then on nothing that the host has sent is applied.
@@ -188,7 +188,7 @@ class Overview:
         return done + self._delete(self.where.session(host), "session")
 
     def forget(self, wanted: str) -> list[str]:
-        """Delete the parked and ended claims of a VM or a MAC; what was done."""
+        """Delete the parked and ended claims of a VM or a MAC. Return what was done."""
         found = self.where_is(wanted)
         if not found:
             raise RequestError(f"no claim is of a VM or a MAC {wanted!r}")
@@ -204,7 +204,8 @@ class Overview:
         return done
 
     def _end(self, located: Located) -> list[str]:
-        """End what an evicted host has: only VMs with names of their own keep a MAC."""
+        """End the claims of an evicted host. Only VMs with names of their own keep a
+        MAC."""
         claim = located.claim
         what = f"claim of {located.mac} by {claim.vm}"
         if claim.vm == own_vm(claim.lease):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an acquire does in a fleet: take a MAC of a block, ask for a given one.
+"""The fleet's part of an acquire: choose a MAC from a block, or claim a given MAC.
 
-A MAC of a block needs no question. A MAC that the user gives is asked for before the
-device is made, so a refusal undoes nothing in the kernel. The question takes no longer
+A MAC of a block needs no call of the store. A MAC that the user gives is claimed before
+the device is made, so a refusal undoes nothing in the kernel. The call takes no longer
 than the budget, whatever the store, the network or a name server does.
 """
 
@@ -54,7 +54,7 @@ class Guard:
         return self._book.next_mac(self._wallclock())
 
     def check(self, asked: Sequence[Asked]) -> None:
-        """Record whose the leases are, and ask for the MACs that were given.
+        """Record the VMs of the leases, and claim the MACs that were given.
 
         Raises MacClaimed. Without an answer it goes on, unless `when_away` says
         "refuse".

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The keys of the store and the values behind them: pure.
+"""The keys of the store and their values. Pure.
 
 Values are JSON objects. A value that another program has damaged raises FleetDamaged,
 which names the key. Text that came from another host is checked when it is read.
@@ -20,10 +20,10 @@ MAX_NAME = 64
 
 
 class HostGate(NamedTuple):
-    """Whether the store takes writes of a host, and of which ledger.
+    """Whether the store accepts writes of a host, and of which ledger.
 
-    Each write of a host fails unless the gate is what the host has read. So whoever
-    changes the gate ends every request of the host that is still under way.
+    Each write of a host fails unless the gate still has the value that the host has
+    read. So a change of the gate ends every request of the host that is under way.
     """
 
     ledger: str
@@ -36,7 +36,7 @@ class HostGate(NamedTuple):
 
 
 class Session(NamedTuple):
-    """A host that is there: its key goes when the host no longer renews it."""
+    """A host that syncs. Its key goes when the host stops renewing it."""
 
     boot: str
     ledger: str
@@ -70,12 +70,12 @@ class Fleet(NamedTuple):
     """What all hosts of a fleet share."""
 
     prefix: str
-    """The first three bytes of the MACs that Tapster makes up, as 0a:54:00."""
+    """The first three bytes of the MACs that Tapster chooses, as 0a:54:00."""
     since: float
 
 
 class Keys(NamedTuple):
-    """Where things are under the root of a fleet."""
+    """The keys under the root of a fleet."""
 
     root: str = DEFAULT_ROOT
 

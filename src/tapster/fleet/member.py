@@ -32,7 +32,7 @@ class Synced(NamedTuple):
 
     pushed: int = 0
     problems: tuple[Entry, ...] = ()
-    """Records that another host or VM stands in the way of."""
+    """Records that conflict with another host or VM."""
     block: str = ""
     """The block that was taken."""
 
@@ -108,7 +108,7 @@ class Member:
     # Joining and leaving
 
     def join(self) -> Synced:
-        """Enter the fleet: open the gate, take a block, push what runs."""
+        """Enter the fleet: open the gate, take a block, push the running leases."""
         self._fleet()
         self._run(steps.enter(self.where, self.me, joins=True))
         self.book.open(self.settings.domains)
@@ -117,7 +117,7 @@ class Member:
         return self.sync(everything=True)
 
     def leave(self) -> None:
-        """Leave the fleet: claims and blocks go back. No lease may be left."""
+        """Leave the fleet, and give claims and blocks back. No lease may be left."""
         if running := self.book.running():
             raise ConflictError(
                 f"{len(running)} leases are not released: release them, then leave"
@@ -147,9 +147,9 @@ class Member:
     # Syncing
 
     def sync(self, *, everything: bool = False) -> Synced:
-        """Push what the ledger says, and keep this host known as there.
+        """Push the changed records of the ledger, and renew the session of this host.
 
-        With `everything` also what should be in the store already.
+        With `everything`, push unchanged records too.
         """
         if not self._ledger.in_fleet():
             raise RequestError(
@@ -175,7 +175,7 @@ class Member:
         return Synced(pushed, tuple(problems), block)
 
     def superseded(self) -> list[Entry]:
-        """Return what runs here although another host has taken the VM over."""
+        """Return the running leases of VMs that another host has taken over."""
         found = []
         for entry in self.book.entries("WHERE fleet_record.state = 'active'"):
             key = self.where.claim(entry.record.domain, entry.record.mac)
@@ -195,7 +195,7 @@ class Member:
         return done
 
     def _sweep(self, *, everything: bool) -> None:
-        """Delete the claims of VMs that are gone, when their MACs have rested."""
+        """Delete the claims of VMs that are gone, after their MACs have rested."""
         for entry in self.book.rested(self._wallclock()):
             record = entry.record
             self._run(steps.sweep(self.where, self.me, record.domain, record.mac))

@@ -30,7 +30,7 @@ class Settings(NamedTuple):
     budget: float = 0.5
     """Seconds that an acquire waits for the store at most."""
     when_away: str = "go"
-    """What an acquire does without an answer: "go" on, or "refuse"."""
+    """What an acquire does if the store does not answer: "go" on, or "refuse"."""
     on_fenced: str = "report"
     """What happens to a VM that another host has taken over after this host was
     declared dead: "report" it, or take its device "down"."""
@@ -68,7 +68,7 @@ def load(file: str | None = None) -> Settings | None:
 
 
 class Cached:
-    """The settings, read anew when the file has changed."""
+    """The settings, which are read again after the file has changed."""
 
     def __init__(self) -> None:
         self._key: tuple[str, int, int] | None = None

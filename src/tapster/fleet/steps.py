@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operations of a host on the store, as generators without effects.
+"""The operations of a host on the store, as generators without side effects.
 
 A generator yields what it asks for and is sent the answer. `member` asks a real
 store. The explorer asks a store that answers late, loses answers, or applies a write
@@ -22,7 +22,7 @@ from tapster.fleet.store import MAX_KEYS, Committed, FleetUnavailable, Transacti
 from tapster.light import Any, NamedTuple, TypeVar
 
 TRIES = 20
-"""Commits in a row that fail because another host was faster."""
+"""How many commits in a row may fail because another host was faster."""
 
 
 class Read(NamedTuple):
@@ -39,7 +39,8 @@ class Commit(NamedTuple):
 
 
 class Sending(NamedTuple):
-    """Ask the book to remember that these leases send what activates their claims."""
+    """Ask the book to remember that requests that activate these claims are being
+    sent."""
 
     leases: tuple[str, ...]
 
@@ -315,14 +316,14 @@ def _refuse_fenced(me: Me, gate: HostGate) -> None:
     if gate.fenced:
         raise GateClosed(
             f"host {me.host!r} was declared dead by {gate.by!r} ({gate.why}); if it "
-            "has started anew since, tapster fleet sync opens its gate"
+            "has rebooted since, tapster fleet sync opens its gate"
         )
 
 
 def enter(where: Keys, me: Me, *, joins: bool = False) -> Steps[bool]:
     """Open the gate of this host; False if it is open already.
 
-    A fence is lifted only if this host has started anew since. A gate that is missing,
+    A fence is lifted only if this host has rebooted since. A gate that is missing,
     or was closed for good, is opened only for a host that `joins`.
     """
     key = where.gate(me.host)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a fleet asks of its store, and how the store can fail.
+"""The interface of a fleet's store, and its errors.
 
 A store maps keys to values, both text. A commit writes several keys, or none, and
 only if other keys are what the caller has read. Every call has a time limit.
@@ -23,7 +23,7 @@ class FleetUnclear(FleetUnavailable):
 
 
 class FleetDamaged(FleetUnavailable):
-    """The store holds what no Tapster has written."""
+    """The store has a value that no release of Tapster writes."""
 
 
 class MacClaimed(ConflictError):

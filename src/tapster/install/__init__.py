@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which files a host needs, and how they get there."""
+"""Install the files that a host needs."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which files a host needs, and where they belong. Pure.
+"""The list of files that a host needs, and their places. Pure.
 
 `make install`, the Debian package and `tapster install-service` place the same
 files; this list is the only place that names them.

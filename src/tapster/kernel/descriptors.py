@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Descriptors that are closed if what they are opened for fails."""
+"""Opens descriptors for a block, and closes them if the block fails."""
 
 import os
 from collections.abc import Iterator

@@ -57,7 +57,7 @@ _IFREQ_DATA = struct.Struct("16sQ16x")  # ifr_name, ifr_data
 
 
 class LinuxSystem:
-    """The machine this runs on."""
+    """The host that this process runs on."""
 
     @cached_property
     def boot_id(self) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which managers live: the kernel drops a manager's lock when its process dies.
+"""Tells which managers live: the kernel drops a manager's lock when its process dies.
 
 A manager holds an open file description lock (fcntl(2), F_OFD_SETLK) on the byte of
 its number, in a file beside the ledger. A pid would not do: pids are reused, and a pid

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The claims of one manager: leases that no other manager works on at the moment.
+"""The claims of one manager: the leases that it alone works on at the moment.
 
 Each operation of several steps first claims its leases in the ledger. A manager
 has a number, and holds a lock on that number for as long as its process lives.

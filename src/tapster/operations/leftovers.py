@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Leftovers: delete the devices that a lost ledger left behind."""
+"""Leftovers: delete the devices of a lost ledger."""
 
 from tapster import model
 from tapster.operations.context import Context

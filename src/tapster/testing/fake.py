@@ -324,20 +324,20 @@ class FakeNamespace:
         raise HostError("the host in memory has no nftables")
 
     def nft_example(self, commands: str, what: str) -> NoReturn:
-        raise HostError("the machine in memory has no nftables")
+        raise HostError("the host in memory has no nftables")
 
     def guard(
         self, ifindex: int, *, judge: bool, limits: Sequence[GuardLimit]
     ) -> NoReturn:
-        raise HostError("the machine in memory has no BPF")
+        raise HostError("the host in memory has no BPF")
 
     def unguard(self, ifindex: int) -> NoReturn:
-        raise HostError("the machine in memory has no BPF")
+        raise HostError("the host in memory has no BPF")
 
     def is_guarded(
         self, ifindex: int, *, judge: bool, limits: Sequence[GuardLimit]
     ) -> NoReturn:
-        raise HostError("the machine in memory has no BPF")
+        raise HostError("the host in memory has no BPF")
 
     def nft_list(self, what: str) -> NoReturn:
         raise HostError("the host in memory has no nftables")

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each attack: others are served meanwhile, and nothing is left of it afterwards."""
+"""Each attack: other users are served during it, and nothing of it is left
+afterwards."""
 
 import os
 import signal
