@@ -9,7 +9,7 @@ _tapster_links() { # PATTERN IP-OPTION...: what sed prints of the devices in $ne
         sed -En "s/^[0-9]+: ([[:alnum:]_.-]+)[@:].*$1/p"
 }
 
-_tapster_command() { # INDEX: COMP_WORDS from there on are the COMMAND of run
+_tapster_command() { # INDEX: COMP_WORDS from there on are the COMMAND of run or open
     if declare -F _command_offset >/dev/null; then # it is in bash-completion
         _command_offset "$1"
     elif ((COMP_CWORD == $1)) && [[ $word != */* ]]; then
@@ -54,7 +54,7 @@ _tapster() {
             *) verb=${verb:-${words[i]}} ;;
         esac
     done
-    if [[ $verb == run && $dashes ]]; then
+    if [[ $verb == @(run|open) && $dashes ]]; then
         _tapster_command $((dashes + 1))
         return
     fi
@@ -94,7 +94,7 @@ _tapster() {
             compopt -o default # files
             return
             ;;
-        --name | --key | --owner | --mac | --mtu | --queues | --fin-wait | --vm | --incoming | --at | --remove | \
+        --name | --key | --owner | --pid | --mac | --mtu | --queues | --fin-wait | --vm | --incoming | --at | --remove | \
             --ovs | --vlan | --trunk | --external-id | --address | --inbound | --outbound | --outbound-pps | \
             --interval | --count | --format | --label | --lease | --since | --until | --limit)
             return
@@ -105,10 +105,10 @@ _tapster() {
             case $verb in
                 '')
                     options=--version
-                    operands='add rm ls set take show who report run reap recover doctor fleet libvirt
-                        install-service watch top'
+                    operands='add rm ls set take show who report run open reap recover doctor fleet
+                        libvirt install-service watch top'
                     ;;
-                add) options="${nic[*]/#/--} --netns --id --format --json --wait" ;;
+                add) options="${nic[*]/#/--} --netns --pid --id --format --json --wait" ;;
                 rm)
                     options="$chosen --all --ignore-missing --dry-run"
                     operands=$(_tapster_links "$changed")
@@ -134,6 +134,10 @@ _tapster() {
                     operands=$(_tapster_links "$ours/\1")
                     ;;
                 report) options='--output --since --until --limit' ;;
+                open)
+                    options='--owner --netns'
+                    operands=$(_tapster_links "$changed")
+                    ;;
                 run) options="${nic[*]/#/--} --nic --netns --wait" ;;
                 reap) options=--now ;;
                 recover) options='--dry-run --json' ;;

@@ -170,3 +170,32 @@ def test_the_policy_is_explained_for_a_user(daemon: Daemon) -> None:
     done = subprocess.run(check, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "line 1" in done.stderr
+
+
+def test_through_the_daemon_the_process_must_be_the_callers(daemon: Daemon) -> None:
+    with subprocess.Popen(["sleep", "1000"], user=BOB) as other:
+        said = daemon.tapster("add", "--pid", str(other.pid), uid=ALICE, status=1)
+        assert f"process {other.pid} is not" in said.stderr
+        assert daemon.tapster("ls", "-q").stdout == "", "nothing is left"
+        other.kill()
+        other.wait()
+        said = daemon.tapster("add", "--pid", str(other.pid), status=2)
+        assert f"there is no process {other.pid}" in said.stderr
+    with subprocess.Popen(["sleep", "1000"], user=ALICE) as own:
+        events = daemon.events()
+        daemon.tapster("add", "--bridge", "br0", "--pid", str(own.pid))
+        assert iproute.ports() == {"vnet1"}
+        own.kill()
+        assert [next(events).event for _ in range(2)] == ["acquired", "released"]
+        assert iproute.ports() == set()
+
+
+def test_without_root_the_daemon_opens_it(daemon: Daemon) -> None:
+    daemon.tapster("add", "--bridge", "br0", "--owner", "web")
+    show = ("sh", "-c", "readlink /proc/self/fd/{fd}; echo $TAPSTER_NAME; id -u")
+    refused = daemon.tapster("open", "vnet0", "--", *show, status=125)
+    assert "--owner web" in refused.stderr
+    done = daemon.tapster("open", "--owner", "web", "vnet0", "--", *show)
+    assert done.stdout == f"/dev/net/tun\nvnet0\n{ALICE}\n"
+    refused = daemon.tapster("open", "vnet0", "--", "true", uid=BOB, status=125)
+    assert "no lease" in refused.stderr

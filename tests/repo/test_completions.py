@@ -211,7 +211,7 @@ def test_leases(shell: Shell) -> None:
     assert names == {"vnet0", "vnet1"}
     assert shell.offers("show ") == names | ids
     assert shell.offers("ls vnet1 vnet") == names
-    for verb in ("rm", "set", "take"):
+    for verb in ("rm", "set", "take", "open"):
         assert shell.offers(f"{verb} ") == ids, "a name alone may be refused"
         assert shell.offers(f"{verb} --owner web ") == names | ids
     assert shell.offers("rm --owner=web ") == names | ids
@@ -233,6 +233,7 @@ def test_commands(shell: Shell) -> None:
     assert shell.offers("run -- some") == {"some-vm"}
     assert shell.offers("run --bridge=br0 -- some-vm some") == {"some file"}
     assert shell.offers("run --bridge br0 -- some-vm --led") == set()
+    assert shell.offers("open vnet0 --owner=x -- some") == {"some-vm"}
 
 
 def test_bash_completion_takes_over_for_the_command() -> None:

@@ -3,8 +3,8 @@
 
 Only the module of the verb that was typed is imported, because the command sits in the
 start path of VMs. Only this room prints and turns errors into exit codes: 1 for a
-failure, 2 for wrong usage, 130 for Ctrl-C. `run` has its command's exit codes, so its
-own failures are 125, as with env(1).
+failure, 2 for wrong usage, 130 for Ctrl-C. `run` and `open` have their command's exit
+codes, so their own failures are 125, as with env(1).
 """
 
 import argparse
@@ -44,6 +44,7 @@ VERBS = {
     "who": "show who has or had a name",
     "report": "write a picture of who had which name, as one HTML page",
     "run": "run a command with devices that end with it",
+    "open": "run a command with descriptors of a device that runs",
     "reap": "delete the devices whose FIN WAIT is over",
     "recover": "repair what crashes left",
     "doctor": "list the problems of this host, with remedies",
@@ -68,6 +69,7 @@ def module_name(verb: str) -> str:
 
 ALIASES = {
     "acquire": "add",
+    "attach": "open",
     "create": "add",
     "del": "rm",
     "delete": "rm",
@@ -113,10 +115,22 @@ class Parser(argparse.ArgumentParser):
 
     failure = 2
     """The exit code of wrong usage."""
+    command_follows = False
+    """A command follows `--`; it becomes the option `command`."""
 
     def __init__(self, **options: Any) -> None:
         # An abbreviation that is unique today may be ambiguous tomorrow.
         super().__init__(formatter_class=Formatter, allow_abbrev=False, **options)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        # argparse would take options between an operand and the command for the
+        # command's own.
+        if not (self.command_follows and "--" in args):
+            return super().parse_known_args(args, namespace)
+        place = args.index("--")
+        parsed, unknown = super().parse_known_args(args[:place], namespace)
+        parsed.command = args[place + 1 :]
+        return parsed, unknown
 
     def error(self, message: str) -> NoReturn:
         wanted = message.partition("unrecognized arguments: ")[2].split(" ")[0]
@@ -171,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         top = top_parser()
         options = top.parse_args(words)
-        if options.verb == "run":
+        if options.verb in RUNNING:
             failed = misused = RUN_FAILED
         _take_signals()
         _ready_to_print()
@@ -201,7 +215,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 RUN_FAILED = 125
-"""`run` failed before its command started: distinct from the command's own codes."""
+"""Tapster failed before the command started: distinct from the command's own codes."""
+RUNNING = ("run", "open")
+"""Verbs that run a command, and have its exit codes."""
 
 
 def _take_signals() -> None:
@@ -222,7 +238,7 @@ def _run(top: Parser, options: argparse.Namespace, words: Sequence[str]) -> int:
         top.error(f"there is no verb {verb!r}{near or top.hint(verb, VERBS)}")
     module = import_module(module_name(verb))
     parser = Parser(prog=f"tapster {verb}", description=module.__doc__)
-    parser.failure = RUN_FAILED if verb == "run" else 2
+    parser.failure = RUN_FAILED if verb in RUNNING else 2
     parser.add_argument("--ledger", default=options.ledger, help=_LEDGER_HELP)
     parser.add_argument(
         "--socket", default=options.socket, metavar="PATH", help=_SOCKET_HELP

@@ -8,7 +8,7 @@ may be another VM's after a release.
 import argparse
 import sys
 
-from tapster.cli import nic, output
+from tapster.cli import nic, output, values
 from tapster.light import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,6 +22,12 @@ def declare(parser: argparse.ArgumentParser) -> None:
         "--netns",
         metavar="NS",
         help="create it in this network namespace (name or path)",
+    )
+    parser.add_argument(
+        "--pid",
+        type=values.number,
+        metavar="PID",
+        help="release it when this process has ended and no process has it open",
     )
     parser.add_argument("--id", action="store_true", help="print the lease id alone")
     parser.add_argument(
@@ -37,7 +43,9 @@ def run(options: argparse.Namespace, host: "Manager") -> int:
         from tapster.cli import ls  # rarely needed
 
         parts = ls.parts_of(options.format)
-    (opened,) = host.acquire_waiting([nic.spec(options)], wait=options.wait)
+    (opened,) = host.acquire_waiting(
+        [nic.spec(options)], wait=options.wait, pid=options.pid
+    )
     with opened:
         lease = opened.lease
     try:

@@ -18,7 +18,6 @@ Exit codes: COMMAND's, 128+N if signal N ended it, 127 if it was not found,
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -26,7 +25,7 @@ from errno import ENOENT
 from math import inf
 
 from tapster.api import wait_for_name
-from tapster.cli import nic
+from tapster.cli import handover, nic
 from tapster.cli.supervise import Child, living_children, signals_blocked
 from tapster.errors import RequestError, TapsterError
 from tapster.kernel import libc
@@ -36,9 +35,6 @@ from tapster.open_device import OpenDevice
 
 if TYPE_CHECKING:
     from tapster.api import Manager
-
-_PLACE = re.compile(r"(?<!\$)(\{?)\{(fdlist|fds?|name|mac|ifindex)(\d*)\}")
-"""A property; with two braces, literal text. After a dollar a brace is the shell's."""
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -61,11 +57,9 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, host: "Manager") -> int:
-    command = options.command[1:] if options.command[:1] == ["--"] else options.command
-    if not command:
-        raise RequestError("tapster run needs a COMMAND after --")
+    command = handover.command_of(options, "run")
     specs = [nic.spec(options) for options in _nics(options)]
-    _check_places(command, len(specs))
+    handover.check_places(command, len(specs))
     # Signals are not blocked while this waits for a name.
     return wait_for_name(host, lambda: _run(command, specs, host), options.wait)
 
@@ -77,10 +71,11 @@ def _run(command: Sequence[str], specs: Sequence[Spec], host: "Manager") -> int:
         for opened in devices:
             ending.callback(_release, host, opened)
             ending.callback(opened.close)
-        used = _descriptors_used(command)
+        used = handover.descriptors_used(command)
         fds = [fd for n, opened in enumerate(devices) if n in used for fd in opened.fds]
-        arguments = fill_in(command, devices)
-        with Child(arguments, fds, mask, _environment(devices, used)) as child:
+        arguments = handover.fill_in(command, devices)
+        environment = handover.environment(devices, used)
+        with Child(arguments, fds, mask, environment) as child:
             for opened in devices:
                 opened.close()
             host.bind(devices, child.pid)
@@ -135,63 +130,6 @@ def _goes_on(host: "Manager", devices: Sequence[OpenDevice]) -> bool:
         file=sys.stderr,
     )
     return True
-
-
-def _descriptors_used(command: Sequence[str]) -> set[int]:
-    """Return the numbers of the devices whose descriptors the command names."""
-    return {
-        int(match[3] or 0)
-        for word in command
-        for match in _PLACE.finditer(word)
-        if match[2].startswith("fd") and not match[1]
-    }
-
-
-def _environment(devices: Sequence[OpenDevice], used: set[int]) -> dict[str, str]:
-    """Return the environment of the command: ours, and the devices' properties."""
-    environment = dict(os.environ)
-    for number, opened in enumerate(devices):
-        properties = {
-            "NAME": opened.name,
-            "MAC": opened.mac,
-            "IFINDEX": str(opened.ifindex),
-            "LEASE": opened.id,
-        }
-        if number in used:
-            properties["FD"] = ":".join(str(fd) for fd in opened.fds)
-        for key, value in properties.items():
-            environment[f"TAPSTER_{key}{number}"] = value
-            if number == 0:
-                environment[f"TAPSTER_{key}"] = value
-    return environment
-
-
-def fill_in(command: Sequence[str], devices: Sequence[OpenDevice]) -> list[str]:
-    """Return the command with the devices' properties filled in."""
-
-    def value(match: re.Match[str]) -> str:
-        if match[1]:
-            return match[0][1:]
-        opened = devices[int(match[3] or 0)]
-        return {
-            "fd": str(opened.fds[0]),
-            "fds": ":".join(str(fd) for fd in opened.fds),
-            "fdlist": f"[{','.join(str(fd) for fd in opened.fds)}]",
-            "name": opened.name,
-            "mac": opened.mac,
-            "ifindex": str(opened.ifindex),
-        }[match[2]]
-
-    return [_PLACE.sub(value, word) for word in command]
-
-
-def _check_places(command: Sequence[str], nics: int) -> None:
-    for word in command:
-        for match in _PLACE.finditer(word):
-            if not match[1] and int(match[3] or 0) >= nics:
-                raise RequestError(
-                    f"{match[0]} in COMMAND: the devices are numbered 0 to {nics - 1}"
-                )
 
 
 def _nics(options: argparse.Namespace) -> list[argparse.Namespace]:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from tapster.errors import KernelError
-from tapster.light import Self
+from tapster.light import NoReturn, Self
 
 PASSED_ON = {
     signal.SIGHUP,
@@ -142,6 +142,22 @@ def _become(
 ) -> None:
     if not os.read(may_go, 1):
         return
+    try:
+        become(command, fds, mask, environment)
+    except OSError as error:
+        os.write(failed, str(error.errno).encode())
+
+
+def become(
+    command: Sequence[str],
+    fds: Iterable[int],
+    mask: Mask | None,
+    environment: Mapping[str, str],
+) -> NoReturn:
+    """Become a command that has these descriptors and blocks these signals.
+
+    None for `mask`: those that are blocked now. Raises OSError.
+    """
     for fd in fds:
         os.set_inheritable(fd, True)
     # Python ignores these two, and exec would hand that on.
@@ -149,8 +165,6 @@ def _become(
         signal.signal(number, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    try:
-        os.execvpe(command[0], list(command), environment)
-    except OSError as error:
-        os.write(failed, str(error.errno).encode())
+    if mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    os.execvpe(command[0], list(command), environment)

@@ -139,9 +139,15 @@ class Context:
 
     def process(self, pid: int) -> Process:
         """Return the process that has this pid now. Raises RequestError."""
-        if process := self.system.process(pid):
-            return process
-        raise RequestError(f"there is no process {pid} to bind a lease to")
+        process = self.system.process(pid)
+        pidfd = process and self.system.open_process(process)
+        if process is None or pidfd is None:
+            raise RequestError(
+                f"there is no process {pid} to bind a lease to: it has ended, or the "
+                "number is that of a thread"
+            )
+        os.close(pidfd)
+        return process
 
     def has_ended(self, process: Process) -> bool:
         """Whether a process has ended for certain."""

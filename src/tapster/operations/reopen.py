@@ -30,8 +30,16 @@ class Reopen:
         with context.gate:
             lease = self.look.lease(id)
             link = self.look.device(lease)
-            if lease.state is not State.ACTIVE or link is None:
-                raise NoSuchLease(f"lease {id} has no device any more", reference=id)
+            if lease.state is not State.ACTIVE:
+                raise NoSuchLease(
+                    f"lease {id} ({lease.name}) is released", reference=id
+                )
+            if link is None:
+                raise NoSuchLease(
+                    f"the device of lease {id} ({lease.name}) is gone; "
+                    "run: tapster recover",
+                    reference=id,
+                )
             with context.opened(lease.netns) as namespace, ExitStack() as opened:
                 assert namespace is not None, "its device has just been seen"
                 if lease.kind is Kind.MACVTAP:

@@ -40,6 +40,16 @@ def _opened(device: interface.Device, fds: Sequence[int]) -> OpenDevice:
     )
 
 
+def _open_process(pid: int) -> int:
+    """Open a pidfd of the process that a lease is to end with."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        raise RequestError(
+            f"there is no process {pid} to bind a lease to: {error.strerror}"
+        ) from None
+
+
 _METHODS = {method.name: method for method in interface.METHODS}
 _ONCE = {"Acquire", "Reopen", "Watch"}
 """Methods that are not called again after a lost connection: they may have been carried
@@ -113,13 +123,10 @@ class Client(Manager):
         on_close: bool = False,
         vhost: bool = False,
     ) -> tuple[OpenDevice, ...]:
-        """As Manager's. `pid`, if given, is the caller's own."""
+        """As Manager's. `pid` must be of the caller's own user."""
         check_acquire(specs, pid, on_close, vhost)
         if pid not in (None, os.getpid()):
-            raise RequestError(
-                f"pid must be the caller's own, {os.getpid()}, not {pid}: "
-                "bind() binds to another process"
-            )
+            return self._acquire_for(pid, specs, on_close, vhost)
         binding = Binding.NOTHING
         if on_close or pid is not None:
             binding = Binding.CLOSE if on_close else Binding.CALLER
@@ -131,6 +138,33 @@ class Client(Manager):
         devices: Sequence[interface.Device] = answer.devices
         return tuple(_opened(device, fds) for device in devices)
 
+    def _acquire_for(
+        self, pid: int, specs: Sequence[Spec], on_close: bool, vhost: bool
+    ) -> tuple[OpenDevice, ...]:
+        """Acquire devices whose leases end with another process than the caller's.
+
+        Until they are bound to that process, they end with the caller.
+        """
+        if on_close:
+            raise RequestError(
+                "through the daemon, on_close goes with no other process's pid: "
+                "give one of them"
+            )
+        pidfd = _open_process(pid)
+        try:
+            opened = self.acquire_all(specs, pid=os.getpid(), vhost=vhost)
+            try:
+                ids = tuple(device.id for device in opened)
+                self.call("Bind", interface.Bind(ids, 0), [pidfd])
+            except BaseException:
+                for device in opened:
+                    device.close()
+                    self.release(device)
+                raise
+            return opened
+        finally:
+            os.close(pidfd)
+
     def release(self, lease: Reference) -> None:
         self.call("Release", interface.Release(id_of(lease)))
 
@@ -141,12 +175,7 @@ class Client(Manager):
         if pid is None:
             self.call("Bind", interface.Bind(ids))
             return
-        try:
-            process = os.pidfd_open(pid)
-        except OSError as error:
-            raise RequestError(
-                f"there is no process {pid} to bind a lease to: {error.strerror}"
-            ) from None
+        process = _open_process(pid)
         try:
             self.call("Bind", interface.Bind(ids, 0), [process])
         finally:
