@@ -23,6 +23,7 @@ MEASUREMENTS = (
     "bookkeeping",
     "growth",
     "backends",
+    "filters",
     "daemon",
     "drift",
 )
