@@ -44,6 +44,17 @@ class RemoteBackend(Client):
         key = lease.name if self.name == PORTS else lease.ifindex
         self._put("attach", (Entry(self.name, key, lease.id),), {})
 
+    def restore(self, _: Namespace, leases: Sequence[Lease]) -> frozenset[str]:
+        """Rules are restored in one transaction, ports one by one."""
+        if self.name == PORTS:
+            return frozenset()
+        self._put(
+            "attach",
+            tuple(Entry(self.name, lease.ifindex, lease.id) for lease in leases),
+            {},
+        )
+        return frozenset(lease.id for lease in leases)
+
     def detach(self, _: Namespace | None, lease: Lease) -> None:
         self._put("detach", (self.name, lease.id), {})
 
@@ -71,16 +82,18 @@ def answer(
     if call.verb in ("stop", "start"):
         return entries, call.verb == "stop", None
     if call.verb == "attach":
-        (new,) = call.args
-        if away and new.backend == PORTS:
-            return entries, away, Raised(ServiceUnavailable, "away", 0)
-        same = {one for one in entries if one[:2] == new[:2]}
-        if Entry(new.backend, new.key, "") in same:
-            return entries, away, Raised(ConflictError, f"{new.key} is in use", 0)
-        before = {
-            one for one in entries if (one.backend, one.lease) == (new[0], new[2])
-        }
-        return entries - same - before | {new}, away, None
+        attached = entries
+        for new in call.args:
+            if away and new.backend == PORTS:
+                return entries, away, Raised(ServiceUnavailable, "away", 0)
+            same = {one for one in attached if one[:2] == new[:2]}
+            if Entry(new.backend, new.key, "") in same:
+                return entries, away, Raised(ConflictError, f"{new.key} is in use", 0)
+            before = {
+                one for one in attached if (one.backend, one.lease) == (new[0], new[2])
+            }
+            attached = attached - same - before | {new}
+        return attached, away, None
     backend = call.args[0]
     if away and backend == PORTS:
         return entries, away, Raised(ServiceUnavailable, "away", 0)

@@ -84,10 +84,12 @@ def _unrepaired(operations: Operations) -> Iterator[Problem]:
     except TapsterError as error:
         yield Problem(str(error), "remove the cause, then: tapster recover")
         return
+    rewired = [lease for lease, action in repairs if action is Action.REWIRE]
+    differences = operations.look.all_differences(rewired)
     for lease, action in repairs:
         which = f"lease {lease.name} ({lease.id}, {lease.state})"
         if action is Action.REWIRE:
-            for backend, difference in operations.look.differences(lease).items():
+            for backend, difference in differences.get(lease.id, {}).items():
                 problem = f"{which} is not as requested: {backend}: {difference}"
                 yield Problem(problem, "tapster recover")
             continue

@@ -37,6 +37,9 @@ class Switch:
         self._ask()
         self.there.add(lease.id)
 
+    def restore(self, namespace: Namespace, leases: Sequence[Lease]) -> frozenset[str]:
+        return frozenset()
+
     def detach(self, namespace: Namespace | None, lease: Lease) -> None:
         self._ask()
         self.last(lease.name)
@@ -191,7 +194,8 @@ def test_recover_removes_what_a_backend_has_without_a_record_in_the_ledger(
     """As when somebody brings back an old copy of a backend's database."""
     lease = acquire(host, Tap(bridge="br0"))
     switch.there.add(lease.id)
-    assert host.differences(lease) == {"switch": "it is there"}
+    look = host.operations.look
+    assert look.all_differences([lease]) == {lease.id: {"switch": "it is there"}}
     assert [one.action for one in host.recover()] == [Action.REWIRE]
     assert switch.there == set()
     assert host.recover() == []

@@ -14,7 +14,7 @@ import tapster
 from lab import guests, iproute, library, nftables, shell
 from lab.frames import ARP, BROADCAST, arp, ether
 from lab.guests import Guest, GuestBridge
-from tapster import Action, Host, Lease, Rate, Tap
+from tapster import Action, Host, Lease, Rate, State, Tap, doctor
 from tapster.backends import filter
 from tapster.backends.table import TableBackend
 from tapster.kernel import nft
@@ -595,3 +595,115 @@ with Host(sys.argv[1], reaper=lambda _: None) as host:
     assert (done.returncode, done.stderr) == (0, "")
     assert f"CAP_{lacking.upper()}" in done.stdout
     assert len(lab.host.leases()) == 2
+
+
+# What it costs, when there are many
+
+
+class Counted:
+    """Counts what the host asks of nftables."""
+
+    def __init__(self, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.transactions: list[str] = []
+        self.listed: list[str] = []
+        namespace = host.operations.context.namespace
+        nft, nft_list = namespace.nft, namespace.nft_list
+
+        def run(commands: str) -> None:
+            self.transactions.append(commands)
+            nft(commands)
+
+        def list_(what: str) -> list[dict[str, Any]]:
+            self.listed.append(what)
+            return nft_list(what)
+
+        monkeypatch.setattr(namespace, "nft", run)
+        monkeypatch.setattr(namespace, "nft_list", list_)
+
+
+@pytest.fixture
+def counted(lab: GuestBridge, monkeypatch: pytest.MonkeyPatch) -> Counted:
+    return Counted(lab.host, monkeypatch)
+
+
+@pytest.fixture
+def many(lab: GuestBridge) -> list[Lease]:
+    return [taken(lab.host, FILTERED) for _ in range(12)]
+
+
+def changes(transactions: Sequence[str]) -> list[str]:
+    """The transactions that do something: an empty one asks whether nftables works."""
+    return [commands for commands in transactions if commands]
+
+
+def test_whoever_asks_about_a_plain_tap_does_not_wait_for_the_filters_of_others(
+    lab: GuestBridge, many: list[Lease], counted: Counted
+) -> None:
+    plain = taken(lab.host, Tap(bridge="br0"))
+    assert lab.host.differences(plain) == {}
+    assert counted.listed == counted.transactions == []
+
+
+def test_one_transaction_restores_a_table_that_is_gone(
+    lab: GuestBridge, many: list[Lease], counted: Counted
+) -> None:
+    before = nftables.unnumbered(nftables.ruleset())
+    shell.sh("nft flush ruleset")
+    repaired = {lease.id for lease, action in lab.host.recover()}
+    assert repaired == {lease.id for lease in many}
+    assert len(changes(counted.transactions)) == 1
+    assert set(counted.listed) == {"chains bridge"}, "no table is there"
+    assert nftables.unnumbered(nftables.ruleset()) == before
+
+
+def test_one_transaction_restores_what_many_leases_lack(
+    lab: GuestBridge, many: list[Lease], counted: Counted
+) -> None:
+    before = nftables.unnumbered(nftables.ruleset())
+    name = table(lab.host, "filter")
+    for lease in many[:4]:
+        nftables.nft(
+            f"delete element bridge {name} ipv4 {{ {lease.ifindex} . {MINE} }}"
+        )
+    assert len(doctor.examine(lab.host.operations)) == 4
+    tables = [what for what in counted.listed if what != "chains bridge"]
+    assert len(tables) == 3, "what differs, how it differs, what is left over"
+    counted.listed.clear()
+    assert len(lab.host.recover()) == 4
+    assert len(changes(counted.transactions)) == 1
+    tables = [what for what in counted.listed if what != "chains bridge"]
+    assert len(tables) == 2, "to look, and to restore"
+    assert nftables.unnumbered(nftables.ruleset()) == before
+
+
+def test_no_filter_is_made_again_for_a_device_that_only_left_its_bridge(
+    lab: GuestBridge, many: list[Lease], counted: Counted
+) -> None:
+    for lease in many[:4]:
+        shell.sh(f"ip link set {lease.name} nomaster")
+    ids = [lease.id for lease in many]
+    repaired = lab.host.operations.recover.some(ids, wiring=True)
+    assert [action for _, action in repaired] == [Action.REWIRE] * 4
+    assert changes(counted.transactions) == []
+    assert all(iproute.links()[lease.name]["master"] == "br0" for lease in many)
+
+
+def test_a_release_while_many_are_restored_takes_its_elements_with_it(
+    lab: GuestBridge, many: list[Lease], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell.sh("nft flush ruleset")
+    restore = TableBackend.restore
+
+    def release_first(
+        backend: TableBackend, namespace: Any, leases: Sequence[Lease]
+    ) -> frozenset[str]:
+        with Host(lab.ledger, reaper=library.no_reaper) as other:
+            other.release(many[0].id)
+        return restore(backend, namespace, leases)
+
+    monkeypatch.setattr(TableBackend, "restore", release_first)
+    lab.host.recover()
+    assert lab.host.find(many[0].id).state is State.FIN_WAIT
+    assert lab.host.find(many[0].id).backends == ()
+    ports = shown(lab.host, "filter", "ports")
+    assert sorted(ports) == sorted(lease.name for lease in many[1:])

@@ -55,6 +55,13 @@ class Backend(Protocol):
         The lease's device exists. It may be connected already, in any way.
         """
 
+    def restore(self, namespace: Namespace, leases: Sequence[Lease]) -> frozenset[str]:
+        """Attach active leases again, all in one step; return the ids of these leases.
+
+        A backend that needs a step for each lease does nothing, and returns no id:
+        `attach` does it.
+        """
+
     def detach(self, namespace: Namespace | None, lease: Lease) -> None:
         """Remove everything that the backend has of the lease; return when it is gone.
 

@@ -37,6 +37,10 @@ class Guard:
                 f"{error}. {_UNGUARDED if judge else _UNCOUNTED}"
             ) from error
 
+    def restore(self, namespace: Namespace, leases: Sequence[Lease]) -> frozenset[str]:
+        """Do nothing: each device is attached by itself."""
+        return frozenset()
+
     def detach(self, namespace: Namespace | None, lease: Lease) -> None:
         if namespace is not None and self._exists(namespace, lease):
             namespace.unguard(lease.ifindex)

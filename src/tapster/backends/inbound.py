@@ -36,6 +36,10 @@ class Inbound:
                 queues.clear(lease.ifindex)
                 raise
 
+    def restore(self, namespace: Namespace, leases: Sequence[Lease]) -> frozenset[str]:
+        """Do nothing: each device is attached by itself."""
+        return frozenset()
+
     def detach(self, namespace: Namespace | None, lease: Lease) -> None:
         if namespace is not None and self._exists(namespace, lease):
             with htb.queues(namespace, self.leaves) as queues:

@@ -35,6 +35,9 @@ class LazyBackend:
     def attach(self, namespace: Namespace, lease: Lease) -> None:
         self._backend.attach(namespace, lease)
 
+    def restore(self, namespace: Namespace, leases: Sequence[Lease]) -> frozenset[str]:
+        return self._backend.restore(namespace, leases)
+
     def detach(self, namespace: Namespace | None, lease: Lease) -> None:
         self._backend.detach(namespace, lease)
 

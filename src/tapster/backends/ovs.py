@@ -105,6 +105,10 @@ class Ovs:
                         self._delete(db, lease.id)
                 raise
 
+    def restore(self, namespace: Namespace, leases: Sequence[Lease]) -> frozenset[str]:
+        """Do nothing: each device is attached by itself."""
+        return frozenset()
+
     def detach(self, namespace: Namespace | None, lease: Lease) -> None:
         """Delete the rows with the lease's stamp; return when the device is free."""
         if lease.state is State.ACTIVE and namespace is not None:

@@ -108,29 +108,34 @@ class TableBackend:
         namespace.nft("")
 
     def attach(self, namespace: Namespace, lease: Lease) -> None:
-        """Replace the lease's elements by those it should have, in one transaction.
+        """Replace the lease's elements by those it should have, in one transaction."""
+        if lease.state is State.RESERVED:
+            # A new device has no elements yet. If the table exists, this is enough.
+            try:
+                namespace.nft("\n".join(self._commands(lease)))
+                return
+            except HostError:  # nft did none of the commands
+                pass
+        self.restore(namespace, [lease])
+
+    def restore(self, namespace: Namespace, leases: Sequence[Lease]) -> frozenset[str]:
+        """Replace the leases' elements by those they should have, in one transaction.
 
         If somebody has deleted the table, make it whole: with the elements of all
         active leases, which would otherwise not be filtered without anybody seeing it.
         """
-        new = self._commands(lease)
-        if lease.state is State.RESERVED:
-            # A new device has no elements yet. If the table exists, this is enough.
-            try:
-                namespace.nft("\n".join(new))
-                return
-            except HostError:  # nft did none of the commands
-                pass
         listing = self._list(namespace)
-        if listing.gone:
-            for other in self._others(namespace, lease):
-                new += self._commands(other)
+        ids = frozenset(lease.id for lease in leases)
+        devices = {str(lease.ifindex) for lease in leases}
+        others = self._others(namespace, ids) if listing.gone else []
         old = [
             self._delete(listed)
             for listed in listing.elements
-            if listed.belongs_to(lease)
+            if listed.device in devices or listed.lease in ids
         ]
+        new = [line for lease in [*leases, *others] for line in self._commands(lease)]
         namespace.nft("\n".join([*self._rules, *old, *new]))
+        return ids
 
     def _commands(self, lease: Lease) -> list[str]:
         """Return the commands that create all elements of a lease."""
@@ -139,12 +144,12 @@ class TableBackend:
             for element in _with_witness(self._purpose.elements(lease))
         ]
 
-    def _others(self, namespace: Namespace, lease: Lease) -> list[Lease]:
+    def _others(self, namespace: Namespace, ids: frozenset[str]) -> list[Lease]:
         """List the other active leases of a namespace that have elements."""
         return [
             other
             for other in self._leases()
-            if other.id != lease.id
+            if other.id not in ids
             and other.state is State.ACTIVE
             and other.netns.cookie == namespace.netns.cookie
             and self.name in other.backends

@@ -233,6 +233,9 @@ class VerboseBackend:
             for line in _shape(lease.name, htb.Class.of(lease.wiring.inbound)):
                 self._say(namespace, line)
 
+    def restore(self, namespace: Namespace, leases: Sequence[Lease]) -> frozenset[str]:
+        return self._backend.restore(namespace, leases)
+
     def detach(self, namespace: Namespace | None, lease: Lease) -> None:
         self._backend.detach(namespace, lease)
         there = namespace and namespace.link(lease.ifindex)

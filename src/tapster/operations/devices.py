@@ -6,14 +6,14 @@ claimed or released, unless the verb only looks.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from errno import EBADFD, EBUSY, ENODEV, EOPNOTSUPP, EXFULL
 from itertools import count
 
 from tapster import model
 from tapster.backends import bridge
-from tapster.backends.backend import Backend
+from tapster.backends.backend import Backend, Leftover
 from tapster.errors import ConflictError, KernelError, TapsterError
 from tapster.kernel.port import LinkChange, Namespace, NewMacvtap
 from tapster.light import NamedTuple
@@ -25,6 +25,9 @@ from tapster.operations.failures import Failures
 
 ATTEMPTS = 100
 """How often to try again to make a device that other programs prevent."""
+
+FEW = 8
+"""Up to so many devices are asked for one by one; more are listed at once."""
 
 Differences = dict[str, dict[str, str]]
 """How leases are not connected as requested: by id, then by backend."""
@@ -89,18 +92,25 @@ class Devices:
         lease: Lease,
         first: Sequence[LinkChange],
         joining: Sequence[LinkChange],
+        *,
+        sound: Collection[str] = (),
     ) -> None:
         """Change a device, attach its backends, then join the device to its bridge.
 
-        What guards a port has to be there before the port is.
+        What guards a port has to be there before the port is. The backends in `sound`
+        have what they should have.
         """
-        if lease.backends:
+        needed = [
+            backend
+            for backend in self.context.backends
+            if backend.name in lease.backends and backend.name not in sound
+        ]
+        if needed:
             namespace.set_links(first)
-            for backend in self.context.backends:
-                if backend.name in lease.backends:
-                    backend.attach(namespace, lease)
+            for backend in needed:
+                backend.attach(namespace, lease)
         try:
-            namespace.set_links(joining if lease.backends else [*first, *joining])
+            namespace.set_links(joining if needed else [*first, *joining])
         except KernelError as error:
             if error.errno == EXFULL and lease.wiring.bridge:
                 raise bridge.full(lease.wiring.bridge) from error
@@ -274,6 +284,17 @@ class Devices:
 
     # Looking
 
+    def links(
+        self, namespace: Namespace | None, leases: Sequence[Lease]
+    ) -> dict[int, Link]:
+        """Return the devices that have these leases' ifindexes, by ifindex."""
+        if namespace is None:
+            return {}
+        if len(leases) < FEW:
+            links = [namespace.link(lease.ifindex) for lease in leases]
+            return {link.ifindex: link for link in links if link}
+        return {link.ifindex: link for link in namespace.links()}
+
     def state(self, namespace: Namespace, lease: Lease) -> DeviceState:
         """Return how the lease's device looks now."""
         link = namespace.link(lease.ifindex)
@@ -293,10 +314,13 @@ class Devices:
         leases: Sequence[Lease],
         links: dict[int, Link],
         failures: Failures,
+        leftovers: list[tuple[Backend, Leftover]] | None = None,
     ) -> Differences:
         """Return how the devices of active leases are not connected as requested.
 
-        A backend that cannot tell hinders no other.
+        With `leftovers` every backend is asked, and adds what belongs to none of the
+        leases; else only those that may have a part of a lease. A backend that cannot
+        tell hinders no other.
         """
         differences: Differences = {}
         if namespace is None:
@@ -311,12 +335,11 @@ class Devices:
                 and (wrong := bridge.differs(lease, link, namespace, links))
             ):
                 differences.setdefault(lease.id, {})["link"] = wrong
-        # Here every backend is asked, also about parts that the ledger knows nothing of
-        # (an old copy of a switch's database was restored, say). There may be hundreds
-        # of other namespaces, and to ask costs as much in each of them.
-        here = namespace is self.context.namespace
+        # To ask costs as much for one lease as for all, and in each namespace.
         for backend in self.context.backends:
-            if not here and not any(_may_have(backend, lease) for lease in leases):
+            if leftovers is None and not any(
+                _may_have(backend, lease) for lease in leases
+            ):
                 continue
             try:
                 observed = backend.observe(namespace, leases)
@@ -325,6 +348,8 @@ class Devices:
                 continue
             for id, wrong in observed.differences.items():
                 differences.setdefault(id, {})[backend.name] = wrong
+            if leftovers is not None:
+                leftovers += [(backend, leftover) for leftover in observed.leftovers]
         return differences
 
 

@@ -18,7 +18,7 @@ from tapster.model import (
 )
 from tapster.operations import decision
 from tapster.operations.context import Context
-from tapster.operations.devices import Devices
+from tapster.operations.devices import Devices, Differences
 from tapster.operations.failures import Failures
 
 CLOCK_SLACK = 1.0
@@ -162,19 +162,36 @@ class Look:
         """Return how an active lease's device is not connected as requested, by
         backend.
 
-        Under "process", say if it cannot be told whether the lease has ended.
-        Raises ServiceUnavailable if a backend cannot tell.
+        Only the backends that the ledger or the request names are asked. Under
+        "process", say if it cannot be told whether the lease has ended. Raises
+        ServiceUnavailable if a backend cannot tell.
         """
-        with self.context.gate, self.context.opened(lease.netns) as namespace:
-            link = namespace.link(lease.ifindex) if namespace else None
-            links = {link.ifindex: link} if link else {}
-            failures = Failures()
-            differences = self.devices.differences(namespace, [lease], links, failures)
-            failures.raise_any()
-            found = differences.get(lease.id, {})
-            if unknown := self.undetermined(lease, link):
-                found = {**found, "process": unknown}
-            return found
+        return self._differences([lease], every=False).get(lease.id, {})
+
+    def all_differences(self, leases: Iterable[Lease]) -> Differences:
+        """Return how active leases' devices are not connected as requested.
+
+        Every backend is asked. Raises ServiceUnavailable if one cannot tell.
+        """
+        return self._differences(leases, every=True)
+
+    def _differences(self, leases: Iterable[Lease], *, every: bool) -> Differences:
+        spaces: dict[Netns, list[Lease]] = {}
+        for lease in leases:
+            spaces.setdefault(lease.netns, []).append(lease)
+        differences: Differences = {}
+        failures = Failures()
+        for netns, here in spaces.items():
+            with self.context.gate, self.context.opened(netns) as namespace:
+                links = self.devices.links(namespace, here)
+                differences |= self.devices.differences(
+                    namespace, here, links, failures, [] if every else None
+                )
+            for lease in here:
+                if unknown := self.undetermined(lease, links.get(lease.ifindex)):
+                    differences.setdefault(lease.id, {})["process"] = unknown
+        failures.raise_any()
+        return differences
 
     def undetermined(self, lease: Lease, link: Link | None) -> str | None:
         """Say that nothing tells whether a lease has ended; None if something does.

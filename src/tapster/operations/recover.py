@@ -6,14 +6,14 @@ whether its manager lives. The lease is then claimed, looked at once more, and
 repaired.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from math import inf
 
 from tapster.backends.backend import Backend, Leftover
 from tapster.errors import NoSuchLease, TapsterError
 from tapster.kernel.port import Namespace
-from tapster.model import Lease, Link, State
+from tapster.model import Lease, Link, Netns, State
 from tapster.operations import decision
 from tapster.operations.context import Context
 from tapster.operations.decision import Action, Conditions, Repair
@@ -22,11 +22,14 @@ from tapster.operations.failures import Failures
 from tapster.operations.reap import REAP_BATCH
 from tapster.operations.rewire import Rewire
 
-FEW = 8
-"""Up to so many devices are asked for one by one; more are listed at once."""
+MEND_BATCH = 16
+"""Leases that are claimed at a time to be repaired one after the other. Each claim
+costs a transaction, and a lease that is claimed cannot be changed by its owner."""
 
 ENDING = (Action.UNDO, Action.CLOSE)
 """The actions that end a lease: its device, if it exists, is deleted."""
+
+Leftovers = list[tuple[Backend, Leftover]]
 
 OnRepaired = Callable[[Sequence[Repair]], None]
 
@@ -54,6 +57,7 @@ class Recover:
                 context.claims.drop_stale()
             leases = context.ledger.leases()
             failures = Failures()
+            leftovers: Leftovers = []
             try:
                 repairs = self._repair_all(
                     leases,
@@ -61,9 +65,10 @@ class Recover:
                     dry_run=dry_run,
                     wiring=True,
                     on_repaired=on_repaired,
+                    leftovers=leftovers,
                 )
                 if not dry_run:
-                    self._remove_leftovers(leases, failures)
+                    self._remove_leftovers(leftovers, failures)
                 failures.raise_any()
                 return repairs
             finally:
@@ -101,14 +106,21 @@ class Recover:
             ]
             return self._repair_and_wake(leases, False, None)
 
-    def leftovers(self) -> list[tuple[Backend, Leftover]]:
+    def leftovers(self) -> Leftovers:
         """Return what backends have here with the ledger's stamp, and no lease for
         it."""
-        with self.context.gate:
+        context = self.context
+        with context.gate:
             failures = Failures()
-            leftovers = self._leftovers(self.context.ledger.leases(), failures)
+            leftovers: Leftovers = []
+            here = [
+                lease
+                for lease in context.ledger.leases()
+                if context.is_here(lease.netns)
+            ]
+            self.devices.differences(context.namespace, here, {}, failures, leftovers)
             failures.raise_any()
-            return leftovers
+            return self._left_over(leftovers)
 
     def _is_left_over(self, lease: Lease, boot: str) -> bool:
         """Return whether the process that had a lease, or worked on it, is dead."""
@@ -122,29 +134,16 @@ class Recover:
             return True
         return lease.netns.boot != boot
 
-    def _leftovers(
-        self, leases: Sequence[Lease], failures: Failures
-    ) -> list[tuple[Backend, Leftover]]:
-        """As `leftovers`; `leases` were all leases, a moment ago."""
-        context = self.context
-        here = [lease for lease in leases if context.is_here(lease.netns)]
-        observed: list[tuple[Backend, Leftover]] = []
-        for backend in context.backends:
-            try:
-                leftovers = backend.observe(context.namespace, here).leftovers
-            except TapsterError as error:
-                failures.add(error)
-                continue
-            observed += [(backend, leftover) for leftover in leftovers]
-        # Asked after the backends: a lease precedes what is made for it.
-        return [
-            (backend, leftover)
-            for backend, leftover in observed
-            if context.ledger.lease(leftover.lease) is None
-        ]
+    def _left_over(self, observed: Leftovers) -> Leftovers:
+        """Return what belongs to no lease.
 
-    def _remove_leftovers(self, leases: Sequence[Lease], failures: Failures) -> None:
-        for backend, leftover in self._leftovers(leases, failures):
+        The ledger is asked after the backends: a lease precedes what is made for it.
+        """
+        find = self.context.ledger.lease
+        return [found for found in observed if find(found[1].lease) is None]
+
+    def _remove_leftovers(self, observed: Leftovers, failures: Failures) -> None:
+        for backend, leftover in self._left_over(observed):
             try:
                 backend.remove(self.context.namespace, leftover)
             except TapsterError as error:
@@ -174,15 +173,28 @@ class Recover:
         dry_run: bool = False,
         wiring: bool = False,
         on_repaired: OnRepaired | None = None,
+        leftovers: Leftovers | None = None,
     ) -> list[Repair]:
-        """Repair the leases, one namespace after the other."""
+        """Repair the leases, one namespace after the other.
+
+        `leftovers` collects what backends have here that belongs to none of the leases.
+        """
         repairs: list[Repair] = []
-        for netns in dict.fromkeys(lease.netns for lease in leases):
-            batch = [lease for lease in leases if lease.netns == netns]
+        spaces: dict[Netns, list[Lease]] = {}
+        for lease in leases:
+            spaces.setdefault(lease.netns, []).append(lease)
+        if leftovers is not None and not any(map(self.context.is_here, spaces)):
+            spaces[self.context.namespace.netns] = []
+        for netns, batch in spaces.items():
             try:
                 with self.context.opened(netns) as namespace:
                     actions = self._repair_in(
-                        namespace, batch, failures, dry_run=dry_run, wiring=wiring
+                        namespace,
+                        batch,
+                        failures,
+                        dry_run=dry_run,
+                        wiring=wiring,
+                        leftovers=leftovers if self.context.is_here(netns) else None,
                     )
             except TapsterError as error:
                 failures.add(error)
@@ -204,12 +216,15 @@ class Recover:
         *,
         dry_run: bool,
         wiring: bool,
+        leftovers: Leftovers | None,
     ) -> dict[str, Action]:
         """Repair the leases of one namespace; the action on each, by its id."""
-        links = _links(namespace, leases)
+        links = self.devices.links(namespace, leases)
         differences: Differences = {}
         if wiring:
-            differences = self.devices.differences(namespace, leases, links, failures)
+            differences = self.devices.differences(
+                namespace, leases, links, failures, leftovers
+            )
         actions = {
             lease.id: self._decide(
                 namespace,
@@ -219,7 +234,11 @@ class Recover:
             )
             for lease in leases
         }
-        for portion in [] if dry_run else self._portions(leases, actions):
+        if dry_run:
+            return actions
+        restored = self._restore(namespace, leases, actions, differences)
+        remaining = [lease for lease in leases if lease.id not in restored]
+        for portion in self._portions(remaining, actions):
             actions.update(dict.fromkeys([lease.id for lease in portion], Action.LEAVE))
             try:
                 self._repair(namespace, portion, differences, failures, actions)
@@ -227,20 +246,73 @@ class Recover:
                 failures.add(error)
         return actions
 
+    def _restore(
+        self,
+        namespace: Namespace | None,
+        leases: Sequence[Lease],
+        actions: Mapping[str, Action],
+        differences: Differences,
+    ) -> set[str]:
+        """Let each backend restore many leases in one step, if it can.
+
+        Remove what was restored from `differences`. Return the ids of the leases that
+        are as requested now.
+        """
+        rewired = [lease for lease in leases if actions[lease.id] is Action.REWIRE]
+        if namespace is None or len(rewired) < 2:
+            return set()
+        for backend in self.context.backends:
+            wrong = {
+                lease.id: lease
+                for lease in rewired
+                if backend.name in lease.backends
+                and backend.name in differences[lease.id]
+            }
+            if len(wrong) > 1:
+                with suppress(TapsterError):  # then each lease is tried by itself
+                    self._restore_in(namespace, backend, wrong, differences)
+        return {lease.id for lease in rewired if not differences[lease.id]}
+
+    def _restore_in(
+        self,
+        namespace: Namespace,
+        backend: Backend,
+        wrong: Mapping[str, Lease],
+        differences: Differences,
+    ) -> None:
+        """Let one backend restore these leases, unless they have changed."""
+        with self.context.claims.claimed([*wrong]) as claimed:
+            same = [
+                lease
+                for lease in claimed
+                if lease._replace(manager=None)
+                == wrong[lease.id]._replace(manager=None)
+                and self.devices.is_there(namespace, lease)
+            ]
+            restored = backend.restore(namespace, same)
+            for lease in same:
+                if lease.id in restored:
+                    self.rewire.rest_if_released(namespace, lease.id)
+                    del differences[lease.id][backend.name]
+
     def _portions(
         self, leases: Sequence[Lease], actions: Mapping[str, Action]
     ) -> Iterator[Sequence[Lease]]:
-        """The leases to repair: those that end in batches, each other by itself."""
-        ending = [lease for lease in leases if actions[lease.id] in ENDING]
-        for start in range(0, len(ending), REAP_BATCH):
-            yield ending[start : start + REAP_BATCH]
+        """Divide the leases to repair into batches: those that end, then the others."""
         is_alive = self.context.claims.is_alive
+        ending: list[Lease] = []
+        others: list[Lease] = []
         for lease in leases:
             action = actions[lease.id]
             # A dead manager's claim has to go, even if nothing else is to be done.
             claimed = lease.manager is not None and not is_alive(lease.manager)
-            if action not in ENDING and (claimed or action is not Action.LEAVE):
-                yield [lease]
+            if action in ENDING:
+                ending.append(lease)
+            elif claimed or action is not Action.LEAVE:
+                others.append(lease)
+        for group, size in ((ending, REAP_BATCH), (others, MEND_BATCH)):
+            for start in range(0, len(group), size):
+                yield group[start : start + size]
 
     def _repair(
         self,
@@ -260,14 +332,14 @@ class Recover:
             ready: list[Lease] = []
             for lease in claimed:
                 try:
-                    lease, action = self._decide_again(
+                    lease, action, wrong = self._decide_again(
                         namespace, lease, before[lease.id], differences
                     )
                     if action in ENDING:
                         ending[lease.id] = action
                         ready.append(lease)
                     else:
-                        done[lease.id] = self._act(action, namespace, lease)
+                        done[lease.id] = self._act(action, namespace, lease, wrong)
                 except TapsterError as error:
                     failures.add(error)
             if ready:
@@ -283,17 +355,18 @@ class Recover:
         lease: Lease,
         before: Lease,
         differences: Differences,
-    ) -> tuple[Lease, Action]:
+    ) -> tuple[Lease, Action, Collection[str]]:
         """Decide on a claimed lease; return it with every backend that has some of it.
 
-        `before` is the lease as it was when the backends were asked.
+        The third value names what is not as requested. `before` is the lease as it was
+        when the backends were asked.
         """
         link = namespace.link(lease.ifindex) if namespace else None
         unclaimed = lease._replace(manager=None)
         wrong = differences.get(lease.id, {})
         # Backends are asked again only if the lease has changed: some need as long
         # for one lease as for all.
-        if wrong and unclaimed != before._replace(manager=None):
+        if wrong and not _is_same(lease, before):
             links = {link.ifindex: link} if link else {}
             again = self.devices.differences(namespace, [lease], links, Failures())
             wrong = again.get(lease.id, {})
@@ -301,12 +374,18 @@ class Recover:
         # Backends may have something that the ledger does not know of.
         there = [backend for backend in wrong if backend != "link"]
         backends = tuple(dict.fromkeys([*lease.backends, *there]))
-        return lease._replace(backends=backends), action
+        return lease._replace(backends=backends), action, wrong.keys()
 
-    def _act(self, action: Action, namespace: Namespace | None, lease: Lease) -> Action:
+    def _act(
+        self,
+        action: Action,
+        namespace: Namespace | None,
+        lease: Lease,
+        wrong: Collection[str],
+    ) -> Action:
         """Do an action that ends no lease; return the one that was done in the end."""
         try:
-            self._do(action, namespace, lease)
+            self._do(action, namespace, lease, wrong)
         except TapsterError:
             if action is not Action.REWIRE or namespace is None:
                 raise
@@ -314,13 +393,20 @@ class Recover:
             if self.devices.is_there(namespace, lease):
                 raise
             action = self._decide(namespace, lease._replace(manager=None), None)
-            self._do(action, namespace, lease)
+            self._do(action, namespace, lease, wrong)
         return action
 
-    def _do(self, action: Action, namespace: Namespace | None, lease: Lease) -> None:
+    def _do(
+        self,
+        action: Action,
+        namespace: Namespace | None,
+        lease: Lease,
+        wrong: Collection[str],
+    ) -> None:
         if action is Action.REWIRE and namespace is not None:
+            sound = [backend for backend in lease.backends if backend not in wrong]
             with suppress(NoSuchLease):
-                self.rewire.reconnect(namespace, lease, lease.wiring)
+                self.rewire.reconnect(namespace, lease, lease.wiring, sound=sound)
         elif action is not Action.LEAVE and namespace is not None:
             lease = self.context.ledger.begin_release(lease.id)
             released = action is Action.RELEASE
@@ -365,11 +451,6 @@ class Recover:
         return lease.on_close and link is not None
 
 
-def _links(namespace: Namespace | None, leases: Sequence[Lease]) -> dict[int, Link]:
-    """Return the devices that have these leases' ifindexes."""
-    if namespace is None:
-        return {}
-    if len(leases) < FEW:
-        links = [namespace.link(lease.ifindex) for lease in leases]
-        return {link.ifindex: link for link in links if link}
-    return {link.ifindex: link for link in namespace.links()}
+def _is_same(lease: Lease, before: Lease) -> bool:
+    """Return whether a lease is as before, whoever has claimed it."""
+    return lease._replace(manager=before.manager) == before

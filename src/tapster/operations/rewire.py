@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rewire: change what an active lease's device is connected to, or restore it."""
 
+from collections.abc import Collection
 from contextlib import suppress
 
 from tapster import model
@@ -39,15 +40,23 @@ class Rewire:
                 self.context.claims.release()
             return changed._replace(manager=None)
 
-    def reconnect(self, namespace: Namespace, lease: Lease, wiring: Wiring) -> Lease:
+    def reconnect(
+        self,
+        namespace: Namespace,
+        lease: Lease,
+        wiring: Wiring,
+        *,
+        sound: Collection[str] = (),
+    ) -> Lease:
         """Connect a claimed lease's device as `wiring` says, wherever it is now.
 
+        The backends in `sound` have what `wiring` asks of them: they are left alone.
         A release does not wait for claims. Raises NoSuchLease if the lease was
         released during the change; then the device is at rest.
         """
         released = f"lease {lease.id} ({lease.name}) was released while it was changed"
         try:
-            changed = self._reconnect(namespace, lease, wiring)
+            changed = self._reconnect(namespace, lease, wiring, sound)
         except TapsterError:
             if self.rest_if_released(namespace, lease.id):
                 raise NoSuchLease(released, reference=lease.id) from None
@@ -101,7 +110,13 @@ class Rewire:
                 f"restoring the former wiring failed too ({second}); recover will do it"
             )
 
-    def _reconnect(self, namespace: Namespace, lease: Lease, wiring: Wiring) -> Lease:
+    def _reconnect(
+        self,
+        namespace: Namespace,
+        lease: Lease,
+        wiring: Wiring,
+        sound: Collection[str],
+    ) -> Lease:
         on = bridge.find(namespace, wiring.bridge) if wiring.bridge else None
         if on is not None:
             bridge.check(on, wiring)
@@ -125,7 +140,7 @@ class Rewire:
             namespace.set_links(leaving)
             leaving = []
             self._detach_obsolete(namespace, lease, changed)
-        self.devices.connect(namespace, changed, leaving, joining)
+        self.devices.connect(namespace, changed, leaving, joining, sound=sound)
         if stays:
             self._detach_obsolete(namespace, lease, changed)
         return self.context.ledger.rewire(lease.id, wiring, needed)
