@@ -131,6 +131,7 @@ def test_the_wheel_carries_manual_pages_completions_and_units(tmp_path: Path) ->
         "data/share/man/man8/tapster-cni.8",
         "data/share/man/man8/tapster-qemu-bridge-helper.8",
         "data/share/bash-completion/completions/tapster",
+        "data/share/fish/vendor_completions.d/tapster.fish",
         "data/share/zsh/site-functions/_tapster",
         "data/share/tapster/units/tapsterd.service",
     ):

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from tests.repo import fish
 from tests.repo.test_architecture import IMPORTS, MODULES, inside
 
 ROOT = Path(__file__).parents[2]
@@ -195,7 +196,7 @@ def block(name: str) -> str:
 
 
 def main() -> None:
-    """Write every block."""
+    """Write every block, and the completion of fish."""
     for name, compute in BLOCKS.items():
         page = PAGES.get(name, PAGE)
         text = re.sub(
@@ -204,6 +205,7 @@ def main() -> None:
             page.read_text("utf-8"),
         )
         page.write_text(text, "utf-8")
+    fish.PAGE.write_text(fish.text(), "utf-8")
 
 
 if __name__ == "__main__":

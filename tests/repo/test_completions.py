@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The completions, tried out in real shells that type on a terminal of their own.
+"""The completions, tried out in real shells.
+
+Fish says what it would offer; its file is computed from the parser of the command. Bash
+and zsh type on a terminal of their own.
 
 A key puts everything that the shell would offer into the line at once; then the
 line is run, and what is called `tapster` there says which words it was given.
@@ -20,6 +23,7 @@ import pytest
 
 from tapster import cli
 from tapster.cli import nic
+from tests.repo import fish
 from tests.repo.test_manual import options_of
 
 pytestmark = pytest.mark.kernel
@@ -70,7 +74,78 @@ install -m 755 /dev/null bin/some-vm
 PATH=$PWD/bin:$PATH
 exec "$@"
 """
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Return the environment of a shell."""
+    return {
+        "HOME": str(home),
+        "INPUTRC": "/dev/null",
+        "LC_ALL": "C",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "TAPSTER_LEDGER": str(home / "ledger.db"),
+        "TERM": "dumb",
+    }
+
+
 IN_WORLD = ["unshare", "--net", "--mount", "sh", "-euc", WORLD, "sh"]
+
+
+FISH = r"""
+printf '\3'
+while read line
+    complete -C "tapster $line" 2>&1
+    printf '\3'
+end
+"""
+
+
+class Fish:
+    """A fish in the world above, asked what it would offer."""
+
+    shown = ""
+
+    def __init__(self, home: Path, *wrapper: str) -> None:
+        self.home = home
+        page = shlex.quote(str(fish.PAGE))
+        self.process = subprocess.Popen(
+            [
+                *IN_WORLD,
+                *wrapper,
+                "fish",
+                "--no-config",
+                "-c",
+                f"source {page}; {FISH}",
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=home,
+            env=environment(home),
+        )
+        self._answer()
+
+    def offers(self, line: str) -> set[str]:
+        """Return what fish offers for the last word of `tapster LINE`."""
+        assert self.process.stdin
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+        *_, last = shlex.split(f"{line}''")
+        found = self._answer().splitlines()
+        return {candidate.partition("\t")[0] for candidate in found} - {last}
+
+    def _answer(self) -> str:
+        assert self.process.stdout
+        answer = ""
+        while not answer.endswith("\3"):
+            letter = self.process.stdout.read(1)
+            assert letter, answer
+            answer += letter
+        return answer[:-1]
+
+    def close(self) -> None:
+        """Let the shell end."""
+        self.process.communicate()
 
 
 class Shell:
@@ -93,14 +168,7 @@ class Shell:
             stderr=end,
             start_new_session=True,
             cwd=home,
-            env={
-                "HOME": str(home),
-                "INPUTRC": "/dev/null",
-                "LC_ALL": "C",
-                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-                "TAPSTER_LEDGER": str(home / "ledger.db"),
-                "TERM": "dumb",
-            },
+            env=environment(home),
         )
         os.close(end)
 
@@ -114,12 +182,11 @@ class Shell:
         assert given[: len(typed)] == typed
         return set(given[len(typed) :]) - {last}
 
-    def leases(self) -> list[dict[str, str]]:
-        """Return the leases of the world, when the shell is ready."""
-        self.offers("ls")
-        found: list[dict[str, str]]
-        found = json.loads((self.home / "leases").read_text())["leases"]
-        return found
+    def close(self) -> None:
+        """Kill the shell."""
+        os.close(self.terminal)
+        self.process.kill()
+        self.process.wait()
 
     def _read_to(self, mark: str) -> str:
         while mark not in self.screen:
@@ -132,40 +199,52 @@ class Shell:
 
 
 @contextmanager
-def running(name: str, home: Path, *wrapper: str) -> Iterator[Shell]:
-    shell = Shell(name, home, *wrapper)
+def running(name: str, home: Path, *wrapper: str) -> Iterator[Shell | Fish]:
+    if name == "fish":
+        shell: Shell | Fish = Fish(home, *wrapper)
+    else:
+        shell = Shell(name, home, *wrapper)
     try:
         yield shell
     finally:
-        os.close(shell.terminal)
-        shell.process.kill()
-        shell.process.wait()
+        shell.close()
 
 
-@pytest.fixture(scope="module", params=list(COMMAND))
+def leases(shell: Shell | Fish) -> list[dict[str, str]]:
+    """Return the leases of the world, when the shell is ready."""
+    shell.offers("ls")
+    found: list[dict[str, str]]
+    found = json.loads((shell.home / "leases").read_text())["leases"]
+    return found
+
+
+@pytest.fixture(scope="module", params=[*COMMAND, "fish"])
 def shell(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Shell]:
+) -> Iterator[Shell | Fish]:
     with running(request.param, tmp_path_factory.mktemp("home")) as shell:
         yield shell
 
 
-def test_verbs(shell: Shell) -> None:
+def test_verbs(shell: Shell | Fish) -> None:
     assert shell.offers("") == set(cli.VERBS)
     assert shell.offers("rec") == {"recover"}
     assert shell.offers("--ledger x rec") == {"recover"}
 
 
 @pytest.mark.parametrize("verb", ["", *cli.VERBS])
-def test_options(shell: Shell, verb: str) -> None:
+def test_options(shell: Shell | Fish, verb: str) -> None:
     declared = {one for one in options_of(verb) if one.startswith("--")}
     assert shell.offers(f"{verb} --") == declared
     if verb:
         assert shell.offers(f"--ledger x {verb} --led") == {"--ledger"}
 
 
-def test_values(shell: Shell) -> None:
-    """Of options that take one of a few; after any other, no options are offered."""
+def test_values(shell: Shell | Fish) -> None:
+    """Of options that take one of a few; after any other, no options are offered.
+
+    Fish itself offers options for every word that begins with a dash.
+    """
     for verb in cli.VERBS:
         for option, action in options_of(verb).items():
             choices = set(action.choices or ())
@@ -173,11 +252,11 @@ def test_values(shell: Shell) -> None:
                 assert shell.offers(f"{verb} {option} ") == choices
                 equal = shell.offers(f"{verb} {option}=")
                 assert {one.removeprefix(f"{option}=") for one in equal} == choices
-            if action.nargs is None and option != "-h":
+            if isinstance(shell, Shell) and action.nargs is None and option != "-h":
                 assert shell.offers(f"{verb} {option} --") == set()
 
 
-def test_properties_of_a_nic(shell: Shell) -> None:
+def test_properties_of_a_nic(shell: Shell | Fish) -> None:
     parser = argparse.ArgumentParser(add_help=False)
     nic.declare(parser)
     assert shell.offers("run --nic ") == {
@@ -193,21 +272,21 @@ def test_properties_of_a_nic(shell: Shell) -> None:
     }
 
 
-def test_devices_to_build_on(shell: Shell) -> None:
+def test_devices_to_build_on(shell: Shell | Fish) -> None:
     assert shell.offers("add --bridge ") == {"br0", "br1"}
     assert shell.offers("add --link ") == {"near", "far", "vnet0", "vnet1"}  # are up
     assert shell.offers("add --netns blue --bridge ") == {"br2"}
     assert shell.offers("add --netns=blue --bridge=b") == {"--bridge=br2"}
 
 
-def test_network_namespaces(shell: Shell) -> None:
+def test_network_namespaces(shell: Shell | Fish) -> None:
     assert shell.offers("rm --netns ") == {"blue"}
     assert shell.offers("rm --netns bin/some") == {"bin/some-vm"}  # or any path
 
 
-def test_leases(shell: Shell) -> None:
-    names = {lease["name"] for lease in shell.leases()}
-    ids = {lease["id"] for lease in shell.leases()}
+def test_leases(shell: Shell | Fish) -> None:
+    names = {lease["name"] for lease in leases(shell)}
+    ids = {lease["id"] for lease in leases(shell)}
     assert names == {"vnet0", "vnet1"}
     assert shell.offers("show ") == names | ids
     assert shell.offers("ls vnet1 vnet") == names
@@ -219,17 +298,17 @@ def test_leases(shell: Shell) -> None:
     assert shell.offers("rm --netns blue ") == set()
 
 
-def test_users_and_groups(shell: Shell) -> None:
+def test_users_and_groups(shell: Shell | Fish) -> None:
     assert "root" in shell.offers("add --user roo")
     assert "root" in shell.offers("run --group roo")
 
 
-def test_files(shell: Shell) -> None:
+def test_files(shell: Shell | Fish) -> None:
     assert shell.offers("ls --ledger some") == {"some file"}
     assert shell.offers("--ledger=some") == {"--ledger=some file"}
 
 
-def test_commands(shell: Shell) -> None:
+def test_commands(shell: Shell | Fish) -> None:
     assert shell.offers("run -- some") == {"some-vm"}
     assert shell.offers("run --bridge=br0 -- some-vm some") == {"some file"}
     assert shell.offers("run --bridge br0 -- some-vm --led") == set()
@@ -254,7 +333,7 @@ def test_bash_completion_takes_over_for_the_command() -> None:
     assert (done.stdout, done.stderr) == ("from 6", "")
 
 
-@pytest.mark.parametrize("name", COMMAND)
+@pytest.mark.parametrize("name", [*COMMAND, "fish"])
 def test_completion_needs_no_privilege(name: str, tmp_path: Path) -> None:
     """And what cannot be found without is passed over in silence."""
     unprivileged = ("setpriv", "--bounding-set", "-net_admin,-sys_admin")
@@ -263,3 +342,9 @@ def test_completion_needs_no_privilege(name: str, tmp_path: Path) -> None:
         assert shell.offers("add --bridge ") == {"br0", "br1"}
         assert shell.offers("add --netns blue --bridge ") == set()
         assert "failed" not in shell.shown
+
+
+def test_the_completion_of_fish_is_up_to_date() -> None:
+    assert fish.PAGE.read_text("utf-8") == fish.text(), (
+        "to update it: .venv/bin/python -m tests.repo.pages"
+    )

@@ -76,6 +76,10 @@ def shared_files(prefix: str) -> list[File]:
             f"{share}/bash-completion/completions/tapster",
         ),
         File("completions/_tapster", f"{share}/zsh/site-functions/_tapster"),
+        File(
+            "completions/tapster.fish",
+            f"{share}/fish/vendor_completions.d/tapster.fish",
+        ),
         File("units/tapster.toml", f"{examples}/tapster.toml"),
         File("units/grafana-dashboard.json", f"{share}/tapster/grafana-dashboard.json"),
         File("units/alerts.yml", f"{share}/tapster/alerts.yml"),

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compute the completion of fish from the parser of the command."""
+
+import argparse
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+from tapster import cli
+from tapster.cli import nic
+from tests.repo.test_manual import options_of
+
+PAGE = Path(__file__).parents[2] / "completions/tapster.fish"
+
+BRIDGES = "(__tapster_names type bridge)"
+VALUES = {
+    "--bridge": BRIDGES,
+    "--link": "(__tapster_names up)",
+    "--user": "(__fish_complete_users)",
+    "--group": "(__fish_complete_groups)",
+    "--netns": "(__tapster_netns)",
+    "--nic": "(__tapster_nic)",
+}
+"""What fish offers as the value of an option."""
+FILES = ("--ledger", "--socket", "--config", "--output")
+"""Options whose value is a file."""
+LEASES = ("ls", "show")
+CHANGED = ("rm", "set", "take")
+NAMED = ("who", "watch")
+"""Verbs whose operands are names and ids, ids (names too with an owner), or names."""
+
+HEAD = r"""# SPDX-License-Identifier: Apache-2.0
+# Completion of tapster(1) in fish.
+#
+# `python -m tests.repo.pages` writes this file from the parser of the command.
+#
+# Devices are found with ip(8): it needs no root, takes milliseconds and changes
+# nothing. Names that a shell could misread are not offered.
+
+function __tapster_verb # the verb in the line, if any
+    set -l value
+    for word in (commandline -opc)[2..]
+        if test -n "$value"
+            set value
+            continue
+        end
+        switch $word
+            case --ledger --socket
+                set value next
+            case '-*'
+            case '*'
+                echo $word
+                return
+        end
+    end
+    return 1
+end
+
+function __tapster_is # VERB...: whether an option or an operand of a verb comes next
+    set -l verb (__tapster_verb)
+    or return
+    contains -- $verb $argv
+    and not __tapster_command
+end
+
+function __tapster_command # whether the COMMAND of run has begun
+    set -l verb (__tapster_verb)
+    or return
+    test $verb = run
+    and contains -- -- (commandline -opc)
+end
+
+function __tapster_rest # what completes the COMMAND of run
+    set -l words (commandline -opc) (commandline -ct)
+    set -l dashes (contains -i -- -- $words)
+    complete -C (string join ' ' -- (string escape -- $words[(math $dashes + 1)..]))
+end
+
+function __tapster_value # OPTION: its value in the line, if any
+    set -l words (commandline -opc) (commandline -ct)
+    for i in (seq (count $words))
+        if test $words[$i] = $argv[1] -a $i -lt (count $words)
+            echo $words[(math $i + 1)]
+        else
+            string replace -f -- $argv[1]= '' $words[$i]
+        end
+    end
+end
+
+function __tapster_links # IP-OPTION...: a line about each device in --netns
+    set -l netns (__tapster_value --netns)
+    set -q netns[1]
+    and set netns -n $netns[-1]
+    ip $netns -o link show $argv 2>/dev/null
+end
+
+function __tapster_names # IP-OPTION...: the names of devices
+    __tapster_links $argv | string replace -rf '^\d+: ([\w.-]+)[@:].*' '$1'
+end
+
+function __tapster_ids
+    __tapster_links | string replace -rf '.*alias tapster:[^:]*:([[:xdigit:]]+)$' '$1'
+end
+
+function __tapster_leased # the names of leases
+    __tapster_links |
+        string replace -rf '^\d+: ([\w.-]+)[@:].* alias tapster:[^:]*:\w+$' '$1'
+end
+
+function __tapster_changed # leases to change: by name only with the owner
+    __tapster_ids
+    count (__tapster_value --owner) >/dev/null
+    and __tapster_leased
+end
+
+function __tapster_netns # a name, or any path
+    switch (commandline -ct)
+        case '*/*'
+            __fish_complete_path (string replace -- --netns= '' (commandline -ct))
+        case '*'
+            set -l paths /run/netns/*
+            string replace -r '.*/' '' -- $paths
+    end
+end
+"""
+
+
+def text() -> str:
+    """Return the file."""
+    return "\n".join([HEAD, *_nic(), "", *_lines()]) + "\n"
+
+
+def _lines() -> Iterator[str]:
+    yield "complete -c tapster -f"
+    yield "complete -c tapster -n __tapster_command -a '(__tapster_rest)'"
+    for verb, help_ in cli.VERBS.items():
+        yield _complete("'not __tapster_verb'", f"-a {verb}", _quoted(help_))
+    for option in _options(""):
+        yield _complete("'not __tapster_verb'", *option)
+    for verb in cli.VERBS:
+        condition = f"'__tapster_is {verb}'"
+        for option in _options(verb):
+            yield _complete(condition, *option)
+        for operand in _operands(verb):
+            yield _complete(condition, f"-a {_quoted(operand)}")
+
+
+def _complete(condition: str, *words: str) -> str:
+    *rest, description = words if len(words) > 1 else (*words, "")
+    line = f"complete -c tapster -n {condition} {' '.join(rest)}"
+    return f"{line} -d {description}" if description else line
+
+
+def _options(verb: str) -> Iterator[tuple[str, ...]]:
+    shared = {name: action.help for name, action in options_of("").items()}
+    for action in dict.fromkeys(options_of(verb).values()):
+        names = sorted(action.option_strings, key=lambda name: name.startswith("--"))
+        help_ = _plain(action.help or shared.get(names[-1]) or "")
+        for name in [n for n in names if n.startswith("--")]:
+            short = [f"-s {n[1:]}" for n in names if not n.startswith("--")]
+            yield (*short, f"-l {name[2:]}", *_value(action, name), _quoted(help_))
+
+
+def _value(action: argparse.Action, name: str) -> tuple[str, ...]:
+    if action.nargs == 0 or action.nargs == "?":
+        return ()
+    if action.choices:
+        return ("-x", f"-a {_quoted(' '.join(map(str, action.choices)))}")
+    if name in FILES:
+        return ("-r", "-F")
+    if name in VALUES:
+        return ("-x", f"-a {_quoted(VALUES[name])}")
+    return ("-x",)
+
+
+def _operands(verb: str) -> Iterator[str]:
+    parser = argparse.ArgumentParser()
+    import_module(cli.module_name(verb)).declare(parser)
+    for action in parser._actions:
+        if not action.option_strings and action.choices:
+            yield " ".join(map(str, action.choices))
+    if verb in LEASES:
+        yield "(__tapster_leased; __tapster_ids)"
+    elif verb in CHANGED:
+        yield "(__tapster_changed)"
+    elif verb in NAMED:
+        yield "(__tapster_leased)"
+
+
+def _nic() -> Iterator[str]:
+    """Return the function that completes a property of --nic."""
+    parser = argparse.ArgumentParser(add_help=False)
+    nic.declare(parser)
+    yield "function __tapster_nic # KEY=VALUE,...: what the last part can be"
+    yield "    set -l given (string replace -- --nic= '' (commandline -ct))"
+    yield "    set -l before (string match -r '^.*,' -- $given)"
+    yield '    set -l last (string replace -- "$before" \'\' "$given")'
+    yield '    switch "$last"'
+    for action in parser._actions:
+        name = action.option_strings[0]
+        value = VALUES.get(name, " ".join(map(str, action.choices or ())))
+        if value:
+            yield f"        case '{name[2:]}=*'"
+            yield f"            printf '%s\\n' \"$before\"{name[2:]}={_list(value)}"
+    yield "        case '*=*'"
+    yield "        case '*'"
+    keys = [
+        action.option_strings[0][2:] + ("" if action.nargs == 0 else "=")
+        for action in parser._actions
+    ]
+    yield f"            set -l keys {' '.join(keys)}"
+    yield "            printf '%s\\n' \"$before\"$keys"
+    yield "    end"
+    yield "end"
+
+
+def _list(value: str) -> str:
+    return value if value.startswith("(") else f"{{{value.replace(' ', ',')}}}"
+
+
+def _plain(help_: str) -> str:
+    return help_.replace("%%", "%")
+
+
+def _quoted(words: str) -> str:
+    return "'" + words.replace("\\", "\\\\").replace("'", "\\'") + "'"
