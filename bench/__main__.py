@@ -25,6 +25,7 @@ MEASUREMENTS = (
     "backends",
     "filters",
     "daemon",
+    "pods",
     "drift",
 )
 LONG = {"drift": "15 minutes"}
