@@ -139,7 +139,10 @@ _tapster() {
                     operands=$(_tapster_links "$changed")
                     ;;
                 run) options="${nic[*]/#/--} --nic --netns --wait" ;;
-                reap) options=--now ;;
+                reap)
+                    options="$chosen --now"
+                    operands=$(_tapster_links "$changed")
+                    ;;
                 recover) options='--dry-run --json' ;;
                 doctor) options='--json --remove --user --config' ;;
                 fleet)

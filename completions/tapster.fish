@@ -32,14 +32,14 @@ function __tapster_is # VERB...: whether an option or an operand of a verb comes
     and not __tapster_command
 end
 
-function __tapster_command # whether the COMMAND of run has begun
+function __tapster_command # whether the COMMAND of run or open has begun
     set -l verb (__tapster_verb)
     or return
-    test $verb = run
+    contains -- $verb run open
     and contains -- -- (commandline -opc)
 end
 
-function __tapster_rest # what completes the COMMAND of run
+function __tapster_rest # what completes the COMMAND of run or open
     set -l words (commandline -opc) (commandline -ct)
     set -l dashes (contains -i -- -- $words)
     complete -C (string join ' ' -- (string escape -- $words[(math $dashes + 1)..]))
@@ -129,6 +129,7 @@ complete -c tapster -n 'not __tapster_verb' -a show -d 'show a lease, its device
 complete -c tapster -n 'not __tapster_verb' -a who -d 'show who has or had a name'
 complete -c tapster -n 'not __tapster_verb' -a report -d 'write a picture of who had which name, as one HTML page'
 complete -c tapster -n 'not __tapster_verb' -a run -d 'run a command with devices that end with it'
+complete -c tapster -n 'not __tapster_verb' -a open -d 'run a command with descriptors of a device that runs'
 complete -c tapster -n 'not __tapster_verb' -a reap -d 'delete the devices whose FIN WAIT is over'
 complete -c tapster -n 'not __tapster_verb' -a recover -d 'repair what crashes left'
 complete -c tapster -n 'not __tapster_verb' -a doctor -d 'list the problems of this host, with remedies'
@@ -193,6 +194,7 @@ complete -c tapster -n '__tapster_is add' -l up -d 'plug the guest\'s cable in (
 complete -c tapster -n '__tapster_is add' -l down -d 'pull the guest\'s cable out'
 complete -c tapster -n '__tapster_is add' -l wait -d 'wait while the name is in FIN WAIT, so long at most'
 complete -c tapster -n '__tapster_is add' -l netns -x -a '(__tapster_netns)' -d 'create it in this network namespace (name or path)'
+complete -c tapster -n '__tapster_is add' -l pid -x -a '(__fish_complete_pids)' -d 'release it when this process has ended and no process has it open'
 complete -c tapster -n '__tapster_is add' -l id -d 'print the lease id alone'
 complete -c tapster -n '__tapster_is add' -l format -x -d 'print this, as with ls: \'{name} {id}\''
 complete -c tapster -n '__tapster_is add' -l json -d 'print the lease as JSON'
@@ -352,11 +354,24 @@ complete -c tapster -n '__tapster_is run' -l no-standby -d 'connect it to nothin
 complete -c tapster -n '__tapster_is run' -l up -d 'plug the guest\'s cable in (the default)'
 complete -c tapster -n '__tapster_is run' -l down -d 'pull the guest\'s cable out'
 complete -c tapster -n '__tapster_is run' -l wait -d 'wait while the name is in FIN WAIT, so long at most'
+complete -c tapster -n '__tapster_is open' -s h -l help -d 'show this help message and exit'
+complete -c tapster -n '__tapster_is open' -l ledger -r -F -d 'the ledger (else $TAPSTER_LEDGER, else /var/lib/tapster/ledger.db)'
+complete -c tapster -n '__tapster_is open' -l socket -r -F -d 'use the daemon at this socket; without root the daemon is always used'
+complete -c tapster -n '__tapster_is open' -s v -l verbose -d 'print each change as a command of ip, bridge, nft, tc or ovs-vsctl'
+complete -c tapster -n '__tapster_is open' -l owner -x -d 'the owner of the lease, if it has one'
+complete -c tapster -n '__tapster_is open' -l netns -x -a '(__tapster_netns)' -d 'look for the name in this network namespace first'
+complete -c tapster -n '__tapster_is open' -a '(__tapster_changed)'
 complete -c tapster -n '__tapster_is reap' -s h -l help -d 'show this help message and exit'
 complete -c tapster -n '__tapster_is reap' -l ledger -r -F -d 'the ledger (else $TAPSTER_LEDGER, else /var/lib/tapster/ledger.db)'
 complete -c tapster -n '__tapster_is reap' -l socket -r -F -d 'use the daemon at this socket; without root the daemon is always used'
 complete -c tapster -n '__tapster_is reap' -s v -l verbose -d 'print each change as a command of ip, bridge, nft, tc or ovs-vsctl'
+complete -c tapster -n '__tapster_is reap' -l owner -x -d 'of this owner (a pattern)'
+complete -c tapster -n '__tapster_is reap' -l bridge -x -a '(__tapster_names type bridge)' -d 'on this bridge or lower device'
+complete -c tapster -n '__tapster_is reap' -l state -x -a 'reserved active fin_wait' -d 'in this state'
+complete -c tapster -n '__tapster_is reap' -l netns -x -a '(__tapster_netns)' -d 'in this network namespace'
+complete -c tapster -n '__tapster_is reap' -l label -x -d 'with this label; may be given several times'
 complete -c tapster -n '__tapster_is reap' -l now -d 'end every FIN WAIT at this moment'
+complete -c tapster -n '__tapster_is reap' -a '(__tapster_changed)'
 complete -c tapster -n '__tapster_is recover' -s h -l help -d 'show this help message and exit'
 complete -c tapster -n '__tapster_is recover' -l ledger -r -F -d 'the ledger (else $TAPSTER_LEDGER, else /var/lib/tapster/ledger.db)'
 complete -c tapster -n '__tapster_is recover' -l socket -r -F -d 'use the daemon at this socket; without root the daemon is always used'

@@ -216,11 +216,15 @@ class Manager(Protocol):
 
     # Look after
 
-    def reap(self, *, now: bool = False) -> int:
+    def reap(
+        self, leases: Iterable[Reference] | None = None, *, now: bool = False
+    ) -> int:
         """Delete the devices whose FIN WAIT is over, or all that wait if `now`.
 
-        Return how many leases ended. A lease that cannot be ended keeps waiting, and
-        the reason is raised after the rest is done.
+        With `leases`, end the FIN WAIT of these at this moment, and of no others: for
+        an owner who knows that its own cleanup by name is over. Each must have been
+        released. Return how many leases ended. A lease that cannot be ended keeps
+        waiting, and the reason is raised after the rest is done.
         """
 
     def recover(self, *, dry_run: bool = False) -> list[Repair]:

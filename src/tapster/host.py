@@ -135,8 +135,12 @@ class Host(Manager):
 
     # Look after
 
-    def reap(self, *, now: bool = False) -> int:
+    def reap(
+        self, leases: Iterable[Reference] | None = None, *, now: bool = False
+    ) -> int:
         check_value(bool, now, "now")
+        if leases is not None:
+            return self._operations.reap.some(ids_of(leases))
         return self._operations.reap(now=now)
 
     def recover(self, *, dry_run: bool = False) -> list[Repair]:

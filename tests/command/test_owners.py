@@ -136,3 +136,46 @@ def test_add_prints_the_id_or_what_is_asked_for(tapster: Command) -> None:
     assert tapster(f"ls {name} --id").strip() == id
     assert "no field 'nme'" in tapster("add --format {nme}", 2)
     assert set(iproute.links()) == {"lo", "br0", "vnet0", "vnet1"}
+
+
+# reap
+
+
+def test_one_wait_is_ended_by_name_and_owner(tapster: Command) -> None:
+    for owner in ("B", "C"):
+        tapster(f"add --fin-wait 60 --owner {owner}")
+    tapster("rm --all")
+    refused = tapster("reap vnet0", 1)
+    assert refused.endswith("reap --owner B vnet0\nreaped 0\n")
+    assert "vnet0" in iproute.links()
+    assert tapster(remedy(refused.partition("\n")[0])) == "reaped 1\n"
+    assert set(iproute.links()) == {"lo", "br0", "vnet1"}
+    error = tapster("add --name vnet1", 1)
+    assert tapster(error.partition(": tapster ")[2]) == "reaped 1\n"
+    assert tapster("add --name vnet1") == "vnet1\n"
+    assert "vnet1) is active" in tapster("reap vnet1", 1)
+
+
+@pytest.mark.parametrize(
+    ("choice", "gone"),
+    [
+        ("--owner B", {"vnet0", "vnet1"}),
+        ("--bridge br0", {"vnet0"}),
+        ("--label k=v", {"vnet1"}),
+        ("--state fin_wait", {"vnet0", "vnet1", "vnet2"}),
+        ("--state active", set()),
+        ("--owner '*' 'vnet*'", {"vnet0", "vnet1", "vnet2"}),
+        ("--netns blue", set()),
+    ],
+)
+def test_filters_choose_the_waits_that_end(
+    tapster: Command, choice: str, gone: set[str]
+) -> None:
+    for options in ("--owner B --bridge br0", "--owner B --label k=v", ""):
+        tapster(f"add --fin-wait 60 {options}")
+    tapster("rm --all")
+    tapster("add --owner B --bridge br0 --label k=v --name vnet9")
+    before = set(iproute.links())
+    assert tapster(f"reap {choice}") == f"reaped {len(gone)}\n"
+    assert before - set(iproute.links()) == gone
+    assert "give it alone" in tapster(f"reap --now {choice}", 2)

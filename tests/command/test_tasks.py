@@ -107,6 +107,7 @@ CHANGING = [
     Task("remove by pattern", "rm --owner '*' 'ci*'"),
     Task("remove if it is there", "rm --ignore-missing nothing"),
     Task("free the names that wait", "reap --now", ("reaped 1",)),
+    Task("free one name", "reap --owner gone vnet4", ("reaped 1",)),
     Task("repair", "recover", ("rewire vnet2",)),
     Task("move a running VM", "set --owner web vnet0 --bridge br1"),
     Task("pull the cable out", "set --owner web vnet0 --down"),

@@ -555,3 +555,20 @@ def test_a_name_is_found_to_be_changed_only_with_its_owner(
         with pytest.raises(NoSuchLease, match="is a name"):
             root.call(method, request)
     assert iproute.ports() == {"vnet0"}
+
+
+def test_a_user_ends_the_wait_of_its_own_lease_if_a_rule_lets_it_choose_one(
+    alice: Client, bob: Client
+) -> None:
+    leases = [library.acquire(client, BR0) for client in (alice, bob)]
+    alice.release(leases[0])
+    bob.release(leases[1])
+    with pytest.raises(NoSuchLease):
+        alice.reap([leases[1]])
+    with pytest.raises(NotAllowed, match='"fin-wait"'):
+        bob.reap([leases[1]])
+    with pytest.raises(NotAllowed, match="maintain"):
+        alice.reap(now=True)
+    assert alice.reap([leases[0]]) == 1
+    assert alice.reap([leases[0]]) == 0
+    assert {"vnet0", "vnet1"} & set(iproute.links()) == {"vnet1"}

@@ -20,12 +20,13 @@ VALUES = {
     "--group": "(__fish_complete_groups)",
     "--netns": "(__tapster_netns)",
     "--nic": "(__tapster_nic)",
+    "--pid": "(__fish_complete_pids)",
 }
 """What fish offers as the value of an option."""
 FILES = ("--ledger", "--socket", "--config", "--output")
 """Options whose value is a file."""
 LEASES = ("ls", "show")
-CHANGED = ("rm", "set", "take")
+CHANGED = ("rm", "set", "take", "open", "reap")
 NAMED = ("who", "watch")
 """Verbs whose operands are names and ids, ids (names too with an owner), or names."""
 
@@ -63,14 +64,14 @@ function __tapster_is # VERB...: whether an option or an operand of a verb comes
     and not __tapster_command
 end
 
-function __tapster_command # whether the COMMAND of run has begun
+function __tapster_command # whether the COMMAND of run or open has begun
     set -l verb (__tapster_verb)
     or return
-    test $verb = run
+    contains -- $verb run open
     and contains -- -- (commandline -opc)
 end
 
-function __tapster_rest # what completes the COMMAND of run
+function __tapster_rest # what completes the COMMAND of run or open
     set -l words (commandline -opc) (commandline -ct)
     set -l dashes (contains -i -- -- $words)
     complete -C (string join ' ' -- (string escape -- $words[(math $dashes + 1)..]))

@@ -290,7 +290,7 @@ def test_leases(shell: Shell | Fish) -> None:
     assert names == {"vnet0", "vnet1"}
     assert shell.offers("show ") == names | ids
     assert shell.offers("ls vnet1 vnet") == names
-    for verb in ("rm", "set", "take", "open"):
+    for verb in ("rm", "set", "take", "open", "reap"):
         assert shell.offers(f"{verb} ") == ids, "a name alone may be refused"
         assert shell.offers(f"{verb} --owner web ") == names | ids
     assert shell.offers("rm --owner=web ") == names | ids

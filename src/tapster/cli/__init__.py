@@ -101,6 +101,17 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
         # imports take a twentieth of a verb's time.
         super().__init__(prog, width=_columns() - 2)
 
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Fill each paragraph, except where lines are indented."""
+        from textwrap import fill  # only for help
+
+        return "\n\n".join(
+            paragraph
+            if "\n " in paragraph
+            else fill(paragraph, width, initial_indent=indent, subsequent_indent=indent)
+            for paragraph in text.strip("\n").split("\n\n")
+        )
+
 
 def _columns() -> int:
     with suppress(ValueError):

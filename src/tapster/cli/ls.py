@@ -7,7 +7,6 @@ The table fits the terminal: it leaves columns out that do not fit.
 """
 
 import argparse
-import sys
 import time
 
 from tapster.cli import output, selection, terminal
@@ -76,9 +75,7 @@ def run(options: argparse.Namespace, host: "Manager") -> int:
             print(fill_in(parts, lease))
     else:
         _show(options, host, leases)
-    for error in chosen.missing:
-        print(f"tapster: {error}", file=sys.stderr)
-    return int(bool(chosen.missing))
+    return int(selection.report(chosen.missing))
 
 
 def _show(options: argparse.Namespace, host: "Manager", leases: list[Lease]) -> None:

@@ -1,20 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Delete the devices whose FIN WAIT is over. The reaper also does so by itself."""
+"""Delete the devices whose FIN WAIT is over. The reaper also does so by itself.
+
+With a NAME, an ID or a filter, end the FIN WAIT of these leases at this moment:
+for an owner who knows that its own cleanup by name is over. A lease that has an
+owner is chosen by its id, or with --owner.
+"""
 
 import argparse
 
+from tapster.cli import selection
+from tapster.errors import RequestError, TapsterError
 from tapster.light import TYPE_CHECKING
+from tapster.model import State
 
 if TYPE_CHECKING:
     from tapster.api import Manager
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
+    selection.declare(parser)
     parser.add_argument(
         "--now", action="store_true", help="end every FIN WAIT at this moment"
     )
 
 
 def run(options: argparse.Namespace, host: "Manager") -> int:
-    print(f"reaped {host.reap(now=options.now)}")
-    return 0
+    if not selection.is_given(options):
+        print(f"reaped {host.reap(now=options.now)}")
+        return 0
+    if options.now:
+        raise RequestError(
+            "--now ends every FIN WAIT: give it alone; that of the leases that are "
+            "chosen ends at once in any case"
+        )
+    chosen = selection.choose(options, host)
+    # Of filters and patterns those that wait; a plain name or id has to wait.
+    leases = [
+        lease
+        for lease in chosen.leases
+        if lease.state is State.FIN_WAIT or {lease.name, lease.id} & {*options.lease}
+    ]
+    refusals = selection.refusals(options, leases)
+    failed = selection.report([*refusals.values(), *chosen.missing])
+    reaped = 0
+    for lease in leases:
+        if lease.id not in refusals:
+            try:
+                reaped += host.reap([lease])
+            except TapsterError as error:
+                failed = selection.report([error])
+    print(f"reaped {reaped}")
+    return int(failed)

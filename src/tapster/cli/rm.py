@@ -6,7 +6,6 @@ alone is refused: the name of a VM that has ended may be another VM's by now.
 """
 
 import argparse
-import sys
 
 from tapster.cli import selection
 from tapster.errors import RequestError, TapsterError
@@ -38,9 +37,7 @@ def run(options: argparse.Namespace, host: "Manager") -> int:
         )
     chosen = selection.choose(options, host, all=False)
     refusals = selection.refusals(options, chosen.leases)
-    for refusal in refusals.values():
-        print(f"tapster: {refusal}", file=sys.stderr)
-    failed = bool(refusals)
+    failed = selection.report(refusals.values())
     for lease in chosen.leases:
         if lease.id in refusals:
             continue
@@ -50,10 +47,7 @@ def run(options: argparse.Namespace, host: "Manager") -> int:
         try:
             host.release(lease.id)
         except TapsterError as error:
-            print(f"tapster: {error}", file=sys.stderr)
-            failed = True
-    if not options.ignore_missing:
-        for missing in chosen.missing:
-            print(f"tapster: {missing}", file=sys.stderr)
-            failed = True
+            failed = selection.report([error])
+    if not options.ignore_missing and selection.report(chosen.missing):
+        failed = True
     return int(failed)

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.usage = "tapster run [OPTIONS] [--nic KEY=VALUE,...]... -- COMMAND ..."
     parser.add_argument(
         "--nic",

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Choose leases by name, id, owner, bridge, state, namespace or label.
 
-`ls`, `rm` and `show` share these options; `set` and `take` choose one lease by its
-name or id. To change a lease that has an owner, a name alone is not enough: it may be
-another VM's by now.
+`ls`, `rm`, `show` and `reap` share these options; `set`, `take` and `open` choose one
+lease by its name or id. To change a lease that has an owner, a name alone is not
+enough: it may be another VM's by now.
 """
 
 import argparse
+import sys
 from collections.abc import Iterable, Sequence
 
 from tapster.cli import output
-from tapster.errors import NoSuchLease, OwnerRequired
+from tapster.errors import NoSuchLease, OwnerRequired, TapsterError
 from tapster.light import TYPE_CHECKING
 from tapster.model import Lease, State
 
@@ -111,6 +112,16 @@ def _naming_the_owner(
     owner = f"--owner={lease.owner}" if lease.owner.startswith("-") else ""
     owned = [owner] if owner else ["--owner", lease.owner]
     return join(["tapster", *before, *owned, lease.name, *rest])
+
+
+def report(errors: Iterable[TapsterError]) -> bool:
+    """Print errors; tell whether there was one."""
+    failed = False
+    for error in errors:
+        failed = True
+        for line in (str(error), *getattr(error, "__notes__", ())):
+            print(f"tapster: {line}", file=sys.stderr)
+    return failed
 
 
 def is_given(options: argparse.Namespace) -> bool:

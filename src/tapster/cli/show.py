@@ -2,7 +2,6 @@
 """Show leases, their devices as the kernel reports them, and every difference."""
 
 import argparse
-import sys
 
 from tapster.cli import output, selection, terminal
 from tapster.errors import RequestError, ServiceUnavailable
@@ -35,9 +34,7 @@ def run(options: argparse.Namespace, host: "Manager") -> int:
             "\n\n".join("\n".join(lines(lease)) for lease in shown),
             end="\n" * bool(shown),
         )
-    for error in chosen.missing:
-        print(f"tapster: {error}", file=sys.stderr)
-    return int(bool(chosen.missing))
+    return int(selection.report(chosen.missing))
 
 
 def _look(host: "Manager", lease: Lease) -> dict[str, Any]:

@@ -84,6 +84,7 @@ class Device(NamedTuple):
 SEE_OTHERS = Need("features", "see-others")
 END_OTHERS = Need("features", "end-others")
 MAINTAIN = Need("features", "maintain")
+FIN_WAIT = Need("features", "fin-wait")
 
 LISTED = {
     "bridge": "bridges",

@@ -435,9 +435,23 @@ class Service:
 
     def _reap(self, call: Call) -> Answer:
         asked: interface.Reap = call.parameters
+        if asked.leases is not None:
+            return self._reap_some(call.caller, asked.leases)
         self._permit_rule(call.caller, policy.MAINTAIN)
         reaped = self._operations.reap(
             now=asked.now, on_reaped=self._upkeep.report_reaped
+        )
+        return Answer(interface.Reaped(reaped))
+
+    def _reap_some(self, caller: Caller, ids: Sequence[str]) -> Answer:
+        """End the FIN WAIT of leases that the caller may end, if it may choose one."""
+        look = self._operations.look
+        there = [id for id in ids if not look.has_ended(id)]
+        leases = [self._own(caller, id) for id in there]
+        if not policy.allows(self.rules, caller, policy.MAINTAIN):
+            self._permit_rule(caller, policy.FIN_WAIT)
+        reaped = self._operations.reap.some(
+            [lease.id for lease in leases], on_reaped=self._upkeep.report_reaped
         )
         return Answer(interface.Reaped(reaped))
 

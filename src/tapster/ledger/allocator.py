@@ -165,7 +165,12 @@ class Allocator:
             status = (
                 "is leased" if deadline is None else f"waits {fin_wait:g} s (FIN WAIT)"
             )
-            remedy = "" if deadline is None else "; wait, or reclaim it as its owner"
+            remedy = (
+                ""
+                if deadline is None
+                else "; wait, reclaim it as its owner, or end its wait: "
+                f"tapster reap {id_}"
+            )
             raise NameTaken(
                 f"name {name!r} {status}: lease {id_}, owner {owner!r}{remedy}",
                 name=name,

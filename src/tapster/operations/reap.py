@@ -4,8 +4,8 @@
 from collections.abc import Callable, Sequence
 from math import inf
 
-from tapster.errors import TapsterError
-from tapster.model import Lease
+from tapster.errors import ConflictError, LeaseBusy, NoSuchLease, TapsterError
+from tapster.model import Lease, State
 from tapster.operations.context import Context
 from tapster.operations.devices import Devices
 from tapster.operations.failures import Failures
@@ -66,6 +66,57 @@ class Reap:
                 context.claims.release()
         failures.raise_any()
         return ended
+
+    def some(
+        self,
+        ids: Sequence[str],
+        *,
+        on_reaped: Callable[[Sequence[Lease]], None] | None = None,
+    ) -> int:
+        """End the FIN WAIT of these leases at this moment; return how many ended.
+
+        A lease that has ended already is no failure. Raises NoSuchLease,
+        ConflictError if a lease has not been released, and LeaseBusy.
+        """
+        context = self.context
+        failures = Failures()
+        with context.gate:
+            context.claims.drop_stale()
+            waiting = [lease for id in ids if (lease := self._waiting(id))]
+            with context.claims.claimed([lease.id for lease in waiting]) as claimed:
+                ended: list[Lease] = []
+                for netns in {lease.netns for lease in claimed}:
+                    batch = [lease for lease in claimed if lease.netns == netns]
+                    with context.opened(netns) as namespace:
+                        ended += self.devices.end(namespace, batch, failures)
+            if ended and on_reaped is not None:
+                on_reaped(ended)
+            free = {lease.id for lease in claimed}
+            for lease in waiting:
+                if lease.id not in free and context.ledger.lease(lease.id):
+                    failures.add(
+                        LeaseBusy(
+                            f"another process works on lease {lease.id} ({lease.name}) "
+                            "at this moment; try again",
+                            lease=lease.id,
+                        )
+                    )
+        failures.raise_any()
+        return len(ended)
+
+    def _waiting(self, id: str) -> Lease | None:
+        """Return the lease, which must be in FIN WAIT; None if it has ended."""
+        lease = self.context.ledger.lease(id)
+        if lease is None:
+            if self.context.ledger.ended(id):
+                return None
+            raise NoSuchLease(f"no lease has the id {id!r}", reference=id)
+        if lease.state is not State.FIN_WAIT:
+            raise ConflictError(
+                f"lease {id} ({lease.name}) is {lease.state}, not in FIN WAIT: "
+                "release it first"
+            )
+        return lease
 
     def next_deadline(self) -> float | None:
         """Return when the next FIN WAIT ends, on `CLOCK_BOOTTIME`; None if none

@@ -244,9 +244,12 @@ class Client(Manager):
 
     # Look after
 
-    def reap(self, *, now: bool = False) -> int:
+    def reap(
+        self, leases: Iterable[Reference] | None = None, *, now: bool = False
+    ) -> int:
         check_value(bool, now, "now")
-        return int(self.call("Reap", interface.Reap(now))[0].reaped)
+        ids = None if leases is None else tuple(ids_of(leases))
+        return int(self.call("Reap", interface.Reap(now, ids))[0].reaped)
 
     def recover(self, *, dry_run: bool = False) -> list[Repair]:
         check_value(bool, dry_run, "dry_run")

@@ -160,6 +160,7 @@ class Reopen(NamedTuple):
 
 class Reap(NamedTuple):
     now: bool = False
+    leases: tuple[str, ...] | None = None
 
 
 class Reaped(NamedTuple):
@@ -283,7 +284,13 @@ METHODS = (
         Device,
         "Open a lease's device again.",
     ),
-    Method("Reap", Reap, Reaped, "Delete the devices whose FIN WAIT is over."),
+    Method(
+        "Reap",
+        Reap,
+        Reaped,
+        """Delete the devices whose FIN WAIT is over, or all that wait if now. If leases
+        are given, end the FIN WAIT of these alone, at this moment.""",
+    ),
     Method("Recover", Recover, Recovered, "Bring ledger and kernel into agreement."),
     Method("Examine", Nothing, Problems, "List the problems of the host."),
     Method("RemoveLeftovers", Leftovers, Names, "Delete a lost ledger's devices."),
