@@ -2,6 +2,7 @@
 """How tapsterd is run: units, socket activation, metrics and the dashboard."""
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -147,3 +148,28 @@ def test_systemd_finds_nothing_wrong_and_little_exposed(tmp_path: Path) -> None:
     exposure = re.search(r"exposure level for tapsterd.service: ([\d.]+)", shown)
     assert exposure
     assert float(exposure[1]) <= 3
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "fifo", "link"])
+def test_the_daemon_replaces_nothing_but_a_socket(daemon: Daemon, kind: str) -> None:
+    path = Path("/run/test/other.sock")
+    target = Path("/run/test/target")
+    if kind == "file":
+        path.write_text("precious")
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(path)
+    else:
+        target.write_text("precious")
+        path.symlink_to(target)
+    before = path.lstat()
+    done = subprocess.run(
+        [daemon.programs / "tapsterd", "--socket", path, "--config", daemon.config],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "something else than a socket is there" in done.stderr
+    assert path.lstat() == before

@@ -42,12 +42,20 @@ def dead(_: int) -> bool:
     return False
 
 
-def reserve(ledger: Ledger, *specs: Spec, netns: Netns = HERE) -> list[Lease]:
+def reserve(
+    ledger: Ledger, *specs: Spec, netns: Netns = HERE, caller_uid: int | None = None
+) -> list[Lease]:
     """Reserve where no foreign device is."""
     return ledger.reserve(
         netns,
         [
-            Reservation(spec, model.check_spec(spec), spec.mac, spec.wiring)
+            Reservation(
+                spec,
+                model.check_spec(spec),
+                spec.mac,
+                spec.wiring,
+                caller_uid=caller_uid,
+            )
             for spec in specs
         ],
         manager=ME,

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The history: what a query finds, and what that costs among many rows."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tapster.ledger import Ledger
+from tapster.ledger.history import USERS
 from tapster.model import HistoryEvent, HistoryQuery, Tap
-from tests.ledger.making import Clock, hold
+from tests.ledger.making import Clock, hold, reserve
 
 ROWS = (1_000, 200_000)
 
@@ -114,4 +116,25 @@ def test_the_ledger_remembers_as_much_as_its_setting_says(tmp_path: Path) -> Non
     assert len(ledger.entries(HistoryQuery())) == 2
     assert len(ledger.events()) == 2
     assert ledger.events(since=2.0) == []
+    ledger.close()
+
+
+def test_a_user_makes_no_entries_of_others_go(tmp_path: Path) -> None:
+    clock = Clock()
+    ledger = Ledger(tmp_path / "ledger.db", clock)
+    ledger.keep_history(100)
+    mallory, alice, root = 61003, 61001, None
+    for caller_uid, count in ((alice, 5), (root, 5), (mallory, 300)):
+        for _ in range(count):
+            clock.wall += 1
+            reserved = reserve(ledger, Tap(), caller_uid=caller_uid)
+            (lease,) = ledger.activate(reserved, None)
+            ledger.record_event(
+                HistoryEvent(clock.wall, "moved", lease.id, lease.name, "", caller_uid)
+            )
+            ledger.end([lease.id])
+    for kept in (ledger.entries(HistoryQuery()), ledger.events()):
+        users = Counter(item.caller_uid for item in kept)
+        assert (users[alice], users[root]) == (5, 5)
+        assert users[mallory] <= 100 // USERS
     ledger.close()

@@ -12,15 +12,18 @@ from tapster.model import HistoryEntry, HistoryEvent, HistoryQuery, Kind
 
 HISTORY_ROWS = 100_000
 """How many ended leases the ledger remembers, unless a setting says otherwise."""
-HISTORY_SHARE = 10_000
-"""How many of these one user of the daemon may have acquired."""
+USERS = 10
+"""The part of the entries that one user of the daemon may have is one of so many."""
 PRUNE_EVERY = 64
-"""Entries after which a user's share is enforced: counting takes a while."""
-_PRUNE = """
-DELETE FROM history WHERE caller_uid = ?1 AND created <= (
-    SELECT created FROM history WHERE caller_uid = ?1
-    ORDER BY created DESC LIMIT 1 OFFSET ?2
+"""Entries after which the limits are enforced: counting takes a while."""
+_PRUNE_USER = """
+DELETE FROM {table} WHERE caller_uid = ?1 AND {time} <= (
+    SELECT {time} FROM {table} WHERE caller_uid = ?1
+    ORDER BY {time} DESC LIMIT 1 OFFSET ?2
 )
+"""
+_PRUNE = """
+DELETE FROM {table} WHERE seq IN (SELECT seq FROM {table} ORDER BY seq LIMIT ?)
 """
 
 # Each SELECT finds its rows in order by an index, and SQLite merges the two: so a
@@ -71,7 +74,7 @@ def entries(db: sqlite3.Connection, query: HistoryQuery) -> list[HistoryEntry]:
     ended += [f"ended > :{key}" for key in ("since", "at") if key in values]
     narrowed = {"name", "owner", "mac", "lease"} & values.keys()
     # Without a name the time is what narrows best; SQLite cannot know that. A user's
-    # entries are few (HISTORY_SHARE), where those of a name may be many.
+    # entries are few (a part of USERS), where those of a name may be many.
     indexed = ""
     if query.caller_uid is not None and query.lease is None:
         indexed = "INDEXED BY history_caller"
@@ -99,8 +102,7 @@ def has(db: sqlite3.Connection, id: str) -> bool:
 def record(db: sqlite3.Connection, ids: Iterable[str], wallclock: float) -> None:
     """Record the end of leases, apart from those that never became active.
 
-    Forget the oldest entries beyond the limit, and now and then a user's oldest beyond
-    HISTORY_SHARE: no user can make the entries of others go.
+    Forget what exceeds the limits.
     """
     ids = list(ids)
     users = {
@@ -110,26 +112,40 @@ def record(db: sqlite3.Connection, ids: Iterable[str], wallclock: float) -> None
         if uid is not None
     }
     db.executemany(_RECORD, [(wallclock, wallclock, id) for id in ids])
-    (last,) = db.execute("SELECT max(seq) FROM history").fetchone()
-    if users and last and last // PRUNE_EVERY != (last - len(ids)) // PRUNE_EVERY:
-        db.executemany(_PRUNE, [(uid, HISTORY_SHARE) for uid in users])
-    db.execute(
-        "DELETE FROM history WHERE seq <= (SELECT max(seq) FROM history) - ?",
-        (settings.history_rows(db, HISTORY_ROWS),),
-    )
+    _prune(db, "history", "created", len(ids), users)
 
 
 def record_event(db: sqlite3.Connection, event: HistoryEvent) -> None:
-    """Record something that happened to a device; forget the oldest events."""
+    """Record something that happened to a device. Forget what exceeds the limits."""
     db.execute(
         "INSERT INTO event (time, event, lease, name, owner, caller_uid, detail) "
         "VALUES (?, ?, ?, ?, ?, ?, ?)",
         event,
     )
-    db.execute(
-        "DELETE FROM event WHERE seq <= (SELECT max(seq) FROM event) - ?",
-        (settings.history_rows(db, HISTORY_ROWS),),
-    )
+    users = () if event.caller_uid is None else (event.caller_uid,)
+    _prune(db, "event", "time", 1, users)
+
+
+def _prune(
+    db: sqlite3.Connection, table: str, time: str, added: int, users: Iterable[int]
+) -> None:
+    """Forget the oldest rows beyond a user's share, and beyond the limit.
+
+    Rows are counted, and not told by their numbers: each row that a user adds raises
+    the numbers, and would make the rows of others seem old. So no user can make the
+    rows of others go.
+    """
+    limit = settings.history_rows(db, HISTORY_ROWS)
+    every = max(1, min(PRUNE_EVERY, limit // 100))
+    (last,) = db.execute(f"SELECT max(seq) FROM {table}").fetchone()  # noqa: S608
+    if last is None or last // every == (last - added) // every:
+        return
+    share = max(1, limit // USERS)
+    prune_user = _PRUNE_USER.format(table=table, time=time)
+    db.executemany(prune_user, [(uid, share) for uid in users])
+    (rows,) = db.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608
+    if rows > limit:
+        db.execute(_PRUNE.format(table=table), (rows - limit,))
 
 
 def events(
