@@ -55,6 +55,10 @@ class RequestError(TapsterError, ValueError):
 class BadName(RequestError):
     """Linux would refuse the name or template."""
 
+    fields: ClassVar[tuple[str, ...]] = ("name",)
+    name: str | None = None
+    """The name or template that was given."""
+
 
 class NoSuchLease(RequestError):
     """No lease has this id or name."""
@@ -66,6 +70,10 @@ class NoSuchLease(RequestError):
 
 class NoSuchLink(RequestError):
     """A bridge, lower device or network namespace is missing or unfit."""
+
+    fields: ClassVar[tuple[str, ...]] = ("name",)
+    name: str | None = None
+    """The name of the device, or the name or path of the namespace."""
 
 
 class NotAllowed(TapsterError):
@@ -92,6 +100,14 @@ class NameTaken(ConflictError):
 
 class MacTaken(ConflictError):
     """Another active lease has the MAC on the same bridge or lower device."""
+
+    fields: ClassVar[tuple[str, ...]] = ("mac", "lease", "owner")
+    mac: str | None = None
+    """The MAC that was given."""
+    lease: str | None = None
+    """The id of the lease that has the MAC."""
+    owner: str | None = None
+    """The owner of that lease."""
 
 
 class NamesExhausted(ConflictError):
@@ -132,7 +148,11 @@ class LeaseBusy(ConflictError):
 
 
 class QuotaExceeded(ConflictError):
-    """The user has as many devices as the daemon's policy allows."""
+    """The user has as many devices, or keys of names, as the daemon allows."""
+
+    fields: ClassVar[tuple[str, ...]] = ("limit",)
+    limit: int | None = None
+    """How many the user can have."""
 
 
 class Overloaded(ConflictError):
@@ -158,6 +178,10 @@ class KernelError(HostError):
 
 class MissingCapability(HostError):
     """The process lacks the privilege for this."""
+
+    fields: ClassVar[tuple[str, ...]] = ("capability",)
+    capability: str | None = None
+    """The missing capability, as capabilities(7) calls it."""
 
 
 class ServiceUnavailable(HostError):

@@ -7,8 +7,9 @@ Each method is an operation with a file of its own in `tapster.operations`.
 import os
 from collections.abc import Callable, Iterable, Sequence
 
+from tapster import backends as all_backends
 from tapster.api import Manager, Reference, check_acquire, id_of, ids_of
-from tapster.backends.backend import Backend
+from tapster.backends import MakeBackends
 from tapster.checks import check_record, check_value
 from tapster.kernel.port import System
 from tapster.light import Unpack
@@ -42,7 +43,7 @@ class Host(Manager):
         *,
         netns: str | None = None,
         system: System | None = None,
-        backends: Sequence[Backend] | None = None,
+        backends: MakeBackends = all_backends.make,
         reaper: Callable[[str], None] | None = None,
     ) -> None:
         """Open the ledger, by default `TAPSTER_LEDGER` or /var/lib/tapster.
@@ -50,7 +51,8 @@ class Host(Manager):
         New devices are made in the network namespace `netns` (a name or a path;
         None is the caller's). After a release `reaper` is called, with the ledger's
         path, if no reaper runs; by default one is started that ends when no lease
-        waits. `system` and `backends` are for tests: see `tapster.testing`.
+        waits. `system` and `backends`, which makes the backends, are for tests: see
+        `tapster.testing`.
         """
         check_value(str | os.PathLike | None, ledger, "ledger")
         check_value(str | None, netns, "netns")

@@ -62,14 +62,15 @@ def parse(text: str) -> Template:
         check(text)
         return Template(text, "", numbered=False)
     if not text.isprintable():
-        raise BadName(f"template {text!r} {_UNPRINTABLE}")
+        raise BadName(f"template {text!r} {_UNPRINTABLE}", name=text)
     if not rest.startswith("d") or "%" in rest:
-        raise BadName(f"template {text!r}: '%' may stand only once, as '%d'")
+        raise BadName(f"template {text!r}: '%' may stand only once, as '%d'", name=text)
     template = Template(prefix, rest[1:], numbered=True)
     if template.capacity < 10:
         raise BadName(
             f"template {text!r} leaves no room for a number: "
-            f"a name has at most {MAX_BYTES} bytes"
+            f"a name has at most {MAX_BYTES} bytes",
+            name=text,
         )
     check(template.name(0))
     return template
@@ -78,7 +79,7 @@ def parse(text: str) -> Template:
 def check(name: str) -> None:
     """Raise BadName if Linux would refuse the name."""
     if reason := _objection(name):
-        raise BadName(f"name {name!r} {reason}")
+        raise BadName(f"name {name!r} {reason}", name=name)
 
 
 def _objection(name: str) -> str | None:

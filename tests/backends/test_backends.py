@@ -81,7 +81,9 @@ def ledger(tmp_path: Path) -> Path:
 def host(system: FakeSystem, switch: Switch, ledger: Path) -> Iterator[Host]:
     system.stranger().add_bridge("br0")
     system.stranger().add_bridge("switch0")
-    with Host(ledger, system=system, reaper=no_reaper, backends=[switch]) as host:
+    with Host(
+        ledger, system=system, reaper=no_reaper, backends=lambda *_: [switch]
+    ) as host:
         yield host
 
 
@@ -146,7 +148,9 @@ def test_a_lease_of_an_earlier_boot_waits_until_its_backends_are_back(
     system.reboot()
     switch.away = True
     woken: list[str] = []
-    with Host(ledger, system=system, reaper=woken.append, backends=[switch]) as after:
+    with Host(
+        ledger, system=system, reaper=woken.append, backends=lambda *_: [switch]
+    ) as after:
         with pytest.raises(ServiceUnavailable):
             after.settle()
         assert woken, "nobody would try again"

@@ -104,7 +104,10 @@ class Parts:
         self.events: list[Event] = []
         self.watched: set[Process] = set()
         self.host = Host(
-            folder / "ledger.db", system=self.system, reaper=lambda _: None, backends=()
+            folder / "ledger.db",
+            system=self.system,
+            reaper=lambda _: None,
+            backends=lambda *_: (),
         )
         self.loop = Loop(self.clock)
         self.worker = Worker(self._explain)

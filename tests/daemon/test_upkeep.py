@@ -220,7 +220,7 @@ def test_a_change_in_another_namespace_is_noticed(
         netns="blue",
         system=made.system,
         reaper=lambda _: None,
-        backends=(),
+        backends=lambda *_: (),
     ) as blue:
         lease = acquire(blue)
     watched.upkeep.follow_new_namespaces()

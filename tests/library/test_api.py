@@ -19,15 +19,18 @@ import pytest
 import tapster
 from lab.library import no_reaper
 from tapster import (
+    BadName,
     Changes,
     Client,
     Host,
     InternalError,
     Lease,
+    MacTaken,
     Macvtap,
     Manager,
     NameTaken,
     NoSuchLease,
+    NoSuchLink,
     OpenDevice,
     Rate,
     RequestError,
@@ -348,6 +351,22 @@ def test_a_taken_name_says_by_whom_and_until_when(
     with pytest.raises(NameTaken) as caught:
         host.acquire(Tap(name="lan"))
     assert (caught.value.name, caught.value.lease) == ("lan", None)
+
+
+def test_a_refusal_has_the_value_that_was_wrong(host: Host) -> None:
+    with pytest.raises(BadName) as bad:
+        host.acquire(Tap(name="a/b"))
+    assert bad.value.name == "a/b"
+    with pytest.raises(NoSuchLink) as missing:
+        host.acquire(Tap(bridge="br9"))
+    assert missing.value.name == "br9"
+    mac = "52:54:00:00:00:01"
+    opened = host.acquire(Tap(bridge="br0", mac=mac, owner="vm1"))
+    opened.close()
+    with pytest.raises(MacTaken) as taken:
+        host.acquire(Tap(bridge="br0", mac=mac))
+    error = taken.value
+    assert (error.mac, error.lease, error.owner) == (mac, opened.id, "vm1")
 
 
 def test_an_error_takes_only_the_fields_of_its_type() -> None:

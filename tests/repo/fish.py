@@ -25,10 +25,10 @@ VALUES = {
 """What fish offers as the value of an option."""
 FILES = ("--ledger", "--socket", "--config", "--output")
 """Options whose value is a file."""
-LEASES = ("ls", "show")
-CHANGED = ("rm", "set", "take", "open", "reap")
-NAMED = ("who", "watch")
-"""Verbs whose operands are names and ids, ids (names too with an owner), or names."""
+READING = ("ls", "show")
+"""Verbs that take the name of a lease without its owner."""
+RUNNING = ("run", "open")
+"""Verbs that are followed by a COMMAND."""
 
 HEAD = r"""# SPDX-License-Identifier: Apache-2.0
 # Completion of tapster(1) in fish.
@@ -67,7 +67,7 @@ end
 function __tapster_command # whether the COMMAND of run or open has begun
     set -l verb (__tapster_verb)
     or return
-    contains -- $verb run open
+    contains -- $verb RUNNING
     and contains -- -- (commandline -opc)
 end
 
@@ -128,7 +128,8 @@ end
 
 def text() -> str:
     """Return the file."""
-    return "\n".join([HEAD, *_nic(), "", *_lines()]) + "\n"
+    head = HEAD.replace("RUNNING", " ".join(RUNNING))
+    return "\n".join([head, *_nic(), "", *_lines()]) + "\n"
 
 
 def _lines() -> Iterator[str]:
@@ -177,15 +178,16 @@ def _value(action: argparse.Action, name: str) -> tuple[str, ...]:
 def _operands(verb: str) -> Iterator[str]:
     parser = argparse.ArgumentParser()
     import_module(cli.module_name(verb)).declare(parser)
-    for action in parser._actions:
-        if not action.option_strings and action.choices:
+    operands = (one for one in parser._actions if not one.option_strings)
+    for action in operands:
+        if action.choices:
             yield " ".join(map(str, action.choices))
-    if verb in LEASES:
-        yield "(__tapster_leased; __tapster_ids)"
-    elif verb in CHANGED:
-        yield "(__tapster_changed)"
-    elif verb in NAMED:
-        yield "(__tapster_leased)"
+        elif action.dest == "lease" and verb in READING:
+            yield "(__tapster_leased; __tapster_ids)"
+        elif action.dest == "lease":
+            yield "(__tapster_changed)"
+        elif action.dest == "name":
+            yield "(__tapster_leased)"
 
 
 def _nic() -> Iterator[str]:

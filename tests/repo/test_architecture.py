@@ -341,7 +341,7 @@ ROOMS = [
     Room(
         "tapster.operations.operations",
         (
-            "tapster.backends.backend",
+            "tapster.backends",
             "tapster.kernel.port",
             "tapster.operations",
         ),
@@ -351,7 +351,7 @@ ROOMS = [
         "tapster.host",
         (
             "tapster.api",
-            "tapster.backends.backend",
+            "tapster.backends",
             "tapster.checks",
             "tapster.doctor",
             "tapster.kernel.port",

@@ -342,9 +342,3 @@ def test_completion_needs_no_privilege(name: str, tmp_path: Path) -> None:
         assert shell.offers("add --bridge ") == {"br0", "br1"}
         assert shell.offers("add --netns blue --bridge ") == set()
         assert "failed" not in shell.shown
-
-
-def test_the_completion_of_fish_is_up_to_date() -> None:
-    assert fish.PAGE.read_text("utf-8") == fish.text(), (
-        "to update it: .venv/bin/python -m tests.repo.pages"
-    )

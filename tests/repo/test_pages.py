@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import tapster
-from tests.repo import pages
+from tests.repo import fish, pages
 from tests.repo.pages import BLOCKS, LAYERS, PAGE, ROOT, block
 from tests.repo.test_architecture import MODULES
 
@@ -104,3 +104,9 @@ def test_readme_names_only_what_the_library_has() -> None:
     }
     assert named
     assert [name for name in named if not hasattr(tapster, name)] == []
+
+
+def test_the_completion_of_fish_is_up_to_date() -> None:
+    assert fish.PAGE.read_text("utf-8") == fish.text(), (
+        "to update it: .venv/bin/python -m tests.repo.pages"
+    )

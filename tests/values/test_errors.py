@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tree of errors, and what the package shows the world."""
 
+import ast
 import errno
 import re
+from pathlib import Path
 
 import pytest
 
@@ -10,10 +12,10 @@ import tapster
 from tapster import errors
 from tapster.errors import KernelError, RequestError, TapsterError
 
-CLASSES = {
+CLASSES: dict[str, type[TapsterError]] = {
     name: kind
     for name, kind in vars(errors).items()
-    if isinstance(kind, type) and kind.__module__ == errors.__name__
+    if isinstance(kind, type) and issubclass(kind, TapsterError)
 }
 
 
@@ -65,3 +67,23 @@ def test_a_kernel_error_says_what_was_tried_and_how_it_failed() -> None:
 
 def test_every_error_is_public() -> None:
     assert set(CLASSES) <= set(tapster.__all__)
+
+
+def calls() -> list[tuple[str, int, str, set[str | None]]]:
+    """Return where the package makes an error that has fields, and which it gives."""
+    return [
+        (path.name, call.lineno, name, {keyword.arg for keyword in call.keywords})
+        for path in Path(tapster.__file__).parent.rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(call, ast.Call)
+        and (name := ast.unparse(call.func).rpartition(".")[2]) in CLASSES
+        and CLASSES[name].fields
+    ]
+
+
+def test_every_error_is_raised_with_a_field() -> None:
+    found = calls()
+    assert {name for _, _, name, _ in found} == {
+        name for name, kind in CLASSES.items() if kind.fields
+    }
+    assert [call for call in found if not call[3]] == []

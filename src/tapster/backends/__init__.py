@@ -6,13 +6,15 @@ changes connect a device, and which disconnect it, by ifindex. Backends that kee
 state outside the kernel's links implement the protocol in backend.py.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from tapster.backends.backend import Backend
 from tapster.backends.lazy import LazyBackend
 from tapster.model import Lease
 
 Leases = Callable[[], Iterable[Lease]]
+MakeBackends = Callable[[str, Leases], Sequence[Backend]]
+"""Makes backends, from a ledger's id and a function that lists its leases."""
 
 
 def make(ledger: str, leases: Leases = tuple) -> tuple[Backend, ...]:

@@ -17,11 +17,14 @@ def find(namespace: Namespace, name: str) -> Link:
     if link is None:
         raise NoSuchLink(
             f"there is no bridge {name!r}; make it with: "
-            f"ip link add {name} type bridge && ip link set {name} up"
+            f"ip link add {name} type bridge && ip link set {name} up",
+            name=name,
         )
     if link.kind != "bridge":
         kind = link.kind or "hardware"
-        raise NoSuchLink(f"{name!r} is not a bridge but a device of kind {kind}")
+        raise NoSuchLink(
+            f"{name!r} is not a bridge but a device of kind {kind}", name=name
+        )
     return link
 
 
@@ -39,7 +42,8 @@ def check(bridge: Link, wiring: Wiring) -> None:
         name = bridge.name
         raise NoSuchLink(
             f"bridge {name!r} does not filter VLANs; switch this on, "
-            f"where the kernel can: ip link set {name} type bridge vlan_filtering 1"
+            f"where the kernel can: ip link set {name} type bridge vlan_filtering 1",
+            name=name,
         )
 
 

@@ -20,14 +20,18 @@ def find(namespace: Namespace, spec: Macvtap) -> Lower:
     name = spec.lower
     link = namespace.named(name)
     if link is None:
-        raise NoSuchLink(f"there is no device {name!r} for a macvtap to sit on")
+        raise NoSuchLink(
+            f"there is no device {name!r} for a macvtap to sit on", name=name
+        )
     if not link.up:
         raise NoSuchLink(
-            f"device {name!r} is down; bring it up with: ip link set {name} up"
+            f"device {name!r} is down; bring it up with: ip link set {name} up",
+            name=name,
         )
     if link.master:
         raise NoSuchLink(
-            f"device {name!r} is a port of a bridge, so it cannot carry a macvtap"
+            f"device {name!r} is a port of a bridge, so it cannot carry a macvtap",
+            name=name,
         )
     if spec.mtu is not None and spec.mtu > link.mtu:
         raise RequestError(

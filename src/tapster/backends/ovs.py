@@ -89,7 +89,8 @@ class Ovs:
         # In another namespace a port would take in another device of this name.
         if not link or local != [{"ifindex": link.ifindex, "mac_in_use": link.mac}]:
             raise NoSuchLink(
-                f"Open vSwitch's bridge {name!r} is not in this network namespace"
+                f"Open vSwitch's bridge {name!r} is not in this network namespace",
+                name=name,
             )
 
     def attach(self, namespace: Namespace, lease: Lease) -> None:
@@ -461,7 +462,8 @@ def _stamped(stamp: str) -> list[Condition]:
 def _no_bridge(name: str) -> NoSuchLink:
     return NoSuchLink(
         f"Open vSwitch has no bridge {name!r}; make it with: "
-        f"ovs-vsctl add-br {name} && ip link set {name} up"
+        f"ovs-vsctl add-br {name} && ip link set {name} up",
+        name=name,
     )
 
 

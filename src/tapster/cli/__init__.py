@@ -300,7 +300,8 @@ def _open(verb: str, options: argparse.Namespace, parser: Parser) -> "Manager":
     if not told and own:
         raise MissingCapability(
             f"tapster {verb} needs CAP_NET_ADMIN for a ledger of its own; "
-            f"run it as root: sudo tapster {verb}"
+            f"run it as root: sudo tapster {verb}",
+            capability="CAP_NET_ADMIN",
         )
     if options.verbose:
         parser.error("-v prints what tapster itself changes; here the daemon does")
@@ -316,7 +317,8 @@ def _open(verb: str, options: argparse.Namespace, parser: Parser) -> "Manager":
         if options.socket is not None:
             raise
         raise MissingCapability(
-            f"tapster {verb} needs CAP_NET_ADMIN, or the daemon: {error}"
+            f"tapster {verb} needs CAP_NET_ADMIN, or the daemon: {error}",
+            capability="CAP_NET_ADMIN",
         ) from error
 
 
@@ -331,23 +333,12 @@ def _keep_history(host: "Host") -> None:
 
 def _verbose_host(path: str | None, netns: str | None) -> "Host":
     """Open a Host that prints each change as the equivalent command."""
-    from tapster import backends
     from tapster.cli import verbose
     from tapster.host import Host
     from tapster.kernel.linux import LinuxSystem
-    from tapster.ledger import Ledger
-    from tapster.operations.context import ledger_path
 
     system = verbose.system(LinuxSystem())
-    ledger = Ledger(ledger_path(path), system)
-    ledger.close()  # opened for its id
-    opened: list[Host] = []
-    made = backends.make(
-        ledger.id, lambda: opened[0].operations.context.ledger.leases()
-    )
-    wrapped = verbose.backends(made, ledger.id)
-    opened.append(Host(path, netns=netns, system=system, backends=wrapped))
-    return opened[0]
+    return Host(path, netns=netns, system=system, backends=verbose.backends)
 
 
 _VERBOSE = "print each change as a command of ip, bridge, nft, tc or ovs-vsctl"

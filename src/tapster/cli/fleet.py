@@ -131,7 +131,9 @@ def _epoch(options: argparse.Namespace, loaded: Settings) -> int:
 def _entry(member: Member, name_or_id: str) -> Entry:
     entries = member.book.entries("WHERE name = ? OR id = ?", name_or_id, name_or_id)
     if not entries:
-        raise NoSuchLease(f"no lease has the name or id {name_or_id!r}")
+        raise NoSuchLease(
+            f"no lease has the name or id {name_or_id!r}", reference=name_or_id
+        )
     return entries[-1]
 
 

@@ -71,7 +71,8 @@ def one(options: argparse.Namespace, host: "Manager") -> Lease:
         raise _with_hint(error, options.lease, host) from None
     if pattern and not like(lease.owner, owner):
         raise NoSuchLease(
-            f"{options.lease!r} belongs to owner {lease.owner!r}, not to {owner!r}"
+            f"{options.lease!r} belongs to owner {lease.owner!r}, not to {owner!r}",
+            reference=options.lease,
         )
     for refusal in refusals(options, [lease]).values():
         raise refusal
@@ -170,7 +171,9 @@ def choose(options: argparse.Namespace, host: "Manager", *, all: bool = True) ->
         ids |= named
         if not named:
             missing.append(
-                NoSuchLease(f"no lease chosen has the name or id {wanted!r}")
+                NoSuchLease(
+                    f"no lease chosen has the name or id {wanted!r}", reference=wanted
+                )
             )
     return Chosen([lease for lease in leases if lease.id in ids], missing)
 
@@ -189,9 +192,11 @@ def _find_each(names: Sequence[str], owner: str | None, host: "Manager") -> Chos
 
 
 def _with_hint(error: NoSuchLease, name: str, host: "Manager") -> NoSuchLease:
-    """Return an error with the nearest name, unless it says all there is to say."""
+    """Return an error with the nearest name, unless a lease has the name."""
     names = {lease.name for lease in host.leases()}
-    return error if name in names else NoSuchLease(f"{error}{hint(name, names)}")
+    if name in names:
+        return error
+    return NoSuchLease(f"{error}{hint(name, names)}", reference=name)
 
 
 def _fits(lease: Lease, options: argparse.Namespace) -> bool:

@@ -9,9 +9,9 @@ uses ifindexes. No command requests an ifindex for a tap, because ip(8) has no o
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from tapster.backends import htb, ovsport
+from tapster.backends import Leases, htb, make, ovsport
 from tapster.backends.backend import Backend, Leftover, Observation
 from tapster.kernel import netns
 from tapster.kernel.port import GuardLimit, LinkChange, Namespace, NewMacvtap, System
@@ -319,11 +319,11 @@ def _on(yes: bool) -> str:
     return "on" if yes else "off"
 
 
-def backends(
-    made: Iterable[Backend], ledger: str, write: Write = write
-) -> tuple[Backend, ...]:
-    """Return the backends, wrapped."""
-    return tuple(VerboseBackend(backend, ledger, write) for backend in made)
+def backends(ledger: str, leases: Leases, write: Write = write) -> tuple[Backend, ...]:
+    """Make the backends of a ledger, wrapped."""
+    return tuple(
+        VerboseBackend(backend, ledger, write) for backend in make(ledger, leases)
+    )
 
 
 def system(real: System, write: Write = write) -> System:

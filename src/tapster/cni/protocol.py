@@ -138,7 +138,7 @@ def check_ifname(name: str) -> None:
     """Check the name of a device. Raises BadName."""
     names.check(name)
     if "%" in name or ":" in name:
-        raise BadName(f"name {name!r} contains '%' or ':'")
+        raise BadName(f"name {name!r} contains '%' or ':'", name=name)
 
 
 def read_configuration(text: bytes) -> dict[str, Any]:

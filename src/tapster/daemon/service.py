@@ -220,13 +220,15 @@ class Service:
             self._metrics.add("refused", "quota")
             raise QuotaExceeded(
                 f"{caller} has {held} of {quota} devices and asks for {wanted} more; "
-                "release one, or have devices = raised in a rule of the policy"
+                "release one, or have devices = raised in a rule of the policy",
+                limit=quota,
             )
         if (waiting := count[State.FIN_WAIT]) + wanted > config.limits.waiting:
             self._metrics.add("refused", "waiting")
             raise QuotaExceeded(
                 f"{caller} has {waiting} devices in FIN WAIT: at most "
-                f"{config.limits.waiting}; wait until some are gone"
+                f"{config.limits.waiting}; wait until some are gone",
+                limit=config.limits.waiting,
             )
 
     def _take_back(self, ids: Iterable[str]) -> None:
@@ -288,7 +290,9 @@ class Service:
         request = request._replace(nics=(interface.nic(spec),))
         with self._operations.context.opened(lease.netns) as namespace:
             if namespace is None:
-                raise NoSuchLink(f"the namespace of lease {lease.id} is gone")
+                raise NoSuchLink(
+                    f"the namespace of lease {lease.id} is gone", name=lease.netns.path
+                )
             request = self._checked(call.caller, namespace, request)
         if isinstance(spec := interface.spec_of(request.nics[0]), Tap) and (
             "bridge" in changes
@@ -426,7 +430,9 @@ class Service:
         """Return the lease with this id, if the caller may end it."""
         lease = self._seen(caller, id)
         if lease.id != id:
-            raise NoSuchLease(f"no lease has the id {id!r}: {lease.name!r} is a name")
+            raise NoSuchLease(
+                f"no lease has the id {id!r}: {lease.name!r} is a name", reference=id
+            )
         if not policy.may_end(self.rules, caller, lease):
             self._permit_rule(caller, policy.END_OTHERS)
         return lease

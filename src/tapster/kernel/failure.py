@@ -22,7 +22,9 @@ def failure(
     """Return the error to raise when `action`, which needs `capability`, failed."""
     code = error.errno or 0
     if code in (EPERM, EACCES) and not has(capability):
-        return MissingCapability(f"{action} needs {capability}: run as root")
+        return MissingCapability(
+            f"{action} needs {capability}: run as root", capability=capability
+        )
     return KernelError(code, action, error.strerror or "")
 
 

@@ -81,7 +81,9 @@ class LinuxSystem:
             path = path or netns.known_path()
             fd = netns.open_netns(opened)
         except FileNotFoundError:
-            raise NoSuchLink(f"there is no network namespace {where!r}") from None
+            raise NoSuchLink(
+                f"there is no network namespace {where!r}", name=where
+            ) from None
         except OSError as error:
             raise failure(
                 error, f"opening network namespace {opened!r}", "CAP_SYS_ADMIN"

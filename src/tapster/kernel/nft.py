@@ -83,7 +83,10 @@ class Nft:
 
 def _see_that_it_can_work() -> None:
     if not has("CAP_NET_ADMIN"):
-        raise MissingCapability("asking nftables needs CAP_NET_ADMIN: run as root")
+        raise MissingCapability(
+            "asking nftables needs CAP_NET_ADMIN: run as root",
+            capability="CAP_NET_ADMIN",
+        )
     # If the library cannot open a socket, it ends the process.
     for family in (socket.NETLINK_ROUTE, NETLINK_NETFILTER):
         socket.socket(

@@ -248,15 +248,18 @@ class Allocator:
         if keys >= share.keys:
             raise QuotaExceeded(
                 f"{keys} keys of stable names are remembered for user id "
-                f"{share.caller_uid}, and no more: use a key again"
+                f"{share.caller_uid}, and no more: use a key again",
+                limit=share.keys,
             )
         query += " AND template = ?"
         text = str(template)
         (keys,) = self._db.execute(query, (share.caller_uid, text)).fetchone()
-        if keys >= max(template.capacity // SHARES, 1):
+        limit = max(template.capacity // SHARES, 1)
+        if keys >= limit:
             raise QuotaExceeded(
                 f"{keys} of the {template.capacity} names of template {text!r} belong "
-                f"to keys of user id {share.caller_uid}, and no more: use a key again"
+                f"to keys of user id {share.caller_uid}, and no more: use a key again",
+                limit=limit,
             )
 
     def _exclude(

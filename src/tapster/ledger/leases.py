@@ -146,7 +146,10 @@ def refuse_same_mac(
         raise MacTaken(
             f"MAC {mac} is in use on {next(filter(None, segment))!r}: lease {id} "
             f"({name}), owner {owner!r}; give this VM another MAC, or acquire the "
-            "device on standby if the VM is to move here"
+            "device on standby if the VM is to move here",
+            mac=mac,
+            lease=id,
+            owner=owner,
         )
 
 

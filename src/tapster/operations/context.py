@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from tapster import backends as all_backends
+from tapster.backends import MakeBackends
 from tapster.backends.backend import Backend
 from tapster.errors import HostError, RequestError, TapsterError, internal
 from tapster.kernel.linux import LinuxSystem
@@ -182,7 +183,7 @@ def open_context(
     *,
     netns: str | None = None,
     system: System | None = None,
-    backends: Sequence[Backend] | None = None,
+    backends: MakeBackends = all_backends.make,
     reaper: Callable[[str], None] | None = None,
 ) -> Context:
     """Open a ledger and a namespace; the parameters are those of `Host`."""
@@ -193,9 +194,7 @@ def open_context(
             ledger=opened,
             system=system,
             namespace=system.netns(netns),
-            backends=all_backends.make(opened.id, opened.leases)
-            if backends is None
-            else backends,
+            backends=backends(opened.id, opened.leases),
             claims=Claims(opened),
             start_reaper=reaper or start_reaper,
             guards=Guards(opened, system),

@@ -6,9 +6,10 @@ more than a user does, and work with the operations themselves.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from tapster.backends.backend import Backend
+from tapster import backends as all_backends
+from tapster.backends import MakeBackends
 from tapster.kernel.port import System
 from tapster.light import Self
 from tapster.operations.acquire import Acquire
@@ -64,7 +65,7 @@ def open_operations(
     *,
     netns: str | None = None,
     system: System | None = None,
-    backends: Sequence[Backend] | None = None,
+    backends: MakeBackends = all_backends.make,
     reaper: Callable[[str], None] | None = None,
 ) -> Operations:
     """Open a ledger for all operations; the parameters are those of `Host`."""

@@ -158,4 +158,6 @@ class Rewire:
 
 
 def _gone(lease: Lease) -> NoSuchLink:
-    return NoSuchLink(f"device {lease.name!r} is gone; run: tapster recover")
+    return NoSuchLink(
+        f"device {lease.name!r} is gone; run: tapster recover", name=lease.name
+    )

@@ -216,6 +216,9 @@ class Failure(NamedTuple):
     until: float | None = None
     template: str | None = None
     bridge: str | None = None
+    mac: str | None = None
+    limit: int | None = None
+    capability: str | None = None
 
 
 METHODS = (

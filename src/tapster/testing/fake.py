@@ -80,7 +80,7 @@ class FakeSystem:
             return self._at(self.world.own)
         path = _path_of(where)
         if path not in self.world.paths:
-            raise NoSuchLink(f"there is no network namespace {where!r}")
+            raise NoSuchLink(f"there is no network namespace {where!r}", name=where)
         return FakeNamespace(self, self.world.paths[path], path)
 
     def find(self, netns: Netns) -> "FakeNamespace | None":
