@@ -38,6 +38,8 @@ def test_the_file_says_what_options_are(settings: Path) -> None:
     assert found.history == 1
     assert str(found.mac()).startswith("52:54:00:ab:")
     assert found.mac() != found.mac()
+    assert found.mac("web") == Defaults(str(settings)).mac("web") != found.mac("db")
+    assert str(found.mac("web")).startswith("52:54:00:ab:")
 
 
 def test_the_environment_takes_precedence(

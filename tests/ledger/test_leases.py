@@ -7,6 +7,7 @@ from collections.abc import Callable
 from itertools import chain, repeat
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,7 @@ from tapster.model import (
     Macvtap,
     Mode,
     Naming,
+    Netns,
     Rate,
     State,
     Tap,
@@ -484,3 +486,86 @@ def test_a_namespace_without_leases_is_forgotten_but_not_its_counters(
     assert rows == [(THERE.cookie,)]
     assert names_of(hold(ledger, Tap(naming=Naming.NEXT))) == ["vnet2"]
     assert names_of(hold(ledger, Tap())) == ["vnet0"]
+
+
+def stable(ledger: Ledger, key: str, netns: Netns = HERE, **more: Any) -> Lease:
+    """Lease the stable name of a key."""
+    (lease,) = reserve(ledger, Tap(naming=Naming.STABLE, key=key, **more), netns=netns)
+    (lease,) = ledger.activate([lease], None)
+    return lease
+
+
+def test_stable_gives_a_key_its_mac_again(path: Path) -> None:
+    macs = []
+    for _ in range(3):  # as after a restart of the host
+        ledger = Ledger(path, Clock())
+        lease = stable(ledger, "web")
+        macs.append(lease.mac)
+        end(ledger, lease)
+        end(ledger, *hold(ledger, Tap(), Tap()))
+        ledger.close()
+    assert len(set(macs)) == 1
+    other = Ledger(path, Clock())
+    assert stable(other, "db").mac != macs[0]
+
+
+def test_a_mac_that_was_given_is_not_the_keys(ledger: Ledger) -> None:
+    given = stable(ledger, "web", mac="52:54:00:00:00:01")
+    end(ledger, given)
+    first = stable(ledger, "web")
+    assert (given.mac, first.mac != given.mac) == ("52:54:00:00:00:01", True)
+    end(ledger, first)
+    end(ledger, stable(ledger, "web", mac="52:54:00:00:00:01"))
+    assert stable(ledger, "web").mac == first.mac
+
+
+def test_no_other_lease_gets_the_mac_of_a_key(path: Path) -> None:
+    drawn = iter([b"\0\0\1", b"\0\0\1", b"\0\0\2"])
+
+    def randomness(size: int) -> bytes:
+        return next(drawn) if size == 3 else os.urandom(size)
+
+    ledger = Ledger(path, Clock(), randomness=randomness)
+    web = stable(ledger, "web")
+    end(ledger, web)
+    assert web.mac == "52:54:00:00:00:01"
+    (other,) = reserve(ledger, Tap())
+    assert other.mac == "52:54:00:00:00:02"
+
+
+def test_two_namespaces_do_not_share_the_mac_of_a_key(ledger: Ledger) -> None:
+    """Their macvtaps may be on one network."""
+    here = stable(ledger, "web")
+    there = stable(ledger, "web", THERE)
+    assert (here.name, here.mac != there.mac) == (there.name, True)
+
+
+def test_a_key_gets_another_mac_while_another_device_has_its_own(
+    ledger: Ledger,
+) -> None:
+    web = stable(ledger, "web", bridge="br0")
+    end(ledger, web)
+    (other,) = reserve(ledger, Tap(bridge="br0", mac=web.mac))
+    ledger.activate([other], None)
+    assert stable(ledger, "web", bridge="br0").mac != web.mac
+
+
+def test_a_mac_that_is_only_offered_gives_way_to_that_of_the_key(
+    ledger: Ledger,
+) -> None:
+    """A fleet offers a MAC of the host's blocks; the key had one before."""
+    spec = Tap(naming=Naming.STABLE, key="web")
+    template = model.check_spec(spec)
+    macs = []
+    for mac in ("0a:54:00:00:00:01", "0a:54:00:00:00:02"):
+        offered = Reservation(spec, template, mac, Wiring(), mac_is_any=True)
+        (lease,) = ledger.reserve(
+            HERE,
+            [offered],
+            manager=ME,
+            holder_of=nobody_has,
+            changed_links=nothing_changed,
+        )
+        macs.append(lease.mac)
+        ledger.end([lease.id])
+    assert macs == ["0a:54:00:00:00:01"] * 2

@@ -7,6 +7,7 @@ The file is parsed only if it has such a section: the command sits in a VM's sta
 import argparse
 import os
 
+from tapster import names
 from tapster.cli import values
 from tapster.errors import RequestError
 from tapster.light import Any
@@ -47,12 +48,27 @@ class Defaults:
                 f"history is a number of leases to remember, not {self.history!r}"
             )
 
-    def mac(self) -> str | None:
-        """Return a random MAC with the prefix; None without a prefix."""
+    def mac(self, key: str | None = None) -> str | None:
+        """Return a random MAC with the prefix; None without a prefix.
+
+        With a key it is the same on this host at every call.
+        """
         if self.mac_prefix is None:
             return None
-        rest = os.urandom(6 - len(self.mac_prefix))
+        missing = 6 - len(self.mac_prefix)
+        rest = os.urandom(missing) if key is None else _digest(key)[:missing]
         return (self.mac_prefix + rest).hex(":")
+
+
+def _digest(key: str) -> bytes:
+    try:
+        with open("/etc/machine-id", encoding="ascii", errors="replace") as file:
+            host = file.read().strip()
+    except OSError:
+        host = ""
+    # The number that the key would have if its names had room for 5 bytes.
+    number = names.home(names.parse("m%d"), f"{host} {key!a}")
+    return (number % (1 << 40)).to_bytes(5, "big")
 
 
 def _read(path: str) -> dict[str, Any]:

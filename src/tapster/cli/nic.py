@@ -124,7 +124,8 @@ def spec(options: argparse.Namespace) -> Spec:
     defaults = Defaults()
     kind = options.kind or (Kind.MACVTAP if options.link else Kind.TAP)
     wiring = wire.changes(options)
-    mac = options.mac or defaults.mac()
+    key = None if options.key is None else f"{options.name} {options.key}"
+    mac = options.mac or defaults.mac(key)
     fin_wait = defaults.fin_wait if options.fin_wait is None else options.fin_wait
     naming = options.naming or (defaults.naming if "%d" in options.name else None)
     if kind == Kind.TAP:

@@ -231,7 +231,10 @@ def _set_domains(db: Any, domains: Mapping[str, str]) -> None:
 
 def _in_use(db: Any, mac: str, now: float) -> bool:
     """Return whether a lease has a MAC or had it recently, or its VM may come back."""
-    if db.execute("SELECT 1 FROM lease WHERE mac = ?", (mac,)).fetchone():
+    query = (
+        "SELECT 1 FROM lease WHERE mac = ? UNION ALL SELECT 1 FROM stable WHERE mac = ?"
+    )
+    if db.execute(query, (mac, mac)).fetchone():
         return True
     query = (
         "SELECT 1 FROM fleet_record WHERE mac = ? AND (state != 'ended' OR changed > ?)"

@@ -236,10 +236,27 @@ class Allocator:
                     template=text,
                 )
         self._db.execute(
-            "INSERT INTO stable VALUES (?, ?, ?, ?)",
+            "INSERT INTO stable (template, key, number, caller_uid) "
+            "VALUES (?, ?, ?, ?)",
             (text, key, number, share and share.caller_uid),
         )
         return number
+
+    def stable_mac(self, template: Template, key: str) -> str | None:
+        """Return the MAC that a key had before, unless a device in use has it."""
+        query = (
+            "SELECT mac FROM stable WHERE template = ? AND key = ? AND NOT EXISTS "
+            "(SELECT 1 FROM lease WHERE mac = stable.mac AND state != 'fin_wait')"
+        )
+        found = self._db.execute(query, (str(template), key)).fetchone()
+        return found[0] if found else None
+
+    def remember_mac(self, template: Template, key: str, mac: str) -> None:
+        """Remember the first MAC of a key. A later one is not remembered."""
+        self._db.execute(
+            "UPDATE stable SET mac = ? WHERE template = ? AND key = ? AND mac IS NULL",
+            (mac, str(template), key),
+        )
 
     def _check_share(self, template: Template, share: KeyShare) -> None:
         """Raise QuotaExceeded if a user's keys leave too little room for others."""

@@ -73,6 +73,8 @@ MIGRATIONS: dict[int, str] = {
     CREATE INDEX event_lease ON event (lease);
     ALTER TABLE lease ADD COLUMN asked TEXT;
     ALTER TABLE stable ADD COLUMN caller_uid INTEGER;
+    ALTER TABLE stable ADD COLUMN mac TEXT;
+    CREATE INDEX stable_mac ON stable (mac) WHERE mac IS NOT NULL;
     CREATE INDEX history_caller ON history (caller_uid, created);
     ALTER TABLE lease ADD COLUMN root_guard INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE lease ADD COLUMN bpdu_guard INTEGER NOT NULL DEFAULT 0;

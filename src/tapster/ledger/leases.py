@@ -31,6 +31,7 @@ class Reservation(NamedTuple):
     spec: Spec
     template: Template
     mac: str | None
+    """The MAC of the guest; None for any."""
     wiring: Wiring
     backends: tuple[str, ...] = ()
     """As in `Lease`."""
@@ -40,6 +41,8 @@ class Reservation(NamedTuple):
     """As in `Lease`."""
     asked: str | None = None
     """The request as the daemon's policy judges it, to judge later changes by."""
+    mac_is_any: bool = False
+    """`mac` will do, and so would any other: a key that had a MAC keeps that one."""
     max_keys: int | None = None
     """How many keys of stable names to remember for `caller_uid`."""
 
@@ -75,7 +78,10 @@ def insert(
     created: float,
     randomness: Callable[[int], bytes],
 ) -> str:
-    """Insert a reserved lease, claimed by `manager`. Return its id."""
+    """Insert a reserved lease, claimed by `manager`. Return its id.
+
+    The reservation has a MAC.
+    """
     spec = reservation.spec
     id = randomness(8).hex()
     macvtap = spec if isinstance(spec, Macvtap) else None
@@ -88,7 +94,7 @@ def insert(
         "kind": spec.kind,
         "state": State.RESERVED,
         "owner": spec.owner,
-        "mac": reservation.mac or _new_mac(db, randomness),
+        "mac": reservation.mac,
         "lower": macvtap and macvtap.lower,
         "mode": macvtap and macvtap.mode,
         "queues": spec.queues,
@@ -281,12 +287,14 @@ def count(db: sqlite3.Connection, caller_uid: int | None) -> dict[State, int]:
     return {state: numbers.get(state, 0) for state in State}
 
 
-def _new_mac(db: sqlite3.Connection, randomness: Callable[[int], bytes]) -> str:
+def new_mac(db: sqlite3.Connection, randomness: Callable[[int], bytes]) -> str:
     """Return a MAC that no lease has, of the range that KVM uses."""
-    query = "SELECT 1 FROM lease WHERE mac = ?"
+    query = (
+        "SELECT 1 FROM lease WHERE mac = ? UNION ALL SELECT 1 FROM stable WHERE mac = ?"
+    )
     while True:
         mac = format_mac(b"\x52\x54\x00" + randomness(3))
-        if not db.execute(query, (mac,)).fetchone():
+        if not db.execute(query, (mac, mac)).fetchone():
             return mac
 
 

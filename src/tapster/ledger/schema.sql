@@ -147,6 +147,8 @@ CREATE TABLE stable (          -- for naming 'stable'; outlives boots
     key      TEXT NOT NULL,
     number   INTEGER NOT NULL,
     caller_uid INTEGER,        -- of the user for whom the daemon remembers the key
+    mac     TEXT,              -- of the key's guest, unless every request gave one
     PRIMARY KEY (template, key),
     UNIQUE (template, number)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX stable_mac ON stable (mac) WHERE mac IS NOT NULL;

@@ -257,6 +257,10 @@ class Ledger:
             reserved = []
             for reservation in reservations:
                 spec = reservation.spec
+                given = reservation.mac is not None and not reservation.mac_is_any
+                if not given and spec.key is not None:
+                    former = allocator.stable_mac(reservation.template, spec.key)
+                    reservation = reservation._replace(mac=former or reservation.mac)
                 if reservation.mac is not None:
                     leases.refuse_same_mac(
                         db,
@@ -273,6 +277,10 @@ class Ledger:
                     _share_of(reservation),
                     list_holders,
                 )
+                mac = reservation.mac or leases.new_mac(db, self._randomness)
+                reservation = reservation._replace(mac=mac)
+                if not given and spec.key is not None:
+                    allocator.remember_mac(reservation.template, spec.key, mac)
                 id = leases.insert(
                     db,
                     row,

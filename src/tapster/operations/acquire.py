@@ -45,7 +45,8 @@ def _with_mac(plan: Plan, guard: "Guard") -> Plan:
     reservation = plan.reservation
     if reservation.mac is not None:
         return plan
-    return plan._replace(reservation=reservation._replace(mac=guard.next_mac()))
+    mac = guard.next_mac()
+    return plan._replace(reservation=reservation._replace(mac=mac, mac_is_any=True))
 
 
 class Acquire:
