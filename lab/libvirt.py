@@ -3,13 +3,16 @@
 
 import os
 import select
+import shutil
 import signal
 import socket
 import stat
 import subprocess
-from collections.abc import Sequence
-from contextlib import suppress
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from uuid import uuid4
 
 from lab import shell
 from lab.lines import Lines
@@ -17,10 +20,9 @@ from lab.overlay import overlay
 
 SECONDS = 60.0
 """In which the daemon, or a guest, surely starts or ends."""
-READY = "/run/libvirtd.ready"
 KVM = "/dev/kvm"
 HOOK = Path("/etc/libvirt/hooks/qemu.d/50-tapster")
-PIDS = Path("/run/libvirt/qemu")
+PIDS = Path("run/libvirt/qemu")
 
 FILES = {
     "/etc/libvirt/libvirtd.conf": "auth_unix_ro='none'\nauth_unix_rw='none'\n",
@@ -94,6 +96,10 @@ def prepare() -> None:
     for path, text in FILES.items():
         Path(path).parent.mkdir(exist_ok=True)
         Path(path).write_text(text)
+    # libvirt refuses to migrate between two daemons with one UUID.
+    with open("/etc/libvirt/libvirtd.conf", "a") as file:
+        file.write(f"host_uuid='{uuid4()}'\n")
+    shutil.rmtree("/var/lib/tapster", ignore_errors=True)
     for path, line in ACCOUNTS.items():
         with open(path, "a") as file:
             file.write(line)
@@ -108,30 +114,37 @@ def prepare() -> None:
 class Libvirt:
     """One libvirtd after another; the guests outlive the daemon."""
 
-    def __init__(self) -> None:
-        prepare()
-        self.hooks = HookLog()
+    def __init__(self, place: "SecondHost | None" = None) -> None:
+        """The daemon is here, or on the second host."""
+        self._inside = place.inside if place else ()
+        self.root = place.root if place else Path("/")
+        if place:
+            place.sh(f"{sys.executable} -m lab.libvirt")
+        else:
+            prepare()
+        self.uri = "qemu:///system"
+        if place:
+            self.uri = (
+                f"qemu+unix:///system?socket={self.root}/run/libvirt/libvirt-sock"
+            )
+        self.hooks = HookLog(self.root)
         self._daemon: subprocess.Popen[bytes] | None = None
-
-    @property
-    def pid(self) -> int:
-        assert self._daemon
-        return self._daemon.pid
 
     def start(self) -> None:
         """Start the daemon, and wait until it serves."""
+        address = self.root / "run/libvirtd.ready"
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
-            ready.bind(READY)
+            ready.bind(str(address))
             ready.settimeout(SECONDS)
-            with open("/run/libvirtd.log", "ab") as log:
+            with open(self.root / "run/libvirtd.log", "ab") as log:
                 self._daemon = subprocess.Popen(
-                    ["libvirtd"],
+                    [*self._inside, "libvirtd"],
                     stdin=subprocess.DEVNULL,
                     stderr=log,
-                    env=os.environ | {"NOTIFY_SOCKET": READY},
+                    env=os.environ | {"NOTIFY_SOCKET": "/run/libvirtd.ready"},
                 )
             ready.recv(64)
-        os.unlink(READY)
+        address.unlink()
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """End the daemon. Guests go on."""
@@ -147,12 +160,63 @@ class Libvirt:
     def close(self) -> None:
         """End all guests, and the daemon."""
         self.stop(signal.SIGKILL)
-        kill(*(int(path.read_text()) for path in PIDS.glob("*.pid")))
+        pids = (self.root / PIDS).glob("*.pid")
+        kill(*(int(path.read_text()) for path in pids))
         self.hooks.close()
 
     def define(self, xml: str) -> None:
-        done = call("define", "/dev/stdin", xml=xml)
+        done = call("define", "/dev/stdin", xml=xml, uri=self.uri)
         assert done.returncode == 0, done.stderr
+
+
+class SecondHost:
+    """Namespaces beside the test's own: as a host whose br0 has a cable to ours."""
+
+    inside: tuple[str, ...]
+    """The start of a command that runs there."""
+    root: Path
+    """Its files, as they are seen from here."""
+
+    def __init__(self, pid: int) -> None:
+        self.inside = (
+            *("nsenter", f"--target={pid}", "--net", "--mount", "--uts"),
+            f"--wd={os.getcwd()}",
+        )
+        self.root = Path(f"/proc/{pid}/root")
+
+    def sh(self, command: str) -> str:
+        """Run a command there; its output. Fails the test if it fails."""
+        return shell.sh(" ".join([*self.inside, command]))
+
+
+@contextmanager
+def second_host(address: str) -> Iterator[SecondHost]:
+    """Have a second host, with this address, for a block."""
+    setup = "hostname second && mount -t sysfs s /sys && mount -t tmpfs t /run"
+    setup += " && echo && cat"
+    pipe = subprocess.PIPE
+    holder = subprocess.Popen(
+        ["unshare", "--net", "--mount", "--uts", "sh", "-c", setup],
+        stdin=pipe,
+        stdout=pipe,
+    )
+    with holder:
+        assert holder.stdin
+        assert holder.stdout
+        holder.stdout.readline()
+        host = SecondHost(holder.pid)
+        shell.sh(f"ip link add cable type veth peer name cable netns {holder.pid}")
+        shell.sh("ip link set cable master br0 up")
+        for command in (
+            "link set lo up",
+            "link add br0 type bridge",
+            f"address add {address}/24 dev br0",
+            "link set cable master br0 up",
+            "link set br0 up",
+        ):
+            host.sh(f"ip {command}")
+        yield host
+        holder.stdin.close()
 
 
 def kill(*pids: int) -> None:
@@ -178,13 +242,15 @@ def wait_ended(pid: int) -> None:
 
 def qemu_pid(name: str) -> int:
     """Return the pid of a domain's QEMU."""
-    return int((PIDS / f"{name}.pid").read_text())
+    return int((Path("/") / PIDS / f"{name}.pid").read_text())
 
 
-def call(*words: str, xml: str | None = None) -> "subprocess.CompletedProcess[str]":
+def call(
+    *words: str, xml: str | None = None, uri: str = "qemu:///system"
+) -> "subprocess.CompletedProcess[str]":
     """Run virsh."""
     return subprocess.run(
-        ["virsh", "--quiet", "--connect", "qemu:///system", *words],
+        ["virsh", "--quiet", "--connect", uri, *words],
         input=xml,
         capture_output=True,
         text=True,
@@ -193,9 +259,9 @@ def call(*words: str, xml: str | None = None) -> "subprocess.CompletedProcess[st
     )
 
 
-def virsh(command: str) -> str:
+def virsh(command: str, uri: str = "qemu:///system") -> str:
     """Run virsh; its output. Fails the test if it fails."""
-    done = call(*command.split())
+    done = call(*command.split(), uri=uri)
     assert done.returncode == 0, f"virsh {command}: {done.stderr}"
     return done.stdout.strip()
 
@@ -210,15 +276,15 @@ def refused(command: str) -> str:
 class HookLog:
     """Tells which phases of which domains libvirt has called its hooks for."""
 
-    def __init__(self) -> None:
-        pipe = Path("/run/hooks")
+    def __init__(self, root: Path) -> None:
+        pipe = root / "run/hooks"
         os.mkfifo(pipe)
         # Open for writing too: then no hook waits for a reader.
         self._file = open(pipe, "r+b", buffering=0)  # noqa: SIM115 - until close
         self._lines = Lines(self._file)
-        hook = HOOK.with_name("98-log")
+        hook = root / HOOK.with_name("98-log").relative_to("/")
         hook.parent.mkdir(parents=True, exist_ok=True)
-        hook.write_text(f"#!/bin/sh\necho $1 $2 $3 >{pipe}\n")
+        hook.write_text("#!/bin/sh\necho $1 $2 $3 >/run/hooks\n")
         hook.chmod(0o755)
 
     def wait_for(self, domain: str, phase: str) -> None:
@@ -235,20 +301,24 @@ class HeldHook:
     libvirt calls hooks in the order of their names: this one comes last.
     """
 
-    def __init__(self, phase: str) -> None:
-        self._hook = HOOK.with_name("99-held")
-        self._gate, self._reached = Path("/run/hook.gate"), Path("/run/hook.reached")
+    def __init__(self, phase: str, root: Path = Path("/")) -> None:
+        self._hook = root / HOOK.with_name("99-held").relative_to("/")
+        self._gate, self._reached = root / "run/hook.gate", root / "run/hook.reached"
         for pipe in (self._gate, self._reached):
             os.mkfifo(pipe)
         self._hook.write_text(
             f"#!/bin/sh\n[ $2 = {phase} ] || exit 0\n"
-            f"echo $$ >{self._reached}\nread line <{self._gate}\n"
+            "echo $$ >/run/hook.reached\nread line </run/hook.gate\n"
         )
         self._hook.chmod(0o755)
 
     def wait_reached(self) -> int:
         """Wait until libvirt is in the phase; return the hook's pid."""
         return int(self._reached.read_text())
+
+    def let_go(self) -> None:
+        """Let the domain go on."""
+        self._gate.write_text("\n")
 
     def remove(self) -> None:
         """Hold no domain any more. One that is held stays so."""
@@ -259,3 +329,7 @@ class HeldHook:
 def running() -> Sequence[str]:
     """Return the names of the domains that run."""
     return virsh("list --name").split()
+
+
+if __name__ == "__main__":
+    prepare()

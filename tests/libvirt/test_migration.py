@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A VM moves between two libvirtd: its device waits on standby, and is taken."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+
+from lab import libvirt, ping, shell
+from lab.libvirt import HeldHook, Libvirt, SecondHost, domain, second_host, virsh
+from lab.shell import TAPSTER
+from tests.libvirt.system import Place, place
+
+pytestmark = [pytest.mark.kernel, pytest.mark.e2e, pytest.mark.timeout(180)]
+
+MAC = "52:54:00:00:00:0a"
+FAR = "192.0.2.2"
+TIMEOUT = 60.0
+
+# It boots from the network, stays there, and answers pings.
+GUEST = domain(
+    "mover",
+    "<interface type='ethernet'><target dev='mover0' managed='no'/>"
+    f"<mac address='{MAC}'/><model type='rtl8139'/><boot order='1'/></interface>",
+    metadata="<metadata><t:nics xmlns:t='urn:tapster:libvirt:1'>"
+    "<t:nic dev='mover0' bridge='br0'/></t:nics></metadata>",
+)
+
+
+class Far(NamedTuple):
+    """The other host, and its libvirt."""
+
+    host: SecondHost
+    libvirt: Libvirt
+
+    def leases(self) -> list[dict[str, Any]]:
+        found = json.loads(self.host.sh(f"{TAPSTER} ls --all --json"))
+        return list(found["leases"])
+
+    def link(self, name: str) -> dict[str, Any]:
+        (found,) = json.loads(self.host.sh(f"ip -d -j link show {name}"))
+        return dict(found)
+
+
+@pytest.fixture
+def near() -> Iterator[Place]:
+    with place(daemon=False) as made:
+        yield made
+
+
+@pytest.fixture
+def far(near: Place) -> Iterator[Far]:
+    with second_host(FAR) as host:
+        daemon = Libvirt(host)
+        host.sh(f"{TAPSTER} libvirt install")
+        daemon.start()
+        yield Far(host, daemon)
+        daemon.close()
+
+
+def migrate(to: Far) -> "subprocess.Popen[bytes]":
+    uri = ["--connect", "qemu:///system"]
+    way = ["--live", "mover", to.libvirt.uri, "--migrateuri", f"tcp://{FAR}"]
+    return subprocess.Popen(["virsh", *uri, "migrate", *way])
+
+
+def test_a_vm_that_arrives_takes_its_device_and_leaves_the_other(
+    near: Place, far: Far
+) -> None:
+    near.libvirt.define(GUEST)
+    virsh("start mover")
+    address = near.lab.wire.wait_for_ack(MAC, TIMEOUT)
+    assert address
+    held = HeldHook("started", far.host.root)
+
+    # A migration that fails: nothing is left there, and the VM stays here.
+    moving = migrate(far)
+    held.wait_reached()
+    (lease,) = far.leases()
+    assert (lease["state"], lease["standby"]) == ("active", True)
+    link = far.link("mover0")
+    assert "UP" not in link["flags"]
+    assert "master" not in link, "no frame for the VM goes there"
+    libvirt.kill(int((far.host.root / libvirt.PIDS / "mover.pid").read_text()))
+    held.let_go()
+    assert moving.wait(TIMEOUT) != 0
+    assert {lease["state"] for lease in far.leases()} <= {"fin_wait"}
+    assert near.state("mover0") == "active"
+    assert ping.answers(address)
+
+    # A migration that succeeds.
+    moving = migrate(far)
+    held.wait_reached()
+    held.let_go()
+    held.remove()
+    assert moving.wait(TIMEOUT) == 0
+    assert near.state("mover0") == "fin_wait"
+    assert virsh("domstate mover", far.libvirt.uri) == "running"
+    wait_taken(far)
+    # The first may come before the guest's card has noticed that its cable works.
+    assert any(ping.answers(address) for _ in range(5)), "it is on the network there"
+    fdb = json.loads(shell.sh("bridge -j fdb show br br0"))
+    (entry,) = [one for one in fdb if one["mac"] == MAC]
+    assert entry["ifname"] == "cable"
+
+
+def wait_taken(far: Far) -> None:
+    """Wait until the device that was on standby is in use."""
+    program = f"tapster.libvirt.arrival {libvirt.uuid_of('mover')}"
+    found = subprocess.run(
+        ["pgrep", "-f", program], capture_output=True, text=True, check=False
+    )
+    for pid in found.stdout.split():
+        libvirt.wait_ended(int(pid))
+    (lease,) = [one for one in far.leases() if one["state"] == "active"]
+    assert not lease["standby"]
+    assert far.link("mover0")["master"] == "br0"
