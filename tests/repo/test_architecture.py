@@ -439,6 +439,19 @@ ROOMS = [
         "a device, and libvirt's part of it",
     ),
     Room(
+        "tapster.libvirt.doctor",
+        (
+            "tapster.api",
+            "tapster.errors",
+            "tapster.libvirt.domain",
+            "tapster.libvirt.hook",
+            "tapster.libvirt.hooks",
+            "tapster.libvirt.virsh",
+            "tapster.model",
+        ),
+        "it looks at domains and changes nothing",
+    ),
+    Room(
         "tapster.libvirt.listing",
         (
             "tapster.host",

@@ -40,7 +40,9 @@ def run(options: argparse.Namespace, host: "Manager") -> int:
     if options.user is not None:
         _explain(options)
         return 0
-    problems = host.examine()
+    from tapster.libvirt import doctor as libvirt
+
+    problems = [*host.examine(), *libvirt.examine(host)]
     if options.json:
         output.print_json(problems=[problem._asdict() for problem in problems])
     else:

@@ -25,6 +25,17 @@ def text(program: str, ledger: str | None) -> str:
         return file.read().replace("@TAPSTER@", shlex.join(words))
 
 
+def program() -> str | None:
+    """Return the program that the hook calls; None if the hook is another's."""
+    try:
+        with open(HOOK, encoding="utf-8") as file:
+            lines = file.read().splitlines()
+    except (OSError, UnicodeError):
+        return None
+    calls = [line for line in lines if line.startswith("exec ")]
+    return shlex.split(calls[0].partition("<<")[0])[1] if calls else None
+
+
 def install(program: str, ledger: str | None) -> list[str]:
     """Write the hook; return the paths that were made. Raise HostError."""
     made = [path for path in _parents(HOOK) if not os.path.isdir(path)]
@@ -63,9 +74,8 @@ def daemon_to_restart() -> str | None:
 
     None if every daemon that runs had hooks already when it started.
     """
-    newest = max((_changed(path) for path in _hooks()), default=None)
     oldest = min((_changed(path) for path in _hooks()), default=None)
-    if newest is None or oldest is None:
+    if oldest is None:
         return None
     for daemon in DAEMONS:
         started = _started(daemon)

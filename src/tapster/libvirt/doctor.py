@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Find the problems of libvirt's domains with Tapster's devices. Changes nothing."""
+
+import os
+from collections.abc import Iterator, Sequence
+
+from tapster.api import Manager
+from tapster.errors import HostError, RequestError, TapsterError
+from tapster.libvirt import domain, hooks, virsh
+from tapster.libvirt.hook import LABEL, PREFIX, owner_of
+from tapster.light import NamedTuple
+from tapster.model import Lease, Problem, State
+
+SOCKETS = ("/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock")
+ITS_OWN = {"bandwidth": "inbound and outbound", "filterref": "filter", "vlan": "vlan"}
+"""Elements by which libvirt itself changes the device, and Tapster's attributes."""
+
+
+class Known(NamedTuple):
+    """A domain that libvirt knows."""
+
+    name: str
+    owner: str
+    """Of its leases."""
+    definition: bytes
+    nics: tuple[domain.Nic, ...]
+    live: bytes | None
+    """The XML of a domain that runs."""
+
+
+def examine(manager: Manager) -> list[Problem]:
+    """Return every problem; none where no domain has anything to do with Tapster."""
+    leases = [
+        lease
+        for lease in manager.leases(all=False)
+        if lease.owner.startswith(PREFIX) and lease.state is State.ACTIVE
+    ]
+    if not (leases or os.path.exists(hooks.HOOK) or any(map(os.path.exists, SOCKETS))):
+        return []
+    try:
+        known = list(_known())
+    except HostError as error:
+        if not leases and not os.path.exists(hooks.HOOK):
+            return []  # libvirt is not in use
+        return [Problem(f"libvirt does not answer: {error}", "start its daemon")]
+    adopted = [one for one in known if one.nics]
+    return [
+        *(_hook() if adopted or leases else ()),
+        *(problem for one in adopted for problem in _disagreements(one)),
+        *_shared(adopted),
+        *_abandoned(manager, known, leases),
+    ]
+
+
+def _known() -> Iterator[Known]:
+    for name in virsh.domains():
+        try:
+            xml = virsh.definition(name)
+            live = virsh.live(name) if virsh.runs(name) else None
+        except TapsterError:
+            continue  # it has ended in this moment
+        owner = owner_of(domain.uuid_of(xml))
+        yield Known(name, owner, xml, tuple(domain.nics_of(xml)), live)
+
+
+def _hook() -> Iterator[Problem]:
+    if not os.path.exists(hooks.HOOK):
+        yield Problem(
+            "libvirt's hook is missing: adopted domains do not start",
+            "tapster libvirt install",
+        )
+    elif not os.access(hooks.HOOK, os.X_OK):
+        yield Problem(
+            f"libvirt's hook {hooks.HOOK} is not executable, so libvirt ignores it",
+            "tapster libvirt install",
+        )
+    elif (program := hooks.program()) and not os.access(program, os.X_OK):
+        yield Problem(
+            f"libvirt's hook calls {program}, which is no program of this host",
+            "tapster libvirt install",
+        )
+    elif daemon := hooks.daemon_to_restart():
+        yield Problem(
+            f"{daemon} had no hook when it started, and does not call Tapster's",
+            f"systemctl restart {daemon}",
+        )
+
+
+def _disagreements(known: Known) -> Iterator[Problem]:
+    edit = f"virsh edit {known.name}"
+    try:
+        domain.requests_of(known.definition)
+    except RequestError as error:
+        yield Problem(f"domain {known.name}: {error}", edit)
+    devs = {nic.dev for nic in known.nics}
+    for interface in domain.interfaces(known.definition):
+        if interface.dev in devs:
+            for element in sorted(interface.parts & ITS_OWN.keys()):
+                yield Problem(
+                    f"domain {known.name}: {interface.dev} has <{element}>, by which "
+                    "libvirt changes the device beside Tapster",
+                    f"{edit}: remove it; tapster:nic has {ITS_OWN[element]}",
+                )
+
+
+def _shared(adopted: Sequence[Known]) -> Iterator[Problem]:
+    users: dict[str, list[str]] = {}
+    for known in adopted:
+        for nic in known.nics:
+            users.setdefault(nic.dev, []).append(known.name)
+    for dev, names in users.items():
+        if len(names) > 1:
+            yield Problem(
+                f"domains {', '.join(names)} have one device, {dev}: only one of them "
+                "can run",
+                f"for a clone: tapster libvirt adopt {names[-1]}",
+            )
+
+
+def _abandoned(
+    manager: Manager, known: Sequence[Known], leases: Sequence[Lease]
+) -> Iterator[Problem]:
+    """Report leases that no domain uses."""
+    owners = {one.owner: one for one in known}
+    for lease in leases:
+        owner = owners.get(lease.owner)
+        remedy = f"tapster rm --owner {lease.owner} {lease.name}"
+        if owner is None:
+            name = dict(lease.labels).get(LABEL, lease.owner)
+            problem = f"{lease.name} is leased to domain {name}, which libvirt lacks"
+            yield Problem(problem, remedy)
+        elif owner.live is None:
+            # libvirt may start the domain at this moment: then QEMU has it open soon.
+            link = manager.device(lease)
+            if link is not None and not link.open:
+                problem = f"{lease.name} is leased to domain {owner.name}, which is off"
+                yield Problem(problem, remedy)
+        elif lease.name not in {one.dev for one in domain.interfaces(owner.live)}:
+            problem = f"{lease.name} is leased to domain {owner.name}, which runs "
+            yield Problem(f"{problem}without it", remedy)
