@@ -90,7 +90,7 @@ _tapster() {
                 mapfile -t COMPREPLY < <(cd /run/netns 2>/dev/null && compgen -f -- "$value")
             return
             ;;
-        --ledger | --socket | --config | --output | -o)
+        --ledger | --socket | --config | --output | -o | --template)
             compopt -o default # files
             return
             ;;
@@ -138,7 +138,7 @@ _tapster() {
                     options='--owner --netns'
                     operands=$(_tapster_links "$changed")
                     ;;
-                run) options="${nic[*]/#/--} --nic --netns --wait" ;;
+                run) options="${nic[*]/#/--} --nic --netns --wait --template" ;;
                 reap)
                     options="$chosen --now"
                     operands=$(_tapster_links "$changed")

@@ -308,6 +308,7 @@ complete -c tapster -n '__tapster_is run' -l socket -r -F -d 'use the daemon at 
 complete -c tapster -n '__tapster_is run' -s v -l verbose -d 'print each change as a command of ip, bridge, nft, tc or ovs-vsctl'
 complete -c tapster -n '__tapster_is run' -l nic -x -a '(__tapster_nic)' -d 'a device, by the options below without dashes: bridge=br0,queues=2'
 complete -c tapster -n '__tapster_is run' -l netns -x -a '(__tapster_netns)' -d 'create the devices in this network namespace'
+complete -c tapster -n '__tapster_is run' -l template -x -d 'fill in the file IN as OUT, for as long as COMMAND runs'
 complete -c tapster -n '__tapster_is run' -l kind -x -a 'tap macvtap' -d 'default: tap, or macvtap with --link'
 complete -c tapster -n '__tapster_is run' -l link -x -a '(__tapster_names up)' -d 'the device that a macvtap sits on'
 complete -c tapster -n '__tapster_is run' -l mode -x -a 'bridge vepa private passthru' -d 'of a macvtap; default: bridge'

@@ -21,12 +21,13 @@ def command_of(options: argparse.Namespace, verb: str) -> list[str]:
     return list(command)
 
 
-def check_places(command: Sequence[str], nics: int) -> None:
-    for word in command:
+def check_places(words: Sequence[str], nics: int, where: str = "COMMAND") -> None:
+    """Check that the words name only devices that there are. Raises RequestError."""
+    for word in words:
         for match in _PLACE.finditer(word):
             if not match[1] and int(match[3] or 0) >= nics:
                 raise RequestError(
-                    f"{match[0]} in COMMAND: the devices are numbered 0 to {nics - 1}"
+                    f"{match[0]} in {where}: the devices are numbered 0 to {nics - 1}"
                 )
 
 

@@ -9,6 +9,10 @@ not name stays closed, so that COMMAND can open it by name. The environment of C
 has TAPSTER_NAME, TAPSTER_MAC, TAPSTER_IFINDEX, TAPSTER_LEASE and TAPSTER_FD, with a
 number for each of several devices: TAPSTER_NAME0.
 
+--template IN=OUT fills in the file IN in the same way, and writes the result to OUT,
+which only the user of --user, or else the caller, can read. OUT is removed when COMMAND
+has ended.
+
 The devices are released when COMMAND has ended and no process has them open. If COMMAND
 continues in the background, as QEMU does with -daemonize, the leases continue too.
 
@@ -25,8 +29,9 @@ from errno import ENOENT
 from math import inf
 
 from tapster.api import wait_for_name
-from tapster.cli import handover, nic
+from tapster.cli import handover, nic, template
 from tapster.cli.supervise import Child, living_children, signals_blocked
+from tapster.cli.template import Template
 from tapster.errors import RequestError, TapsterError
 from tapster.kernel import libc
 from tapster.light import TYPE_CHECKING, NoReturn
@@ -48,6 +53,13 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--netns", metavar="NS", help="create the devices in this network namespace"
     )
+    parser.add_argument(
+        "--template",
+        action="append",
+        default=[],
+        metavar="IN=OUT",
+        help="fill in the file IN as OUT, for as long as COMMAND runs",
+    )
     nic.declare(parser)
     nic.declare_wait(parser, default=inf)
     parser.add_argument(
@@ -59,20 +71,37 @@ def run(options: argparse.Namespace, host: "Manager") -> int:
     command = handover.command_of(options, "run")
     specs = [nic.spec(options) for options in _nics(options)]
     handover.check_places(command, len(specs))
+    templates = template.read(options.template)
+    for text, destination in templates:
+        handover.check_places([text], len(specs), f"the template of {destination!r}")
+
+    def attempt() -> int:
+        return _run(command, templates, specs, host)
+
     # Signals are not blocked while this waits for a name.
-    return wait_for_name(host, lambda: _run(command, specs, host), options.wait)
+    return wait_for_name(host, attempt, options.wait)
 
 
-def _run(command: Sequence[str], specs: Sequence[Spec], host: "Manager") -> int:
+def _run(
+    command: Sequence[str],
+    templates: Sequence[Template],
+    specs: Sequence[Spec],
+    host: "Manager",
+) -> int:
     with signals_blocked() as mask, ExitStack() as ending:
         # Bound to this process until there is a child to bind them to.
         devices = host.acquire_all(specs, pid=os.getpid())
         for opened in devices:
             ending.callback(_release, host, opened)
             ending.callback(opened.close)
-        used = handover.descriptors_used(command)
+        texts = [text for text, _ in templates]
+        used = handover.descriptors_used([*command, *texts])
         fds = [fd for n, opened in enumerate(devices) if n in used for fd in opened.fds]
         arguments = handover.fill_in(command, devices)
+        owner = getattr(specs[0], "uid", None)
+        filled_in = handover.fill_in(texts, devices)
+        for text, (_, destination) in zip(filled_in, templates, strict=True):
+            ending.callback(template.write(destination, text, owner))
         environment = handover.environment(devices, used)
         with Child(arguments, fds, mask, environment) as child:
             for opened in devices:
