@@ -122,6 +122,23 @@ def test_another_pid_namespace_cannot_tell_that_a_namespace_is_gone(
         lab.system.find(there)
 
 
+def test_of_many_namespaces_it_is_told_at_once_which_have_ended(
+    lab: ContractLab, namespace: Namespace, blue: Netns
+) -> None:
+    lab.add_netns("green")
+    green = lab.system.netns("green")
+    green.close()
+    every = [namespace.netns, blue, green.netns, blue._replace(boot="earlier")]
+    assert lab.system.ended_namespaces(every) == {blue._replace(boot="earlier")}
+    lab.delete_netns("blue")
+    lab.add_netns("white")
+    moved = green.netns._replace(path="/run/netns/gone")
+    unseen = blue._replace(pidns=blue.pidns + 1)
+    every = [namespace.netns, blue, moved, unseen]
+    assert lab.system.ended_namespaces(every) == {blue}
+    assert lab.system.ended_namespaces([]) == set()
+
+
 def test_a_namespace_that_is_gone_is_not_found(lab: ContractLab, blue: Netns) -> None:
     lab.delete_netns("blue")
     assert lab.system.find(blue) is None

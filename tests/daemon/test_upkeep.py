@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Upkeep on the host in memory: what it reports, mends, releases and retries."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from tapster import Host, KernelError, OpenDevice, State, Tap
 from tapster.daemon.upkeep import FIRST_RETRY, NAMESPACE_RETRY
 from tapster.errors import HostError
 from tapster.ledger import FIRST_IFINDEX
+from tapster.model import Netns
+from tapster.testing import FakeSystem
 from tests.daemon.parts import Parts, parts
 
 BR0 = Tap(bridge="br0", fin_wait=60)
@@ -230,6 +232,37 @@ def test_a_change_in_another_namespace_is_noticed(
     made.system.delete_netns("blue")
     assert watched.hear() == ["ended"]
     assert made.host.leases() == []
+
+
+def test_of_many_namespaces_that_end_at_once_each_is_looked_for_with_the_others(
+    watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = watched.made
+    names = [f"space{number}" for number in range(12)]
+    for name in names:
+        made.system.add_netns(name)
+        there = Host(
+            tmp_path / "ledger.db",
+            netns=name,
+            system=made.system,
+            reaper=lambda _: None,
+            backends=(),
+        )
+        with there:
+            acquire(there, Tap()).close()
+    watched.upkeep.follow_new_namespaces()
+    for name in names[:6]:
+        made.system.delete_netns(name)
+    looks: list[int] = []
+    ended_namespaces = type(made.system).ended_namespaces
+
+    def look(system: FakeSystem, netnses: Collection[Netns]) -> set[Netns]:
+        looks.append(len(netnses))
+        return ended_namespaces(system, netnses)
+
+    monkeypatch.setattr(type(made.system), "ended_namespaces", look)
+    assert watched.hear() == ["ended"] * 6
+    assert looks == [6, 6], "once to stop watching them, once to end the leases"
 
 
 def test_a_namespace_that_cannot_be_determined_is_asked_again_later(

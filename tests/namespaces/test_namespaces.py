@@ -3,6 +3,7 @@
 
 import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import tapster
 from lab import iproute, library, shell
 from tapster import Action, Host, Tap
+from tapster.kernel import netns
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
@@ -128,6 +130,51 @@ def test_a_thread_elsewhere_makes_devices_where_the_host_is(
     made[0].close()
     assert iproute.ports() == {"vnet0"}
     host.close()
+
+
+class Looks:
+    """Counts how namespaces are looked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.opened: list[str] = []
+        self.listed = self.searched = 0
+        open_netns, named, everywhere = netns.open_netns, netns.named, netns.everywhere
+
+        def open_(path: str) -> int:
+            self.opened.append(path)
+            return open_netns(path)
+
+        def list_() -> list[str]:
+            self.listed += 1
+            return named()
+
+        def search() -> Iterator[int]:
+            self.searched += 1
+            return everywhere()
+
+        monkeypatch.setattr(netns, "open_netns", open_)
+        monkeypatch.setattr(netns, "named", list_)
+        monkeypatch.setattr(netns, "everywhere", search)
+
+
+def test_a_recover_opens_each_namespace_once_and_looks_once_for_those_that_ended(
+    world: None, ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"space{number}" for number in range(12)]
+    for name in names:
+        shell.sh(f"ip netns add {name}")
+        with Host(ledger, netns=name, reaper=library.no_reaper) as there:
+            library.acquire(there, Tap())
+    with Host(ledger, reaper=library.no_reaper) as host:
+        looks = Looks(monkeypatch)
+        assert host.recover() == []
+        paths = [path for path in looks.opened if path != netns.OWN]
+        assert sorted(paths) == sorted(f"/run/netns/{name}" for name in names)
+        assert looks.listed == looks.searched == 0
+        for name in names[:6]:
+            shell.sh(f"ip netns del {name}")
+        assert [action for _, action in host.recover()] == [Action.CLOSE] * 6
+        assert looks.listed == looks.searched == 1
 
 
 def test_a_lease_of_an_earlier_boot_is_closed(host: Host, ledger: Path) -> None:

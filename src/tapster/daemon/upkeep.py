@@ -111,8 +111,9 @@ class Upkeep:
 
     def recover(self) -> None:
         """Bring ledger and kernel into agreement, and watch what has leases."""
-        for cookie, (netns, _) in list(self._followed.items()):
-            self._forget_if_ended(cookie, netns)
+        self._forget_ended(
+            [netns for netns, number in self._followed.values() if number != HERE]
+        )
         # Follow first: then changes during recover are reported.
         self._follow_all()
         try:
@@ -141,8 +142,8 @@ class Upkeep:
 
     def follow_new_namespaces(self) -> None:
         """Follow namespaces in which other managers have acquired leases."""
-        for netns in self._follow_all():
-            self._mend(self._leases_in(netns))
+        if found := self._follow_all():
+            self._mend(self._leases_in(found))
 
     def follow(self, netns: Netns) -> bool:
         """Let the watches report changes in this namespace.
@@ -172,37 +173,45 @@ class Upkeep:
             netns for netns in self._operations.look.namespaces() if self.follow(netns)
         ]
 
-    def _forget_if_ended(self, cookie: int, netns: Netns) -> None:
-        """Stop following a namespace if it has ended, and repair its leases."""
-        determined = True
-        try:
-            if self._operations.look.number(netns) is not None:
-                return
-        except HostError as error:
-            self._log(WARNING, "not-determined", netns=netns.path, error=error)
-            determined = False
-        # `follow_new_namespaces` follows a namespace again if it still has leases.
-        del self._followed[cookie]
-        for place in [place for place in self._bridges if place[0] == cookie]:
-            del self._bridges[place]
-        if determined:
-            self._mend(self._leases_in(netns))
+    def _forget_ended(self, suspects: Sequence[Netns]) -> None:
+        """Stop following those namespaces that have ended, and repair their leases."""
+        look = self._operations.look
+        ended = look.ended_namespaces(suspects)
+        for netns in set(suspects) - ended:
+            try:
+                if look.number(netns) is None:
+                    ended.add(netns)
+            except HostError as error:
+                # `follow_new_namespaces` follows it again if it still has leases.
+                self._log(WARNING, "not-determined", netns=netns.path, error=error)
+                del self._followed[netns.cookie]
+        cookies = {netns.cookie for netns in ended}
+        for cookie in cookies:
+            del self._followed[cookie]
+        self._bridges = {
+            place: ifindex
+            for place, ifindex in self._bridges.items()
+            if place[0] in self._followed
+        }
+        if ended:
+            self._mend(self._leases_in(ended))
 
-    def _leases_in(self, netns: Netns) -> list[str]:
-        where = (netns.boot, netns.cookie)
+    def _leases_in(self, netnses: Iterable[Netns]) -> list[str]:
+        where = {(netns.boot, netns.cookie) for netns in netnses}
         return [
             lease.id
             for lease in self._operations.look.leases()
-            if (lease.netns.boot, lease.netns.cookie) == where
+            if (lease.netns.boot, lease.netns.cookie) in where
         ]
 
     # Devices
 
     def look_at(self, changes: Changes) -> None:
         """Compare the reported devices with their leases."""
-        for cookie, (netns, number) in list(self._followed.items()):
+        ended: list[Netns] = []
+        for netns, number in list(self._followed.values()):
             links = changes.links.get(number, {})
-            for lease in self._operations.look.at(netns, links):
+            for lease in self._operations.look.at(netns, links) if links else ():
                 if lease.manager is not None or lease.state is State.RESERVED:
                     continue
                 decode = links[lease.ifindex]
@@ -213,8 +222,10 @@ class Upkeep:
             if rules := changes.rules.get(number):
                 self._look_at_rules(netns, rules)
             if number in changes.ended:
-                # The number may belong to another namespace by now.
-                self._forget_if_ended(cookie, netns)
+                ended.append(netns)
+        if ended:
+            # Their numbers may belong to other namespaces by now.
+            self._forget_ended(ended)
 
     def _look_at_rules(self, netns: Netns, ifindexes: set[int]) -> None:
         """Put back what another program took of filters and limits.

@@ -6,7 +6,7 @@ import fcntl
 import os
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from errno import (
     EAFNOSUPPORT,
@@ -98,12 +98,33 @@ class LinuxSystem:
                 error, "looking for a network namespace", "CAP_SYS_ADMIN"
             ) from error
 
+    def ended_namespaces(self, netnses: Collection[Netns]) -> set[Netns]:
+        boot, pidns = self.boot_id, netns.pidns()
+        ended = {wanted for wanted in netnses if wanted.boot != boot}
+        # First the paths, then all namespaces: a namespace that gets another path in
+        # between is found.
+        lost = [
+            wanted
+            for wanted in netnses
+            if wanted.boot == boot
+            and pidns
+            and wanted.pidns == pidns
+            and netns.is_nothing_at(wanted.path)
+        ]
+        if lost:
+            with suppress(OSError):  # `find` says what prevents it
+                cookies = netns.cookies()
+                ended.update(one for one in lost if one.cookie not in cookies)
+        return ended
+
     def _find(self, wanted: Netns) -> Namespace | None:
         if wanted.boot != self.boot_id:
             return None
         if netns.cookie() == wanted.cookie:
             return self.netns(None)
-        for path in dict.fromkeys([wanted.path, *netns.named()]):
+        if namespace := self._at(wanted.path, wanted.cookie):
+            return namespace
+        for path in netns.named():
             if namespace := self._at(path, wanted.cookie):
                 return namespace
         if wanted.pidns != netns.pidns() or not wanted.pidns:

@@ -122,6 +122,46 @@ def inside(fd: int) -> Iterator[None]:
         yield
 
 
+def is_nothing_at(path: str) -> bool:
+    """Return whether nothing is at a path, for certain."""
+    try:
+        os.stat(path)
+    except GONE:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def cookies() -> set[int]:
+    """Return the cookies of all namespaces that a name or a process leads to.
+
+    Raise OSError if that cannot be determined.
+    """
+    from tapster.kernel.libc import setns
+
+    found: set[int] = set()
+    with _coming_back():
+        for path in named():
+            try:
+                fd = open_netns(path)
+            except GONE:
+                continue
+            except OSError as error:
+                if error.errno != EINVAL:
+                    raise
+                continue  # no namespace any more
+            try:
+                setns(fd, CLONE_NEWNET)
+                found.add(cookie())
+            finally:
+                os.close(fd)
+        for fd in everywhere():
+            setns(fd, CLONE_NEWNET)
+            found.add(cookie())
+    return found
+
+
 def new_empty() -> int:
     """Return a descriptor of a new namespace, which has only a `lo` that is down.
 

@@ -16,7 +16,7 @@ Contract of every verb:
   namespace returns the thread to its own before it ends, also when Ctrl-C comes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 
 from tapster.light import Any, NamedTuple, Protocol
@@ -332,6 +332,12 @@ class System(Protocol):
         It has ended if neither its path, nor a name in /run/netns, nor a process leads
         to it. Raises MissingCapability or HostError if that cannot be determined. The
         caller closes it.
+        """
+
+    def ended_namespaces(self, netnses: Collection[Netns]) -> set[Netns]:
+        """Return those of these namespaces that have ended for certain.
+
+        One look serves for all. `find` tells of the others, one by one.
         """
 
     def open_vhost(self, count: int) -> tuple[int, ...]:

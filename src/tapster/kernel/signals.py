@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Deferring signals, so that Ctrl-C cannot come between a step and its undoing."""
 
-import signal
+# The module `signal` makes an enum member of each signal in a mask that it returns: 60
+# at every end of a block, which takes longer than a system call.
+import _signal as signal  # type: ignore[import-not-found] # it has no stub
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Look: read leases, their devices and their history. Changes nothing."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from tapster.backends import bridge
@@ -250,6 +250,11 @@ class Look:
         """Return the network namespaces in which there are leases."""
         with self.context.gate:
             return self.context.ledger.namespaces()
+
+    def ended_namespaces(self, netnses: Collection[Netns]) -> set[Netns]:
+        """Return those of these namespaces that have ended for certain."""
+        with self.context.gate:
+            return self.context.system.ended_namespaces(netnses)
 
     def number(self, netns: Netns) -> int | None:
         """Return the number by which the own namespace knows another; None if that is

@@ -179,34 +179,51 @@ class Recover:
 
         `leftovers` collects what backends have here that belongs to none of the leases.
         """
-        repairs: list[Repair] = []
         spaces: dict[Netns, list[Lease]] = {}
         for lease in leases:
             spaces.setdefault(lease.netns, []).append(lease)
         if leftovers is not None and not any(map(self.context.is_here, spaces)):
             spaces[self.context.namespace.netns] = []
+        actions: dict[str, Action] = {}
+
+        def repair(namespace: Namespace | None, batch: Sequence[Lease]) -> None:
+            here = namespace is self.context.namespace
+            actions.update(
+                self._repair_in(
+                    namespace,
+                    batch,
+                    failures,
+                    dry_run=dry_run,
+                    wiring=wiring,
+                    leftovers=leftovers if here else None,
+                )
+            )
+
+        # Hundreds of namespaces may end at once.
+        ended = self._ended(spaces)
+        repair(None, [lease for netns in ended for lease in spaces.pop(netns)])
         for netns, batch in spaces.items():
             try:
                 with self.context.opened(netns) as namespace:
-                    actions = self._repair_in(
-                        namespace,
-                        batch,
-                        failures,
-                        dry_run=dry_run,
-                        wiring=wiring,
-                        leftovers=leftovers if self.context.is_here(netns) else None,
-                    )
+                    repair(namespace, batch)
             except TapsterError as error:
                 failures.add(error)
-                continue
-            repairs += [
-                Repair(lease, action)
-                for lease in batch
-                if (action := actions[lease.id]) is not Action.LEAVE
-            ]
+        repairs = [
+            Repair(lease, action)
+            for lease in leases
+            if (action := actions.get(lease.id, Action.LEAVE)) is not Action.LEAVE
+        ]
         if repairs and on_repaired is not None and not dry_run:
             on_repaired(repairs)
         return repairs
+
+    def _ended(self, netnses: Iterable[Netns]) -> list[Netns]:
+        """Return which of several namespaces have ended."""
+        elsewhere = [netns for netns in netnses if not self.context.is_here(netns)]
+        if len(elsewhere) < 2:
+            return []
+        ended = self.context.system.ended_namespaces(elsewhere)
+        return [netns for netns in elsewhere if netns in ended]
 
     def _repair_in(
         self,

@@ -7,8 +7,8 @@ ioctl is atomic. Between two steps, another program may act, or the process may 
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from errno import EBADFD, ENODEV, EOPNOTSUPP, EPERM
 
 from tapster.errors import HostError, KernelError, NoSuchLink
@@ -95,6 +95,17 @@ class FakeSystem:
         if cookie in world.inhabitants.values():
             return FakeNamespace(self, cookie, netns.path)
         return None
+
+    def ended_namespaces(self, netnses: Collection[Netns]) -> set[Netns]:
+        ended = set()
+        for netns in netnses:
+            with suppress(HostError):
+                namespace = self.find(netns)
+                if namespace is None:
+                    ended.add(netns)
+                else:
+                    namespace.close()
+        return ended
 
     def open_vhost(self, _: int) -> tuple[int, ...]:
         return ()
