@@ -246,7 +246,7 @@ def test_of_many_namespaces_that_end_at_once_each_is_looked_for_with_the_others(
             netns=name,
             system=made.system,
             reaper=lambda _: None,
-            backends=(),
+            backends=lambda *_: (),
         )
         with there:
             acquire(there, Tap()).close()

@@ -45,7 +45,7 @@ def dead(_: int) -> bool:
 def reserve(
     ledger: Ledger, *specs: Spec, netns: Netns = HERE, caller_uid: int | None = None
 ) -> list[Lease]:
-    """Reserve where no foreign device is."""
+    """Reserve where no foreign device is; for a user, as the daemon does."""
     return ledger.reserve(
         netns,
         [
@@ -55,6 +55,7 @@ def reserve(
                 spec.mac,
                 spec.wiring,
                 caller_uid=caller_uid,
+                max_keys=None if caller_uid is None else 1000,
             )
             for spec in specs
         ],

@@ -37,6 +37,12 @@ def populated(path: Path, leases: int) -> Ledger:
     db.execute(
         "INSERT INTO free SELECT template.id, 2 * i - 1, 2 * i - 1 FROM template, n"
     )
+    # Keys of another template: half are root's, some one user's, the rest another's.
+    db.execute(
+        "INSERT INTO stable (template, key, number, caller_uid)"
+        " SELECT 'k%d', printf('key%d', i), i,"
+        " iif(i % 2, NULL, iif(i < 9, 1001, 1000)) FROM n"
+    )
     db.execute("COMMIT")
     return ledger
 
@@ -55,6 +61,9 @@ VERBS: dict[str, Callable[[Two], object]] = {
     "reserve next": lambda two: reserve(two.ledger, Tap(naming=Naming.NEXT)),
     "reserve stable": lambda two: reserve(
         two.ledger, Tap(name="s%d", naming=Naming.STABLE, key="k")
+    ),
+    "reserve a new key of many": lambda two: reserve(
+        two.ledger, Tap(name="k%d", naming=Naming.STABLE, key="new"), caller_uid=1001
     ),
     "reserve plain": lambda two: reserve(two.ledger, Tap(name="plain")),
     "rename": lambda two: two.ledger.rename(

@@ -75,6 +75,8 @@ MIGRATIONS: dict[int, str] = {
     ALTER TABLE stable ADD COLUMN caller_uid INTEGER;
     ALTER TABLE stable ADD COLUMN mac TEXT;
     CREATE INDEX stable_mac ON stable (mac) WHERE mac IS NOT NULL;
+    CREATE INDEX stable_caller ON stable (caller_uid, template)
+        WHERE caller_uid IS NOT NULL;
     CREATE INDEX history_caller ON history (caller_uid, created);
     ALTER TABLE lease ADD COLUMN root_guard INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE lease ADD COLUMN bpdu_guard INTEGER NOT NULL DEFAULT 0;

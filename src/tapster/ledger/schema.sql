@@ -152,3 +152,5 @@ CREATE TABLE stable (          -- for naming 'stable'; outlives boots
     UNIQUE (template, number)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX stable_mac ON stable (mac) WHERE mac IS NOT NULL;
+CREATE INDEX stable_caller ON stable (caller_uid, template)
+    WHERE caller_uid IS NOT NULL; -- to count the keys of a user
