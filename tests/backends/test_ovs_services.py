@@ -44,8 +44,7 @@ pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A daemon that does not answer is given up soon."""
-    monkeypatch.setattr(ovsrpc, "TRANSACTION_SECONDS", 0.5)
-    monkeypatch.setattr(ovs, "VSWITCHD_SECONDS", 0.4)
+    monkeypatch.setattr(ovs, "PATIENT_SECONDS", 0.4)
 
 
 def nothing_is_left(host: Host) -> None:
@@ -322,6 +321,28 @@ def test_a_start_gives_up_a_daemon_that_hangs(
     monkeypatch.undo()
     host.reap(now=True)
     nothing_is_left(host)
+
+
+@pytest.mark.parametrize("daemon", ["ovsdb-server", "ovs-vswitchd"])
+def test_a_daemon_that_hangs_is_waited_for_once_and_then_hardly(
+    host: Host, switch: OpenVswitch, impatient: None, daemon: str
+) -> None:
+    """In tapsterd other users wait meanwhile, also those without Open vSwitch."""
+    tell = switch.signal if daemon == "ovs-vswitchd" else switch.signal_database
+    after = 0.0 if daemon == "ovs-vswitchd" else ovsrpc.ANSWER_SECONDS
+    tell(signal.SIGSTOP)
+    for seconds in (ovs.PATIENT_SECONDS, ovs.HURRIED_SECONDS, ovs.HURRIED_SECONDS):
+        with pytest.raises(ServiceUnavailable, match=rf"in {seconds + after:g} s"):
+            acquire(host)
+    tell(signal.SIGCONT)
+    host.reap(now=True)
+    acquire(host)
+    tell(signal.SIGSTOP)
+    with pytest.raises(
+        ServiceUnavailable, match=rf"in {ovs.PATIENT_SECONDS + after:g} s"
+    ):
+        acquire(host)
+    tell(signal.SIGCONT)
 
 
 def test_a_device_of_the_name_that_is_not_ours_is_no_vms_port(

@@ -11,8 +11,8 @@ copies `next_cfg` to `cur_cfg` when it has done what the database says.
 """
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from tapster import model
 from tapster.backends import ovsport
@@ -23,6 +23,7 @@ from tapster.backends.ovsdb import (
     Operation,
     Refused,
     Row,
+    TooLate,
     Uuid,
     delete,
     insert,
@@ -53,8 +54,11 @@ T = TypeVar("T")
 RUNDIR = "/run/openvswitch"
 ATTEMPTS = 5
 """How often Tapster tries a change while others change the same rows."""
-VSWITCHD_SECONDS = 4.5
-"""How long ovs-vswitchd may take. ovsrpc waits a little longer for the answer."""
+PATIENT_SECONDS = 4.5
+"""How long ovs-vswitchd may take, together with ovsdb-server about as long as libvirt
+gives ovs-vsctl."""
+HURRIED_SECONDS = 0.2
+"""How long it may take once it took too long. In tapsterd, other users wait for it."""
 
 
 class Ovs:
@@ -67,6 +71,8 @@ class Ovs:
         self._ledger = ledger
         self._rundir = rundir or os.environ.get("OVS_RUNDIR") or RUNDIR
         self._socket = f"{self._rundir}/db.sock"
+        self._late = False
+        """Whether Open vSwitch took too long, and has kept up with no change since."""
 
     def concerns(self, wiring: Wiring) -> bool:
         return wiring.ovs is not None
@@ -262,7 +268,9 @@ class Ovs:
     def _stamp(self, lease: str) -> str:
         return model.stamp(self._ledger, lease)
 
-    def _open(self) -> "Connection":
+    @contextmanager
+    def _open(self) -> Iterator["Connection"]:
+        """Connect to the database. Wait less if Open vSwitch is known to hang."""
         try:
             from tapster.backends.ovsrpc import Connection
         except ModuleNotFoundError as error:
@@ -272,7 +280,15 @@ class Ovs:
                 "ports of Open vSwitch need its Python library; install it with: "
                 "apt-get install python3-openvswitch, or: pip install 'tapster[ovs]'"
             ) from error
-        return Connection(self._socket)
+        seconds = HURRIED_SECONDS if self._late else PATIENT_SECONDS
+        try:
+            with Connection(self._socket, seconds) as db:
+                yield db
+        except TooLate:
+            self._late = True
+            raise
+        if db.kept_up:
+            self._late = False
 
 
 def _retry(change: Callable[[], T]) -> T:
@@ -322,13 +338,14 @@ def wait_done(db: "Connection", config: int) -> None:
 def _wait(db: "Connection", table: str, undone: Sequence[Condition]) -> None:
     """Wait until ovs-vswitchd has left no row that fits."""
     try:
-        db.transact(wait(table, undone, seconds=VSWITCHD_SECONDS))
+        db.transact(wait(table, undone, seconds=db.seconds))
+        db.kept_up = True
     except Refused as error:
         if error.error != "timed out":
             raise
-        raise ServiceUnavailable(
+        raise TooLate(
             f"ovs-vswitchd has not done what Open vSwitch's database says in "
-            f"{VSWITCHD_SECONDS:g} s: is it running?"
+            f"{db.seconds:g} s: is it running?"
         ) from error
 
 

@@ -39,6 +39,10 @@ class Refused(ServiceUnavailable):
         return f"Open vSwitch's database refused a change: {': '.join(self.args)}"
 
 
+class TooLate(ServiceUnavailable):
+    """Open vSwitch did not do something in time. A daemon that is down is not late."""
+
+
 def select(table: str, where: Iterable[Condition], *columns: str) -> Operation:
     return _operation("select", table, where, columns=columns)
 

@@ -18,21 +18,26 @@ import ovs.poller
 import ovs.stream
 import ovs.timeval
 
-from tapster.backends.ovsdb import Operation, Refused, Row, decoded
+from tapster.backends.ovsdb import Operation, Refused, Row, TooLate, decoded
 from tapster.errors import ServiceUnavailable
 from tapster.light import Any, Self
 
-TRANSACTION_SECONDS = 5.0
-"""How long a transaction may take. libvirt gives ovs-vsctl as long."""
+ANSWER_SECONDS = 0.5
+"""How long ovsdb-server may take by itself, beside the wait that it is asked for."""
 CHUNK = 1 << 16
 
 
 class Connection:
     """A connection. Its constructor and its methods raise ServiceUnavailable."""
 
-    def __init__(self, socket: str) -> None:
+    def __init__(self, socket: str, seconds: float) -> None:
+        """Connect. A transaction may wait so many seconds for ovs-vswitchd."""
+        self.seconds = seconds
+        self.kept_up = False
+        """Whether ovs-vswitchd did in time what it was waited for."""
+        self._limit = seconds + ANSWER_SECONDS
         self._socket = socket
-        error, self._stream = _connect(socket)
+        error, self._stream = _connect(socket, self._limit)
         if error:
             raise self._unavailable(os.strerror(error))
         self._utf8 = codecs.getincrementaldecoder("utf-8")()
@@ -51,7 +56,7 @@ class Connection:
     def transact(self, *operations: Operation) -> list[list[Row]]:
         """Do all operations or none; return the rows of each. Raises Refused."""
         self._requests += 1
-        self._deadline = ovs.timeval.msec() + TRANSACTION_SECONDS * 1000
+        self._deadline = ovs.timeval.msec() + self._limit * 1000
         request = {
             "method": "transact",
             "params": ["Open_vSwitch", *operations],
@@ -107,7 +112,8 @@ class Connection:
 
     def _wait(self, until: Any) -> None:
         if ovs.timeval.msec() >= self._deadline:
-            raise self._unavailable(f"no answer in {TRANSACTION_SECONDS:g} s")
+            late = self._unavailable(f"no answer in {self._limit:g} s")
+            raise TooLate(str(late))
         poller = ovs.poller.Poller()
         until(poller)
         poller.timer_wait_until(self._deadline)
@@ -122,15 +128,13 @@ class Connection:
 
 def listens(socket: str) -> bool:
     """Say whether a process listens on a socket, as Open vSwitch's daemons do."""
-    error, stream = _connect(socket)
+    error, stream = _connect(socket, ANSWER_SECONDS)
     if not error:
         stream.close()
     return not error
 
 
-def _connect(socket: str) -> tuple[int, Any]:
+def _connect(socket: str, seconds: float) -> tuple[int, Any]:
     opened = ovs.stream.Stream.open(f"unix:{socket}")
-    result: tuple[int, Any] = ovs.stream.Stream.open_block(
-        opened, TRANSACTION_SECONDS * 1000
-    )
+    result: tuple[int, Any] = ovs.stream.Stream.open_block(opened, seconds * 1000)
     return result
