@@ -105,6 +105,12 @@ def _undetermined(
     by_index = {link.ifindex: link for link in links}
     for lease in leases:
         link = by_index.get(lease.ifindex)
+        if link and (changed := operations.look.beyond_repair(lease, link)):
+            what, _, remedy = changed.partition("; to rename it: ")
+            yield Problem(
+                f"lease {lease.name} ({lease.id}) is not as requested: {what}",
+                remedy or "start its VM again; tapster cannot change it while it runs",
+            )
         if unknown := operations.look.undetermined(lease, link):
             yield Problem(
                 f"lease {lease.name} ({lease.id}): {unknown}",

@@ -199,3 +199,20 @@ def test_without_root_the_daemon_opens_it(daemon: Daemon) -> None:
     assert done.stdout == f"/dev/net/tun\nvnet0\n{ALICE}\n"
     refused = daemon.tapster("open", "vnet0", "--", "true", uid=BOB, status=125)
     assert "no lease" in refused.stderr
+
+
+def test_a_foreign_mac_is_put_back_at_once_and_reported(daemon: Daemon) -> None:
+    daemon.tapster("add", "--bridge", "br0", "--owner", "web")
+    before = iproute.links()["vnet0"]
+    events = daemon.events()
+    shell.sh("ip link set vnet0 address 02:00:00:00:00:01")
+    changed = next(events)
+    assert (changed.event, changed.owner) == ("changed", "web")
+    assert "02:00:00:00:00:01, not fe:" in str(changed.detail)
+    assert next(events).event == "sound"
+    assert iproute.links()["vnet0"] == before
+    shell.sh("ip link set vnet0 alias other")
+    assert [next(events).event for _ in range(2)] == ["changed", "sound"]
+    assert iproute.links()["vnet0"]["ifalias"] == before["ifalias"]
+    kept = daemon.tapster("report").stdout
+    assert kept.count('"changed"') == 2, "the history has it"

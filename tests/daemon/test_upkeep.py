@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 
 from tapster import Host, KernelError, OpenDevice, State, Tap
-from tapster.daemon.upkeep import FIRST_RETRY, NAMESPACE_RETRY
+from tapster.daemon.upkeep import (
+    FIRST_RETRY,
+    IDENTIFY_SECONDS,
+    IDENTIFY_TIMES,
+    NAMESPACE_RETRY,
+)
 from tapster.errors import HostError
 from tapster.ledger import FIRST_IFINDEX
 from tapster.model import Netns
@@ -90,6 +95,55 @@ def test_a_foreign_change_is_reported_once_and_so_is_its_end(watched: Watched) -
     stranger.delete_by_name("vnet0")
     assert watched.hear() == ["lost", "held"]
     assert watched.hear() == []
+    lease.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"mac": "02:00:00:00:00:01"}, "its MAC in the host is 02:00:00:00:00:01"),
+        ({"alias": "mine\x1b"}, "its alias is 'mine\\x1b', not 'tapster:"),
+        ({"alias": ""}, "its alias is ''"),
+    ],
+)
+def test_a_foreign_mac_or_alias_is_put_back_at_once(
+    watched: Watched, change: dict[str, Any], said: str
+) -> None:
+    lease = acquire(watched.made.host)
+    stranger = watched.made.system.stranger()
+    before = stranger.show("vnet0")
+    stranger.set_by_name("vnet0", **change)
+    assert stranger.show("vnet0") != before
+    assert watched.hear() == ["changed"]
+    assert said in str(watched.made.events[-1].detail)
+    assert stranger.show("vnet0") == before
+    assert watched.hear() == ["sound"]
+    lease.close()
+
+
+def test_who_changes_a_mac_again_and_again_is_answered_once_a_second(
+    watched: Watched,
+) -> None:
+    """A guest's VMM can change it without end, and must not keep the daemon busy."""
+    lease = acquire(watched.made.host)
+    stranger = watched.made.system.stranger()
+    before = stranger.show("vnet0")
+    for _ in range(IDENTIFY_TIMES):
+        stranger.set_by_name("vnet0", mac="02:00:00:00:00:01")
+        assert watched.hear() == ["changed"]
+        assert stranger.show("vnet0") == before
+        assert watched.hear() == ["sound"]
+    stranger.set_by_name("vnet0", mac="02:00:00:00:00:01")
+    assert watched.hear() == ["changed"]
+    assert stranger.show("vnet0") != before
+    watched.made.clock.advance(FIRST_RETRY)
+    watched.upkeep.retry()
+    assert stranger.show("vnet0") == before
+    assert watched.hear() == ["sound"]
+    watched.made.clock.advance(IDENTIFY_SECONDS)
+    stranger.set_by_name("vnet0", mac="02:00:00:00:00:01")
+    watched.hear()
+    assert stranger.show("vnet0") == before, "a minute later it is put back at once"
     lease.close()
 
 

@@ -152,7 +152,11 @@ def stays(lease: Lease, was: Wiring, link: Link, bridge: int) -> bool:
 
 
 def differs(
-    lease: Lease, link: Link, namespace: Namespace, links: Mapping[int, Link]
+    lease: Lease,
+    stamp: str,
+    link: Link,
+    namespace: Namespace,
+    links: Mapping[int, Link],
 ) -> str | None:
     """Say how a leased device is not connected as its wiring asks.
 
@@ -163,11 +167,13 @@ def differs(
         "up": wiring.up,
         "IPv6 of the host": False,
         "MAC of the host's side": _mac_of(lease),
+        "alias": stamp,
     }
     present: dict[str, object] = {
         "up": link.up,
         "IPv6 of the host": not link.no_ipv6,
         "MAC of the host's side": link.mac,
+        "alias": link.alias,
     }
     if wiring.mtu is not None:
         wanted["mtu"], present["mtu"] = wiring.mtu, link.mtu
@@ -221,6 +227,15 @@ def _shown(value: object) -> str:
 def _mac_of(lease: Lease) -> str:
     """Return the MAC that a lease's device has in the host."""
     return host_mac(lease.mac) if lease.kind is Kind.TAP else lease.mac
+
+
+def misidentified(lease: Lease, stamp: str, link: Link) -> str | None:
+    """Say how a device's MAC or stamp was changed: `identify` restores both."""
+    if link.mac != _mac_of(lease):
+        return f"its MAC in the host is {link.mac}, not {_mac_of(lease)}"
+    if link.alias != stamp:
+        return f"its alias is {link.alias!r}, not {stamp!r}"
+    return None
 
 
 def identify(lease: Lease, stamp: str, link: Link) -> LinkChange | None:

@@ -2,8 +2,10 @@
 """Make ledger and kernel agree after a crash. May run at any time."""
 
 import argparse
+import sys
 
 from tapster.cli import output
+from tapster.cli.show import UNREPAIRED
 from tapster.light import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, host: "Manager") -> int:
     repairs = host.recover(dry_run=options.dry_run)
+    _report_the_rest(host)
     if options.json:
         output.print_json(
             repairs=[
@@ -28,3 +31,15 @@ def run(options: argparse.Namespace, host: "Manager") -> int:
     for lease, action in repairs:
         print(f"{action} {lease.name} ({lease.state}, {lease.owner or '-'}) {lease.id}")
     return 0
+
+
+def _report_the_rest(host: "Manager") -> None:
+    """Print what differs from the requests and is not for recover to restore."""
+    leases = host.leases(all=False)
+    differing = host.differing(leases)
+    for lease in leases:
+        if lease.id in differing:
+            for kind, difference in host.differences(lease).items():
+                if kind in UNREPAIRED:
+                    text = f"lease {lease.name} ({lease.id}) stays as it is"
+                    print(f"tapster: {text}: {difference}", file=sys.stderr)

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from tapster.api import Manager
 
 TIMES = ("created", "released")
+UNREPAIRED = ("process", "device")
+"""The differences that recover does not repair."""
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +67,7 @@ def lines(shown: dict[str, Any]) -> list[str]:
             found.append(f"device {field:<15}{_shown(value)}")
     for backend, difference in shown["differences"].items():
         line = f"differs {backend:<14}{difference}"
-        remedy = "" if backend == "process" else ": tapster recover"
+        remedy = "" if backend in UNREPAIRED else ": tapster recover"
         found.append(terminal.paint(line + remedy, red))
     return found
 

@@ -22,6 +22,7 @@ COLOURS = {
     "ended": terminal.DIM,
     "lost": terminal.RED,
     "moved": terminal.RED,
+    "changed": terminal.RED,
     "renamed": terminal.RED,
     "down": terminal.RED,
 }

@@ -30,6 +30,11 @@ FIRST_RETRY, LAST_RETRY = 1.0, 30.0
 value to the last."""
 
 
+IDENTIFY_TIMES, IDENTIFY_SECONDS = 10, 60.0
+"""A foreign MAC or alias is put back at once, at most so many times in so many
+seconds; after that once a second."""
+
+
 class Retry(NamedTuple):
     """A lease whose repair failed, and when to try again."""
 
@@ -88,6 +93,8 @@ class Upkeep:
         """The reported problem of each device, by lease, so that it is reported
         once."""
         self._retries: dict[str, Retry] = {}
+        self._identified: dict[str, tuple[float, int]] = {}
+        """How often since when a foreign MAC or alias was put back, by lease."""
 
     # Deadlines
 
@@ -101,6 +108,7 @@ class Upkeep:
         self._metrics.add("reaped", by=len(leases))
         for lease in leases:
             self._problems.pop(lease.id, None)
+            self._identified.pop(lease.id, None)
             self.report("ended", lease)
 
     def find_deadline(self) -> None:
@@ -265,12 +273,34 @@ class Upkeep:
             self.report(event, lease, detail or None)
             if link is None:
                 self._mend([lease.id])
+            elif event == "changed":
+                self._identify(lease, link)
             elif event != "renamed" and self.reconnect:
                 self._mend([lease.id], wiring=True)
         else:
             del self._problems[lease.id]
             if lease.state is State.ACTIVE:
                 self.report("sound", lease)
+
+    def _identify(self, lease: Lease, link: Link) -> None:
+        """Put a foreign MAC or alias back.
+
+        With another VM's MAC in the host, a bridge delivers that VM's frames to the
+        host, so the configuration is not asked. A program, or a guest's VMM, that
+        changes it again and again is answered once in a while.
+        """
+        if self._operations.look.misidentified(lease, link) is None:
+            return
+        now = self._clock()
+        since, times = self._identified.get(lease.id, (now, 0))
+        if now - since >= IDENTIFY_SECONDS:
+            since, times = now, 0
+        self._identified[lease.id] = since, times + 1
+        if times < IDENTIFY_TIMES:
+            self._mend([lease.id], wiring=True)
+        else:
+            retry = Retry(now + FIRST_RETRY, FIRST_RETRY, None, True)
+            self._retries.setdefault(lease.id, retry)
 
     def _problem_of(self, lease: Lease, link: Link | None) -> str:
         """Return what is wrong with a lease's device, as an event and its detail, or
@@ -289,6 +319,9 @@ class Upkeep:
             if not self._operations.look.joined(link, lease):
                 return f"moved: the device is not on bridge {bridge}"
             self._bridges[place] = link.master
+        changed = self._operations.look.misidentified(lease, link)
+        if changed or (changed := self._operations.look.beyond_repair(lease, link)):
+            return f"changed: {_printable(changed)}"
         # A lease whose process has ended lasts until its tap is closed.
         ended = lease.process is not None and lease.process not in self._bound
         if (lease.on_close or ended) and not link.open:
@@ -332,6 +365,7 @@ class Upkeep:
                 self.report("held", lease, "a placeholder holds the name")
             elif action is Action.CLOSE:
                 self._problems.pop(lease.id, None)
+                self._identified.pop(lease.id, None)
                 self.report("ended", lease)
 
     # Processes

@@ -7,7 +7,7 @@ A context is constructed once for each Host, and handed to the operations.
 import os
 from _thread import RLock  # threading costs as much as this whole module
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from tapster import backends as all_backends
 from tapster.backends import MakeBackends
@@ -141,13 +141,17 @@ class Context:
     def process(self, pid: int) -> Process:
         """Return the process that has this pid now. Raises RequestError."""
         process = self.system.process(pid)
-        pidfd = process and self.system.open_process(process)
-        if process is None or pidfd is None:
+        with suppress(HostError):  # if it cannot be told, the process may live
+            pidfd = process and self.system.open_process(process)
+            if pidfd is None:
+                process = None
+            else:
+                os.close(pidfd)
+        if process is None:
             raise RequestError(
                 f"there is no process {pid} to bind a lease to: it has ended, or the "
                 "number is that of a thread"
             )
-        os.close(pidfd)
         return process
 
     def has_ended(self, process: Process) -> bool:

@@ -12,7 +12,7 @@ same lease alone.
 from enum import StrEnum
 
 from tapster.light import NamedTuple
-from tapster.model import Lease, Link, State, parse_stamp
+from tapster.model import Kind, Lease, Link, State, parse_stamp
 
 
 class DeviceState(StrEnum):
@@ -118,6 +118,41 @@ def look(ledger: str, lease: Lease, link: Link | None) -> DeviceState:
         return DeviceState.ABSENT
     at_rest = not link.up and not link.master and parse_stamp(link.alias)
     return DeviceState.AT_REST if at_rest else DeviceState.CONNECTED
+
+
+def beyond_repair(lease: Lease, link: Link) -> str | None:
+    """Say what of a lease's device was changed that recover does not restore.
+
+    A running device cannot be renamed on every kernel, and somebody may rely on the
+    name. The rest can be changed only through a descriptor of the tap, and the VM has
+    those: its VMM may have changed it.
+    """
+    if link.name != lease.name:
+        return (
+            f"it is called {link.name!r}, not {lease.name!r}; to rename it: "
+            f"ip link set dev {link.name!r} name {lease.name}"
+        )
+    if lease.kind is not Kind.TAP or lease.placeholder:
+        return None
+    if (lease.tap_owner, lease.tap_group) != (None, None):
+        # Leases of the first release do not record them.
+        for what, wanted, present in (
+            ("user", lease.tap_owner, link.tap_owner),
+            ("group", lease.tap_group, link.tap_group),
+        ):
+            if present != wanted:
+                return (
+                    f"the {what} id that may open it is "
+                    f"{'any' if present is None else present}, not {wanted}"
+                )
+    if not link.persistent:
+        return "it is not persistent: the kernel deletes it when its VM closes it"
+    if link.queues is not None and link.queues > lease.queues:
+        return (
+            f"it has {link.queues} open queues, not {lease.queues}: the kernel also "
+            "sends frames to those that nobody reads"
+        )
+    return None
 
 
 def is_ours(ledger: str, lease: Lease, link: Link) -> bool:

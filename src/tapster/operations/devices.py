@@ -332,7 +332,11 @@ class Devices:
                 lease.state is State.ACTIVE
                 and link is not None
                 and decision.is_ours(ledger, lease, link)
-                and (wrong := bridge.differs(lease, link, namespace, links))
+                and (
+                    wrong := bridge.differs(
+                        lease, self.stamp(lease), link, namespace, links
+                    )
+                )
             ):
                 differences.setdefault(lease.id, {})["link"] = wrong
         # To ask costs as much for one lease as for all, and in each namespace.

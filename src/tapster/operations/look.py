@@ -163,7 +163,8 @@ class Look:
         backend.
 
         Only the backends that the ledger or the request names are asked. Under
-        "process", say if it cannot be told whether the lease has ended. Raises
+        "process", say if it cannot be told whether the lease has ended; under
+        "device", what recover does not restore. Raises
         ServiceUnavailable if a backend cannot tell.
         """
         return self._differences([lease], every=False).get(lease.id, {})
@@ -188,10 +189,24 @@ class Look:
                     namespace, here, links, failures, [] if every else None
                 )
             for lease in here:
-                if unknown := self.undetermined(lease, links.get(lease.ifindex)):
+                link = links.get(lease.ifindex)
+                if unknown := self.undetermined(lease, link):
                     differences.setdefault(lease.id, {})["process"] = unknown
+                if link and (changed := self.beyond_repair(lease, link)):
+                    differences.setdefault(lease.id, {})["device"] = changed
         failures.raise_any()
         return differences
+
+    def beyond_repair(self, lease: Lease, link: Link) -> str | None:
+        """Say what of an active lease's device was changed and is not restored."""
+        ledger = self.context.ledger.id
+        if lease.state is not State.ACTIVE or not decision.is_ours(ledger, lease, link):
+            return None
+        return decision.beyond_repair(lease, link)
+
+    def misidentified(self, lease: Lease, link: Link) -> str | None:
+        """Say how the MAC or the stamp of a lease's device was changed."""
+        return bridge.misidentified(lease, self.devices.stamp(lease), link)
 
     def undetermined(self, lease: Lease, link: Link | None) -> str | None:
         """Say that nothing tells whether a lease has ended; None if something does.
@@ -230,9 +245,11 @@ class Look:
                 if (
                     namespace is None
                     or link is None
-                    or link.name != lease.name
                     or not decision.is_ours(ledger, lease, link)
-                    or bridge.differs(lease, link, namespace, links)
+                    or decision.beyond_repair(lease, link)
+                    or bridge.differs(
+                        lease, self.devices.stamp(lease), link, namespace, links
+                    )
                     or self.undetermined(lease, link)
                 ):
                     yield lease.id
