@@ -6,13 +6,15 @@ Each method is an operation with a file of its own in `tapster.operations`.
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 
 from tapster import backends as all_backends
 from tapster.api import Manager, Reference, check_acquire, id_of, ids_of
 from tapster.backends import MakeBackends
 from tapster.checks import check_record, check_value
 from tapster.kernel.port import System
-from tapster.light import Unpack
+from tapster.kernel.signals import deferred
+from tapster.light import TypeVar, Unpack
 from tapster.model import (
     Changes,
     HistoryEntry,
@@ -28,12 +30,15 @@ from tapster.open_device import OpenDevice
 from tapster.operations.decision import Repair
 from tapster.operations.operations import Operations, open_operations
 
+T = TypeVar("T")
+
 
 class Host(Manager):
     """The devices of one ledger on this host.
 
     Needs CAP_NET_ADMIN. Threads may share a Host, which lets one in at a time. A
-    forked child opens a Host of its own. Close it, or use it as a context manager;
+    forked child opens a Host of its own. A signal handler that comes in the middle of a
+    call cannot use the same Host. Close it, or use it as a context manager;
     that ends no lease.
     """
 
@@ -73,6 +78,11 @@ class Host(Manager):
     def close(self) -> None:
         self._operations.close()
 
+    def _run(self, work: Callable[[Operations], T]) -> T:
+        """Carry out one call of a user; no other call comes in between."""
+        operations = self._operations
+        return operations.context.run(lambda: work(operations))
+
     # Acquire and release
 
     def acquire_all(
@@ -84,56 +94,71 @@ class Host(Manager):
         vhost: bool = False,
     ) -> tuple[OpenDevice, ...]:
         check_acquire(specs, pid, on_close, vhost)
-        acquired = self._operations.acquire(
-            specs, pid=pid, on_close=on_close, vhost=vhost
-        )
-        return tuple(OpenDevice(*opened) for opened in acquired)
+
+        def acquire(operations: Operations) -> tuple[OpenDevice, ...]:
+            # A descriptor must not be lost on its way to the object that owns it.
+            with ExitStack() as hand_over:
+                acquired = operations.acquire(
+                    specs, pid=pid, on_close=on_close, vhost=vhost, hand_over=hand_over
+                )
+                return tuple(OpenDevice(*opened) for opened in acquired)
+
+        return self._run(acquire)
 
     def release(self, lease: Reference) -> None:
-        self._operations.release(id_of(lease))
+        id = id_of(lease)
+        self._run(lambda do: do.release(id))
 
     def bind(self, leases: Iterable[Reference], pid: int | None) -> None:
         check_value(int | None, pid, "pid")
-        self._operations.bind(ids_of(leases), pid)
+        ids = ids_of(leases)
+        self._run(lambda do: do.bind(ids, pid))
 
     def reopen(self, lease: Reference) -> OpenDevice:
-        return OpenDevice(*self._operations.reopen(id_of(lease)))
+        id = id_of(lease)
+
+        def reopen(operations: Operations) -> OpenDevice:
+            with deferred():
+                return OpenDevice(*operations.reopen(id))
+
+        return self._run(reopen)
 
     def set(self, lease: Reference, **changes: Unpack[Changes]) -> Lease:
-        return self._operations.rewire.set(id_of(lease), changes)
+        id = id_of(lease)
+        return self._run(lambda do: do.rewire.set(id, changes))
 
     # Look
 
     def leases(self, *, all: bool = True) -> list[Lease]:
         check_value(bool, all, "all")
-        return self._operations.look.leases(all=all)
+        return self._run(lambda do: do.look.leases(all=all))
 
     def look_up(self, name_or_id: str, *, owner: str | None = None) -> Lease:
         check_value(str, name_or_id, "name_or_id")
         check_value(str | None, owner, "owner")
-        return self._operations.look.find(name_or_id, owner)
+        return self._run(lambda do: do.look.find(name_or_id, owner))
 
     def device(self, lease: Reference) -> Link | None:
-        look = self._operations.look
-        return look.device(look.lease(id_of(lease)))
+        id = id_of(lease)
+        return self._run(lambda do: do.look.device(do.look.lease(id)))
 
     def differences(self, lease: Reference) -> dict[str, str]:
-        look = self._operations.look
-        return look.differences(look.lease(id_of(lease)))
+        id = id_of(lease)
+        return self._run(lambda do: do.look.differences(do.look.lease(id)))
 
     def differing(self, leases: Iterable[Lease]) -> frozenset[str]:
-        return self._operations.look.differing(leases)
+        return self._run(lambda do: do.look.differing(leases))
 
     def history(self, query: HistoryQuery) -> list[HistoryEntry]:
         check_record(query)
-        return self._operations.look.history(query)
+        return self._run(lambda do: do.look.history(query))
 
     def events(
         self, since: float | None = None, until: float | None = None
     ) -> list[HistoryEvent]:
         check_value(float | None, since, "since")
         check_value(float | None, until, "until")
-        return self._operations.look.events(since, until)
+        return self._run(lambda do: do.look.events(since, until))
 
     # Look after
 
@@ -142,12 +167,13 @@ class Host(Manager):
     ) -> int:
         check_value(bool, now, "now")
         if leases is not None:
-            return self._operations.reap.some(ids_of(leases))
-        return self._operations.reap(now=now)
+            ids = ids_of(leases)
+            return self._run(lambda do: do.reap.some(ids))
+        return self._run(lambda do: do.reap(now=now))
 
     def recover(self, *, dry_run: bool = False) -> list[Repair]:
         check_value(bool, dry_run, "dry_run")
-        return self._operations.recover(dry_run=dry_run)
+        return self._run(lambda do: do.recover(dry_run=dry_run))
 
     def settle(self) -> list[Repair]:
         """Repair what dead processes left: a cheap `recover`, for before other work.
@@ -155,13 +181,13 @@ class Host(Manager):
         Releases leases that are bound to an ended process, finishes or undoes the
         operations of dead managers, and closes leases of an earlier boot.
         """
-        return self._operations.recover.settle()
+        return self._run(lambda do: do.recover.settle())
 
     def examine(self) -> list[Problem]:
         from tapster import doctor  # rarely needed
 
-        return doctor.examine(self._operations)
+        return self._run(doctor.examine)
 
     def remove_leftovers(self, ledger: str) -> list[str]:
         check_value(str, ledger, "ledger")
-        return self._operations.remove_leftovers(ledger)
+        return self._run(lambda do: do.remove_leftovers(ledger))

@@ -3,6 +3,7 @@
 
 import os
 
+from tapster.kernel.signals import deferred
 from tapster.light import Self
 from tapster.model import Lease
 
@@ -69,8 +70,10 @@ class OpenDevice:
 
     def close(self) -> None:
         """Close the descriptors. The lease goes on. May be repeated."""
-        for fd in self.detach_fds():
-            os.close(fd)
+        if self._fds or self._vhost_fds:
+            with deferred():  # a descriptor must not be lost on its way
+                for fd in self.detach_fds():
+                    os.close(fd)
 
     def __enter__(self) -> Self:
         return self
@@ -84,8 +87,8 @@ class OpenDevice:
             import warnings  # rarely needed
 
             text = f"{self!r} was not closed"
+            self.close()  # first: a program may make an error of the warning
             warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
-            self.close()
 
     def __repr__(self) -> str:
         return f"<OpenDevice {self.name} lease={self.id} fds={self._fds}>"

@@ -34,6 +34,7 @@ LAYERS = (
     ("api", "what Host and Client both do"),
     ("open_device", "a lease and its open descriptors"),
     ("operations", "acquire, release, set, reap, recover"),
+    ("gate", "one thread at a time, and no signal handler"),
     ("backends", "Open vSwitch, filters, rates"),
     ("fleet", "MACs and an inventory that hosts share"),
     ("ledger", "the records"),

@@ -36,3 +36,22 @@ def deferred() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def raised_by_handler(error: BaseException) -> bool:
+    """Return whether a signal handler of the program has raised an error.
+
+    A handler may end a call so, as a time limit does. Such an error is the program's.
+    """
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    codes = {
+        getattr(handler, "__code__", getattr(type(handler).__call__, "__code__", None))
+        for handler in handlers
+        if callable(handler)
+    }
+    step = error.__traceback__
+    while step is not None:
+        if step.tb_frame.f_code in codes:
+            return True
+        step = step.tb_next
+    return False

@@ -112,6 +112,8 @@ class Database:
         makes it.
         """
         self.path = path
+        self._transaction: object = None
+        """Stands for the latest transaction."""
         try:
             _refuse_unknown(path)
             _make_file(path, make_directory=make_directory)
@@ -149,16 +151,23 @@ class Database:
 
         All of the block's changes happen, or, if it raises, none.
         """
+        transaction = object()
         try:
             self._refuse_another_file()
+            if self.connection.in_transaction:
+                # Ctrl-C came between the end of a block and the next line here. That
+                # generator waits for its end, which may come during this transaction.
+                _roll_back(self.connection)
+            self._transaction = transaction
             # BEGIN is inside the `try`: if Ctrl-C comes while it waits, it is raised
             # when the transaction has begun.
             self.connection.execute("BEGIN IMMEDIATE")
             yield self.connection
             self.connection.execute("COMMIT")
         except BaseException as error:
-            with suppress(sqlite3.Error):  # the first error says more
-                _roll_back(self.connection)
+            if self._transaction is transaction:
+                with suppress(sqlite3.Error):  # the first error says more
+                    _roll_back(self.connection)
             if (meaning := self._meaning(error)) is None:
                 raise
             raise meaning from error

@@ -7,6 +7,7 @@ each device of ours has a lease that names it, whenever a process is killed.
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from errno import EBUSY, EEXIST
 
 from tapster import model
@@ -19,6 +20,7 @@ from tapster.errors import (
     TapsterError,
 )
 from tapster.kernel.port import LinkChange
+from tapster.kernel.signals import deferred
 from tapster.ledger import Reservation
 from tapster.light import TYPE_CHECKING, NamedTuple
 from tapster.model import Kind, Lease, Macvtap, Mode, Naming, Spec, State, Tap
@@ -69,6 +71,7 @@ class Acquire:
         caller_uid: int | None = None,
         asked: Sequence[str] = (),
         max_keys: int | None = None,
+        hand_over: ExitStack | None = None,
     ) -> list[Opened]:
         """Make all the devices of one VM, or none. The caller closes the descriptors.
 
@@ -77,6 +80,8 @@ class Acquire:
         /dev/vhost-net, where the host has it. `caller_uid` is recorded: the user id
         that the daemon acts for; so is what was `asked` for each device, as the
         daemon's policy judges it. `max_keys` bounds the user's keys of stable names.
+        Signals are deferred from the moment that the descriptors are the caller's until
+        the caller closes `hand_over`.
         """
         context = self.context
         with context.gate:
@@ -100,15 +105,19 @@ class Acquire:
                 if guard is not None:
                     guard.check([*zip(leases, specs, strict=True)])
                 for plan, lease in zip(plans, leases, strict=True):
-                    made.append(self.make(plan, lease))
+                    with deferred():  # a descriptor must not be lost on its way
+                        made.append(self.make(plan, lease))
                     self._connect(plan, made[-1].lease)
                     if vhost:
-                        made[-1] = self._open_vhost(made[-1])
+                        with deferred():
+                            made[-1] = self._open_vhost(made[-1])
                 active = context.ledger.activate(
                     [opened.lease for opened in made], process
                 )
                 if process is not None or on_close:
                     context.wake_reaper()
+                if hand_over is not None:
+                    hand_over.enter_context(deferred())
                 return [
                     opened._replace(lease=lease)
                     for lease, opened in zip(active, made, strict=True)

@@ -5,62 +5,25 @@ A context is constructed once for each Host, and handed to the operations.
 """
 
 import os
-from _thread import RLock  # threading costs as much as this whole module
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 from tapster import backends as all_backends
 from tapster.backends import MakeBackends
 from tapster.backends.backend import Backend
-from tapster.errors import HostError, RequestError, TapsterError, internal
+from tapster.errors import HostError, RequestError
+from tapster.gate import Gate
 from tapster.kernel.linux import LinuxSystem
 from tapster.kernel.port import Namespace, System
 from tapster.ledger import DEFAULT_PATH, Ledger
-from tapster.light import TYPE_CHECKING
+from tapster.light import TYPE_CHECKING, TypeVar
 from tapster.model import Life, Macvtap, Netns, Process
 from tapster.operations.claims import Claims
 
 if TYPE_CHECKING:
     from tapster.fleet.guard import Guard
 
-
-class Gate:
-    """Lets one thread at a time into the operations of a context.
-
-    Refuses a forked child: the parent's ledger, locks and sockets are not the
-    child's to use. Refuses everybody after `close`. An exception that is none of
-    Tapster's own becomes an InternalError.
-    """
-
-    def __init__(self) -> None:
-        self._lock = RLock()
-        self._pid = os.getpid()
-        self._closed = False
-
-    def __enter__(self) -> None:
-        # First: another thread of the parent may hold the child's copy for ever.
-        if os.getpid() != self._pid:
-            raise RequestError(
-                f"this Host was opened by process {self._pid}, and cannot be used in "
-                f"its forked child {os.getpid()}: open another Host there"
-            )
-        self._lock.acquire()
-        if self._closed:
-            self._lock.release()
-            raise RequestError("this Host is closed: open another one")
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        self._lock.release()
-        if isinstance(error, Exception) and not isinstance(error, TapsterError):
-            raise internal(error) from error
-
-    def close(self) -> bool:
-        """Let nobody in any more. True the first time, in the opener's process."""
-        if os.getpid() != self._pid:
-            return False
-        with self._lock:
-            first, self._closed = not self._closed, True
-            return first
+T = TypeVar("T")
 
 
 class Context:
@@ -87,14 +50,22 @@ class Context:
         """The namespace in which devices are made."""
         self.backends = backends
         self.claims = claims
-        self.gate = Gate()
-        """Every operation runs inside it."""
+        self._gate = Gate("Host")
         self._guards = guards
         self._start_reaper = start_reaper
 
+    @property
+    def gate(self) -> AbstractContextManager[object]:
+        """Every operation runs inside it. An operation may call another."""
+        return self._gate.lock
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Do the work of a user's whole call; see `Gate.run`."""
+        return self._gate.run(work)
+
     def close(self) -> None:
         """Close everything but the leases."""
-        if self.gate.close():
+        if self._gate.close():
             if self._guards is not None:
                 self._guards.close()
             self.claims.close()

@@ -5,13 +5,14 @@ Small and synchronous, because it sits in the start path of VMs.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from tapster.api import Manager, Reference, check_acquire, id_of, ids_of
 from tapster.checks import check_record, check_value
 from tapster.errors import DaemonError, RequestError
+from tapster.gate import Gate
 from tapster.kernel import unix
-from tapster.light import Any, Unpack
+from tapster.light import Any, TypeVar, Unpack
 from tapster.model import (
     Changes,
     HistoryEntry,
@@ -29,6 +30,8 @@ from tapster.open_device import OpenDevice
 from tapster.operations.decision import Repair
 from tapster.rpc import interface, varlink
 from tapster.rpc.interface import NAME, SOCKET, Binding, Count, Event
+
+T = TypeVar("T")
 
 
 def _opened(device: interface.Device, fds: Sequence[int]) -> OpenDevice:
@@ -85,14 +88,20 @@ def connect(
 class Client(Manager):
     """The devices that the daemon manages for the caller.
 
-    One thread at a time may use it. Close it, or use it as a context manager; that
-    ends no lease. Methods also raise DaemonError, NotAllowed, QuotaExceeded and
-    Overloaded. The caller sees its own leases only, unless the policy allows more.
+    Threads may share it; it lets one in at a time. A forked child connects by itself.
+    A signal handler that comes in the middle of a call cannot use the same client. If
+    an exception ends a call, as Ctrl-C does, the connection is closed: the daemon takes
+    back what the call would have given, and the next call connects again. Close it, or
+    use it as a context manager; that ends no lease. Methods also raise DaemonError,
+    NotAllowed, QuotaExceeded and Overloaded. The caller sees its own leases only,
+    unless the policy allows more.
     """
 
     def __init__(self, path: str, netns: str | None = None) -> None:
         self.path = path
         self._netns = netns
+        self._gate = Gate("client")
+        self._watches = False
         self._connect()
 
     def _connect(self) -> None:
@@ -107,8 +116,14 @@ class Client(Manager):
         self._fds: list[int] = []
         self._continues = False
         """Whether the last answer was a part, and more follow."""
+        self._waiting = False
+        """Whether a request was sent, or a part of it, and its answer is due."""
 
     def close(self) -> None:
+        if self._gate.close():
+            self._disconnect()
+
+    def _disconnect(self) -> None:
         self._socket.close()
         unix.close(self._fds)
         self._fds = []
@@ -278,7 +293,8 @@ class Client(Manager):
 
         Nothing else can be called on this connection any more.
         """
-        self._send("Watch", varlink.Nothing(), (), more=True)
+        self._exchange(lambda: self._send("Watch", varlink.Nothing(), (), more=True))
+        self._watches = True
         while True:
             given, _ = self._receive("Watch")
             yield given.event
@@ -296,14 +312,50 @@ class Client(Manager):
 
     def _pages(self, method: str, parameters: Any) -> list[Any]:
         """Call a method whose answer may come in several parts."""
-        answer, _ = self.call(method, parameters, more=True)
-        parts = [answer]
-        while self._continues:
-            answer, _ = self._receive(method)
-            parts.append(answer)
-        return parts
+
+        def exchange() -> list[Any]:
+            answer, _ = self._call(method, parameters, more=True)
+            parts = [answer]
+            while self._continues:
+                answer, _ = self._receive(method)
+                parts.append(answer)
+            return parts
+
+        return self._exchange(exchange)
+
+    def _exchange(self, work: Callable[[], T]) -> T:
+        """Exchange messages, one thread at a time. None is under way afterwards."""
+
+        def exchange() -> T:
+            if self._watches:
+                raise RequestError("this client watches: connect another one")
+            if self._waiting:
+                # An exception ended a call, and another one the lines below.
+                self._disconnect()
+                self._connect()
+            try:
+                return work()
+            except BaseException:
+                if self._waiting:
+                    self._disconnect()
+                raise
+
+        return self._gate.run(exchange)
 
     def call(
+        self,
+        method: str,
+        parameters: Any,
+        fds: Sequence[int] = (),
+    ) -> tuple[Any, list[int]]:
+        """Call a method of the daemon's interface, by its name.
+
+        Return the answer, and the descriptors that came along. If the daemon was
+        restarted, a method that may be repeated is called again.
+        """
+        return self._exchange(lambda: self._call(method, parameters, fds))
+
+    def _call(
         self,
         method: str,
         parameters: Any,
@@ -311,12 +363,7 @@ class Client(Manager):
         *,
         more: bool = False,
     ) -> tuple[Any, list[int]]:
-        """Call a method of the daemon's interface, by its name.
-
-        Return the answer, and the descriptors that came along. If the daemon was
-        restarted, a method that may be repeated is called again. With `more` the
-        answer may be the first of several parts.
-        """
+        """As `call`. With `more` the answer may be the first of several parts."""
         try:
             self._send(method, parameters, fds, more=more)
             return self._receive(method)
@@ -324,7 +371,7 @@ class Client(Manager):
             if method in _ONCE:
                 raise
         # The daemon was restarted. This method may be carried out twice.
-        self.close()
+        self._disconnect()
         self._connect()
         self._send(method, parameters, fds, more=more)
         return self._receive(method)
@@ -338,6 +385,7 @@ class Client(Manager):
             **({"more": True} if more else {}),
         }
         data = varlink.encode(message)
+        self._waiting = True
         try:
             while data:
                 data = data[unix.send(self._socket, data, fds) :]
@@ -351,7 +399,7 @@ class Client(Manager):
         """Return the answer, and its descriptors. An error of the daemon's is
         raised."""
         message, fds = self._message()
-        self._continues = message.get("continues") is True
+        self._waiting = self._continues = message.get("continues") is True
         try:
             if error := message.get("error"):
                 raise self._failed(str(error), message.get("parameters"))
