@@ -26,7 +26,7 @@ PIDS = Path("run/libvirt/qemu")
 
 FILES = {
     "/etc/libvirt/libvirtd.conf": "auth_unix_ro='none'\nauth_unix_rw='none'\n",
-    "/etc/libvirt/qemu.conf": "user='libvirt-qemu'\ngroup='libvirt-qemu'\n"
+    "/etc/libvirt/qemu.conf": "user='{user}'\ngroup='{user}'\n"
     "dynamic_ownership=0\nremember_owner=0\nsecurity_driver='none'\n"
     "namespaces=[]\ncgroup_controllers=[]\nstdio_handler='file'\n",
 }
@@ -89,20 +89,25 @@ def adopted(name: str, *nics: str, model: str = "virtio", more: str = "") -> str
     )
 
 
-def prepare() -> None:
-    """Give libvirt folders and accounts that the rest of the host does not see."""
+def configure(user: str) -> None:
+    """Write libvirt's files into folders of this mount namespace; `user` runs QEMU."""
     for folder in ("/etc", "/var"):
         overlay(folder)
     for path, text in FILES.items():
         Path(path).parent.mkdir(exist_ok=True)
-        Path(path).write_text(text)
+        Path(path).write_text(text.replace("{user}", user))
+    for path, line in ACCOUNTS.items():
+        with open(path, "a") as file:
+            file.write(line)
+
+
+def prepare() -> None:
+    """Give libvirt folders and accounts that the rest of the host does not see."""
+    configure("libvirt-qemu")
     # libvirt refuses to migrate between two daemons with one UUID.
     with open("/etc/libvirt/libvirtd.conf", "a") as file:
         file.write(f"host_uuid='{uuid4()}'\n")
     shutil.rmtree("/var/lib/tapster", ignore_errors=True)
-    for path, line in ACCOUNTS.items():
-        with open(path, "a") as file:
-            file.write(line)
     # libvirt examines QEMU again at each start if its user cannot open this.
     node = Path("/run/kvm")
     os.mknod(node, stat.S_IFCHR, os.makedev(10, 232))

@@ -72,3 +72,12 @@ def lab_host(lab: ContractLab, others: Stranger, ledger: Path) -> Iterator[Host]
     others.add_veth("low", "far")
     with Host(ledger, system=lab.system, reaper=library.no_reaper) as host:
         yield host
+
+
+@pytest.fixture
+def contract_host(lab: ContractLab, others: Stranger, ledger: Path) -> Iterator[Host]:
+    """A Host that reaps only when told to, on a host with br0 and low."""
+    others.add_bridge("br0", mac="02:00:00:00:00:01")
+    others.add_veth("low", "far")
+    with Host(ledger, system=lab.system, reaper=library.no_reaper) as host:
+        yield host

@@ -12,25 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lab.overlay import overlay
+from lab.libvirt import configure
 
 PYTHON = "/usr/bin/python3"
 GUEST = Path(__file__).parent.parent / "guest.py"
+READY = "/run/libvirtd.ready"
 READY_SECONDS = 60.0
 """Seconds for the daemon to be ready."""
-READY = "/run/libvirtd.ready"
-
-FILES = {
-    "/etc/libvirt/libvirtd.conf": "auth_unix_ro='none'\nauth_unix_rw='none'\n",
-    "/etc/libvirt/qemu.conf": "user='root'\ngroup='root'\n"
-    "dynamic_ownership=0\nremember_owner=0\nsecurity_driver='none'\n"
-    "namespaces=[]\ncgroup_controllers=[]\nstdio_handler='file'\n",
-}
-# The daemon asks for them; the package that makes them starts services too.
-ACCOUNTS = {
-    "/etc/passwd": "libvirt-qemu:x:64055:64055::/nonexistent:/bin/false\n",
-    "/etc/group": "libvirt-qemu:x:64055:\n",
-}
 
 
 class LibvirtGuest:
@@ -110,14 +98,7 @@ def guest(bridge: str) -> Iterator[LibvirtGuest]:
 
 @contextmanager
 def _daemon() -> Iterator[None]:
-    for folder in ("/etc", "/var"):
-        overlay(folder)
-    for path, text in FILES.items():
-        Path(path).parent.mkdir(exist_ok=True)
-        Path(path).write_text(text)
-    for path, line in ACCOUNTS.items():
-        with open(path, "a") as file:
-            file.write(line)
+    configure("root")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
         ready.bind(READY)
         ready.settimeout(READY_SECONDS)

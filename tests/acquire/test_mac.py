@@ -1,27 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """No two active devices on one segment have the same MAC."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
-from lab.fake_and_real import ContractLab
-from lab.library import no_reaper
 from tapster import Host, Lease, MacTaken, Macvtap, RequestError, Tap
 from tapster.model import Spec
-from tapster.testing import Stranger
 
 MAC = "52:54:00:00:00:42"
 
 
 @pytest.fixture
-def host(lab: ContractLab, others: Stranger, tmp_path: Path) -> Iterator[Host]:
-    """A Host that reaps only when told to, on a host with br0 and low."""
-    others.add_bridge("br0", mac="02:00:00:00:00:01")
-    others.add_veth("low", "far")
-    with Host(tmp_path / "ledger.db", system=lab.system, reaper=no_reaper) as host:
-        yield host
+def host(contract_host: Host) -> Host:
+    return contract_host
 
 
 def acquire(host: Host, spec: Spec) -> Lease:

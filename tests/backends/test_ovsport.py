@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from tapster import Kind, Lease, Netns, RequestError, State, Wiring
+from lab.leases import LEASE
+from tapster import Lease, RequestError, Wiring
 from tapster.backends import ovsport
 from tapster.backends.ovsdb import Uuid
 from tapster.backends.ovsport import Port
@@ -15,27 +16,11 @@ STAMP = "tapster:1234:5678"
 
 
 def lease(**wiring: Any) -> Lease:
-    return Lease(
+    return LEASE._replace(
         id="5678",
-        name="vnet0",
-        ifindex=42,
-        kind=Kind.TAP,
-        state=State.ACTIVE,
-        owner="",
         mac="52:54:00:00:00:01",
-        lower=None,
-        mode=None,
-        queues=1,
         wiring=Wiring(ovs="ovs0", **wiring),
         backends=("ovs",),
-        netns=Netns("boot", 1, ""),
-        created=0.0,
-        fin_wait=5.0,
-        deadline=None,
-        released=None,
-        process=None,
-        placeholder=False,
-        manager=None,
     )
 
 

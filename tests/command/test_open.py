@@ -10,26 +10,16 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lab import iproute, shell
-from lab.reapers import Monitor, reapers
+from lab.reapers import Monitor
 
-pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world", "own_ledger")]
 
 TUNGETIFF = 0x800454D2
-
-
-@pytest.fixture(autouse=True)
-def environment(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Commands use a ledger of the test; its reapers have ended afterwards."""
-    monkeypatch.setenv("TAPSTER_LEDGER", str(ledger))
-    yield
-    for pid in reapers(ledger):
-        os.kill(pid, signal.SIGKILL)
 
 
 def tapster(line: str, status: int = 0) -> str:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,18 +13,9 @@ import pytest
 from lab import iproute, shell
 from lab.reapers import Monitor, reapers, wait_dead
 
-pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world", "own_ledger")]
 
 TAPSTER = str(Path(sys.executable).with_name("tapster"))
-
-
-@pytest.fixture(autouse=True)
-def environment(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Commands use a ledger of the test; its reapers have ended afterwards."""
-    monkeypatch.setenv("TAPSTER_LEDGER", str(ledger))
-    yield
-    for pid in reapers(ledger):
-        os.kill(pid, signal.SIGKILL)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import pytest
 
+from lab.leases import LEASE
 from tapster import model
-from tapster.model import Kind, Lease, Link, Netns, State, Wiring
+from tapster.model import Link, State
 from tapster.operations.decision import (
     TABLE,
     Action,
@@ -20,29 +21,6 @@ from tapster.operations.decision import (
 
 LEDGER = "0a1b2c3d"
 OTHER_LEDGER = "d3c2b1a0"
-
-LEASE = Lease(
-    id="0123456789abcdef",
-    name="vnet0",
-    ifindex=1 << 30,
-    kind=Kind.TAP,
-    state=State.ACTIVE,
-    owner="vm1",
-    mac="52:54:00:12:34:56",
-    lower=None,
-    mode=None,
-    queues=1,
-    wiring=Wiring(bridge="br0", mtu=1500),
-    backends=(),
-    netns=Netns("boot", 1, ""),
-    created=0.0,
-    fin_wait=5.0,
-    deadline=None,
-    released=None,
-    process=None,
-    placeholder=False,
-    manager=None,
-)
 
 OUR_STAMP = model.stamp(LEDGER, LEASE.id)
 

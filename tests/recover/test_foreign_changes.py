@@ -2,12 +2,10 @@
 """What other programs change on a leased device is seen and put back."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from lab.fake_and_real import ContractLab
-from lab.library import no_reaper
 from tapster import Action, Host, Lease, Macvtap, Tap
 from tapster.testing import Stranger
 
@@ -15,11 +13,8 @@ VICTIM = "52:54:00:00:00:99"
 
 
 @pytest.fixture
-def host(lab: ContractLab, others: Stranger, tmp_path: Path) -> Iterator[Host]:
-    others.add_bridge("br0", mac="02:00:00:00:00:01")
-    others.add_veth("low", "far")
-    with Host(tmp_path / "ledger.db", system=lab.system, reaper=no_reaper) as host:
-        yield host
+def host(contract_host: Host) -> Host:
+    return contract_host
 
 
 @pytest.fixture(

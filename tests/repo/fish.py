@@ -27,129 +27,35 @@ FILES = ("--ledger", "--socket", "--config", "--output")
 """Options whose value is a file."""
 READING = ("ls", "show")
 """Verbs that take the name of a lease without its owner."""
-RUNNING = ("run", "open")
-"""Verbs that are followed by a COMMAND."""
 
-HEAD = r"""# SPDX-License-Identifier: Apache-2.0
-# Completion of tapster(1) in fish.
-#
-# `python -m tests.repo.pages` writes this file from the parser of the command.
-#
-# Devices are found with ip(8): it needs no root, takes milliseconds and changes
-# nothing. Names that a shell could misread are not offered.
-
-function __tapster_verb # the verb in the line, if any
-    set -l value
-    for word in (commandline -opc)[2..]
-        if test -n "$value"
-            set value
-            continue
-        end
-        switch $word
-            case --ledger --socket
-                set value next
-            case '-*'
-            case '*'
-                echo $word
-                return
-        end
-    end
-    return 1
-end
-
-function __tapster_is # VERB...: whether an option or an operand of a verb comes next
-    set -l verb (__tapster_verb)
-    or return
-    contains -- $verb $argv
-    and not __tapster_command
-end
-
-function __tapster_command # whether the COMMAND of run or open has begun
-    set -l verb (__tapster_verb)
-    or return
-    contains -- $verb RUNNING
-    and contains -- -- (commandline -opc)
-end
-
-function __tapster_rest # what completes the COMMAND of run or open
-    set -l words (commandline -opc) (commandline -ct)
-    set -l dashes (contains -i -- -- $words)
-    complete -C (string join ' ' -- (string escape -- $words[(math $dashes + 1)..]))
-end
-
-function __tapster_value # OPTION: its value in the line, if any
-    set -l words (commandline -opc) (commandline -ct)
-    for i in (seq (count $words))
-        if test $words[$i] = $argv[1] -a $i -lt (count $words)
-            echo $words[(math $i + 1)]
-        else
-            string replace -f -- $argv[1]= '' $words[$i]
-        end
-    end
-end
-
-function __tapster_links # IP-OPTION...: a line about each device in --netns
-    set -l netns (__tapster_value --netns)
-    set -q netns[1]
-    and set netns -n $netns[-1]
-    ip $netns -o link show $argv 2>/dev/null
-end
-
-function __tapster_names # IP-OPTION...: the names of devices
-    __tapster_links $argv | string replace -rf '^\d+: ([\w.-]+)[@:].*' '$1'
-end
-
-function __tapster_ids
-    __tapster_links | string replace -rf '.*alias tapster:[^:]*:([[:xdigit:]]+)$' '$1'
-end
-
-function __tapster_leased # the names of leases
-    __tapster_links |
-        string replace -rf '^\d+: ([\w.-]+)[@:].* alias tapster:[^:]*:\w+$' '$1'
-end
-
-function __tapster_changed # leases to change: by name only with the owner
-    __tapster_ids
-    count (__tapster_value --owner) >/dev/null
-    and __tapster_leased
-end
-
-function __tapster_netns # a name, or any path
-    switch (commandline -ct)
-        case '*/*'
-            __fish_complete_path (string replace -- --netns= '' (commandline -ct))
-        case '*'
-            set -l paths /run/netns/*
-            string replace -r '.*/' '' -- $paths
-    end
-end
-"""
+MARK = "# From here on, `python -m tests.repo.pages` writes this file.\n"
 
 
 def text() -> str:
-    """Return the file."""
-    head = HEAD.replace("RUNNING", " ".join(RUNNING))
-    return "\n".join([head, *_nic(), "", *_lines()]) + "\n"
+    """Return the file: the part that is written by hand, and the rest."""
+    head, mark, _ = PAGE.read_text("utf-8").partition(MARK)
+    return "\n".join([head + mark, *_nic(), "", *_lines()]) + "\n"
 
 
 def _lines() -> Iterator[str]:
     yield "complete -c tapster -f"
     yield "complete -c tapster -n __tapster_command -a '(__tapster_rest)'"
     for verb, help_ in cli.VERBS.items():
-        yield _complete("'not __tapster_verb'", f"-a {verb}", _quoted(help_))
+        yield _complete("not __tapster_verb", f"-a {verb}", _quoted(help_))
     for option in _options(""):
-        yield _complete("'not __tapster_verb'", *option)
+        yield _complete("not __tapster_verb", *option)
+    verbs: dict[tuple[str, ...], list[str]] = {}
     for verb in cli.VERBS:
-        condition = f"'__tapster_is {verb}'"
-        for option in _options(verb):
-            yield _complete(condition, *option)
-        for operand in _operands(verb):
-            yield _complete(condition, f"-a {_quoted(operand)}")
+        operands = [(f"-a {_quoted(operand)}", "") for operand in _operands(verb)]
+        for words in [*_options(verb), *operands]:
+            verbs.setdefault(words, []).append(verb)
+    for words, of in verbs.items():
+        yield _complete(f"__tapster_is {' '.join(of)}", *words)
 
 
 def _complete(condition: str, *words: str) -> str:
-    *rest, description = words if len(words) > 1 else (*words, "")
-    line = f"complete -c tapster -n {condition} {' '.join(rest)}"
+    *rest, description = words
+    line = f"complete -c tapster -n '{condition}' {' '.join(rest)}"
     return f"{line} -d {description}" if description else line
 
 

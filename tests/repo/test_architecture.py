@@ -402,7 +402,12 @@ ROOMS = [
     ),
     Room(
         "tapster.testing",
-        ("tapster.errors", "tapster.kernel.port", "tapster.model"),
+        (
+            "tapster.errors",
+            "tapster.kernel.descriptors",
+            "tapster.kernel.port",
+            "tapster.model",
+        ),
         "a host in memory stands behind the port, as the real kernel does",
     ),
     Room(

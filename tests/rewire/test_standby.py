@@ -15,11 +15,8 @@ MAC = "52:54:00:00:00:42"
 
 
 @pytest.fixture
-def host(lab: ContractLab, others: Stranger, tmp_path: Path) -> Iterator[Host]:
-    others.add_bridge("br0", mac="02:00:00:00:00:01")
-    others.add_veth("low", "far")
-    with Host(tmp_path / "ledger.db", system=lab.system, reaper=no_reaper) as host:
-        yield host
+def host(contract_host: Host) -> Host:
+    return contract_host
 
 
 @pytest.fixture(

@@ -6,7 +6,6 @@ deletes the devices that a lost ledger has left behind.
 """
 
 import argparse
-import sys
 
 from tapster.cli import output
 from tapster.light import TYPE_CHECKING
@@ -43,14 +42,7 @@ def run(options: argparse.Namespace, host: "Manager") -> int:
     from tapster.libvirt import doctor as libvirt
 
     problems = [*host.examine(), *libvirt.examine(host)]
-    if options.json:
-        output.print_json(problems=[problem._asdict() for problem in problems])
-    else:
-        for problem in problems:
-            print(f"{problem.description}\n    {problem.remedy}")
-    if not problems:
-        print("nothing is wrong", file=sys.stderr)
-    return int(bool(problems))
+    return output.print_problems(problems, json=options.json)
 
 
 def _explain(options: argparse.Namespace) -> None:

@@ -141,14 +141,7 @@ def _doctor(options: argparse.Namespace, loaded: Settings) -> int:
     from tapster.fleet import doctor
 
     problems = doctor.examine(_member(options, loaded), time.time())
-    if options.json:
-        output.print_json(problems=[problem._asdict() for problem in problems])
-    else:
-        for problem in problems:
-            print(f"{problem.description}\n    {problem.remedy}")
-    if not problems:
-        print("nothing is wrong", file=sys.stderr)
-    return int(bool(problems))
+    return output.print_problems(problems, json=options.json)
 
 
 # The fleet

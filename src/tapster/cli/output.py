@@ -13,7 +13,7 @@ from tapster.cli import terminal
 from tapster.kernel.boot import boottime
 from tapster.kernel.netns import NAMED
 from tapster.light import Any
-from tapster.model import HistoryEntry, Lease, Link, Wiring
+from tapster.model import HistoryEntry, Lease, Link, Problem, Wiring
 
 VERSION = 1
 GAP = "  "
@@ -193,6 +193,18 @@ def print_table(
 ) -> None:
     """Print a table that fits the terminal."""
     print("\n".join(table(columns, rows, terminal.width(), styles, style_of)))
+
+
+def print_problems(problems: Sequence[Problem], *, json: bool) -> int:
+    """Print problems; return the exit code, which is 1 if there are any."""
+    if json:
+        print_json(problems=[problem._asdict() for problem in problems])
+    else:
+        for problem in problems:
+            print(f"{problem.description}\n    {problem.remedy}")
+    if not problems:
+        print("nothing is wrong", file=sys.stderr)
+    return int(bool(problems))
 
 
 def wait_left(lease: Lease) -> float | None:

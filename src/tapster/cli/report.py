@@ -12,9 +12,8 @@ import sys
 import time
 from datetime import datetime
 
-from tapster.cli import output, values
-from tapster.cli.who import parse_time
-from tapster.errors import HostError, RequestError
+from tapster.cli import output, times
+from tapster.errors import HostError
 from tapster.light import TYPE_CHECKING, Any
 from tapster.model import HistoryEntry, HistoryEvent, HistoryQuery
 
@@ -32,25 +31,13 @@ def declare(parser: argparse.ArgumentParser) -> None:
     option(
         "-o", "--output", metavar="FILE", help="write to FILE; default: standard output"
     )
-    option("--since", metavar="TIME", help="only from this time on, as for who")
-    option("--until", metavar="TIME", help="only up to this time")
-    option(
-        "--limit",
-        metavar="N",
-        type=values.number,
-        default=LIMIT,
-        help=f"at most N leases, the latest; default: {LIMIT}",
-    )
+    times.declare(parser, LIMIT, "leases")
 
 
 def run(options: argparse.Namespace, host: "Manager") -> int:
-    if options.limit < 1:
-        raise RequestError(f"--limit must be 1 or more, not {options.limit}")
+    times.check(options)
     now = datetime.now()
-    since, until = (
-        None if text is None else parse_time(text, now)
-        for text in (options.since, options.until)
-    )
+    since, until = (times.parse(text, now) for text in (options.since, options.until))
     query = HistoryQuery(since=since, until=until, limit=options.limit)
     page = write(host.history(query), host.events(since, until), since, until)
     if options.output in (None, "-"):

@@ -7,10 +7,9 @@ or in a range of times. TIME is 2026-01-31T14:05, 14:05 (today), "yesterday 14:0
 """
 
 import argparse
-import time
-from datetime import datetime, timedelta
+from datetime import datetime
 
-from tapster.cli import nic, output, values
+from tapster.cli import nic, output, times
 from tapster.cli.output import Column
 from tapster.errors import RequestError
 from tapster.light import TYPE_CHECKING
@@ -40,30 +39,20 @@ def declare(parser: argparse.ArgumentParser) -> None:
     option("--lease", metavar="ID", help="the lease with this id")
     option("--label", metavar="KEY=VALUE", help="the leases with this label")
     option("--at", metavar="TIME", help="only at this time")
-    option("--since", metavar="TIME", help="only from this time on")
-    option("--until", metavar="TIME", help="only up to this time")
-    option(
-        "--limit",
-        metavar="N",
-        type=values.number,
-        default=LIMIT,
-        help=f"at most N entries; default: {LIMIT}",
-    )
+    times.declare(parser, LIMIT, "entries")
     option("--json", action="store_true", help="print JSON")
 
 
 def run(options: argparse.Namespace, host: "Manager") -> int:
     now = datetime.now()
     at, since, until = (
-        None if text is None else parse_time(text, now)
-        for text in (options.at, options.since, options.until)
+        times.parse(text, now) for text in (options.at, options.since, options.until)
     )
     if at is not None and (since is not None or until is not None):
         raise RequestError(
             "--at is one time, --since and --until are a range: give one"
         )
-    if options.limit < 1:
-        raise RequestError(f"--limit must be 1 or more, not {options.limit}")
+    times.check(options)
     query = HistoryQuery(
         name=options.name,
         owner=options.owner,
@@ -81,38 +70,6 @@ def run(options: argparse.Namespace, host: "Manager") -> int:
     else:
         output.print_table(COLUMNS, [_row(entry) for entry in entries])
     return 0
-
-
-def parse_time(text: str, now: datetime) -> float:
-    """Return seconds since the epoch. Raises RequestError also for the future."""
-    moment = _parse(text.strip(), now)
-    if moment > time.time() + 1:
-        raise RequestError(f"time {text!r} is in the future")
-    return moment
-
-
-def _parse(text: str, now: datetime) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        pass
-    day, _, clock = text.partition(" ")
-    days = {"today": 0, "yesterday": 1}
-    if day in days:
-        date = now.date() - timedelta(days=days[day])
-        text = f"{date}T{clock or '00:00'}"
-    for candidate in (text, f"{now:%Y-%m-%d}T{text}"):
-        try:
-            return datetime.fromisoformat(candidate).timestamp()
-        except ValueError:
-            continue
-    try:
-        return now.timestamp() - values.duration(text)
-    except argparse.ArgumentTypeError:
-        raise RequestError(
-            f"time {text!r} is not of the form 2026-01-31T14:05, 14:05, "
-            "'yesterday 14:05', 2h (ago), or 1769860800"
-        ) from None
 
 
 def _row(entry: HistoryEntry) -> tuple[str, ...]:

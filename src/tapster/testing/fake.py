@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from errno import EBADFD, ENODEV, EOPNOTSUPP, EPERM
 
 from tapster.errors import HostError, KernelError, NoSuchLink
+from tapster.kernel.descriptors import closing_on_error
 from tapster.kernel.port import (
     HERE,
     GuardLimit,
@@ -364,7 +365,7 @@ class FakeNamespace:
         gid: int | None,
     ) -> tuple[int, ...]:
         # As tapster.kernel.tun.create, step by step.
-        with _failing(f"making tap {name!r}"), _closing_on_error() as fds:
+        with _failing(f"making tap {name!r}"), closing_on_error() as fds:
             first = self._open(fds)
             tap = self._step(f"attach {name} {ifindex}").attach(
                 first,
@@ -389,7 +390,7 @@ class FakeNamespace:
     def open_tap(
         self, name: str, ifindex: int, *, multi_queue: bool, vnet_hdr: bool
     ) -> int:
-        with _failing(f"opening tap {name!r}"), _closing_on_error() as fds:
+        with _failing(f"opening tap {name!r}"), closing_on_error() as fds:
             found = self._step(f"find {name}").find(name)
             if found is None or found.ifindex != ifindex:
                 raise refusal(EBADFD)
@@ -416,7 +417,7 @@ class FakeNamespace:
     def open_macvtap(
         self, ifindex: int, *, queues: int, vnet_hdr: bool
     ) -> tuple[int, ...]:
-        with _failing(f"opening macvtap {ifindex}"), _closing_on_error() as fds:
+        with _failing(f"opening macvtap {ifindex}"), closing_on_error() as fds:
             for _ in range(queues):
                 space = self._step(f"open {ifindex}")
                 # The file belongs to the namespace of the process that opens it.
@@ -559,14 +560,3 @@ def _raise_first(failures: Sequence[OSError], action: str) -> None:
 
 def _failure(error: OSError, action: str) -> KernelError:
     return KernelError(error.errno or 0, action, error.strerror or "")
-
-
-@contextmanager
-def _closing_on_error() -> Iterator[list[int]]:
-    fds: list[int] = []
-    try:
-        yield fds
-    except BaseException:
-        for fd in fds:
-            os.close(fd)
-        raise

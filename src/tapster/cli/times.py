@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options for a range of times, shared by `who` and `report`."""
+
+import argparse
+import time
+from datetime import datetime, timedelta
+
+from tapster.cli import values
+from tapster.errors import RequestError
+
+
+def declare(parser: argparse.ArgumentParser, limit: int, what: str) -> None:
+    """Add the options to `parser`. At most `limit` `what` are shown by default."""
+    option = parser.add_argument
+    option("--since", metavar="TIME", help="only from this time on")
+    option("--until", metavar="TIME", help="only up to this time")
+    option(
+        "--limit",
+        metavar="N",
+        type=values.number,
+        default=limit,
+        help=f"at most N {what}, the latest; default: {limit}",
+    )
+
+
+def check(options: argparse.Namespace) -> None:
+    """Check the options. Raises RequestError."""
+    if options.limit < 1:
+        raise RequestError(f"--limit must be 1 or more, not {options.limit}")
+
+
+def parse(text: str | None, now: datetime) -> float | None:
+    """Return seconds since the epoch; None for None.
+
+    Raises RequestError also for the future.
+    """
+    if text is None:
+        return None
+    moment = _parse(text.strip(), now)
+    if moment > time.time() + 1:
+        raise RequestError(f"time {text!r} is in the future")
+    return moment
+
+
+def _parse(text: str, now: datetime) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    day, _, clock = text.partition(" ")
+    days = {"today": 0, "yesterday": 1}
+    if day in days:
+        date = now.date() - timedelta(days=days[day])
+        text = f"{date}T{clock or '00:00'}"
+    for candidate in (text, f"{now:%Y-%m-%d}T{text}"):
+        try:
+            return datetime.fromisoformat(candidate).timestamp()
+        except ValueError:
+            continue
+    try:
+        return now.timestamp() - values.duration(text)
+    except argparse.ArgumentTypeError:
+        raise RequestError(
+            f"time {text!r} is not of the form 2026-01-31T14:05, 14:05, "
+            "'yesterday 14:05', 2h (ago), or 1769860800"
+        ) from None
