@@ -4,7 +4,7 @@
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,6 +103,8 @@ class Parts:
         self.system.stranger().add_bridge("br0")
         self.events: list[Event] = []
         self.watched: set[Process] = set()
+        self.submitted: list[Callable[[], object]] = []
+        """The jobs that upkeep has asked for."""
         self.host = Host(
             folder / "ledger.db",
             system=self.system,
@@ -119,6 +121,7 @@ class Parts:
             on_event=self.events.append,
             watch_process=self.watched.add,
             forget_process=self.watched.discard,
+            submit=self.submitted.append,
             clock=self.clock,
         )
         self.service = Service(

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Upkeep on the host in memory: what it reports, mends, releases and retries."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tapster import Host, KernelError, OpenDevice, State, Tap
+from tapster import Host, KernelError, OpenDevice, Repair, State, Tap
 from tapster.daemon.upkeep import (
     FIRST_RETRY,
     IDENTIFY_SECONDS,
@@ -205,7 +205,7 @@ def test_the_end_of_a_process_releases_its_leases_and_ends_its_watch(
     assert made.watched == {process}
     lease.close()
     made.system.end(7)
-    watched.upkeep.process_ended(process)
+    watched.upkeep.processes_ended([process])
     assert [event.event for event in made.events] == ["released"]
 
 
@@ -217,7 +217,7 @@ def test_a_lease_whose_process_has_ended_lasts_until_its_tap_is_closed(
     lease = acquire(made.host, pid=7)
     watched.upkeep.bind(lease.lease)
     made.system.end(7)
-    watched.upkeep.process_ended(process)
+    watched.upkeep.processes_ended([process])
     assert made.host.find(lease.id).state is State.ACTIVE
     lease.close()
     assert watched.hear() == ["released"]
@@ -255,7 +255,7 @@ def test_a_release_that_fails_is_tried_again(
 
     with monkeypatch.context() as broken:
         broken.setattr(made.host.operations.recover, "some", full)
-        watched.upkeep.process_ended(process)
+        watched.upkeep.processes_ended([process])
     assert made.host.find(lease.id).state is State.ACTIVE
     watched.upkeep.retry()
     assert made.host.find(lease.id).state is State.ACTIVE, "it is not due yet"
@@ -337,6 +337,69 @@ def test_a_namespace_that_cannot_be_determined_is_asked_again_later(
             assert not watched.upkeep.follow(other)
             assert len(asked) == times
     assert len(made.log.named("not-watched")) == 2
+
+
+def test_many_devices_are_put_back_in_turns_of_20_ms(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls run between two turns."""
+    made, stranger = watched.made, watched.made.system.stranger()
+    watched.upkeep.reconnect = True
+    for _ in range(60):
+        acquire(made.host).close()
+    watched.hear()
+    recover = made.host.operations.recover
+    some, asked = recover.some, []
+
+    def slow(ids: Sequence[str], **how: Any) -> list[Repair]:
+        asked.append(len(ids))
+        made.clock.advance(0.001 * len(ids))
+        return some(ids, **how)
+
+    monkeypatch.setattr(recover, "some", slow)
+    for number in range(60):
+        stranger.set_by_name(f"vnet{number}", up=False)
+    changes = watched.here.changes()
+    assert changes is not None
+    turns: list[Callable[[], object]] = [partial(watched.upkeep.look_at, changes)]
+    lasted = []
+    while turns:
+        before = made.clock()
+        turns.pop()()
+        lasted.append(made.clock() - before)
+        turns += made.submitted
+        made.submitted.clear()
+        assert len(turns) <= 1
+    assert max(lasted) <= 0.02
+    assert len(lasted) > 3
+    assert sum(asked) == 60
+    assert len(asked) == 8
+    assert made.host.differing(made.host.leases()) == frozenset()
+    assert watched.hear() == ["sound"] * 60
+
+
+def test_processes_that_end_together_are_worked_on_together(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = watched.made
+    processes = [made.system.start(pid) for pid in range(10, 18)]
+    for process in processes:
+        lease = acquire(made.host, pid=process.pid)
+        watched.upkeep.bind(lease.lease)
+        lease.close()
+    recover = made.host.operations.recover
+    some, asked = recover.some, []
+
+    def count(ids: Sequence[str], **how: Any) -> list[Repair]:
+        asked.append(len(ids))
+        return some(ids, **how)
+
+    monkeypatch.setattr(recover, "some", count)
+    for process in processes:
+        made.system.end(process.pid)
+    watched.upkeep.processes_ended(processes)
+    assert asked == [8]
+    assert {lease.state for lease in made.host.leases()} == {State.FIN_WAIT}
 
 
 def test_lost_reports_make_it_look_at_everything(watched: Watched) -> None:

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -64,6 +65,8 @@ class Server:
         self._metrics = Metrics()
         self._loop = Loop()
         self._stopping = False
+        self._ended: deque[Process] = deque()
+        """The processes that have ended, for the worker."""
         self._listeners = list(listeners)
         self._worker = Worker(self._explain)
         self._upkeep = Upkeep(
@@ -73,6 +76,7 @@ class Server:
             on_event=self._on_event,
             watch_process=partial(self._worker.call_serving, self._watch_process),
             forget_process=partial(self._worker.call_serving, self._forget_process),
+            submit=self._submit,
         )
         self._service = Service(
             operations, ledger, loaded, self._metrics, log, self._upkeep
@@ -135,7 +139,21 @@ class Server:
         self._processes.forget(process)
 
     def _process_ended(self, process: Process) -> None:
-        self._submit(partial(self._upkeep.process_ended, process))
+        """Let the worker release the leases of a process, and of all that end with it.
+
+        When a host shuts down, hundreds of VMs end at once.
+        """
+        self._ended.append(process)
+        if len(self._ended) == 1:
+            self._submit(self._release_ended)
+
+    def _release_ended(self) -> None:
+        """Release the leases of the processes that have ended until now. Runs in the
+        worker's thread."""
+        ended = []
+        while self._ended:
+            ended.append(self._ended.popleft())
+        self._upkeep.processes_ended(ended)
 
     def _submit(self, work: Callable[[], Any]) -> None:
         self._worker.submit(work, self._note)

@@ -5,11 +5,13 @@ Everything here runs in the worker's thread, unless its docstring says otherwise
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 
 from tapster.daemon.log import INFO, WARNING, Log
 from tapster.daemon.metrics import Metrics
+from tapster.daemon.turns import Turns
 from tapster.errors import HostError, LedgerError, TapsterError
 from tapster.kernel.port import ALL, HERE, Changes
 from tapster.light import NamedTuple
@@ -33,6 +35,31 @@ value to the last."""
 IDENTIFY_TIMES, IDENTIFY_SECONDS = 10, 60.0
 """A foreign MAC or alias is put back at once, at most so many times in so many
 seconds; after that once a second."""
+LOOK_BATCH = 32
+"""Reported devices that are compared with their leases in one piece of work."""
+MEND_BATCH = 8
+"""Leases that are repaired in one piece of work: each takes about a millisecond."""
+
+
+class Repairing(NamedTuple):
+    """What is to be repaired of some leases, and why."""
+
+    reason: str | None = None
+    wiring: bool = False
+    backends: bool = False
+    """As in `Recover.some`."""
+
+    @property
+    def batch(self) -> int | None:
+        """How many leases are repaired in one piece of work; None for all.
+
+        One transaction restores the rules of all leases, and a list of a table takes
+        as long for one lease as for all.
+        """
+        return None if self.backends else MEND_BATCH
+
+
+PLAIN = Repairing()
 
 
 class Retry(NamedTuple):
@@ -41,8 +68,7 @@ class Retry(NamedTuple):
     when: float
     wait: float
     """Seconds between the previous attempt and this attempt."""
-    reason: str | None
-    wiring: bool
+    what: Repairing
 
 
 LIFE = ("acquired", "released", "ended")
@@ -61,11 +87,13 @@ class Upkeep:
         on_event: Callable[[Event], None],
         watch_process: Callable[[Process], None],
         forget_process: Callable[[Process], None],
+        submit: Callable[[Callable[[], object]], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`on_event` gets every event. `watch_process` requests a call of
-        `process_ended` at the end of a process; `forget_process` cancels the request.
-        All three are called in the worker's thread."""
+        `processes_ended` at the end of a process; `forget_process` cancels the request.
+        `submit` hands a job to the worker. All four are called in the worker's
+        thread."""
         self.reconnect = False
         """Whether to restore a device that another program took down or off its
         bridge."""
@@ -95,6 +123,9 @@ class Upkeep:
         self._retries: dict[str, Retry] = {}
         self._identified: dict[str, tuple[float, int]] = {}
         """How often since when a foreign MAC or alias was put back, by lease."""
+        self._turns = Turns(submit, clock)
+        self._repairing: dict[Repairing, list[str]] = {}
+        """The leases that wait for their repair."""
 
     # Deadlines
 
@@ -133,13 +164,15 @@ class Upkeep:
         for lease in leases.values():
             if lease.state is not State.FIN_WAIT:
                 self.bind(lease)
+        self._turns.run()
 
     def retry(self) -> None:
         """Repair the leases whose retry is due."""
         now = self._clock()
         for id, retry in list(self._retries.items()):
             if retry.when <= now:
-                self._mend([id], retry.reason, wiring=retry.wiring)
+                self._repair([id], retry.what)
+        self._turns.run()
 
     @property
     def retries(self) -> int:
@@ -151,7 +184,8 @@ class Upkeep:
     def follow_new_namespaces(self) -> None:
         """Follow namespaces in which other managers have acquired leases."""
         if found := self._follow_all():
-            self._mend(self._leases_in(found))
+            self._repair(self._leases_in(found))
+            self._turns.run()
 
     def follow(self, netns: Netns) -> bool:
         """Let the watches report changes in this namespace.
@@ -202,7 +236,7 @@ class Upkeep:
             if place[0] in self._followed
         }
         if ended:
-            self._mend(self._leases_in(ended))
+            self._repair(self._leases_in(ended))
 
     def _leases_in(self, netnses: Iterable[Netns]) -> list[str]:
         where = {(netns.boot, netns.cookie) for netns in netnses}
@@ -218,15 +252,10 @@ class Upkeep:
         """Compare the reported devices with their leases."""
         ended: list[Netns] = []
         for netns, number in list(self._followed.values()):
-            links = changes.links.get(number, {})
-            for lease in self._operations.look.at(netns, links) if links else ():
-                if lease.manager is not None or lease.state is State.RESERVED:
-                    continue
-                decode = links[lease.ifindex]
-                try:
-                    self._look_if_suspicious(lease, decode and decode())
-                except TapsterError as error:
-                    self._log(WARNING, "not-looked-at", lease=lease.id, error=error)
+            links = [*changes.links.get(number, {}).items()]
+            for start in range(0, len(links), LOOK_BATCH):
+                batch = dict(links[start : start + LOOK_BATCH])
+                self._turns.add(partial(self._look_at_links, netns, batch))
             if rules := changes.rules.get(number):
                 self._look_at_rules(netns, rules)
             if number in changes.ended:
@@ -234,6 +263,19 @@ class Upkeep:
         if ended:
             # Their numbers may belong to other namespaces by now.
             self._forget_ended(ended)
+        self._turns.run()
+
+    def _look_at_links(
+        self, netns: Netns, links: Mapping[int, Callable[[], Link] | None]
+    ) -> None:
+        for lease in self._operations.look.at(netns, links):
+            if lease.manager is not None or lease.state is State.RESERVED:
+                continue
+            decode = links[lease.ifindex]
+            try:
+                self._look_if_suspicious(lease, decode and decode())
+            except TapsterError as error:
+                self._log(WARNING, "not-looked-at", lease=lease.id, error=error)
 
     def _look_at_rules(self, netns: Netns, ifindexes: set[int]) -> None:
         """Put back what another program took of filters and limits.
@@ -252,7 +294,7 @@ class Upkeep:
             if lease.state is State.ACTIVE and lease.manager is None and lease.backends
         ]
         if attached:
-            self._mend(attached, RULES, wiring=True)
+            self._repair(attached, Repairing(RULES, wiring=True, backends=True))
 
     def _look_if_suspicious(self, lease: Lease, link: Link | None) -> None:
         # Tapster itself makes most changes. Their reports show no problem, so the
@@ -266,17 +308,17 @@ class Upkeep:
             return
         self._problems[lease.id] = problem
         if problem == CLOSE:
-            self._mend([lease.id], CLOSE)
+            self._repair([lease.id], Repairing(CLOSE))
         elif problem:
             event, _, detail = problem.partition(": ")
             self._log(WARNING, event, lease=lease.id, name=lease.name, detail=detail)
             self.report(event, lease, detail or None)
             if link is None:
-                self._mend([lease.id])
+                self._repair([lease.id])
             elif event == "changed":
                 self._identify(lease, link)
             elif event != "renamed" and self.reconnect:
-                self._mend([lease.id], wiring=True)
+                self._repair([lease.id], Repairing(wiring=True))
         else:
             del self._problems[lease.id]
             if lease.state is State.ACTIVE:
@@ -297,9 +339,9 @@ class Upkeep:
             since, times = now, 0
         self._identified[lease.id] = since, times + 1
         if times < IDENTIFY_TIMES:
-            self._mend([lease.id], wiring=True)
+            self._repair([lease.id], Repairing(wiring=True))
         else:
-            retry = Retry(now + FIRST_RETRY, FIRST_RETRY, None, True)
+            retry = Retry(now + FIRST_RETRY, FIRST_RETRY, Repairing(wiring=True))
             self._retries.setdefault(lease.id, retry)
 
     def _problem_of(self, lease: Lease, link: Link | None) -> str:
@@ -328,22 +370,32 @@ class Upkeep:
             return CLOSE
         return ""
 
-    def _mend(
-        self, ids: Sequence[str], reason: str | None = None, *, wiring: bool = False
-    ) -> None:
-        """Repair these leases; try again later if that fails."""
+    def _repair(self, ids: Sequence[str], what: Repairing = PLAIN) -> None:
+        """Repair these leases when it is their turn; try again if that fails."""
+        waiting = self._repairing.setdefault(what, [])
+        if ids and not waiting:
+            self._turns.add(partial(self._repair_batch, what))
+        waiting += ids
+
+    def _repair_batch(self, what: Repairing) -> None:
+        """Repair the next of the leases that wait."""
+        waiting = self._repairing.pop(what)
+        self._repair(waiting[len(waiting[: what.batch]) :], what)
+        ids = [*dict.fromkeys(waiting[: what.batch])]
 
         def report(repairs: Sequence[Repair]) -> None:
-            self.report_repairs(repairs, reason)
+            self.report_repairs(repairs, what.reason)
 
         try:
-            self._operations.recover.some(ids, wiring=wiring, on_repaired=report)
+            self._operations.recover.some(
+                ids, wiring=what.wiring, backends=what.backends, on_repaired=report
+            )
         except TapsterError as error:
             self._log(WARNING, "not-mended", leases=" ".join(ids), error=error)
             for id in ids:
                 last = self._retries.get(id)
                 wait = min(2 * last.wait, LAST_RETRY) if last else FIRST_RETRY
-                self._retries[id] = Retry(self._clock() + wait, wait, reason, wiring)
+                self._retries[id] = Retry(self._clock() + wait, wait, what)
         else:
             for id in ids:
                 self._retries.pop(id, None)
@@ -370,9 +422,11 @@ class Upkeep:
 
     # Processes
 
-    def process_ended(self, process: Process) -> None:
-        """Release the leases that were bound to a process, which has ended."""
-        self._mend(sorted(self._bound.pop(process, ())), EXIT)
+    def processes_ended(self, processes: Iterable[Process]) -> None:
+        """Release the leases that were bound to processes, which have ended."""
+        for process in processes:
+            self._repair(sorted(self._bound.pop(process, ())), Repairing(EXIT))
+        self._turns.run()
 
     def bind(self, lease: Lease) -> None:
         """Watch the process that a lease is bound to, and no other process for this

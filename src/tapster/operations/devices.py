@@ -316,29 +316,15 @@ class Devices:
         failures: Failures,
         leftovers: list[tuple[Backend, Leftover]] | None = None,
     ) -> Differences:
-        """Return how the devices of active leases are not connected as requested.
+        """Return how active leases are not connected as requested.
 
         With `leftovers` every backend is asked, and adds what belongs to none of the
         leases; else only those that may have a part of a lease. A backend that cannot
         tell hinders no other.
         """
-        differences: Differences = {}
         if namespace is None:
-            return differences
-        ledger = self.context.ledger.id
-        for lease in leases:
-            link = links.get(lease.ifindex)
-            if (
-                lease.state is State.ACTIVE
-                and link is not None
-                and decision.is_ours(ledger, lease, link)
-                and (
-                    wrong := bridge.differs(
-                        lease, self.stamp(lease), link, namespace, links
-                    )
-                )
-            ):
-                differences.setdefault(lease.id, {})["link"] = wrong
+            return {}
+        differences = self.link_differences(namespace, leases, links)
         # To ask costs as much for one lease as for all, and in each namespace.
         for backend in self.context.backends:
             if leftovers is None and not any(
@@ -355,6 +341,29 @@ class Devices:
             if leftovers is not None:
                 leftovers += [(backend, leftover) for leftover in observed.leftovers]
         return differences
+
+    def link_differences(
+        self,
+        namespace: Namespace | None,
+        leases: Sequence[Lease],
+        links: dict[int, Link],
+    ) -> Differences:
+        """Return how the devices alone of active leases are not as requested."""
+        if namespace is None:
+            return {}
+        ledger = self.context.ledger.id
+        return {
+            lease.id: {"link": wrong}
+            for lease in leases
+            if lease.state is State.ACTIVE
+            and (link := links.get(lease.ifindex)) is not None
+            and decision.is_ours(ledger, lease, link)
+            and (
+                wrong := bridge.differs(
+                    lease, self.stamp(lease), link, namespace, links
+                )
+            )
+        }
 
 
 def _may_have(backend: Backend, lease: Lease) -> bool:

@@ -80,14 +80,20 @@ class Recover:
         ids: Iterable[str],
         *,
         wiring: bool = False,
+        backends: bool = True,
         on_repaired: OnRepaired | None = None,
     ) -> list[Repair]:
-        """Repair these leases alone; how they are connected only if `wiring`."""
+        """Repair these leases alone; how they are connected only if `wiring`.
+
+        Without `backends` only the devices are looked at, which is quick.
+        """
         context = self.context
         with context.gate:
             context.claims.drop_stale()
             leases = [lease for id in ids if (lease := context.ledger.lease(id))]
-            return self._repair_and_wake(leases, wiring, on_repaired)
+            return self._repair_and_wake(
+                leases, on_repaired, wiring=wiring, backends=backends
+            )
 
     def settle(self) -> list[Repair]:
         """Repair what dead processes left: a cheap recover, for before other work.
@@ -104,7 +110,7 @@ class Recover:
                 for lease in context.ledger.suspects(boot, context.has_ended)
                 if self._is_left_over(lease, boot)
             ]
-            return self._repair_and_wake(leases, False, None)
+            return self._repair_and_wake(leases)
 
     def leftovers(self) -> Leftovers:
         """Return what backends have here with the ledger's stamp, and no lease for
@@ -152,13 +158,19 @@ class Recover:
     def _repair_and_wake(
         self,
         leases: Sequence[Lease],
-        wiring: bool,
-        on_repaired: OnRepaired | None,
+        on_repaired: OnRepaired | None = None,
+        *,
+        wiring: bool = False,
+        backends: bool = False,
     ) -> list[Repair]:
         failures = Failures()
         try:
             repairs = self._repair_all(
-                leases, failures, wiring=wiring, on_repaired=on_repaired
+                leases,
+                failures,
+                wiring=wiring,
+                backends=backends,
+                on_repaired=on_repaired,
             )
             failures.raise_any()
             return repairs
@@ -172,6 +184,7 @@ class Recover:
         *,
         dry_run: bool = False,
         wiring: bool = False,
+        backends: bool = True,
         on_repaired: OnRepaired | None = None,
         leftovers: Leftovers | None = None,
     ) -> list[Repair]:
@@ -195,6 +208,7 @@ class Recover:
                     failures,
                     dry_run=dry_run,
                     wiring=wiring,
+                    backends=backends,
                     leftovers=leftovers if here else None,
                 )
             )
@@ -233,15 +247,18 @@ class Recover:
         *,
         dry_run: bool,
         wiring: bool,
+        backends: bool,
         leftovers: Leftovers | None,
     ) -> dict[str, Action]:
         """Repair the leases of one namespace; the action on each, by its id."""
         links = self.devices.links(namespace, leases)
         differences: Differences = {}
-        if wiring:
+        if wiring and backends:
             differences = self.devices.differences(
                 namespace, leases, links, failures, leftovers
             )
+        elif wiring:
+            differences = self.devices.link_differences(namespace, leases, links)
         actions = {
             lease.id: self._decide(
                 namespace,
