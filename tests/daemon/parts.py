@@ -113,6 +113,7 @@ class Parts:
         )
         self.loop = Loop(self.clock)
         self.worker = Worker(self._explain)
+        self.lookups = Worker(self._explain)
         operations = self.host.operations
         self.upkeep = Upkeep(
             operations,
@@ -141,7 +142,12 @@ class Parts:
             identify=lambda _: (self.caller, -1),
         )
         self.dispatcher = Dispatcher(
-            self.connections, self.worker, self.service, self.metrics, self.log
+            self.connections,
+            self.worker,
+            self.lookups,
+            self.service,
+            self.metrics,
+            self.log,
         )
         self.loop.add(self.worker.wake, READ, lambda _: self.worker.deliver())
         self.peers: list[Peer] = []
@@ -185,6 +191,7 @@ class Parts:
         self.host.close()
         self.loop.close()
         os.close(self.worker.wake)
+        os.close(self.lookups.wake)
 
 
 RULES = (

@@ -330,3 +330,42 @@ def test_events_go_to_the_users_who_may_see_them(made: Parts) -> None:
         made.dispatcher.tell(event)
     heard = [len(peer.received()) for peer in (alice, bob, root)]
     assert heard == [2, 1, 2]
+
+
+def test_a_look_up_of_a_user_delays_no_call_for_a_device(made: Parts) -> None:
+    """The name may be looked up at a server that does not answer."""
+    asking, acquiring = made.connect(), made.connect(BOB)
+    asking.send("io.tapster.Explain", parameters={"user": "no-such-user"})
+    acquiring.send("io.tapster.List", more=True)
+    made.turn()
+    assert made.lookups.waiting
+    assert made.work() == 1
+    assert acquiring.received() == [{"parameters": {"leases": []}}]
+    made.lookups.run_one()
+    made.lookups.deliver()
+    (answer,) = asking.received()
+    assert answer["error"] == "io.tapster.RequestError", "there is no such user here"
+
+
+def test_a_reap_of_everything_lets_other_calls_run_between_two_batches(
+    made: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tapster.daemon.service.REAP_BATCH", 2)
+    for _ in range(5):
+        opened = made.host.acquire(Tap(bridge="br0"))
+        opened.close()
+        made.host.release(opened)
+    reaping, other = made.connect(ROOT), made.connect(BOB)
+    reaping.send("io.tapster.Reap", parameters={"now": True})
+    made.turn()
+    other.send("io.tapster.List", more=True)
+    made.turn()
+    made.worker.run_one()
+    made.turn()
+    assert reaping.received() == []
+    assert len(made.host.leases()) == 3, "one batch"
+    made.worker.run_one()
+    made.turn()
+    assert other.received() == [{"parameters": {"leases": []}}]
+    made.serve()
+    assert reaping.received() == [{"parameters": {"reaped": 5}}]

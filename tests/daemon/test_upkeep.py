@@ -419,7 +419,7 @@ def test_a_lease_whose_time_is_over_is_reaped_and_reported(watched: Watched) -> 
     watched.upkeep.find_deadline()
     assert watched.upkeep.deadline == made.system.boottime() + 60
     made.system.advance(60)
-    watched.upkeep.reap()
+    watched.upkeep.reap(64)
     watched.upkeep.find_deadline()
     assert [event.event for event in made.events] == ["ended"]
     assert watched.upkeep.deadline is None

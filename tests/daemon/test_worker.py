@@ -15,12 +15,20 @@ import pytest
 from tapster.daemon.closer import Closer
 from tapster.daemon.loop import READ, Loop
 from tapster.daemon.processes import RETRY, Processes
-from tapster.daemon.schedule import FAILED_PAUSE, REAP_PAUSE, ReapSchedule
+from tapster.daemon.schedule import (
+    ASIDE,
+    FAILED_PAUSE,
+    LATE,
+    REAP_PAUSE,
+    SMALL_BATCH,
+    ReapSchedule,
+)
 from tapster.daemon.throttle import Throttle
 from tapster.daemon.worker import DROPPED, FairQueue, Job, Worker
 from tapster.errors import HostError, KernelError
 from tapster.kernel import unix
 from tapster.model import Process
+from tapster.operations.reap import REAP_BATCH
 from tapster.testing import FakeSystem
 from tests.daemon.parts import FakeClock, RecordingLog
 
@@ -134,8 +142,9 @@ def loop() -> Iterator[Loop]:
 
 
 def test_the_end_of_a_process_is_reported_once(loop: Loop) -> None:
+    log = RecordingLog()
     system, ended = FakeSystem(), list[Process]()
-    processes = Processes(loop, system, ended.append)
+    processes = Processes(loop, system, ended.append, log)
     seven, eight = system.start(7), system.start(8)
     processes.watch(seven)
     processes.watch(seven)
@@ -151,23 +160,30 @@ def test_the_end_of_a_process_is_reported_once(loop: Loop) -> None:
     processes.close()
 
 
-def test_a_process_that_cannot_be_watched_yet_is_tried_again(loop: Loop) -> None:
+def test_processes_that_cannot_be_watched_yet_are_tried_again_and_logged_once(
+    loop: Loop,
+) -> None:
+    log = RecordingLog()
     system, ended = FakeSystem(), list[Process]()
-    processes = Processes(loop, system, ended.append)
-    seven = system.start(7)
+    processes = Processes(loop, system, ended.append, log)
+    seven, eight = system.start(7), system.start(8)
     opened = system.open_process
 
     def full(process: Process) -> int | None:
         raise KernelError(24, f"opening process {process.pid}", "too many open files")
 
     system.open_process = full  # type: ignore[method-assign]
-    processes.watch(seven)
-    assert len(processes) == 0
-    system.open_process = opened  # type: ignore[method-assign]
     assert isinstance(loop.now, FakeClock)
+    processes.watch(seven)
+    processes.watch(eight)
     loop.now.advance(RETRY)
     loop.turn(0)
-    assert len(processes) == 1
+    assert len(processes) == 0
+    assert len(log.named("process-not-watched")) == 1
+    system.open_process = opened  # type: ignore[method-assign]
+    loop.now.advance(RETRY)
+    loop.turn(0)
+    assert len(processes) == 2
     processes.close()
 
 
@@ -180,10 +196,12 @@ class Due:
     def __init__(self, deadline: float | None) -> None:
         self.deadline = deadline
         self.reaps = 0
+        self.batches: list[int] = []
         self.error: Exception | None = None
 
-    def reap(self) -> None:
+    def reap(self, batch: int) -> None:
         self.reaps += 1
+        self.batches.append(batch)
         if self.error:
             raise self.error
 
@@ -214,6 +232,42 @@ def test_a_batch_is_reaped_when_due_and_the_next_after_a_pause(loop: Loop) -> No
     assert schedule.seconds() == FAILED_PAUSE
     assert due.reaps == 2
     assert len(log.named("not-reaped")) == 1
+    worker.finish()
+
+
+def test_reaping_lets_calls_go_first_until_it_is_late(loop: Loop) -> None:
+    due: Any = Due(50.0)
+    clock = loop.now
+    assert isinstance(clock, FakeClock)
+    boottime = [50.0]
+    worker = Worker(lambda error: HostError(str(error)))
+    schedule = ReapSchedule(loop, worker, due, RecordingLog(), lambda: boottime[0])
+
+    def reaped() -> bool:
+        clock.advance(REAP_PAUSE)
+        before = due.reaps
+        schedule.run()
+        while worker.waiting:
+            worker.run_one()
+        worker.deliver()
+        return bool(due.reaps > before)
+
+    def call(_: object = None) -> None:
+        worker.submit(lambda: None, lambda _: None, user=1000)
+
+    assert reaped()
+    assert due.batches == [REAP_BATCH], "nobody calls"
+    call()
+    worker.run_one()
+    assert reaped()
+    assert due.batches[1:] == [SMALL_BATCH], "somebody calls now and then"
+    call()
+    assert not reaped(), "a call waits"
+    assert 0 < schedule.seconds() <= ASIDE
+    boottime[0] += LATE + 0.1
+    call()
+    assert reaped()
+    assert due.batches[2:] == [REAP_BATCH], "it is late"
     worker.finish()
 
 

@@ -15,7 +15,7 @@ from tapster.daemon.connection import Connection
 from tapster.daemon.connections import Connections
 from tapster.daemon.log import ERROR, Log
 from tapster.daemon.metrics import Metrics
-from tapster.daemon.service import Answer, Call, Service
+from tapster.daemon.service import Answer, Call, Service, Unfinished
 from tapster.daemon.state import ConnectionEvent
 from tapster.daemon.worker import DROPPED, Worker
 from tapster.errors import TapsterError, internal
@@ -38,6 +38,11 @@ _DROPPABLE = frozenset(
 """The methods that are not begun for a client that has left. The client did not wait
 for the answer, so it cannot rely on the result. A release is carried out all the
 same."""
+
+
+_LOOKUPS = frozenset({"Explain"})
+"""The methods that look up users, perhaps at a server that does not answer. They run in
+a thread of their own, and delay no call that works on devices."""
 
 
 class Request(NamedTuple):
@@ -66,6 +71,7 @@ class Dispatcher:
         self,
         connections: Connections,
         worker: Worker,
+        lookups: Worker,
         service: Service,
         metrics: Metrics,
         log: Log,
@@ -74,6 +80,7 @@ class Dispatcher:
         """Whether undoing must happen in this thread, because the daemon stops."""
         self._connections = connections
         self._worker = worker
+        self._lookups = lookups
         self._service = service
         self._metrics = metrics
         self._log = log
@@ -140,11 +147,12 @@ class Dispatcher:
         self,
         connection: Connection,
         method: str,
-        work: Callable[[], Answer],
+        work: Callable[[], Answer | Unfinished],
         request: Request,
     ) -> None:
         connection.droppable = method in _DROPPABLE and not request.oneway
-        connection.job = self._worker.submit(
+        worker = self._lookups if method in _LOOKUPS else self._worker
+        connection.job = worker.submit(
             partial(_encoded, work, more=request.more),
             partial(self._done, connection, method, request),
             user=connection.caller.uid,
@@ -159,6 +167,10 @@ class Dispatcher:
             self._metrics.add("calls", "dropped")
         elif isinstance(result, TapsterError):
             self._answer_error(connection, result, request.oneway)
+        elif isinstance(result, Unfinished):
+            if not connection.closed:
+                self._submit(connection, method, result.go_on, request)
+                return
         elif isinstance(result, Unencodable):
             self._discard_reply(result.answer)
             error = self.explain(result.error)
@@ -302,8 +314,12 @@ def _parse(text: bytes, fds: list[int]) -> Request:
     )
 
 
-def _encoded(work: Callable[[], Answer], *, more: bool) -> Reply | Unencodable:
+def _encoded(
+    work: Callable[[], Answer | Unfinished], *, more: bool
+) -> Reply | Unencodable | Unfinished:
     answer = work()
+    if isinstance(answer, Unfinished):
+        return answer
     continues = more and answer.next_page is not None
     try:
         message = {"parameters": varlink.to_json(answer.parameters)}

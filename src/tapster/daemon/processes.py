@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 
+from tapster.daemon.log import WARNING, Log
 from tapster.daemon.loop import READ, Loop
 from tapster.errors import TapsterError
 from tapster.kernel.port import System
@@ -18,12 +19,13 @@ class Processes:
     """One descriptor for each process that is watched."""
 
     def __init__(
-        self, loop: Loop, system: System, on_end: Callable[[Process], None]
+        self, loop: Loop, system: System, on_end: Callable[[Process], None], log: Log
     ) -> None:
         """`on_end` is called once for each watched process that has ended."""
         self._loop = loop
         self._system = system
         self._on_end = on_end
+        self._log = log
         self._watched: dict[Process, int] = {}
         self._retried: set[Process] = set()
 
@@ -34,13 +36,15 @@ class Processes:
         """Report the end of this process, also if it has ended already."""
         if process in self._watched:
             return
-        self._retried.discard(process)
         try:
             pidfd = self._system.open_process(process)
-        except TapsterError:
+        except TapsterError as error:
+            if not self._retried:  # not once more for each process and attempt
+                self._log(WARNING, "process-not-watched", error=error)
             self._retried.add(process)
             self._loop.at(self._loop.now() + RETRY, partial(self._retry, process))
             return
+        self._retried.discard(process)
         if pidfd is None:
             self._on_end(process)
             return

@@ -69,6 +69,7 @@ class Server:
         """The processes that have ended, for the worker."""
         self._listeners = list(listeners)
         self._worker = Worker(self._explain)
+        self._lookups = Worker(self._explain, name="lookups", may_hang=True)
         self._upkeep = Upkeep(
             operations,
             self._metrics,
@@ -81,7 +82,7 @@ class Server:
         self._service = Service(
             operations, ledger, loaded, self._metrics, log, self._upkeep
         )
-        self._processes = Processes(self._loop, system, self._process_ended)
+        self._processes = Processes(self._loop, system, self._process_ended, log)
         self._connections = Connections(
             self._loop,
             lambda: self._service.loaded.config.limits,
@@ -91,14 +92,20 @@ class Server:
             may_send_descriptors=self._has_rules,
         )
         self._dispatcher = Dispatcher(
-            self._connections, self._worker, self._service, self._metrics, log
+            self._connections,
+            self._worker,
+            self._lookups,
+            self._service,
+            self._metrics,
+            log,
         )
         self._schedule = ReapSchedule(self._loop, self._worker, self._upkeep, log)
         self._use(loaded)
         # Watch before recover looks, so that no change is missed between the two.
         watches = list(self._watch_links(system))
         self._links = Links(self._loop, watches, self._upkeep, self._submit)
-        self._loop.add(self._worker.wake, READ, lambda _: self._worker.deliver())
+        for worker in (self._worker, self._lookups):
+            self._loop.add(worker.wake, READ, partial(_deliver, worker))
         for listener in listeners:
             self._connections.listen(listener)
         scrape.serve(self._loop, scrapers, self._scrape, self._may_scrape)
@@ -112,6 +119,7 @@ class Server:
     def serve(self) -> None:
         """Serve until told to stop by SIGTERM or SIGINT."""
         self._worker.start()
+        self._lookups.start()
         try:
             while not self._stopping:
                 self._loop.turn(self._schedule.seconds())
@@ -260,6 +268,7 @@ class Server:
             listener.close()
         # Finish and answer the requests under way, so that no lease is lost.
         self._worker.finish()
+        self._lookups.finish()
         self._dispatcher.stopping = True
         self._connections.drop_all("stopping")
         signal.set_wakeup_fd(-1)
@@ -268,3 +277,7 @@ class Server:
         for fd in self._signals:
             os.close(fd)
         self._loop.close()
+
+
+def _deliver(worker: Worker, _: int) -> None:
+    worker.deliver()

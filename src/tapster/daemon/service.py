@@ -41,6 +41,7 @@ from tapster.model import (
 from tapster.operations.devices import Opened
 from tapster.operations.look import Look
 from tapster.operations.operations import Operations, open_operations
+from tapster.operations.reap import REAP_BATCH
 from tapster.rpc import interface
 from tapster.rpc.interface import Binding
 from tapster.rpc.varlink import Nothing, decode, encode, from_json, to_json
@@ -73,6 +74,12 @@ class Answer(NamedTuple):
     """Fetches the next part."""
 
 
+class Unfinished(NamedTuple):
+    """In place of an answer: the call is to go on after the calls that wait."""
+
+    go_on: "Callable[[], Answer | Unfinished]"
+
+
 class Service:
     """The methods."""
 
@@ -91,7 +98,7 @@ class Service:
         self._metrics = metrics
         self._log = log
         self._upkeep = upkeep
-        self._methods: dict[str, Callable[[Call], Answer]] = {
+        self._methods: dict[str, Callable[[Call], Answer | Unfinished]] = {
             "Acquire": self._acquire,
             "Bind": self._bind,
             "Release": self._release,
@@ -109,7 +116,7 @@ class Service:
             "GetStatistics": self._statistics,
         }
 
-    def call(self, method: str, call: Call) -> Answer:
+    def call(self, method: str, call: Call) -> Answer | Unfinished:
         """Carry out a call. Raises TapsterError."""
         return self._methods[method](call)
 
@@ -439,14 +446,32 @@ class Service:
 
     # Upkeep
 
-    def _reap(self, call: Call) -> Answer:
+    def _reap(self, call: Call) -> Answer | Unfinished:
         asked: interface.Reap = call.parameters
         if asked.leases is not None:
             return self._reap_some(call.caller, asked.leases)
         self._permit_rule(call.caller, policy.MAINTAIN)
-        reaped = self._operations.reap(
-            now=asked.now, on_reaped=self._upkeep.report_reaped
-        )
+        waiting = self._operations.look.count()[State.FIN_WAIT]
+        return self._reap_batch(asked.now, waiting, 0, None)
+
+    def _reap_batch(
+        self, now: bool, most: int, reaped: int, failure: TapsterError | None
+    ) -> Answer | Unfinished:
+        """Reap a batch. `reaped` leases have ended before, and `failure` occurred.
+
+        Stop at `most`: others may release leases as fast as this reaps them.
+        """
+        batch: list[Lease] = []
+        try:
+            self._operations.reap(now=now, limit=REAP_BATCH, on_reaped=batch.extend)
+        except TapsterError as error:
+            failure = failure or error
+        self._upkeep.report_reaped(batch)
+        reaped += len(batch)
+        if batch and reaped < most:
+            return Unfinished(partial(self._reap_batch, now, most, reaped, failure))
+        if failure:
+            raise failure
         return Answer(interface.Reaped(reaped))
 
     def _reap_some(self, caller: Caller, ids: Sequence[str]) -> Answer:
@@ -480,6 +505,7 @@ class Service:
         return Answer(interface.Names(tuple(names)))
 
     def _explain(self, call: Call) -> Answer:
+        """Explain the policy to a user. Runs in the thread for look-ups."""
         asked: interface.Explain = call.parameters
         caller = config.caller_named(asked.user)
         if caller.uid != call.caller.uid:

@@ -18,7 +18,6 @@ from tapster.light import NamedTuple
 from tapster.model import HistoryEvent, Lease, Link, Netns, Process, State
 from tapster.operations.decision import Action, Repair
 from tapster.operations.operations import Operations
-from tapster.operations.reap import REAP_BATCH
 from tapster.rpc.interface import Event
 
 EXIT = "the process that the lease was bound to has ended"
@@ -129,10 +128,10 @@ class Upkeep:
 
     # Deadlines
 
-    def reap(self) -> None:
-        """End one batch of leases whose FIN WAIT is over. Other calls can run between
-        two batches."""
-        self._operations.reap(limit=REAP_BATCH, on_reaped=self.report_reaped)
+    def reap(self, batch: int) -> None:
+        """End one batch of leases whose FIN WAIT is over. Calls can run between two
+        batches."""
+        self._operations.reap(limit=batch, on_reaped=self.report_reaped)
 
     def report_reaped(self, leases: Sequence[Lease]) -> None:
         """Report leases whose FIN WAIT has been ended."""

@@ -93,15 +93,25 @@ class Worker:
     or the error of the job. `wake` is readable when there are results to deliver.
     """
 
-    def __init__(self, explain: Callable[[Exception], TapsterError]) -> None:
-        """`explain` makes a result of an error that nobody foresaw."""
+    def __init__(
+        self,
+        explain: Callable[[Exception], TapsterError],
+        *,
+        name: str = "worker",
+        may_hang: bool = False,
+    ) -> None:
+        """`explain` makes a result of an error that nobody foresaw. The end of the
+        daemon does not wait for the jobs of a worker that may hang."""
+        self.calls = 0
+        """How many jobs users have asked for. Any thread may read it."""
         self.after: Callable[[], None] | None = None
         """Called after each job, before its result is handed over."""
         self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._explain = explain
         self._queue = FairQueue()
         self._results: deque[tuple[OnDone, Any]] = deque()
-        self._thread = threading.Thread(target=self._run, name="worker")
+        self._thread = threading.Thread(target=self._run, name=name, daemon=may_hang)
+        self._may_hang = may_hang
 
     def start(self) -> None:
         self._thread.start()
@@ -114,6 +124,7 @@ class Worker:
     def submit(self, work: Work, on_done: OnDone, user: int = DAEMON) -> Job:
         """Queue a job for a user. Any thread may call this method."""
         job = Job(work, on_done)
+        self.calls += user != DAEMON
         self._queue.put(user, job)
         return job
 
@@ -129,8 +140,13 @@ class Worker:
         self._hand_over()
 
     def finish(self) -> None:
-        """Do the remaining jobs, hand over the results, and end."""
+        """Do the remaining jobs, hand over the results, and end.
+
+        If the jobs may hang, leave them, with `wake` open: the process ends now.
+        """
         self._queue.close()
+        if self._may_hang:
+            return
         if self._thread.ident is not None:
             self._thread.join()
         self._hand_over()

@@ -38,7 +38,7 @@ class Reap:
     ) -> int:
         """End the leases whose FIN WAIT is over, or all that wait if `now`.
 
-        Return how many ended. At most about `limit` are tried. `on_reaped` is called
+        Return how many ended. At most `limit` are tried. `on_reaped` is called
         with those that ended, a batch at a time. A lease that cannot be ended keeps
         waiting; why is raised after the rest is done.
         """
@@ -49,9 +49,11 @@ class Reap:
         with context.gate:
             context.claims.drop_stale()
             try:
-                while (limit is None or tried < limit) and (
-                    due := context.claims.claim_due(boottime, REAP_BATCH)
-                ):
+                while limit is None or tried < limit:
+                    room = REAP_BATCH if limit is None else limit - tried
+                    due = context.claims.claim_due(boottime, min(REAP_BATCH, room))
+                    if not due:
+                        break
                     self.batches += 1
                     tried += len(due)
                     for netns in {lease.netns for lease in due}:
