@@ -6,6 +6,7 @@ import re
 import select
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -83,13 +84,21 @@ def wait_dead(pids: list[int]) -> None:
         os.close(ended)
 
 
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    """Wait until something is so that no event reports."""
+    deadline = time.monotonic() + REAP_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, what
+        select.select([], [], [], 0.01)
+
+
 def wait_reaping(ledger: Path) -> None:
     """Wait until a leader has the lock and a standby is forked."""
     locks = LockFile(str(ledger))
-    deadline = time.monotonic() + REAP_SECONDS
-    while time.monotonic() < deadline:
-        if locks.alive(REAPER) and len(reapers(ledger)) == 2:
-            locks.leave()
-            return
-        select.select([], [], [], 0.01)
-    raise AssertionError("no reaper came up")
+    try:
+        wait_for(
+            lambda: locks.alive(REAPER) and len(reapers(ledger)) == 2,
+            "a reaper comes up",
+        )
+    finally:
+        locks.leave()

@@ -28,7 +28,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-from tapster.errors import ConflictError, HostError, TapsterError
+from tapster.errors import ConflictError, HostError, LedgerError, TapsterError
 from tapster.kernel.boot import boottime
 from tapster.kernel.linux import LinuxSystem
 from tapster.kernel.lock import REAPER, LockFile
@@ -40,6 +40,8 @@ from tapster.operations.operations import Operations, open_operations
 
 LONGEST_NAP = 1.0
 """Seconds. A lease that is released during a nap may have a shorter FIN WAIT."""
+LEDGER_RETRY = 2.0
+"""Seconds until a ledger that is locked, or whose disk is full, is tried again."""
 LONGEST_WATCH = 5.0
 """Seconds that the reaper waits for a report while leases are bound."""
 
@@ -110,8 +112,18 @@ def _done(ledger: str, locks: LockFile) -> bool:
     try:
         with _open(ledger) as operations:
             return operations.reap.quit_if_idle(lambda: locks.free(REAPER))
+    except LedgerError as error:
+        return not _may_pass(error, ledger)
     except TapsterError:
         return True
+
+
+def _may_pass(error: LedgerError, ledger: str) -> bool:
+    """Return whether the ledger can be used later: its file system is full, say.
+
+    Only then can be released what has ended in the meantime.
+    """
+    return type(error) is LedgerError and os.path.exists(ledger)
 
 
 def _lead(ledger: str, locks: LockFile) -> bool:
@@ -124,24 +136,41 @@ def _lead(ledger: str, locks: LockFile) -> bool:
     report = Report(settle=True, changed=None)
     try:
         while True:
-            # Opened again each time: a process that naps should hold no ledger open.
-            with _open(ledger) as operations:
-                # One lease that cannot be judged or ended now hinders no other: a
-                # service comes back, a process closes a device.
-                ended = 0
-                with suppress(HostError, ConflictError):
-                    _repair(operations, report)
-                with suppress(HostError, ConflictError):
-                    ended = operations.reap()
-                if operations.reap.quit_if_idle(lambda: locks.free(REAPER)):
-                    return True
-                deadline = operations.reap.next_deadline()
-                processes.follow(operations.context.ledger.processes())
-            report = _wait(watch, processes, _nap(deadline, ended))
+            try:
+                nap = _work(ledger, locks, processes, report)
+            except LedgerError as error:
+                if not _may_pass(error, ledger):
+                    return False
+                _wait(watch, processes, LEDGER_RETRY)
+                report = Report(settle=True, changed=None)
+                continue
+            if nap is None:
+                return True
+            report = _wait(watch, processes, nap)
     except TapsterError:
         return False
     finally:
         watch.close()
+
+
+def _work(
+    ledger: str, locks: LockFile, processes: Processes, report: Report
+) -> float | None:
+    """Do what is to be done; return the seconds to wait, or None if all is done."""
+    # Opened again each time: a process that naps should hold no ledger open.
+    with _open(ledger) as operations:
+        # One lease that cannot be judged or ended now hinders no other: a service
+        # comes back, a process closes a device.
+        ended = 0
+        with suppress(HostError, ConflictError):
+            _repair(operations, report)
+        with suppress(HostError, ConflictError):
+            ended = operations.reap()
+        if operations.reap.quit_if_idle(lambda: locks.free(REAPER)):
+            return None
+        deadline = operations.reap.next_deadline()
+        processes.follow(operations.context.ledger.processes())
+    return _nap(deadline, ended)
 
 
 def _repair(operations: Operations, report: Report) -> None:

@@ -9,7 +9,7 @@ import pytest
 import tapster
 from lab.fake_and_real import ContractLab
 from lab.library import acquire, close, no_reaper
-from tapster import Host, Macvtap, Naming, State, Tap
+from tapster import ConflictError, Host, Macvtap, Mode, Naming, State, Tap
 from tapster.testing import Stranger
 
 
@@ -120,3 +120,17 @@ def test_the_ledger_remembers_the_next_number(
     with Host(ledger, system=lab.system, reaper=no_reaper) as other:
         names.append(acquire(other, spec).name)
     assert names == ["vnet0", "vnet1", "vnet2"]
+
+
+def test_the_holder_of_a_lower_device_is_named(lab: ContractLab, host: Host) -> None:
+    """The kernel says "Invalid argument"; the ledger knows who is in the way."""
+    passthru = Macvtap(lower="low", mode=Mode.PASSTHRU, owner="a", fin_wait=0)
+    first = acquire(host, passthru)
+    for spec in (passthru, Macvtap(lower="low")):
+        with pytest.raises(ConflictError, match=f"lease {first.id} .*'a'.* passthru"):
+            host.acquire(spec)
+    host.release(first)
+    second = acquire(host, Macvtap(lower="low"))
+    with pytest.raises(ConflictError, match=rf"{second.id}.*in mode bridge"):
+        host.acquire(passthru)
+    assert {"vnet0", "vnet1", "vnet2"} & set(lab.show()) == {second.name}

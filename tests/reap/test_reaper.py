@@ -3,13 +3,15 @@
 
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from lab import library, shell
-from lab.reapers import Monitor, reapers, wait_dead, wait_reaping
+from lab import iproute, library, shell
+from lab.reapers import Monitor, reapers, wait_dead, wait_for, wait_reaping
 from tapster import Host, Tap
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
@@ -87,3 +89,34 @@ def test_the_reaper_ends_with_a_deleted_ledger(released: Host, ledger: Path) -> 
     for file in ledger.parent.glob("ledger.db*"):
         file.unlink()
     wait_dead(both)
+
+
+def test_a_disk_that_is_full_for_a_time_loses_no_release(tmp_path: Path) -> None:
+    """The process of a lease ends while the ledger cannot be changed."""
+    shell.sh(f"mount -t tmpfs -o size=300k none {tmp_path}")
+    ledger = tmp_path / "ledger.db"
+    with subprocess.Popen(["sleep", "1000"]) as vm:
+        with Host(ledger) as host:
+            host.acquire(Tap(bridge="br0", fin_wait=0.1), pid=vm.pid).close()
+        wait_reaping(ledger)
+        leader, _ = reapers(ledger)
+        with suppress(OSError), open(tmp_path / "fill", "wb", buffering=0) as fill:
+            while True:
+                fill.write(bytes(1024))
+        vm.kill()
+    # The leader has seen the end, and could record nothing.
+    wait_for(lambda: not follows_processes(leader), "the leader hears of the end")
+    assert iproute.ports() == {"vnet0"}
+    with Monitor() as monitor:
+        (tmp_path / "fill").unlink()
+        monitor.wait_deleted("vnet0")  # no command was typed
+
+
+def follows_processes(leader: int) -> bool:
+    """Whether a reaper has a pidfd."""
+    with suppress(OSError):
+        for info in Path(f"/proc/{leader}/fdinfo").iterdir():
+            with suppress(OSError):
+                if "Pid:" in info.read_text():
+                    return True
+    return False

@@ -8,11 +8,12 @@ each device of ours has a lease that names it, whenever a process is killed.
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from errno import EBUSY, EEXIST
+from errno import EBUSY, EEXIST, EINVAL
 
 from tapster import model
 from tapster.backends import bridge, lower
 from tapster.errors import (
+    ConflictError,
     KernelError,
     NameTaken,
     RequestError,
@@ -186,10 +187,38 @@ class Acquire:
                 fds = self.devices.make(lease, plan.reservation.spec, plan.lower)
                 return Opened(lease, fds)
             except KernelError as error:
+                if plan.lower and error.errno == EINVAL:
+                    raise self._lower_taken(plan, error) from error
                 attempts += 1
                 if error.errno not in (EBUSY, EEXIST) or attempts == ATTEMPTS:
                     raise
                 lease = self._step_aside(plan, lease, error)
+
+    def _lower_taken(self, plan: Plan, error: KernelError) -> TapsterError:
+        """Return the error for a lower device that cannot carry a macvtap.
+
+        A macvtap in mode passthru is alone on its lower device: the kernel refuses it
+        beside others, and others beside it.
+        """
+        spec = plan.reservation.spec
+        assert isinstance(spec, Macvtap)
+        holders = [
+            f"lease {lease.id} ({lease.name}), owner {lease.owner!r}, in mode "
+            f"{lease.mode}"
+            for lease in self.context.ledger.leases()
+            if lease.lower == spec.lower
+            and lease.state is not State.RESERVED
+            and self.context.is_here(lease.netns)
+            and not lease.placeholder
+        ]
+        passthru = spec.mode == Mode.PASSTHRU
+        if not holders and not passthru:
+            return error
+        others = "; ".join(holders) or "another program's device"
+        return ConflictError(
+            f"{spec.lower!r} cannot carry a further macvtap in mode {spec.mode}: "
+            f"{others} is on it, and one in mode passthru must be alone there"
+        )
 
     def _plan(self, spec: Spec, on_close: bool, caller_uid: int | None) -> Plan:
         """Check a request, and find the devices that it names."""
