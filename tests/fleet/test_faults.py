@@ -17,7 +17,11 @@ import pytest
 
 from tapster import RequestError
 from tapster.fleet.etcd import Endpoint, Etcd, Login, Refused, parse_endpoint
+from tapster.fleet.keys import Keys
+from tapster.fleet.member import open_store
+from tapster.fleet.settings import Settings
 from tapster.fleet.store import FleetUnavailable, FleetUnclear
+from tests.fleet.hosts import MAC, Pair
 
 TIMEOUT = 0.5
 Reply = Callable[[socket.socket], None]
@@ -31,6 +35,10 @@ def answer(body: bytes, status: int = 200, length: int | None = None) -> bytes:
 
 def refusal(status: int, code: int, message: str) -> bytes:
     return answer(json.dumps({"error": message, "code": code}).encode(), status)
+
+
+def code(text: str) -> str:
+    return b64encode(text.encode()).decode()
 
 
 DONE = answer(b'{"succeeded": true}')
@@ -249,24 +257,75 @@ def test_a_damaged_answer_of_the_right_form(etcd: Stores) -> None:
 
 
 def test_a_connection_that_the_server_has_closed_is_opened_again(etcd: Stores) -> None:
+    closed = threading.Semaphore(0)
+
     def last(connection: socket.socket) -> None:
         connection.sendall(DONE)
         connection.shutdown(socket.SHUT_RDWR)
+        closed.release()
 
     with serving(last) as server:
         store = etcd(server.endpoint, timeout=TIMEOUT)
         for number in range(5):
             assert store.commit({}, {"/a": str(number)}).done
+            assert closed.acquire(timeout=10)
+
+
+def test_a_connection_is_closed_if_the_server_says_so(etcd: Stores) -> None:
+    head, _, body = DONE.partition(b"\r\n")
+    with serving(says(head + b"\r\nConnection: close\r\n" + body)) as server:
+        store = etcd(server.endpoint, timeout=TIMEOUT)
+        for number in range(5):
+            assert store.commit({}, {"/a": str(number)}).done
+
+
+def test_a_token_that_cannot_be_sent_is_not_sent(etcd: Stores) -> None:
+    token = json.dumps({"token": "a\r\nX-Other: b"}).encode()
+    with serving(says(answer(token)), says(DONE)) as server:
+        store = etcd(server.endpoint, login=Login("host", lambda: "secret"))
+        assert store.commit({}, {"/a": "1"}).done
+        assert not any("x-other" in headers for _, headers, _ in server.requests)
 
 
 def test_keys_are_coded_for_the_gateway(etcd: Stores) -> None:
     with serving(says(DONE)) as server:
         etcd(server.endpoint).commit({"/a": None}, {"/b": "1", "/c": None})
         body = json.loads(server.requests[0][2])
-        coded = b64encode(b"/a").decode()
+        coded = code("/a")
         assert body["compare"][0]["key"] == coded
         assert body["failure"] == [{"request_range": {"key": coded}}]
         assert [*body["success"][1]] == ["request_delete_range"]
+
+
+def test_the_budget_is_for_all_requests_of_an_acquire(etcd: Stores, pair: Pair) -> None:
+    gate = Keys().gate("b")
+    kv = {"key": code(gate), "value": code(pair.store.values[gate])}
+    body = {"responses": [{"response_range": {"kvs": [kv]}}]}
+    ended = threading.Event()
+
+    def late(connection: socket.socket) -> None:
+        ended.wait(0.3)
+        connection.sendall(answer(json.dumps(body).encode()))
+
+    with serving(late) as server:
+        pair.b.settings = pair.b.settings._replace(endpoints=(str(server.endpoint),))
+        pair.b.configure()
+        pair.b.store = etcd(server.endpoint)
+        began = monotonic()
+        pair.b.add(MAC)
+        assert monotonic() - began < pair.b.settings.budget + 0.2
+        assert len(server.requests) == 2
+    (entry,) = pair.b.member.book.dirty()
+    assert "no answer in time" in entry.problem
+
+
+def test_a_missing_password_is_no_obstacle_to_an_acquire(tmp_path: Path) -> None:
+    missing = str(tmp_path / "password")
+    with serving(says(DONE)) as server:
+        settings = Settings("a", (str(server.endpoint),), user="a")
+        store = open_store(settings._replace(password_file=missing))
+        with pytest.raises(FleetUnavailable, match=f"{missing}: No such file"):
+            store.read(["/a"])
 
 
 @pytest.mark.parametrize(

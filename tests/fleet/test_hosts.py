@@ -196,6 +196,20 @@ def test_an_acquire_goes_on_without_the_store_and_is_checked_later(
     assert pair.holder() == "X a active"
 
 
+@pytest.mark.parametrize("text", ["[fleet", "[fleet]\nbudget = 0", "", None])
+def test_an_acquire_goes_on_although_the_configuration_is_damaged(
+    pair: Pair, text: str | None
+) -> None:
+    pair.a.add(MAC, X)
+    if text is None:
+        pair.b.config.unlink()
+    else:
+        pair.b.config.write_text(text)
+    pair.b.add(MAC)
+    (entry,) = pair.b.member.book.dirty()
+    assert entry.problem.startswith(f"unasked: {pair.b.config}")
+
+
 def test_an_acquire_can_be_refused_without_the_store(pair: Pair) -> None:
     pair.b.configure('when_away = "refuse"')
     pair.store.away = True

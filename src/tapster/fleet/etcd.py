@@ -11,6 +11,7 @@ if nothing of it was sent. Otherwise the store may or may not have applied the w
 and the call raises FleetUnclear.
 """
 
+import io
 import json
 import os
 import socket
@@ -19,8 +20,8 @@ import threading
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from http.client import HTTPConnection, HTTPException
+from contextlib import suppress
+from http.client import HTTPException, HTTPResponse
 
 from tapster.errors import RequestError
 from tapster.fleet.store import Committed, FleetUnavailable, FleetUnclear
@@ -114,15 +115,15 @@ class Etcd:
         self._certificates = certificates
         self._cache = cache
         self._context: ssl.SSLContext | None = None
-        self._connection: HTTPConnection | None = None
+        self._wire: Wire | None = None
         self._used = 0.0
         self.token = ""
         self._recall()
 
     def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        if self._wire is not None:
+            self._wire.close()
+            self._wire = None
 
     # The store
 
@@ -208,7 +209,7 @@ class Etcd:
         """Return when the certificate of the store ends, in seconds since the epoch."""
         self.close()
         self.call("maintenance/status", {})
-        sock = self._connection and self._connection.sock
+        sock = self._wire and self._wire.sock
         if not isinstance(sock, ssl.SSLSocket):
             return None
         shown = sock.getpeercert() or {}
@@ -293,7 +294,7 @@ class Etcd:
             if error.code == 9:  # authentication is not enabled: no token is needed
                 return
             raise
-        self.token = str(answer.get("token", ""))
+        self.token = _checked_token(answer.get("token", ""))
         self._remember(endpoint)
 
     def _ask(
@@ -306,30 +307,30 @@ class Etcd:
         writes: bool = False,
     ) -> dict[str, Any]:
         """Send one request to one endpoint."""
-        with _limit() as limit:
-            try:
-                connection = self._connect(endpoint, window.connect)
-                limit.watch(connection.sock, window.answer)
-                headers = {"Content-Type": "application/json"}
-                if self.token:
-                    headers["Authorization"] = self.token
-            except (OSError, HTTPException) as error:
-                self.close()
-                raise FleetUnavailable(f"{endpoint}: {_said(error)}") from error
-            try:
-                connection.request("POST", f"/v3/{path}", text, headers)
-                response = connection.getresponse()
-                raw = response.read(LARGEST)
-                self._used = time.monotonic()
-                answer = json.loads(raw)
-                if not isinstance(answer, dict):
-                    raise ValueError(f"the answer is {type(answer).__name__}")
-            except (OSError, HTTPException, ValueError) as error:
-                self.close()
-                problem = f"{endpoint}: {limit.reason or _said(error)}"
-                if writes:
-                    raise FleetUnclear(f"{problem}; it may be applied") from error
-                raise FleetUnavailable(problem) from error
+        try:
+            wire = self._connect(endpoint, window.connect)
+        except OSError as error:
+            self.close()
+            raise FleetUnavailable(f"{endpoint}: {_said(error)}") from error
+        wire.until = window.answer
+        try:
+            # In one piece: the server reads it at once.
+            wire.sendall(_head(endpoint, path, self.token, len(text)) + text)
+            response = HTTPResponse(wire, method="POST")  # type: ignore[arg-type]
+            response.begin()
+            raw = response.read(LARGEST)
+            self._used = time.monotonic()
+            answer = json.loads(raw)
+            if not isinstance(answer, dict):
+                raise ValueError(f"the answer is {type(answer).__name__}")
+        except (OSError, HTTPException, ValueError) as error:
+            self.close()
+            problem = f"{endpoint}: {_said(error)}"
+            if writes:
+                raise FleetUnclear(f"{problem}; it may be applied") from error
+            raise FleetUnavailable(problem) from error
+        if response.will_close:
+            self.close()
         if response.status == 200 and "error" not in answer:
             return answer
         self._refuse(endpoint, response.status, answer, writes=writes)
@@ -350,30 +351,28 @@ class Etcd:
 
     # Connections
 
-    def _connect(self, endpoint: Endpoint, until: float) -> HTTPConnection:
-        left = max(until - time.monotonic(), 0.001)
-        connection = self._connection
-        if connection is not None:
-            same = (connection.host, connection.port) == (endpoint.host, endpoint.port)
+    def _connect(self, endpoint: Endpoint, until: float) -> "Wire":
+        if self._wire is not None:
             idle = time.monotonic() - self._used
-            if same and idle < IDLE and not _is_closed(connection.sock):
-                connection.sock.settimeout(left)
-                return connection
+            if (
+                self._wire.endpoint == endpoint
+                and idle < IDLE
+                and not _is_closed(self._wire.sock)
+            ):
+                return self._wire
             self.close()
-        plain = socket.create_connection((endpoint.host, endpoint.port), timeout=left)
+        plain = _dial(endpoint, until)
         try:
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            plain.settimeout(max(until - time.monotonic(), 0.001))
             sock = plain
             if endpoint.tls:
+                plain.settimeout(_left(until))
                 sock = self._tls().wrap_socket(plain, server_hostname=endpoint.host)
         except BaseException:
             plain.close()
             raise
-        connection = HTTPConnection(endpoint.host, endpoint.port)
-        connection.sock = sock
-        self._connection = connection
-        return connection
+        self._wire = Wire(endpoint, sock)
+        return self._wire
 
     def _tls(self) -> ssl.SSLContext:
         if self._context is None:
@@ -411,7 +410,7 @@ class Etcd:
             with open(self._cache) as file:
                 known = json.load(file)
             if self._login is not None and known["user"] == self._login.user:
-                self.token = str(known["token"])
+                self.token = _checked_token(known["token"])
             first = [e for e in self._endpoints if str(e) == known["endpoint"]]
             rest = [e for e in self._endpoints if e not in first]
             self._endpoints = first + rest
@@ -439,46 +438,100 @@ class Window(NamedTuple):
     answer: float
 
 
-class _Limit:
-    """Ends a connection when the time is over.
+class Wire:
+    """A connection. All that is sent and received must be done by one time.
 
     A timeout of a socket begins again with every byte; this one does not.
     """
 
-    def __init__(self) -> None:
-        self.reason = ""
-        self._handle: socket.socket | None = None
-        self._timer: threading.Timer | None = None
+    def __init__(self, endpoint: Endpoint, sock: socket.socket) -> None:
+        self.endpoint = endpoint
+        self.sock = sock
+        self.until = 0.0
 
-    def watch(self, sock: socket.socket, until: float) -> None:
-        left = max(until - time.monotonic(), 0.001)
-        sock.settimeout(left)
-        self._handle = socket.socket(fileno=os.dup(sock.fileno()))
-        self._timer = threading.Timer(left, self._end)
-        self._timer.daemon = True
-        self._timer.start()
+    def sendall(self, data: bytes) -> None:
+        self.sock.settimeout(_left(self.until))
+        self.sock.sendall(data)
 
-    def _end(self) -> None:
-        self.reason = "no answer in time"
-        with suppress(OSError):
-            assert self._handle is not None
-            self._handle.shutdown(socket.SHUT_RDWR)
+    def makefile(self, _: str) -> io.BufferedReader:
+        """Return what HTTPResponse reads from."""
+        return io.BufferedReader(_Reader(self))
 
-    def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer.join()
-        if self._handle is not None:
-            self._handle.close()
+    def close(self) -> None:
+        self.sock.close()
 
 
-@contextmanager
-def _limit() -> Iterator[_Limit]:
-    limit = _Limit()
-    try:
-        yield limit
-    finally:
-        limit.stop()
+class _Reader(io.RawIOBase):
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._wire.sock.settimeout(_left(self._wire.until))
+        return self._wire.sock.recv_into(buffer)
+
+
+def _left(until: float) -> float:
+    """Return the seconds until a time. Raises TimeoutError if there are none."""
+    left = until - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def _head(endpoint: Endpoint, path: str, token: str, length: int) -> bytes:
+    """Return the head of a request."""
+    lines = [
+        f"POST /v3/{path} HTTP/1.1",
+        f"Host: {str(endpoint).partition('//')[2]}",
+        "Content-Type: application/json",
+        f"Content-Length: {length}",
+        *([f"Authorization: {token}"] if token else []),
+    ]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def _dial(endpoint: Endpoint, until: float) -> socket.socket:
+    """Connect to the first address of an endpoint that accepts."""
+    problem = OSError(f"{endpoint.host} has no address")
+    for family, kind, protocol, _, address in _addresses(endpoint, until):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(_left(until))
+            sock.connect(address)
+        except OSError as error:
+            sock.close()
+            problem = error
+        else:
+            return sock
+    raise problem
+
+
+def _addresses(endpoint: Endpoint, until: float) -> Sequence[Any]:
+    """Look a name up. A name server can take longer than any timeout, so a thread asks
+    it."""
+    where = endpoint.host, endpoint.port, 0, socket.SOCK_STREAM, 0
+    with suppress(socket.gaierror):
+        return socket.getaddrinfo(*where, socket.AI_NUMERICHOST)
+    found: list[Any] = []
+    problems: list[OSError] = []
+
+    def look_up() -> None:
+        try:
+            found.extend(socket.getaddrinfo(*where))
+        except OSError as error:
+            problems.append(error)
+
+    thread = threading.Thread(target=look_up, daemon=True)
+    thread.start()
+    thread.join(_left(until))
+    if problems:
+        raise problems[0]
+    if thread.is_alive():
+        raise TimeoutError
+    return found
 
 
 def _is_closed(sock: socket.socket) -> bool:
@@ -493,6 +546,12 @@ def _is_closed(sock: socket.socket) -> bool:
     except OSError:
         return True
     return True  # closed, or bytes that no request asked for
+
+
+def _checked_token(token: object) -> str:
+    """Return a token, which becomes a line of a request; "" if it cannot be one."""
+    good = isinstance(token, str) and token.isascii() and token.isprintable()
+    return str(token) if good else ""
 
 
 def _said(error: Exception) -> str:

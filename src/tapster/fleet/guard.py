@@ -6,10 +6,10 @@ the device is made, so a refusal undoes nothing in the kernel. The call takes no
 than the budget, whatever the store, the network or a name server does.
 """
 
-import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 
-from tapster.errors import TapsterError
+from tapster.errors import RequestError
 from tapster.fleet.book import Book, Entry, describe
 from tapster.fleet.claim import (
     ClaimAction,
@@ -78,11 +78,7 @@ class Guard:
             self._ask(questions)
 
     def _ask(self, questions: Sequence[Asked]) -> None:
-        from tapster.fleet import settings
-
-        if self._settings is None:
-            self._settings = settings.Cached()
-        loaded = self._settings.load()
+        loaded, problem = self._load()
         entries = [
             entry
             for lease, _ in questions
@@ -90,7 +86,7 @@ class Guard:
         ]
         try:
             if loaded is None:
-                raise FleetUnavailable(f"{settings.path()} has no [fleet]")
+                raise FleetUnavailable(problem)
             outcomes = self._outcomes(loaded, questions, entries)
         except FleetUnavailable as error:
             if loaded is not None and loaded.when_away == "refuse":
@@ -108,6 +104,17 @@ class Guard:
                     f"refused to VM {entry.record.vm}: {describe(outcome)}"
                 )
 
+    def _load(self) -> "tuple[Settings | None, str]":
+        """Return the settings of this host, or what is wrong with them."""
+        from tapster.fleet import settings
+
+        if self._settings is None:
+            self._settings = settings.Cached()
+        try:
+            return self._settings.load(), f"{settings.path()} has no [fleet]"
+        except RequestError as error:
+            return None, str(error)
+
     def _outcomes(
         self,
         settings: "Settings",
@@ -117,38 +124,28 @@ class Guard:
         """Ask the store, and wait no longer than the budget."""
         from tapster.fleet.steps import Push
 
-        pushes = [
-            Push(
-                entry.record._replace(state=ClaimState.ACTIVE),
-                given_up=spec.vm is not None and spec.vm.takeover,
-                given=True,
-            )
-            for (_, spec), entry in zip(questions, entries, strict=True)
-        ]
         running = self._book.running()
         asking, self._asking = self._asking, None
         if asking is None or asking.settings != settings:
             if asking is not None:
                 asking.close()
             asking = Asking(settings, self._ledger.id)
-        outcomes: list[Outcome] = []
-        problems: list[BaseException] = []
-
-        def ask() -> None:
-            try:
-                outcomes.extend(asking.push(pending, running) for pending in pushes)
-            except TapsterError as error:
-                problems.append(error)
-
-        # A name server can keep a thread for longer than any timeout of a socket.
-        thread = threading.Thread(target=ask, daemon=True)
-        thread.start()
-        thread.join(settings.budget)
-        if thread.is_alive():  # the thread keeps the connection
-            raise FleetUnavailable(f"no answer within {settings.budget:g} s")
-        if problems:
+        asking.until = time.monotonic() + settings.budget
+        try:
+            outcomes = [
+                asking.push(
+                    Push(
+                        entry.record._replace(state=ClaimState.ACTIVE),
+                        given_up=spec.vm is not None and spec.vm.takeover,
+                        given=True,
+                    ),
+                    running,
+                )
+                for (_, spec), entry in zip(questions, entries, strict=True)
+            ]
+        except BaseException:
             asking.close()
-            raise problems[0]
+            raise
         self._asking = asking
         return outcomes
 
@@ -159,23 +156,22 @@ class Asking:
     def __init__(self, settings: "Settings", ledger: str) -> None:
         from tapster.fleet import steps
         from tapster.fleet.keys import Keys
-        from tapster.fleet.member import boot_id
+        from tapster.fleet.member import boot_id, open_store
 
         self.settings = settings
+        self.until = 0.0
+        """The time on the monotonic clock by which the store must have answered."""
         self._steps = steps
         self._me = steps.Me(settings.name, ledger, boot_id())
         self._where = Keys(settings.prefix)
-        self._store: Store | None = None
+        self._store = open_store(settings)
         self._gate: dict[str, str] = {}
 
     def push(self, pending: "Push", running: frozenset[str]) -> "Outcome":
         """Ask for a claim."""
-        from tapster.fleet.member import open_store
-
         key = self._where.gate(self._me.host)
-        if self._store is None:
-            self._store = open_store(self.settings, timeout=self.settings.budget)
-            self._gate = {**self._store.read([key])}
+        if not self._gate:
+            self._gate = {**self.read([key])}
         # With a gate that may be out of date: that costs what reading it would cost.
         guess = self._gate if key in self._gate else None
         asking = self._steps.push(self._where, self._me, pending, running, guess)
@@ -183,8 +179,7 @@ class Asking:
 
     def read(self, keys: Sequence[str]) -> Mapping[str, str]:
         """As in `Store`."""
-        assert self._store is not None, "push has opened it"
-        return self._store.read(keys)
+        return self._in_time().read(keys)
 
     def commit(
         self,
@@ -194,15 +189,19 @@ class Asking:
         session: int = 0,
     ) -> "Committed":
         """As in `Store`; remembers the gate that the answer shows."""
-        assert self._store is not None, "push has opened it"
-        answer = self._store.commit(expected, writes, session=session)
+        answer = self._in_time().commit(expected, writes, session=session)
         key = self._where.gate(self._me.host)
         if key in answer.found:
             self._gate = {key: answer.found[key]}
         return answer
 
+    def _in_time(self) -> "Store":
+        """Return the store, which takes no longer than the time that is left."""
+        self._store.timeout = self.until - time.monotonic()
+        if self._store.timeout <= 0:
+            raise FleetUnavailable(f"no answer within {self.settings.budget:g} s")
+        return self._store
+
     def close(self) -> None:
         """Close the connection."""
-        if self._store is not None:
-            self._store.close()
-            self._store = None
+        self._store.close()

@@ -60,10 +60,9 @@ def _reader(path: str) -> Callable[[], str]:
         try:
             with open(path) as file:
                 return file.read().strip()
-        except OSError as error:
-            raise RequestError(
-                f"fleet.password_file {path}: {error.strerror}"
-            ) from error
+        except (OSError, UnicodeDecodeError) as error:
+            problem = error.strerror if isinstance(error, OSError) else error
+            raise FleetUnavailable(f"fleet.password_file {path}: {problem}") from error
 
     return read
 

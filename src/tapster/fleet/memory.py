@@ -9,6 +9,8 @@ from tapster.fleet.store import Committed
 class MemoryStore:
     """A store that always answers."""
 
+    timeout = 0.0
+
     def __init__(self) -> None:
         self.values: dict[str, str] = {}
         self._sessions: dict[int, set[str]] = {}

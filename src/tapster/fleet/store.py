@@ -64,6 +64,9 @@ class Transactions(Protocol):
 class Store(Transactions, Protocol):
     """A store. Every method raises FleetUnavailable; writes also FleetUnclear."""
 
+    timeout: float
+    """Seconds that a call takes at most."""
+
     def scan(self, prefix: str) -> Iterator[tuple[str, str]]:
         """Return all keys that begin with `prefix`, in order, with their values."""
 
