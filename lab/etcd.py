@@ -7,6 +7,7 @@ import select
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +53,31 @@ class Node:
         assert self.process is not None
         self.process.kill()
         self.process.wait()
+
+    def wait_log(self, text: str) -> None:
+        """Wait until the node has logged `text`."""
+        deadline = time.monotonic() + READY_SECONDS
+        while text not in (log := self.log.read_text()):
+            assert time.monotonic() < deadline, log[-2000:]
+            select.select([], [], [], 0.02)
+
+    @contextmanager
+    def slow_disk(self, seconds: float) -> Iterator[None]:
+        """Let each write to the disk take longer for a while."""
+        assert self.process is not None
+        delay = f"inject=fdatasync:delay_enter={int(seconds * 1e6)}"
+        command = ["strace", "-f", "-o", os.devnull, "-e", "trace=fdatasync"]
+        with subprocess.Popen(
+            [*command, "-e", delay, "-p", str(self.process.pid)],
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as tracer:
+            assert tracer.stderr is not None
+            try:
+                assert "attached" in tracer.stderr.readline()
+                yield
+            finally:
+                tracer.terminate()
 
     def cut(self) -> None:
         """Let every packet to and from the node vanish."""

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import monotonic
 
@@ -23,7 +24,7 @@ from tapster.fleet.claim import Claim
 from tapster.fleet.etcd import Etcd, Refused
 from tapster.fleet.fleet import Overview
 from tapster.fleet.keys import Keys
-from tapster.fleet.store import FleetUnavailable, MacClaimed
+from tapster.fleet.store import FleetUnavailable, FleetUnclear, MacClaimed
 from tests.fleet.clusters import seconds_until, store_of
 from tests.fleet.hosts import MAC, FleetHost, X
 
@@ -160,6 +161,41 @@ def test_the_majority_is_lost(hosts: Hosts) -> None:
     with pytest.raises(FleetUnavailable):
         hosts.a.start().sync()
     hosts.etcd.start(*others)
+    check_that_the_store_is_right(hosts)
+
+
+def test_the_disks_are_slow(hosts: Hosts) -> None:
+    with slow_disks(hosts, 0.1):
+        began = monotonic()
+        hosts.store.commit({}, {"/probe": "1"})
+        assert monotonic() - began > 0.1
+        check_that_vms_start_and_end(hosts.a)
+    check_that_the_store_is_right(hosts)
+
+
+def test_the_disks_are_slower_than_the_budget(hosts: Hosts) -> None:
+    """etcd may apply the claim when its lease has ended."""
+    with slow_disks(hosts, 1.5 * BUDGET):
+        hasty = store_of(hosts.etcd, timeout=BUDGET)
+        with pytest.raises(FleetUnclear):
+            hasty.commit({}, {"/probe": "1"})
+        hasty.close()
+        for _ in range(2):
+            check_that_vms_start_and_end(hosts.a)
+    check_that_the_store_is_right(hosts)
+
+
+@contextmanager
+def slow_disks(hosts: Hosts, seconds: float) -> Iterator[None]:
+    with ExitStack() as stack:
+        for node in hosts.etcd.nodes:
+            stack.enter_context(node.slow_disk(seconds))
+        yield
+
+
+def test_the_leader_has_a_slow_disk(hosts: Hosts) -> None:
+    with hosts.etcd.leader().slow_disk(1.0):
+        check_that_vms_start_and_end(hosts.a)
     check_that_the_store_is_right(hosts)
 
 

@@ -127,6 +127,20 @@ def test_a_token_that_the_store_has_forgotten_is_renewed(
     store.close()
 
 
+def test_a_token_that_was_not_used_for_too_long_is_renewed(
+    etcd: Cluster, authority: Authority
+) -> None:
+    store = store_of(etcd, authority)
+    store.commit({}, {Keys().claim("default", "x"): "1"})
+    token = store.token
+    etcd.nodes[0].wait_log(
+        f'"deleted a simple token","user-name":"a","token":"{token}"'
+    )
+    store.commit({}, {Keys().claim("default", "x"): "2"})
+    assert store.token != token
+    store.close()
+
+
 def test_without_a_password_nothing_is_read(
     etcd: Cluster, authority: Authority
 ) -> None:
