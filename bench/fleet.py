@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a fleet costs: `python -m bench.fleet acquire | size [HOSTS VMS]` (root).
+"""What a fleet costs: `python -m bench.fleet acquire | size [HOSTS VMS] |
+handover [TIMES SEED]` (root).
 
 `acquire` takes turns between a host in no fleet, one with a healthy etcd of three
 nodes, and one whose etcd swallows every packet. `size` lets one process play many
 hosts against a real etcd: each joins, pushes its leases, and restarts its VMs.
+`handover` moves a talking guest between three hosts, and kills each command on the way.
 """
 
 import json
@@ -17,6 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from lab.etcd import Cluster, cluster
+from lab.handover import Relay, relay
 from lab.library import acquire, no_reaper
 from lab.namespaces import namespaces
 from lab.shell import sh
@@ -43,9 +46,13 @@ def main(arguments: Sequence[str]) -> int:
             size(Path(folder), hosts, vms)
         elif list(arguments) == ["acquire"]:
             cost(Path(folder))
+        elif arguments[:1] == ["handover"]:
+            times, seed = map(int, arguments[1:3] or (1000, 1))
+            return hand_over(Path(folder), times, seed)
         else:
             sys.stderr.write(
-                "usage: python -m bench.fleet acquire | size [HOSTS VMS]\n"
+                "usage: python -m bench.fleet acquire | size [HOSTS VMS] | "
+                "handover [TIMES SEED]\n"
             )
             return 2
     return 0
@@ -218,6 +225,42 @@ def restart(store: Etcd, where: Keys, number: int) -> None:
     begun = record_of(number, 0, ClaimState.ACTIVE, life=1)
     running = frozenset({begun.record.lease})
     steps.run(steps.push_all(where, me(number), [ended, begun], running), store)
+
+
+# Hand-overs
+
+
+def hand_over(folder: Path, times: int, seed: int) -> int:
+    """Move a talking guest; 1 if a frame went astray."""
+    with cluster(folder) as etcd, relay(folder, etcd, seed) as guest:
+        while guest.figures.handed_over < times and not guest.talk.faults:
+            guest.step()
+            if guest.figures.handed_over % 100 == 0:
+                guest.rest()
+                report(guest)
+        guest.rest()
+        report(guest)
+        return int(bool(guest.talk.faults))
+
+
+def report(guest: Relay) -> None:
+    figures, talk = guest.figures, guest.talk
+    kills = ", ".join(f"{verb} {n}" for verb, n in sorted(figures.kills.items()))
+    say(f"{figures.handed_over} hand-overs, {figures.cancelled} cancelled ones")
+    say(f"commands killed: {sum(figures.kills.values())} ({kills})")
+    say(f"claims checked at rest: {figures.at_rest}, all right")
+    say(f"questions: {talk.asked}, answers: {talk.answered}")
+    say(f"frames at the wrong host: {len(talk.faults)} {talk.faults[:1] or ''}")
+    for what, silences in (
+        ("take not killed", figures.silences),
+        ("take killed", figures.silences_killed),
+    ):
+        found = sorted(silences) or [0.0]
+        say(
+            f"silence, {what:<16} median {statistics.median(found) * 1e3:.0f} ms, "
+            f"longest {found[-1] * 1e3:.0f} ms"
+        )
+    say(f"longest silence at any time: {talk.longest * 1e3:.0f} ms")
 
 
 if __name__ == "__main__":
