@@ -11,7 +11,7 @@ import pytest
 import tapster
 from lab import library
 from lab.library import close, no_reaper
-from tapster import Host, Macvtap, Mode, State, Tap
+from tapster import Host, HostError, Macvtap, Mode, State, Tap
 from tapster.kernel.port import LinkChange
 from tapster.model import Life
 from tapster.testing import FakeSystem
@@ -337,3 +337,20 @@ def test_the_fake_says_that_it_has_no_nftables() -> None:
     for ask in (namespace.nft, namespace.nft_list):
         with pytest.raises(tapster.HostError, match="no nftables"):
             ask("")
+
+
+def test_another_pid_namespace_cannot_tell_that_a_namespace_is_gone(
+    system: FakeSystem,
+) -> None:
+    system.add_netns("blue")
+    namespace = system.netns("blue")
+    namespace.close()
+    blue = namespace.netns
+    there = blue._replace(pidns=blue.pidns + 1)
+    found = system.find(there)
+    assert found, "its path leads to it from everywhere"
+    found.close()
+    system.delete_netns("blue")
+    with pytest.raises(HostError, match="pid namespace"):
+        system.find(there)
+    assert system.ended_namespaces([blue, there]) == {blue}

@@ -8,7 +8,7 @@ import pytest
 
 from lab.fake_and_real import ContractLab
 from lab.library import close
-from tapster.errors import HostError, NoSuchLink
+from tapster.errors import NoSuchLink
 from tapster.kernel.port import HERE, LinkChange, Namespace
 from tapster.model import Netns
 from tests.contract.makers import OURS, macvtap, refused, tap
@@ -100,26 +100,30 @@ def test_a_namespace_without_a_name_is_found_by_a_process_in_it(
     lab: ContractLab, blue: Netns
 ) -> None:
     pid = lab.start("blue")
-    lab.others("blue").add_bridge("br0")
     lab.delete_netns("blue")
     found = lab.system.find(blue)
     assert found
-    assert found.ifindex("br0")
+    assert found.netns.cookie == blue.cookie
     found.close()
     lab.end(pid)
     assert lab.system.find(blue) is None
 
 
-def test_another_pid_namespace_cannot_tell_that_a_namespace_is_gone(
+def test_a_namespace_is_found_by_a_tap_of_it_that_is_open(
     lab: ContractLab, blue: Netns
 ) -> None:
-    there = blue._replace(pidns=blue.pidns + 1)
-    found = lab.system.find(there)
-    assert found, "its path leads to it from everywhere"
-    found.close()
+    there = lab.system.netns("blue")
+    fd = tap(there, "vnet0", OURS)
+    there.close()
     lab.delete_netns("blue")
-    with pytest.raises(HostError, match="pid namespace"):
-        lab.system.find(there)
+    assert lab.system.ended_namespaces([blue]) == set()
+    found = lab.system.find(blue)
+    assert found
+    assert found.ifindex("vnet0") == OURS
+    found.close()
+    os.close(fd)
+    assert lab.system.ended_namespaces([blue]) == {blue}
+    assert lab.system.find(blue) is None
 
 
 def test_of_many_namespaces_it_is_told_at_once_which_have_ended(
@@ -133,8 +137,7 @@ def test_of_many_namespaces_it_is_told_at_once_which_have_ended(
     lab.delete_netns("blue")
     lab.add_netns("white")
     moved = green.netns._replace(path="/run/netns/gone")
-    unseen = blue._replace(pidns=blue.pidns + 1)
-    every = [namespace.netns, blue, moved, unseen]
+    every = [namespace.netns, blue, moved]
     assert lab.system.ended_namespaces(every) == {blue}
     assert lab.system.ended_namespaces([]) == set()
 
@@ -180,5 +183,8 @@ def test_an_open_one_does_not_end(lab: ContractLab, blue: Netns) -> None:
     os.close(tap(there, "vnet0", OURS))
     lab.delete_netns("blue")
     assert there.ifindex("vnet0") == OURS
-    assert lab.system.find(blue) is None, "but no way leads to it"
+    found = lab.system.find(blue)
+    assert found
+    found.close()
     there.close()
+    assert lab.system.find(blue) is None

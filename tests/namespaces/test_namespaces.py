@@ -10,7 +10,7 @@ import pytest
 
 import tapster
 from lab import iproute, library, shell
-from tapster import Action, Host, Tap
+from tapster import Action, Host, State, Tap
 from tapster.kernel import netns
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
@@ -195,3 +195,54 @@ def test_leases_of_an_earlier_boot_are_closed_before_other_work(host: Host) -> N
     assert [one.action for one in host.settle()] == [Action.CLOSE]
     again = library.acquire(host, Tap(name="web"))
     assert host.find("web") == again
+
+
+def keep(*command: str) -> "subprocess.Popen[bytes]":
+    """Start a command that ends with `cat`; return it when that runs."""
+    pipe = subprocess.PIPE
+    keeper = subprocess.Popen(command, stdin=pipe, stdout=pipe, bufsize=0)
+    assert keeper.stdin
+    assert keeper.stdout
+    keeper.stdin.write(b"!")
+    assert keeper.stdout.read(1) == b"!"
+    return keeper
+
+
+KEEPERS = {
+    "a descriptor": ["sh", "-c", "exec 9</run/netns/blue; exec cat"],
+    "a mount": [
+        *("unshare", "--mount", "--propagation=private", "sh", "-c"),
+        "mkdir '/run/a b'; touch '/run/a b/c'; "
+        "mount --bind /run/netns/blue '/run/a b/c'; umount /run/netns/blue; exec cat",
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", KEEPERS)
+def test_a_namespace_that_a_process_keeps_is_found(
+    blue: None, ledger: Path, kind: str
+) -> None:
+    with Host(ledger, netns="blue", reaper=library.no_reaper) as there:
+        lease = library.acquire(there, Tap(bridge="br0"))
+    keeper = keep(*KEEPERS[kind])
+    shell.sh("ip netns del blue")
+    with Host(ledger, reaper=library.no_reaper) as host:
+        assert host.recover() == []
+        assert host.find(lease.id).state is State.ACTIVE
+        assert host.device(lease) is not None
+        keeper.communicate()
+        assert [one.action for one in host.recover()] == [Action.CLOSE]
+
+
+def test_a_manager_without_the_names_finds_the_namespace(
+    blue: None, ledger: Path
+) -> None:
+    with Host(ledger, netns="blue", reaper=library.no_reaper) as there:
+        lease = library.acquire(there, Tap(bridge="br0"))
+    nameless = ["unshare", "--mount", "--propagation=private", "sh", "-c"]
+    recover = f"mount -t tmpfs t /run; {shell.TAPSTER} recover --ledger {ledger}"
+    keeper = keep("cat")  # it sees the names; this test may be the only other process
+    subprocess.run([*nameless, recover], check=True)
+    keeper.communicate()
+    with Host(ledger, reaper=library.no_reaper) as host:
+        assert host.find(lease.id).state is State.ACTIVE

@@ -14,7 +14,7 @@ FSOPEN_CLOEXEC = 1
 FSMOUNT_CLOEXEC = 1
 
 # The same on every architecture since Linux 5.1 (alpha aside).
-_FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
+_FSOPEN, _FSCONFIG, _FSMOUNT, _PIDFD_GETFD = 430, 431, 432, 438
 
 _BPF = {"x86_64": 321, "i386": 357, "i686": 357, "ppc64le": 361, "s390x": 351}
 """bpf(2) has other numbers on older architectures; on newer ones it is 280."""
@@ -38,6 +38,11 @@ def adopt_orphans() -> None:
     PR_SET_CHILD_SUBREAPER of prctl(2). Children do not inherit this.
     """
     _check(_libc.prctl(36, 1, 0, 0, 0), "prctl")
+
+
+def pidfd_getfd(pidfd: int, number: int) -> int:
+    """Return a copy of a descriptor of another process: pidfd_getfd(2)."""
+    return _syscall(_PIDFD_GETFD, pidfd, number, 0)
 
 
 def mount_detached(fstype: str) -> int:

@@ -99,7 +99,7 @@ class LinuxSystem:
             ) from error
 
     def ended_namespaces(self, netnses: Collection[Netns]) -> set[Netns]:
-        boot, pidns = self.boot_id, netns.pidns()
+        boot = self.boot_id
         ended = {wanted for wanted in netnses if wanted.boot != boot}
         # First the paths, then all namespaces: a namespace that gets another path in
         # between is found.
@@ -107,8 +107,7 @@ class LinuxSystem:
             wanted
             for wanted in netnses
             if wanted.boot == boot
-            and pidns
-            and wanted.pidns == pidns
+            and netns.sees_all(wanted.pidns)
             and netns.is_nothing_at(wanted.path)
         ]
         if lost:
@@ -127,11 +126,11 @@ class LinuxSystem:
         for path in netns.named():
             if namespace := self._at(path, wanted.cookie):
                 return namespace
-        if wanted.pidns != netns.pidns() or not wanted.pidns:
+        if not netns.sees_all(wanted.pidns):
             raise HostError(
                 f"whether a process is in network namespace {wanted.cookie} "
                 f"({wanted.path or 'which has no path'}) can only be told from the "
-                "pid namespace in which its lease was made"
+                "pid namespace in which its lease was made, or outside all containers"
             )
         for fd in netns.everywhere():
             with netns.inside(fd):

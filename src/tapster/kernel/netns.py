@@ -22,6 +22,8 @@ CLONE_NEWNET = 0x40000000
 OWN = "/proc/thread-self/ns/net"
 NAMED = "/run/netns"
 """Where `ip netns` keeps the names of namespaces (ip-netns(8))."""
+INITIAL_PIDNS = 0xEFFFFFFC
+"""The inode of the initial pid namespace (PROC_PID_INIT_INO)."""
 GONE = (FileNotFoundError, NotADirectoryError, ProcessLookupError)
 """The errors which mean that nothing is at a path. Other errors do not tell."""
 
@@ -50,6 +52,12 @@ def named() -> list[str]:
         return [f"{NAMED}/{name}" for name in sorted(os.listdir(NAMED))]
     except FileNotFoundError:
         return []
+
+
+def sees_all(of: int) -> bool:
+    """Return whether all processes of a pid namespace can be seen here."""
+    own = pidns()
+    return own != 0 and own in (of, INITIAL_PIDNS)
 
 
 def pidns() -> int:
@@ -134,7 +142,7 @@ def is_nothing_at(path: str) -> bool:
 
 
 def cookies() -> set[int]:
-    """Return the cookies of all namespaces that a name or a process leads to.
+    """Return the cookies of all namespaces that are in use.
 
     Raise OSError if that cannot be determined.
     """
@@ -200,11 +208,14 @@ def _coming_back() -> Iterator[None]:
 
 
 def everywhere() -> Iterator[int]:
-    """Yield a descriptor of each namespace that a process is in, and close it after.
+    """Yield a descriptor of each namespace that is in use, and close it after.
 
-    Raise OSError if /proc does not tell. Raise PermissionError at the end if there is
-    a namespace that the caller may not open.
+    First those that a process is in, then those that files keep. Raise OSError if /proc
+    does not tell. Raise PermissionError at the end if there is a namespace that the
+    caller may not open.
     """
+    from tapster.kernel.held import held  # rarely needed
+
     # To open /proc/PID/ns/net one needs every capability that the process has, which
     # may be more than root has. /proc/PID/net/dev can be looked at without them, and
     # its inode is the same for all processes of a namespace. So one process that can
@@ -231,6 +242,7 @@ def everywhere() -> Iterator[int]:
             yield fd
         finally:
             os.close(fd)
+    yield from held()
     for inode, refusal in refused.items():
         if inode not in opened:
             raise refusal

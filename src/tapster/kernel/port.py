@@ -329,9 +329,9 @@ class System(Protocol):
     def find(self, netns: Netns) -> Namespace | None:
         """Open the namespace with this cookie; None if it has ended.
 
-        It has ended if neither its path, nor a name in /run/netns, nor a process leads
-        to it. Raises MissingCapability or HostError if that cannot be determined. The
-        caller closes it.
+        It has ended if neither its path, nor a name in /run/netns, nor a process, an
+        open tap, a descriptor or a mount leads to it. Raises MissingCapability or
+        HostError if that cannot be determined. The caller closes it.
         """
 
     def ended_namespaces(self, netnses: Collection[Netns]) -> set[Netns]:

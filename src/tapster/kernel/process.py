@@ -24,8 +24,6 @@ from tapster.errors import RequestError
 from tapster.kernel import boot, netns
 from tapster.model import Life, Process
 
-INITIAL = 0xEFFFFFFC
-"""The inode of the initial pid namespace (PROC_PID_INIT_INO)."""
 _STATE, _START = 0, 19
 """Where fields 3 and 22 are, after the closing parenthesis of the command."""
 _ROUNDED = 1
@@ -82,7 +80,7 @@ def _pids_here(wanted: Process) -> Iterator[int]:
             fields = _stat(pid)
             if fields and _is_start(wanted, fields) and wanted.pid in _inner_pids(pid):
                 yield pid
-    if not wanted.pidns or own != INITIAL or _stat(1) is None:
+    if not wanted.pidns or own != netns.INITIAL_PIDNS or _stat(1) is None:
         raise PermissionError(EPERM, "process of a pid namespace that is not seen here")
 
 

@@ -34,6 +34,7 @@ TUNSETOWNER = 0x400454CC
 TUNSETGROUP = 0x400454CE
 TUNGETIFF = 0x800454D2
 TUNSETIFINDEX = 0x400454DA
+TUNGETDEVNETNS = 0x54E3
 
 _IFREQ = struct.Struct("16sH22x")  # ifr_name, ifr_flags
 
@@ -101,3 +102,11 @@ def set_flags(fd: int, flags: int) -> None:
 
 def _ifreq(name: str, flags: int) -> bytes:
     return _IFREQ.pack(os.fsencode(name), flags)
+
+
+def namespace_of(fd: int) -> int:
+    """Return a descriptor of the network namespace that an open tap's device is in.
+
+    The caller closes it. Raise OSError if the file is no tap yet.
+    """
+    return fcntl.ioctl(fd, TUNGETDEVNETNS)

@@ -93,7 +93,11 @@ class FakeSystem:
             return self._at(cookie, netns.path)
         if netns.pidns != PIDNS:
             raise HostError(f"processes of pid namespace {netns.pidns} are not seen")
-        if cookie in world.inhabitants.values():
+        if cookie in (
+            *world.inhabitants.values(),
+            *world.handles.values(),
+            *world.files.values(),
+        ):
             return FakeNamespace(self, cookie, netns.path)
         return None
 

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Network namespaces that no name and no process leads to, and that are still in use.
+
+A namespace lives as long as a file of it is open, or it is mounted somewhere. So these
+are looked at, in every process and every mount namespace:
+
+- descriptors of namespaces (ioctl_nsfs(2))
+- open taps, each of which knows the namespace of its device (TUNGETDEVNETNS in
+  drivers/net/tun.c): a VMM may run in another namespace than its device is in
+- mounts of namespaces, wherever they are: /run/netns of a container, say
+
+A namespace is not found if other files alone keep it: a socket, an open macvtap, a
+descriptor that is on its way through a socket; or if a process keeps it that even
+CAP_SYS_PTRACE does not open, because it has more privileges, as the manager of a
+container has.
+"""
+
+import os
+from collections.abc import Iterator
+from errno import EINVAL, EPERM
+
+from tapster.kernel import netns, tun
+from tapster.kernel.failure import has
+
+_NO_PATH = ("socket:", "pipe:", "anon_inode:")
+"""How the targets of links in /proc/PID/fd begin that are no files with a path."""
+
+
+def held() -> Iterator[int]:
+    """Yield a descriptor of each such namespace, and close it after.
+
+    A namespace may come several times. Raise PermissionError in the end if a process
+    could not be looked into for want of CAP_SYS_PTRACE.
+    """
+    refused = False
+    mounts: set[int] = set()
+    namespaces = os.stat(netns.OWN).st_dev  # the file system of all namespaces
+    device = os.stat(tun.DEVICE).st_rdev if os.path.exists(tun.DEVICE) else -1
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            files = [*_files(pid)]
+            paths = [
+                f"/proc/{pid}/fd/{number}"
+                for number, found in files
+                if found.st_dev == namespaces
+            ]
+            mount = os.stat(f"/proc/{pid}/ns/mnt").st_ino
+            if mount not in mounts:
+                paths += _mounts(pid)
+                mounts.add(mount)
+            taps = [*_taps(pid, [n for n, found in files if found.st_rdev == device])]
+        except netns.GONE:
+            continue  # the process has ended
+        except PermissionError:
+            refused = True
+            continue
+        except OSError as error:
+            if error.errno == EINVAL:
+                continue  # a zombie sees no mounts
+            raise
+        for fd in taps:
+            try:
+                yield fd
+            finally:
+                os.close(fd)
+        for path in paths:
+            try:
+                fd = netns.open_netns(path)
+            except netns.GONE:
+                continue
+            except OSError as error:
+                if error.errno == EINVAL:
+                    continue  # another file has the number or the place by now
+                raise
+            try:
+                yield fd
+            finally:
+                os.close(fd)
+    if refused and not has("CAP_SYS_PTRACE"):
+        raise PermissionError(EPERM, "not every process can be looked into")
+
+
+def _files(pid: str) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield the open files of a process that have a path: its number, and its stat."""
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        path = f"/proc/{pid}/fd/{number}"
+        try:
+            if not os.readlink(path).startswith(_NO_PATH):
+                yield number, os.stat(path)
+        except netns.GONE:
+            continue  # it was closed
+
+
+def _mounts(pid: str) -> Iterator[str]:
+    """Yield paths of the namespaces that are mounted where a process sees them."""
+    with open(f"/proc/{pid}/mountinfo", "rb") as file:
+        for line in file:
+            _, _, _, root, place, *_ = line.split(b" ", 5)
+            if root.startswith(b"net:["):
+                # Spaces and the like are written as \040: proc_pid_mountinfo(5).
+                path = place.decode("unicode_escape").encode("latin-1")
+                yield f"/proc/{pid}/root{os.fsdecode(path)}"
+
+
+def _taps(pid: str, numbers: list[str]) -> Iterator[int]:
+    """Yield a descriptor of the namespace of each of these open taps of a process."""
+    if not numbers:
+        return
+    from tapster.kernel.libc import pidfd_getfd  # rarely needed
+
+    pidfd = os.pidfd_open(int(pid))
+    try:
+        for number in numbers:
+            try:
+                tap = pidfd_getfd(pidfd, int(number))
+            except PermissionError:
+                raise
+            except OSError:
+                continue  # it was closed
+            try:
+                yield tun.namespace_of(tap)
+            except OSError:
+                continue  # it was opened, and is no tap yet
+            finally:
+                os.close(tap)
+    finally:
+        os.close(pidfd)
