@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from lab import shell
 from lab.daemon import ALICE, POLICY, SERVICE, Daemon
-from tapster import NotAllowed, Tap
+from tapster import DaemonError, NotAllowed, Tap
 from tapster.daemon.config import load
 from tapster.daemon.metrics import HISTOGRAMS, KINDS, Metrics
 
@@ -74,35 +75,56 @@ def test_the_dashboard_shows_figures_that_there_are() -> None:
     assert len(exported) == len(KINDS) + len(HISTOGRAMS)
 
 
-def test_systemd_may_hand_over_the_socket(daemon: Daemon, tmp_path: Path) -> None:
-    """As sd_listen_fds(3) says: descriptor 3, and the pid in the environment."""
+def start_on(listening: socket.socket, daemon: Daemon) -> subprocess.Popen[bytes]:
+    """Start tapsterd as systemd does: with its socket as descriptor 3."""
+    given = "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=varlink"
+    start = f'exec 3<&0 </dev/null; {given} exec "$@"'
+    tapsterd = str(daemon.programs / "tapsterd")
+    files = ["--ledger", str(daemon.ledger), "--config", str(daemon.config)]
+    return subprocess.Popen(
+        ["sh", "-c", start, "sh", tapsterd, *files],
+        stdin=listening.fileno(),
+        stderr=subprocess.DEVNULL,
+    )
+
+
+@pytest.fixture
+def listening(daemon: Daemon) -> Iterator[socket.socket]:
+    """The daemon's socket, as systemd holds it; the daemon is not running."""
     daemon.stop()
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(daemon.socket))
         daemon.socket.chmod(0o666)
         listening.listen()
-        given = "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=varlink"
-        start = f'exec 3<&0 </dev/null; {given} exec "$@"'
-        arguments = ["--ledger", str(daemon.ledger), "--config", str(daemon.config)]
-        with daemon.connect(ALICE) as early:
-            process = subprocess.Popen(
-                [
-                    "sh",
-                    "-c",
-                    start,
-                    "sh",
-                    str(daemon.programs / "tapsterd"),
-                    *arguments,
-                ],
-                stdin=listening.fileno(),
-                stderr=subprocess.DEVNULL,
-            )
-            early.ping()
-        process.terminate()
-        assert process.wait(20) == 0
-        assert daemon.socket.exists(), "it is systemd's"
+        yield listening
     daemon.socket.unlink()
+    daemon.config.write_text(POLICY)
     daemon.start()
+
+
+def test_systemd_may_hand_over_the_socket(
+    daemon: Daemon, listening: socket.socket
+) -> None:
+    """As sd_listen_fds(3) says: descriptor 3, and the pid in the environment."""
+    with daemon.connect(ALICE) as early:
+        process = start_on(listening, daemon)
+        early.ping()
+    process.terminate()
+    assert process.wait(20) == 0
+    assert daemon.socket.exists(), "it is systemd's"
+
+
+def test_callers_of_a_daemon_that_cannot_start_get_an_answer(
+    daemon: Daemon, listening: socket.socket
+) -> None:
+    daemon.config.write_text('[[allow]]\nbridges = "secret"\n')
+    with daemon.connect(ALICE) as first, daemon.connect(ALICE) as second:
+        process = start_on(listening, daemon)
+        for caller in (first, second):
+            with pytest.raises(DaemonError, match="its configuration") as raised:
+                caller.ping()
+            assert "secret" not in str(raised.value)
+    assert process.wait(20) == 2, "systemd must not start it again by itself"
 
 
 def test_the_example_policy_is_one(tmp_path: Path) -> None:

@@ -11,12 +11,17 @@ from contextlib import ExitStack
 
 from tapster.daemon import config, policy
 from tapster.daemon.log import DEBUG, ERROR, INFO, Log
+from tapster.daemon.refusal import refuse
 from tapster.daemon.server import Server
 from tapster.errors import RequestError, TapsterError
 from tapster.kernel import failure, systemd, unix
 from tapster.operations.context import ledger_path
 from tapster.operations.operations import Operations, open_operations
 from tapster.rpc.interface import SOCKET
+
+CANNOT_START = 2
+"""The exit status after which systemd does not start the daemon again by itself: the
+next caller makes systemd do it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,11 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.check_config:
             return _check(options)
-        _serve(options, log)
+        return _serve(options, log)
     except TapsterError as error:
         log(ERROR, "failed", error=error)
         return 2 if isinstance(error, RequestError) else 1
-    return 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,39 +73,66 @@ SWITCH = 0.0005
 4.4 ms with this value, 5.1 ms with Python's default of 5 ms, and 5.4 ms with 0.1 ms."""
 
 
-def _serve(options: argparse.Namespace, log: Log) -> None:
+def _serve(options: argparse.Namespace, log: Log) -> int:
+    """Serve until told to stop; the exit code."""
     os.umask(0o077)
     sys.setswitchinterval(SWITCH)
     _raise_limit()
     given = systemd.listeners()
     scrapers = given.pop("metrics", [])
     listeners = [listener for sockets in given.values() for listener in sockets]
-    ours: list[str] = []
-    if not listeners:
-        listeners = [_listen(options.socket)]
-        ours.append(options.socket)
-    loaded = config.load(options.config).config
-    where = loaded.metrics.listen
-    if where and not scrapers:
-        scrapers = [_listen_for_scrapes(where)]
-        ours += [where] if where.startswith("/") else []
-    ledger = ledger_path(options.ledger)
     with ExitStack() as stack:
-        operations = stack.enter_context(open_operations(ledger, reaper=lambda _: None))
-        if loaded.fleet:
-            _join_fleet(stack, operations, options.config, log)
-        server = Server(operations, ledger, options.config, listeners, scrapers, log)
+        try:
+            server = _start(options, log, listeners, scrapers, stack)
+        except TapsterError as error:
+            log(ERROR, "failed", error=error)
+            refuse(listeners, _public_reason(error, options.config))
+            return CANNOT_START
         systemd.notify("READY=1")
-        log(INFO, "serving", socket=options.socket, ledger=ledger)
-        for capability in failure.CAPABILITIES:
-            if not failure.has(capability):
-                log(INFO, "lacking", capability=capability)
         try:
             server.serve()
         finally:
             systemd.notify("STOPPING=1")
-            for path in ours:
-                os.unlink(path)
+    return 0
+
+
+def _start(
+    options: argparse.Namespace,
+    log: Log,
+    listeners: list[socket.socket],
+    scrapers: list[socket.socket],
+    stack: ExitStack,
+) -> Server:
+    """Make a server that is ready to serve; `stack` ends it.
+
+    If systemd gave no sockets, listen where the options say.
+    """
+    if not listeners:
+        listeners = [_listen(options.socket)]
+        stack.callback(os.unlink, options.socket)
+    loaded = config.load(options.config).config
+    where = loaded.metrics.listen
+    if where and not scrapers:
+        scrapers = [_listen_for_scrapes(where)]
+        if where.startswith("/"):
+            stack.callback(os.unlink, where)
+    ledger = ledger_path(options.ledger)
+    operations = stack.enter_context(open_operations(ledger, reaper=lambda _: None))
+    if loaded.fleet:
+        _join_fleet(stack, operations, options.config, log)
+    server = Server(operations, ledger, options.config, listeners, scrapers, log)
+    log(INFO, "serving", socket=options.socket, ledger=ledger)
+    for capability in failure.CAPABILITIES:
+        if not failure.has(capability):
+            log(INFO, "lacking", capability=capability)
+    return server
+
+
+def _public_reason(error: TapsterError, config_path: str) -> str:
+    """Return why the daemon cannot start, without a word of the configuration."""
+    if isinstance(error, RequestError):
+        return f"its configuration {config_path} cannot be used"
+    return str(error)
 
 
 def _join_fleet(stack: ExitStack, operations: Operations, file: str, log: Log) -> None:

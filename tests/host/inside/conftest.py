@@ -53,7 +53,7 @@ def service(bridge: str, ann: None) -> Iterator[None]:
         "[[allow]]\n"
         'groups = ["kvm"]\n'
         f'bridges = ["{bridge}"]\n'
-        'features = ["queues", "vhost", "fin-wait", "filter", "inbound", "outbound"]\n'
+        'features = ["queues", "vhost", "fin-wait"]\n'
         "devices = 20\n"
     )
     world.sh("systemctl start tapsterd.socket")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.host.inside import world
-from tests.host.inside.world import leases, links, sh, state, wait_until
+from tests.host.inside.world import leases, links, run, sh, state, wait_until
 
 SHOW = """
 import subprocess, tapster
@@ -60,6 +60,25 @@ def test_the_first_caller_starts_the_daemon_and_gets_a_device() -> None:
     assert "UP" in shown["flags"]
     sh(f"{AS_ANN} tapster rm --owner web {name}")
     wait_until(lambda: name not in links(), f"{name} is reaped")
+
+
+@pytest.mark.usefixtures("service")
+def test_a_broken_policy_is_an_error_of_each_caller_until_it_is_mended() -> None:
+    policy = world.POLICY.read_text()
+    world.POLICY.write_text("[[allow]\n")
+    for _ in range(6):  # systemd ends a unit and its socket after five quick failures
+        done = run(f"{AS_ANN} tapster add --bridge br0")
+        assert done.returncode == 1
+        assert "tapsterd cannot start: its configuration" in done.stderr
+    world.POLICY.write_text(policy)
+    sh(f"{AS_ANN} tapster add --bridge br0")
+
+
+@pytest.mark.usefixtures("service")
+def test_the_daemon_has_each_capability_that_a_feature_needs() -> None:
+    sh(f"{AS_ANN} tapster ls")
+    sh("journalctl --sync")
+    assert "event=lacking" not in sh("journalctl --unit tapsterd --boot")
 
 
 @pytest.mark.usefixtures("service")

@@ -18,10 +18,15 @@ EVENT_SECONDS = 60.0
 
 def sh(command: str) -> str:
     """Run a command; its output. Fails the test if the command fails."""
-    argv = shlex.split(command)
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    done = run(command)
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     return done.stdout
+
+
+def run(command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that may fail."""
+    argv = shlex.split(command)
+    return subprocess.run(argv, capture_output=True, text=True, check=False)
 
 
 def links() -> dict[str, dict[str, Any]]:
