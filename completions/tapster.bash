@@ -23,7 +23,7 @@ _tapster() {
     local IFS=$' \t\n' i part words=("$1") dashes='' verb='' netns=''
     local word option value options='' operands
     local ours='alias tapster:[^:]*:([[:xdigit:]]+)$'
-    local wire=(bridge= ovs= mtu= isolated learning root-guard bpdu-guard vlan= trunk= external-id= filter
+    local wire=(bridge= ovs= redirect= mtu= isolated learning root-guard bpdu-guard vlan= trunk= external-id= filter
         address= guard inbound= outbound= outbound-pps= standby up down)
     local nic=(kind= link= mode= name= naming= key= owner= label= mac= queues= user= group=
         fin-wait= reclaim vm= incoming= takeover vnet-hdr "${wire[@]}")
@@ -79,7 +79,7 @@ _tapster() {
         --state) operands='reserved active fin_wait' ;;
         --sort) operands='age name owner state on' ;;
         --bridge) operands=$(_tapster_links '/\1' type bridge) ;;
-        --link) operands=$(_tapster_links '/\1' up) ;;
+        --link | --redirect) operands=$(_tapster_links '/\1' up) ;;
         --user | --group)
             mapfile -t COMPREPLY < <(compgen -A "${option#--}" -- "$value")
             return

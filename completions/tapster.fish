@@ -113,7 +113,7 @@ function __tapster_nic # KEY=VALUE,...: what the last part can be
             printf '%s\n' "$before"bridge=(__tapster_names type bridge)
         case '*=*'
         case '*'
-            set -l keys kind= link= mode= name= naming= key= owner= label= mac= vnet-hdr queues= user= group= fin-wait= reclaim vm= incoming= takeover bridge= ovs= mtu= isolated learning root-guard bpdu-guard vlan= trunk= external-id= filter address= guard inbound= outbound= outbound-pps= standby up down
+            set -l keys kind= link= mode= name= naming= key= owner= label= mac= vnet-hdr queues= user= group= fin-wait= reclaim vm= incoming= takeover bridge= ovs= redirect= mtu= isolated learning root-guard bpdu-guard vlan= trunk= external-id= filter address= guard inbound= outbound= outbound-pps= standby up down
             printf '%s\n' "$before"$keys
     end
 end
@@ -168,6 +168,7 @@ complete -c tapster -n '__tapster_is add run' -l incoming -x -d 'the VM still ru
 complete -c tapster -n '__tapster_is add run' -l takeover -d 'start the VM although a host that is silent may run it'
 complete -c tapster -n '__tapster_is add set run' -l bridge -x -a '(__tapster_names type bridge)' -d 'the Linux bridge that a tap joins'
 complete -c tapster -n '__tapster_is add set run' -l ovs -x -d 'the Open vSwitch bridge instead'
+complete -c tapster -n '__tapster_is add set run' -l redirect -x -d 'the device whose place a tap takes'
 complete -c tapster -n '__tapster_is add set run' -l mtu -x -d 'default: the bridge\'s'
 complete -c tapster -n '__tapster_is add set run' -l isolated -d 'isolate the bridge port'
 complete -c tapster -n '__tapster_is add set run' -l no-isolated -d 'isolate the bridge port'

@@ -103,6 +103,9 @@ class Wiring(NamedTuple):
     """The rate of what the guest sends."""
     outbound_pps: int | None = None
     """How many frames a second the guest may send."""
+    redirect: str | None = None
+    """A device in the namespace of the tap, such as the veth of a pod, whose place the
+    tap takes: frames go from each to the other."""
     mtu: int | None = None
     up: bool = True
     """False: the guest sees that its cable is unplugged."""
@@ -134,6 +137,7 @@ class Changes(TypedDict, total=False):
     root_guard: bool
     bpdu_guard: bool
     outbound_pps: int | None
+    redirect: str | None
     addresses: tuple[str, ...]
     inbound: Rate | None
     outbound: Rate | None
@@ -194,6 +198,7 @@ class Tap(NamedTuple):
     inbound: Rate | None = None
     outbound: Rate | None = None
     outbound_pps: int | None = None
+    redirect: str | None = None
     up: bool = True
     standby: bool = False
     vm: Vm | None = None
@@ -535,6 +540,13 @@ def check_wiring(wiring: Wiring) -> None:
     for bridge in (wiring.bridge, wiring.ovs):
         if bridge is not None:
             names.check(bridge)
+    if wiring.redirect is not None:
+        names.check(wiring.redirect)
+        if on := wiring.bridge or wiring.ovs:
+            raise RequestError(
+                f"a tap on bridge {on!r} cannot take the place of {wiring.redirect!r}: "
+                "give one of them"
+            )
     default = Wiring()
     for field, homes in _HOMES.items():
         asked = getattr(wiring, field) != getattr(default, field)

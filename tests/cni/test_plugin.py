@@ -9,9 +9,10 @@ import pytest
 
 from lab import iproute
 from lab.daemon import Daemon
+from lab.redirect import kernel_redirects, redirections
 from lab.shell import sh
 from tapster import Host, Tap
-from tests.cni.plugin import POD, Plugin, pod
+from tests.cni.plugin import PLUGINS, POD, Plugin, pod
 
 pytestmark = [pytest.mark.kernel]
 
@@ -200,6 +201,35 @@ def test_a_chained_plugin_keeps_what_came_before(plugin: Plugin) -> None:
     plugin.succeed("CHECK", network)
     plugin.succeed("DEL", network)
     assert not in_pod()
+
+
+@pytest.mark.skipif(
+    not kernel_redirects(), reason="this kernel has no act_mirred: make host-test"
+)
+def test_a_tap_in_the_place_of_an_interface_of_debians_plugin(plugin: Plugin) -> None:
+    network = plugin.configuration(type="bridge", bridge="br0", ipam=plugin.ipam())
+    network["cniVersion"] = "1.0.0"
+    del network["dataDir"]
+    command, plugin.command = plugin.command, [f"{PLUGINS}/bridge"]
+    before = plugin.add(network)
+    plugin.command = command
+    chained = plugin.configuration(cniVersion="1.0.0", redirect=True, prevResult=before)
+    result = plugin.add(chained)
+    *others, device, guest = result["interfaces"]
+    assert others == before["interfaces"]
+    assert (device["name"], device["sandbox"]) == ("tap0", f"/run/netns/{POD}")
+    inner = in_pod()["eth0"]["address"]
+    assert guest == {"name": "tap0", "mac": inner, "sandbox": "c1"}
+    assert [ip["interface"] for ip in result["ips"]] == [len(others) + 1]
+    assert set(redirections("eth0", POD).values()) == {"tap0"}
+    assert set(redirections("tap0", POD).values()) == {"eth0"}
+    chained["prevResult"] = result
+    plugin.succeed("CHECK", chained)
+    sh(f"tc -n {POD} qdisc del dev eth0 clsact")
+    assert "redirect: redirections" in plugin.fail("CHECK", chained)["msg"]
+    plugin.succeed("DEL", chained)
+    assert in_pod().keys() == {"eth0"}
+    assert not redirections("eth0", POD)
 
 
 def test_check_says_what_is_wrong(plugin: Plugin) -> None:

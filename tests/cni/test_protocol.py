@@ -164,6 +164,11 @@ def test_a_wrong_configuration_is_refused_by_every_command(
         ({"ipam": {"type": "../x"}}, Code.CONFIGURATION, "ipam.type is '../x'"),
         ({"vlan": 5}, Code.CONFIGURATION, "vlan needs bridge: 5"),
         ({"filter": True}, Code.CONFIGURATION, "filter needs bridge: True"),
+        (
+            {"redirect": True, "bridge": "br0"},
+            Code.CONFIGURATION,
+            "bridge does not go with redirect: 'br0'",
+        ),
         ({"mode": "vepa"}, Code.CONFIGURATION, "mode needs link: 'vepa'"),
         (
             {"link": "eth0", "bridge": "br0"},
@@ -322,6 +327,11 @@ LABELS = (("cni-network", "net"), ("cni-container", "c1"), ("cni-ifname", "eth0"
                 "device": "p%d",
             },
             Tap(bridge="br0", name="p%d", inbound=Rate(1, 2, 3)),
+        ),
+        ({"redirect": True}, Tap(name="tap%d", redirect="eth0", fin_wait=0.0)),
+        (
+            {"redirect": True, "device": "tap7"},
+            Tap(name="tap7", redirect="eth0", fin_wait=0.0),
         ),
         (
             {"link": "eth1"},

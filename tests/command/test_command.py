@@ -58,6 +58,7 @@ LEASE_FIELDS = {
     *("fin_wait", "fin_wait_left", "pid", "placeholder"),
     *("ovs", "learning", "vlan", "trunks", "external_ids", "filter", "addresses"),
     *("guard", "vnet_hdr", "root_guard", "bpdu_guard", "outbound_pps"),
+    "redirect",
     *("inbound", "outbound", "standby", "up"),
     *("caller_uid", "on_close"),
 }

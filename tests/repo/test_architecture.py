@@ -280,6 +280,7 @@ ROOMS = [
             "tapster.fleet.guard",
             "tapster.backends.bridge",
             "tapster.backends.lower",
+            "tapster.backends.redirect",
             "tapster.errors",
             "tapster.kernel.port",
             "tapster.kernel.signals",

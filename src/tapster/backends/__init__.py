@@ -38,6 +38,11 @@ def make(ledger: str, leases: Leases = tuple) -> tuple[Backend, ...]:
             ),
             lambda: _guard(ledger),
         ),
+        LazyBackend(
+            "redirect",
+            lambda wiring: wiring.redirect is not None,
+            lambda: _redirect(ledger),
+        ),
         LazyBackend("ovs", lambda wiring: wiring.ovs is not None, lambda: _ovs(ledger)),
         LazyBackend(
             "inbound",
@@ -72,6 +77,12 @@ def _ovs(ledger: str) -> Backend:
     from tapster.backends.ovs import Ovs
 
     return Ovs(ledger)
+
+
+def _redirect(ledger: str) -> Backend:
+    from tapster.backends.redirect import Redirect
+
+    return Redirect(ledger)
 
 
 def _inbound(ledger: str) -> Backend:

@@ -126,7 +126,8 @@ def row(lease: Lease, now: float, differs: bool = False) -> list[str]:
 
 def on(lease: Lease) -> str | None:
     """Return the bridge or lower device that a lease's device is on."""
-    return lease.wiring.bridge or lease.wiring.ovs or lease.lower
+    wiring = lease.wiring
+    return wiring.bridge or wiring.ovs or wiring.redirect or lease.lower
 
 
 def parts_of(text: str) -> list[tuple[str, str]]:

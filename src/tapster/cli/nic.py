@@ -130,7 +130,7 @@ def spec(options: argparse.Namespace) -> Spec:
     naming = options.naming or (defaults.naming if "%d" in options.name else None)
     if kind == Kind.TAP:
         _refuse(options, "link", "mode", kind=kind)
-        if "ovs" not in wiring:
+        if not wiring.keys() & {"ovs", "redirect"}:
             wiring.setdefault("bridge", defaults.bridge)
         return Tap(
             name=options.name,

@@ -26,6 +26,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     name, number, rate = values.name, values.optional_number, values.rate
     option("--bridge", "the Linux bridge that a tap joins", metavar="BR", type=name)
     option("--ovs", "the Open vSwitch bridge instead", metavar="BR", type=name)
+    option("--redirect", "the device whose place a tap takes", metavar="DEV", type=name)
     option("--mtu", "default: the bridge's", metavar="N", type=number)
     option("--isolated", "isolate the bridge port", action=yes_or_no)
     option("--learning", "whether the bridge learns MACs there", action=yes_or_no)

@@ -9,6 +9,8 @@ from tapster.model import DEFAULT_TEMPLATE, Macvtap, Mode, Rate, Spec, Tap
 
 NETWORK, CONTAINER, IFNAME = "cni-network", "cni-container", "cni-ifname"
 """The labels of a lease that say which attachment it is for."""
+REDIRECTED = "tap%d"
+"""The name of a tap that takes the place of another interface."""
 POD_FIN_WAIT = 0.0
 """In a pod's namespace no other program is late with a cleanup by name."""
 HERE = ""
@@ -17,6 +19,7 @@ HERE = ""
 KEYS: dict[str, type | tuple[type, ...]] = {
     "bridge": str,
     "link": str,
+    "redirect": bool,
     "linkInContainer": bool,
     "mode": str,
     "mtu": int,
@@ -50,7 +53,7 @@ COMMON: dict[str, type | tuple[type, ...]] = {
 VALID = "cni.dev/valid-attachments"
 WIRING_KEYS = ("vlan", "filter", "outbound")
 """The keys that need a bridge."""
-TAP_KEYS = (*WIRING_KEYS, "bridge", "uid", "gid", "inbound")
+TAP_KEYS = (*WIRING_KEYS, "bridge", "redirect", "uid", "gid", "inbound")
 """The keys that do not go with a macvtap."""
 
 
@@ -70,6 +73,11 @@ class Network(NamedTuple):
     """`prevResult`."""
     valid: tuple[Attachment, ...] | None
     """The attachments that exist; None outside GC."""
+
+    @property
+    def redirects(self) -> bool:
+        """Whether the tap takes the place of the pod's interface."""
+        return bool(self.keys.get("redirect"))
 
     @property
     def in_pod(self) -> bool:
@@ -152,6 +160,10 @@ def _check_combination(network: Network) -> None:
                     Code.CONFIGURATION, f"{key} does not go with link: {keys[key]!r}"
                 )
         return
+    if network.redirects and "bridge" in keys:
+        raise Failure(
+            Code.CONFIGURATION, f"bridge does not go with redirect: {keys['bridge']!r}"
+        )
     for key in ("mode", "linkInContainer"):
         if key in keys:
             raise Failure(Code.CONFIGURATION, f"{key} needs link: {keys[key]!r}")
@@ -227,7 +239,9 @@ def spec_of(network: Network, call: Call) -> Spec:
         "queues": keys.get("queues", 1),
     }
     if network.in_pod:
-        common["name"] = keys.get("device", call.ifname)
+        # An interface that is redirected has its name.
+        default = REDIRECTED if network.redirects else call.ifname
+        common["name"] = keys.get("device", default)
         common["fin_wait"] = POD_FIN_WAIT
     else:
         common["name"] = keys.get("device", DEFAULT_TEMPLATE)
@@ -237,6 +251,7 @@ def spec_of(network: Network, call: Call) -> Spec:
     if "link" not in keys:
         return Tap(
             bridge=keys.get("bridge"),
+            redirect=call.ifname if network.redirects else None,
             uid=keys.get("uid"),
             gid=keys.get("gid"),
             vlan=keys.get("vlan"),

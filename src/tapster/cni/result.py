@@ -29,7 +29,7 @@ def of_add(
         sandbox = call.container
         interfaces.append({"name": lease.name, "mac": lease.mac, "sandbox": sandbox})
     ips = [
-        *previous.get("ips", ()),
+        *(_moved(network, call, ip, guest) for ip in previous.get("ips", ())),
         *(
             _address(network.version, {**address, "interface": guest})
             for address in (ipam or {}).get("ips", ())
@@ -44,6 +44,21 @@ def of_add(
         "dns": (ipam or {}).get("dns") or previous.get("dns") or network.dns or {},
     }
     return {key: value for key, value in result.items() if value != []}
+
+
+def _moved(
+    network: Network, call: Call, ip: Mapping[str, Any], guest: int
+) -> Mapping[str, Any]:
+    """Give the guest an address of the interface whose place its tap takes."""
+    interfaces = (network.previous or {}).get("interfaces", ())
+    number = ip.get("interface")
+    if not network.redirects or not isinstance(number, int):
+        return ip
+    if 0 <= number < len(interfaces):
+        interface = interfaces[number]
+        if interface.get("name") == call.ifname and interface.get("sandbox"):
+            return {**ip, "interface": guest}
+    return ip
 
 
 def _device(network: Network, call: Call, lease: Lease) -> dict[str, Any]:

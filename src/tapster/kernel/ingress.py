@@ -33,7 +33,7 @@ ETH_P_ALL = 3
 PREFERENCE, HANDLE = 1, 1
 """A filter with a lower preference runs first, and 1 is the lowest."""
 
-_TCMSG = struct.Struct("BxxxiIII")  # tcmsg: family, ifindex, handle, parent, info
+TCMSG = struct.Struct("BxxxiIII")  # tcmsg: family, ifindex, handle, parent, info
 _U32 = struct.Struct("I")
 _INFO = PREFERENCE << 16 | socket.htons(ETH_P_ALL)
 
@@ -51,7 +51,7 @@ class Filter(NamedTuple):
 
 def attach(rtnl: Rtnl, ifindex: int, program: int, name: str) -> None:
     """Let a program be the first filter at a device's ingress. Raises OSError."""
-    qdisc = _message(RTM_NEWQDISC, ifindex, CLSACT, TC_H_CLSACT, 0, _kind("clsact"))
+    qdisc = message(RTM_NEWQDISC, ifindex, CLSACT, TC_H_CLSACT, 0, kind("clsact"))
     (error,) = rtnl.execute([qdisc._replace(flags=NLM_F_CREATE | NLM_F_EXCL)])
     if error is not None and error.errno != EEXIST:
         raise error
@@ -61,8 +61,8 @@ def attach(rtnl: Rtnl, ifindex: int, program: int, name: str) -> None:
         + attribute(TCA_BPF_NAME, name.encode() + b"\0")
         + attribute(TCA_BPF_FLAGS, _U32.pack(TCA_BPF_FLAG_ACT_DIRECT)),
     )
-    added = _message(
-        RTM_NEWTFILTER, ifindex, HANDLE, INGRESS, _INFO, _kind("bpf") + options
+    added = message(
+        RTM_NEWTFILTER, ifindex, HANDLE, INGRESS, _INFO, kind("bpf") + options
     )
     (error,) = rtnl.execute([added._replace(flags=NLM_F_CREATE)])
     if error is not None:
@@ -71,12 +71,12 @@ def attach(rtnl: Rtnl, ifindex: int, program: int, name: str) -> None:
 
 def detach(rtnl: Rtnl, ifindex: int) -> None:
     """Delete the first filter; then the qdisc, if it has no other. Raises OSError."""
-    gone = _message(RTM_DELTFILTER, ifindex, HANDLE, INGRESS, _INFO, _kind("bpf"))
+    gone = message(RTM_DELTFILTER, ifindex, HANDLE, INGRESS, _INFO, kind("bpf"))
     (error,) = rtnl.execute([gone])
     if error is not None and error.errno not in (ENOENT, EINVAL, ENODEV):
         raise error
     if not any(filters(rtnl, ifindex, parent) for parent in (INGRESS, EGRESS)):
-        qdisc = _message(RTM_DELQDISC, ifindex, CLSACT, TC_H_CLSACT, 0)
+        qdisc = message(RTM_DELQDISC, ifindex, CLSACT, TC_H_CLSACT, 0)
         (error,) = rtnl.execute([qdisc])
         if error is not None and error.errno not in (ENOENT, EINVAL, ENODEV):
             raise error
@@ -84,11 +84,11 @@ def detach(rtnl: Rtnl, ifindex: int) -> None:
 
 def filters(rtnl: Rtnl, ifindex: int, parent: int = INGRESS) -> list[Filter]:
     """List the filters at a device's ingress or egress. Raises OSError."""
-    wanted = _TCMSG.pack(socket.AF_UNSPEC, ifindex, 0, parent, 0)
+    wanted = TCMSG.pack(socket.AF_UNSPEC, ifindex, 0, parent, 0)
     listed = []
     for body in rtnl.list_bodies(RTM_GETTFILTER, wanted):
-        _, at, handle, _, info = _TCMSG.unpack_from(body)
-        found = parse_attributes(body, _TCMSG.size)
+        _, at, handle, _, info = TCMSG.unpack_from(body)
+        found = parse_attributes(body, TCMSG.size)
         options = parse_attributes(found.get(TCA_OPTIONS, b""))
         if at == ifindex and handle:
             flags = _U32.unpack(options.get(TCA_BPF_FLAGS, bytes(4)))[0]
@@ -105,12 +105,12 @@ def is_first(rtnl: Rtnl, ifindex: int, tag: bytes) -> bool:
     return first == Filter(PREFERENCE, HANDLE, "bpf", tag, True)
 
 
-def _kind(kind: str) -> bytes:
-    return attribute(TCA_KIND, kind.encode() + b"\0")
+def kind(name: str) -> bytes:
+    return attribute(TCA_KIND, name.encode() + b"\0")
 
 
-def _message(
+def message(
     type: int, ifindex: int, handle: int, parent: int, info: int, rest: bytes = b""
 ) -> Message:
-    header = _TCMSG.pack(socket.AF_UNSPEC, ifindex, handle, parent, info)
+    header = TCMSG.pack(socket.AF_UNSPEC, ifindex, handle, parent, info)
     return Message(type, 0, header + rest)

@@ -32,6 +32,7 @@ from tapster.kernel.port import (
     LinkChange,
     Namespace,
     NewMacvtap,
+    Redirection,
     Vlans,
     Watch,
 )
@@ -409,6 +410,35 @@ class LinuxNamespace:
             yield fd
         finally:
             os.close(fd)
+
+    def redirect(self, ifindex: int, to: int, stamp: bytes) -> None:
+        from tapster.kernel import mirred
+
+        try:
+            mirred.add(self._rtnl, ifindex, to, stamp)
+        except OSError as error:
+            action = f"redirecting device {ifindex} to {to}"
+            raise failure(error, action) from error
+
+    def redirection(self, ifindex: int) -> Redirection | None:
+        from tapster.kernel import mirred
+
+        try:
+            return mirred.get(self._rtnl, ifindex)
+        except OSError as error:
+            if error.errno in (ENODEV, EINVAL):
+                return None  # the device is gone, or has no qdisc for filters
+            raise failure(error, f"reading the filters of device {ifindex}") from error
+
+    def unredirect(self, ifindex: int, stamp: bytes) -> None:
+        from tapster.kernel import mirred
+
+        try:
+            mirred.delete(self._rtnl, ifindex, stamp)
+        except OSError as error:
+            if error.errno not in (ENODEV, EINVAL):
+                action = f"ending the redirection of device {ifindex}"
+                raise failure(error, action) from error
 
     def create_tap(
         self,

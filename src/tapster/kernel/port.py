@@ -94,6 +94,14 @@ class GuardLimit(NamedTuple):
     """Bytes or frames that may come at once."""
 
 
+class Redirection(NamedTuple):
+    """What comes in at a device goes out of another one."""
+
+    to: int
+    """The interface index of the other device; 0 if that device is gone."""
+    stamp: bytes
+
+
 HERE = -1
 """The number that `Namespace.number` returns for the namespace itself."""
 ALL = 0
@@ -171,6 +179,19 @@ class Namespace(Protocol):
         self, ifindex: int, *, judge: bool, limits: Sequence[GuardLimit]
     ) -> bool:
         """Say whether the guard runs at a device before any other filter."""
+
+    def redirect(self, ifindex: int, to: int, stamp: bytes) -> None:
+        """Redirect what comes in at a device out of the device `to` (tc-mirred(8)).
+
+        `stamp` has at most 15 bytes. EEXIST: the device is redirected already. ENOENT:
+        the kernel cannot redirect.
+        """
+
+    def redirection(self, ifindex: int) -> Redirection | None:
+        """Return the redirection of a device; None if it has none, or is gone."""
+
+    def unredirect(self, ifindex: int, stamp: bytes) -> None:
+        """Delete the redirection of a device if it carries this stamp."""
 
     def create_tap(
         self,

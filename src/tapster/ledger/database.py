@@ -81,6 +81,7 @@ MIGRATIONS: dict[int, str] = {
     ALTER TABLE lease ADD COLUMN root_guard INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE lease ADD COLUMN bpdu_guard INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE lease ADD COLUMN outbound_pps INTEGER;
+    ALTER TABLE lease ADD COLUMN redirect TEXT;
     CREATE INDEX lease_on_close ON lease (on_close)
         WHERE on_close AND state = 'active';
     """,

@@ -63,7 +63,8 @@ CREATE TABLE lease (
     asked       TEXT,          -- the request, as the daemon's policy judges it
     root_guard  INTEGER NOT NULL DEFAULT 0, -- of its wiring, too
     bpdu_guard  INTEGER NOT NULL DEFAULT 0,
-    outbound_pps INTEGER
+    outbound_pps INTEGER,
+    redirect    TEXT
 ) STRICT;
 CREATE UNIQUE INDEX lease_name ON lease (name, netns);
 CREATE UNIQUE INDEX lease_ifindex ON lease (netns, ifindex); -- also finds by netns

@@ -251,6 +251,13 @@ class Acquire:
         elif wiring.ovs is not None:
             local = namespace.named(wiring.ovs)
             wiring = wiring._replace(mtu=wiring.mtu or (local and local.mtu))
+        elif wiring.redirect is not None:
+            from tapster.backends import redirect  # rarely needed
+
+            # The guest takes the place of this device, whose MAC others know.
+            outer = redirect.find(namespace, wiring.redirect)
+            mac = mac or outer.mac
+            wiring = wiring._replace(redirect=outer.name, mtu=wiring.mtu or outer.mtu)
         reservation = Reservation(
             spec,
             template,

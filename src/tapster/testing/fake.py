@@ -358,6 +358,15 @@ class FakeNamespace:
     def nft_list(self, what: str) -> NoReturn:
         raise HostError("the host in memory has no nftables")
 
+    def redirect(self, ifindex: int, to: int, stamp: bytes) -> NoReturn:
+        raise HostError("the host in memory has no traffic control")
+
+    def redirection(self, ifindex: int) -> None:
+        return None
+
+    def unredirect(self, ifindex: int, stamp: bytes) -> None:
+        """Do nothing: there is no redirection."""
+
     def create_tap(
         self,
         name: str,
