@@ -6,17 +6,15 @@ import stat
 from collections.abc import Iterator
 from contextlib import suppress
 
-from tapster import names
-from tapster.backends.bridge import MAX_PORTS
+from tapster import hazards, names
 from tapster.errors import ServiceUnavailable, TapsterError
 from tapster.kernel import failure
-from tapster.kernel.port import Namespace
 from tapster.model import Lease, Link, Problem, parse_stamp
 from tapster.operations.decision import Action
 from tapster.operations.operations import Operations
 
-NEARLY_FULL = MAX_PORTS * 9 // 10
-"""A bridge with so many ports is reported."""
+FEW = 5
+"""So many devices of another ledger are named."""
 
 
 def examine(operations: Operations) -> list[Problem]:
@@ -43,7 +41,7 @@ def examine(operations: Operations) -> list[Problem]:
             *_left_in_backends(operations),
             *_leftovers(ledger.id, links, here),
             *_squatters(ledger.templates(), links, here),
-            *_bridges(namespace, links, here),
+            *hazards.find(namespace, links, here),
         ]
 
 
@@ -130,19 +128,31 @@ def _leftovers(
     ledger: str, links: list[Link], leases: list[Lease]
 ) -> Iterator[Problem]:
     known = {lease.id for lease in leases}
+    foreign: dict[str, list[str]] = {}
     for link in links:
         if (stamp := parse_stamp(link.alias)) is None:
             continue
         if stamp.ledger != ledger:
-            yield Problem(
-                f"device {link.name} belongs to another ledger, {stamp.ledger}",
-                f"only if that ledger is lost: tapster doctor --remove {stamp.ledger}",
-            )
+            foreign.setdefault(stamp.ledger, []).append(link.name)
         elif stamp.lease not in known:
             yield Problem(
                 f"device {link.name} carries this ledger's stamp, but has no lease",
                 f"only if no VM uses it: tapster doctor --remove {ledger}",
             )
+    for other, devices in foreign.items():
+        yield Problem(
+            f"{_some(devices)} to another ledger, {other}",
+            "none is needed if that ledger is in use; only if it is lost: "
+            f"tapster doctor --remove {other}",
+        )
+
+
+def _some(devices: list[str]) -> str:
+    """Return a phrase for devices that names the first few."""
+    if len(devices) == 1:
+        return f"device {devices[0]} belongs"
+    more = ", ..." if len(devices) > FEW else ""
+    return f"{len(devices)} devices ({', '.join(devices[:FEW])}{more}) belong"
 
 
 def _squatters(
@@ -159,20 +169,3 @@ def _squatters(
                     f"none is needed: {template} skips it; to use the name, delete it",
                 )
                 break
-
-
-def _bridges(
-    namespace: Namespace, links: list[Link], leases: list[Lease]
-) -> Iterator[Problem]:
-    used = {lease.wiring.bridge for lease in leases}
-    for link in links:
-        if link.name in used and not link.up:
-            yield Problem(
-                f"bridge {link.name} is down, with VMs on it",
-                f"ip link set {link.name} up",
-            )
-        if link.kind == "bridge" and (ports := namespace.ports(link)) >= NEARLY_FULL:
-            yield Problem(
-                f"bridge {link.name} has {ports} of {MAX_PORTS} possible ports",
-                "spread the VMs over several bridges",
-            )

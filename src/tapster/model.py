@@ -431,6 +431,9 @@ class Link(NamedTuple):
     root_guard: bool = False
     """Of a bridge port; so is the next."""
     bpdu_guard: bool = False
+    port_delay: float = 0.0
+    """Of a bridge: seconds until a new port forwards frames. 0 unless the bridge takes
+    part in the spanning tree."""
 
 
 def stamp(ledger: str, lease: str) -> str:

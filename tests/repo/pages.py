@@ -31,6 +31,7 @@ LAYERS = (
     ("rpc", "the wire protocol and its client"),
     ("host", "the facade that users call"),
     ("doctor", "problems on a host"),
+    ("hazards", "what other programs and settings may do to VMs"),
     ("api", "what Host and Client both do"),
     ("open_device", "a lease and its open descriptors"),
     ("operations", "acquire, release, set, reap, recover"),

@@ -389,15 +389,25 @@ ROOMS = [
         "it does what any user of the operations could do",
     ),
     Room(
+        "tapster.hazards",
+        (
+            "tapster.backends.bridge",
+            "tapster.errors",
+            "tapster.kernel.port",
+            "tapster.model",
+        ),
+        "it looks at a namespace, and at files of other programs",
+    ),
+    Room(
         "tapster.doctor",
         (
+            "tapster.hazards",
             "tapster.errors",
             "tapster.operations.operations",
             "tapster.kernel",
             "tapster.operations.decision",
             "tapster.model",
             "tapster.names",
-            "tapster.backends",
         ),
         "it looks everywhere and changes nothing",
     ),

@@ -61,7 +61,11 @@ IFLA_INFO_KIND = 1
 IFLA_INFO_DATA = 2
 IFLA_INFO_SLAVE_KIND = 4
 IFLA_INFO_SLAVE_DATA = 5
+IFLA_BR_FORWARD_DELAY = 1
+IFLA_BR_STP_STATE = 5
 IFLA_BR_VLAN_FILTERING = 7
+USER_HZ = 100
+"""The unit of IFLA_BR_FORWARD_DELAY (clock_t)."""
 IFLA_BRIDGE_VLAN_INFO = 2
 BRIDGE_VLAN_INFO_PVID = 0x2
 BRIDGE_VLAN_INFO_UNTAGGED = 0x4
@@ -605,6 +609,7 @@ def link_of(body: bytes) -> Link:
         master = 0
     kind = info.get(IFLA_INFO_KIND, b"").rstrip(b"\0").decode()
     tap = parse_attributes(info.get(IFLA_INFO_DATA, b"")) if kind == "tun" else {}
+    bridge = _first_of_bridge(info) if kind == "bridge" else {}
     return Link(
         ifindex=ifindex,
         name=os.fsdecode(found[IFLA_IFNAME].rstrip(b"\0")),
@@ -618,7 +623,8 @@ def link_of(body: bytes) -> Link:
         isolated=port.get(IFLA_BRPORT_ISOLATED) == b"\1",
         learning=port.get(IFLA_BRPORT_LEARNING) != b"\0",
         flood=port.get(IFLA_BRPORT_UNICAST_FLOOD) != b"\0",
-        vlan_filtering=kind == "bridge" and _filters_vlans(info),
+        vlan_filtering=bridge.get(IFLA_BR_VLAN_FILTERING) == b"\1",
+        port_delay=_port_delay(bridge),
         no_ipv6=_gen_mode(families) in (None, bytes([IN6_ADDR_GEN_MODE_NONE])),
         # IFF_LOWER_UP needs a device that is up. IFLA_CARRIER does not: the kernel
         # sets a tap's carrier when a file is attached, and clears the carrier when
@@ -655,20 +661,30 @@ def _name_of(body: bytes) -> tuple[str, int]:
     return os.fsdecode(name.rstrip(b"\0")), ifindex
 
 
-def _filters_vlans(info: dict[int, bytes]) -> bool:
-    """Return whether a bridge tells VLANs apart."""
-    # A bridge has 45 attributes, and this is one of the first (br_fill_info()). So the
-    # others are not parsed.
+def _first_of_bridge(info: dict[int, bytes]) -> dict[int, bytes]:
+    """Return the first attributes of a bridge."""
+    # A bridge has 45 attributes, and these come first (br_fill_info()). So the others
+    # are not parsed.
     data = info.get(IFLA_INFO_DATA, b"")
+    found: dict[int, bytes] = {}
     at = 0
     while at + _ATTR.size <= len(data):
         length, type_ = _ATTR.unpack_from(data, at)
-        if type_ == IFLA_BR_VLAN_FILTERING:
-            return data[at + _ATTR.size : at + length] == b"\1"
         if length < _ATTR.size:
             break
+        found[type_] = data[at + _ATTR.size : at + length]
+        if type_ == IFLA_BR_VLAN_FILTERING:
+            break
         at += length + 3 & ~3
-    return False
+    return found
+
+
+def _port_delay(bridge: dict[int, bytes]) -> float:
+    """Return the seconds until a new port of a bridge forwards frames."""
+    if not _number(bridge.get(IFLA_BR_STP_STATE)):
+        return 0.0
+    # A port listens, and then learns, for this time each (br_make_forwarding()).
+    return 2 * _number(bridge.get(IFLA_BR_FORWARD_DELAY)) / USER_HZ
 
 
 def _refuses_ipv4(families: dict[int, bytes]) -> bool:

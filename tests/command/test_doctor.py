@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What doctor says of other programs and settings that may harm VMs."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lab import shell
+from tapster import hazards
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
+
+
+@pytest.fixture(autouse=True)
+def environment(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAPSTER_LEDGER", str(ledger))
+
+
+def tapster(*words: str) -> str:
+    return subprocess.run(
+        [shell.TAPSTER, *words], check=False, stdout=subprocess.PIPE, text=True
+    ).stdout
+
+
+def problems() -> list[tuple[str, str]]:
+    """Each problem with its remedy."""
+    said = tapster("doctor")
+    lines = [] if said == "nothing is wrong\n" else said.splitlines()
+    return list(zip(lines[::2], [line.strip() for line in lines[1::2]], strict=True))
+
+
+def test_a_spanning_tree_keeps_a_new_vm_waiting() -> None:
+    tapster("add", "--bridge", "br0")
+    assert problems() == []
+    shell.sh("ip link set br0 type bridge stp_state 1")
+    ((problem, remedy),) = problems()
+    assert "br0 takes part in the spanning tree" in problem
+    assert "for 30 s" in problem
+    shell.sh(remedy.partition(",")[0])
+    ((problem, _),) = problems()
+    assert "for 4 s" in problem
+    shell.sh("ip link set br0 type bridge stp_state 0")
+    assert problems() == []
+
+
+def test_a_mac_that_two_devices_have_on_one_bridge() -> None:
+    mac = "52:54:00:00:00:01"
+    tapster("add", "--bridge", "br0", "--mac", mac)
+    shell.sh(f"ip link add one address {mac} type veth peer name other")
+    assert problems() == [], "it is on no bridge of a VM"
+    shell.sh("ip link set one master br0")
+    ((problem, _),) = problems()
+    assert f"MAC {mac} is used more than once on br0" in problem
+    assert "lease vnet0" in problem
+    assert "device one" in problem
+    shell.sh("ip link set one nomaster")
+    tapster("add", "--mac", mac, "--bridge", "br0", "--standby")
+    assert problems() == [], "a device on standby is connected to nothing"
+
+
+@pytest.mark.skipif(
+    not Path(hazards.CALLS_IPTABLES).exists(), reason="the kernel has no br_netfilter"
+)
+def test_a_firewall_that_drops_what_a_bridge_forwards() -> None:
+    tapster("add", "--bridge", "br0")
+    Path(hazards.CALLS_IPTABLES).write_text("1")
+    chain = "chain ip filter FORWARD"
+    shell.sh("nft add table ip filter")
+    hook = "type filter hook forward priority 0"
+    shell.sh(f"nft add {chain} {{ {hook}; policy accept; }}")
+    assert problems() == []
+    shell.sh(f"nft {chain} {{ policy drop; }}")
+    ((problem, remedy),) = problems()
+    assert chain in problem
+    shell.sh(remedy.partition(",")[0])
+    assert problems() == []
+
+
+def test_udev_that_is_not_told_to_keep_its_hands_off() -> None:
+    for directory in ("/etc", "/run"):
+        shell.sh(f"mount -t tmpfs tmpfs {directory}")
+    assert problems() == []
+    Path(hazards.UDEV).parent.mkdir()
+    Path(hazards.UDEV).touch()
+    if any(Path(f"{one}/{hazards.HANDS_OFF}").exists() for one in hazards.LIBRARIES):
+        assert problems() == []
+        return
+    ((problem, remedy),) = problems()
+    assert "udev is not told" in problem
+    assert remedy == "tapster install-service"
+    hands_off = Path(f"/etc/{hazards.HANDS_OFF}")
+    hands_off.parent.mkdir(parents=True)
+    hands_off.touch()
+    assert problems() == []
+
+
+def test_another_ledger_is_one_problem(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for _ in range(7):
+        tapster("add")
+    monkeypatch.setenv("TAPSTER_LEDGER", str(tmp_path / "another.db"))
+    ((problem, remedy),) = problems()
+    assert problem.startswith(
+        "7 devices (vnet0, vnet1, vnet2, vnet3, vnet4, ...) belong to"
+    )
+    other = problem.rpartition(" ")[2]
+    assert remedy.endswith(f"tapster doctor --remove {other}")
