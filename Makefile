@@ -11,7 +11,7 @@ WORKERS ?= $(shell expr $$(nproc) + 1)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # the order of the prerequisites is the order of the work
-.PHONY: help setup deps demo quick test host host-test check explore soak bench install uninstall deb format clean root
+.PHONY: help setup deps demo quick test host host-test check explore differential soak bench install uninstall deb format clean root
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +46,10 @@ host-test: root deps setup ## Tests on whole Debian hosts: SUITE=12|13 (root)
 
 explore: setup ## Run Tapster through every schedule; BOUND=full takes an hour or more
 	$(VENV)/bin/python -m explorer --bound $(or $(BOUND),small)
+
+differential: root deps setup ## Random walks against a model: STEPS=100000 SEED=1 (root)
+	DIFFERENTIAL_STEPS=$(or $(STEPS),100000) DIFFERENTIAL_SEED=$(or $(SEED),1) \
+	    $(VENV)/bin/python -m pytest -n $(WORKERS) tests/differential --timeout 0
 
 soak: root deps setup ## Storms on real devices: MINUTES=10 SEED=1 (root)
 	$(VENV)/bin/python -m soak --minutes $(or $(MINUTES),1) $(if $(SEED),--seed $(SEED)) $(ARGS)

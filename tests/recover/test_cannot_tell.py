@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A process of which nothing is known: its lease stays, is shown, hinders no other."""
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -22,12 +24,12 @@ def host(lab: FakeLab, tmp_path: Path) -> Host:
 
 
 @pytest.fixture
-def unknown(lab: FakeLab, host: Host) -> OpenDevice:
+def unknown(lab: FakeLab, host: Host, tmp_path: Path) -> OpenDevice:
     """A lease that a process of a container took, and that ends without a trace."""
-    pid = lab.start()
-    process = lab.system.world.processes[pid]
-    lab.system.world.processes[pid] = process._replace(pidns=process.pidns + 1)
-    return host.acquire(Tap(bridge="br0"), pid=pid)
+    opened = host.acquire(Tap(bridge="br0"), pid=lab.start())
+    with closing(sqlite3.connect(tmp_path / "ledger.db")) as db, db:
+        db.execute("UPDATE lease SET pid_pidns = pid_pidns + 1")
+    return opened
 
 
 def test_it_stays_and_hinders_no_other(
@@ -43,12 +45,12 @@ def test_it_stays_and_hinders_no_other(
 
 
 def test_it_is_shown_and_can_be_released(host: Host, unknown: OpenDevice) -> None:
-    assert host.differences(unknown.lease) == {}, "its tap is open"
-    assert host.differing([unknown.lease]) == frozenset()
+    assert host.differences(host.find(unknown.id)) == {}, "its tap is open"
+    assert host.differing([host.find(unknown.id)]) == frozenset()
     unknown.close()
-    (wrong,) = host.differences(unknown.lease).items()
+    (wrong,) = host.differences(host.find(unknown.id)).items()
     assert wrong == ("process", "whether its process 1 lives cannot be told from here")
-    assert host.differing([unknown.lease]) == {unknown.id}
+    assert host.differing([host.find(unknown.id)]) == {unknown.id}
     (problem,) = [one for one in host.examine() if unknown.id in one.description]
     assert "cannot be told from here" in problem.description
     assert problem.remedy.endswith(f"tapster rm {unknown.id}")

@@ -412,8 +412,13 @@ class Upkeep:
                 self.report("restored", lease, RULES)
             if action is Action.RELEASE:
                 self.report("released", lease, reason or EXIT)
+                if lease.fin_wait == 0:
+                    self.report("ended", lease)
             elif action is Action.HOLD_NAME:
-                self.report("held", lease, "a placeholder holds the name")
+                if lease.fin_wait == 0:
+                    self.report("ended", lease)
+                else:
+                    self.report("held", lease, "a placeholder holds the name")
             elif action is Action.CLOSE:
                 self._problems.pop(lease.id, None)
                 self._identified.pop(lease.id, None)

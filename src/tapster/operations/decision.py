@@ -69,6 +69,8 @@ class Conditions(NamedTuple):
     """The device exists, but is not connected as requested."""
     backends: bool = False
     """Backends may have something of the lease."""
+    name_taken: bool = False
+    """The lease's device does not exist, and another device has its name."""
 
 
 TABLE: dict[tuple[State, DeviceState], Action] = {
@@ -106,6 +108,8 @@ def decide(state: State, device: DeviceState, conditions: Conditions) -> Action:
         and conditions.backends
     ):
         return Action.FINISH
+    if state is State.FIN_WAIT and conditions.name_taken and not conditions.backends:
+        return Action.LEAVE
     return TABLE[state, device]
 
 

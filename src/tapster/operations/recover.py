@@ -11,12 +11,17 @@ from contextlib import suppress
 from math import inf
 
 from tapster.backends.backend import Backend, Leftover
-from tapster.errors import NoSuchLease, TapsterError
+from tapster.errors import NoSuchLease, ServiceUnavailable, TapsterError
 from tapster.kernel.port import Namespace
 from tapster.model import Lease, Link, Netns, State
 from tapster.operations import decision
 from tapster.operations.context import Context
-from tapster.operations.decision import Action, Conditions, Repair
+from tapster.operations.decision import (
+    Action,
+    Conditions,
+    DeviceState,
+    Repair,
+)
 from tapster.operations.devices import Devices, Differences
 from tapster.operations.failures import Failures
 from tapster.operations.reap import REAP_BATCH
@@ -443,11 +448,21 @@ class Recover:
                 self.rewire.reconnect(namespace, lease, lease.wiring, sound=sound)
         elif action is not Action.LEAVE and namespace is not None:
             lease = self.context.ledger.begin_release(lease.id)
+            if lease.fin_wait == 0:
+                self._end_at_once(namespace, lease)
+                return
             released = action is Action.RELEASE
             if not self.devices.rest(namespace, lease, released=released):
                 self.devices.hold_name(namespace, lease)
             else:
                 self.devices.detach(namespace, lease)
+
+    def _end_at_once(self, namespace: Namespace, lease: Lease) -> None:
+        """End a lease that has no FIN WAIT; no placeholder has to hold its name."""
+        failures = Failures()
+        self.devices.end(namespace, [lease], failures)
+        with suppress(ServiceUnavailable):  # the reaper will try again
+            failures.raise_any()
 
     def _decide(
         self,
@@ -459,6 +474,7 @@ class Recover:
     ) -> Action:
         context = self.context
         deadline = inf if lease.deadline is None else lease.deadline
+        device = decision.look(context.ledger.id, lease, link)
         conditions = Conditions(
             worked_on=lease.manager is not None
             and context.claims.is_alive(lease.manager),
@@ -467,8 +483,11 @@ class Recover:
             owner_gone=self._owner_gone(lease, link),
             differs=differs,
             backends=bool(lease.backends),
+            name_taken=namespace is not None
+            and lease.state is State.FIN_WAIT
+            and device is DeviceState.ABSENT
+            and namespace.ifindex(lease.name) != 0,
         )
-        device = decision.look(context.ledger.id, lease, link)
         return decision.decide(lease.state, device, conditions)
 
     def _owner_gone(self, lease: Lease, link: Link | None) -> bool:
