@@ -23,7 +23,8 @@ deps: ## Install the Debian packages that tests and demo need (root)
 	$(if $(MISSING),$(APT_INSTALL) $(MISSING))
 
 demo: root deps setup ## Reproduce the race with real VMs, then show the fix (root)
-	$(VENV)/bin/python demo/race.py $(ARGS)
+	$(VENV)/bin/python demo/race.py --report dist/demo.html $(ARGS)
+	@chown -hR --reference=. dist
 
 quick: setup ## Run the tests that need no root and no service, in under a minute
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "$(QUICK)" $(ARGS)

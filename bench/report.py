@@ -19,13 +19,12 @@ PICTURES = (
     "release-200",
     "sustained",
     "growth-acquire",
-    "growth-release",
     "backends-start",
     "daemon-rate",
     "drift-time",
 )
 """The tables that are drawn, too. A picture says little more than its table, and each
-new run adds its size to the repository: so there are eight at most."""
+new run adds its size to the repository: so there are eight at most in docs."""
 
 INTRODUCTION = """\
 <!-- SPDX-License-Identifier: Apache-2.0 -->

@@ -5,6 +5,7 @@ Run the demo as root. It exits with 0 only if both happened: without Tapster, a 
 its network to the cleanup after a dead neighbour; with Tapster, a VM kept it.
 """
 
+import argparse
 import os
 import shutil
 import signal
@@ -17,6 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from demo import picture
+from demo.picture import Moments
 from demo.ways import KernelNames, TapProvider, TapsterNames
 from lab.vm_network import BRIDGE, TOOLS, VmNetwork, open_lab
 
@@ -49,6 +52,7 @@ class Seen:
     asked_b: int
     heard_b: int
     address_b: str | None
+    moments: Moments
 
     def is_the_harm(self) -> bool:
         """Say whether B got the name of A's tap, and A's cleanup disconnected B."""
@@ -73,12 +77,15 @@ class Seen:
 def play(lab: VmNetwork, way: TapProvider) -> Seen:
     """Run the scenario once, and print each step as it happens."""
     say = _teller()
-    tap_a, address_a = live_and_die(lab, way, say)
+    a_started = time.time()
+    tap_a, address_a, a_killed = live_and_die(lab, way, say)
+    b_started = time.time()
     b = way.start("B", MAC_B)
     tap_b = b.tap()
     same = ", as A did" if tap_b == tap_a else ""
     say(f"VM B runs on {tap_b}{same}")
     lab.clean_up_by_name(tap_a)
+    cleaned_up = time.time()
     say(f"A's manager has cleaned up {tap_a}: nomaster, down")
     answered = b.nic.wait_for_answer(MAC_B, ASKS, TIMEOUT)
     address_b = lab.wire.wait_for_ack(MAC_B, TIMEOUT if answered else 0)
@@ -93,20 +100,24 @@ def play(lab: VmNetwork, way: TapProvider) -> Seen:
         asked_b=asked_b,
         heard_b=len(lab.wire.heard("Discover", MAC_B)),
         address_b=address_b,
+        moments=Moments(a_started, a_killed, b_started, cleaned_up, time.time()),
     )
 
 
-def live_and_die(lab: VmNetwork, way: TapProvider, say: Say) -> tuple[str, str | None]:
-    """Start VM A, then kill it; return its tap and its address."""
+def live_and_die(
+    lab: VmNetwork, way: TapProvider, say: Say
+) -> tuple[str, str | None, float]:
+    """Start VM A, then kill it; return its tap, its address, and when it was killed."""
     a = way.start("A", MAC_A)
     tap = a.tap()
     say(f"VM A runs on {tap}")
     address = lab.wire.wait_for_ack(MAC_A, TIMEOUT)
     say(f"A has asked for an address: {address or 'no answer'}")
     os.kill(a.pid, signal.SIGKILL)
+    killed = time.time()
     say("A is killed")
     say(way.wait_until_gone(a, tap))
-    return tap, address
+    return tap, address, killed
 
 
 def table(before: Seen, after: Seen) -> str:
@@ -139,8 +150,11 @@ def verdict(before: Seen, after: Seen) -> int:
     return 0 if before.is_the_harm() and after.is_the_cure() else 1
 
 
-def tell() -> int:
-    """Run the scenario both ways, each in a network of its own, and compare."""
+def tell(report: Path | None, drawn: Path | None) -> int:
+    """Run the scenario both ways, each in a network of its own, and compare.
+
+    Write both to `report`, an HTML page, and to `drawn`, a PNG, if these are given.
+    """
     print(INTRODUCTION)
     print("1. Without Tapster: the kernel picks the names", flush=True)
     with open_lab() as lab:
@@ -148,15 +162,32 @@ def tell() -> int:
     print("\n2. With Tapster: Tapster picks the names", flush=True)
     with open_lab() as lab:
         after = play(lab, TapsterNames(lab))
+        shown = picture.with_tapster(after.moments)
     print(f"\n{table(before, after)}\n")
+    seen = picture.without(before.tap_a, before.tap_b, before.moments)
+    page = picture.page(seen, shown)
+    if report is not None:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.write_text(page, "utf-8")
+        print(f"{report} shows both as a picture.")
+    if drawn is not None:
+        picture.draw(page, drawn)
     return verdict(before, after)
 
 
 def main() -> int:
     """Run the demo; print one line if it cannot run."""
+    parser = argparse.ArgumentParser(description="Reproduce the race with real VMs.")
+    parser.add_argument(
+        "--report", metavar="FILE", type=Path, help="write a picture of it: HTML"
+    )
+    parser.add_argument(
+        "--picture", metavar="FILE", type=Path, help="draw it as a PNG with Chromium"
+    )
+    options = parser.parse_args()
     try:
         if (obstacle := _obstacle()) is None:
-            return tell()
+            return tell(options.report, options.picture)
     except KeyboardInterrupt:
         return _fail("stopped", 130)
     except (OSError, LookupError, subprocess.CalledProcessError) as error:

@@ -63,7 +63,7 @@ class TapsterNames:
     def start(self, name: str, mac: str) -> Vm:
         """Start QEMU below ``tapster run``."""
         argv = [
-            *(TAPSTER, "run", "--nic", f"bridge={BRIDGE},mac={mac}", "--"),
+            *(TAPSTER, "run", "--nic", f"bridge={BRIDGE},mac={mac},owner={name}", "--"),
             *vm.command(name, "{mac}", "{fd}"),
         ]
         return vm.start(self._lab, name, mac, argv)

@@ -127,7 +127,12 @@ class Browser:
             text = {"text": key} if len(key) == 1 and kind == "keyDown" else {}
             self.call("Input.dispatchKeyEvent", type=kind, key=key, **text)
 
-    def picture(self, path: Path) -> None:
-        """Save what is shown as a PNG."""
-        shot = self.call("Page.captureScreenshot", format="png")
+    def picture(self, path: Path, selector: str = "body") -> None:
+        """Save an element, or the whole page, as a PNG."""
+        box = self.run(
+            f"(({{x, y, width, height}}) => ({{x, y, width, height}}))"
+            f"(document.querySelector({selector!r}).getBoundingClientRect())"
+        )
+        clip = {**box, "scale": 1}
+        shot = self.call("Page.captureScreenshot", format="png", clip=clip)
         path.write_bytes(base64.b64decode(shot["data"]))

@@ -25,6 +25,7 @@ ADDRESS = "192.0.2.1/24"
 
 # Below /run, which is a private tmpfs: the files vanish with the namespace.
 FILES = Path("/run/lab")
+LEDGER = FILES / "ledger.db"
 
 TOOLS = ("qemu-system-x86_64", "dnsmasq", "tcpdump", "ip", "bridge", TAPSTER)
 
@@ -51,7 +52,7 @@ class VmNetwork:
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
-        self._environment = os.environ | {"TAPSTER_LEDGER": f"{FILES}/ledger.db"}
+        self._environment = os.environ | {"TAPSTER_LEDGER": str(LEDGER)}
         self._build_bridge()
         self._serve_addresses()
         self.wire = Wire(self.watch(*on_device(BRIDGE)))

@@ -10,6 +10,7 @@ import pytest
 
 from demo import race
 from lab import keeper
+from lab.browser import Browser
 from lab.lines import Lines
 
 pytestmark = pytest.mark.e2e
@@ -19,10 +20,25 @@ TIMEOUT = 20.0
 
 
 def test_the_demo_shows_the_race_and_the_fix(tmp_path: Path) -> None:
-    """Its exit status says whether both were seen."""
-    done = subprocess.run(RACE, check=False, capture_output=True, cwd=tmp_path)
+    """Its exit status says whether both were seen; its page shows both."""
+    page = tmp_path / "demo.html"
+    done = subprocess.run(
+        [*RACE, "--report", page], check=False, capture_output=True, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
     assert done.stderr == b""
+    with Browser() as browser:
+        browser.open(page, width=1280, height=800, scheme="light")
+        rows = browser.run(
+            "[...document.querySelectorAll('tbody tr')].map(row =>"
+            " [...row.cells].map(cell => cell.innerText))"
+        )
+    text = "\n".join(" ".join(row) for row in rows)
+    assert len(rows) == 4, text
+    assert [
+        row for row in rows if "kernel's names" in " ".join(row) and "vnet1" in row
+    ] == []
+    assert "vnet1" in text
 
 
 @pytest.mark.parametrize(
