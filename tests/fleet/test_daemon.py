@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from lab import library
 from lab.daemon import Daemon
 from lab.etcd import Cluster, cluster
 from lab.shell import TAPSTER, sh
-from tapster import RequestError
+from tapster import RequestError, Tap
 from tapster.daemon import config
 from tapster.fleet import drain
 from tapster.fleet.drain import Drain
 from tapster.fleet.keys import BLOCK_SIZE, Keys
-from tests.fleet.hosts import MAC, Away, Pair, X
+from tapster.fleet.member import Member
+from tests.fleet.hosts import MAC, Pair, X
 
 
 class Events:
@@ -28,40 +30,96 @@ class Events:
         self.said.append((event, fields))
 
 
-def test_a_drain_pushes_and_says_what_changes(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(drain, "open_store", lambda _: pair.store)
-    events = Events()
-    context = pair.a.host.operations.context
-    made = Drain(str(pair.a.ledger), context.system, str(pair.a.config), events)
-    member = made.open()
-    assert member is not None
+class Drained:
+    """The drain of host a, which a test lets turn."""
+
+    def __init__(self, pair: Pair, patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(drain, "open_store", lambda _: pair.store)
+        self.events = Events()
+        self.member: Member | None = None
+        self.operations = pair.a.host.operations
+        self.drain = Drain(
+            str(pair.a.ledger),
+            self.operations.context.system,
+            str(pair.a.config),
+            self.events,
+            lambda lease: self.operations.rewire.set(lease, {"up": False}),
+        )
+
+    def turn(self) -> list[str]:
+        """Sync; the events since the last turn."""
+        said = len(self.events.said)
+        self.member = self.drain.turn(self.member)
+        return [event for event, _ in self.events.said[said:]]
+
+
+@pytest.fixture
+def drained(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> Iterator[Drained]:
+    made = Drained(pair, monkeypatch)
+    yield made
+    if made.member is not None:
+        made.member.close()
+
+
+def test_a_drain_pushes_and_says_what_changes(pair: Pair, drained: Drained) -> None:
     pair.b.add(MAC, X)
     pair.store.away = True
     pair.a.add(MAC)
-    for _ in range(3):
-        made.step(member)
+    assert [drained.turn() for _ in range(3)] == [["fleet-away"], [], []]
+    assert drained.drain.figures() == {"up": 0, "fenced": 0}
     pair.store.away = False
-    for _ in range(3):
-        made.step(member)
-    assert [event for event, _ in events.said] == [
-        *("fleet-away", "fleet-synced", "fleet-conflict")
-    ]
-    member.close()
+    said = [drained.turn() for _ in range(3)]
+    assert said == [["fleet-synced", "fleet-conflict"], [], []]
+    assert drained.drain.figures() == {"up": 1, "fenced": 0}
+
+
+def test_a_fault_does_not_end_the_syncs(
+    pair: Pair, drained: Drained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a fault")
+
+    drained.turn()
+    with monkeypatch.context() as patch:
+        patch.setattr(Member, "sync", fail)
+        assert drained.turn() == ["fleet-away"]
+    assert drained.events.said[-1][1] == {"problem": "ZeroDivisionError: a fault"}
+    pair.a.config.write_text("[fleet")
+    assert drained.turn() == ["fleet-away"]
+    pair.a.configure()
+    assert drained.turn() == ["fleet-synced"]
+
+
+def test_a_drain_follows_the_configuration(pair: Pair, drained: Drained) -> None:
+    drained.turn()
+    pair.a.configure("budget = 0.25")
+    drained.turn()
+    assert drained.member is not None
+    assert drained.member.settings.budget == 0.25
+
+
+@pytest.mark.parametrize("on_fenced", ["report", "down"])
+def test_a_fenced_host_lets_go_of_vms_that_run_elsewhere(
+    pair: Pair, drained: Drained, on_fenced: str
+) -> None:
+    pair.a.configure(f'on_fenced = "{on_fenced}"')
+    own, moved = pair.a.add(), pair.a.add(MAC, X)
+    drained.turn()
+    pair.fleet.fence("a", by="test", why="test")
+    assert drained.turn() == ["fleet-away"]
+    assert drained.drain.figures() == {"up": 0, "fenced": 1}
+    pair.b.add(MAC, X)
+    down = ["fleet-down"] if on_fenced == "down" else []
+    assert [drained.turn() for _ in range(2)] == [down, []]
+    up = {lease.id: lease.wiring.up for lease in pair.a.host.leases()}
+    assert up == {own.id: True, moved.id: on_fenced == "report"}
 
 
 def test_the_log_says_once_that_the_host_has_not_joined(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
+    pair: Pair, drained: Drained
 ) -> None:
-    monkeypatch.setattr(drain, "open_store", lambda _: Away())
     pair.a.member.leave()
-    events = Events()
-    context = pair.a.host.operations.context
-    made = Drain(str(pair.a.ledger), context.system, str(pair.a.config), events)
-    assert made.open() is None
-    assert made.open() is None
-    assert len(events.said) == 1
+    assert [drained.turn() for _ in range(2)] == [["fleet-away"], []]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +164,11 @@ def test_the_daemon_syncs(etcd: Cluster) -> None:
             line = next(line for line in lines if line.startswith("{"))
         assert json.loads(line)["name"] == name
         with daemon.connect() as client:
-            shown = {count.label: count for count in client.statistics()}
-        assert shown["conflicts"].value == 0
-        assert shown["block_free"].value == BLOCK_SIZE - 1
+            library.acquire(client, Tap(bridge="br0", mac=MAC))
+            shown = {(c.name, c.label): c.value for c in client.statistics()}
+        assert shown["fleet", "conflicts"] == 0
+        assert shown["fleet", "block_free"] == BLOCK_SIZE - 1
+        assert shown["fleet", "up"] == 1
+        assert shown["fleet_claims", "ok"] == 1
+        assert shown["fleet_request_seconds_count", None] == 1
         sh(f"{TAPSTER} --ledger {daemon.ledger} rm {name}")

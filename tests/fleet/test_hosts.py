@@ -4,11 +4,12 @@
 import sqlite3
 import subprocess
 import sys
+import time
 
 import pytest
 
 from tapster import ConflictError, RequestError, Tap
-from tapster.fleet import keys
+from tapster.fleet import doctor, keys
 from tapster.fleet.book import REST, figures
 from tapster.fleet.keys import HostGate, Keys
 from tapster.fleet.member import LOW
@@ -396,8 +397,25 @@ def test_figures_need_no_store(pair: Pair) -> None:
     pair.a.add(MAC, X)
     shown = figures(pair.a.member.book, 1e12)
     assert shown["dirty_rows"] == 1
-    assert shown["conflicts"] == 1
+    assert shown["conflicts"] == 0  # the MAC was not checked, and may be free
+    assert shown["unclaimed"] == 1
     assert shown["block_free"] == keys.BLOCK_SIZE
+
+
+def test_a_conflict_is_a_figure_and_a_mac_that_was_not_checked_is_none(
+    pair: Pair,
+) -> None:
+    pair.a.add(MAC, X)
+    pair.store.away = True
+    pair.b.add(MAC)
+    problems = doctor.examine(pair.b.member, time.time())
+    assert any("compares the MAC" in problem.remedy for problem in problems)
+    pair.store.away = False
+    pair.b.member.sync()
+    shown = figures(pair.b.member.book, time.time())
+    assert (shown["conflicts"], shown["unclaimed"]) == (1, 1)
+    problems = doctor.examine(pair.b.member, time.time())
+    assert any("end one of the VMs" in problem.remedy for problem in problems)
 
 
 def test_a_dry_run_changes_nothing(pair: Pair) -> None:

@@ -19,7 +19,7 @@ from tapster.fleet.fleet import Overview
 from tapster.fleet.keys import InventoryRow, Keys
 from tapster.fleet.member import Member, Synced, open_store
 from tapster.fleet.settings import Settings
-from tapster.fleet.steps import GateClosed
+from tapster.fleet.steps import Fenced
 from tapster.light import Any, NamedTuple
 
 ROW_COLUMNS = (
@@ -103,7 +103,7 @@ def _sync(options: argparse.Namespace, loaded: Settings) -> int:
         return _say(options, *lines, f"would push {len(dirty)} records")
     try:
         synced = member.sync(everything=options.all)
-    except GateClosed:
+    except Fenced:
         if loaded.on_fenced == "down":
             _take_down(options, member)
         raise

@@ -139,13 +139,16 @@ def _join_fleet(stack: ExitStack, operations: Operations, file: str, log: Log) -
     """Sync with the fleet for as long as the daemon runs."""
     from tapster.fleet.drain import Drain  # outside a fleet nothing of it is imported
 
+    os.environ["TAPSTER_CONFIG"] = file  # for acquires
     context = operations.context
     drain = Drain(
         context.ledger.path,
         context.system,
         file,
         lambda event, fields: log(INFO, event, **fields),
+        lambda lease: operations.rewire.set(lease, {"up": False}),
     )
+    context.fleet_figures = drain.figures
     drain.start()
     stack.callback(drain.stop)
 

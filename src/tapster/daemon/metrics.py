@@ -33,10 +33,14 @@ KINDS: Mapping[str, Kind] = {
     "reaped": Kind("Leases whose FIN WAIT was ended.", "counter"),
     "recovered": Kind("What recover did, by action.", "counter", "action"),
     "fleet": Kind("The part of this host in its fleet.", "gauge", "figure"),
+    "fleet_claims": Kind(
+        "MACs that the fleet was asked for, by result.", "counter", "result"
+    ),
 }
 HISTOGRAMS: Mapping[str, str] = {
     "acquire_seconds": "Time that an acquire took.",
     "release_seconds": "Time that a release took.",
+    "fleet_request_seconds": "Time that the fleet took to answer an acquire.",
 }
 
 

@@ -98,6 +98,7 @@ class Service:
         self._metrics = metrics
         self._log = log
         self._upkeep = upkeep
+        operations.context.watch_fleet(self._count_claims)
         self._methods: dict[str, Callable[[Call], Answer | Unfinished]] = {
             "Acquire": self._acquire,
             "Bind": self._bind,
@@ -530,8 +531,13 @@ class Service:
             from tapster.fleet.book import Book, figures
 
             shown = figures(Book(context.ledger), context.system.wallclock())
-            for figure, value in shown.items():
+            for figure, value in {**shown, **context.fleet_figures()}.items():
                 self._metrics.put("fleet", value, figure)
+
+    def _count_claims(self, results: Sequence[str], seconds: float) -> None:
+        for result in results:
+            self._metrics.add("fleet_claims", result)
+        self._metrics.observe("fleet_request_seconds", seconds)
 
     # Helpers
 

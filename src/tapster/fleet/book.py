@@ -25,6 +25,10 @@ REST = 86400.0
 """Seconds before another VM gets a MAC: neighbours remember the MAC."""
 
 
+UNASKED = "unasked: "
+"""What the problem of a record begins with if the store could not be asked."""
+
+
 class Entry(NamedTuple):
     """A record, with its line of the inventory and the number of its last change."""
 
@@ -33,6 +37,11 @@ class Entry(NamedTuple):
     serial: int
     problem: str = ""
     changed: float = 0.0
+
+    @property
+    def conflicts(self) -> bool:
+        """Whether another VM or another host has the MAC, as far as is known."""
+        return bool(self.problem) and not self.problem.startswith(UNASKED)
 
 
 _ENTRIES = """
@@ -267,12 +276,14 @@ def _settle(db: Any, entry: Entry, outcome: Outcome, now: float) -> None:
 def figures(book: Book, now: float) -> Mapping[str, float]:
     """Numbers for monitoring, from the ledger alone."""
     dirty = book.dirty()
+    running = book.entries("WHERE fleet_record.state = 'active'")
     return {
         "dirty_rows": len(dirty),
         "dirty_oldest_seconds": max(
             (now - entry.changed for entry in dirty), default=0
         ),
-        "conflicts": sum(bool(entry.problem) for entry in dirty),
+        "conflicts": sum(entry.conflicts for entry in dirty),
+        "unclaimed": sum(entry.record.epoch is None for entry in running),
         "block_free": book.free_macs(now),
     }
 

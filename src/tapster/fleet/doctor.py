@@ -21,6 +21,7 @@ CERTIFICATE_DAYS = 30
 ROOM = 0.8
 """Of the store's quota, which is 2 GiB unless it was set."""
 QUOTA = 2 << 30
+_ONE_OF_TWO = "no device is touched; end one of the VMs, or give it another MAC"
 
 
 def examine(member: Member, now: float) -> list[Problem]:
@@ -48,7 +49,9 @@ def _ledger(member: Member, now: float) -> Iterator[Problem]:
         yield Problem(
             f"MAC {entry.record.mac} of {entry.row.name or entry.record.lease} "
             f"(VM {entry.record.vm}): {entry.problem}",
-            "no device is touched; end one of the VMs, or give it another MAC",
+            _ONE_OF_TWO
+            if entry.conflicts
+            else "tapster fleet sync compares the MAC when the store answers",
         )
     stale = [entry for entry in book.dirty() if now - entry.changed > STALE]
     if stale:
@@ -112,7 +115,7 @@ def _inventory(overview: Overview) -> Iterator[Problem]:
         if other := seen.get((row.domain, row.mac)):
             yield Problem(
                 f"MAC {row.mac} is in domain {row.domain} twice: {other} and {here}",
-                "no device is touched; end one of the VMs, or give it another MAC",
+                _ONE_OF_TWO,
             )
         seen[row.domain, row.mac] = here
     for status in overview.hosts():

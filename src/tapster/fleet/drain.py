@@ -7,11 +7,12 @@ waits for the store.
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from tapster.errors import TapsterError
 from tapster.fleet import settings
 from tapster.fleet.member import Member, open_store
+from tapster.fleet.steps import Fenced
 from tapster.ledger import Clock, Ledger
 from tapster.light import Any
 
@@ -21,22 +22,34 @@ ALL_EVERY = 90
 """Syncs between two that also compare what was pushed before."""
 
 Say = Callable[[str, dict[str, Any]], None]
+TakeDown = Callable[[str], object]
 
 
 class Drain:
     """The thread, and what it does each time."""
 
-    def __init__(self, ledger: str, clock: Clock, file: str, say: Say) -> None:
-        """`say` is told what changes: an event, and what belongs to it."""
+    def __init__(
+        self, ledger: str, clock: Clock, file: str, say: Say, take_down: TakeDown
+    ) -> None:
+        """`say` is told what changes: an event, and what belongs to it. `take_down`
+        takes the device of a lease down."""
         self._ledger = ledger
         self._clock = clock
         self._file = file
         self._say = say
+        self._take_down = take_down
+        self._down: set[str] = set()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fleet", daemon=True)
         self._said = ""
         self._count = 0
         self._problems: set[tuple[str, str]] = set()
+
+        self._up = self._fenced = False
+
+    def figures(self) -> Mapping[str, float]:
+        """Return numbers for monitoring: how the last sync went."""
+        return {"up": float(self._up), "fenced": float(self._fenced)}
 
     def start(self) -> None:
         """Begin to sync."""
@@ -48,12 +61,8 @@ class Drain:
 
     def open(self) -> Member | None:
         """This host in its fleet; None if it has not joined."""
-        try:
-            loaded = settings.load(self._file)
-            ledger = Ledger(self._ledger, self._clock)
-        except TapsterError as error:
-            self._report(str(error))
-            return None
+        loaded = settings.load(self._file)
+        ledger = Ledger(self._ledger, self._clock)
         if loaded is not None and ledger.in_fleet():
             return Member(loaded, ledger, open_store(loaded))
         ledger.close()
@@ -64,9 +73,13 @@ class Drain:
         """Sync once, and say what has changed since the last time."""
         try:
             synced = member.sync(everything=self._count % ALL_EVERY == 0)
-        except TapsterError as error:
+        except Fenced as error:
+            self._up, self._fenced = False, True
             self._report(str(error))
+            if member.settings.on_fenced == "down":
+                self._let_go(member)
             return
+        self._up, self._fenced = True, False
         self._count += 1
         if self._said:
             self._say("fleet-synced", {"pushed": synced.pushed})
@@ -78,15 +91,41 @@ class Drain:
             self._say("fleet-conflict", {"mac": mac, "problem": problem})
         self._problems = problems
 
+    def _let_go(self, member: Member) -> None:
+        """Take down the devices of VMs that another host has taken over."""
+        for entry in member.superseded():
+            if entry.record.lease not in self._down:
+                self._take_down(entry.record.lease)
+                self._down.add(entry.record.lease)
+                fields = {"name": entry.row.name, "vm": entry.record.vm}
+                self._say("fleet-down", fields)
+
+    def turn(self, member: Member | None) -> Member | None:
+        """Sync once, whatever happens; return the member for the next time."""
+        problem = ""
+        try:
+            if member is not None and settings.load(self._file) != member.settings:
+                member.close()
+                member = None
+            member = member or self.open()
+            if member is not None:
+                self.step(member)
+        except TapsterError as error:
+            problem = str(error)
+        except Exception as error:  # noqa: BLE001 - a fault must not end the syncs
+            problem = f"{type(error).__name__}: {error}"
+        if problem:
+            self._up = self._fenced = False
+            self._report(problem)
+        return member
+
     def _run(self) -> None:
         # Hosts that start at once do not sync at once.
         pause = os.urandom(1)[0] / 256 * INTERVAL / 4
         member: Member | None = None
         while not self._ending.wait(pause):
             pause = INTERVAL
-            member = member or self.open()
-            if member is not None:
-                self.step(member)
+            member = self.turn(member)
         if member is not None:
             member.close()
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from tapster.errors import RequestError
-from tapster.fleet.book import Book, Entry, describe
+from tapster.fleet.book import UNASKED, Book, Entry, describe
 from tapster.fleet.claim import (
     ClaimAction,
     ClaimState,
@@ -18,7 +18,7 @@ from tapster.fleet.claim import (
     own_vm,
     parse_epoch,
 )
-from tapster.fleet.store import FleetUnavailable, MacClaimed
+from tapster.fleet.store import FleetUnavailable, FleetUnclear, MacClaimed
 from tapster.ledger import Ledger
 from tapster.light import TYPE_CHECKING
 from tapster.model import Lease, Spec
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tapster.fleet.store import Committed, Store
 
 
+OnAsked = Callable[[Sequence[str], float], None]
 Asked = tuple[Lease, Spec]
 """A reserved lease, and how the user asked for it."""
 
@@ -41,6 +42,9 @@ class Guard:
         self._book = Book(ledger)
         self._wallclock = wallclock
         self._asking: Asking | None = None
+        self.on_asked: OnAsked = lambda *_: None
+        """Called after each question with the result for each lease, and the seconds
+        that the answer took."""
         self._settings: Cached | None = None
 
     def close(self) -> None:
@@ -84,18 +88,25 @@ class Guard:
             for lease, _ in questions
             if (entry := self._book.of_lease(lease.id)) is not None
         ]
+        began = time.perf_counter()
+        results = ["away"] * len(entries)
         try:
             if loaded is None:
                 raise FleetUnavailable(problem)
             outcomes = self._outcomes(loaded, questions, entries)
+            results = [_result(outcome) for outcome in outcomes]
         except FleetUnavailable as error:
+            if isinstance(error, FleetUnclear):
+                results = ["unclear"] * len(entries)
             if loaded is not None and loaded.when_away == "refuse":
                 raise FleetUnavailable(
                     f"the fleet could not be asked for the MAC: {error}; "
                     'with fleet.when_away = "go" the VM would start'
                 ) from error
-            self._book.note([lease.id for lease, _ in questions], f"unasked: {error}")
+            self._book.note([lease.id for lease, _ in questions], f"{UNASKED}{error}")
             return
+        finally:
+            self.on_asked(results, time.perf_counter() - began)
         self._book.settle(zip(entries, outcomes, strict=True), self._wallclock())
         for entry, outcome in zip(entries, outcomes, strict=True):
             if outcome.action is ClaimAction.REPORT:
@@ -148,6 +159,10 @@ class Guard:
             raise
         self._asking = asking
         return outcomes
+
+
+def _result(outcome: "Outcome") -> str:
+    return "taken" if outcome.action is ClaimAction.REPORT else "ok"
 
 
 class Asking:

@@ -86,6 +86,10 @@ class GateClosed(FleetUnavailable):
     """The store takes no writes of this host: it is fenced, evicted or unknown."""
 
 
+class Fenced(GateClosed):
+    """This host was declared dead, and runs."""
+
+
 def push(
     where: Keys,
     me: Me,
@@ -314,7 +318,7 @@ def own_gate(where: Keys, me: Me, values: Mapping[str, str]) -> HostGate:
 
 def _refuse_fenced(me: Me, gate: HostGate) -> None:
     if gate.fenced:
-        raise GateClosed(
+        raise Fenced(
             f"host {me.host!r} was declared dead by {gate.by!r} ({gate.why}); if it "
             "has rebooted since, tapster fleet sync opens its gate"
         )

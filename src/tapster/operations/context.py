@@ -5,7 +5,7 @@ A context is constructed once for each Host, and handed to the operations.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 
 from tapster import backends as all_backends
@@ -21,7 +21,7 @@ from tapster.model import Life, Macvtap, Netns, Process
 from tapster.operations.claims import Claims
 
 if TYPE_CHECKING:
-    from tapster.fleet.guard import Guard
+    from tapster.fleet.guard import Guard, OnAsked
 
 T = TypeVar("T")
 
@@ -53,6 +53,8 @@ class Context:
         self._gate = Gate("Host")
         self._guards = guards
         self._start_reaper = start_reaper
+        self.fleet_figures: Callable[[], Mapping[str, float]] = dict
+        """Numbers for monitoring, from the daemon's syncs with its fleet."""
 
     @property
     def gate(self) -> AbstractContextManager[object]:
@@ -75,6 +77,11 @@ class Context:
     def find_guard(self) -> "Guard | None":
         """Return the fleet's part of an acquire; None outside a fleet."""
         return None if self._guards is None else self._guards.find()
+
+    def watch_fleet(self, on_asked: "OnAsked") -> None:
+        """Have each question to the fleet reported, as `Guard.on_asked` says."""
+        if self._guards is not None:
+            self._guards.on_asked = on_asked
 
     @contextmanager
     def opened(self, netns: Netns) -> Iterator[Namespace | None]:
@@ -186,6 +193,7 @@ class Guards:
         self._ledger = ledger
         self._system = system
         self._guard: Guard | None = None
+        self.on_asked: OnAsked = lambda *_: None
 
     def find(self) -> "Guard | None":
         """Return the guard; None if the host of the ledger is in no fleet now."""
@@ -196,6 +204,7 @@ class Guards:
             from tapster.fleet.guard import Guard
 
             self._guard = Guard(self._ledger, self._system.wallclock)
+            self._guard.on_asked = self.on_asked
         return self._guard
 
     def close(self) -> None:
