@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+import tapster
 from lab.daemon import Daemon
 from lab.interrupts import act_at, moments
 from tapster import Client, DaemonError, RequestError, Tap
@@ -152,3 +153,36 @@ def test_a_client_connects_again_after_a_daemon_that_was_away(daemon: Daemon) ->
         client.ping()
     with pytest.raises(RequestError, match="closed"):
         client.ping()
+
+
+def test_a_daemon_that_is_stopped_is_not_waited_for_without_end(
+    daemon: Daemon,
+) -> None:
+    with tapster.connect(daemon.socket, timeout=0.1) as client:
+        client.acquire(Tap(bridge="br0", owner="red")).close()
+        daemon.send_signal(signal.SIGSTOP)
+        try:
+            for call in (client.ping, client.leases):
+                with pytest.raises(DaemonError, match=r"not answered in 0\.1 s"):
+                    call()
+            with pytest.raises(DaemonError, match=r"not answered in 0\.1 s"):
+                client.acquire(Tap(bridge="br0", owner="blue"))
+        finally:
+            daemon.send_signal(signal.SIGCONT)
+    with daemon.connect() as client:
+        client.ping()
+        # What no caller received has been taken back.
+        assert [lease.owner for lease in client.leases(all=False)] == ["red"]
+
+
+def test_a_client_outlives_its_daemon(daemon: Daemon, client: Client) -> None:
+    before = client.acquire(Tap(bridge="br0"))
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        daemon.stop(number)
+        with pytest.raises(DaemonError, match="no daemon answers"):
+            client.acquire(Tap(bridge="br0"))
+        daemon.start()
+        with client.acquire(Tap(bridge="br0")) as after:
+            assert client.find(before.name).id == before.id
+            client.release(after)
+    before.close()

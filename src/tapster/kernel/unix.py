@@ -41,9 +41,13 @@ class Peer(NamedTuple):
     gids: tuple[int, ...]
 
 
-def connect(path: str) -> socket.socket:
-    """Connect to the socket at `path`. The caller closes the new socket."""
+def connect(path: str, timeout: float | None = None) -> socket.socket:
+    """Connect to the socket at `path`. The caller closes the new socket.
+
+    Connecting, sending and receiving raise TimeoutError after `timeout` seconds each.
+    """
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    made.settimeout(timeout)
     try:
         made.connect(path)
     except BaseException:

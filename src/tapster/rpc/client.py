@@ -60,6 +60,9 @@ out."""
 _READ = 1 << 16
 
 
+ANSWER_SECONDS = 120.0
+"""How long a call waits for its answer, unless the caller says otherwise. A daemon that
+works on a switch that hangs may need some seconds, a stopped daemon answers never."""
 DIFFERING_LEASES = 100
 """How many leases `differing` looks at."""
 
@@ -74,15 +77,20 @@ def socket_path(path: str | os.PathLike[str] | None = None) -> str:
 
 
 def connect(
-    path: str | os.PathLike[str] | None = None, *, netns: str | None = None
+    path: str | os.PathLike[str] | None = None,
+    *,
+    netns: str | None = None,
+    timeout: float | None = ANSWER_SECONDS,
 ) -> "Client":
     """Connect to the daemon at `path`, else at `TAPSTER_SOCKET`, else at the usual
     path.
 
     New devices are made, and names are looked up, in the network namespace `netns`;
-    None means the daemon's. Raises DaemonError if no daemon answers.
+    None means the daemon's. Each call waits for its answer for `timeout` seconds; None
+    means without end. Raises DaemonError if no daemon answers.
     """
-    return Client(socket_path(path), netns)
+    check_value(float | None, timeout, "timeout")
+    return Client(socket_path(path), netns, timeout)
 
 
 class Client(Manager):
@@ -91,22 +99,31 @@ class Client(Manager):
     Threads may share it; it lets one in at a time. A forked child connects by itself.
     A signal handler that comes in the middle of a call cannot use the same client. If
     an exception ends a call, as Ctrl-C does, the connection is closed: the daemon takes
-    back what the call would have given, and the next call connects again. Close it, or
+    back what the call would have given, and the next call connects again. The same
+    happens if the daemon does not answer in time. Close it, or
     use it as a context manager; that ends no lease. Methods also raise DaemonError,
     NotAllowed, QuotaExceeded and Overloaded. The caller sees its own leases only,
     unless the policy allows more.
     """
 
-    def __init__(self, path: str, netns: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        netns: str | None = None,
+        timeout: float | None = ANSWER_SECONDS,
+    ) -> None:
         self.path = path
         self._netns = netns
+        self._timeout = timeout
         self._gate = Gate("client")
         self._watches = False
         self._connect()
 
     def _connect(self) -> None:
         try:
-            self._socket = unix.connect(self.path)
+            self._socket = unix.connect(self.path, self._timeout)
+        except TimeoutError as error:
+            raise self._late() from error
         except OSError as error:
             raise DaemonError(
                 f"no daemon answers at {self.path!r} ({error.strerror}); "
@@ -124,6 +141,7 @@ class Client(Manager):
             self._disconnect()
 
     def _disconnect(self) -> None:
+        self._waiting = True  # no call may use this connection
         self._socket.close()
         unix.close(self._fds)
         self._fds = []
@@ -295,6 +313,7 @@ class Client(Manager):
         """
         self._exchange(lambda: self._send("Watch", varlink.Nothing(), (), more=True))
         self._watches = True
+        self._socket.settimeout(None)
         while True:
             given, _ = self._receive("Watch")
             yield given.event
@@ -329,8 +348,9 @@ class Client(Manager):
         def exchange() -> T:
             if self._watches:
                 raise RequestError("this client watches: connect another one")
-            if self._waiting:
-                # An exception ended a call, and another one the lines below.
+            # Without a request no answer comes: what can be read is the end. Or an
+            # exception ended a call, and another one the lines below.
+            if self._waiting or unix.readable(self._socket, 0):
                 self._disconnect()
                 self._connect()
             try:
@@ -390,6 +410,8 @@ class Client(Manager):
             while data:
                 data = data[unix.send(self._socket, data, fds) :]
                 fds = ()
+        except TimeoutError as error:
+            raise self._late() from error
         except (BrokenPipeError, ConnectionResetError):
             pass  # it may have said why before it closed
         except OSError as error:
@@ -413,6 +435,12 @@ class Client(Manager):
             unix.close(fds)
             raise
 
+    def _late(self) -> DaemonError:
+        return DaemonError(
+            f"the daemon at {self.path!r} has not answered in {self._timeout:g} s: "
+            "it is stopped, or very busy"
+        )
+
     def _failed(self, error: str, parameters: Any) -> Exception:
         where, _, name = error.rpartition(".")
         if where == NAME:
@@ -425,6 +453,8 @@ class Client(Manager):
         while b"\0" not in self._buffer:
             try:
                 data, fds = unix.receive(self._socket, _READ, unix.SCM_MAX_FD)
+            except TimeoutError as error:
+                raise self._late() from error
             except OSError as error:
                 raise _Lost(f"{self.path!r}: {error.strerror}") from error
             if not data:
