@@ -2,13 +2,16 @@
 """The plugin, started as a container runtime starts it, on real devices."""
 
 import json
+import os
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lab import iproute
-from lab.daemon import Daemon
+from lab.daemon import ALICE, Daemon, as_user, install, let_everybody_open_tun
 from lab.redirect import kernel_redirects, redirections
 from lab.shell import sh
 from tapster import Host, Tap
@@ -266,13 +269,13 @@ def test_gc_ends_what_no_valid_attachment_has_and_nothing_else(plugin: Plugin) -
     for number in range(1, 5):
         plugin.add(network, container=f"c{number}")
     other = plugin.configuration(name="other", bridge="br0")
-    plugin.add(other)
+    plugin.add(other, container="c9")
     sh("ip tuntap add vnet9 mode tap")
     sh("ip link set vnet9 master br0")
     with Host(plugin.ledger) as host:
         host.acquire(Tap(bridge="br0", owner="c1")).close()
         before = {lease.id: lease for lease in host.leases()}
-        kept = [lease for lease in before.values() if lease.owner in ("c1", "c3")]
+        kept = [lease for lease in before.values() if lease.owner not in ("c2", "c4")]
         assert len(kept) == 4
     reserved = plugin.reserved()
 
@@ -366,6 +369,18 @@ def test_the_same_through_the_daemon(plugin: Plugin, daemon: Daemon, key: str) -
     assert not plugin.ledger.exists(), "the daemon has a ledger of its own"
 
 
+def test_gc_leaves_a_users_lease_that_has_the_same_labels(
+    plugin: Plugin, daemon: Daemon
+) -> None:
+    labels = {"cni-network": "net", "cni-container": "c1", "cni-ifname": "eth0"}
+    with daemon.connect(ALICE) as alice:
+        alice.acquire(Tap(bridge="br0", labels=tuple(labels.items()))).close()
+        network = plugin.configuration(socket=str(daemon.socket))
+        plugin.succeed("GC", {**network, **valid()})
+        plugin.succeed("DEL", network)
+        assert [lease.state for lease in alice.leases()] == ["active"]
+
+
 def test_a_daemon_that_does_not_answer_may_answer_later(plugin: Plugin) -> None:
     network = plugin.configuration(socket="/nowhere")
     for verb in ("ADD", "DEL"):
@@ -377,3 +392,47 @@ def test_every_answer_is_one_line_of_json(plugin: Plugin) -> None:
     output, _ = process.communicate(timeout=60)
     assert output.count(b"\n") == 1
     assert json.loads(output)["cniVersion"] == "1.1.0"
+
+
+ROOTLESS = """
+set -e
+mount -t tmpfs tmpfs /run/netns
+ip netns add pod
+export CNI_CONTAINERID=c1 CNI_IFNAME=eth0 CNI_NETNS=/run/netns/pod CNI_PATH=/usr/lib/cni
+run() { CNI_COMMAND=$1 python3 -P -m tapster.cni <network.json; }
+run ADD >result.json
+ip -n pod -j link show eth0 >link.json
+run DEL
+! ip -n pod link show eth0 2>/dev/null
+run DEL
+"""
+
+
+def test_a_user_in_a_user_namespace_needs_no_root(plugin: Plugin) -> None:
+    folder = Path("/run/rootless")
+    folder.mkdir()
+    let_everybody_open_tun(folder)
+    install(folder)
+    os.chown(folder, ALICE, ALICE)
+    network = plugin.configuration(
+        ledger=str(folder / "ledger.db"),
+        dataDir=str(folder / "reservations"),
+        mac=GUEST,
+        ipam={**plugin.ipam(), "dataDir": str(folder / "addresses")},
+    )
+    (folder / "network.json").write_text(json.dumps(network))
+    namespaces = ["unshare", "--user", "--map-root-user", "--net", "--mount"]
+    done = subprocess.run(
+        [*as_user(ALICE), *namespaces, "sh", "-c", ROOTLESS],
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(folder / "lib")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done
+    result = json.loads((folder / "result.json").read_text())
+    assert result["interfaces"][1]["mac"] == GUEST
+    assert result["ips"][0]["address"] == "192.0.2.2/24"
+    (link,) = json.loads((folder / "link.json").read_text())
+    assert link["address"] == HOST_SIDE
