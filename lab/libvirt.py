@@ -133,30 +133,38 @@ class Libvirt:
                 f"qemu+unix:///system?socket={self.root}/run/libvirt/libvirt-sock"
             )
         self.hooks = HookLog(self.root)
-        self._daemon: subprocess.Popen[bytes] | None = None
+        self._pid: int | None = None
+        with open(self.root / "run/libvirtd.log", "ab") as log:
+            self._starter = subprocess.Popen(
+                [*self._inside, sys.executable, "-m", "lab.orphans"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=os.environ | {"NOTIFY_SOCKET": "/run/libvirtd.ready"},
+                cwd=Path(__file__).parents[1],
+                text=True,
+            )
 
     def start(self) -> None:
         """Start the daemon, and wait until it serves."""
+        assert self._starter.stdin
+        assert self._starter.stdout
         address = self.root / "run/libvirtd.ready"
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
             ready.bind(str(address))
             ready.settimeout(SECONDS)
-            with open(self.root / "run/libvirtd.log", "ab") as log:
-                self._daemon = subprocess.Popen(
-                    [*self._inside, "libvirtd"],
-                    stdin=subprocess.DEVNULL,
-                    stderr=log,
-                    env=os.environ | {"NOTIFY_SOCKET": "/run/libvirtd.ready"},
-                )
+            self._starter.stdin.write("libvirtd\n")
+            self._starter.stdin.flush()
+            self._pid = int(self._starter.stdout.readline())
             ready.recv(64)
         address.unlink()
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """End the daemon. Guests go on."""
-        daemon, self._daemon = self._daemon, None
-        if daemon is not None:
-            daemon.send_signal(number)
-            daemon.wait(SECONDS)
+        pid, self._pid = self._pid, None
+        if pid is not None:
+            os.kill(pid, number)
+            wait_ended(pid)
 
     def restart(self, number: int = signal.SIGTERM) -> None:
         self.stop(number)
@@ -167,6 +175,7 @@ class Libvirt:
         self.stop(signal.SIGKILL)
         pids = (self.root / PIDS).glob("*.pid")
         kill(*(int(path.read_text()) for path in pids))
+        self._starter.communicate()
         self.hooks.close()
 
     def define(self, xml: str) -> None:
