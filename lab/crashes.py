@@ -27,6 +27,8 @@ class Crashes:
         self._environment = {**os.environ, "TAPSTER_LEDGER": str(ledger)}
         self.host = Host(ledger, reaper=library.no_reaper)
         self.kills = 0
+        self.input: Path | None = None
+        """What the command reads, if it reads anything."""
 
     def killed(self, *arguments: str) -> Iterator[str]:
         """Yield where the command was killed; the caller checks what is left."""

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Domains of a real libvirtd on Tapster's devices: started, stopped, killed, moved."""
 
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 from lab import iproute, libvirt, shell
 from lab.libvirt import HeldHook, adopted, domain, kill, qemu_pid, virsh
+from lab.reapers import reapers
 from tests.libvirt.system import Place, place
 
 pytestmark = [pytest.mark.kernel, pytest.mark.e2e, pytest.mark.timeout(180)]
@@ -177,6 +180,24 @@ def test_the_death_of_libvirtd_while_a_domain_starts_ends_the_lease(
 
 
 @ALONE
+def test_the_death_of_the_hook_refuses_the_start_and_leaves_nothing(
+    host: Place,
+) -> None:
+    host.libvirt.define(adopted("hooked", "dev='hooked0' bridge='br0'"))
+    kept = libvirt.HOOK.read_text()
+    kill_it = "strace -o /dev/null -e inject=sendto:signal=KILL:when=4"
+    libvirt.HOOK.write_text(kept.replace("exec ", f"exec {kill_it} "))
+    try:
+        assert "fatal signal 9" in libvirt.refused("start hooked")
+    finally:
+        libvirt.HOOK.write_text(kept)
+    active = [name for name, one in host.leases().items() if one["state"] == "active"]
+    assert "hooked0" not in active
+    virsh("start --paused hooked")
+    assert_on_the_network(host, "hooked")
+
+
+@ALONE
 def test_a_saved_guest_comes_back_on_a_new_device(host: Place, tmp_path: Path) -> None:
     first = start(host, "nap", "dev='nap0' bridge='br0'")
     file = Path("/run/nap.save")
@@ -202,3 +223,30 @@ def wait_until_off(name: str) -> None:
         libvirt.call(
             "event", "--domain", name, "--event", "lifecycle", "--timeout", "1"
         )
+
+
+@pytest.fixture
+def booting() -> Iterator[Place]:
+    with place(daemon=False) as made:
+        yield made
+
+
+def test_domains_that_start_with_the_host_get_their_devices(booting: Place) -> None:
+    """A reboot: nothing runs, /run is empty, and the boot has another id."""
+    start(booting, "auto", "dev='auto0' bridge='br0'")
+    virsh("autostart auto")
+    booting.libvirt.hooks.wait_for("auto", "started")
+    former = booting.leases()["auto0"]["id"]
+    booting.libvirt.stop(signal.SIGKILL)
+    kill(*reapers(booting.ledger), qemu_pid("auto"))
+    kill(*reapers(booting.ledger))
+    shell.sh("ip link del auto0")
+    shutil.rmtree("/run/libvirt")
+    boot_id = Path("/run/boot_id")
+    boot_id.write_text(f"{uuid4()}\n")
+    shell.sh(f"mount --bind {boot_id} /proc/sys/kernel/random/boot_id")
+    booting.libvirt.start()
+    booting.libvirt.hooks.wait_for("auto", "started")
+    assert_on_the_network(booting, "auto")
+    assert booting.leases()["auto0"]["id"] != former
+    assert booting.tapster("recover") == ""

@@ -26,17 +26,19 @@ def _options(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
     }
 
 
-def _wiring_options() -> set[str]:
+def attributes() -> set[str]:
+    """Return the attributes that a NIC may have beside its name."""
     parser = argparse.ArgumentParser(add_help=False)
     wire.declare(parser)
-    return {name for name in _options(parser) if not name.startswith("no-")}
+    wiring = {name for name in _options(parser) if not name.startswith("no-")}
+    return {*NIC_OPTIONS, *wiring}
 
 
 def request(name: str, wishes: Mapping[str, str]) -> Spec:
     """Return the request for the device `name`. Raise RequestError."""
     parser = _Parser(prog=name, add_help=False, allow_abbrev=False)
     nic.declare(parser)
-    allowed = {*NIC_OPTIONS, *_wiring_options()}
+    allowed = attributes()
     known = {
         option: action
         for option, action in _options(parser).items()

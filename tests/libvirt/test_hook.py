@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The hook by itself: called as libvirt calls it, killed anywhere, and out of time."""
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab import iproute, shell
+from lab.crashes import Crashes
+from lab.libvirt import adopted, domain, uuid_of
+from lab.shell import TAPSTER
+from lab.strangers import foreign_tap
+from tapster import Host, Lease
+from tapster.libvirt import hooks
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
+
+LONGEST = 0.005
+"""Seconds that the hook may take for a domain that is not Tapster's."""
+WEB = adopted("web", "dev='web0' bridge='br0'", "dev='web1' bridge='br0'")
+IFF_VNET_HDR = 0x4000
+OWNER = f"libvirt:{uuid_of('web')}"
+
+
+@pytest.fixture
+def script(tmp_path: Path, ledger: Path) -> Path:
+    """The hook as `install` writes it."""
+    path = tmp_path / "50-tapster"
+    path.write_text(hooks.text(TAPSTER, str(ledger)))
+    path.chmod(0o755)
+    return path
+
+
+def call(script: Path, phase: str, xml: str) -> "subprocess.CompletedProcess[str]":
+    """Call the hook as libvirt does."""
+    return subprocess.run(
+        [script, "web", phase, "begin", "-"],
+        input=xml,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+        env={"LC_ALL": "C", "PATH": os.environ["PATH"], "HOME": "/root"},
+    )
+
+
+@pytest.mark.parametrize("phase", ["prepare", "stopped", "attach"])
+def test_it_costs_little_for_a_domain_that_is_not_tapsters(
+    script: Path, phase: str, ledger: Path
+) -> None:
+    nic = "<interface type='user'/>"
+    xml = domain("web", *[nic] * 200)
+    times = []
+    for _ in range(50):
+        begin = time.perf_counter()
+        done = call(script, phase, xml)
+        times.append(time.perf_counter() - begin)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert min(times) < LONGEST
+    assert not ledger.exists(), "Python did not start"
+
+
+def leases(host: Host) -> list[Lease]:
+    return host.leases(all=False)
+
+
+def test_the_phases_of_a_domains_life(script: Path, host: Host) -> None:
+    assert call(script, "prepare", WEB).returncode == 0
+    first = leases(host)
+    assert [(lease.name, lease.owner) for lease in first] == [
+        ("web0", OWNER),
+        ("web1", OWNER),
+    ]
+    assert first[0].process is not None
+    assert first[0].process.pid == os.getpid(), "the caller's, as is libvirtd"
+    assert call(script, "start", WEB).returncode == 0
+    assert call(script, "started", WEB).returncode == 0
+    assert call(script, "release", WEB).returncode == 0
+    assert leases(host) == []
+    assert call(script, "release", WEB).returncode == 0, "it may be repeated"
+    assert call(script, "prepare", WEB).returncode == 0
+    second = leases(host)
+    assert [lease.name for lease in second] == ["web0", "web1"]
+    assert {lease.ifindex for lease in second}.isdisjoint(
+        {lease.ifindex for lease in first}
+    )
+
+
+def test_what_a_former_start_left_is_replaced(script: Path, host: Host) -> None:
+    for _ in range(2):
+        assert call(script, "prepare", WEB).returncode == 0
+    assert len(leases(host)) == 2
+
+
+def test_a_device_that_was_deleted_while_the_domain_starts(
+    script: Path, host: Host
+) -> None:
+    call(script, "prepare", WEB)
+    shell.sh("ip link del web1")
+    done = call(script, "start", WEB)
+    assert done.returncode == 1
+    assert "somebody deleted web1" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_waiting_device_that_a_vm_has_opened_is_not_deleted(
+    script: Path, host: Host
+) -> None:
+    call(script, "prepare", WEB)
+    call(script, "release", WEB)
+    fd = foreign_tap("web0", flags=IFF_VNET_HDR)
+    done = call(script, "prepare", WEB)
+    assert done.returncode == 1
+    assert "then a process opened it" in done.stderr
+    os.close(fd)
+    assert call(script, "prepare", WEB).returncode == 0
+
+
+def test_the_host_that_a_vm_comes_to_has_its_devices_on_standby(
+    script: Path, host: Host
+) -> None:
+    done = call(script, "migrate", WEB)
+    assert (done.returncode, done.stdout) == (0, ""), "the XML stays as it is"
+    waiting = leases(host)
+    assert [lease.wiring.standby for lease in waiting] == [True, True]
+    assert iproute.ports() == set()
+    assert call(script, "prepare", WEB).returncode == 0
+    assert leases(host) == waiting, "prepare takes them over"
+
+
+@pytest.mark.parametrize("phase", ["started", "reconnect"])
+def test_it_never_fails_where_libvirt_would_kill_the_vm(
+    script: Path, phase: str
+) -> None:
+    broken = WEB.replace("dev='web0' bridge='br0'/>", "bridge='br0'/>")
+    assert call(script, phase, broken).returncode == 0
+    script.write_text(script.read_text().replace(TAPSTER, "/no/such/program"))
+    assert call(script, phase, WEB).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("xml", "wrong"),
+    [
+        (WEB.replace("bridge='br0'/>", "brigde='br0'/>"), "attribute 'brigde'"),
+        (WEB.replace("bridge='br0'/>", "bridge='br0' isolated='1'/>"), "yes or no"),
+        (WEB.replace("bridge='br0'/>", "bridge='br0' mtu='big'/>"), "mtu: "),
+        (WEB.replace("bridge='br0'/>", "bridge='br9'/>"), "br9"),
+        (WEB.replace("managed='no'", ""), "managed='no'"),
+        ("<domain>urn:tapster:libvirt:1", "not well-formed"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(script: Path, xml: str, wrong: str) -> None:
+    done = call(script, "prepare", xml)
+    assert done.returncode in (1, 2)
+    assert wrong in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+class HookCrashes(Crashes):
+    """Kill the hook at few of its system calls: other tests kill its operations."""
+
+    def __init__(self, ledger: Path) -> None:
+        super().__init__(ledger)
+        self.calls = {"sendto": 16, "ioctl": 7, "pwrite64": 160}
+
+
+@pytest.fixture
+def crashes(ledger: Path, tmp_path: Path) -> Iterator[HookCrashes]:
+    crashes = HookCrashes(ledger)
+    crashes.input = tmp_path / "web.xml"
+    crashes.input.write_text(WEB)
+    yield crashes
+    crashes.host.close()
+
+
+@pytest.mark.crash
+@pytest.mark.timeout(300)
+def test_a_hook_that_is_killed_anywhere_can_be_called_again_I5(
+    crashes: HookCrashes, script: Path
+) -> None:
+    for where in crashes.killed("libvirt", "hook", "web", "prepare", "begin", "-"):
+        crashes.mend(where)
+        assert call(script, "prepare", WEB).returncode == 0, where
+        active = [one.name for one in leases(crashes.host)]
+        assert active == ["web0", "web1"], where
+        crashes.clear()
+    assert crashes.kills

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The schema of the metadata accepts what adopt writes, and knows each attribute."""
+
+import re
+import subprocess
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from tapster.cli import wishes
+from tapster.libvirt import domain
+from tests.libvirt.test_domain import DOMAINS, adopt
+
+SCHEMA = Path(__file__).parents[2] / "docs/libvirt.rng"
+PAGE = SCHEMA.with_suffix(".md")
+
+
+def complaint(metadata: str) -> str:
+    """Return what xmllint says against a piece of metadata; "" if it is valid."""
+    done = subprocess.run(
+        ["xmllint", "--noout", "--relaxng", str(SCHEMA), "-"],
+        input=metadata,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stderr if done.returncode else ""
+
+
+def nics(attributes: str) -> str:
+    return (
+        f"<t:nics xmlns:t='{domain.NAMESPACE}'><t:nic dev='web0' {attributes}/>"
+        "</t:nics>"
+    )
+
+
+def test_it_accepts_what_adopt_writes() -> None:
+    found = []
+    for name in DOMAINS:
+        root = ElementTree.fromstring(adopt(name).xml)
+        found += root.findall(f"./metadata/{{{domain.NAMESPACE}}}nics")
+    assert len(found) > 20
+    for element in found:
+        assert complaint(ElementTree.tostring(element, encoding="unicode")) == ""
+
+
+def test_it_knows_the_attributes_that_the_hook_knows() -> None:
+    known = set(re.findall(r'<attribute name="([\w-]+)"', SCHEMA.read_text()))
+    assert known - {"dev"} == wishes.attributes()
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        "brigde='br0'",
+        "bridge='br0' ovs='ovs0'",
+        "bridge='br0' filter='true'",
+        "bridge='br0' vlan='seven'",
+        "bridge='br0' inbound='fast'",
+        "bridge=''",
+    ],
+)
+def test_it_refuses_what_the_hook_would(attributes: str) -> None:
+    assert complaint(nics("bridge='br0'")) == ""
+    assert complaint(nics(attributes))
+
+
+def test_the_example_of_the_page_is_valid() -> None:
+    pattern = r"(?s)<tapster:nics.*?</tapster:nics>"
+    (example,) = re.findall(pattern, PAGE.read_text())
+    assert complaint(example) == ""
