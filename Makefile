@@ -11,7 +11,7 @@ WORKERS ?= $(shell expr $$(nproc) + 1)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # the order of the prerequisites is the order of the work
-.PHONY: help setup deps demo quick test host host-test check explore differential soak bench install uninstall deb format clean root
+.PHONY: help setup deps demo demo-libvirt quick test host host-test check explore differential soak bench install uninstall deb format clean root
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -25,6 +25,9 @@ deps: ## Install the Debian packages that tests and demo need (root)
 demo: root deps setup ## Reproduce the race with real VMs, then show the fix (root)
 	$(VENV)/bin/python demo/race.py --report dist/demo.html $(ARGS)
 	@chown -hR --reference=. dist
+
+demo-libvirt: root deps setup ## The race under libvirt, round after round: ROUNDS=10 (root)
+	$(VENV)/bin/python -m demo.libvirt_race --rounds $(or $(ROUNDS),10) $(ARGS)
 
 quick: setup ## Run the tests that need no root and no service, in under a minute
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "$(QUICK)" $(ARGS)

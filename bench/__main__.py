@@ -26,6 +26,7 @@ MEASUREMENTS = (
     "filters",
     "daemon",
     "pods",
+    "domains",
     "drift",
 )
 LONG = {"drift": "15 minutes"}
