@@ -145,7 +145,7 @@ def test_it_never_fails_where_libvirt_would_kill_the_vm(
 @pytest.mark.parametrize(
     ("xml", "wrong"),
     [
-        (WEB.replace("bridge='br0'/>", "brigde='br0'/>"), "attribute 'brigde'"),
+        (WEB.replace("bridge='br0'/>", "switch='br0'/>"), "attribute 'switch'"),
         (WEB.replace("bridge='br0'/>", "bridge='br0' isolated='1'/>"), "yes or no"),
         (WEB.replace("bridge='br0'/>", "bridge='br0' mtu='big'/>"), "mtu: "),
         (WEB.replace("bridge='br0'/>", "bridge='br9'/>"), "br9"),

@@ -53,7 +53,7 @@ def test_it_knows_the_attributes_that_the_hook_knows() -> None:
 @pytest.mark.parametrize(
     "attributes",
     [
-        "brigde='br0'",
+        "switch='br0'",
         "bridge='br0' ovs='ovs0'",
         "bridge='br0' filter='true'",
         "bridge='br0' vlan='seven'",
