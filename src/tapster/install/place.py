@@ -62,6 +62,8 @@ def install(prefix: str, destdir: str, python: str) -> list[str]:
         _write(destdir + path, program(name, python, library), 0o755)
         placed.append(path)
     placed += place(shared_files(prefix) + service_files(prefix), bindir, destdir)
+    if not destdir:  # a package's own scripts compile it on the host
+        _compile(python, f"{library}/tapster")
     return placed
 
 
@@ -132,6 +134,18 @@ def _copy_package(library: str, destdir: str) -> list[str]:
         shutil.rmtree(target)  # modules of an earlier release must not stay
     shutil.copytree(PACKAGE, target, ignore=shutil.ignore_patterns("__pycache__"))
     return [f"{library}/tapster"]
+
+
+def _compile(python: str, package: str) -> None:
+    """Write the bytecode, which no program of a user who is not root could keep."""
+    command = [python, "-I", "-m", "compileall", "-q", package]
+    try:
+        pid = os.posix_spawnp(python, command, os.environ)
+    except OSError as error:
+        raise HostError(f"{python!r} cannot be started: {error.strerror}") from error
+    _, status = os.waitpid(pid, 0)
+    if status:
+        raise HostError(f"{python!r} cannot compile the modules in {package!r}")
 
 
 def _write(path: str, text: str, mode: int) -> None:
