@@ -66,6 +66,17 @@ def test_it_refuses_what_the_hook_would(attributes: str) -> None:
     assert complaint(nics(attributes))
 
 
+def test_the_command_of_the_page_checks_a_domain() -> None:
+    (command,) = re.findall(r"(?s)virsh dumpxml web \|\n(.*?)```", PAGE.read_text())
+    program = command.replace("docs/libvirt.rng", str(SCHEMA))
+    for attribute, status in (("", 0), ("color='red' ", 3)):
+        xml = adopt("bridge").xml.replace(b"bridge=", attribute.encode() + b"bridge=")
+        done = subprocess.run(
+            ["sh", "-c", program], input=xml, capture_output=True, check=False
+        )
+        assert done.returncode == status
+
+
 def test_the_example_of_the_page_is_valid() -> None:
     pattern = r"(?s)<tapster:nics.*?</tapster:nics>"
     (example,) = re.findall(pattern, PAGE.read_text())

@@ -66,7 +66,7 @@ def sources(folder: Path) -> list[Path]:
     return [
         path
         for path in sorted(folder.iterdir())
-        if path.suffix in (".html", ".py", ".sql", ".nft")
+        if path.suffix in (".html", ".py", ".sh", ".sql", ".nft")
     ]
 
 

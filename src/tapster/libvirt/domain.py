@@ -38,7 +38,7 @@ NICS = f"{NAMESPACE} nics"
 WAS = f"{NAMESPACE} was"
 INTERFACE = ("domain", "devices", "interface")
 
-PLACES = {"bridge", "ovs", "link"}
+PLACES = {"bridge", "ovs", "link", "redirect"}
 """The attributes of a nic that say what its device is on."""
 
 Resolve = Callable[[str], dict[str, str]]
