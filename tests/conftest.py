@@ -19,8 +19,10 @@ disinherit()  # before any test module is imported
 
 
 @pytest.fixture
-def world() -> Iterator[None]:
+def world(request: pytest.FixtureRequest) -> Iterator[None]:
     """Give the test a network and a mount namespace of its own, with a bridge."""
+    marks = {mark.name for mark in request.node.iter_markers()}
+    assert marks & {"kernel", "crash", "e2e"}, "mark the test: it needs root"
     with namespaces():
         shell.sh("ip link set lo up")
         shell.sh("ip link add br0 address 02:00:00:00:00:01 type bridge")

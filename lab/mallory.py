@@ -8,13 +8,17 @@ import itertools
 import json
 import os
 import random
+import signal
 import socket
 import struct
-from collections.abc import Callable
-from contextlib import suppress
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import tapster
+from lab.daemon import ALICE
 from tapster import TapsterError
 from tapster.kernel import unix
 from tapster.rpc import interface, varlink
@@ -22,6 +26,41 @@ from tapster.rpc.interface import METHODS
 
 Attack = Callable[["Target"], None]
 ATTACKS: dict[str, Attack] = {}
+
+MALLORY = 61011
+"""The user who attacks."""
+METRICS = ("127.0.0.1", 9474)
+POLICY = f"""
+[limits]
+connections = 200
+idle = 300.0
+stall = 1.0
+keys = 20
+
+[metrics]
+listen = "{METRICS[0]}:{METRICS[1]}"
+everybody = true
+
+[[allow]]
+users = ["{ALICE}"]
+bridges = ["br0"]
+features = ["fin-wait"]
+
+[[allow]]
+users = ["{MALLORY}"]
+bridges = ["br0"]
+templates = ["vnet%d", "m*"]
+features = ["fin-wait", "naming"]
+netns = ["lab*"]
+vlans = ["1-100"]
+devices = 4
+
+[[allow]]
+users = ["{MALLORY}"]
+bridges = ["br1"]
+features = ["mtu"]
+"""
+"""A policy for Mallory and for another user."""
 
 "".encode("idna")  # to import it while the files of Python can be read
 _kept: list[Any] = []
@@ -103,6 +142,12 @@ def lingering() -> tuple[int, socket.socket]:
     return sender.detach(), receiver
 
 
+def close_aside(fd: int) -> None:
+    """Close in a thread: if the daemon closed before, this close is the one that
+    waits."""
+    threading.Thread(target=os.close, args=[fd], daemon=True).start()
+
+
 # Memory
 
 
@@ -156,7 +201,7 @@ def hand_over_descriptors_whose_close_waits(target: Target) -> None:
     with target.connect() as made, suppress(OSError):
         for _ in range(8):
             unix.send(made, PING, [fd] * 8)
-    os.close(fd)
+    close_aside(fd)
 
 
 @attack
@@ -166,7 +211,7 @@ def leave_descriptors_unread_whose_close_waits(target: Target) -> None:
     with target.connect() as made, suppress(OSError):
         made.sendall(b"not a request\0")
         unix.send(made, b"x", [fd] * 8)
-    os.close(fd)
+    close_aside(fd)
 
 
 @attack
@@ -352,9 +397,12 @@ def ask_for_names_that_a_shell_expands(target: Target) -> None:
 
 @attack
 def look_for_leases_of_others(target: Target) -> None:
-    for reference in (target.lease, "vnet0"):
-        answer = ask(target, call("Get", {"lease": reference}))
-        assert target.lease not in json.dumps(answer).replace(reference, "", 1)
+    for theirs, unknown in ((target.lease, "0" * 16), ("vnet0", "vnet99")):
+        answers = (
+            json.dumps(ask(target, call("Get", {"lease": one}))).replace(one, "")
+            for one in (theirs, unknown)
+        )
+        assert len(set(answers)) == 1, "another user's lease is as one that is not"
     refused(target, call("Release", {"lease": target.lease}), "NoSuchLease")
     refused(target, call("Reopen", {"lease": target.lease}), "NoSuchLease")
     refused(target, call("Bind", {"leases": [target.lease]}), "NoSuchLease")
@@ -457,3 +505,39 @@ def change_the_case_of_the_protocol(target: Target) -> None:
     refused(target, b'{"METHOD":"io.tapster.Ping"}\0', "RequestError")
     refused(target, b'{"method":"IO.TAPSTER.Ping"}\0', "InterfaceNotFound")
     assert varlink.SERVICE == "org.varlink.service"
+
+
+@contextmanager
+def attacked(attack: Attack, target: Target) -> Iterator[None]:
+    """Let Mallory attack for the time of a block."""
+    ready, begun = os.pipe()
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            os.setgroups([])
+            os.setgid(MALLORY)
+            os.setuid(MALLORY)
+            attack(target)
+            os.write(begun, b"!")
+            while True:
+                attack(target)
+        except (BrokenPipeError, ConnectionResetError, TimeoutError, BlockingIOError):
+            status = 0  # the daemon has hung up, or makes Mallory wait
+            os.write(begun, b"!")
+            signal.pause()
+        except BaseException:  # noqa: BLE001 - it is another process
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    os.close(begun)
+    try:
+        assert os.read(ready, 1) == b"!", "the attack failed"
+        yield
+    finally:
+        os.close(ready)
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if not ended:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    assert (ended, status) == (0, 0), "the attack failed"

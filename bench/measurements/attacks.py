@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much longer one user of the daemon waits while another user attacks it."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from bench.measurements import Run
+from bench.result import Goal, Row, Table, interleave
+from lab import shell
+from lab.daemon import ALICE, Daemon
+from lab.mallory import ATTACKS, METRICS, POLICY, Target, attacked
+from lab.namespaces import namespaces
+from tapster import Client, Tap
+
+CALLS = 25
+"""Acquires and releases a round, of each attack."""
+IDLE = "no attack"
+FEW = 3
+"""Attacks that a small run tries."""
+
+
+def measure(run: Run) -> Iterator[Table]:
+    calls = run.size(CALLS, 2)
+    names = [*ATTACKS][: run.size(len(ATTACKS), FEW)]
+    with namespaces():
+        shell.sh("ip link set lo up")
+        for bridge in ("br0", "br1"):
+            shell.sh(f"ip link add {bridge} type bridge")
+            shell.sh(f"ip link set {bridge} up")
+        with Daemon(policy=POLICY) as daemon:
+            daemon.start()
+            with daemon.connect(ALICE) as client:
+                kept = client.acquire(Tap(bridge="br0"))
+                kept.close()
+                target = Target(str(daemon.socket), METRICS, kept.id)
+                ways: dict[str, Callable[[], float]] = {
+                    IDLE: partial(_use, client, calls)
+                }
+                for name in names:
+                    ways[_title(name)] = partial(
+                        _use_under, client, calls, name, target
+                    )
+                found = interleave(ways, run.rounds)
+    yield Table(
+        "attacks",
+        "Acquire and release by one user while another user attacks",
+        "ms",
+        [Row(title, rounds) for title, rounds in found.items()],
+        base=IDLE,
+        goals=[Goal(_title(name), 3, to=IDLE) for name in names],
+        about="The median of both calls together, through the daemon. The attacker "
+        "also takes a processor.",
+    )
+
+
+def _title(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _use_under(client: Client, calls: int, name: str, target: Target) -> float:
+    with attacked(ATTACKS[name], target):
+        return _use(client, calls)
+
+
+def _use(client: Client, calls: int) -> float:
+    taken = []
+    for _ in range(calls):
+        start = time.perf_counter()
+        opened = client.acquire(Tap(bridge="br0", fin_wait=0))
+        opened.close()
+        client.release(opened)
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken) * 1e3
