@@ -16,6 +16,7 @@ from lab.iproute import neighbours
 from lab.namespaces import namespaces
 from lab.openvswitch import OpenVswitch
 from lab.reapers import reapers
+from lab.redirect import filters, kernel_redirects
 from lab.shell import TAPSTER, sh
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
@@ -94,6 +95,12 @@ def state() -> dict[str, Any]:
         "neighbours": neighbours(),
         "rules": rules(),
         "rates": rates(),
+        "redirections": [
+            entry
+            for link in devices()
+            for entry in filters(link["ifname"])
+            if entry["kind"] == "matchall"
+        ],
     }
 
 
@@ -127,9 +134,26 @@ STEPS = {
     "a placeholder": ["add --link eth0 --mode passthru", "rm vnet0"],
     "another namespace": ["add --netns blue"],
 }
+REDIRECT_STEPS = {
+    "a redirection": ["add --redirect eth0"],
+    "another redirection": ["add --redirect eth0", "set vnet0 --redirect eth1"],
+    "the end of a redirection": ["add --redirect eth0", "rm vnet0"],
+}
+redirecting = pytest.mark.skipif(
+    not kernel_redirects(), reason="this kernel has no act_mirred: make host-test"
+)
 
 
-@pytest.mark.parametrize("verbs", STEPS.values(), ids=STEPS)
+@pytest.mark.parametrize(
+    "verbs",
+    [
+        *(pytest.param(verbs, id=title) for title, verbs in STEPS.items()),
+        *(
+            pytest.param(verbs, id=title, marks=redirecting)
+            for title, verbs in REDIRECT_STEPS.items()
+        ),
+    ],
+)
 def test_the_printed_commands_have_the_same_result(
     here: None, ledger: Path, verbs: list[str]
 ) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from tapster.backends import Leases, htb, make, ovsport
 from tapster.backends.backend import Backend, Leftover, Observation
-from tapster.kernel import netns
+from tapster.kernel import mirred, netns
 from tapster.kernel.port import GuardLimit, LinkChange, Namespace, NewMacvtap, System
 from tapster.light import Any, cast
 from tapster.model import Lease, Netns, State, Wiring, stamp
@@ -174,6 +174,30 @@ class VerboseNamespace:
         self.plain.guard(ifindex, judge=judge, limits=limits)
         self.say("tc", "qdisc", "replace", "dev", self.name(ifindex), "clsact")
         self._write("# and at its ingress, pref 1: the BPF program tapster-guard")
+
+    def redirect(self, ifindex: int, to: int, stamp: bytes) -> None:
+        self.plain.redirect(ifindex, to, stamp)
+        made = self.plain.redirection(ifindex)
+        own = made is not None and made.own_qdisc
+        if own:
+            self.say("tc", "qdisc", "add", "dev", self.name(ifindex), "clsact")
+        self.say(
+            *("tc", "filter", "add", "dev", self.name(ifindex), "ingress"),
+            *("pref", mirred.PREFERENCE, "handle", mirred.HANDLE, "matchall"),
+            *("action", "mirred", "egress", "redirect", "dev", self.name(to)),
+            *("cookie", mirred.cookie(stamp, own_qdisc=own).hex()),
+        )
+
+    def unredirect(self, ifindex: int, stamp: bytes) -> None:
+        there = self.plain.redirection(ifindex)
+        self.plain.unredirect(ifindex, stamp)
+        if there is None or there.stamp != stamp:
+            return
+        name = self.name(ifindex)
+        preference = ("pref", mirred.PREFERENCE)
+        self.say("tc", "filter", "del", "dev", name, "ingress", *preference)
+        if there.own_qdisc:
+            self.say("tc", "qdisc", "del", "dev", name, "clsact")
 
     def unguard(self, ifindex: int) -> None:
         self.plain.unguard(ifindex)

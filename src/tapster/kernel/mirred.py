@@ -62,7 +62,7 @@ def add(rtnl: Rtnl, ifindex: int, to: int, stamp: bytes) -> None:
     parameters = _MIRRED.pack(0, 0, TC_ACT_STOLEN, 0, 0, TCA_EGRESS_REDIR, to)
     action = (
         attribute(TCA_ACT_KIND, b"mirred\0")
-        + attribute(TCA_ACT_COOKIE, stamp + (_OWN_QDISC if own else b"\0"))
+        + attribute(TCA_ACT_COOKIE, cookie(stamp, own_qdisc=own))
         + nest(TCA_ACT_OPTIONS, attribute(TCA_MIRRED_PARMS, parameters))
     )
     options = nest(TCA_OPTIONS, nest(TCA_MATCHALL_ACT, nest(1, action)))
@@ -76,14 +76,13 @@ def add(rtnl: Rtnl, ifindex: int, to: int, stamp: bytes) -> None:
         raise error
 
 
+def cookie(stamp: bytes, *, own_qdisc: bool) -> bytes:
+    """Return the cookie of a redirection's action."""
+    return stamp + (_OWN_QDISC if own_qdisc else b"\0")
+
+
 def get(rtnl: Rtnl, ifindex: int) -> Redirection | None:
     """Return the redirection of a device, whoever made it. Raises OSError."""
-    found = _get(rtnl, ifindex)
-    return None if found is None else found[0]
-
-
-def _get(rtnl: Rtnl, ifindex: int) -> tuple[Redirection, bool] | None:
-    """Return the redirection, and whether the qdisc was made for it."""
     wanted = TCMSG.pack(socket.AF_UNSPEC, ifindex, 0, INGRESS, 0)
     for body in rtnl.list_bodies(RTM_GETTFILTER, wanted):
         _, at, handle, _, info = TCMSG.unpack_from(body)
@@ -94,11 +93,11 @@ def _get(rtnl: Rtnl, ifindex: int) -> tuple[Redirection, bool] | None:
         )
         actions = parse_attributes(options.get(TCA_MATCHALL_ACT, b""))
         action = parse_attributes(actions.get(1, b""))
-        cookie = action.get(TCA_ACT_COOKIE, b"")
+        carried = action.get(TCA_ACT_COOKIE, b"")
         inner = parse_attributes(action.get(TCA_ACT_OPTIONS, b""))
         parameters = inner.get(TCA_MIRRED_PARMS, bytes(_MIRRED.size))
         to = _MIRRED.unpack_from(parameters)[-1]
-        return Redirection(to, cookie[:-1]), cookie[-1:] == _OWN_QDISC
+        return Redirection(to, carried[:-1], carried[-1:] == _OWN_QDISC)
     return None
 
 
@@ -107,15 +106,15 @@ def delete(rtnl: Rtnl, ifindex: int, stamp: bytes) -> None:
 
     The qdisc goes, too, if it was made for the redirection and has no other filter.
     """
-    found = _get(rtnl, ifindex)
-    if found is None or found[0].stamp != stamp:
+    found = get(rtnl, ifindex)
+    if found is None or found.stamp != stamp:
         return
     gone = message(RTM_DELTFILTER, ifindex, HANDLE, INGRESS, _INFO, kind("matchall"))
     (error,) = rtnl.execute([gone])
     if error is not None and error.errno not in _GONE:
         raise error
     others = any(filters(rtnl, ifindex, parent) for parent in (INGRESS, EGRESS))
-    if found[1] and not others:
+    if found.own_qdisc and not others:
         _delete_qdisc(rtnl, ifindex)
 
 

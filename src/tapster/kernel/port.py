@@ -100,6 +100,9 @@ class Redirection(NamedTuple):
     to: int
     """The interface index of the other device; 0 if that device is gone."""
     stamp: bytes
+    own_qdisc: bool
+    """The qdisc was made for the redirection, and goes with it if it has no other
+    filter."""
 
 
 HERE = -1
