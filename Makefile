@@ -35,7 +35,8 @@ QUICK = not kernel and not crash and not e2e and not slow
 
 test: root deps setup ## Run the tests; some of them: ARGS="-k recover" (root)
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal \
-	    -p lab.ran --ran .ran/here.json $(ARGS)
+	    -p lab.ran --ran $(RAN) $(ARGS)
+RAN = .ran/here.json
 
 SUITE ?= 13
 TIMES ?= $(if $(SHORT),1,20)

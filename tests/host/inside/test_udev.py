@@ -2,6 +2,7 @@
 """udev, NetworkManager and systemd-networkd beside Tapster's devices."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from tapster import Host, Tap
 from tests.host.inside.world import EVENT_SECONDS, links, sh
 
-TAPS = 300
+TAPS = int(os.environ.get("LAB_TAPS", "300"))
 
 
 @pytest.mark.timeout(900)  # udev takes its time without KVM
