@@ -395,7 +395,18 @@ def test_rules_are_compared_by_what_they_do(lab: GuestBridge) -> None:
 
 
 @pytest.mark.parametrize("change", ["acquire", "set"])
-@pytest.mark.parametrize("gone", ["delete table bridge {}", "flush ruleset"])
+@pytest.mark.parametrize(
+    "gone",
+    [
+        "delete table bridge {}",
+        "flush ruleset",
+        "flush table bridge {}",
+        "flush chain bridge {} guest",
+        "add table bridge {} {{ flags dormant; }}",
+        "insert rule bridge {} guest accept",
+        "insert rule bridge {} prerouting accept",
+    ],
+)
 def test_a_table_that_is_gone_is_made_again_with_all_its_elements(
     lab: GuestBridge, gone: str, change: str
 ) -> None:

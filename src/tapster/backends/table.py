@@ -19,7 +19,7 @@ from zlib import crc32
 
 from tapster.backends.backend import Leftover, Observation
 from tapster.errors import HostError, KernelError
-from tapster.kernel.port import Namespace
+from tapster.kernel.port import Namespace, Rule
 from tapster.light import Any, NamedTuple
 from tapster.model import Lease, State, Wiring, parse_stamp, stamp
 
@@ -110,10 +110,13 @@ class TableBackend:
     def attach(self, namespace: Namespace, lease: Lease) -> None:
         """Replace the lease's elements by those it should have, in one transaction."""
         if lease.state is State.RESERVED:
-            # A new device has no elements yet. If the table exists, this is enough.
+            # A new device has no elements yet. If the table and its rules exist, this
+            # is enough. A flush of the table leaves its sets, and elements without
+            # rules filter nothing.
             try:
                 namespace.nft("\n".join(self._commands(lease)))
-                return
+                if namespace.nft_rules(self.table) == self._expected_rules:
+                    return
             except HostError:  # nft did none of the commands
                 pass
         self.restore(namespace, [lease])
@@ -309,6 +312,18 @@ class TableBackend:
         """Commands that make the table and its rules, and keep its elements."""
         make = f"add table bridge {self.table}", f"flush table bridge {self.table}"
         return [*make, self._text]
+
+    @cached_property
+    def _expected_rules(self) -> list[Rule]:
+        """The rules of the table; each has a comment."""
+        rules = []
+        chain = ""
+        for line in self._text.splitlines():
+            if line.startswith("\tchain "):
+                chain = line.split()[1]
+            elif " comment " in line:
+                rules.append(Rule(chain, line.split('"')[-2]))
+        return rules
 
     @cached_property
     def _text(self) -> str:

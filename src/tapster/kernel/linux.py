@@ -33,6 +33,7 @@ from tapster.kernel.port import (
     Namespace,
     NewMacvtap,
     Redirection,
+    Rule,
     Vlans,
     Watch,
 )
@@ -322,6 +323,15 @@ class LinuxNamespace:
         # lower 16 bits of the kernel's generation number are the same.
         with self._asking_nft(), closing(self._nft()) as fresh:
             return fresh.run(f"list {what}")
+
+    def nft_rules(self, table: str) -> list[Rule]:
+        from tapster.kernel.nft_rules import rules
+
+        try:
+            with self.inside():
+                return rules(table)
+        except OSError as error:
+            raise failure(error, "listing the rules of nftables") from error
 
     def nft_example(self, commands: str, what: str) -> list[dict[str, Any]]:
         from tapster.kernel.nft import Nft

@@ -111,6 +111,13 @@ ALL = 0
 """In `Changes.rules`: every device of a namespace."""
 
 
+class Rule(NamedTuple):
+    """A rule of nftables, as far as it can be told apart from others."""
+
+    chain: str
+    comment: str
+
+
 class Namespace(Protocol):
     """One network namespace. It stays in existence for as long as this object is open.
 
@@ -165,6 +172,12 @@ class Namespace(Protocol):
         """Return the VLANs of a bridge port; None if it has none or is no port."""
 
     # Creating and opening
+
+    def nft_rules(self, table: str) -> list[Rule]:
+        """List the rules of a table of nftables of family bridge, without elements.
+
+        [] if there is no such table, or if it is dormant.
+        """
 
     def nft_example(self, commands: str, what: str) -> list[dict[str, Any]]:
         """Return what nft_list would return after these commands. Change nothing."""

@@ -339,6 +339,9 @@ class FakeNamespace:
     def nft(self, commands: str) -> NoReturn:
         raise HostError("the host in memory has no nftables")
 
+    def nft_rules(self, table: str) -> NoReturn:
+        raise HostError("the host in memory has no nftables")
+
     def nft_example(self, commands: str, what: str) -> NoReturn:
         raise HostError("the host in memory has no nftables")
 
