@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Start the command: `tapster`, or `python -m tapster`."""
 
+# The module `signal` makes an enumeration of all signals: a fiftieth of a verb's time.
+import _signal as signal  # type: ignore[import-not-found] # it has no stub
 import gc
-import signal
 
 from tapster.light import NoReturn
 

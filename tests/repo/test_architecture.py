@@ -152,12 +152,22 @@ ROOMS = [
     ),
     Room(
         "tapster.ledger.allocator",
-        ("tapster.errors", "tapster.model", "tapster.names"),
+        (
+            "tapster.errors",
+            "tapster.model",
+            "tapster.names",
+            "tapster.ledger.sqlite",
+        ),
         "what must be known of the kernel is passed in: a transaction is short",
     ),
     Room(
         "tapster.ledger.database",
-        ("tapster.errors", "tapster.kernel.files", "tapster.ledger.failure"),
+        (
+            "tapster.errors",
+            "tapster.kernel.files",
+            "tapster.ledger.failure",
+            "tapster.ledger.sqlite",
+        ),
         "a file, whatever is in it",
     ),
     Room("tapster.kernel.files", (), "whose they are, whatever is in them"),
@@ -168,17 +178,47 @@ ROOMS = [
     ),
     Room(
         "tapster.ledger.failure",
-        ("tapster.errors", "tapster.kernel.files"),
+        (
+            "tapster.errors",
+            "tapster.kernel.files",
+            "tapster.ledger.sqlite",
+        ),
         "errors of the file, with what would be right",
     ),
-    Room("tapster.ledger.claims", ("tapster.model",), "one column of a table"),
+    Room(
+        "tapster.ledger.claims",
+        (
+            "tapster.model",
+            "tapster.ledger.sqlite",
+        ),
+        "one column of a table",
+    ),
     Room(
         "tapster.ledger.history",
-        ("tapster.ledger.rows", "tapster.ledger.settings", "tapster.model"),
+        (
+            "tapster.ledger.rows",
+            "tapster.ledger.settings",
+            "tapster.model",
+            "tapster.ledger.sqlite",
+        ),
         "two tables of what is over",
     ),
-    Room("tapster.ledger.namespaces", ("tapster.model",), "one table"),
-    Room("tapster.ledger.settings", ("tapster.ledger.database",), "one table"),
+    Room(
+        "tapster.ledger.namespaces",
+        (
+            "tapster.model",
+            "tapster.ledger.sqlite",
+        ),
+        "one table",
+    ),
+    Room(
+        "tapster.ledger.settings",
+        (
+            "tapster.ledger.database",
+            "tapster.ledger.sqlite",
+        ),
+        "one table",
+    ),
     Room(
         "tapster.ledger.leases",
         (
@@ -189,6 +229,7 @@ ROOMS = [
             "tapster.ledger.settings",
             "tapster.model",
             "tapster.names",
+            "tapster.ledger.sqlite",
         ),
         "one table, and the names that its rows free",
     ),
@@ -593,11 +634,8 @@ KEEPERS = [
         ("tapster.fleet.etcd", "tapster.daemon", "tapster.integrate", "tapster.kernel"),
         "netlink is the kernel's",
     ),
-    Keeper(
-        "sqlite3",
-        ("tapster.ledger",),
-        "one owner of the file",
-    ),
+    Keeper("_sqlite3", ("tapster.ledger.sqlite",), "one owner of the file"),
+    Keeper("sqlite3", (), "it imports datetime, which is slow"),
     Keeper(
         "argparse",
         ("tapster.cli", "tapster.daemon.__main__", "tapster.install.__main__"),
@@ -637,7 +675,6 @@ KEEPERS = [
     Keeper(
         "signal",
         (
-            "tapster.__main__",
             "tapster.cli",
             "tapster.daemon.server",
             "tapster.reaper",
@@ -645,7 +682,11 @@ KEEPERS = [
         ),
         "a library takes no signals",
     ),
-    Keeper("_signal", ("tapster.kernel.signals",), "the module signal does as well"),
+    Keeper(
+        "_signal",
+        ("tapster.__main__", "tapster.cli", "tapster.kernel.signals"),
+        "the module signal does as well",
+    ),
     Keeper("hashlib", ("tapster.names",), "it costs a third of a verb's start"),
     Keeper("subprocess", (), "it is slow to import; os.posix_spawn is not"),
     Keeper("asyncio", (), "it is slow to import, and nothing here is concurrent"),

@@ -233,7 +233,7 @@ RUNNING = ("run", "open")
 
 def _take_signals() -> None:
     """Let Ctrl-C undo what is under way, instead of ending the process."""
-    import signal
+    import _signal as signal  # type: ignore[import-not-found] # it has no stub
 
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -10,13 +10,13 @@ The names of foreign devices are discovered when they are picked. They leave the
 intervals and are remembered. They return when `recheck` finds that the device is gone.
 """
 
-import sqlite3
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 
 from tapster import names
 from tapster.errors import NamesExhausted, NameTaken, QuotaExceeded
+from tapster.ledger import sqlite
 from tapster.light import NamedTuple
 from tapster.model import Naming
 from tapster.names import Template
@@ -50,7 +50,7 @@ class Allocator:
     of the namespace.
     """
 
-    def __init__(self, db: sqlite3.Connection, netns: int) -> None:
+    def __init__(self, db: sqlite.Connection, netns: int) -> None:
         self._db = db
         self._netns = netns
 

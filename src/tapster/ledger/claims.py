@@ -6,9 +6,9 @@ releases it, or when the manager dies: `is_alive` tells that. Every function run
 inside a transaction of the caller.
 """
 
-import sqlite3
 from collections.abc import Callable, Sequence
 
+from tapster.ledger import sqlite
 from tapster.model import Lease
 
 IsAlive = Callable[[int], bool]
@@ -20,7 +20,7 @@ def is_available(lease: Lease, manager: int, is_alive: IsAlive) -> bool:
     return lease.manager in (None, manager) or not is_alive(lease.manager)
 
 
-def claim(db: sqlite3.Connection, leases: Sequence[Lease], manager: int) -> list[Lease]:
+def claim(db: sqlite.Connection, leases: Sequence[Lease], manager: int) -> list[Lease]:
     """Record the manager's claim on each lease. Return the leases as they are now."""
     db.executemany(
         "UPDATE lease SET manager = ? WHERE id = ?",
@@ -29,13 +29,13 @@ def claim(db: sqlite3.Connection, leases: Sequence[Lease], manager: int) -> list
     return [lease._replace(manager=manager) for lease in leases]
 
 
-def release(db: sqlite3.Connection, manager: int) -> None:
+def release(db: sqlite.Connection, manager: int) -> None:
     """End every claim of a manager."""
     db.execute("UPDATE lease SET manager = NULL WHERE manager = ?", (manager,))
 
 
 def release_due_of_the_dead(
-    db: sqlite3.Connection, boottime: float, is_alive: IsAlive
+    db: sqlite.Connection, boottime: float, is_alive: IsAlive
 ) -> None:
     """End the claims of dead managers on leases whose deadline has passed."""
     claimants = "SELECT DISTINCT manager FROM lease WHERE manager IS NOT NULL"

@@ -12,12 +12,12 @@ another descriptor would unlock the file under another ledger of the same proces
 """
 
 import os
-import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 
 from tapster.errors import LedgerError, LedgerTooNew
 from tapster.kernel import files
+from tapster.ledger import sqlite
 from tapster.ledger.failure import damaged, failure
 
 APPLICATION_ID = 0x54415053
@@ -103,7 +103,7 @@ class Database:
     def __init__(
         self,
         path: str,
-        populate: Callable[[sqlite3.Connection], None],
+        populate: Callable[[sqlite.Connection], None],
         *,
         make_directory: bool,
     ) -> None:
@@ -135,7 +135,7 @@ class Database:
         self.connection.close()
 
     @contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
+    def reading(self) -> Iterator[sqlite.Connection]:
         """Lend the connection for reading."""
         try:
             yield self.connection
@@ -147,7 +147,7 @@ class Database:
     # One generator, and not three inside each other: they would take longer than the
     # transaction.
     @contextmanager
-    def changing(self) -> Iterator[sqlite3.Connection]:
+    def changing(self) -> Iterator[sqlite.Connection]:
         """Lend the connection in a transaction, which excludes every other one.
 
         All of the block's changes happen, or, if it raises, none.
@@ -167,7 +167,7 @@ class Database:
             self.connection.execute("COMMIT")
         except BaseException as error:
             if self._transaction is transaction:
-                with suppress(sqlite3.Error):  # the first error says more
+                with suppress(sqlite.Error):  # the first error says more
                     _roll_back(self.connection)
             if (meaning := self._meaning(error)) is None:
                 raise
@@ -175,7 +175,7 @@ class Database:
 
     def _meaning(self, error: BaseException) -> LedgerError | None:
         """Return the ledger's error for an error of SQLite or of the file."""
-        if isinstance(error, sqlite3.Error):
+        if isinstance(error, sqlite.Error):
             return failure(self.path, error)
         if isinstance(error, Damage | UnicodeDecodeError):
             # SQLite's message is garbled, too, if it quotes what is in the file.
@@ -188,7 +188,7 @@ class Database:
             return LedgerError(f"ledger {self.path!r}: {error.strerror}")
         return None
 
-    def _prepare(self, populate: Callable[[sqlite3.Connection], None]) -> None:
+    def _prepare(self, populate: Callable[[sqlite.Connection], None]) -> None:
         if _version(self.connection, self.path) < SCHEMA_VERSION:
             with _excluding(self.connection):
                 version = _version(self.connection, self.path)
@@ -213,7 +213,7 @@ class Database:
             (mode,) = self.connection.execute("PRAGMA journal_mode").fetchone()
             if mode == "wal":
                 return
-            with suppress(sqlite3.OperationalError):
+            with suppress(sqlite.OperationalError):
                 self.connection.execute("PRAGMA journal_mode = WAL")
                 return
             with _excluding(self.connection):
@@ -247,10 +247,10 @@ def _make_file(path: str, *, make_directory: bool) -> None:
         ) from None
 
 
-def _connect(path: str) -> sqlite3.Connection:
+def _connect(path: str) -> sqlite.Connection:
     # isolation_level None: transactions begin and end where the code says so.
     # Threads may share a Host, which lets in one thread at a time.
-    connection = sqlite3.connect(
+    connection = sqlite.connect(
         path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
     )
     try:
@@ -279,7 +279,7 @@ def _refuse_unknown(path: str) -> None:
         try:
             _look(path)
             return
-        except sqlite3.DatabaseError:
+        except sqlite.DatabaseError:
             # A checkpoint of another process that is half done looks like damage.
             # During a checkpoint there is a log. Then SQLite, which waits for locks,
             # will judge. If the checkpoint has just ended, look again.
@@ -293,7 +293,7 @@ def _look(path: str) -> None:
     """Look at the file and change nothing. Raise an error if it is no ledger."""
     quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
     uri = f"file:{quoted}?mode=ro&immutable=1"
-    with closing(sqlite3.connect(uri, uri=True)) as connection:
+    with closing(sqlite.connect(uri, uri=True)) as connection:
         if os.path.exists(path + "-wal"):
             (application,) = connection.execute("PRAGMA application_id").fetchone()
             if application != APPLICATION_ID:
@@ -306,7 +306,7 @@ def _look(path: str) -> None:
             raise damaged(path, "it has no settings")
 
 
-def _version(connection: sqlite3.Connection, path: str) -> int:
+def _version(connection: sqlite.Connection, path: str) -> int:
     """Return the version of the schema; 0 if the file is new."""
     # One statement: another process may be making the ledger at this moment.
     application, version, tables = connection.execute(
@@ -328,7 +328,7 @@ def _version(connection: sqlite3.Connection, path: str) -> int:
 
 
 @contextmanager
-def _excluding(connection: sqlite3.Connection) -> Iterator[None]:
+def _excluding(connection: sqlite.Connection) -> Iterator[None]:
     """Run a block in a transaction during which no other process can even read."""
     try:
         connection.execute("BEGIN EXCLUSIVE")
@@ -339,14 +339,14 @@ def _excluding(connection: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def _roll_back(connection: sqlite3.Connection) -> None:
+def _roll_back(connection: sqlite.Connection) -> None:
     # SQLite itself rolls back after some errors, such as a full disk.
     if connection.in_transaction:
         connection.execute("ROLLBACK")
 
 
 def _make(
-    connection: sqlite3.Connection, populate: Callable[[sqlite3.Connection], None]
+    connection: sqlite.Connection, populate: Callable[[sqlite.Connection], None]
 ) -> None:
     with open(os.path.join(os.path.dirname(__file__), "schema.sql")) as file:
         _run(connection, file.read())
@@ -354,11 +354,11 @@ def _make(
     populate(connection)
 
 
-def _run(connection: sqlite3.Connection, script: str) -> None:
+def _run(connection: sqlite.Connection, script: str) -> None:
     """Run a script inside the open transaction: `executescript` would end it."""
     statement = ""
     for line in script.splitlines(keepends=True):
         statement += line
-        if sqlite3.complete_statement(statement):
+        if sqlite.complete_statement(statement):
             connection.execute(statement)
             statement = ""

@@ -2,32 +2,32 @@
 """SQLite's errors as errors of the ledger, with what would be right."""
 
 import os
-import sqlite3
 
 from tapster.errors import LedgerDamaged, LedgerError
 from tapster.kernel import files
+from tapster.ledger import sqlite
 
 LITTLE = 1 << 20
 """A file system with fewer free bytes has no room for SQLite's files."""
 
 
-def failure(path: str, error: sqlite3.Error) -> LedgerError:
+def failure(path: str, error: sqlite.Error) -> LedgerError:
     """Return the error to raise for an error of SQLite."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # Python's own have none
-    if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR) and _is_full(path):
+    if code in (sqlite.SQLITE_FULL, sqlite.SQLITE_IOERR) and _is_full(path):
         return LedgerError(
             f"ledger {path!r}: its file system is full; free some space on it"
         )
-    if code == sqlite3.SQLITE_BUSY:
+    if code == sqlite.SQLITE_BUSY:
         return LedgerError(f"ledger {path!r} is locked{_by_whom(path)}")
-    if code == sqlite3.SQLITE_READONLY:
+    if code == sqlite.SQLITE_READONLY:
         return LedgerError(
             f"ledger {path!r} cannot be written: the file, its directory or its file "
             "system is read-only"
         )
-    of_the_file = isinstance(error, sqlite3.DatabaseError) and not isinstance(
+    of_the_file = isinstance(error, sqlite.DatabaseError) and not isinstance(
         error,
-        sqlite3.OperationalError | sqlite3.ProgrammingError | sqlite3.IntegrityError,
+        sqlite.OperationalError | sqlite.ProgrammingError | sqlite.IntegrityError,
     )
     if of_the_file or str(error).startswith("Could not decode"):
         return damaged(path, str(error))

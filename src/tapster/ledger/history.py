@@ -4,10 +4,9 @@
 Every function runs inside a transaction of the caller.
 """
 
-import sqlite3
 from collections.abc import Iterable
 
-from tapster.ledger import rows, settings
+from tapster.ledger import rows, settings, sqlite
 from tapster.model import HistoryEntry, HistoryEvent, HistoryQuery, Kind
 
 HISTORY_ROWS = 100_000
@@ -61,7 +60,7 @@ WHERE lease.id = ? AND state != 'reserved'
 """
 
 
-def entries(db: sqlite3.Connection, query: HistoryQuery) -> list[HistoryEntry]:
+def entries(db: sqlite.Connection, query: HistoryQuery) -> list[HistoryEntry]:
     """Return the leases that fit a query, active ones too, the latest first."""
     values = {key: value for key, value in query._asdict().items() if value is not None}
     if query.label is not None:
@@ -93,13 +92,13 @@ def entries(db: sqlite3.Connection, query: HistoryQuery) -> list[HistoryEntry]:
     ]
 
 
-def has(db: sqlite3.Connection, id: str) -> bool:
+def has(db: sqlite.Connection, id: str) -> bool:
     """Return whether a lease of this id has ended."""
     query = "SELECT 1 FROM history WHERE lease = ?"
     return db.execute(query, (id,)).fetchone() is not None
 
 
-def record(db: sqlite3.Connection, ids: Iterable[str], wallclock: float) -> None:
+def record(db: sqlite.Connection, ids: Iterable[str], wallclock: float) -> None:
     """Record the end of leases, apart from those that never became active.
 
     Forget what exceeds the limits.
@@ -115,7 +114,7 @@ def record(db: sqlite3.Connection, ids: Iterable[str], wallclock: float) -> None
     _prune(db, "history", "created", len(ids), users)
 
 
-def record_event(db: sqlite3.Connection, event: HistoryEvent) -> None:
+def record_event(db: sqlite.Connection, event: HistoryEvent) -> None:
     """Record something that happened to a device. Forget what exceeds the limits."""
     db.execute(
         "INSERT INTO event (time, event, lease, name, owner, caller_uid, detail) "
@@ -127,7 +126,7 @@ def record_event(db: sqlite3.Connection, event: HistoryEvent) -> None:
 
 
 def _prune(
-    db: sqlite3.Connection, table: str, time: str, added: int, users: Iterable[int]
+    db: sqlite.Connection, table: str, time: str, added: int, users: Iterable[int]
 ) -> None:
     """Forget the oldest rows beyond a user's share, and beyond the limit.
 
@@ -149,7 +148,7 @@ def _prune(
 
 
 def events(
-    db: sqlite3.Connection,
+    db: sqlite.Connection,
     since: float | None,
     until: float | None,
     caller_uid: int | None = None,

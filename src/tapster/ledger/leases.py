@@ -4,11 +4,10 @@
 Every function runs inside a transaction of the caller.
 """
 
-import sqlite3
 from collections.abc import Callable, Iterable
 
 from tapster.errors import MacTaken, NoSuchLease
-from tapster.ledger import rows, settings
+from tapster.ledger import rows, settings, sqlite
 from tapster.ledger.allocator import Allocator
 from tapster.ledger.database import Damage
 from tapster.light import NamedTuple
@@ -47,7 +46,7 @@ class Reservation(NamedTuple):
     """How many keys of stable names to remember for `caller_uid`."""
 
 
-def select(db: sqlite3.Connection, where: str, *values: object) -> list[Lease]:
+def select(db: sqlite.Connection, where: str, *values: object) -> list[Lease]:
     """Return the leases for which the SQL text `where` holds."""
     found = db.execute(rows.SELECT + where, values).fetchall()
     try:
@@ -56,12 +55,12 @@ def select(db: sqlite3.Connection, where: str, *values: object) -> list[Lease]:
         raise Damage(str(error)) from error
 
 
-def find(db: sqlite3.Connection, id: str) -> Lease | None:
+def find(db: sqlite.Connection, id: str) -> Lease | None:
     """Return the lease with this id, or None."""
     return next(iter(select(db, "WHERE lease.id = ?", id)), None)
 
 
-def get(db: sqlite3.Connection, id: str) -> Lease:
+def get(db: sqlite.Connection, id: str) -> Lease:
     """Return the lease with this id. Raise NoSuchLease if there is none."""
     if lease := find(db, id):
         return lease
@@ -69,7 +68,7 @@ def get(db: sqlite3.Connection, id: str) -> Lease:
 
 
 def insert(
-    db: sqlite3.Connection,
+    db: sqlite.Connection,
     netns: int,
     reservation: Reservation,
     name: str,
@@ -120,7 +119,7 @@ def insert(
 
 
 def refuse_same_mac(
-    db: sqlite3.Connection,
+    db: sqlite.Connection,
     netns: int,
     mac: str,
     wiring: Wiring,
@@ -159,7 +158,7 @@ def refuse_same_mac(
         )
 
 
-def activate(db: sqlite3.Connection, lease: Lease, process: Process | None) -> Lease:
+def activate(db: sqlite.Connection, lease: Lease, process: Process | None) -> Lease:
     """Make a reserved lease active, bound to `process`, and end its claim."""
     changed = db.execute(
         "UPDATE lease SET state = 'active', manager = NULL, "
@@ -171,7 +170,7 @@ def activate(db: sqlite3.Connection, lease: Lease, process: Process | None) -> L
     return lease._replace(state=State.ACTIVE, manager=None, process=process)
 
 
-def bind(db: sqlite3.Connection, id: str, process: Process | None) -> None:
+def bind(db: sqlite.Connection, id: str, process: Process | None) -> None:
     """Bind an active lease to a process, or to none. Raise NoSuchLease."""
     changed = db.execute(
         "UPDATE lease SET pid = ?, pid_start = ?, pid_pidns = ? "
@@ -183,7 +182,7 @@ def bind(db: sqlite3.Connection, id: str, process: Process | None) -> None:
 
 
 def set_wiring(
-    db: sqlite3.Connection, id: str, wiring: Wiring, backends: Iterable[str]
+    db: sqlite.Connection, id: str, wiring: Wiring, backends: Iterable[str]
 ) -> None:
     """Record a lease's wiring and the backends that may hold a part of it."""
     columns = rows.columns_of(wiring) | {"backends": " ".join(backends)}
@@ -194,20 +193,20 @@ def set_wiring(
     )
 
 
-def asked(db: sqlite3.Connection, id: str) -> str | None:
+def asked(db: sqlite.Connection, id: str) -> str | None:
     """Return what was asked for a lease, or None if the daemon did not record it."""
     query = "SELECT asked FROM lease WHERE id = ?"
     row: tuple[str | None] | None = db.execute(query, (id,)).fetchone()
     return row[0] if row else None
 
 
-def set_asked(db: sqlite3.Connection, id: str, text: str) -> None:
+def set_asked(db: sqlite.Connection, id: str, text: str) -> None:
     """Record what is asked for a lease from now on."""
     db.execute("UPDATE lease SET asked = ? WHERE id = ?", (text, id))
 
 
 def page(
-    db: sqlite3.Connection,
+    db: sqlite.Connection,
     *,
     after: int,
     limit: int,
@@ -236,7 +235,7 @@ def page(
     return found, numbers[limit - 1] if len(numbers) > limit else None
 
 
-def remove(db: sqlite3.Connection, ids: Iterable[str]) -> None:
+def remove(db: sqlite.Connection, ids: Iterable[str]) -> None:
     """Remove the leases with these ids, if they exist, and free their names."""
     freed: dict[int, list[str]] = {}
     query = "DELETE FROM lease WHERE id = ? RETURNING netns, name"
@@ -247,7 +246,7 @@ def remove(db: sqlite3.Connection, ids: Iterable[str]) -> None:
         Allocator(db, netns).free_names(names)
 
 
-def processes(db: sqlite3.Connection) -> list[Process]:
+def processes(db: sqlite.Connection) -> list[Process]:
     """Return the processes to which active leases are bound, each once."""
     query = (
         "SELECT DISTINCT pid, pid_start, pid_pidns FROM lease "
@@ -256,27 +255,27 @@ def processes(db: sqlite3.Connection) -> list[Process]:
     return [Process(*row) for row in db.execute(query)]
 
 
-def bound_to(db: sqlite3.Connection, process: Process) -> list[Lease]:
+def bound_to(db: sqlite.Connection, process: Process) -> list[Lease]:
     """Return the active leases that are bound to a process."""
     where = "WHERE pid = ? AND pid_start = ? AND lease.pid_pidns = ? "
     return select(db, where + "AND state = 'active'", *process)
 
 
-def is_any_bound(db: sqlite3.Connection) -> bool:
+def is_any_bound(db: sqlite.Connection) -> bool:
     """Return whether an active lease ends with a process, or with its tap."""
     query = "SELECT EXISTS (SELECT 1 FROM lease WHERE pid IS NOT NULL), "
     query += "EXISTS (SELECT 1 FROM lease WHERE on_close AND state = 'active')"
     return any(db.execute(query).fetchone())
 
 
-def next_deadline(db: sqlite3.Connection) -> float | None:
+def next_deadline(db: sqlite.Connection) -> float | None:
     """Return when the next FIN WAIT ends, or None if no lease waits."""
     query = "SELECT min(deadline) FROM lease WHERE state = 'fin_wait'"
     (deadline,) = db.execute(query).fetchone()
     return None if deadline is None else float(deadline)
 
 
-def count(db: sqlite3.Connection, caller_uid: int | None) -> dict[State, int]:
+def count(db: sqlite.Connection, caller_uid: int | None) -> dict[State, int]:
     """Return how many leases are in each state: all leases, or those of one user."""
     whose = "" if caller_uid is None else "WHERE caller_uid = ? "
     counted = db.execute(
@@ -287,7 +286,7 @@ def count(db: sqlite3.Connection, caller_uid: int | None) -> dict[State, int]:
     return {state: numbers.get(state, 0) for state in State}
 
 
-def new_mac(db: sqlite3.Connection, randomness: Callable[[int], bytes]) -> str:
+def new_mac(db: sqlite.Connection, randomness: Callable[[int], bytes]) -> str:
     """Return a MAC that no lease has, of the range that KVM uses."""
     query = (
         "SELECT 1 FROM lease WHERE mac = ? UNION ALL SELECT 1 FROM stable WHERE mac = ?"

@@ -4,12 +4,11 @@
 Every function runs inside a transaction of the caller.
 """
 
-import sqlite3
-
+from tapster.ledger import sqlite
 from tapster.model import Netns
 
 
-def row_of(db: sqlite3.Connection, netns: Netns) -> int:
+def row_of(db: sqlite.Connection, netns: Netns) -> int:
     """Return the row id of a namespace. Add the namespace if it is new."""
     known = db.execute(
         "SELECT id, path FROM netns WHERE boot = ? AND cookie = ?",
@@ -27,7 +26,7 @@ def row_of(db: sqlite3.Connection, netns: Netns) -> int:
     return int(known[0])
 
 
-def with_leases(db: sqlite3.Connection) -> list[Netns]:
+def with_leases(db: sqlite.Connection) -> list[Netns]:
     """Return the namespaces in which there are leases."""
     rows = db.execute(
         "SELECT boot, cookie, path, pidns FROM netns "
@@ -36,7 +35,7 @@ def with_leases(db: sqlite3.Connection) -> list[Netns]:
     return [Netns(*row) for row in rows]
 
 
-def forget_unused(db: sqlite3.Connection) -> None:
+def forget_unused(db: sqlite.Connection) -> None:
     """Forget the namespaces without leases, with their templates and foreign names.
 
     The allocator can find all of that out again.

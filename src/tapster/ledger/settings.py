@@ -4,9 +4,9 @@
 Every function runs inside a transaction of the caller.
 """
 
-import sqlite3
 from collections.abc import Callable
 
+from tapster.ledger import sqlite
 from tapster.ledger.database import Damage
 from tapster.light import Any
 
@@ -15,7 +15,7 @@ FIRST_IFINDEX = 1 << 30
 LAST_IFINDEX = (1 << 31) - 1
 
 
-def setting(db: sqlite3.Connection, key: str) -> Any:
+def setting(db: sqlite.Connection, key: str) -> Any:
     """Return the value of a setting. Raise Damage if the ledger has none."""
     row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
     if row is None:
@@ -23,12 +23,12 @@ def setting(db: sqlite3.Connection, key: str) -> Any:
     return row[0]
 
 
-def next_manager(db: sqlite3.Connection) -> int:
+def next_manager(db: sqlite.Connection) -> int:
     """Return a manager number that was never given out before."""
     return _count(db, "next_manager", first=1, last=(1 << 63) - 1)
 
 
-def next_ifindex(db: sqlite3.Connection, netns: int) -> int:
+def next_ifindex(db: sqlite.Connection, netns: int) -> int:
     """Return an interface index that no lease in the namespace has.
 
     The indexes are given out in turn. So an index comes again only after 2^30
@@ -41,19 +41,19 @@ def next_ifindex(db: sqlite3.Connection, netns: int) -> int:
             return ifindex
 
 
-def history_rows(db: sqlite3.Connection, default: int) -> int:
+def history_rows(db: sqlite.Connection, default: int) -> int:
     """Return how many entries the history keeps."""
     query = "SELECT value FROM meta WHERE key = 'history_rows'"
     row = db.execute(query).fetchone()
     return default if row is None else int(row[0])
 
 
-def set_history_rows(db: sqlite3.Connection, rows: int) -> None:
+def set_history_rows(db: sqlite.Connection, rows: int) -> None:
     """Set how many entries the history keeps."""
     db.execute("INSERT OR REPLACE INTO meta VALUES ('history_rows', ?)", (rows,))
 
 
-def populate(db: sqlite3.Connection, randomness: Callable[[int], bytes]) -> None:
+def populate(db: sqlite.Connection, randomness: Callable[[int], bytes]) -> None:
     """Write the settings of a new ledger."""
     room = LAST_IFINDEX - FIRST_IFINDEX + 1
     start = int.from_bytes(randomness(4), "big") % room
@@ -70,7 +70,7 @@ def populate(db: sqlite3.Connection, randomness: Callable[[int], bytes]) -> None
     )
 
 
-def _count(db: sqlite3.Connection, key: str, first: int, last: int) -> int:
+def _count(db: sqlite.Connection, key: str, first: int, last: int) -> int:
     value = int(setting(db, key))
     db.execute(
         "UPDATE meta SET value = ? WHERE key = ?",
