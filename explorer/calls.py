@@ -6,7 +6,7 @@ call on one of these becomes a `Call`, which is put to whoever plays the world.
 Arguments and answers are frozen, so that they can be remembered and compared.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
 from tapster.errors import KernelError, TapsterError
@@ -86,6 +86,14 @@ class Client:
         return self._ask(
             Call(self._on, verb, freeze(args), tuple(freeze(list(named.items()))))
         )
+
+
+class RemoteSystem(Client):
+    """Stands for the host."""
+
+    def namespaces(self) -> Generator[Any]:
+        """Yield no namespace: there is one, and it has been looked at."""
+        yield from ()
 
 
 class RemoteKernel(Client):

@@ -24,6 +24,7 @@ from explorer.calls import (
     Raised,
     RemoteKernel,
     RemoteLedger,
+    RemoteSystem,
 )
 from tapster.model import Lease
 from tapster.operations.acquire import Acquire
@@ -130,7 +131,7 @@ class Parts(NamedTuple):
 
     def construct(self, ask: Ask, manager: int) -> Operations:
         """Operations whose calls on the world are put to `ask`."""
-        system: Any = Client(ask, "clock", boot_id=NETNS.boot)
+        system: Any = RemoteSystem(ask, "clock", boot_id=NETNS.boot)
         ledger: Any = self.ledger(ask, "ledger", id=LEDGER, path="")
         namespace: Any = self.namespace(ask, "kernel", netns=NETNS)
         locks: Any = Client(ask, "locks")

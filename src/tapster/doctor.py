@@ -9,7 +9,7 @@ from contextlib import suppress
 from tapster import hazards, names
 from tapster.errors import ServiceUnavailable, TapsterError
 from tapster.kernel import failure
-from tapster.model import Lease, Link, Problem, parse_stamp
+from tapster.model import Lease, Link, Problem, State, parse_stamp
 from tapster.operations.decision import Action
 from tapster.operations.operations import Operations
 
@@ -38,6 +38,7 @@ def examine(operations: Operations) -> list[Problem]:
             ),
             *_unrepaired(operations),
             *_undetermined(operations, links, here),
+            *_moved(operations, links, here),
             *_left_in_backends(operations),
             *_leftovers(ledger.id, links, here),
             *_squatters(ledger.templates(), links, here),
@@ -95,6 +96,23 @@ def _unrepaired(operations: Operations) -> Iterator[Problem]:
             f"{which} does not agree with the kernel: recover would {action} it",
             "tapster recover",
         )
+
+
+def _moved(
+    operations: Operations, links: list[Link], leases: list[Lease]
+) -> Iterator[Problem]:
+    there = {link.ifindex for link in links}
+    lost = [
+        lease
+        for lease in leases
+        if lease.state is State.ACTIVE and lease.ifindex not in there
+    ]
+    for lease in lost:
+        if where := operations.look.differences(lease).get("device"):
+            yield Problem(
+                f"lease {lease.name} ({lease.id}) has lost its device: {where}",
+                f"move it back, or: tapster rm {lease.id}",
+            )
 
 
 def _undetermined(

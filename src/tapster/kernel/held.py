@@ -48,7 +48,7 @@ def held() -> Iterator[int]:
             if mount not in mounts:
                 paths += _mounts(pid)
                 mounts.add(mount)
-            taps = [*_taps(pid, [n for n, found in files if found.st_rdev == device])]
+            yield from _taps(pid, [n for n, found in files if found.st_rdev == device])
         except netns.GONE:
             continue  # the process has ended
         except PermissionError:
@@ -58,11 +58,6 @@ def held() -> Iterator[int]:
             if error.errno == EINVAL:
                 continue  # a zombie sees no mounts
             raise
-        for fd in taps:
-            try:
-                yield fd
-            finally:
-                os.close(fd)
         for path in paths:
             try:
                 fd = netns.open_netns(path)
@@ -103,7 +98,10 @@ def _mounts(pid: str) -> Iterator[str]:
 
 
 def _taps(pid: str, numbers: list[str]) -> Iterator[int]:
-    """Yield a descriptor of the namespace of each of these open taps of a process."""
+    """Yield a descriptor of the namespace of each of these open taps of a process.
+
+    Close it after.
+    """
     if not numbers:
         return
     from tapster.kernel.libc import pidfd_getfd  # rarely needed
@@ -118,10 +116,14 @@ def _taps(pid: str, numbers: list[str]) -> Iterator[int]:
             except OSError:
                 continue  # it was closed
             try:
-                yield tun.namespace_of(tap)
+                fd = tun.namespace_of(tap)
             except OSError:
                 continue  # it was opened, and is no tap yet
             finally:
                 os.close(tap)
+            try:
+                yield fd
+            finally:
+                os.close(fd)
     finally:
         os.close(pidfd)

@@ -6,7 +6,7 @@ import fcntl
 import os
 import struct
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from errno import (
     EAFNOSUPPORT,
@@ -98,6 +98,27 @@ class LinuxSystem:
         except OSError as error:
             raise failure(
                 error, "looking for a network namespace", "CAP_SYS_ADMIN"
+            ) from error
+
+    def namespaces(self) -> Generator[Namespace]:
+        try:
+            for path in netns.named():
+                try:
+                    fd = netns.open_netns(path)
+                except netns.GONE:
+                    continue
+                except OSError as error:
+                    if error.errno == EINVAL:
+                        continue  # no namespace any more
+                    raise
+                with closing(self._namespace(fd, path)) as named:
+                    yield named
+            for fd in netns.everywhere():
+                with closing(self._namespace(os.dup(fd), "")) as found:
+                    yield found
+        except OSError as error:
+            raise failure(
+                error, "looking for all network namespaces", "CAP_SYS_PTRACE"
             ) from error
 
     def ended_namespaces(self, netnses: Collection[Netns]) -> set[Netns]:

@@ -16,7 +16,7 @@ Contract of every verb:
   namespace returns the thread to its own before it ends, also when Ctrl-C comes.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import AbstractContextManager
 
 from tapster.light import Any, NamedTuple, Protocol
@@ -369,6 +369,13 @@ class System(Protocol):
         It has ended if neither its path, nor a name in /run/netns, nor a process, an
         open tap, a descriptor or a mount leads to it. Raises MissingCapability or
         HostError if that cannot be determined. The caller closes it.
+        """
+
+    def namespaces(self) -> Generator[Namespace]:
+        """Yield every namespace that is in use, and close it after.
+
+        A namespace may come several times. Raises MissingCapability or HostError, in
+        the end, if there may be others.
         """
 
     def ended_namespaces(self, netnses: Collection[Netns]) -> set[Netns]:

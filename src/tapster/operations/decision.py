@@ -65,6 +65,8 @@ class Conditions(NamedTuple):
     owner_gone: bool = False
     """The lease was bound to a process that has ended, or to an open tap that was
     closed."""
+    elsewhere: bool = False
+    """The device is not in the lease's namespace, but may be in another one."""
     differs: bool = False
     """The device exists, but is not connected as requested."""
     backends: bool = False
@@ -96,6 +98,8 @@ def decide(state: State, device: DeviceState, conditions: Conditions) -> Action:
         return Action.CLOSE
     if state is State.ACTIVE and conditions.owner_gone:
         return Action.RELEASE
+    if state is State.ACTIVE and device is DeviceState.ABSENT and conditions.elsewhere:
+        return Action.LEAVE
     if (
         state is State.ACTIVE
         and device is not DeviceState.ABSENT

@@ -7,7 +7,7 @@ claimed or released, unless the verb only looks.
 
 import os
 from collections.abc import Collection, Iterable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from errno import EBADFD, EBUSY, ENODEV, EOPNOTSUPP, EXFULL
 from itertools import count
 
@@ -17,7 +17,7 @@ from tapster.backends.backend import Backend, Leftover
 from tapster.errors import ConflictError, KernelError, TapsterError
 from tapster.kernel.port import LinkChange, Namespace, NewMacvtap
 from tapster.light import NamedTuple
-from tapster.model import Lease, Link, Mode, Spec, State, Tap, Wiring
+from tapster.model import Lease, Link, Mode, Netns, Spec, State, Tap, Wiring
 from tapster.operations import decision
 from tapster.operations.context import Context
 from tapster.operations.decision import DeviceState
@@ -254,6 +254,15 @@ class Devices:
                 failures.add(error)
         if namespace is not None:
             try:
+                self.delete_moved(
+                    [
+                        lease
+                        for lease in ready
+                        if lease.state is State.FIN_WAIT
+                        and lease.mode is not Mode.PASSTHRU
+                        and (lease.placeholder or not self.is_there(namespace, lease))
+                    ]
+                )
                 self.delete(namespace, ready)
             except ConflictError as error:
                 failures.add(error)
@@ -294,6 +303,42 @@ class Devices:
             links = [namespace.link(lease.ifindex) for lease in leases]
             return {link.ifindex: link for link in links if link}
         return {link.ifindex: link for link in namespace.links()}
+
+    def moved(self, leases: Collection[Lease]) -> dict[str, tuple[Netns, Link]]:
+        """Return where devices are that another program moved, by the lease's id.
+
+        A device that is moved to another network namespace keeps its stamp. This looks
+        into every namespace. Raises HostError if that is impossible.
+        """
+        stamps = {self.stamp(lease): lease for lease in leases}
+        found: dict[str, tuple[Netns, Link]] = {}
+        if not stamps:
+            return found
+        seen: set[int] = set()
+        with closing(self.context.system.namespaces()) as namespaces:
+            for namespace in namespaces:
+                if namespace.netns.cookie in seen:
+                    continue
+                seen.add(namespace.netns.cookie)
+                cookie = namespace.netns.cookie
+                for link in namespace.links():
+                    lease = stamps.get(link.alias)
+                    # A placeholder has the stamp of the device that it replaces.
+                    if lease and (cookie, link.ifindex) != (
+                        lease.netns.cookie,
+                        lease.ifindex,
+                    ):
+                        found[lease.id] = namespace.netns, link
+                if len(found) == len(stamps):
+                    break
+        return found
+
+    def delete_moved(self, leases: Collection[Lease]) -> None:
+        """Delete the devices of released leases that another program moved."""
+        for netns, link in self.moved(leases).values():
+            with self.context.opened(netns) as there:
+                if there is not None:
+                    there.delete_links([link.ifindex])
 
     def state(self, namespace: Namespace, lease: Lease) -> DeviceState:
         """Return how the lease's device looks now."""

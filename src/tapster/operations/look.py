@@ -188,6 +188,11 @@ class Look:
                 differences |= self.devices.differences(
                     namespace, here, links, failures, [] if every else None
                 )
+            lost = [lease for lease in here if lease.ifindex not in links]
+            for id, (there, moved) in self.devices.moved(lost).items():
+                where = there.path or f"that processes are in ({there.cookie})"
+                text = f"it is called {moved.name} in the network namespace {where}"
+                differences.setdefault(id, {})["device"] = text
             for lease in here:
                 link = links.get(lease.ifindex)
                 if unknown := self.undetermined(lease, link):

@@ -16,12 +16,7 @@ from tapster.kernel.port import Namespace
 from tapster.model import Lease, Link, Netns, State
 from tapster.operations import decision
 from tapster.operations.context import Context
-from tapster.operations.decision import (
-    Action,
-    Conditions,
-    DeviceState,
-    Repair,
-)
+from tapster.operations.decision import Action, Conditions, DeviceState, Repair
 from tapster.operations.devices import Devices, Differences
 from tapster.operations.failures import Failures
 from tapster.operations.reap import REAP_BATCH
@@ -46,6 +41,8 @@ class Recover:
         self.context = context
         self.devices = devices
         self.rewire = rewire
+        self._elsewhere: frozenset[str] = frozenset()
+        """The active leases whose devices may be in other namespaces than they were."""
 
     def __call__(
         self, *, dry_run: bool = False, on_repaired: OnRepaired | None = None
@@ -264,6 +261,7 @@ class Recover:
             )
         elif wiring:
             differences = self.devices.link_differences(namespace, leases, links)
+        self._elsewhere = self._find_elsewhere(namespace, leases, links, failures)
         actions = {
             lease.id: self._decide(
                 namespace,
@@ -284,6 +282,29 @@ class Recover:
             except TapsterError as error:
                 failures.add(error)
         return actions
+
+    def _find_elsewhere(
+        self,
+        namespace: Namespace | None,
+        leases: Sequence[Lease],
+        links: Mapping[int, Link],
+        failures: Failures,
+    ) -> frozenset[str]:
+        """Return the ids of active leases whose devices may be in other namespaces."""
+        look, ledger = decision.look, self.context.ledger.id
+        lost = [
+            lease
+            for lease in leases
+            if namespace is not None
+            and lease.state is State.ACTIVE
+            and look(ledger, lease, links.get(lease.ifindex)) is DeviceState.ABSENT
+        ]
+        try:
+            return frozenset(self.devices.moved(lost))
+        except TapsterError as error:
+            # An active lease does not end because its device cannot be found.
+            failures.add(error)
+            return frozenset(lease.id for lease in lost)
 
     def _restore(
         self,
@@ -481,6 +502,7 @@ class Recover:
             namespace_gone=namespace is None,
             due=deadline <= context.system.boottime(),
             owner_gone=self._owner_gone(lease, link),
+            elsewhere=lease.id in self._elsewhere,
             differs=differs,
             backends=bool(lease.backends),
             name_taken=namespace is not None

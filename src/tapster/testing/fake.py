@@ -7,8 +7,8 @@ ioctl is atomic. Between two steps, another program may act, or the process may 
 """
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext, suppress
 from errno import EBADFD, ENODEV, EOPNOTSUPP, EPERM
 
 from tapster.errors import HostError, KernelError, NoSuchLink
@@ -100,6 +100,12 @@ class FakeSystem:
         ):
             return FakeNamespace(self, cookie, netns.path)
         return None
+
+    def namespaces(self) -> Generator["FakeNamespace"]:
+        for cookie in [*self.looked_at().spaces]:
+            if cookie in self.world.spaces:
+                with closing(self._at(cookie)) as namespace:
+                    yield namespace
 
     def ended_namespaces(self, netnses: Collection[Netns]) -> set[Netns]:
         ended = set()

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A device that somebody moves to another namespace is found, and never forgotten."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab import iproute, library, shell
+from tapster import Action, Host, Lease, Macvtap, State, Tap
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
+
+
+@pytest.fixture
+def host(ledger: Path) -> Iterator[Host]:
+    shell.sh("ip netns add pod")
+    shell.sh("ip link add low type veth peer name far")
+    shell.sh("ip link set low up")
+    with Host(ledger, reaper=library.no_reaper) as host:
+        yield host
+
+
+@pytest.fixture(
+    params=[Tap(bridge="br0"), Macvtap(lower="low")], ids=["tap", "macvtap"]
+)
+def moved(host: Host, request: pytest.FixtureRequest) -> Lease:
+    """A lease whose device is in the pod, under another name."""
+    lease = library.acquire(host, request.param)
+    shell.sh(f"ip link set {lease.name} netns pod name eth0")
+    return lease
+
+
+def ours(netns: str | None = None) -> dict[str, str]:
+    """The devices with a stamp: names and leases."""
+    return {
+        name: link["ifalias"].rpartition(":")[2]
+        for name, link in iproute.links(netns).items()
+        if link.get("ifalias", "").startswith("tapster:")
+    }
+
+
+def test_its_lease_stays_and_its_place_is_shown(host: Host, moved: Lease) -> None:
+    assert host.recover() == []
+    assert host.find(moved.id).state is State.ACTIVE
+    assert ours() == {}
+    where = "it is called eth0 in the network namespace /run/netns/pod"
+    assert host.differences(moved) == {"device": where}
+    assert host.differing([moved]) == {moved.id}
+    (problem,) = [one for one in host.examine() if moved.id in one.description]
+    assert where in problem.description
+    shell.sh(f"ip -n pod link set eth0 netns {os.getpid()} name {moved.name}")
+    assert moved.name in iproute.links()
+    assert [one.action for one in host.recover()] in ([Action.REWIRE], [])
+    assert host.differences(moved) == {}
+
+
+def test_a_release_holds_the_name_and_a_reap_deletes_it(
+    host: Host, moved: Lease
+) -> None:
+    host.release(moved)
+    assert ours() == {moved.name: moved.id}
+    assert host.recover() == []
+    assert ours("pod") == {"eth0": moved.id}
+    assert host.reap(now=True) == 1
+    assert ours() == ours("pod") == {}
+
+
+@pytest.mark.parametrize("first", ["recover", "reap"])
+def test_one_that_waits_is_deleted_where_it_is(host: Host, first: str) -> None:
+    lease = library.acquire(host, Tap(bridge="br0"))
+    host.release(lease)
+    shell.sh(f"ip link set {lease.name} netns pod")
+    if first == "recover":
+        assert [one.action for one in host.recover()] == [Action.HOLD_NAME]
+    assert host.reap(now=True) == 1
+    assert ours() == ours("pod") == {}
+
+
+def test_a_deleted_one_is_replaced_as_before(host: Host) -> None:
+    lease = library.acquire(host, Tap(bridge="br0"))
+    shell.sh(f"ip link del {lease.name}")
+    assert [one.action for one in host.recover()] == [Action.HOLD_NAME]
+    assert ours() == {lease.name: lease.id}
