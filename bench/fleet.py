@@ -3,7 +3,8 @@
 handover [TIMES SEED]` (root).
 
 `acquire` takes turns between a host in no fleet, one with a healthy etcd of three
-nodes, and one whose etcd swallows every packet. `size` lets one process play many
+nodes, and one whose etcd swallows every packet. Each turn also commits a claim to etcd
+without Tapster. `size` lets one process play many
 hosts against a real etcd: each joins, pushes its leases, and restarts its VMs.
 `handover` moves a talking guest between three hosts, and kills each command on the way.
 """
@@ -26,6 +27,7 @@ from lab.shell import sh
 from tapster import Host, Lease, Tap
 from tapster.fleet import steps
 from tapster.fleet.claim import ClaimState, Record, own_vm, released_state
+from tapster.fleet.drain import INTERVAL
 from tapster.fleet.etcd import Etcd, parse_endpoint
 from tapster.fleet.fleet import Overview
 from tapster.fleet.keys import Block, InventoryRow, Keys, encode
@@ -33,7 +35,8 @@ from tapster.fleet.member import Member
 from tapster.fleet.settings import Settings
 from tapster.fleet.steps import Me, Push
 
-ROUNDS = 60
+ROUNDS = 200
+TEN_THOUSAND = 10_000
 WAYS = ("no fleet", "healthy", "black hole")
 
 
@@ -84,7 +87,20 @@ def cost(folder: Path) -> None:
         lost = [f"http://10.98.0.{number}:2379" for number in (1, 2, 3)]
         configure(folder, "black-hole", lost)
         seconds: dict[tuple[str, str], list[float]] = {}
+        bare = Etcd([parse_endpoint(url) for url in etcd.endpoints])
+        stack.callback(bare.close)
+        ask = hosts[0].operations.context.ledger.in_fleet
         for number in range(ROUNDS):
+            claim = f"/bench/{number}"
+            expected = {"/bench/gate": None, "/bench/block": None, claim: None}
+            began = time.perf_counter()
+            bare.commit(expected, {claim: "x" * 150})
+            made = time.perf_counter()
+            ask()
+            seconds.setdefault(("no fleet", "query"), []).append(
+                time.perf_counter() - made
+            )
+            seconds.setdefault(("healthy", "etcd alone"), []).append(made - began)
             for index, way in enumerate(WAYS):
                 name = way.replace(" ", "-")
                 os.environ["TAPSTER_CONFIG"] = str(folder / f"{name}.toml")
@@ -92,7 +108,7 @@ def cost(folder: Path) -> None:
                     ("given MAC", f"02:00:00:00:{index:02x}:{number:02x}"),
                     ("made-up MAC", None),
                 ):
-                    if way == "black hole" and mac and number >= ROUNDS // 4:
+                    if way == "black hole" and mac and number >= 15:
                         continue
                     began = time.perf_counter()
                     lease: Lease = acquire(
@@ -106,8 +122,10 @@ def cost(folder: Path) -> None:
                     seconds.setdefault((way, "release"), []).append(ended - made)
     heads = f"{'fastest':>10}{'median':>10}{'p95':>10}{'slowest':>10}"
     say(f"{'milliseconds':<26}{heads}")
-    for what in ("given MAC", "made-up MAC", "release"):
+    for what in ("given MAC", "made-up MAC", "release", "etcd alone", "query"):
         for way in WAYS:
+            if (way, what) not in seconds:
+                continue
             times = sorted(seconds[way, what])
             p95 = times[int(len(times) * 0.95) - 1]
             median = statistics.median(times)
@@ -140,43 +158,59 @@ def size(folder: Path, hosts: int, vms: int) -> None:
         store = Etcd([parse_endpoint(url) for url in etcd.endpoints], timeout=30)
         where = Keys()
         Overview(store, where).init("0a:54:00")
-        say(f"{hosts} hosts with {vms} VMs each: {etcd_size(store)}")
+        say(f"{hosts} hosts with {vms} VMs each")
         timed("join", hosts, lambda n: enter(store, where, n))
         push = lambda n: push_host(store, where, n, vms, ClaimState.ACTIVE)  # noqa: E731
-        timed("first push", hosts, push)
-        say(etcd_size(store))
-        timed("push of all again", hosts, push)
-        timed(
-            "one restart of a VM",
-            hosts,
-            lambda n: restart(store, where, n),
+        pushing = timed("first push", hosts, push)
+        keys, full = etcd_size(store)
+        again = timed("push of all again", hosts, push)
+        _, before = etcd_size(store)
+        timed("one restart of a VM", hosts, lambda n: restart(store, where, n))
+        _, after = etcd_size(store)
+        session = [store.open_session(180) for _ in range(hosts)]
+        syncing = timed(
+            "sync without news", hosts, lambda n: idle(store, where, n, session[n])
         )
-        session = [store.open_session(180) for _ in range(100)]
-        timed("keeping a session", 100, lambda n: store.keep_session(session[n]))
         overview = Overview(store, where)
         timed("reading the inventory", 1, lambda _: sum(1 for _ in overview.rows()))
         timed("reading the claims", 1, lambda _: sum(1 for _ in overview.claims()))
-        say(etcd_size(store))
-        memory = [rss(node.process.pid) for node in etcd.nodes if node.process]
-        say(f"memory of a node: {max(memory) >> 20} MiB")
+        memory = max(rss(node.process.pid) for node in etcd.nodes if node.process)
         store.close()
+    say(f"memory of a node: {memory >> 20} MiB")
+    restarts = TEN_THOUSAND * 100
+    more = restarts / (hosts * vms)
+    history = (after - before) / hosts * restarts
+    say(f"carried to {TEN_THOUSAND} hosts with 100 VMs each:")
+    say(f"{keys * more / 1e6:.1f} million keys, {full * more / 1e9:.1f} GB")
+    say(f"memory of a node: {memory * more / 1e9:.1f} GB")
+    say(f"each VM restarted daily: {2 * restarts / 86400:.0f} transactions/s")
+    say(f"and {history / 1e9:.1f} GB of history a day before compaction")
+    say(f"syncs: {TEN_THOUSAND / INTERVAL:.0f} /s, of 3 requests each")
+    busy = TEN_THOUSAND / INTERVAL * syncing / hosts
+    say(f"syncs keep {busy:.2f} of the machine of this run busy")
+    say(
+        f"first push: {pushing * more / 60:.0f} min, again: {again * more / 60:.0f} min"
+    )
 
 
-def timed(what: str, count: int, do: Callable[[int], object]) -> None:
+def timed(what: str, count: int, do: Callable[[int], object]) -> float:
     began = time.perf_counter()
     for number in range(count):
         do(number)
     took = time.perf_counter() - began
     say(f"{what:<24}{took:>9.1f} s{count / took:>10.0f} /s")
+    return took
 
 
-def etcd_size(store: Etcd) -> str:
+def etcd_size(store: Etcd) -> tuple[int, int]:
+    """Say and return how many keys there are, and the bytes of the database."""
     status = store.call("maintenance/status", {})
     answer = store.call(
         "kv/range", {"key": "Lw==", "range_end": "MA==", "count_only": True}
     )
-    size = int(status["dbSize"]) / 1e6
-    return f"{answer.get('count', 0)} keys, {size:.1f} MB"
+    keys, size = int(answer.get("count", 0)), int(status["dbSize"])
+    say(f"{'':<24}{keys} keys, {size / 1e6:.1f} MB")
+    return keys, size
 
 
 def rss(pid: int) -> int:
@@ -218,6 +252,13 @@ def push_host(
     pushes = [record_of(number, vm, state) for vm in range(vms)]
     running = frozenset(pending.record.lease for pending in pushes)
     steps.run(steps.push_all(where, me(number), pushes, running), store)
+
+
+def idle(store: Etcd, where: Keys, number: int, session: int) -> None:
+    """Ask what a sync asks that has nothing to push."""
+    steps.run(steps.enter(where, me(number)), store)
+    store.keep_session(session)
+    store.read([where.session(me(number).host)])
 
 
 def restart(store: Etcd, where: Keys, number: int) -> None:

@@ -16,6 +16,7 @@ from time import monotonic
 import pytest
 
 from tapster import RequestError
+from tapster.fleet import guard
 from tapster.fleet.etcd import Endpoint, Etcd, Login, Refused, parse_endpoint
 from tapster.fleet.keys import Keys
 from tapster.fleet.member import open_store
@@ -317,6 +318,28 @@ def test_the_budget_is_for_all_requests_of_an_acquire(etcd: Stores, pair: Pair) 
         assert len(server.requests) == 2
     (entry,) = pair.b.member.book.dirty()
     assert "no answer in time" in entry.problem
+
+
+@pytest.mark.parametrize("anxious", [60.0, 0.0])
+def test_an_acquire_soon_after_one_without_an_answer_waits_less(
+    etcd: Stores, pair: Pair, monkeypatch: pytest.MonkeyPatch, anxious: float
+) -> None:
+    monkeypatch.setattr(guard, "ANXIOUS", anxious)
+    budget = pair.b.settings.budget
+
+    def seconds() -> float:
+        began = monotonic()
+        pair.b.host.release(pair.b.add(MAC).id)
+        pair.b.host.reap(now=True)
+        return monotonic() - began
+
+    with serving(is_silent) as server:
+        pair.b.settings = pair.b.settings._replace(endpoints=(str(server.endpoint),))
+        pair.b.configure()
+        pair.b.store = etcd(server.endpoint)
+        waited = [seconds() >= budget for _ in range(3)]
+        assert waited == [True, not anxious, not anxious]
+        assert len(server.requests) == 3, "each acquire asks all the same"
 
 
 def test_a_missing_password_is_no_obstacle_to_an_acquire(tmp_path: Path) -> None:

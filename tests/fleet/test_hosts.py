@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 
 import pytest
 
@@ -14,7 +15,12 @@ from tapster.fleet.book import REST, figures
 from tapster.fleet.keys import HostGate, Keys
 from tapster.fleet.member import LOW
 from tapster.fleet.steps import GateClosed
-from tapster.fleet.store import FleetUnavailable, FleetUnclear, MacClaimed
+from tapster.fleet.store import (
+    Committed,
+    FleetUnavailable,
+    FleetUnclear,
+    MacClaimed,
+)
 from tapster.model import Vm
 from tests.fleet.hosts import MAC, Pair, X
 
@@ -41,13 +47,27 @@ def test_a_mac_rests_before_another_vm_gets_it(pair: Pair) -> None:
     pair.a.host.release(lease.id)
     pair.a.host.reap(now=True)
     pair.a.member.sync()
-    given = {book.next_mac(0.0) for _ in range(2 * keys.BLOCK_SIZE)}
+    given = {book.next_mac(time.time()) for _ in range(2 * keys.BLOCK_SIZE)}
     assert given == {*keys.macs_of(block)} - {lease.mac}
     pair.a.late = REST + 10
     pair.a.member.sync()
     assert pair.claim(lease.mac) is None
     given = {book.next_mac(1e12) for _ in range(keys.BLOCK_SIZE)}
     assert lease.mac in given
+
+
+def test_a_clock_that_was_wrong_lets_no_mac_rest_for_years(pair: Pair) -> None:
+    lease = pair.a.add()
+    pair.a.host.release(lease.id)
+    pair.a.host.reap(now=True)
+    pair.a.member.sync()
+    now = time.time()
+    assert pair.a.member.book.free_macs(now) == keys.BLOCK_SIZE - 1
+    assert pair.a.member.book.free_macs(now - 1) == keys.BLOCK_SIZE - 1
+    year = 365 * 86400
+    for shown in (now - year, now + year):
+        assert pair.a.member.book.free_macs(shown) == keys.BLOCK_SIZE
+        assert len(pair.a.member.book.rested(shown)) == 1
 
 
 def test_a_host_takes_another_block_in_time(pair: Pair) -> None:
@@ -250,6 +270,44 @@ def test_ending_a_lease_never_asks_the_store(pair: Pair) -> None:
     pair.a.host.reap(now=True)
     pair.a.host.recover()
     assert pair.store.calls == calls
+
+
+def test_the_session_outlives_another_process_that_synced(pair: Pair) -> None:
+    key = Keys().session("a")
+    daemon = pair.a.member
+    daemon.sync()
+    pair.a.late = 1.0
+    pair.a.start().sync()  # tapster fleet sync
+    daemon.sync()
+    pair.store.end_session(pair.store.last_session)
+    assert key in pair.store.values
+
+
+def test_a_sync_of_everything_writes_only_what_differs(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair.a.add(MAC, X)
+    leases = [pair.a.add() for _ in range(60)]
+    pair.a.member.sync()
+    key = Keys().row("a", leases[0].id)
+    right = pair.store.values[key]
+    pair.store.values[key] = "{}"
+    written: list[str] = []
+    commit = pair.store.commit
+
+    def note(
+        expected: Mapping[str, str | None],
+        writes: Mapping[str, str | None],
+        *,
+        session: int = 0,
+    ) -> Committed:
+        written.extend(writes)
+        return commit(expected, writes, session=session)
+
+    monkeypatch.setattr(pair.store, "commit", note)
+    pair.a.member.sync(everything=True)
+    assert written == [key]
+    assert pair.store.values[key] == right
 
 
 def test_an_old_store_learns_what_is_newer(pair: Pair) -> None:

@@ -97,6 +97,7 @@ def test_a_host_has_the_rights_that_it_needs_and_no_more(
     host.member.join()
     lease = host.add()
     assert host.member.sync().problems == ()
+    assert doctor.examine(host.member, time.time()) == []
     host.host.release(lease.id)
     host.member.sync()
     for key in (Keys().gate("b"), Keys().row("b", "1"), Keys().fleet, "/else"):

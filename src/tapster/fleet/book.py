@@ -22,7 +22,8 @@ from tapster.ledger import Ledger
 from tapster.light import Any, NamedTuple
 
 REST = 86400.0
-"""Seconds before another VM gets a MAC: neighbours remember the MAC."""
+"""Seconds before another VM gets a MAC: neighbours remember the MAC. A MAC whose VM
+ended by a clock that was far ahead does not rest until that time."""
 
 
 UNASKED = "unasked: "
@@ -208,8 +209,8 @@ class Book:
     def rested(self, now: float) -> list[Entry]:
         """Ended records whose MAC can be given to another VM."""
         return self.entries(
-            "WHERE NOT dirty AND fleet_record.state = 'ended' AND changed < ?",
-            now - REST,
+            "WHERE NOT dirty AND fleet_record.state = 'ended' AND abs(? - changed) > ?",
+            *(now, REST),
         )
 
     def parked(self) -> list[Entry]:
@@ -246,9 +247,10 @@ def _in_use(db: Any, mac: str, now: float) -> bool:
     if db.execute(query, (mac, mac)).fetchone():
         return True
     query = (
-        "SELECT 1 FROM fleet_record WHERE mac = ? AND (state != 'ended' OR changed > ?)"
+        "SELECT 1 FROM fleet_record WHERE mac = ? "
+        "AND (state != 'ended' OR abs(? - changed) <= ?)"
     )
-    return db.execute(query, (mac, now - REST)).fetchone() is not None
+    return db.execute(query, (mac, now, REST)).fetchone() is not None
 
 
 def _settle(db: Any, entry: Entry, outcome: Outcome, now: float) -> None:
@@ -280,7 +282,7 @@ def figures(book: Book, now: float) -> Mapping[str, float]:
     return {
         "dirty_rows": len(dirty),
         "dirty_oldest_seconds": max(
-            (now - entry.changed for entry in dirty), default=0
+            (now - entry.changed for entry in dirty), default=0.0
         ),
         "conflicts": sum(entry.conflicts for entry in dirty),
         "unclaimed": sum(entry.record.epoch is None for entry in running),

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from tapster.errors import TapsterError
 from tapster.fleet import claim, keys, steps
 from tapster.fleet.claim import ClaimAction, ClaimState
-from tapster.fleet.etcd import Etcd
+from tapster.fleet.etcd import Etcd, Refused
 from tapster.fleet.fleet import Overview
 from tapster.fleet.member import LOW, Member
 from tapster.fleet.store import FleetUnavailable
 from tapster.model import Problem
 
+PERMISSION_DENIED = 7
+"""gRPC's code. A host may read its own leases; an operator may read all."""
 STALE = 300.0
 """Seconds after which something that was not pushed is worth a word."""
 CERTIFICATE_DAYS = 30
@@ -30,7 +32,9 @@ def examine(member: Member, now: float) -> list[Problem]:
     try:
         problems += _gate(member)
         problems += _claims(member)
-        problems += _inventory(Overview(member.store, member.where))
+        overview = Overview(member.store, member.where)
+        problems += _hosts(overview)
+        problems += _inventory(overview)
         if isinstance(member.store, Etcd):
             problems += examine_etcd(member.store, member.where.root, now)
     except FleetUnavailable as error:
@@ -108,9 +112,15 @@ def _claims(member: Member) -> Iterator[Problem]:
 
 
 def _inventory(overview: Overview) -> Iterator[Problem]:
-    """Find MACs that two running leases have, and hosts that are silent or fenced."""
+    """Find MACs that two running leases have, if this user may read the inventory."""
     seen: dict[tuple[str, str], str] = {}
-    for host, _, row in overview.rows():
+    try:
+        rows = [*overview.rows()]
+    except Refused as error:
+        if error.code != PERMISSION_DENIED:
+            raise
+        return
+    for host, _, row in rows:
         here = f"{row.name} on {host} (VM {row.vm}, owner {row.owner or '-'})"
         if other := seen.get((row.domain, row.mac)):
             yield Problem(
@@ -118,6 +128,10 @@ def _inventory(overview: Overview) -> Iterator[Problem]:
                 _ONE_OF_TWO,
             )
         seen[row.domain, row.mac] = here
+
+
+def _hosts(overview: Overview) -> Iterator[Problem]:
+    """Find hosts that were declared dead and are alive."""
     for status in overview.hosts():
         if status.fenced and status.session and status.session.boot == status.fenced:
             yield Problem(

@@ -31,9 +31,9 @@ PAGE = 1000
 """Keys in an answer to `scan`."""
 LARGEST = 1 << 26
 """Bytes of an answer."""
-IDLE = 10.0
+IDLE = 30.0
 """Seconds after which a connection is not used again: a firewall may have dropped it
-silently."""
+silently. More than the time between two syncs."""
 
 
 class Login(NamedTuple):

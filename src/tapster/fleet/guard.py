@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 
 OnAsked = Callable[[Sequence[str], float], None]
+ANXIOUS = 5.0
+"""Seconds after an acquire that got no answer in which others wait a tenth of the
+budget: in the daemon, operations wait for each other."""
 Asked = tuple[Lease, Spec]
 """A reserved lease, and how the user asked for it."""
 
@@ -46,6 +49,7 @@ class Guard:
         """Called after each question with the result for each lease, and the seconds
         that the answer took."""
         self._settings: Cached | None = None
+        self._anxious_until = 0.0
 
     def close(self) -> None:
         """Close the connection to the store."""
@@ -141,7 +145,9 @@ class Guard:
             if asking is not None:
                 asking.close()
             asking = Asking(settings, self._ledger.id)
-        asking.until = time.monotonic() + settings.budget
+        began = time.monotonic()
+        calm = began >= self._anxious_until
+        asking.until = began + (settings.budget if calm else settings.budget / 10)
         try:
             outcomes = [
                 asking.push(
@@ -156,7 +162,11 @@ class Guard:
             ]
         except BaseException:
             asking.close()
+            ended = time.monotonic()
+            if calm and ended >= asking.until:
+                self._anxious_until = ended + ANXIOUS
             raise
+        self._anxious_until = 0.0
         self._asking = asking
         return outcomes
 
@@ -214,7 +224,7 @@ class Asking:
         """Return the store, which takes no longer than the time that is left."""
         self._store.timeout = self.until - time.monotonic()
         if self._store.timeout <= 0:
-            raise FleetUnavailable(f"no answer within {self.settings.budget:g} s")
+            raise FleetUnavailable("no answer in time")
         return self._store
 
     def close(self) -> None:

@@ -95,6 +95,7 @@ class Member:
         self._wallclock = wallclock
         self._randomness = randomness
         self._session = 0
+        self._session_value = ""
 
     def close(self) -> None:
         """Close the store and the ledger."""
@@ -208,11 +209,14 @@ class Member:
     def _keep_session(self) -> None:
         key = self.where.session(self.me.host)
         known = self._session and self.store.keep_session(self._session)
-        if known and key in self.store.read([key]):
+        # Another process of this host may have put its own session there, and ended.
+        if known and self.store.read([key]).get(key) == self._session_value:
             return
-        self._session = self.store.open_session(SESSION_SECONDS)
+        if not known:
+            self._session = self.store.open_session(SESSION_SECONDS)
         value = Session(self.me.boot, self.me.ledger, self._wallclock())
-        self.store.commit({}, {key: encode(value)}, session=self._session)
+        self._session_value = encode(value)
+        self.store.commit({}, {key: self._session_value}, session=self._session)
 
     # Blocks
 

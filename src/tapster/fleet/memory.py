@@ -14,7 +14,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self.values: dict[str, str] = {}
         self._sessions: dict[int, set[str]] = {}
-        self._last_session = 0
+        self.last_session = 0
 
     def read(self, keys: Sequence[str]) -> Mapping[str, str]:
         return {key: self.values[key] for key in keys if key in self.values}
@@ -45,9 +45,9 @@ class MemoryStore:
         return Committed(True, {})
 
     def open_session(self, seconds: int) -> int:
-        self._last_session += 1
-        self._sessions[self._last_session] = set()
-        return self._last_session
+        self.last_session += 1
+        self._sessions[self.last_session] = set()
+        return self.last_session
 
     def keep_session(self, session: int) -> bool:
         return session in self._sessions

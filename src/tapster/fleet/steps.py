@@ -103,11 +103,14 @@ def push(
     """
     record = pending.record
     key, gate_key = where.claim(record.domain, record.mac), where.gate(me.host)
-    block_key = where.block(keys.block_of(record.mac))
     for _ in range(TRIES):
         if guess is None:
-            asked = (gate_key, key, *([block_key] if pending.given else []))
-            values = yield Read(asked)
+            asked = [gate_key, key]
+            if pending.given:
+                asked.append(where.block(keys.block_of(record.mac)))
+            if pending.row is not None:
+                asked.append(where.row(me.host, record.lease))
+            values = yield Read(tuple(asked))
         else:
             values, guess = guess, None
         plan = make_plan(where, me, pending, running, values)
@@ -130,7 +133,7 @@ def push(
         answer: Committed = yield Commit(plan.expected, plan.writes)
         if answer.done:
             return plan.outcome
-        guess = answer.found  # it is of the keys that `asked` would ask for
+        guess = answer.found  # of all keys of `asked` but the row
     raise FleetUnavailable(f"{key} changes too often: {TRIES} tries failed")
 
 
@@ -156,7 +159,12 @@ def _push_batch(
     claims = [
         where.claim(pending.record.domain, pending.record.mac) for pending in batch
     ]
-    values = yield Read((where.gate(me.host), *claims))
+    rows = [
+        where.row(me.host, pending.record.lease)
+        for pending in batch
+        if pending.row is not None
+    ]
+    values = yield Read((where.gate(me.host), *claims, *rows))
     plans = [make_plan(where, me, pending, running, values) for pending in batch]
     expected: dict[str, str | None] = {}
     writes: dict[str, str | None] = {}
@@ -226,8 +234,11 @@ def make_plan(
     if new is not None and new != stored:
         writes[key] = encode(new)
     if pending.row is not None:
+        row_key = where.row(me.host, record.lease)
         shown = None if record.state in claim.RELEASED else encode(pending.row)
-        writes[where.row(me.host, record.lease)] = shown
+        # Each write stays in the history of etcd.
+        if shown is None or values.get(row_key) != shown:
+            writes[row_key] = shown
     expected = {gate_key: values[gate_key], key: values.get(key)}
     if pending.given:
         block_key = where.block(keys.block_of(record.mac))
