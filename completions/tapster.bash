@@ -155,7 +155,10 @@ _tapster() {
                     operands='install uninstall adopt release attach detach ls hook'
                     ;;
                 install-service) options='--dry-run --remove' ;;
-                watch) options='--owner --json' operands=$(_tapster_links "$ours/\1") ;;
+                watch)
+                    options="$chosen --json"
+                    operands=$(_tapster_links "$ours/\1 \2")
+                    ;;
                 top) options='--interval --count --sort' ;;
                 *) return ;;
             esac

@@ -25,7 +25,7 @@ VALUES = {
 """What fish offers as the value of an option."""
 FILES = ("--ledger", "--socket", "--config", "--output")
 """Options whose value is a file."""
-READING = ("ls", "show")
+READING = ("ls", "show", "watch")
 """Verbs that take the name of a lease without its owner."""
 
 MARK = "# From here on, `python -m tests.repo.pages` writes this file.\n"

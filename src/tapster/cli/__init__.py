@@ -51,15 +51,15 @@ VERBS = {
     "fleet": "share MACs and an inventory with other hosts",
     "libvirt": "let libvirt's domains have devices of Tapster",
     "install-service": "put the units of the daemon on this host",
-    "watch": "print events as they happen (needs the daemon)",
-    "top": "show leases, events and rates, live (needs the daemon)",
+    "watch": "print events as they happen",
+    "top": "show leases, events and rates, live",
 }
 HOST_VERBS = ("fleet", "install-service", "libvirt")
 """Verbs that get no Host and no connection: they open what they need."""
 KEEPING = ("add", "rm", "run", "reap")
 """Verbs before which the size of the history is set."""
-DAEMON_VERBS = ("watch", "top")
-"""Verbs that need the daemon."""
+EVENT_VERBS = ("watch", "top")
+"""Verbs that show events: the daemon, where it runs, knows more than the ledger."""
 
 
 def module_name(verb: str) -> str:
@@ -271,15 +271,17 @@ def _run(top: Parser, options: argparse.Namespace, words: Sequence[str]) -> int:
 def _open(verb: str, options: argparse.Namespace, parser: Parser) -> "Manager":
     """Open the ledger, or a connection to the daemon."""
     netns = getattr(options, "netns", None)
-    told = (
-        options.socket is not None
-        or verb in DAEMON_VERBS
-        or bool(os.environ.get("TAPSTER_SOCKET") and options.ledger is None)
+    told = options.socket is not None or bool(
+        os.environ.get("TAPSTER_SOCKET") and options.ledger is None
     )
     if told and options.ledger is not None:
-        if verb in DAEMON_VERBS:
-            parser.error(f"{verb} asks the daemon: --ledger does not go with it")
         parser.error("--socket and --ledger do not go together")
+    own = options.ledger or os.environ.get("TAPSTER_LEDGER")
+    if verb in EVENT_VERBS and not told and not own:
+        from tapster.rpc.client import connect
+
+        with suppress(DaemonError):
+            return connect(netns=netns)
     if not told and failure.has("CAP_NET_ADMIN"):
         from tapster.host import Host
 
@@ -296,7 +298,6 @@ def _open(verb: str, options: argparse.Namespace, parser: Parser) -> "Manager":
             host.close()
             raise
         return host
-    own = options.ledger or os.environ.get("TAPSTER_LEDGER")
     if not told and own:
         raise MissingCapability(
             f"tapster {verb} needs CAP_NET_ADMIN for a ledger of its own; "
@@ -310,10 +311,6 @@ def _open(verb: str, options: argparse.Namespace, parser: Parser) -> "Manager":
     try:
         return connect(options.socket, netns=netns)
     except DaemonError as error:
-        if verb in DAEMON_VERBS:
-            raise DaemonError(
-                f"{verb} needs the daemon, which reports events: {error}"
-            ) from error
         if options.socket is not None:
             raise
         raise MissingCapability(

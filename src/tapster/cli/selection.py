@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Choose leases by name, id, owner, bridge, state, namespace or label.
 
-`ls`, `rm`, `show` and `reap` share these options; `set`, `take` and `open` choose one
-lease by its name or id. To change a lease that has an owner, a name alone is not
-enough: it may be another VM's by now.
+`ls`, `rm`, `show`, `reap` and `watch` share these options; `set`, `take` and `open`
+choose one lease by its name or id. To change a lease that has an owner, a name alone
+is not enough: it may be another VM's by now.
 """
 
 import argparse
@@ -154,7 +154,7 @@ def choose(options: argparse.Namespace, host: "Manager", *, all: bool = True) ->
     if options.lease and plain and not is_filtered(options, *FILTERS[1:]):
         return _find_each(options.lease, options.owner, host)
     leases = host.leases(all=True)
-    filtered = [lease for lease in leases if _fits(lease, options)]
+    filtered = [lease for lease in leases if fits(lease, options)]
     waiting = all or options.state == State.FIN_WAIT
     candidates = [
         lease for lease in filtered if waiting or lease.state is not State.FIN_WAIT
@@ -199,7 +199,8 @@ def _with_hint(error: NoSuchLease, name: str, host: "Manager") -> NoSuchLease:
     return NoSuchLease(f"{error}{hint(name, names)}", reference=name)
 
 
-def _fits(lease: Lease, options: argparse.Namespace) -> bool:
+def fits(lease: Lease, options: argparse.Namespace) -> bool:
+    """Tell whether a lease fits the filters, whatever its name is."""
     on = (lease.wiring.bridge, lease.wiring.ovs, lease.lower)
     netns = (lease.netns.path, output.netns_name(lease.netns.path))
     return (

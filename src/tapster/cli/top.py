@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Show the leases, the latest events and the rates of calls, until Ctrl-C.
 
-The daemon reports them, so it must run. The screen that was there before
-comes back.
+The daemon reports them. Where it does not run, root sees what the kernel and
+the ledger tell, without the rates. The screen that was there before comes
+back.
 """
 
 import argparse
@@ -11,12 +12,12 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 from tapster.cli import ls, terminal, values, watch
 from tapster.errors import NotAllowed
 from tapster.light import TYPE_CHECKING
 from tapster.model import Lease, State
-from tapster.rpc.client import connect
 from tapster.rpc.interface import Count, Event
 
 EVENTS = 8
@@ -26,7 +27,7 @@ ENTER, LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 """The other screen of a terminal, without a cursor: the scrollback stays as it is."""
 
 if TYPE_CHECKING:
-    from tapster.rpc.client import Client
+    from tapster.api import Manager
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +46,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace, host: "Client") -> int:
+def run(options: argparse.Namespace, host: "Manager") -> int:
     other_screen = terminal.is_terminal()
     if other_screen:
         sys.stdout.write(ENTER)
@@ -57,12 +58,12 @@ def run(options: argparse.Namespace, host: "Client") -> int:
             sys.stdout.flush()
 
 
-def _watch(options: argparse.Namespace, host: "Client") -> int:
+def _watch(options: argparse.Namespace, host: "Manager") -> int:
     events: deque[Event] = deque(maxlen=EVENTS)
     before: dict[str, float] = {}
     last = time.monotonic()
     shown = 0
-    with connect(host.path) as watcher:
+    with watch.source(host) as watcher:
         reported = watcher.watch()
         next(reported)  # the daemon watches: every later event is new
         while True:
@@ -83,12 +84,15 @@ def _sorted(leases: list[Lease], sort: str | None) -> list[Lease]:
     return sorted(leases, key=ls.key(sort)) if sort else leases[::-1]
 
 
-def _counts(host: "Client") -> dict[str, float]:
-    """Return the figures of interest; none if the user may not see them."""
-    try:
-        return dict(_named(host.statistics()))
-    except NotAllowed:
-        return {}
+def _counts(host: "Manager") -> dict[str, float]:
+    """Return the figures of interest; none if the user may not see them, or if there
+    is no daemon."""
+    from tapster.rpc.client import Client
+
+    with suppress(NotAllowed):
+        if isinstance(host, Client):
+            return dict(_named(host.statistics()))
+    return {}
 
 
 def _named(counts: Iterable[Count]) -> Iterable[tuple[str, float]]:

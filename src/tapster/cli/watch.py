@@ -1,17 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Print events of leases, and changes of devices by other programs, as they happen.
 
-The daemon reports them, so it must run.
+The daemon reports them. Where it does not run, root sees what the kernel and
+the ledger tell.
 """
 
 import argparse
 import time
+from contextlib import suppress
 
 from tapster.cli import output, selection, terminal
+from tapster.errors import NoSuchLease
 from tapster.light import TYPE_CHECKING
+from tapster.model import Lease
 from tapster.rpc.interface import Event
 
 if TYPE_CHECKING:
+    from tapster.api import Manager
+    from tapster.cli.observer import Observer
     from tapster.rpc.client import Client
 
 COLOURS = {
@@ -29,35 +35,74 @@ COLOURS = {
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "name", nargs="*", metavar="NAME", help="only devices of these names (patterns)"
-    )
-    parser.add_argument("--owner", metavar="TEXT", help="only this owner (a pattern)")
+    selection.declare(parser)
     parser.add_argument(
         "--json", action="store_true", help="print a line of JSON for each event"
     )
 
 
-def run(options: argparse.Namespace, host: "Client") -> int:
-    for event in host.watch():
-        if not _fits(event, options):
-            continue
-        if options.json:
-            content = event._asdict() | {"time": output.timestamp(event.time)}
-            output.print_json_line(**content)
-        else:
-            print(line(event, terminal.width()), flush=True)
+def run(options: argparse.Namespace, host: "Manager") -> int:
+    filter_ = Filter(options, host)
+    with source(host) as events:
+        for event in events.watch():
+            if not filter_.lets_pass(event):
+                continue
+            if options.json:
+                content = event._asdict() | {"time": output.timestamp(event.time)}
+                output.print_json_line(**content)
+            else:
+                print(line(event, terminal.width()), flush=True)
     return 0
 
 
-def _fits(event: Event, options: argparse.Namespace) -> bool:
-    if event.lease is None:
-        return True  # "watching": scripts wait for it
-    names = not options.name or any(
-        selection.like(event.name or "", pattern) for pattern in options.name
-    )
-    owner = options.owner is None or selection.like(event.owner or "", options.owner)
-    return names and owner
+def source(host: "Manager") -> "Client | Observer":
+    """Return what reports events: a connection to the daemon, or the host itself."""
+    from tapster.host import Host
+
+    if isinstance(host, Host):
+        from tapster.cli.observer import Observer
+
+        return Observer(host)
+    from tapster.rpc.client import Client, connect
+
+    assert isinstance(host, Client)
+    return connect(host.path)  # nothing else can be called on it then
+
+
+class Filter:
+    """Lets the events of chosen leases pass."""
+
+    def __init__(self, options: argparse.Namespace, host: "Manager") -> None:
+        self._options = options
+        self._host = host
+        self._leases: dict[str, Lease] = {}
+        if selection.is_filtered(options, *selection.FILTERS[1:]):
+            self._leases = {lease.id: lease for lease in host.leases()}
+
+    def lets_pass(self, event: Event) -> bool:
+        """Tell whether an event is of a lease that was chosen."""
+        options = self._options
+        if event.lease is None:
+            return True  # "watching": scripts wait for it
+        names = not options.lease or any(
+            event.lease == pattern or selection.like(event.name or "", pattern)
+            for pattern in options.lease
+        )
+        owner = options.owner is None or selection.like(
+            event.owner or "", options.owner
+        )
+        if not (names and owner):
+            return False
+        if not selection.is_filtered(options, *selection.FILTERS[1:]):
+            return True
+        lease = self._lease(event.lease)
+        return lease is not None and selection.fits(lease, options)
+
+    def _lease(self, id: str) -> Lease | None:
+        """Return a lease as it is now; one that has ended, as it was."""
+        with suppress(NoSuchLease):
+            self._leases[id] = self._host.look_up(id)
+        return self._leases.get(id)
 
 
 def line(event: Event, width: int) -> str:
