@@ -8,6 +8,7 @@ import pytest
 
 from lab import iproute, libvirt, shell
 from lab.libvirt import domain, qemu_pid, virsh
+from tests.command.test_json import check
 from tests.libvirt.system import Place, place
 
 pytestmark = [pytest.mark.kernel, pytest.mark.e2e, pytest.mark.timeout(180)]
@@ -148,7 +149,9 @@ def qemu_runs(name: str) -> bool:
 
 
 def listed(host: Place) -> list[dict[str, object]]:
-    return list(json.loads(host.tapster("libvirt ls --json"))["nics"])
+    output = json.loads(host.tapster("libvirt ls --json"))
+    check("libvirt_ls", output)
+    return list(output["nics"])
 
 
 def test_ls_shows_what_a_domain_wants_before_it_starts(host: Place) -> None:
