@@ -25,7 +25,7 @@ _tapster() {
     local ours='alias tapster:[^:]*:([[:xdigit:]]+)$'
     local wire=(bridge= ovs= redirect= mtu= isolated learning root-guard bpdu-guard vlan= trunk= external-id= filter
         address= guard inbound= outbound= outbound-pps= standby up down)
-    local nic=(kind= link= mode= name= naming= key= owner= label= mac= queues= user= group=
+    local nic=(kind= link= link-netns= mode= name= naming= key= owner= label= mac= queues= user= group=
         fin-wait= reclaim vm= incoming= takeover vnet-hdr "${wire[@]}")
     local changed="$ours/\2" # by name only with the owner
     local chosen='--owner --bridge --state --netns --label'
@@ -84,7 +84,7 @@ _tapster() {
             mapfile -t COMPREPLY < <(compgen -A "${option#--}" -- "$value")
             return
             ;;
-        --netns)
+        --netns | --link-netns)
             compopt -o default # or a path
             [[ $value == */* ]] ||
                 mapfile -t COMPREPLY < <(cd /run/netns 2>/dev/null && compgen -f -- "$value")

@@ -101,6 +101,8 @@ function __tapster_nic # KEY=VALUE,...: what the last part can be
             printf '%s\n' "$before"kind={tap,macvtap}
         case 'link=*'
             printf '%s\n' "$before"link=(__tapster_names up)
+        case 'link-netns=*'
+            printf '%s\n' "$before"link-netns=(__tapster_netns)
         case 'mode=*'
             printf '%s\n' "$before"mode={bridge,vepa,private,passthru}
         case 'naming=*'
@@ -113,7 +115,7 @@ function __tapster_nic # KEY=VALUE,...: what the last part can be
             printf '%s\n' "$before"bridge=(__tapster_names type bridge)
         case '*=*'
         case '*'
-            set -l keys kind= link= mode= name= naming= key= owner= label= mac= vnet-hdr queues= user= group= fin-wait= reclaim vm= incoming= takeover bridge= ovs= redirect= mtu= isolated learning root-guard bpdu-guard vlan= trunk= external-id= filter address= guard inbound= outbound= outbound-pps= standby up down
+            set -l keys kind= link= link-netns= mode= name= naming= key= owner= label= mac= vnet-hdr queues= user= group= fin-wait= reclaim vm= incoming= takeover bridge= ovs= redirect= mtu= isolated learning root-guard bpdu-guard vlan= trunk= external-id= filter address= guard inbound= outbound= outbound-pps= standby up down
             printf '%s\n' "$before"$keys
     end
 end
@@ -149,6 +151,7 @@ complete -c tapster -n '__tapster_is add rm ls set take show who report run open
 complete -c tapster -n '__tapster_is add rm ls set take show who report run open reap recover doctor fleet libvirt install-service watch top' -s v -l verbose -d 'print each change as a command of ip, bridge, nft, tc or ovs-vsctl'
 complete -c tapster -n '__tapster_is add run' -l kind -x -a 'tap macvtap' -d 'default: tap, or macvtap with --link'
 complete -c tapster -n '__tapster_is add run' -l link -x -a '(__tapster_names up)' -d 'the device that a macvtap sits on'
+complete -c tapster -n '__tapster_is add run' -l link-netns -x -a '(__tapster_netns)' -d 'the namespace of LOWER, if it is another'
 complete -c tapster -n '__tapster_is add run' -l mode -x -a 'bridge vepa private passthru' -d 'of a macvtap; default: bridge'
 complete -c tapster -n '__tapster_is add run' -l name -x -d 'a template or a plain name; default: vnet%d'
 complete -c tapster -n '__tapster_is add run' -l naming -x -a 'lowest next stable' -d 'how the number is picked; default: lowest'

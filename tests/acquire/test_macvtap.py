@@ -132,3 +132,23 @@ def test_an_unfit_lower_device_is_refused_before_anything_is_made(
     with pytest.raises(tapster.RequestError, match=error):
         host.acquire(spec)
     assert host.leases() == []
+
+
+def test_the_lower_device_may_be_in_another_namespace(ledger: Path) -> None:
+    shell.sh("ip netns add pod")
+    options = ["--netns", "pod", "--link", "low", "--link-netns", "/proc/self/ns/net"]
+    command = f"{shell.TAPSTER} --ledger {ledger} add --name eth0 {' '.join(options)}"
+    assert shell.sh(command) == "eth0\n"
+    link = iproute.links("pod")["eth0"]
+    assert link["linkinfo"]["info_kind"] == "macvtap"
+    assert link["link_index"] == iproute.links()["low"]["ifindex"]
+    with Host(ledger, reaper=library.no_reaper) as host:
+        (lease,) = host.leases()
+        assert host.differences(lease) == {}
+        with host.reopen(lease) as opened:
+            assert len(opened.fds) == 1
+        host.release(lease)
+        host.reap(now=True)
+    assert iproute.links("pod").keys() == {"lo"}
+    wrong = shell.refused(f"{command} --link-netns absent --name eth1")
+    assert "no network namespace 'absent'" in wrong

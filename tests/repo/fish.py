@@ -19,6 +19,7 @@ VALUES = {
     "--user": "(__fish_complete_users)",
     "--group": "(__fish_complete_groups)",
     "--netns": "(__tapster_netns)",
+    "--link-netns": "(__tapster_netns)",
     "--nic": "(__tapster_nic)",
     "--pid": "(__fish_complete_pids)",
 }

@@ -28,6 +28,9 @@ def declare(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     option("--kind", choices=_texts(Kind), help="default: tap, or macvtap with --link")
     option("--link", metavar="LOWER", help="the device that a macvtap sits on")
+    option(
+        "--link-netns", metavar="NS", help="the namespace of LOWER, if it is another"
+    )
     option("--mode", choices=_texts(Mode), help="of a macvtap; default: bridge")
     option(
         "--name",
@@ -129,7 +132,7 @@ def spec(options: argparse.Namespace) -> Spec:
     fin_wait = defaults.fin_wait if options.fin_wait is None else options.fin_wait
     naming = options.naming or (defaults.naming if "%d" in options.name else None)
     if kind == Kind.TAP:
-        _refuse(options, "link", "mode", kind=kind)
+        _refuse(options, "link", "link_netns", "mode", kind=kind)
         if not wiring.keys() & {"ovs", "redirect"}:
             wiring.setdefault("bridge", defaults.bridge)
         return Tap(
@@ -167,6 +170,7 @@ def spec(options: argparse.Namespace) -> Spec:
         fin_wait=fin_wait,
         reclaim=options.reclaim,
         vm=_vm(options),
+        lower_netns=options.link_netns,
     )
 
 
@@ -181,7 +185,8 @@ def _vm(options: argparse.Namespace) -> Vm | None:
 def _refuse(options: argparse.Namespace, *unfit: str, kind: str) -> None:
     for option in unfit:
         if getattr(options, option):
-            raise RequestError(f"--{option} does not go with a {kind}")
+            flag = option.replace("_", "-")
+            raise RequestError(f"--{flag} does not go with a {kind}")
 
 
 def _uid(user: str | None) -> int | None:
