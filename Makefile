@@ -51,6 +51,7 @@ host-test: root deps setup ## Tests on whole Debian hosts: SUITE=12|13 (root)
 
 explore: setup ## Run Tapster through every schedule; BOUND=full takes an hour or more
 	$(VENV)/bin/python -m explorer --bound $(or $(BOUND),small)
+	$(VENV)/bin/python -m explorer.fleet
 
 differential: root deps setup ## Random walks against a model: STEPS=100000 SEED=1 (root)
 	DIFFERENTIAL_STEPS=$(or $(STEPS),100000) DIFFERENTIAL_SEED=$(or $(SEED),1) \

@@ -7,6 +7,7 @@ Ends with 1 if Tapster breaks a promise, or if a known bug is not found.
 import sys
 import time
 
+from explorer import protocol
 from explorer.others import known_bugs
 from explorer.scenarios import full, small
 from explorer.search import Explorer, Found, Scenario
@@ -26,13 +27,39 @@ def main(arguments: list[str]) -> int:
             "", "states", "steps", "schedules", "violations", "shortest", "seconds"
         )
     )
-    right = True
+    right = check_protocol()
     for scenario in known_bugs():
         right &= look_for(scenario) is not None
     for scenario in BOUNDS[bound]():
         right &= explore(scenario)
     say("" if right else "\nNOT as it should be: see above")
     return 0 if right else 1
+
+
+def check_protocol() -> bool:
+    """Check the model of the protocol between processes, with and without each rule."""
+    right = True
+    for name, rules, number in protocol.VARIANTS:
+        found = protocol.explore(protocol.SCENARIOS[number], rules)
+        right &= bool(found.broken)
+        length = len(found.steps) or "-"
+        line(
+            f"protocol {name}", found.states, 1 if found.broken else "NOT FOUND", length
+        )
+    for scenario in protocol.SCENARIOS:
+        found = protocol.explore(scenario)
+        right &= not found.broken
+        length = len(found.steps) or "-"
+        line(
+            f"protocol: {scenario.name}", found.states, int(bool(found.broken)), length
+        )
+        for step in found.steps:
+            say(f"    {step}")
+    return right
+
+
+def line(name: str, states: int, violations: object, length: object) -> None:
+    say(COLUMNS.format(name, states, "-", "-", violations, length, "-"))
 
 
 def look_for(scenario: Scenario) -> Found | None:

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The protocol between processes keeps its promises, and needs each of its rules."""
+
+import pytest
+
+from explorer.protocol import SCENARIOS, VARIANTS, Rules, Scenario, explore
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+def test_every_interleaving_keeps_the_promises(scenario: Scenario) -> None:
+    found = explore(scenario)
+    assert not found.broken, found.steps
+    assert found.states > 3
+
+
+@pytest.mark.parametrize(("name", "rules", "number"), VARIANTS)
+def test_each_rule_is_needed(name: str, rules: Rules, number: int) -> None:
+    assert explore(SCENARIOS[number], rules).broken, name
+
+
+def test_every_rule_is_tried() -> None:
+    changed = {
+        field
+        for _, rules, _ in VARIANTS
+        for field, value in rules._asdict().items()
+        if not value
+    }
+    assert changed == set(Rules._fields)
