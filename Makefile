@@ -14,7 +14,7 @@ WORKERS ?= $(shell expr $$(nproc) + 1)
 .PHONY: help setup deps demo demo-libvirt quick test host host-test check explore differential soak bench install uninstall deb format clean root
 
 help: ## List these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: $(VENV)/tapster.stamp ## Make .venv, with Tapster in it (editable)
 

@@ -618,16 +618,18 @@ _KINDS = {"bridge": "a Linux bridge", "ovs": "an Open vSwitch bridge"}
 
 
 def _check_address(address: str) -> None:
-    from ipaddress import ip_network  # only here: it is slow to import
+    from ipaddress import ip_address, ip_network  # only here: it is slow to import
 
     if "%" in address:
         raise RequestError(f"{address!r} has a scope: give the address alone")
     try:
-        network = ip_network(address)
-    except ValueError as error:
+        network = ip_network(address, strict=False)
+    except ValueError:
         raise RequestError(
-            f"{address!r} is not an IPv4 or IPv6 address or network: {error}"
+            f"{address!r} is not an IPv4 or IPv6 address or network"
         ) from None
+    if "/" in address and ip_address(address.partition("/")[0]) != network[0]:
+        raise RequestError(f"{address!r} is an address in the network {network}")
     first, length = network.network_address, network.prefixlen
     if (
         first.is_unspecified

@@ -314,7 +314,7 @@ def _open(verb: str, options: argparse.Namespace, parser: Parser) -> "Manager":
         if options.socket is not None:
             raise
         raise MissingCapability(
-            f"tapster {verb} needs CAP_NET_ADMIN, or the daemon: {error}",
+            f"tapster {verb} needs root (CAP_NET_ADMIN), or the daemon: {error}",
             capability="CAP_NET_ADMIN",
         ) from error
 

@@ -202,7 +202,7 @@ def print_problems(problems: Sequence[Problem], *, json: bool) -> int:
     else:
         for problem in problems:
             print(f"{problem.description}\n    {problem.remedy}")
-    if not problems:
+    if not problems and not json:
         print("nothing is wrong", file=sys.stderr)
     return int(bool(problems))
 

@@ -126,8 +126,7 @@ class Client(Manager):
             raise self._late() from error
         except OSError as error:
             raise DaemonError(
-                f"no daemon answers at {self.path!r} ({error.strerror}); "
-                "start tapsterd, or run as root"
+                f"no daemon answers at {self.path!r} ({error.strerror}); start tapsterd"
             ) from error
         self._buffer = b""
         self._fds: list[int] = []
