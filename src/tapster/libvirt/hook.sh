@@ -16,11 +16,13 @@ case $xml in
     *) exit 0 ;;
 esac
 
+# The command is called through env(1), because libvirtd's AppArmor profile lets a hook
+# start only what is in /usr/bin, and Tapster may be elsewhere.
 case $2 in
     started | reconnect)
         # libvirt kills the VM if its hook fails in these phases.
         said=$(
-            @TAPSTER@ libvirt hook "$@" 2>&1 <<XML
+            /usr/bin/env @TAPSTER@ libvirt hook "$@" 2>&1 <<XML
 $xml
 XML
         ) || logger -t tapster -- "libvirt hook, $1, $2: $said"
@@ -29,6 +31,6 @@ XML
 esac
 
 # In this process: libvirt is then the parent of the command.
-exec @TAPSTER@ libvirt hook "$@" <<XML
+exec /usr/bin/env @TAPSTER@ libvirt hook "$@" <<XML
 $xml
 XML

@@ -14,6 +14,8 @@ from tapster.errors import HostError
 FOLDER = "/etc/libvirt/hooks"
 HOOK = f"{FOLDER}/qemu.d/50-tapster"
 TEMPLATE = os.path.join(os.path.dirname(__file__), "hook.sh")
+CALL = "exec /usr/bin/env "
+"""How the line of the template begins that calls the command."""
 DAEMONS = ("virtqemud", "libvirtd")
 """The daemons that call the hook: the modular one, and that of all drivers."""
 
@@ -32,8 +34,10 @@ def program() -> str | None:
             lines = file.read().splitlines()
     except (OSError, UnicodeError):
         return None
-    calls = [line for line in lines if line.startswith("exec ")]
-    return shlex.split(calls[0].partition("<<")[0])[1] if calls else None
+    calls = [line for line in lines if line.startswith(CALL)]
+    return (
+        shlex.split(calls[0].partition("<<")[0])[len(CALL.split())] if calls else None
+    )
 
 
 def install(program: str, ledger: str | None) -> list[str]:
