@@ -168,9 +168,7 @@ def size(folder: Path, hosts: int, vms: int) -> None:
         timed("one restart of a VM", hosts, lambda n: restart(store, where, n))
         _, after = etcd_size(store)
         session = [store.open_session(180) for _ in range(hosts)]
-        syncing = timed(
-            "sync without news", hosts, lambda n: idle(store, where, n, session[n])
-        )
+        timed("sync without news", hosts, lambda n: idle(store, where, n, session[n]))
         overview = Overview(store, where)
         timed("reading the inventory", 1, lambda _: sum(1 for _ in overview.rows()))
         timed("reading the claims", 1, lambda _: sum(1 for _ in overview.claims()))
@@ -186,8 +184,6 @@ def size(folder: Path, hosts: int, vms: int) -> None:
     say(f"each VM restarted daily: {2 * restarts / 86400:.0f} transactions/s")
     say(f"and {history / 1e9:.1f} GB of history a day before compaction")
     say(f"syncs: {TEN_THOUSAND / INTERVAL:.0f} /s, of 3 requests each")
-    busy = TEN_THOUSAND / INTERVAL * syncing / hosts
-    say(f"syncs keep {busy:.2f} of the machine of this run busy")
     say(
         f"first push: {pushing * more / 60:.0f} min, again: {again * more / 60:.0f} min"
     )

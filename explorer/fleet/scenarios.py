@@ -149,6 +149,47 @@ SCENARIOS = (
         ),
     ),
     Scenario(
+        "an administrator forgets a VM",
+        ("A", "B"),
+        (
+            (
+                _start("A", "X", "a1"),
+                _release("A", "X", "a1"),
+                _start("A", "X", "a2"),
+            ),
+            (Event("forget", "A"),),
+            (_start("B", "Z", "b1"), _release("B", "Z", "b1")),
+        ),
+    ),
+    Scenario(
+        "a dead host is evicted, and joins again",
+        ("A", "B"),
+        (
+            (
+                _start("A", "X", "a1"),
+                Event("die", "A"),
+                Event("evict", "A"),
+                Event("restart", "B", "X", "b1"),
+                _release("B", "X", "b1"),
+            ),
+            (Event("back", "A"), Event("join", "A")),
+        ),
+    ),
+    Scenario(
+        "the claims of an evicted host go to other VMs",
+        ("A", "B"),
+        (
+            (
+                _start("A", "x", "a1"),
+                Event("die", "A"),
+                Event("evict", "A"),
+                Event("give claims away", "A"),
+            ),
+            (_start("B", "z", "b1"),),
+            (Event("back", "A"), Event("join", "A")),
+        ),
+    ),
+    Scenario(
         "over three hosts",
         ("A", "B", "C"),
         (

@@ -233,13 +233,19 @@ def _enabled(world: World, event: Event) -> bool:
             return item is not None and _runs(world, event.vm) and not host.dead
         case "release":
             return item is not None and host.operation is None and not host.dead
-        case "sweep":
+        case "sweep" | "join":
             return host.operation is None and not host.dead
+        case "forget":
+            found = _claim(world)
+            return found is not None and found.state in RELEASED
+        case "give claims away":
+            found = _claim(world)
+            return found is not None and found.host == event.host
         case "die":
             return not host.dead
         case "back":
             return host.dead
-        case "fence":
+        case "fence" | "evict":
             return True
     raise AssertionError(event.do)
 
@@ -296,19 +302,37 @@ def _begin(world: World, event: Event) -> World:
             for item in host.items:
                 host = _released(host, item.record.lease)
             return world.with_host(host)
-        case "sweep":
+        case "sweep" | "join":
             operation = Operation(event, (), frozenset())
             return world.with_host(host._replace(operation=operation))
-        case "fence":
+        case "fence" | "evict":
             key = WHERE.gate(event.host)
             gate = keys.gate_of(key, dict(world.store)[key])
             assert gate is not None
-            boot = host.me.boot
-            closed = gate._replace(number=gate.number + 1, fenced=boot)
-            return world._replace(
-                store=_written(world.store, ((key, keys.encode(closed)),))
-            )
+            closed = gate._replace(number=gate.number + 1)
+            if event.do == "fence":
+                closed = closed._replace(fenced=host.me.boot)
+            else:
+                closed = closed._replace(ledger="", fenced="")
+            return _put(world, key, keys.encode(closed))
+        case "forget":
+            return _put(world, WHERE.claim(DOMAIN, MAC), None)
+        case "give claims away":  # as `Overview.evict` does, after the gate is closed
+            found = _claim(world)
+            assert found is not None
+            parked = keys.encode(found._replace(state=ClaimState.PARKED))
+            kept = found.vm != claim.own_vm(found.lease)
+            return _put(world, WHERE.claim(DOMAIN, MAC), parked if kept else None)
     raise AssertionError(event.do)
+
+
+def _claim(world: World) -> claim.Claim | None:
+    key = WHERE.claim(DOMAIN, MAC)
+    return keys.claim_of(key, dict(world.store).get(key))
+
+
+def _put(world: World, key: str, value: str | None) -> World:
+    return world._replace(store=_written(world.store, ((key, value),)))
 
 
 def _vm(event: Event) -> str:
@@ -366,6 +390,9 @@ def _generator(me: Me, operation: Operation) -> steps.Steps[list[Outcome]]:
             WHERE, me, operation.pushes, operation.running
         )
         return outcomes
+    if operation.event.do == "join":
+        yield from steps.enter(WHERE, me, joins=True)
+        return []
     if operation.event.do == "sweep":
         yield from steps.sweep(WHERE, me, DOMAIN, MAC)
         return []
@@ -495,7 +522,7 @@ def _end(
 ) -> World:
     host = host._replace(operation=None)
     event = operation.event
-    if event.do in ("push", "sweep"):
+    if event.do in ("push", "sweep", "join"):
         for outcome in outcomes or ():
             host = _settle(host, operation, outcome)
         return world.with_host(host)
@@ -602,7 +629,8 @@ def _is_unreleased(world: World, name: str, lease: str) -> bool:
 
 def _is_fenced(world: World, name: str) -> bool:
     gate = keys.gate_of(WHERE.gate(name), dict(world.store)[WHERE.gate(name)])
-    return gate is not None and gate.fenced == world.host(name).me.boot
+    assert gate is not None
+    return not gate.ledger or gate.fenced == world.host(name).me.boot
 
 
 def _finish(world: World, name: str) -> World:
