@@ -164,6 +164,7 @@ def test_nothing_is_cut_off_and_the_chart_has_colours(
     assert colours > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scheme", "width"), KINDS)
 def test_the_page_is_accessible(
     browser: Browser, page: Path, scheme: str, width: int
@@ -178,6 +179,7 @@ def test_the_page_is_accessible(
     assert [(one["id"], one["help"]) for one in found] == []
 
 
+@pytest.mark.slow
 def test_ten_thousand_leases_are_small_and_quick(
     browser: Browser, tmp_path: Path
 ) -> None:

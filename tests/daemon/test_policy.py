@@ -311,6 +311,7 @@ RULE_SETS = [
 ]
 
 
+@pytest.mark.slow
 def test_a_change_is_judged_as_the_device_that_results(tmp_path: Path) -> None:
     """Whatever sequence of Acquire and Set reaches a device, each step is allowed
     exactly if an Acquire of the device after it is."""

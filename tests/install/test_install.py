@@ -119,6 +119,7 @@ def test_a_relative_path_is_refused_before_anything_is_written(
         place.install(prefix, destdir, sys.executable)
 
 
+@pytest.mark.slow
 def test_the_wheel_carries_manual_pages_completions_and_units(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
     build += ["--no-build-isolation", "--disable-pip-version-check"]

@@ -157,6 +157,7 @@ def kill_at_every_statement(directory: Path, version: int) -> int:
     raise AssertionError("unreachable")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", DUMPS)
 def test_a_process_that_is_killed_while_it_migrates_leaves_the_old_schema_or_the_new(
     tmp_path: Path, version: int

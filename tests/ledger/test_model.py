@@ -23,6 +23,8 @@ from tapster.ledger import FIRST_IFINDEX, LAST_IFINDEX, Ledger, Reservation, all
 from tapster.model import Lease, Naming, Netns, State, Tap, Wiring
 from tests.ledger.making import HERE, ME, THERE, Clock, alive, names_of
 
+pytestmark = pytest.mark.slow
+
 WIDE = "thirteen-byte%d"  # room for two digits
 NARROW = "thirteen-byte1%d"  # its names are WIDE's as well
 PLAIN = "thirteen-byte12"  # a name of both

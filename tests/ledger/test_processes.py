@@ -89,6 +89,7 @@ def journal_mode(ledger: Ledger) -> str:
     return str(mode)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [leave_alone, half_make])
 def test_processes_that_make_a_ledger_at_once_end_with_one(
     others: ProcessPoolExecutor, tmp_path: Path, make: Callable[[Path], None]
@@ -178,6 +179,7 @@ def kill_at_every_statement(work: Callable[[Path], None], path: Path) -> int:
     raise AssertionError("unreachable")
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_while_it_creates_a_ledger_leaves_none_or_all(
     others: ProcessPoolExecutor, path: Path
 ) -> None:
@@ -185,6 +187,7 @@ def test_a_process_that_is_killed_while_it_creates_a_ledger_leaves_none_or_all(
     assert job.result() > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("work", [acquire, reap])
 def test_a_process_that_is_killed_leaves_the_state_before_its_transaction(
     others: ProcessPoolExecutor, path: Path, work: Callable[[Path], None]

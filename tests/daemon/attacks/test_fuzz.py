@@ -27,6 +27,8 @@ from tapster.rpc import varlink
 from tapster.rpc.interface import METHODS
 from tests.daemon.parts import ALICE, BOB, ROOT, Parts, parts
 
+pytestmark = pytest.mark.slow
+
 SEED = int(os.environ.get("FUZZ_SEED", "1"))
 ROUNDS = int(os.environ.get("FUZZ_ROUNDS", "1500"))
 
