@@ -4,6 +4,7 @@
 import json
 import os
 import platform
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ INTRODUCTION = """\
 read it, how to measure again, and how to add to it.
 
 Compare within a table: there all ways took turns on one host. A figure is the median
-of the rounds, with the lowest and the highest; a ratio is taken within a round.
+of the rounds, with the lowest and the highest; a ratio is taken within a round. Each
+section names the day of its measurement: its figures show nothing that changed later.
 
 ## What was to be reached
 """
@@ -60,6 +62,7 @@ def write(out: Path, name: str, tables: Sequence[Table], rounds: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     found = {
         "machine": _machine(),
+        "measured": time.strftime("%Y-%m-%d", time.gmtime()),
         "rounds": rounds,
         "tables": [plain(measured) for measured in tables],
     }
@@ -87,7 +90,10 @@ def _page(runs: Sequence[dict[str, Any]]) -> Iterator[str]:
     for run in runs:
         for measured in map(table, run["tables"]):
             yield from _section(measured)
-        yield f"Measured on {run['machine']}, in {run['rounds']} rounds."
+        yield (
+            f"Measured on {run['measured']}, on {run['machine']}, "
+            f"in {run['rounds']} rounds."
+        )
 
 
 def _section(table: Table) -> Iterator[str]:
