@@ -22,6 +22,7 @@ fin_wait = "1m"
 naming = "next"
 mac_prefix = "52:54:00:ab"
 history = 1
+history_days = 30
 """
 
 
@@ -35,7 +36,7 @@ def settings(tmp_path: Path) -> Path:
 def test_the_file_says_what_options_are(settings: Path) -> None:
     found = Defaults(str(settings))
     assert (found.bridge, found.fin_wait, found.naming) == ("br0", 60.0, "next")
-    assert found.history == 1
+    assert (found.history, found.history_days) == (1, 30)
     assert str(found.mac()).startswith("52:54:00:ab:")
     assert found.mac() != found.mac()
     assert found.mac("web") == Defaults(str(settings)).mac("web") != found.mac("db")
@@ -63,6 +64,7 @@ def test_without_a_file_there_are_tapsters_own(tmp_path: Path) -> None:
         ("bride = 'br0'", "no 'bride'; there are: bridge"),
         ("fin_wait = '5x'", "'5x' is not a duration"),
         ("naming = 'stable'", "lowest or next, not 'stable'"),
+        ("history_days = 0", "history_days is a number of days"),
         ("mac_prefix = '53'", "not a unicast"),
         ("mac_prefix = 'x'", "not of the form"),
         ("history = 'all'", "not 'all'"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tapster.ledger import Ledger
-from tapster.ledger.history import USERS
+from tapster.ledger.history import DAY, USERS
 from tapster.model import HistoryEvent, HistoryQuery, Tap
 from tests.ledger.making import Clock, hold, reserve
 
@@ -116,6 +116,35 @@ def test_the_ledger_remembers_as_much_as_its_setting_says(tmp_path: Path) -> Non
     assert len(ledger.entries(HistoryQuery())) == 2
     assert len(ledger.events()) == 2
     assert ledger.events(since=2.0) == []
+    ledger.close()
+
+
+def test_the_ledger_forgets_after_as_many_days_as_its_setting_says(
+    tmp_path: Path,
+) -> None:
+    clock = Clock()
+    ledger = Ledger(tmp_path / "ledger.db", clock)
+    ledger.keep_history(days=1.5)
+
+    def one() -> str:
+        (lease,) = hold(ledger, Tap())
+        ledger.end([lease.id])
+        event = HistoryEvent(clock.wall, "lost", lease.id, lease.name, "", None)
+        ledger.record_event(event)
+        return lease.id
+
+    first = one()
+    clock.wall += DAY
+    second = one()
+    assert {entry.lease for entry in ledger.entries(HistoryQuery())} == {first, second}
+    clock.wall += 0.6 * DAY
+    third = one()
+    assert {entry.lease for entry in ledger.entries(HistoryQuery())} == {second, third}
+    assert {event.lease for event in ledger.events()} == {second, third}
+    ledger.keep_history(100)
+    clock.wall += DAY
+    assert one()
+    assert len(ledger.entries(HistoryQuery())) == 2, "the days stay as they were set"
     ledger.close()
 
 

@@ -323,9 +323,11 @@ def _keep_history(host: "Host") -> None:
     """Set the size of the ledger's history, if the settings have one."""
     from tapster.cli.defaults import Defaults
 
-    rows = Defaults().history
-    if rows is not None:
-        host.operations.context.ledger.keep_history(rows)
+    defaults = Defaults()
+    if (defaults.history, defaults.history_days) != (None, None):
+        host.operations.context.ledger.keep_history(
+            defaults.history, days=defaults.history_days
+        )
 
 
 def _verbose_host(path: str | None, netns: str | None) -> "Host":

@@ -14,7 +14,7 @@ from tapster.light import Any
 from tapster.model import DEFAULT_FIN_WAIT, Naming, parse_mac
 
 PATH = "/etc/tapster/tapster.toml"
-KEYS = ("bridge", "fin_wait", "naming", "mac_prefix", "history")
+KEYS = ("bridge", "fin_wait", "naming", "mac_prefix", "history", "history_days")
 ENVIRONMENT = ("bridge", "fin_wait", "naming", "mac_prefix")
 """The keys that a variable such as TAPSTER_BRIDGE can set, too."""
 
@@ -46,6 +46,12 @@ class Defaults:
         ):
             raise RequestError(
                 f"history is a number of leases to remember, not {self.history!r}"
+            )
+        self.history_days: float | None = given.get("history_days")
+        days = self.history_days
+        if days is not None and not (type(days) in (int, float) and 0 < days < 1e6):
+            raise RequestError(
+                f"history_days is a number of days to remember leases, not {days!r}"
             )
 
     def mac(self, key: str | None = None) -> str | None:

@@ -88,6 +88,8 @@ class CommandDefaults(NamedTuple):
     mac_prefix: str | None = None
     history: int | None = None
     """How many ended leases the ledger remembers."""
+    history_days: float | None = None
+    """How many days it remembers them."""
 
 
 class Config(NamedTuple):

@@ -11,6 +11,7 @@ from tapster.model import HistoryEntry, HistoryEvent, HistoryQuery, Kind
 
 HISTORY_ROWS = 100_000
 """How many ended leases the ledger remembers, unless a setting says otherwise."""
+DAY = 86400.0
 USERS = 10
 """The part of the entries that one user of the daemon may have is one of so many."""
 PRUNE_EVERY = 64
@@ -112,6 +113,7 @@ def record(db: sqlite.Connection, ids: Iterable[str], wallclock: float) -> None:
     }
     db.executemany(_RECORD, [(wallclock, wallclock, id) for id in ids])
     _prune(db, "history", "created", len(ids), users)
+    _forget_old(db, "history", "ended", wallclock)
 
 
 def record_event(db: sqlite.Connection, event: HistoryEvent) -> None:
@@ -123,6 +125,7 @@ def record_event(db: sqlite.Connection, event: HistoryEvent) -> None:
     )
     users = () if event.caller_uid is None else (event.caller_uid,)
     _prune(db, "event", "time", 1, users)
+    _forget_old(db, "event", "time", event.time)
 
 
 def _prune(
@@ -145,6 +148,14 @@ def _prune(
     (rows,) = db.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608
     if rows > limit:
         db.execute(_PRUNE.format(table=table), (rows - limit,))
+
+
+def _forget_old(db: sqlite.Connection, table: str, time: str, now: float) -> None:
+    """Forget the rows that are older than the setting, if there is one."""
+    days = settings.history_days(db)
+    if days is not None:
+        oldest = now - days * DAY
+        db.execute(f"DELETE FROM {table} WHERE {time} < ?", (oldest,))  # noqa: S608
 
 
 def events(

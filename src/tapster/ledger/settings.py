@@ -53,6 +53,18 @@ def set_history_rows(db: sqlite.Connection, rows: int) -> None:
     db.execute("INSERT OR REPLACE INTO meta VALUES ('history_rows', ?)", (rows,))
 
 
+def history_days(db: sqlite.Connection) -> float | None:
+    """Return how many days entries of the history are kept; None for any number."""
+    query = "SELECT value FROM meta WHERE key = 'history_days'"
+    row = db.execute(query).fetchone()
+    return None if row is None else float(row[0])
+
+
+def set_history_days(db: sqlite.Connection, days: float) -> None:
+    """Set how many days entries of the history are kept."""
+    db.execute("INSERT OR REPLACE INTO meta VALUES ('history_days', ?)", (days,))
+
+
 def populate(db: sqlite.Connection, randomness: Callable[[int], bytes]) -> None:
     """Write the settings of a new ledger."""
     room = LAST_IFINDEX - FIRST_IFINDEX + 1

@@ -199,13 +199,23 @@ class Ledger:
         with self.file.changing() as db:
             history.record_event(db, event)
 
-    def keep_history(self, rows: int) -> None:
-        """Set how many ended leases, and how many events, the ledger remembers."""
+    def keep_history(
+        self, rows: int | None = None, *, days: float | None = None
+    ) -> None:
+        """Set how many ended leases, and events, the ledger remembers, and how long.
+
+        What is None stays as it is set.
+        """
         with self.file.reading() as db:
-            if settings.history_rows(db, history.HISTORY_ROWS) == rows:
-                return
+            same_rows = rows in (None, settings.history_rows(db, history.HISTORY_ROWS))
+            same_days = days in (None, settings.history_days(db))
+        if same_rows and same_days:
+            return
         with self.file.changing() as db:
-            settings.set_history_rows(db, rows)
+            if rows is not None:
+                settings.set_history_rows(db, rows)
+            if days is not None:
+                settings.set_history_days(db, days)
 
     def count(self, caller_uid: int | None = None) -> dict[State, int]:
         """Return how many leases are in each state: all, or those of one user."""
