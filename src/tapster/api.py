@@ -211,7 +211,8 @@ class Manager(Protocol):
     ) -> list[HistoryEvent]:
         """Return what happened to devices between two times, the earliest first.
 
-        The daemon records it: devices that others deleted, moved or renamed.
+        Devices that were put back, and, where the daemon runs, those that others
+        deleted, moved, renamed or changed, and requests that its policy refused.
         """
 
     # Look after

@@ -572,3 +572,16 @@ def test_a_user_ends_the_wait_of_its_own_lease_if_a_rule_lets_it_choose_one(
     assert alice.reap([leases[0]]) == 1
     assert alice.reap([leases[0]]) == 0
     assert {"vnet0", "vnet1"} & set(iproute.links()) == {"vnet1"}
+
+
+def test_a_refusal_is_in_the_history_once_a_second(bob: Client, root: Client) -> None:
+    for _ in range(20):
+        with pytest.raises(NotAllowed):
+            bob.acquire(Tap(bridge="br7", owner="mine"))
+    refused = [event for event in root.events() if event.event == "refused"]
+    assert 1 <= len(refused) <= 3
+    assert {(one.lease, one.owner, one.caller_uid) for one in refused} == {
+        ("", "mine", BOB)
+    }
+    assert "'br7'" in refused[0].detail
+    assert [event.event for event in bob.events()] == ["refused"] * len(refused)

@@ -60,3 +60,18 @@ def test_a_lease_lasts_while_a_child_of_its_process_has_the_tap_open(
     (repairs,) = host.recover()
     assert (repairs.lease.id, repairs.action) == (device.id, Action.RELEASE)
     assert host.recover() == []
+
+
+def test_a_repair_is_in_the_history(host: Host, others: Stranger) -> None:
+    first = acquire(host, Tap(bridge="br0", owner="web"))
+    acquire(host, Tap(bridge="br0"))
+    assert host.recover() == []
+    assert host.events() == []
+    others.set_by_name("vnet0", up=False)
+    others.delete_by_name("vnet1")
+    host.recover(dry_run=True)
+    assert host.events() == []
+    host.recover()
+    mended, held = host.events()
+    assert (mended.event, mended.lease, mended.owner) == ("mended", first.id, "web")
+    assert (held.event, held.name) == ("held", "vnet1")

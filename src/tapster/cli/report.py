@@ -112,6 +112,7 @@ def content(
         "events": [
             [_since(start, event.time), event.event, event.lease, event.detail]
             for event in events
+            if event.lease
         ],
     }
 

@@ -6,6 +6,7 @@ Everything here runs in the worker's thread, unless its docstring says otherwise
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 
 from tapster import doctor, model
@@ -16,6 +17,7 @@ from tapster.daemon.metrics import Metrics
 from tapster.daemon.policy import Caller, Device, Need
 from tapster.daemon.upkeep import EXIT, Upkeep
 from tapster.errors import (
+    LedgerError,
     NoSuchLease,
     NoSuchLink,
     NotAllowed,
@@ -29,6 +31,7 @@ from tapster.kernel import process, unix
 from tapster.kernel.port import Namespace
 from tapster.light import Any, NamedTuple
 from tapster.model import (
+    HistoryEvent,
     HistoryQuery,
     Lease,
     Macvtap,
@@ -51,6 +54,13 @@ PAGE = 100
 
 HISTORY_LIMIT = 1000
 """Entries of the history, or events, in one answer."""
+
+
+REFUSAL_PAUSE = 1.0
+"""Seconds between two refusals of one user that are recorded."""
+REFUSED_USERS = 1000
+LONGEST_TEXT = 200
+"""Characters of a text of the caller's that the history keeps."""
 
 
 class Call(NamedTuple):
@@ -98,6 +108,8 @@ class Service:
         self._metrics = metrics
         self._log = log
         self._upkeep = upkeep
+        self._refused: dict[int, float] = {}
+        """When a refusal was last recorded, by user id."""
         operations.context.watch_fleet(self._count_claims)
         self._methods: dict[str, Callable[[Call], Answer | Unfinished]] = {
             "Acquire": self._acquire,
@@ -136,11 +148,15 @@ class Service:
             operations = self._inside(asked.netns)
         try:
             namespace = operations.context.namespace
-            requests = [
-                self._checked(call.caller, namespace, asked._replace(nics=(nic,)))
-                for nic in asked.nics
-            ]
-            self._check_quota(call.caller, len(requests))
+            try:
+                requests = [
+                    self._checked(call.caller, namespace, asked._replace(nics=(nic,)))
+                    for nic in asked.nics
+                ]
+                self._check_quota(call.caller, len(requests))
+            except (NotAllowed, QuotaExceeded) as error:
+                self._record_refusal(call.caller, asked, str(error))
+                raise
             self._upkeep.follow(namespace.netns)
             limits = self.loaded.config.limits
             acquired = operations.acquire(
@@ -176,6 +192,32 @@ class Service:
             tuple(fds),
             lambda: self._take_back(ids),
         )
+
+    def _record_refusal(
+        self, caller: Caller, asked: interface.Acquire, reason: str
+    ) -> None:
+        """Record in the history that a user was refused a device, once a second.
+
+        The user's share of the history bounds these, too.
+        """
+        now = time.time()
+        if now - self._refused.get(caller.uid, 0.0) < REFUSAL_PAUSE:
+            return
+        if len(self._refused) >= REFUSED_USERS:
+            self._refused.clear()
+        self._refused[caller.uid] = now
+        spec = interface.spec_of(asked.nics[0])
+        refused = HistoryEvent(
+            round(now, 3),
+            "refused",
+            "",
+            _printable(spec.name),
+            _printable(spec.owner),
+            caller.uid,
+            _printable(reason.partition("\n")[0]),
+        )
+        with suppress(LedgerError), self._operations.context.gate:
+            self._operations.context.ledger.record_event(refused)
 
     def _check_size(self, asked: interface.Acquire) -> None:
         """Raise RequestError if an answer has no room for the requested descriptors."""
@@ -560,6 +602,12 @@ class Service:
         """Open the operations of another namespace for a block: an open namespace
         cannot end."""
         return open_operations(self._ledger, netns=netns, reaper=lambda _: None)
+
+
+def _printable(text: str) -> str:
+    """Return a text of the caller's without what moves a cursor, and not too long."""
+    shown = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return shown[:LONGEST_TEXT]
 
 
 def recorded(request: interface.Acquire) -> str:

@@ -31,9 +31,22 @@ _ROUNDED = 1
 
 
 def process(pid: int) -> Process | None:
-    """Return the process that has `pid` now, or None."""
+    """Return the process that has `pid` now and lives, or None.
+
+    /proc has the numbers of threads, too: a thread is no process.
+    """
     fields = _stat(pid)
-    return Process(pid, _start_in(fields), netns.pidns()) if fields else None
+    if fields is None:
+        return None
+    found = Process(pid, _start_in(fields), netns.pidns())
+    try:
+        pidfd = open_process(found)
+    except OSError:
+        return found  # it cannot be told: it may live
+    if pidfd is None:
+        return None
+    os.close(pidfd)
+    return found
 
 
 def life(process: Process) -> Life:

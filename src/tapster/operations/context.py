@@ -6,7 +6,7 @@ A context is constructed once for each Host, and handed to the operations.
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 
 from tapster import backends as all_backends
 from tapster.backends import MakeBackends
@@ -118,19 +118,12 @@ class Context:
 
     def process(self, pid: int) -> Process:
         """Return the process that has this pid now. Raises RequestError."""
-        process = self.system.process(pid)
-        with suppress(HostError):  # if it cannot be told, the process may live
-            pidfd = process and self.system.open_process(process)
-            if pidfd is None:
-                process = None
-            else:
-                os.close(pidfd)
-        if process is None:
-            raise RequestError(
-                f"there is no process {pid} to bind a lease to: it has ended, or the "
-                "number is that of a thread"
-            )
-        return process
+        if process := self.system.process(pid):
+            return process
+        raise RequestError(
+            f"there is no process {pid} to bind a lease to: it has ended, or the "
+            "number is that of a thread"
+        )
 
     def has_ended(self, process: Process) -> bool:
         """Whether a process has ended for certain."""

@@ -11,9 +11,14 @@ from contextlib import suppress
 from math import inf
 
 from tapster.backends.backend import Backend, Leftover
-from tapster.errors import NoSuchLease, ServiceUnavailable, TapsterError
+from tapster.errors import (
+    LedgerError,
+    NoSuchLease,
+    ServiceUnavailable,
+    TapsterError,
+)
 from tapster.kernel.port import Namespace
-from tapster.model import Lease, Link, Netns, State
+from tapster.model import HistoryEvent, Lease, Link, Netns, State
 from tapster.operations import decision
 from tapster.operations.context import Context
 from tapster.operations.decision import Action, Conditions, DeviceState, Repair
@@ -229,9 +234,36 @@ class Recover:
             for lease in leases
             if (action := actions.get(lease.id, Action.LEAVE)) is not Action.LEAVE
         ]
-        if repairs and on_repaired is not None and not dry_run:
-            on_repaired(repairs)
+        if not dry_run:
+            self._record(repairs, reported=on_repaired is not None)
+            if repairs and on_repaired is not None:
+                on_repaired(repairs)
         return repairs
+
+    def _record(self, repairs: Iterable[Repair], *, reported: bool) -> None:
+        """Record the repairs of devices in the history.
+
+        Who has repairs `reported` records the replaced devices as well. A full disk
+        loses the record, not the repair.
+        """
+        for lease, action in repairs:
+            if action is Action.REWIRE:
+                event, detail = "mended", "the device is connected as requested again"
+            elif action is Action.HOLD_NAME and not reported:
+                event, detail = "held", "a placeholder holds the name"
+            else:
+                continue
+            happened = HistoryEvent(
+                round(self.context.system.wallclock(), 3),
+                event,
+                lease.id,
+                lease.name,
+                lease.owner,
+                lease.caller_uid,
+                detail,
+            )
+            with suppress(LedgerError):
+                self.context.ledger.record_event(happened)
 
     def _ended(self, netnses: Iterable[Netns]) -> list[Netns]:
         """Return which of several namespaces have ended."""
