@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lab.etcd import Cluster, cluster
-from lab.shell import TAPSTER
+from lab.shell import TAPSTER, refused, sh
 from tapster.fleet.keys import Keys
 from tests.fleet.hosts import MAC
 
@@ -70,6 +70,30 @@ def test_init_prints_what_it_would_and_changes_nothing(
         assert etcd.values("/tapster") == {}
         assert "52:54:00" in shells.run("a", "fleet init --mac-prefix 52:54:00", 2)
         assert "tapster fleet init" in shells.run("a", "fleet join", 2)
+
+
+def test_without_etcd_init_prints_what_makes_its_users(
+    world: None, tmp_path: Path
+) -> None:
+    config = tmp_path / "tapster.toml"
+    config.write_text('[fleet]\nname = "a"\nendpoints = ["http://127.0.0.1:1"]\n')
+    fleet = f"{TAPSTER} fleet --config {config}"
+    printed = sh(f"{fleet} init --host a")
+    assert "etcd could not be asked: http://127.0.0.1:1" in printed
+    assert "etcdctl user grant-role a a" in printed
+    assert "Connection refused" in refused(f"{fleet} init --apply")
+
+
+@pytest.mark.parametrize(
+    "verb", ["sync", "sync --dry-run", "leave", "leave --dry-run", "epoch x", "doctor"]
+)
+def test_a_host_that_has_not_joined_is_told_so(
+    world: None, tmp_path: Path, verb: str
+) -> None:
+    config = tmp_path / "tapster.toml"
+    config.write_text('[fleet]\nname = "a"\nendpoints = ["http://127.0.0.1:1"]\n')
+    fleet = f"{TAPSTER} --ledger {tmp_path}/ledger.db fleet --config {config}"
+    assert "not in the fleet: tapster fleet join" in refused(f"{fleet} {verb}")
 
 
 def test_a_mac_is_refused_and_a_vm_is_found(shells: Shells) -> None:

@@ -105,6 +105,26 @@ def test_segments_have_claims_of_their_own(pair: Pair) -> None:
     assert pair.holder() == "X a active"
 
 
+def test_claims_follow_a_changed_configuration_of_segments(pair: Pair) -> None:
+    own = pair.a.add()
+    lease = pair.a.add(MAC, X)
+    pair.a.member.sync()
+    for domains, here, there in (
+        ({"br0": "prod"}, "prod", "default"),
+        ({}, "default", "prod"),
+    ):
+        pair.a.settings = pair.a.settings._replace(domains=domains)
+        pair.a.start().sync()
+        for mac, left in ((MAC, "parked"), (own.mac, "ended")):
+            begun, ended = pair.claim(mac, here), pair.claim(mac, there)
+            assert begun is not None
+            assert ended is not None
+            assert (begun.host, begun.state, ended.state) == ("a", "active", left)
+    pair.a.host.release(lease.id)
+    pair.a.member.sync()
+    assert pair.holder() == "X a parked"
+
+
 def test_a_mac_of_another_hosts_block_is_refused_before_that_host_has_pushed(
     pair: Pair,
 ) -> None:

@@ -20,6 +20,7 @@ from tapster.fleet.keys import InventoryRow, Keys
 from tapster.fleet.member import Member, Synced, open_store
 from tapster.fleet.settings import Settings
 from tapster.fleet.steps import Fenced
+from tapster.fleet.store import FleetUnavailable
 from tapster.light import Any, NamedTuple
 
 ROW_COLUMNS = (
@@ -76,6 +77,12 @@ def _member(options: argparse.Namespace, loaded: Settings) -> Member:
     return Member(loaded, ledger, open_store(loaded))
 
 
+def _joined(options: argparse.Namespace, loaded: Settings) -> Member:
+    member = _member(options, loaded)
+    member.check_joined()
+    return member
+
+
 def _join(options: argparse.Namespace, loaded: Settings) -> int:
     member = _member(options, loaded)
     if options.dry_run:
@@ -86,7 +93,7 @@ def _join(options: argparse.Namespace, loaded: Settings) -> int:
 
 
 def _leave(options: argparse.Namespace, loaded: Settings) -> int:
-    member = _member(options, loaded)
+    member = _joined(options, loaded)
     if options.dry_run:
         return _say(options, f"would leave; blocks: {', '.join(member.book.blocks())}")
     member.leave()
@@ -94,7 +101,7 @@ def _leave(options: argparse.Namespace, loaded: Settings) -> int:
 
 
 def _sync(options: argparse.Namespace, loaded: Settings) -> int:
-    member = _member(options, loaded)
+    member = _joined(options, loaded)
     if options.dry_run:
         dirty = member.book.dirty()
         lines = [
@@ -122,7 +129,7 @@ def _take_down(options: argparse.Namespace, member: Member) -> None:
 
 
 def _epoch(options: argparse.Namespace, loaded: Settings) -> int:
-    entry = _entry(_member(options, loaded), options.name)
+    entry = _entry(_joined(options, loaded), options.name)
     if entry.record.epoch is None:
         raise RequestError(f"{entry.row.name} has no epoch yet: tapster fleet sync")
     return _say(options, str(entry.record.epoch))
@@ -140,7 +147,7 @@ def _entry(member: Member, name_or_id: str) -> Entry:
 def _doctor(options: argparse.Namespace, loaded: Settings) -> int:
     from tapster.fleet import doctor
 
-    problems = doctor.examine(_member(options, loaded), time.time())
+    problems = doctor.examine(_joined(options, loaded), time.time())
     return output.print_problems(problems, json=options.json)
 
 
@@ -155,8 +162,15 @@ def _overview(options: argparse.Namespace, loaded: Settings) -> Overview:
 def _init(options: argparse.Namespace, loaded: Settings) -> int:
     where = Keys(loaded.prefix)
     overview = Overview(open_store(loaded), where, dry_run=not options.apply)
-    fleet = overview.init(options.mac_prefix, force=options.force)
-    lines = [f"# the fleet {where.root}: its MACs begin with {fleet.prefix}"]
+    lines = []
+    try:
+        fleet = overview.init(options.mac_prefix, force=options.force)
+        lines.append(f"# the fleet {where.root}: its MACs begin with {fleet.prefix}")
+    except FleetUnavailable as error:
+        if options.apply:
+            raise
+        # The commands below may be needed to make this user.
+        lines.append(f"# etcd could not be asked: {error}")
     for host in options.host or ["HOST"]:
         lines += role_lines(host, host_rights(where, host))
     lines += role_lines("operator", [("readwrite", f"{where.root}/")])

@@ -75,8 +75,9 @@ class Book:
                 _set_domains(db, domains)  # the last statement needs them
                 for statement in statements[1:]:
                     db.execute(statement)
-            else:
-                _set_domains(db, domains)
+            elif _set_domains(db, domains):
+                for statement in _MOVE:
+                    db.execute(statement)
 
     def remove(self) -> None:
         """Remove the tables and triggers: the host has left the fleet."""
@@ -234,9 +235,42 @@ def _statements() -> list[str]:
     return statements
 
 
-def _set_domains(db: Any, domains: Mapping[str, str]) -> None:
+def _set_domains(db: Any, domains: Mapping[str, str]) -> bool:
+    """Set the segments. Return whether they have changed."""
+    before = dict(db.execute("SELECT device, domain FROM fleet_domain").fetchall())
+    if before == {**domains}:
+        return False
     db.execute("DELETE FROM fleet_domain")
     db.executemany("INSERT INTO fleet_domain VALUES (?, ?)", [*domains.items()])
+    return True
+
+
+_MOVE = (
+    """
+    UPDATE fleet_record SET dirty = 1,
+        state = CASE vm WHEN 'lease/' || lease THEN 'ended' ELSE 'parked' END,
+        serial = (SELECT max(serial) + 1 FROM fleet_record),
+        changed = CAST(strftime('%s', 'now') AS REAL)
+    WHERE state IN ('reserved', 'standby', 'active') AND domain !=
+        (SELECT domain FROM fleet_lease WHERE id = fleet_record.lease)
+    """,
+    """
+    INSERT INTO fleet_record
+        (lease, domain, mac, vm, state, since, dirty, serial, changed)
+    SELECT id, domain, lower(mac),
+        (SELECT vm FROM fleet_record WHERE lease = id ORDER BY serial DESC),
+        CASE WHEN standby THEN 'standby' WHEN state = 'active' THEN 'active'
+            ELSE 'reserved' END, created,
+        1, (SELECT max(serial) + 1 FROM fleet_record), created
+    FROM fleet_lease WHERE state IN ('reserved', 'active') AND NOT EXISTS
+        (SELECT 1 FROM fleet_record WHERE lease = id AND domain = fleet_lease.domain
+            AND fleet_record.state IN ('reserved', 'standby', 'active'))
+    ON CONFLICT (lease, domain) DO UPDATE SET
+        term = NULL, step = NULL, state = excluded.state, dirty = 1,
+        serial = excluded.serial
+    """,
+)
+"""The devices are on other segments now: claims end there, and others begin here."""
 
 
 def _in_use(db: Any, mac: str, now: float) -> bool:

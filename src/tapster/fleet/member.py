@@ -116,8 +116,16 @@ class Member:
             self.book.set_block(block)
         return self.sync(everything=True)
 
+    def check_joined(self) -> None:
+        """Raise RequestError unless this host has joined."""
+        if not self._ledger.in_fleet():
+            raise RequestError(
+                f"host {self.me.host!r} is not in the fleet: tapster fleet join"
+            )
+
     def leave(self) -> None:
         """Leave the fleet, and give claims and blocks back. No lease may be left."""
+        self.check_joined()
         if running := self.book.running():
             raise ConflictError(
                 f"{len(running)} leases are not released: release them, then leave"
@@ -151,10 +159,7 @@ class Member:
 
         With `everything`, push unchanged records too.
         """
-        if not self._ledger.in_fleet():
-            raise RequestError(
-                f"host {self.me.host!r} is not in the fleet: tapster fleet join"
-            )
+        self.check_joined()
         self._run(steps.enter(self.where, self.me))
         self._keep_session()
         self.book.open(self.settings.domains)
