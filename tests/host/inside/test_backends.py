@@ -57,7 +57,8 @@ def test_rates_stand_beside_police_and_mirred_of_others() -> None:
     name = sh(
         "tapster add --bridge br0 --inbound 1000:2000:512 --outbound 1000"
     ).strip()
-    sh(f"tc qdisc add dev {name} clsact")
+    if "clsact" not in sh(f"tc qdisc show dev {name}"):
+        sh(f"tc qdisc add dev {name} clsact")
     limit = "action police rate 1mbit burst 10k"
     sh(f"tc filter add dev {name} ingress protocol ip matchall {limit}")
     mirror = "action mirred egress mirror dev br0"

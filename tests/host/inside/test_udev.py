@@ -59,6 +59,8 @@ def test_other_managers_of_networks_leave_taps_alone(unit: str) -> None:
         beside = sh("tapster add --bridge br0 --owner beside").strip()
         sh("udevadm settle")
         second = kept(links()[beside])
+        sh(f"systemctl restart {unit}")
+        sh("udevadm settle")
         sh("tapster recover")
     shown = links()
     assert (kept(shown[before]), kept(shown[beside])) == (first, second)
