@@ -21,7 +21,7 @@ from lab.host.qmp import Qmp
 
 BOOT = 240.0
 """Seconds in which a host boots, also without KVM on a busy computer."""
-COMMAND = 120.0
+COMMAND = 300.0
 """Seconds for one command, unless the caller says otherwise."""
 MEMORY = "1024"
 CHUNK = 1 << 16

@@ -22,7 +22,7 @@ WantedBy=multi-user.target
 def enable(host: DebianHost, unit: str, text: str) -> None:
     """Add a unit to the host, start it, and start it at every boot."""
     host.write(f"/etc/systemd/system/{unit}", text)
-    host.sh(f"systemctl daemon-reload; systemctl enable --quiet --now {unit}")
+    host.sh(f"systemctl enable --quiet --now {unit}")  # this reloads systemd, too
 
 
 def add_bridge(host: DebianHost) -> None:
