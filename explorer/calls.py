@@ -6,10 +6,12 @@ call on one of these becomes a `Call`, which is put to whoever plays the world.
 Arguments and answers are frozen, so that they can be remembered and compared.
 """
 
+import os
 from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
 from tapster.errors import KernelError, TapsterError
+from tapster.kernel.port import LinkChange
 
 
 class Call(NamedTuple):
@@ -88,12 +90,42 @@ class Client:
         )
 
 
+def _messages(change: LinkChange) -> list[LinkChange]:
+    """Return the parts of a change that the kernel gets one by one."""
+    port = LinkChange(
+        change.ifindex,
+        isolated=change.isolated,
+        learning=change.learning,
+        root_guard=change.root_guard,
+        bpdu_guard=change.bpdu_guard,
+    )
+    link = change._replace(
+        isolated=None,
+        learning=None,
+        root_guard=None,
+        bpdu_guard=None,
+        vlans=None,
+        neighbour=None,
+    )
+    parts = (
+        link,
+        port,
+        LinkChange(change.ifindex, vlans=change.vlans),
+        LinkChange(change.ifindex, neighbour=change.neighbour),
+    )
+    return [part for part in parts if part != LinkChange(part.ifindex)]
+
+
 class RemoteSystem(Client):
     """Stands for the host."""
 
     def namespaces(self) -> Generator[Any]:
         """Yield no namespace: there is one, and it has been looked at."""
         yield from ()
+
+    def open_process(self, _: object) -> int:
+        """Open something that can be closed: a process that binds itself lives."""
+        return os.open(os.devnull, os.O_RDONLY)
 
 
 class RemoteKernel(Client):
@@ -105,9 +137,10 @@ class RemoteKernel(Client):
         return 0
 
     def set_links(self, changes: Any) -> None:
-        # The kernel takes these one at a time, and others in between.
+        # Each message is a step, as in rtnl.set_messages: others come in between.
         for change in changes:
-            self._put("set_links", ([change],), {})
+            for message in _messages(change):
+                self._put("set_links", ([message],), {})
 
     def create_tap(self, *args: object, **named: object) -> tuple[int, ...]:
         # No descriptor is real here, so none is handed out to be closed.
@@ -121,6 +154,10 @@ class RemoteKernel(Client):
 
 class RemoteLedger(Client):
     """Stands for the ledger. What a transaction asks back is asked by the actor."""
+
+    def named(self, name: str) -> list[Any]:
+        """Return the leases with a name, in a list of the caller's own."""
+        return [*self._put("named", (name,), {})]
 
     def _put(self, verb: str, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
         places: list[tuple[int | str, Any]] = [*enumerate(args), *named.items()]

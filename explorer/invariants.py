@@ -29,6 +29,8 @@ def i2_a_name_waits(moment: Moment) -> str | None:
     for lease in moment.leases_before:
         if lease.id in left or lease.state is State.RESERVED:
             continue
+        if moment.event.op == "acquire" and lease.owner == moment.event.actor:
+            continue  # the owner reclaims its own name
         if lease.deadline is None or lease.deadline > moment.now:
             return f"{lease.name} is free before its FIN WAIT is over"
         if any(entry.lease == lease.id for entry in moment.rest.entries):
@@ -43,7 +45,7 @@ def i3_only_its_own_device(moment: Moment) -> str | None:
         return None
     for change in event.changes:
         lease = _lease_of(moment, change.device.ifindex)
-        if lease is None or lease.owner == event.actor:
+        if lease is None or lease.owner in (event.actor, event.actor.partition("'")[0]):
             continue
         claimed = lease.manager not in (None, moment.manager)
         alive = any(manager == lease.manager for _, manager in moment.rest.locks)
@@ -158,6 +160,31 @@ def all_connected(namespace: View, rest: Rest) -> str | None:
     return None
 
 
+def a_running_port_is_protected(moment: Moment) -> str | None:
+    """A port that should be isolated is so as long as it runs on its bridge."""
+    for lease in moment.leases:
+        device = moment.namespace.devices.get(lease.ifindex)
+        if (
+            lease.state is State.ACTIVE
+            and lease.wiring.isolated
+            and device is not None
+            and device.up
+            and device.master
+            and not device.isolated
+        ):
+            return f"{_named(device)} runs on its bridge, and is not isolated"
+    return None
+
+
+def standby_is_off(moment: Moment) -> str | None:
+    """A device on standby is on no bridge."""
+    for lease in moment.leases:
+        device = moment.namespace.devices.get(lease.ifindex)
+        if lease.wiring.standby and lease.manager is None and device and device.master:
+            return f"{_named(device)} is on standby, and on a bridge"
+    return None
+
+
 HARM = (i4_nothing_foreign, i6_wired_or_nothing, machines_stay_connected)
 """What is looked at after each step of a program that has no ledger."""
 
@@ -166,6 +193,8 @@ STEP: tuple[Callable[[Moment], str | None], ...] = (
     i2_a_name_waits,
     i3_only_its_own_device,
     i3_only_its_own_entries,
+    a_running_port_is_protected,
+    standby_is_off,
     *HARM,
 )
 """What is looked at after each step: promises to users."""

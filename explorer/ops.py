@@ -22,12 +22,14 @@ from tapster.operations.operations import Operations
 
 FIN_WAIT = 5.0
 ADMINISTRATOR = "administrator"
+SCRIPT = "'s script"
 
 # Tapster
 
 
 TAP = Tap(bridge=BRIDGE, fin_wait=FIN_WAIT)
 """The usual request."""
+AT_ONCE = TAP._replace(fin_wait=0)
 GUARDED = TAP._replace(filter=True)
 PORT = Tap(ovs="ovs0", fin_wait=FIN_WAIT)
 MACVTAP = Macvtap(lower=LOWER, fin_wait=FIN_WAIT)
@@ -87,9 +89,9 @@ def recover(*, after: int = 0, parts: Parts = USUAL) -> Op:
     return _op("recover", lambda operations, _: operations.recover(), parts, after)
 
 
-def settle() -> Op:
+def settle(*, parts: Parts = USUAL) -> Op:
     """Mend what the dead have left, as every command does first."""
-    return _op("settle", lambda operations, _: operations.recover.settle(), USUAL)
+    return _op("settle", lambda operations, _: operations.recover.settle(), parts)
 
 
 def reap(*, parts: Parts = USUAL) -> Op:
@@ -115,6 +117,63 @@ def manager(name: str, *specs: Spec, parts: Parts = USUAL) -> Script:
     return Script(
         name, (acquire(*specs, parts=parts), STOP, release(parts=parts)), mortal=True
     )
+
+
+def target(name: str, *, parts: Parts = USUAL) -> Script:
+    """The target host of a migration: it acquires on standby, then takes over."""
+
+    def prepare(actor: Actor) -> Any:
+        spec = TAP._replace(owner=name, standby=True)
+        try:
+            (opened,) = actor.operations(parts).acquire([spec])
+        except TapsterError as error:
+            return Failed(type(error).__name__)
+        return opened.lease.id
+
+    def take(actor: Actor) -> Any:
+        rewire = actor.operations(parts).rewire
+        try:
+            return Held.of(rewire.set(actor.memory, {"standby": False}))
+        except TapsterError as error:
+            return Failed(type(error).__name__)
+
+    return Script(
+        name,
+        (Op("prepare", prepare), Op("acquire", take), STOP, release(parts=parts)),
+        mortal=True,
+    )
+
+
+def late_remove(owner: str, *, by_owner: bool = True) -> Script:
+    """A script of an owner's that removes its device by name once more, and late."""
+
+    def run(actor: Actor) -> Any:
+        name = actor.ask(Call("machine", "stopped", (owner,)))
+        operations = actor.operations(USUAL)
+        try:
+            lease = operations.look.find(name, owner if by_owner else None)
+            operations.release(lease.id)
+        except TapsterError:
+            return None  # there is nothing of the owner's any more
+        return None
+
+    return Script(f"{owner}{SCRIPT}", (Op("release", run),))
+
+
+def starter(name: str, *specs: Spec, after: str) -> Script:
+    """A manager that starts a machine once another's has stopped, and keeps it."""
+
+    def wait(actor: Actor) -> None:
+        actor.ask(Call("machine", "stopped", (after,)))
+
+    return Script(name, (Op("wait for a stop", wait), acquire(*specs)))
+
+
+def reclaimer(name: str) -> Script:
+    """A manager that starts its machine again at once, with the same name."""
+    again = TAP._replace(name="web", reclaim=True)
+    life = (acquire(again), STOP, release())
+    return Script(name, (*life, *life), mortal=True)
 
 
 def setter(owner: str, *, parts: Parts = USUAL, **changes: Unpack[Changes]) -> Script:

@@ -11,25 +11,32 @@ from contextlib import suppress
 from typing import Any
 
 from explorer.backends import RemoteBackend
-from explorer.calls import Call, RemoteKernel, RemoteLedger
-from explorer.invariants import HARM, STEP
+from explorer.calls import Call, RemoteKernel, RemoteLedger, RemoteSystem
+from explorer.invariants import HARM, STEP, a_running_port_is_protected
 from explorer.kernels import BRIDGE
 from explorer.ops import (
+    AT_ONCE,
     PORT,
     STOP,
     TAP,
     acquire,
     administrator,
+    bound,
     ending,
     foreign,
     foreign_port,
     late_cleanup,
+    late_remove,
+    machine,
     manager,
     outsider,
     recover,
     release,
     setter,
+    settle,
+    starter,
     switch,
+    target,
 )
 from explorer.script import (
     USUAL,
@@ -44,7 +51,7 @@ from explorer.script import (
 from explorer.search import Scenario
 from tapster.errors import NameTaken, TapsterError
 from tapster.kernel.port import Namespace
-from tapster.model import Lease
+from tapster.model import Lease, Life, Process
 from tapster.operations.acquire import Acquire, Plan
 from tapster.operations.devices import Devices, Opened
 from tapster.operations.rewire import Rewire
@@ -179,7 +186,32 @@ class WithoutPlaceholder(Devices):
         """Let the name go."""
 
 
-AT_ONCE = TAP._replace(fin_wait=0)
+class TakesNoEvidenceForAnEnd(RemoteSystem):
+    """A host on which a process of which nothing is known counts as ended."""
+
+    def life(self, _: Process) -> Life:
+        return Life.ENDED
+
+
+class JoinsRunning(RemoteKernel):
+    """A device that is not taken down before it joins its bridge."""
+
+    def set_links(self, changes: Any) -> None:
+        running = [
+            change._replace(up=None)
+            if change.mtu is not None and change.up is False
+            else change
+            for change in changes
+        ]
+        super().set_links(running)
+
+
+class JoinsAtOnce(Acquire):
+    """An acquire that connects a device on standby as well."""
+
+    def _connect(self, plan: Plan, lease: Lease) -> None:
+        wiring = lease.wiring._replace(standby=False)
+        super()._connect(plan, lease._replace(wiring=wiring))
 
 
 class DeletesByNameInBackends(RemoteBackend):
@@ -238,6 +270,44 @@ def known_bugs() -> list[Scenario]:
                 manager("A"),
                 setter("A", parts=USUAL._replace(rewire=WithoutLookingForReleases)),
             ),
+            checks=STEP,
+        ),
+        *_without_evidence(),
+    ]
+
+
+def _without_evidence() -> list[Scenario]:
+    """What must be found where an observation, or the order of messages, is wrong."""
+    isolated = manager("A", TAP._replace(isolated=True))
+    wrong = USUAL._replace(system=TakesNoEvidenceForAnEnd)
+    running = USUAL._replace(namespace=JoinsRunning)
+    return [
+        Scenario(
+            "Tapster without evidence that a process has ended",
+            (bound("A"), machine("A"), Script("settler", (settle(parts=wrong),))),
+            checks=STEP,
+        ),
+        Scenario(
+            "Tapster without an owner for a removal by name",
+            (
+                manager("A", AT_ONCE),
+                starter("B", AT_ONCE, after="A"),
+                late_remove("A", by_owner=False),
+            ),
+            checks=STEP,
+        ),
+        Scenario(
+            "Tapster without taking a port down before it joins",
+            (
+                isolated,
+                administrator("nomaster", "vnet0"),
+                Script("recover", (recover(parts=running),)),
+            ),
+            checks=(a_running_port_is_protected,),
+        ),
+        Scenario(
+            "Tapster without waiting for the take of a standby",
+            (target("A", parts=USUAL._replace(acquire=JoinsAtOnce)),),
             checks=STEP,
         ),
     ]

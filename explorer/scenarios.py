@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What Tapster is put through, within each bound."""
 
+from explorer.calls import RemoteSystem
 from explorer.ops import (
+    AT_ONCE,
     GUARDED,
     MACVTAP,
     PORT,
@@ -14,16 +16,21 @@ from explorer.ops import (
     foreign_port,
     late_cleanup,
     late_port_cleanup,
+    late_remove,
     machine,
     manager,
     reap,
+    reclaimer,
     recover,
     setter,
     settle,
+    starter,
     switch,
+    target,
 )
 from explorer.script import USUAL, WITH_BACKENDS, Parts, Script
 from explorer.search import Scenario
+from tapster.model import Life, Process
 
 
 def _recover(name: str = "recover", after: int = 0, parts: Parts = USUAL) -> Script:
@@ -34,8 +41,15 @@ def _reaper(parts: Parts = USUAL) -> Script:
     return Script("reaper", (reap(parts=parts),), mortal=True)
 
 
-def _settler() -> Script:
-    return Script("settler", (settle(),), mortal=True)
+def _settler(parts: Parts = USUAL) -> Script:
+    return Script("settler", (settle(parts=parts),), mortal=True)
+
+
+class Blind(RemoteSystem):
+    """A host on which nothing tells whether a process lives, as in a container."""
+
+    def life(self, _: Process) -> Life:
+        return Life.CANNOT_TELL
 
 
 def small() -> list[Scenario]:
@@ -112,6 +126,34 @@ def small() -> list[Scenario]:
         Scenario(
             "a machine with a tap and a macvtap, a foreign program, a crash, recover",
             (manager("A", TAP, MACVTAP), foreign(), once),
+            1,
+        ),
+        Scenario(
+            "two machines without FIN WAIT, a late rm of one by name and owner",
+            (manager("A", AT_ONCE), starter("B", AT_ONCE, after="A"), late_remove("A")),
+        ),
+        Scenario(
+            "a machine that stops by itself, settle where nothing tells of it",
+            (bound("A"), machine("A"), _settler(USUAL._replace(system=Blind))),
+            1,
+        ),
+        Scenario(
+            "a target on standby that takes over, a crash, recover",
+            (target("A"), once),
+            1,
+        ),
+        Scenario(
+            "a name that its owner reclaims, a foreign program, a crash, recover",
+            (reclaimer("A"), foreign("web"), once),
+            1,
+        ),
+        Scenario(
+            "an isolated port off its bridge, recover, a crash",
+            (
+                manager("A", TAP._replace(isolated=True)),
+                administrator("nomaster", "vnet0"),
+                ever,
+            ),
             1,
         ),
         *(one for one in with_planes() if one.name in SMALL_WITH_PLANES),

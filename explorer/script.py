@@ -53,7 +53,7 @@ class Held(NamedTuple):
 
     @classmethod
     def of(cls, lease: Lease) -> "Held":
-        bridge = lease.wiring.bridge
+        bridge = lease.wiring.in_force.bridge
         return cls(lease.id, lease.name, lease.ifindex, bridge, lease.backends)
 
 
@@ -121,6 +121,7 @@ class Parts(NamedTuple):
     unless a scenario takes a protection away by replacing a part.
     """
 
+    system: type[RemoteSystem] = RemoteSystem
     namespace: type[RemoteKernel] = RemoteKernel
     ledger: type[RemoteLedger] = RemoteLedger
     backend: type[RemoteBackend] = RemoteBackend
@@ -131,7 +132,7 @@ class Parts(NamedTuple):
 
     def construct(self, ask: Ask, manager: int) -> Operations:
         """Operations whose calls on the world are put to `ask`."""
-        system: Any = RemoteSystem(ask, "clock", boot_id=NETNS.boot)
+        system: Any = self.system(ask, "clock", boot_id=NETNS.boot)
         ledger: Any = self.ledger(ask, "ledger", id=LEDGER, path="")
         namespace: Any = self.namespace(ask, "kernel", netns=NETNS)
         locks: Any = Client(ask, "locks")
