@@ -15,12 +15,14 @@ from pathlib import Path
 from uuid import uuid4
 
 from lab import shell
+from lab.host.cache import folder as cache_folder
 from lab.lines import Lines
 from lab.overlay import overlay
 
 SECONDS = 60.0
 """In which the daemon, or a guest, surely starts or ends."""
 KVM = "/dev/kvm"
+CACHE = "/var/cache/libvirt"
 HOOK = Path("/etc/libvirt/hooks/qemu.d/50-tapster")
 PIDS = Path("run/libvirt/qemu")
 
@@ -102,8 +104,17 @@ def configure(user: str) -> None:
 
 
 def prepare() -> None:
-    """Give libvirt folders and accounts that the rest of the host does not see."""
+    """Give libvirt folders and accounts that the rest of the host does not see.
+
+    What libvirt finds out about QEMU takes seconds, and stays in the lab's cache.
+    """
+    kept, cache = cache_folder() / "libvirt", Path("/run/libvirt-cache")
+    for path in (kept, cache):
+        path.mkdir(exist_ok=True)
+    shell.sh(f"mount --bind {kept} {cache}")
     configure("libvirt-qemu")
+    Path(CACHE).mkdir(exist_ok=True)
+    shell.sh(f"mount --bind {cache} {CACHE}")
     # libvirt refuses to migrate between two daemons with one UUID.
     with open("/etc/libvirt/libvirtd.conf", "a") as file:
         file.write(f"host_uuid='{uuid4()}'\n")

@@ -838,6 +838,12 @@ def test_a_verb_in_a_machines_start_path_loads_nothing_slow() -> None:
     assert sorted(loaded & SLOW) == []
 
 
+def test_libvirts_hook_loads_nothing_slow() -> None:
+    parts = ("tapster.cli.wishes", "tapster.libvirt.domain", "tapster.libvirt.hook")
+    loaded = loaded_by("tapster.cli", "tapster.cli.libvirt", *parts)
+    assert sorted(loaded & {*SLOW, "shutil", "urllib.request", "xml.sax"}) == []
+
+
 # What belongs in no file
 
 

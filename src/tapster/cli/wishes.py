@@ -7,7 +7,7 @@ The attributes are options of `add` without their dashes.
 import argparse
 from collections.abc import Iterator, Mapping
 
-from tapster.cli import nic, wire
+from tapster.cli import Parser, nic, wire
 from tapster.errors import RequestError
 from tapster.light import NoReturn
 from tapster.model import Spec
@@ -28,7 +28,7 @@ def _options(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
 
 def attributes() -> set[str]:
     """Return the attributes that a NIC may have beside its name."""
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = _Parser(add_help=False)
     wire.declare(parser)
     wiring = {name for name in _options(parser) if not name.startswith("no-")}
     return {*NIC_OPTIONS, *wiring}
@@ -36,7 +36,7 @@ def attributes() -> set[str]:
 
 def request(name: str, wishes: Mapping[str, str]) -> Spec:
     """Return the request for the device `name`. Raise RequestError."""
-    parser = _Parser(prog=name, add_help=False, allow_abbrev=False)
+    parser = _Parser(prog=name, add_help=False)
     nic.declare(parser)
     allowed = attributes()
     known = {
@@ -77,7 +77,7 @@ def _words(
         yield f"--{option}={value}"
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(Parser):
     def error(self, message: str) -> NoReturn:
         text = message.replace("argument --", "").replace("--", "")
         raise RequestError(f"the metadata's NIC {self.prog!r}: {text}")

@@ -19,7 +19,6 @@ the elements: formatdomain, "Network interfaces".
 """
 
 from collections.abc import Callable
-from xml.sax.saxutils import escape, quoteattr
 
 from tapster.errors import RequestError
 from tapster.libvirt.spans import (
@@ -475,6 +474,8 @@ REPLACED = (
 
 def _adopted(xml: bytes, interface: Interface, dev: str) -> bytes:
     """The interface element of an adopted device."""
+    from xml.sax.saxutils import quoteattr  # slow to import: not in the hook
+
     span = interface.span
     cuts = [
         with_line(xml, part.start, part.end)
@@ -520,6 +521,8 @@ def _metadata(
 
 
 def _nics(nics: list[Nic], margin: bytes) -> bytes:
+    from xml.sax.saxutils import escape, quoteattr  # as above
+
     lines = [f'<tapster:nics xmlns:tapster="{NAMESPACE}">'.encode()]
     for nic in nics:
         wishes = {"dev": nic.dev, **nic.wishes}
