@@ -75,6 +75,8 @@ class MetricsConfig(NamedTuple):
     """Whether every client of ADDRESS:PORT may read the figures of all users: the
     kernel does not say which user is at the other end. At a path, root and users with
     see-others may read them."""
+    labels: tuple[str, ...] = ()
+    """Keys of the labels by whose values the figures count active leases."""
 
 
 class CommandDefaults(NamedTuple):

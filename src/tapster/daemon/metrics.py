@@ -21,6 +21,7 @@ class Kind(NamedTuple):
 
 KINDS: Mapping[str, Kind] = {
     "leases": Kind("Leases by state.", "gauge", "state"),
+    "labelled_leases": Kind("Active leases by label.", "gauge", "label"),
     "connections": Kind("Open connections.", "gauge"),
     "calls": Kind("Calls by method.", "counter", "method"),
     "failures": Kind("Calls that failed, by error.", "counter", "error"),
@@ -61,6 +62,14 @@ class Metrics:
         assert name in KINDS
         self._counts[name, label] = value
 
+    def replace(self, name: str, values: Mapping[str, float]) -> None:
+        """Set a figure for these labels, and for no others."""
+        assert name in KINDS
+        for key in [key for key in self._counts if key[0] == name]:
+            del self._counts[key]
+        for label, value in values.items():
+            self._counts[name, label] = value
+
     def observe(self, name: str, seconds: float) -> None:
         self._buckets[name][bisect_left(BUCKETS, seconds)] += 1
         self._sums[name] += seconds
@@ -92,7 +101,7 @@ class Metrics:
                 if family == name
             }
             for label, value in found.items() if found or kind.label else [("", 0)]:
-                where = f'{{{kind.label}="{label}"}}' if kind.label else ""
+                where = f'{{{kind.label}="{_escaped(label)}"}}' if kind.label else ""
                 yield f"{full}{where} {value:g}"
 
     def _histograms(self) -> Iterator[str]:
@@ -109,6 +118,10 @@ class Metrics:
                 yield f'{full}_bucket{{le="{bound}"}} {below}'
             yield f"{full}_sum {self._sums[name]:.6f}"
             yield f"{full}_count {below}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def _head(name: str, says: str, type: str) -> Iterable[str]:

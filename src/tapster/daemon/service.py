@@ -52,6 +52,8 @@ from tapster.rpc.varlink import Nothing, decode, encode, from_json, to_json
 PAGE = 100
 """Leases, or entries of the history, in one part of an answer."""
 
+LABELS = 500
+"""Labels by which the figures count leases."""
 HISTORY_LIMIT = 1000
 """Entries of the history, or events, in one answer."""
 
@@ -565,6 +567,7 @@ class Service:
         """Update the figures that are computed on demand."""
         for state, number in self._operations.look.count().items():
             self._metrics.put("leases", number, state)
+        self._metrics.replace("labelled_leases", self._labelled())
         self._metrics.put("collisions", self._operations.acquire.collisions)
         self._metrics.put("reap_batches", self._operations.reap.batches)
         context = self._operations.context
@@ -575,6 +578,17 @@ class Service:
             shown = figures(Book(context.ledger), context.system.wallclock())
             for figure, value in {**shown, **context.fleet_figures()}.items():
                 self._metrics.put("fleet", value, figure)
+
+    def _labelled(self) -> dict[str, float]:
+        """Return how many active leases have each label that the configuration counts.
+
+        A user chooses the values of a label, so only the most frequent are shown.
+        """
+        keys = self.loaded.config.metrics.labels
+        counted = self._operations.look.count_labels() if keys else {}
+        found = [item for item in counted.items() if item[0][0] in keys]
+        found.sort(key=lambda item: (-item[1], item[0]))
+        return {f"{key}={value}": n for (key, value), n in found[:LABELS]}
 
     def _count_claims(self, results: Sequence[str], seconds: float) -> None:
         for result in results:

@@ -286,6 +286,19 @@ def count(db: sqlite.Connection, caller_uid: int | None) -> dict[State, int]:
     return {state: numbers.get(state, 0) for state in State}
 
 
+def count_labels(db: sqlite.Connection) -> dict[tuple[str, str], int]:
+    """Return how many active leases have each label."""
+    counted = db.execute(
+        "SELECT labels, count(*) FROM lease WHERE state = 'active' AND labels != '' "
+        "GROUP BY labels"
+    )
+    numbers: dict[tuple[str, str], int] = {}
+    for text, number in counted:
+        for label in rows.pairs_of(text):
+            numbers[label] = numbers.get(label, 0) + number
+    return numbers
+
+
 def new_mac(db: sqlite.Connection, randomness: Callable[[int], bytes]) -> str:
     """Return a MAC that no lease has, of the range that KVM uses."""
     query = (

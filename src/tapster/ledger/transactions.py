@@ -222,6 +222,11 @@ class Ledger:
         with self.file.reading() as db:
             return leases.count(db, caller_uid)
 
+    def count_labels(self) -> dict[tuple[str, str], int]:
+        """Return how many active leases have each label."""
+        with self.file.reading() as db:
+            return leases.count_labels(db)
+
     def templates(self) -> list[str]:
         """Return the templates by which names were picked."""
         with self.file.reading() as db:

@@ -100,6 +100,11 @@ class Look:
         with self.context.gate:
             return self.context.ledger.count(caller_uid)
 
+    def count_labels(self) -> dict[tuple[str, str], int]:
+        """Return how many active leases have each label."""
+        with self.context.gate:
+            return self.context.ledger.count_labels()
+
     def history(self, query: HistoryQuery) -> list[HistoryEntry]:
         """Return the leases that fit a query, active ones too, the latest first."""
         now = self.context.system.wallclock()
