@@ -388,7 +388,7 @@ _HOST = ("host", {"metavar": "HOST", "help": "a host's name in the fleet"})
 
 ACTIONS = {
     "init": Action(
-        "begin a fleet: print what its store needs",
+        "begin a fleet: print commands for its store",
         _init,
         (
             (
@@ -396,7 +396,7 @@ ACTIONS = {
                 {
                     "default": "0a:54:00",
                     "metavar": "XX:XX:XX",
-                    "help": "what MACs begin with; default: 0a:54:00",
+                    "help": "the first bytes of its MACs; default: 0a:54:00",
                 },
             ),
             (
@@ -410,10 +410,10 @@ ACTIONS = {
     "join": Action("let this host enter the fleet", _join, (_DRY_RUN,)),
     "leave": Action("let this host leave the fleet", _leave, (_DRY_RUN,)),
     "sync": Action(
-        "push what this host's ledger says",
+        "push changes of this host's ledger",
         _sync,
         (
-            ("--all", {"action": "store_true", "help": "also what was pushed before"}),
+            ("--all", {"action": "store_true", "help": "also push unchanged leases"}),
             _DRY_RUN,
         ),
     ),
@@ -426,34 +426,34 @@ ACTIONS = {
         "list the leases of all hosts",
         _ls,
         (
-            ("--host", {"metavar": "HOST", "help": "of this host alone"}),
+            ("--host", {"metavar": "HOST", "help": "only of this host"}),
             (
                 "--silent",
-                {"action": "store_true", "help": "of hosts that do not sync alone"},
+                {"action": "store_true", "help": "only of hosts that do not sync"},
             ),
         ),
     ),
     "hosts": Action("list the hosts", _hosts),
     "who": Action(
-        "say which host has a device",
+        "show which host has a device",
         _who,
-        (("wanted", {"metavar": "MAC|NAME|VM", "help": "what is looked for"}),),
+        (("wanted", {"metavar": "MAC|NAME|VM", "help": "a MAC, a name or a VM"}),),
     ),
     "where": Action(
-        "say where a VM runs, or ran last",
+        "show where a VM runs, or ran last",
         _where,
-        (("wanted", {"metavar": "VM|MAC", "help": "what is looked for"}),),
+        (("wanted", {"metavar": "VM|MAC", "help": "a VM or a MAC"}),),
     ),
-    "doctor": Action("say what is wrong in the fleet", _doctor),
+    "doctor": Action("list the problems of the fleet", _doctor),
     "fence": Action(
         "declare a host dead, so that its VMs can start elsewhere",
         _fence,
         (
             _HOST,
-            ("--why", {"metavar": "TEXT", "help": "how it is known"}),
-            ("--by", {"metavar": "TEXT", "help": "who says so"}),
+            ("--why", {"metavar": "TEXT", "help": "the proof that the host is dead"}),
+            ("--by", {"metavar": "TEXT", "help": "the person who declares it"}),
             ("--boot", {"metavar": "ID", "help": "the boot that has ended"}),
-            ("--lift", {"action": "store_true", "help": "take it back"}),
+            ("--lift", {"action": "store_true", "help": "take the declaration back"}),
             _YES,
             _DRY_RUN,
         ),
@@ -462,7 +462,7 @@ ACTIONS = {
         "give up the MACs of a VM that no host runs",
         _forget,
         (
-            ("wanted", {"metavar": "VM|MAC", "help": "whose claims"}),
+            ("wanted", {"metavar": "VM|MAC", "help": "a VM or a MAC"}),
             _YES,
             _DRY_RUN,
         ),

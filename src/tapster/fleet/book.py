@@ -194,7 +194,7 @@ class Book:
             )
 
     def note(self, leases: Sequence[str], problem: str) -> None:
-        """Note what people should know of the records of these leases."""
+        """Note a problem with the records of these leases, for people."""
         with self._file.changing() as db:
             db.executemany(
                 "UPDATE fleet_record SET problem = ? WHERE lease = ?",
@@ -202,7 +202,7 @@ class Book:
             )
 
     def settle(self, done: Iterable[tuple[Entry, Outcome]], now: float) -> None:
-        """Record what became of pushes."""
+        """Record the outcomes of pushes."""
         with self._file.changing() as db:
             for entry, outcome in done:
                 _settle(db, entry, outcome, now)

@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of what a host does with a MAC claim. Pure.
+"""Decide what a host does with a MAC claim. Pure.
 
-A *claim* is what the store says of a MAC in a domain: which VM has it, on which
-host, by which lease. A *record* is what the ledger of one host says of the same MAC.
+A *claim* is the store's entry for a MAC in a domain: which VM has the MAC, on which
+host, by which lease. A *record* is the entry of a host's ledger for the same MAC.
 A host pushes the state of a record, never a list of operations. So a push can be
 repeated, merged with a later one, or arrive late.
 
-Rule 1: an *epoch* orders the claims of a MAC. It is `term.step`. A hand-over from
-host to host raises the step: the target gets the epoch of the source and adds one,
-without the store. Everything else that makes a VM start raises the term, and only
-the store can say which term is next. A record without an epoch is *unordered*: the
-store has not yet said.
-Rule 2: a host replaces a claim only by one of a higher epoch, and only in one
-transaction that fails if the claim is no longer what the host has read.
+Rule 1: an *epoch*, `term.step`, orders the claims of a MAC. A hand-over from host to
+host raises the step: the target gets the epoch of the source and adds 1, without the
+store. Every other start of a VM raises the term, and only the store knows which term
+is next. A record without an epoch is *unordered*: the store has not answered yet.
+Rule 2: a host replaces a claim only by a claim of a higher epoch, and only in a
+transaction that fails if the claim has changed since the host read it.
 Rule 3: the end of a lease does not delete its claim. It parks the claim of a VM that
 has a name of its own in the fleet (`--vm`), and ends the claim of any other.
 """
@@ -67,7 +66,7 @@ RELEASED = (ClaimState.PARKED, ClaimState.ENDED)
 
 
 class Claim(NamedTuple):
-    """What the store says of a MAC."""
+    """The store's entry for a MAC."""
 
     vm: str
     host: str
@@ -79,7 +78,7 @@ class Claim(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What the ledger of a host says of a MAC."""
+    """The entry of a host's ledger for a MAC."""
 
     lease: str
     domain: str
@@ -130,7 +129,7 @@ class Standing(StrEnum):
 
 
 class ClaimAction(StrEnum):
-    """What the host does."""
+    """An action of the host."""
 
     PUT = "put"
     """Write the record, with its epoch, or the first one."""

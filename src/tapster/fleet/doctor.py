@@ -69,7 +69,7 @@ def _ledger(member: Member, now: float) -> Iterator[Problem]:
             yield Problem(
                 f"block {block} belongs to another host in the store; this host gives "
                 "out none of its MACs any more",
-                "if the store was restored from a backup: restart VMs that have one",
+                "if the store was restored from a backup: restart VMs with such a MAC",
             )
     if (free := book.free_macs(now)) < LOW:
         yield Problem(

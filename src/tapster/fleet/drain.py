@@ -19,20 +19,20 @@ from tapster.light import Any
 INTERVAL = 20.0
 """Seconds between two syncs."""
 ALL_EVERY = 90
-"""Syncs between two that also compare what was pushed before."""
+"""Every so many syncs, a sync also compares records that were pushed before."""
 
 Say = Callable[[str, dict[str, Any]], None]
 TakeDown = Callable[[str], object]
 
 
 class Drain:
-    """The thread, and what it does each time."""
+    """The thread that syncs."""
 
     def __init__(
         self, ledger: str, clock: Clock, file: str, say: Say, take_down: TakeDown
     ) -> None:
-        """`say` is told what changes: an event, and what belongs to it. `take_down`
-        takes the device of a lease down."""
+        """`say` is called with each event and its fields. `take_down` takes the device
+        of a lease down."""
         self._ledger = ledger
         self._clock = clock
         self._file = file
@@ -70,7 +70,7 @@ class Drain:
         return None
 
     def step(self, member: Member) -> None:
-        """Sync once, and say what has changed since the last time."""
+        """Sync once, and report what has changed since the last sync."""
         try:
             synced = member.sync(everything=self._count % ALL_EVERY == 0)
         except Fenced as error:
@@ -130,7 +130,7 @@ class Drain:
             member.close()
 
     def _report(self, problem: str) -> None:
-        """Say once what keeps this host from syncing."""
+        """Report once why this host cannot sync."""
         if problem != self._said:
             self._said = problem
             self._say("fleet-away", {"problem": problem})

@@ -5,7 +5,7 @@ No library is used: the libraries bring gRPC, which has 23 MB and takes 0.2 s to
 or are no longer maintained, or know only one endpoint. The gateway needs none of them.
 docs/fleet.md names the traps of the gateway.
 
-A call has one time limit for everything: all endpoints, the TLS handshake, a login. If
+The time limit of a call covers all endpoints, the TLS handshake and a login. If
 an endpoint fails, the next endpoint is asked. A write is tried at another endpoint only
 if nothing of it was sent. Otherwise the store may or may not have applied the write,
 and the call raises FleetUnclear.
@@ -174,7 +174,7 @@ class Etcd:
         answer = self.call("lease/keepalive", {"ID": session})
         return int(answer.get("result", {}).get("TTL", 0)) > 0
 
-    # What doctor asks
+    # For doctor
 
     def members(self) -> Iterator[tuple[Endpoint, Mapping[str, Any] | str]]:
         """The status of each endpoint, or why there is none."""
@@ -188,7 +188,7 @@ class Etcd:
         self.close()
 
     def alarms(self) -> list[str]:
-        """Return what the store complains about, such as NOSPACE."""
+        """Return the alarms of the store, such as NOSPACE."""
         answer = self.call("maintenance/alarm", {})
         return [alarm.get("alarm", "?") for alarm in answer.get("alarms", [])]
 
@@ -439,9 +439,9 @@ class Window(NamedTuple):
 
 
 class Wire:
-    """A connection. All that is sent and received must be done by one time.
+    """A connection whose sends and receives must all end by one time.
 
-    A timeout of a socket begins again with every byte; this one does not.
+    A timeout of a socket begins again with every byte. This time limit does not.
     """
 
     def __init__(self, endpoint: Endpoint, sock: socket.socket) -> None:
@@ -454,7 +454,7 @@ class Wire:
         self.sock.sendall(data)
 
     def makefile(self, _: str) -> io.BufferedReader:
-        """Return what HTTPResponse reads from."""
+        """Return the file from which HTTPResponse reads."""
         return io.BufferedReader(_Reader(self))
 
     def close(self) -> None:
@@ -549,7 +549,7 @@ def _is_closed(sock: socket.socket) -> bool:
 
 
 def _checked_token(token: object) -> str:
-    """Return a token, which becomes a line of a request; "" if it cannot be one."""
+    """Return a token; "" if the token cannot be part of a request's head."""
     good = isinstance(token, str) and token.isascii() and token.isprintable()
     return str(token) if good else ""
 

@@ -89,19 +89,19 @@ class Overview:
         return found
 
     def rows(self, host: str = "") -> Iterator[tuple[str, str, InventoryRow]]:
-        """Every lease of the fleet, or of one host: its host, its id, its line."""
+        """Yield each lease of the fleet, or of a host: the host, the id, the row."""
         for key, text in self.store.scan(self.where.rows(host)):
             name, _, lease = key.removeprefix(self.where.rows()).partition("/")
             yield name, lease, value_of(InventoryRow, key, text)
 
     def claims(self) -> Iterator[Located]:
-        """Every MAC claim."""
+        """Yield every MAC claim."""
         for key, text in self.store.scan(self.where.claims):
             domain, _, mac = key.removeprefix(self.where.claims).partition("/")
             yield Located(key, domain, mac, value_of(Claim, key, text), text)
 
     def blocks(self) -> Iterator[tuple[str, Block]]:
-        """Every block that a host has."""
+        """Yield every block that a host has."""
         for key, text in self.store.scan(self.where.blocks):
             yield key.removeprefix(self.where.blocks), value_of(Block, key, text)
 
@@ -126,7 +126,7 @@ class Overview:
     # Changing
 
     def init(self, prefix: str, *, force: bool = False) -> Fleet:
-        """Begin a fleet whose MACs begin with `prefix`; one that exists stays."""
+        """Begin a fleet whose MACs begin with `prefix`, unless the fleet exists."""
         prefix = keys.check_prefix(prefix)
         if prefix == KVM_PREFIX and not force:
             raise RequestError(
@@ -146,8 +146,8 @@ class Overview:
     def fence(self, host: str, *, by: str, why: str, boot: str = "") -> HostStatus:
         """Declare a host dead. From now on the store applies no request of the host.
 
-        `boot` is the boot that has ended; the one that its session shows, if it is
-        left out. The caller must know that the host is dead, or cannot reach its
+        `boot` is the boot that has ended; by default, the boot that the session of the
+        host shows. The caller must know that the host is dead, or cannot reach its
         networks: VMs of the host may now be started elsewhere.
         """
         status = self._host(host)
@@ -198,7 +198,7 @@ class Overview:
             if claim.state not in RELEASED:
                 raise ConflictError(
                     f"VM {claim.vm} runs on host {claim.host} with MAC {located.mac}: "
-                    "only what no host runs can be forgotten"
+                    "only a VM that no host runs can be forgotten"
                 )
             done += self._delete(located.key, f"claim of {located.mac} by {claim.vm}")
         return done

@@ -120,7 +120,7 @@ class Guard:
                 )
 
     def _load(self) -> "tuple[Settings | None, str]":
-        """Return the settings of this host, or what is wrong with them."""
+        """Return the settings of this host; if there are none, the reason."""
         from tapster.fleet import settings
 
         if self._settings is None:
@@ -197,7 +197,8 @@ class Asking:
         key = self._where.gate(self._me.host)
         if not self._gate:
             self._gate = {**self.read([key])}
-        # With a gate that may be out of date: that costs what reading it would cost.
+        # The gate may be out of date. Then the commit fails, and its answer has the
+        # new gate: as many round trips as reading the gate first.
         guess = self._gate if key in self._gate else None
         asking = self._steps.push(self._where, self._me, pending, running, guess)
         return self._steps.run(asking, self)

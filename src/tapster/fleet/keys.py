@@ -20,7 +20,7 @@ MAX_NAME = 64
 
 
 class HostGate(NamedTuple):
-    """Whether the store accepts writes of a host, and of which ledger.
+    """Says whether the store accepts writes of a host, and of which ledger.
 
     Each write of a host fails unless the gate still has the value that the host has
     read. So a change of the gate ends every request of the host that is under way.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A host in a fleet: joining, pushing what its ledger says, leaving."""
+"""A host in a fleet: joining, pushing the state of its ledger, leaving."""
 
 import os
 import time
@@ -21,7 +21,7 @@ SESSION_SECONDS = 180
 LOW = 64
 """Free MACs below which a host takes another block."""
 BATCH = 1000
-"""Records that are pushed before what became of them is recorded."""
+"""Records that are pushed before their outcomes are recorded."""
 DRAWS = 64
 
 T = TypeVar("T")
@@ -68,7 +68,7 @@ def _reader(path: str) -> Callable[[], str]:
 
 
 def boot_id() -> str:
-    """Return what tells this boot of the host from every other one."""
+    """Return the id of this boot of the host."""
     with open("/proc/sys/kernel/random/boot_id") as file:
         return file.read().strip()
 

@@ -17,7 +17,7 @@ class Settings(NamedTuple):
     """How a host takes part in a fleet."""
 
     name: str
-    """What the other hosts call this one."""
+    """The name of this host in the fleet."""
     endpoints: tuple[str, ...]
     """URLs of etcd."""
     prefix: str = keys.DEFAULT_ROOT

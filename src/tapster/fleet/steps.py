@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operations of a host on the store, as generators without side effects.
 
-A generator yields what it asks for and is sent the answer. `member` asks a real
+A generator yields its requests and receives the answers. `member` asks a real
 store. The explorer asks a store that answers late, loses answers, or applies a write
 after its sender has given up, and stops a generator at any step.
 
@@ -97,9 +97,10 @@ def push(
     running: frozenset[str],
     guess: Mapping[str, str] | None = None,
 ) -> Steps[Outcome]:
-    """Bring the store to what one record says, if the record is the latest.
+    """Bring the store to the state of a record, if the record is the latest.
 
-    `guess` is what the store may hold. If it does, one round trip is enough.
+    `guess` holds likely values of the store. If they are right, one round trip is
+    enough.
     """
     record = pending.record
     key, gate_key = where.claim(record.domain, record.mac), where.gate(me.host)
@@ -155,7 +156,7 @@ def push_all(
 def _push_batch(
     where: Keys, me: Me, batch: Sequence[Push], running: frozenset[str]
 ) -> Steps[list[Outcome] | None]:
-    """Push records in one commit; None if they must go one by one."""
+    """Push records in one commit; None if they must be pushed singly."""
     claims = [
         where.claim(pending.record.domain, pending.record.mac) for pending in batch
     ]
@@ -199,7 +200,7 @@ def _batches(pushes: Iterable[Push]) -> Iterator[list[Push]]:
 
 
 class Plan(NamedTuple):
-    """What a push comes to, given what the store holds."""
+    """The result of a push, from the values that the store has."""
 
     standing: Standing
     outcome: Outcome
@@ -410,7 +411,7 @@ def run(
     store: Transactions,
     sending: Callable[[Sequence[str]], None] = lambda _: None,
 ) -> T:
-    """Run steps on a store; `sending` is told what `Sending` asks for."""
+    """Run steps on a store; `sending` is called with the leases of each `Sending`."""
     answer: object = None
     while True:
         try:

@@ -2,7 +2,8 @@
 """The interface of a fleet's store, and its errors.
 
 A store maps keys to values, both text. A commit writes several keys, or none, and
-only if other keys are what the caller has read. Every call has a time limit.
+only if other keys still have the values that the caller has read. Every call has a
+time limit.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
