@@ -41,7 +41,7 @@ class Card(NamedTuple):
     """The device at which its frames arrive; "" for none."""
     wait: float
     tried: str
-    """The template of which it has the lowest number that was free."""
+    """The template whose lowest free number the device has."""
     fleeting: bool
     """See `account.VmRecord`."""
     name: str = ""

@@ -188,7 +188,7 @@ def _plugins(place: BenchWorld) -> list[Plugin]:
     return [
         Plugin(
             "CNI bridge",
-            "a veth pair, of which the host's end has a random name",
+            "a veth pair; the host's end has a random name",
             f"{PLUGINS}/bridge",
             "1.0.0",
             place.directory,

@@ -66,7 +66,7 @@ def measure(run: Run) -> Iterator[Table]:
             )
         found = interleave(ways, run.rounds)
     about = (
-        f"With {leases:,} leases and {rows:,} entries of the history, most of which do "
+        f"With {leases:,} leases and {rows:,} entries of the history; most of them do "
         "not match; the first row has 1 and 1."
     )
     for field, title, unit in (

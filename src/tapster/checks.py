@@ -14,7 +14,7 @@ from tapster.light import Any, get_args, get_origin
 _NAMES = {bool: "True or False", int: "an int", float: "a number", str: "a str"}
 
 _plain: dict[Any, dict[str, frozenset[type]]] = {}
-"""For each record, the types of which any value of a field will do."""
+"""For each record, the types that each field accepts without a further check."""
 
 
 def check_record(record: Any) -> None:

@@ -327,7 +327,7 @@ def test_a_start_gives_up_a_daemon_that_hangs(
 def test_a_daemon_that_hangs_is_waited_for_once_and_then_hardly(
     host: Host, switch: OpenVswitch, impatient: None, daemon: str
 ) -> None:
-    """In tapsterd other users wait meanwhile, also those without Open vSwitch."""
+    """In tapsterd other users wait for it, also users without Open vSwitch."""
     tell = switch.signal if daemon == "ovs-vswitchd" else switch.signal_database
     after = 0.0 if daemon == "ovs-vswitchd" else ovsrpc.ANSWER_SECONDS
     tell(signal.SIGSTOP)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many clients at once, some of which die, as does the daemon."""
+"""Many clients at once: some of them die, and so does the daemon."""
 
 import os
 import random

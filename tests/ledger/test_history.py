@@ -16,7 +16,7 @@ ROWS = (1_000, 200_000)
 
 
 def fill(ledger: Ledger, rows: int) -> None:
-    """Add ended leases, of which no two share a name, an owner or a MAC."""
+    """Add ended leases. No two of them share a name, an owner or a MAC."""
     ledger.file.connection.execute(
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?) "
         "INSERT INTO history (name, lease, owner, kind, mac, ifindex, netns, created, "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process of which nothing is known: its lease stays, is shown, hinders no other."""
+"""A process whose state is unknown: its lease stays, is shown, hinders no other."""
 
 import sqlite3
 from contextlib import closing

@@ -82,7 +82,7 @@ def cookie(stamp: bytes, *, own_qdisc: bool) -> bytes:
 
 
 def get(rtnl: Rtnl, ifindex: int) -> Redirection | None:
-    """Return the redirection of a device, whoever made it. Raises OSError."""
+    """Return the redirection of a device, of any program. Raises OSError."""
     wanted = TCMSG.pack(socket.AF_UNSPEC, ifindex, 0, INGRESS, 0)
     for body in rtnl.list_bodies(RTM_GETTFILTER, wanted):
         _, at, handle, _, info = TCMSG.unpack_from(body)

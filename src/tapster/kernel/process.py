@@ -50,7 +50,7 @@ def process(pid: int) -> Process | None:
 
 
 def life(process: Process) -> Life:
-    """Return whether a process lives. A zombie of which no thread runs has ended."""
+    """Return whether a process lives. A zombie without a running thread has ended."""
     try:
         # The usual case, at the cost of one small file: thousands may be asked about.
         if process.pidns == netns.pidns() != 0:

@@ -559,5 +559,5 @@ class Recover:
 
 
 def _is_same(lease: Lease, before: Lease) -> bool:
-    """Return whether a lease is as before, whoever has claimed it."""
+    """Return whether a lease is as before, apart from its claim."""
     return lease._replace(manager=before.manager) == before
