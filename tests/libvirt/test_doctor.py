@@ -119,6 +119,16 @@ def test_leases_that_no_domain_uses(
     assert problems(host) == {}
 
 
+def test_a_device_that_is_still_on_standby(host: Place) -> None:
+    """It is when the process that waits for a VM to arrive was killed."""
+    lease = host.leases()["well0"]["id"]
+    host.tapster(f"set {lease} --standby")
+    assert problems(host) == {}, "the VM may still arrive"
+    virsh("resume well")
+    host.tapster(only(host, "well0", "standby").removeprefix("tapster "))
+    assert problems(host) == {}
+
+
 def test_a_libvirt_that_does_not_answer(host: Place) -> None:
     host.libvirt.stop()
     assert only(host, "does not answer") == "start its daemon"

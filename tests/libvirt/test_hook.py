@@ -132,6 +132,19 @@ def test_the_host_that_a_vm_comes_to_has_its_devices_on_standby(
     assert leases(host) == waiting, "prepare takes them over"
 
 
+def test_a_host_without_virsh_cannot_see_a_vm_arrive(
+    script: Path, host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "cat").symlink_to("/bin/cat")
+    monkeypatch.setenv("PATH", str(programs))
+    assert call(script, "migrate", WEB).returncode == 0
+    assert leases(host) == []
+    assert call(script, "prepare", WEB).returncode == 0
+    assert [lease.wiring.standby for lease in leases(host)] == [False, False]
+
+
 @pytest.mark.parametrize("phase", ["started", "reconnect"])
 def test_it_never_fails_where_libvirt_would_kill_the_vm(
     script: Path, phase: str

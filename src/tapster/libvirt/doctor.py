@@ -140,6 +140,11 @@ def _abandoned(
             if link is not None and not link.open:
                 problem = f"{lease.name} is leased to domain {owner.name}, which is off"
                 yield Problem(problem, remedy)
+        elif lease.wiring.standby and virsh.state(owner.name) == "running":
+            yield Problem(
+                f"{lease.name} of domain {owner.name}, which runs, is on standby",
+                f"tapster take {lease.id}",
+            )
         elif lease.name not in {one.dev for one in domain.interfaces(owner.live)}:
             problem = f"{lease.name} is leased to domain {owner.name}, which runs "
             yield Problem(f"{problem}without it", remedy)

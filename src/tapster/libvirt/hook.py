@@ -4,7 +4,8 @@
 libvirt waits for the hook, and holds the domain's lock until the hook has ended. So
 nothing here calls libvirt: the call would wait for ever.
 
-    migrate    the VM will arrive from another host: make its devices, on standby
+    migrate    the VM will arrive from another host: make its devices, on standby, if
+               `arrival` can see it arrive
     prepare    make the devices, unless they are there on standby
     start      libvirt has opened the devices, and QEMU does not run yet: restore
                what libvirt has replaced, such as the root qdisc of a rate
@@ -17,6 +18,7 @@ The leases of a domain have its UUID as their owner: a domain can be renamed. Be
 while a domain starts, the leases end too, unless QEMU has the devices open already.
 """
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 
@@ -81,7 +83,8 @@ def call(host: Host, domain: Domain, phase: str, libvirtd: int) -> bool:
     a domain that was to start has no devices, and libvirt refuses the start.
     """
     if phase == "migrate":
-        _acquire(host, domain, libvirtd, standby=True)
+        if _can_wait():
+            _acquire(host, domain, libvirtd, standby=True)
     elif phase == "prepare":
         if not _is_expected(host, domain, libvirtd):
             _acquire(host, domain, libvirtd, standby=False)
@@ -95,6 +98,11 @@ def call(host: Host, domain: Domain, phase: str, libvirtd: int) -> bool:
     elif phase == "release":
         release(host, leases_of(host, domain.owner))
     return False
+
+
+def _can_wait() -> bool:
+    """Whether virsh is there, by which `arrival` sees that the VM runs here."""
+    return any(os.access(f"{path}/virsh", os.X_OK) for path in os.get_exec_path())
 
 
 def release(host: Host, leases: Sequence[Lease]) -> None:
