@@ -61,7 +61,7 @@ class Caller(NamedTuple):
         return self.user or str(self.uid)
 
     def __str__(self) -> str:
-        return f"user {self.name} (uid {self.uid})"
+        return f"user {self.user} (uid {self.uid})" if self.user else f"uid {self.uid}"
 
 
 class Need(NamedTuple):
