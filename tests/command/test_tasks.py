@@ -87,6 +87,7 @@ READING = [
     Task("a value with a typo", "ls --sort nme", ("did you mean 'name'?",), (), 2),
     Task("what would be removed", "rm --owner web --dry-run", ("vnet0\nvnet1\n",)),
     Task("an owned name", "rm vnet0", ("tapster rm --owner web vnet0\n",), (), 1),
+    Task("an owner instead of a name", "show web", ("give --owner web",), (), 1),
     Task("another's name", "rm --owner db vnet0", ("owner 'web', not to",), (), 1),
 ]
 

@@ -193,10 +193,15 @@ def _find_each(names: Sequence[str], owner: str | None, host: "Manager") -> Chos
 
 def _with_hint(error: NoSuchLease, name: str, host: "Manager") -> NoSuchLease:
     """Return an error with the nearest name, unless a lease has the name."""
-    names = {lease.name for lease in host.leases()}
+    leases = host.leases()
+    names = {lease.name for lease in leases}
     if name in names:
         return error
-    return NoSuchLease(f"{error}{hint(name, names)}", reference=name)
+    if any(lease.owner == name for lease in leases):
+        near = f"; an owner is called so: give --owner {name}"
+    else:
+        near = hint(name, names)
+    return NoSuchLease(f"{error}{near}", reference=name)
 
 
 def fits(lease: Lease, options: argparse.Namespace) -> bool:
