@@ -36,3 +36,15 @@ def test_a_foreign_mac_is_reported_and_put_back(
     assert lab.show()[lease.name].mac == before
     assert host.differences(lease) == {}
     assert host.recover() == []
+
+
+def test_a_device_of_no_bridge_that_is_put_on_one_is_reported(
+    lab: ContractLab, others: Stranger, host: Host
+) -> None:
+    with host.acquire(Tap()) as device:
+        others.set_by_name(device.name, master="br0")
+        wrong = host.differences(device)["device"]
+        assert wrong.startswith("it is on a bridge, and none was requested")
+        assert host.differing([device.lease]) == {device.id}
+        assert host.recover() == []
+        assert lab.show()[device.name].master == "br0", "somebody may want it there"

@@ -132,7 +132,8 @@ def beyond_repair(lease: Lease, link: Link) -> str | None:
     """Say what of a lease's device was changed that recover does not restore.
 
     A running device cannot be renamed on every kernel, and somebody may rely on the
-    name. The rest can be changed only through a descriptor of the tap, and the VM has
+    name. A device of no bridge may be on one because somebody wants it there. The rest
+    can be changed only through a descriptor of the tap, and the VM has
     those: its VMM may have changed it.
     """
     if link.name != lease.name:
@@ -142,6 +143,12 @@ def beyond_repair(lease: Lease, link: Link) -> str | None:
         )
     if lease.kind is not Kind.TAP or lease.placeholder:
         return None
+    wiring = lease.wiring
+    if link.master and not (wiring.bridge or wiring.ovs or wiring.standby):
+        return (
+            "it is on a bridge, and none was requested; to take it off: "
+            f"ip link set dev {link.name!r} nomaster"
+        )
     if (lease.tap_owner, lease.tap_group) != (None, None):
         # Leases of the first release do not record them.
         for what, wanted, present in (
