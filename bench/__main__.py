@@ -25,6 +25,8 @@ MEASUREMENTS = (
     "growth",
     "backends",
     "filters",
+    "limits",
+    "storms",
     "daemon",
     "attacks",
     "pods",

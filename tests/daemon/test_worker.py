@@ -6,14 +6,16 @@ import select
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import pytest
 
 from tapster.daemon.closer import Closer
+from tapster.daemon.links import PAUSE, Links
 from tapster.daemon.loop import READ, Loop
+from tapster.daemon.metrics import Metrics
 from tapster.daemon.processes import RETRY, Processes
 from tapster.daemon.schedule import (
     ASIDE,
@@ -185,6 +187,26 @@ def test_processes_that_cannot_be_watched_yet_are_tried_again_and_logged_once(
     loop.turn(0)
     assert len(processes) == 2
     processes.close()
+
+
+# Links
+
+
+def test_lost_reports_are_counted_and_make_one_recover(loop: Loop) -> None:
+    system, metrics = FakeSystem(), Metrics()
+    watch = system.watch(first=0)
+    submitted: list[Callable[[], object]] = []
+    upkeep: Any = None
+    links = Links(loop, [watch], upkeep, submitted.append, metrics)
+    for _ in range(2):
+        watch.overrun()
+        loop.turn(0)
+        assert isinstance(loop.now, FakeClock)
+        loop.now.advance(PAUSE)
+        loop.turn(0)
+    assert metrics.counts()[0][:2] == ("overruns", 2)
+    assert len(submitted) == 1
+    links.close()
 
 
 # Reaping

@@ -58,6 +58,9 @@ HOST_VERBS = ("fleet", "install-service", "libvirt")
 """Verbs that get no Host and no connection: they open what they need."""
 KEEPING = ("add", "rm", "run", "reap")
 """Verbs before which the size of the history is set."""
+LASTING = ("watch", "top", "run", "open", "fleet", "libvirt")
+"""Verbs that may last. The others end before garbage matters: to look for it among
+thousands of leases takes a third of a recover."""
 EVENT_VERBS = ("watch", "top")
 """Verbs that show events: the daemon, where it runs, knows more than the ledger."""
 
@@ -260,8 +263,9 @@ def _run(top: Parser, options: argparse.Namespace, words: Sequence[str]) -> int:
     module.declare(parser)
     chosen = parser.parse_args(options.arguments)
     chosen.typed = (words[: len(words) - len(options.arguments)], options.arguments)
-    gc.freeze()  # everything is imported: no garbage there
-    gc.enable()
+    if verb in LASTING:
+        gc.freeze()  # everything is imported: no garbage there
+        gc.enable()
     if verb in HOST_VERBS:
         return int(module.run(chosen, None))
     with _open(verb, chosen, top) as host:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from tapster.daemon.loop import READ, Loop
+from tapster.daemon.metrics import Metrics
 from tapster.daemon.upkeep import Upkeep
 from tapster.kernel.port import Changes, Watch
 from tapster.light import Any
@@ -21,13 +22,19 @@ class Links:
     """Takes reports from the watches, and lets the worker look at the named devices."""
 
     def __init__(
-        self, loop: Loop, watches: Sequence[Watch], upkeep: Upkeep, submit: Submit
+        self,
+        loop: Loop,
+        watches: Sequence[Watch],
+        upkeep: Upkeep,
+        submit: Submit,
+        metrics: Metrics,
     ) -> None:
         """`submit` hands a job to the worker. Owns the watches."""
         self._loop = loop
         self._watches = watches
         self._upkeep = upkeep
         self._submit = submit
+        self._metrics = metrics
         self._changed: deque[Changes] = deque()
         self._looking = self._recovering = self._closed = False
         self._not_before = 0.0
@@ -59,6 +66,7 @@ class Links:
     def _read(self, watch: Watch) -> None:
         changes = watch.changes()
         if changes is None:  # reports were lost: any device may have changed
+            self._metrics.add("overruns")
             if not self._recovering:
                 self._recovering = True
                 self._submit(self._recover)

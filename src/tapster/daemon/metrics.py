@@ -29,6 +29,7 @@ KINDS: Mapping[str, Kind] = {
     "delayed": Kind("Waits of clients that sent more than the rate allows.", "counter"),
     "dropped": Kind("Connections dropped, by reason.", "counter", "reason"),
     "events": Kind("Events, by what happened.", "counter", "event"),
+    "overruns": Kind("Times that reports of the kernel were lost.", "counter"),
     "collisions": Kind("Names found taken by foreign devices.", "counter"),
     "reap_batches": Kind("Batches of devices reaped.", "counter"),
     "reaped": Kind("Leases whose FIN WAIT was ended.", "counter"),

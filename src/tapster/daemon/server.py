@@ -103,7 +103,9 @@ class Server:
         self._use(loaded)
         # Watch before recover looks, so that no change is missed between the two.
         watches = list(self._watch_links(system))
-        self._links = Links(self._loop, watches, self._upkeep, self._submit)
+        self._links = Links(
+            self._loop, watches, self._upkeep, self._submit, self._metrics
+        )
         for worker in (self._worker, self._lookups):
             self._loop.add(worker.wake, READ, partial(_deliver, worker))
         for listener in listeners:
