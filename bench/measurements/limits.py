@@ -131,6 +131,8 @@ def _end(host: Host, names: Sequence[str]) -> float:
     watch = host.operations.context.system.watch(first=FIRST_IFINDEX)
     upkeep.recover()
     watch.changes()
+    poll = select.poll()
+    poll.register(watch.fileno(), select.POLLIN)
     left = len(host.leases()) - len(names)
     _ip(f"netns del {name}" for name in names)
 
@@ -139,7 +141,8 @@ def _end(host: Host, names: Sequence[str]) -> float:
             if jobs:
                 jobs.pop(0)()
                 continue
-            _wait(watch.fileno())
+            if not poll.poll(1000):
+                upkeep.follow_new_namespaces()  # as the daemon does each second
             changes = watch.changes()
             assert changes is not None, "reports were lost"
             upkeep.look_at(changes)
@@ -148,12 +151,6 @@ def _end(host: Host, names: Sequence[str]) -> float:
         return spent(follow)
     finally:
         watch.close()
-
-
-def _wait(fd: int) -> None:
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    assert poll.poll(60_000), "the kernel reports no end"
 
 
 # Filters

@@ -183,13 +183,17 @@ def _stop_bound(path: Path, vms: int) -> Storm:
         for start in range(0, vms, TOGETHER):
             for sleeper in sleepers[start : start + TOGETHER]:
                 host.acquire(Tap(bridge="br0", fin_wait=60), pid=sleeper.pid).close()
-        before = time.perf_counter()
-        for sleeper in sleepers:
-            sleeper.terminate()
+        with tapster.connect(path) as watcher:
+            events = watcher.watch()
+            next(events)
+            before = time.perf_counter()
+            for sleeper in sleepers:
+                sleeper.terminate()
+            released = (event for event in events if event.event == "released")
+            for _ in zip(sleepers, released, strict=False):
+                last = time.perf_counter() - before
         for sleeper in sleepers:
             sleeper.wait()
-        _wait_for(host, 0, State.ACTIVE)
-        last = time.perf_counter() - before
         host.reap(now=True)
     return Storm(last, last)
 

@@ -23,6 +23,9 @@ from tapster.rpc.interface import Event
 EXIT = "the process that the lease was bound to has ended"
 CLOSE = "nobody has the device open any more"
 RULES = "another program deleted rules of its filter or limits; they are back"
+SURVEY_PAUSE = 0.5
+"""Seconds between two looks at all namespaces. Hundreds may end, one after the other;
+the next look, or the next sweep, tells of those that end in the meantime."""
 NAMESPACE_RETRY = 60.0
 """Seconds to wait before retrying a namespace whose existence could not be
 determined."""
@@ -122,6 +125,9 @@ class Upkeep:
         self._retries: dict[str, Retry] = {}
         self._identified: dict[str, tuple[float, int]] = {}
         """How often since when a foreign MAC or alias was put back, by lease."""
+        self._suspects: list[Netns] = []
+        """Namespaces that were reported as ended, and not looked for yet."""
+        self._next_survey = 0.0
         self._turns = Turns(submit, clock)
         self._repairing: dict[Repairing, list[str]] = {}
         """The leases that wait for their repair."""
@@ -182,9 +188,10 @@ class Upkeep:
 
     def follow_new_namespaces(self) -> None:
         """Follow namespaces in which other managers have acquired leases."""
+        self._forget_suspects()
         if found := self._follow_all():
             self._repair(self._leases_in(found))
-            self._turns.run()
+        self._turns.run()
 
     def follow(self, netns: Netns) -> bool:
         """Let the watches report changes in this namespace.
@@ -259,10 +266,21 @@ class Upkeep:
                 self._look_at_rules(netns, rules)
             if number in changes.ended:
                 ended.append(netns)
-        if ended:
-            # Their numbers may belong to other namespaces by now.
-            self._forget_ended(ended)
+        self._suspects += ended
+        if self._clock() >= self._next_survey:
+            self._forget_suspects()
         self._turns.run()
+
+    def _forget_suspects(self) -> None:
+        """Look whether namespaces that were reported as ended have ended.
+
+        Their numbers may belong to other namespaces by now.
+        """
+        if self._suspects:
+            suspects = {one for one in self._suspects if one.cookie in self._followed}
+            self._suspects.clear()
+            self._next_survey = self._clock() + SURVEY_PAUSE
+            self._forget_ended([*suspects])
 
     def _look_at_links(
         self, netns: Netns, links: Mapping[int, Callable[[], Link] | None]

@@ -122,22 +122,34 @@ class LinuxSystem:
             ) from error
 
     def ended_namespaces(self, netnses: Collection[Netns]) -> set[Netns]:
-        boot = self.boot_id
-        ended = {wanted for wanted in netnses if wanted.boot != boot}
+        here, pidns = self.boot_id, netns.pidns()
+        ended = {
+            wanted
+            for wanted in netnses
+            if wanted.boot != here or wanted.cookie in self._ended_cookies
+        }
         # First the paths, then all namespaces: a namespace that gets another path in
         # between is found.
         lost = [
             wanted
             for wanted in netnses
-            if wanted.boot == boot
-            and netns.sees_all(wanted.pidns)
+            if wanted not in ended
+            and pidns
+            and wanted.pidns == pidns
             and netns.is_nothing_at(wanted.path)
         ]
         if lost:
             with suppress(OSError):  # `find` says what prevents it
                 cookies = netns.cookies()
-                ended.update(one for one in lost if one.cookie not in cookies)
+                gone = {one for one in lost if one.cookie not in cookies}
+                self._ended_cookies.update(one.cookie for one in gone)
+                ended |= gone
         return ended
+
+    @cached_property
+    def _ended_cookies(self) -> set[int]:
+        """The cookies of namespaces that have ended. No namespace gets one again."""
+        return set()
 
     def _find(self, wanted: Netns) -> Namespace | None:
         if wanted.boot != self.boot_id:
