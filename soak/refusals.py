@@ -13,7 +13,7 @@ REFUSED = {
     r"belongs to a foreign device|was taken by a foreign device": "foreign name",
     r"is leased|waits [0-9.]+ s": "leased or waiting name",
     DELETED: "an outsider deleted the device",
-    r"making macvtap .*(Device or resource busy|Invalid argument)": "lower device busy",
+    r"making macvtap .*Device or resource busy|cannot carry a": "lower device busy",
 }
 """Why a VM may not be started."""
 HINDERED = {
