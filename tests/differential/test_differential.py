@@ -39,6 +39,7 @@ def take(lab: fake_and_real.ContractLab, ledger: Path, seed: int, steps: int) ->
     return walk
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("walk", range(WALKS))
 def test_two_hosts_in_memory_do_what_the_model_says(tmp_path: Path, walk: int) -> None:
     with fake_and_real.fake() as lab:
