@@ -76,7 +76,8 @@ def use(host: DebianHost, path: str = "/usr/bin") -> None:
     assert f"\n{name} " in host.sh(f"{root}; {AS_ANN} tapster ls")
     host.sh(f"{root}; {AS_ANN} tapster rm {name}")
     wait_gone(host, name)
-    assert "nothing is wrong" in host.sh(f"{root}; tapster doctor")
+    shown = host.sh(f"{root}; tapster doctor --json")
+    assert json.loads(shown)["problems"] == []
 
 
 def later_version(package: Path, folder: Path) -> bytes:
