@@ -17,7 +17,7 @@ from lab.host.debian import DebianHost
 from lab.host.image import Image
 from tests.host.outside.ground import add_bridge, leases, taps, wait_gone
 
-POLICY = '[[allow]]\ngroups = ["kvm"]\nbridges = ["br0"]\n'
+POLICY = '[[allow]]\ngroups = ["kvm"]\nbridges = ["br0"]\nfeatures = ["fin-wait"]\n'
 AS_ANN = "setpriv --reuid=ann --regid=ann --init-groups"
 DEB = "/srv/tapster.deb"
 
