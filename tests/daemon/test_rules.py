@@ -90,7 +90,7 @@ def test_deleted_rules_are_put_back_at_once(
     if "nft" in deletion:
         assert next(events).name == "vnet1"
     assert rules(netns) == before
-    assert [item.event for item in root.events()] == ["restored"] * (
+    assert [item.event for item in root.events()] == ["mended"] * (
         2 if "nft" in deletion else 1
     )
     close_all(lease, other)

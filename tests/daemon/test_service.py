@@ -253,7 +253,7 @@ def test_a_lease_can_be_handed_to_a_process_of_the_same_user(
 ) -> None:
     lease = library.acquire(bob, BR0)
     theirs, foreign = companion(BOB), companion(ALICE)
-    with pytest.raises(NotAllowed, match="is not user"):
+    with pytest.raises(NotAllowed, match="is not uid"):
         bob.bind([lease], foreign.pid)
     bob.bind([lease], theirs.pid)
     process = bob.find(lease.id).process

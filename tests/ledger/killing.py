@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tapster.ledger import Ledger
+from tapster.ledger import Ledger, sqlite
 from tests.ledger.making import Clock
 
 
@@ -32,14 +32,14 @@ def killed_before(statement: int, work: Callable[[Path], None], path: Path) -> b
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        connect = sqlite3.connect
+        connect = sqlite.connect
 
-        def traced(*arguments: Any, **options: Any) -> sqlite3.Connection:
-            db: sqlite3.Connection = connect(*arguments, **options)
+        def traced(*arguments: Any, **options: Any) -> sqlite.Connection:
+            db: sqlite.Connection = connect(*arguments, **options)
             db.set_trace_callback(trace)
             return db
 
-        pytest.MonkeyPatch().setattr(sqlite3, "connect", traced)
+        pytest.MonkeyPatch().setattr(sqlite, "connect", traced)
         work(path)
         os._exit(0)
     finally:

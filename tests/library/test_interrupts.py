@@ -37,6 +37,15 @@ def _handler() -> Iterator[None]:
     signal.signal(signal.SIGINT, handler)
 
 
+@pytest.fixture(autouse=True)
+def _quick_collection() -> Iterator[None]:
+    """Let `gc.collect` look only at what a test makes: other tests left much more."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture
 def system() -> FakeSystem:
     system = FakeSystem()

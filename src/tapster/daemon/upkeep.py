@@ -73,8 +73,8 @@ class Retry(NamedTuple):
     what: Repairing
 
 
-LIFE = ("acquired", "released", "ended")
-"""Events that the history of leases already records."""
+LIFE = ("acquired", "released", "ended", "restored")
+"""Events that the history already records: of leases, and of repairs as `mended`."""
 
 
 class Upkeep:
