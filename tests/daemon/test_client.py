@@ -7,13 +7,14 @@ import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 
 import tapster
-from lab.daemon import Daemon
+from lab.daemon import ALICE, Daemon
 from lab.interrupts import act_at, moments
-from tapster import Client, DaemonError, RequestError, Tap
+from tapster import Client, DaemonError, Overloaded, RequestError, Tap
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
@@ -186,3 +187,17 @@ def test_a_client_outlives_its_daemon(daemon: Daemon, client: Client) -> None:
             assert client.find(before.name).id == before.id
             client.release(after)
     before.close()
+
+
+def test_what_the_daemon_said_before_it_hung_up_is_heard(world: None) -> None:
+    policy = "[limits]\nconnections_per_user = 1\n"
+    with (
+        Daemon(policy=policy) as daemon,
+        ExitStack() as clients,
+    ):
+        daemon.start()
+        first, second = (clients.enter_context(daemon.connect(ALICE)) for _ in range(2))
+        first.ping()
+        assert second.ready(20), "it was hung up on"
+        with pytest.raises(Overloaded):
+            second.ping()

@@ -178,6 +178,17 @@ def closes_at_once(fd: int) -> bool:
     return os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[pidfd]"
 
 
+def at_end(of: socket.socket) -> bool:
+    """Return whether the other end has closed, and nothing that it said is unread."""
+    # A socket with a timeout waits for data although it is asked not to.
+    if not readable(of, 0):
+        return False
+    try:
+        return not of.recv(1, socket.MSG_PEEK)
+    except ConnectionError:
+        return True
+
+
 def readable(at: socket.socket, seconds: float) -> bool:
     """Wait until the socket can be read, or for `seconds`. Return whether it can."""
     poll = select.poll()

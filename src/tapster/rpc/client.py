@@ -347,9 +347,9 @@ class Client(Manager):
         def exchange() -> T:
             if self._watches:
                 raise RequestError("this client watches: connect another one")
-            # Without a request no answer comes: what can be read is the end. Or an
-            # exception ended a call, and another one the lines below.
-            if self._waiting or unix.readable(self._socket, 0):
+            # The daemon was restarted. Or an exception ended a call, and another one
+            # the lines below.
+            if self._waiting or unix.at_end(self._socket):
                 self._disconnect()
                 self._connect()
             try:
