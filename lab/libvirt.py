@@ -185,7 +185,8 @@ class Libvirt:
         """End all guests, and the daemon."""
         self.stop(signal.SIGKILL)
         pids = (self.root / PIDS).glob("*.pid")
-        kill(*(int(path.read_text()) for path in pids))
+        # A guest that was killed leaves its file, and its pid may be another's by now.
+        kill(*(pid for path in pids if is_qemu(pid := int(path.read_text()))))
         self._starter.communicate()
         self.hooks.close()
 
@@ -263,6 +264,14 @@ def wait_ended(pid: int) -> None:
         assert select.select([process], [], [], SECONDS)[0], pid
     finally:
         os.close(process)
+
+
+def is_qemu(pid: int) -> bool:
+    """Return whether this process is a QEMU."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().startswith("qemu")
+    except OSError:
+        return False
 
 
 def qemu_pid(name: str) -> int:
