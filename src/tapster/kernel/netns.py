@@ -11,7 +11,7 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from errno import EINVAL, ENOTTY
+from errno import EBADFD, EINVAL, ENOTTY
 
 from tapster.kernel import sockets
 from tapster.kernel.descriptors import closing_on_error
@@ -81,7 +81,8 @@ def open_netns(path: str) -> int:
         kind = fcntl.ioctl(fd, NS_GET_NSTYPE)
     except OSError as error:
         kind = 0
-        if error.errno not in (EINVAL, ENOTTY):  # those say: no namespace at all
+        # These say that it is no namespace. EBADFD comes from a tap.
+        if error.errno not in (EINVAL, ENOTTY, EBADFD):
             os.close(fd)
             raise
     if kind != CLONE_NEWNET:
