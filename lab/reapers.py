@@ -4,9 +4,11 @@
 import os
 import re
 import select
+import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -72,6 +74,15 @@ def reapers(ledger: Path) -> list[int]:
         check=False,
     )
     return sorted(int(pid) for pid in done.stdout.split())
+
+
+def kill_reapers(ledger: Path) -> None:
+    """End the reapers of a ledger: also a standby that is forked meanwhile."""
+    while pids := reapers(ledger):
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        wait_dead(pids)
 
 
 def wait_dead(pids: list[int]) -> None:

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures of the tests of the command."""
 
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lab.openvswitch import switch
-from lab.reapers import reapers
+from lab.reapers import kill_reapers
 
 __all__ = ["switch"]
 
@@ -19,5 +17,4 @@ def own_ledger(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Commands use a ledger of the test; its reapers have ended afterwards."""
     monkeypatch.setenv("TAPSTER_LEDGER", str(ledger))
     yield
-    for pid in reapers(ledger):
-        os.kill(pid, signal.SIGKILL)
+    kill_reapers(ledger)

@@ -4,7 +4,6 @@
 import json
 import os
 import re
-import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from lab import openvswitch as ovs
 from lab.iproute import neighbours
 from lab.namespaces import namespaces
 from lab.openvswitch import OpenVswitch
-from lab.reapers import reapers
+from lab.reapers import kill_reapers
 from lab.redirect import filters, kernel_redirects
 from lab.shell import TAPSTER, sh
 
@@ -218,8 +217,7 @@ def test_the_commands_for_open_vswitch_have_the_same_result(
     made = rows()
     # The same switch, emptied: the device goes, and whatever OVSDB has of it. A reaper
     # would replace a waiting device that is deleted.
-    for pid in reversed(reapers(ledger)):
-        os.kill(pid, signal.SIGKILL)
+    kill_reapers(ledger)
     sh("ip link del vnet0")
     subprocess.run(
         ["sh", "-eu"],
