@@ -60,7 +60,7 @@ def held() -> Iterator[int]:
             raise
         for path in paths:
             try:
-                fd = netns.open_netns(path)
+                fd = _open_if_namespace(path, namespaces)
             except netns.GONE:
                 continue
             except OSError as error:
@@ -73,6 +73,21 @@ def held() -> Iterator[int]:
                 os.close(fd)
     if refused and not has("CAP_SYS_PTRACE"):
         raise PermissionError(EPERM, "not every process can be looked into")
+
+
+def _open_if_namespace(path: str, device: int) -> int:
+    """Open a namespace; raise OSError with EINVAL if another file is there by now.
+
+    To open another file may have effects, and to close it drops the locks that this
+    process has on it (fcntl_locking(2)). So look at it through O_PATH, which has none.
+    """
+    found = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        if os.fstat(found).st_dev != device:
+            raise OSError(EINVAL, "not a namespace", path)
+        return netns.open_netns(f"/proc/self/fd/{found}")
+    finally:
+        os.close(found)
 
 
 def _files(pid: str) -> Iterator[tuple[str, os.stat_result]]:
