@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Install Tapster as users do: compiled, with nothing else beside it.
+"""Install Tapster as users do: compiled, in a folder that holds nothing else.
 
 The environment of a developer has more in it, which every Python there reads at its
 start; and it may be told to keep no bytecode.

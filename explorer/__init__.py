@@ -32,7 +32,7 @@ transaction up to its first question, since it has changed nothing yet.
 What is one step, and could be more: `create_tap` (persistence comes last, so
 dying inside it undoes all of it), `delete_links` of several devices, `links`.
 `set_links` is a step for each message that the kernel gets. A backend is a set of
-entries, of which one kind is keyed by name and may be out of reach; see backends.py.
+entries. One kind of entry is keyed by name and may be out of reach; see backends.py.
 Not tried here: a second namespace or ledger, a full or damaged disk, a tap that a
 machine holds open. The locks, the reaper's life and the client are in protocol.py.
 

@@ -187,7 +187,7 @@ class WithoutPlaceholder(Devices):
 
 
 class TakesNoEvidenceForAnEnd(RemoteSystem):
-    """A host on which a process of which nothing is known counts as ended."""
+    """A host that takes a process for ended if it knows nothing about the process."""
 
     def life(self, _: Process) -> Life:
         return Life.ENDED

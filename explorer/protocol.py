@@ -341,7 +341,7 @@ def _end_all(world: World, place: int) -> World:
     number = world.processes[place].number
     after = _end(world, place)
     if after.reaper_lock == number:
-        after = after._replace(reaper_lock=0)  # unlocked, whoever shares the file
+        after = after._replace(reaper_lock=0)  # an unlock ends it for all sharers
     return after
 
 

@@ -308,7 +308,7 @@ def refused(command: str) -> str:
 
 
 class HookLog:
-    """Tells which phases of which domains libvirt has called its hooks for."""
+    """Records each call of a hook by libvirt: the domain and the phase."""
 
     def __init__(self, root: Path) -> None:
         pipe = root / "run/hooks"
