@@ -101,37 +101,34 @@ def measure(run: Run) -> Iterator[Table]:
     found = interleave(ways, 1 if run.small else run.rounds)
     forbidden = len([kind for kind in _bridged("") if not kind.passes[True]])
     legitimate = len([kind for kind in _bridged("") if kind.passes[True]])
-    yield Table(
-        "filters-forbidden",
-        f"Forbidden kinds of frames that arrive, of {forbidden}",
-        "kinds",
-        [
-            Row(title, [counts.forbidden for counts in rounds], NOTES[title])
-            for title, rounds in found.items()
-        ],
-        goals=[Goal(TAPSTER, 0)],
-        about="The kinds of filter.md, sent through real taps.",
-    )
-    yield Table(
-        "filters-legitimate",
-        f"Legitimate kinds of frames that are dropped, of {legitimate}",
-        "kinds",
-        [
-            Row(title, [counts.legitimate for counts in rounds], NOTES[title])
-            for title, rounds in found.items()
-        ],
-        goals=[Goal(TAPSTER, 0)],
-    )
-    yield Table(
-        "filters-learnt",
-        "MACs of others that the bridge learns from a guest's frames",
-        "MACs",
-        [
-            Row(title, [counts.learnt for counts in rounds], NOTES[title])
-            for title, rounds in found.items()
-        ],
-        goals=[Goal(TAPSTER, 0)],
-    )
+    for key, title, unit in (
+        (
+            "forbidden",
+            f"Forbidden kinds of frames that arrive, of {forbidden}",
+            "kinds",
+        ),
+        (
+            "legitimate",
+            f"Legitimate kinds of frames that are dropped, of {legitimate}",
+            "kinds",
+        ),
+        (
+            "learnt",
+            "MACs of others that the bridge learns from a guest's frames",
+            "MACs",
+        ),
+    ):
+        yield Table(
+            f"filters-{key}",
+            title,
+            unit,
+            [
+                Row(way, [getattr(counts, key) for counts in rounds], NOTES[way])
+                for way, rounds in found.items()
+            ],
+            goals=[Goal(TAPSTER, 0)],
+            about="The kinds of filter.md, sent through real taps.",
+        )
 
 
 def _bridged(mac: str) -> list[Kind]:

@@ -18,7 +18,7 @@ from tapster.host import Host
 from tapster.ledger import FIRST_IFINDEX
 from tapster.light import Self
 from tapster.model import Lease, State
-from tapster.rpc.interface import Event
+from tapster.rpc.interface import Event, event_of
 
 PAUSE = 0.05
 """Seconds until leases that a process works on are looked at again."""
@@ -165,14 +165,4 @@ class Observer:
                     self._followed.add(netns.cookie)
 
     def _report(self, event: str, lease: Lease, detail: str | None = None) -> None:
-        self._events.append(
-            Event(
-                round(time.time(), 3),
-                event,
-                lease.id,
-                lease.name,
-                lease.owner,
-                lease.caller_uid,
-                detail,
-            )
-        )
+        self._events.append(event_of(lease, time.time(), event, detail))

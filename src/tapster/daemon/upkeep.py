@@ -18,7 +18,7 @@ from tapster.light import NamedTuple
 from tapster.model import HistoryEvent, Lease, Link, Netns, Process, State
 from tapster.operations.decision import Action, Repair
 from tapster.operations.operations import Operations
-from tapster.rpc.interface import Event
+from tapster.rpc.interface import Event, event_of
 
 EXIT = "the process that the lease was bound to has ended"
 CLOSE = "nobody has the device open any more"
@@ -485,15 +485,7 @@ class Upkeep:
             caller_uid=lease.caller_uid,
             detail=detail,
         )
-        reported = Event(
-            round(time.time(), 3),
-            event,
-            lease.id,
-            lease.name,
-            lease.owner,
-            lease.caller_uid,
-            detail,
-        )
+        reported = event_of(lease, time.time(), event, detail)
         self._on_event(reported)
         if event not in LIFE:
             self._record(reported, lease)

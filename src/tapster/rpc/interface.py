@@ -55,6 +55,19 @@ class Event(NamedTuple):
     detail: str | None = None
 
 
+def event_of(lease: Lease, time: float, event: str, detail: str | None = None) -> Event:
+    """Return the event that something happened to a lease; `time` is the wall clock."""
+    return Event(
+        round(time, 3),
+        event,
+        lease.id,
+        lease.name,
+        lease.owner,
+        lease.caller_uid,
+        detail,
+    )
+
+
 class Count(NamedTuple):
     """A counted figure, by its name and its label, if it has a label."""
 
