@@ -5,11 +5,10 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from lab import iproute, library, shell
-from lab.reapers import reapers, wait_dead
+from lab.reapers import kill_reapers, wait_dead
 from tapster import Host, Lease, Macvtap, State, Tap
 
 CALLS = {"sendto": 1, "ioctl": 1, "pwrite64": 5, "clone": 1, "execve": 1, "mknodat": 1}
@@ -51,16 +50,8 @@ class Crashes:
         )
         done.wait()
         _wait_for_session(done.pid)
-        self._kill_reapers()
+        kill_reapers(self._ledger)  # they would repair what is checked
         return done.returncode == -signal.SIGKILL
-
-    def _kill_reapers(self) -> None:
-        """End the command's reapers: they would repair what is checked."""
-        while found := reapers(self._ledger):
-            for pid in found:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            wait_dead(found)
 
     def acquire(self, spec: Tap | Macvtap) -> Lease:
         lease = library.acquire(self.host, spec)

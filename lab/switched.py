@@ -17,7 +17,7 @@ from typing import Any
 from lab import strangers
 from lab.etcd import NET, Cluster
 from lab.namespaces import inside
-from lab.reapers import reapers, wait_dead
+from lab.reapers import kill_reapers
 from lab.shell import TAPSTER, sh
 from lab.veth import ETH_P_ALL, RECEIVE_BUFFER, SO_RCVBUFFORCE
 
@@ -110,10 +110,7 @@ class SwitchedHost:
 
     def close(self) -> None:
         """End the reapers that the command left."""
-        while pids := reapers(self.ledger):
-            for pid in pids:
-                os.kill(pid, signal.SIGKILL)
-            wait_dead(pids)
+        kill_reapers(self.ledger)
 
 
 def join_hosts(names: Sequence[str], folder: Path, etcd: Cluster) -> list[SwitchedHost]:

@@ -12,7 +12,7 @@ import pytest
 
 from lab import iproute, libvirt, shell
 from lab.libvirt import HeldHook, adopted, domain, kill, qemu_pid, virsh
-from lab.reapers import reapers
+from lab.reapers import kill_reapers, reapers
 from tests.libvirt.system import Place, place
 
 pytestmark = [pytest.mark.kernel, pytest.mark.e2e, pytest.mark.timeout(180)]
@@ -239,7 +239,7 @@ def test_domains_that_start_with_the_host_get_their_devices(booting: Place) -> N
     former = booting.leases()["auto0"]["id"]
     booting.libvirt.stop(signal.SIGKILL)
     kill(*reapers(booting.ledger), qemu_pid("auto"))
-    kill(*reapers(booting.ledger))
+    kill_reapers(booting.ledger)
     shell.sh("ip link del auto0")
     shutil.rmtree("/run/libvirt")
     boot_id = Path("/run/boot_id")

@@ -60,7 +60,7 @@ def held() -> Iterator[int]:
             raise
         for path in paths:
             try:
-                fd = _open_if_namespace(path, namespaces)
+                fd = open_if_namespace(path, namespaces)
             except netns.GONE:
                 continue
             except OSError as error:
@@ -75,7 +75,7 @@ def held() -> Iterator[int]:
         raise PermissionError(EPERM, "not every process can be looked into")
 
 
-def _open_if_namespace(path: str, device: int) -> int:
+def open_if_namespace(path: str, device: int) -> int:
     """Open a namespace; raise OSError with EINVAL if another file is there by now.
 
     To open another file may have effects, and to close it drops the locks that this

@@ -13,6 +13,7 @@ from errno import EPROTONOSUPPORT
 
 from tapster.kernel import rtnl, sockets
 from tapster.kernel.nft import NETLINK_NETFILTER
+from tapster.kernel.nft_rules import NFNL_SUBSYS_NFTABLES
 from tapster.kernel.port import ALL, Changes
 from tapster.kernel.watch import Reports
 
@@ -26,7 +27,6 @@ _TCMSG = struct.Struct("BxxxiIII")  # tcmsg: family, ifindex, handle, parent, in
 
 # include/uapi/linux/netfilter/nfnetlink.h and nf_tables.h
 NFNLGRP_NFTABLES = 7
-NFNL_SUBSYS_NFTABLES = 10
 NFT_MSG_NEWTABLE, NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_DELCHAIN = 0, 2, 3, 5
 NFT_MSG_NEWRULE, NFT_MSG_DELRULE, NFT_MSG_DELSET, NFT_MSG_DELSETELEM = 6, 8, 11, 14
 NFT_MSG_NEWGEN = 15
