@@ -319,6 +319,38 @@ def test_of_many_namespaces_that_end_at_once_each_is_looked_for_with_the_others(
     assert looks == [6, 6], "once to stop watching them, once to end the leases"
 
 
+def test_namespaces_that_ended_before_they_were_watched_are_looked_for_together(
+    watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = watched.made
+    names = [f"space{number}" for number in range(12)]
+    for name in names:
+        made.system.add_netns(name)
+        there = Host(
+            tmp_path / "ledger.db",
+            netns=name,
+            system=made.system,
+            reaper=lambda _: None,
+            backends=lambda *_: (),
+        )
+        with there:
+            acquire(there, Tap()).close()
+    for name in names[:6]:
+        made.system.delete_netns(name)
+    look = made.host.operations.look
+    asked: list[Netns] = []
+    number = look.number
+
+    def ask(netns: Netns) -> int | None:
+        asked.append(netns)
+        return number(netns)
+
+    monkeypatch.setattr(look, "number", ask)
+    watched.upkeep.follow_new_namespaces()
+    assert len(made.host.leases()) == 6
+    assert {*asked} == {*look.namespaces()} - {made.host.netns}
+
+
 def test_a_namespace_that_cannot_be_determined_is_asked_again_later(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -216,10 +216,16 @@ class Upkeep:
         return True
 
     def _follow_all(self) -> list[Netns]:
-        """Follow every namespace that has leases; those for which `follow` is True."""
-        return [
-            netns for netns in self._operations.look.namespaces() if self.follow(netns)
-        ]
+        """Follow every namespace that has leases.
+
+        Return those that were not followed before or have ended.
+        """
+        look = self._operations.look
+        new = [one for one in look.namespaces() if one.cookie not in self._followed]
+        # One look at all processes tells of all namespaces that have ended. `follow`
+        # would look at all processes for each.
+        ended = look.ended_namespaces(new)
+        return [netns for netns in new if netns in ended or self.follow(netns)]
 
     def _forget_ended(self, suspects: Sequence[Netns]) -> None:
         """Stop following those namespaces that have ended, and repair their leases."""
