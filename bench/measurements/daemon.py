@@ -9,22 +9,32 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import tapster
 from bench.measurements import Run
-from bench.result import Row, Table, interleave
+from bench.result import Goal, Row, Table, interleave
 from bench.world import BenchWorld, world
-from tapster import Host, Manager, Tap
+from tapster import Host, Manager, Tap, connect
 
 PAIRS = 400
 LEASES = 4000
 CLIENTS = (1, 8, 64)
-TAPSTERD = str(Path(sys.executable).with_name("tapsterd"))
 LIBRARY = "library"
+GOALS = {
+    "rate": [
+        Goal("daemon, 1 client", 0.75, to=LIBRARY, least=True),
+        Goal("daemon, 8 clients", 0.85, to=LIBRARY, least=True),
+        Goal("daemon, 64 clients", 0.85, to=LIBRARY, least=True),
+    ],
+    "middle": [Goal("daemon, 1 client", 1.6, to=LIBRARY)],
+}
+TAPSTERD = str(Path(sys.executable).with_name("tapsterd"))
+SPEC = Tap(bridge="br0")
+SHORT = 0.2
+"""Seconds of FIN WAIT after which devices are reaped while others are acquired."""
 
 
 class DaemonFigures(NamedTuple):
@@ -43,7 +53,9 @@ def measure(run: Run) -> Iterator[Table]:
         with Host(place.directory / "library.db", reaper=lambda _: None) as host:
             ways[LIBRARY] = partial(_alone, host, pairs)
             for number in CLIENTS:
-                ways[_title(number)] = partial(_together, path, number, pairs)
+                ways[_title(number)] = partial(
+                    _together, partial(connect, path), number, pairs, SPEC
+                )
             found = interleave(ways, run.rounds)
     for key, title, unit, field in (
         ("daemon-rate", "Acquire and release through the daemon", "pairs/s", "rate"),
@@ -55,7 +67,8 @@ def measure(run: Run) -> Iterator[Table]:
             for way, rounds in found.items()
         ]
         about = "Each client is a process and makes two calls a pair."
-        yield Table(key, title, unit, rows, LIBRARY, about=about)
+        yield Table(key, title, unit, rows, LIBRARY, GOALS.get(field, ()), about=about)
+    yield _reaped(run, pairs)
     with world(run.program) as place:
         recovered = interleave(
             {
@@ -67,6 +80,35 @@ def measure(run: Run) -> Iterator[Table]:
     rows = [Row(title, rounds) for title, rounds in recovered.items()]
     title = f"Back in agreement with {leases:,} leases"
     yield Table("daemon-recover", title, "ms", rows)
+
+
+def _reaped(run: Run, pairs: int) -> Table:
+    """Return how long acquires wait while devices of earlier ones are reaped."""
+    spec = Tap(bridge="br0", fin_wait=SHORT)
+    with world(run.program) as place, daemon(place) as path:
+        place.bridge("br0")
+        ledger = place.directory / "library.db"
+        alone, served = "library, 8 processes", "daemon, 8 clients"
+        found = interleave(
+            {
+                alone: partial(_together, partial(Host, ledger), 8, pairs, spec),
+                served: partial(_together, partial(connect, path), 8, pairs, spec),
+            },
+            run.rounds,
+        )
+    rows = [
+        Row(way, [figures.slowest for figures in rounds])
+        for way, rounds in found.items()
+    ]
+    return Table(
+        "daemon-reaping",
+        "Acquire while earlier devices are reaped, p99",
+        "ms",
+        rows,
+        alone,
+        about=f"FIN WAIT is {SHORT} s, so the reaper or the daemon reaps all the time.",
+        goals=[Goal(served, 2.0, to=alone)],
+    )
 
 
 def _title(number: int) -> str:
@@ -106,12 +148,12 @@ def _start(place: BenchWorld) -> subprocess.Popen[bytes]:
     return process
 
 
-def _pairs(host: Manager, number: int) -> list[float]:
+def _pairs(host: Manager, number: int, spec: Tap) -> list[float]:
     """Acquire and release so often; the seconds of each acquire."""
     taken = []
     for _ in range(number):
         before = time.perf_counter()
-        lease = host.acquire(Tap(bridge="br0"))
+        lease = host.acquire(spec)
         taken.append(time.perf_counter() - before)
         lease.close()
         host.release(lease)
@@ -120,13 +162,18 @@ def _pairs(host: Manager, number: int) -> list[float]:
 
 def _alone(host: Host, number: int) -> DaemonFigures:
     before = time.perf_counter()
-    return _found(_pairs(host, number), time.perf_counter() - before)
+    return _found(_pairs(host, number, SPEC), time.perf_counter() - before)
 
 
-def _together(path: Path, clients: int, pairs: int) -> DaemonFigures:
+def _together(
+    manager: Callable[[], AbstractContextManager[Manager]],
+    clients: int,
+    pairs: int,
+    spec: Tap,
+) -> DaemonFigures:
     each = max(pairs // clients, 2)
     before = time.perf_counter()
-    pipes = [_client(path, each) for _ in range(clients)]
+    pipes = [_client(manager, each, spec) for _ in range(clients)]
     taken: list[float] = []
     for pipe in pipes:
         with os.fdopen(pipe) as answer:
@@ -137,15 +184,17 @@ def _together(path: Path, clients: int, pairs: int) -> DaemonFigures:
     return _found(taken, spent)
 
 
-def _client(path: Path, pairs: int) -> int:
+def _client(
+    manager: Callable[[], AbstractContextManager[Manager]], pairs: int, spec: Tap
+) -> int:
     """Start a client; a pipe on which it says how long each acquire took."""
     reader, writer = os.pipe()
     if os.fork():
         os.close(writer)
         return reader
     try:
-        with tapster.connect(path) as host:
-            answer = json.dumps(_pairs(host, pairs)).encode()
+        with manager() as host:
+            answer = json.dumps(_pairs(host, pairs, spec)).encode()
         while answer:
             answer = answer[os.write(writer, answer) :]
     finally:
@@ -186,7 +235,7 @@ def _restart(place: BenchWorld, leases: int) -> float:
     first.wait()
     before = time.perf_counter()
     second = _start(place)
-    with tapster.connect(place.directory / "sock") as host:
+    with connect(place.directory / "sock") as host:
         host.ping()
     taken = time.perf_counter() - before
     second.terminate()

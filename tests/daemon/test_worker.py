@@ -29,6 +29,7 @@ from tapster.daemon.throttle import Throttle
 from tapster.daemon.worker import DROPPED, FairQueue, Job, Worker
 from tapster.errors import HostError, KernelError
 from tapster.kernel import unix
+from tapster.kernel.port import Changes
 from tapster.model import Process
 from tapster.operations.reap import REAP_BATCH
 from tapster.testing import FakeSystem
@@ -75,6 +76,24 @@ def test_a_worker_hands_over_results_errors_and_what_was_dropped() -> None:
     assert (one, dropped) == (1, DROPPED)
     assert str(foreseen) == "foreseen"
     assert str(unforeseen) == "unforeseen: division by zero"
+
+
+def test_the_serving_thread_wakes_up_once_for_a_job() -> None:
+    worker = Worker(lambda error: HostError(f"unforeseen: {error}"))
+    results: list[Any] = []
+    worker.call_serving(results.append, "before")
+    assert os.eventfd_read(worker.wake) == 1
+
+    def report() -> str:
+        worker.call_serving(results.append, "first")
+        worker.call_serving(results.append, "second")
+        return "answer"
+
+    worker.submit(report, results.append)
+    worker.run_one()
+    assert os.eventfd_read(worker.wake) == 1
+    worker.finish()
+    assert results == ["before", "first", "second", "answer"]
 
 
 # The loop
@@ -206,6 +225,43 @@ def test_lost_reports_are_counted_and_make_one_recover(loop: Loop) -> None:
         loop.turn(0)
     assert metrics.counts()[0][:2] == ("overruns", 2)
     assert len(submitted) == 1
+    links.close()
+
+
+def test_a_watch_is_read_at_the_end_of_each_pause_until_it_is_quiet(
+    loop: Loop,
+) -> None:
+    system = FakeSystem()
+    watch = system.watch(first=0)
+    read, reads = watch.changes, []
+
+    def changes() -> Changes | None:
+        reads.append(loop.now())
+        return read()
+
+    watch.changes = changes  # type: ignore[method-assign]
+    submitted: list[Callable[[], object]] = []
+    upkeep: Any = None
+    links = Links(loop, [watch], upkeep, submitted.append, Metrics())
+    clock = loop.now
+    assert isinstance(clock, FakeClock)
+    began = clock()
+    system.stranger().add_bridge("br0")
+    watch.deliver()
+    loop.turn(0)
+    assert len(submitted) == 1, "the first report is looked at immediately"
+    system.stranger().add_bridge("br1")
+    watch.deliver()
+    loop.turn(0)
+    assert reads == [began]
+    for _ in range(3):
+        clock.advance(PAUSE)
+        loop.turn(0)
+    assert reads == [began, began + PAUSE, began + 2 * PAUSE]
+    system.stranger().add_bridge("br2")
+    watch.deliver()
+    loop.turn(0)
+    assert reads[-1] == clock(), "it is quiet: the next report wakes the loop"
     links.close()
 
 

@@ -13,7 +13,7 @@ from tapster.light import Any
 
 PAUSE = 0.01
 """Seconds between two looks: each acquire causes a dozen reports. The worker looks at
-the first report after a pause immediately."""
+the first report after a quiet time immediately."""
 
 Submit = Callable[[Callable[[], Any]], None]
 
@@ -37,7 +37,8 @@ class Links:
         self._metrics = metrics
         self._changed: deque[Changes] = deque()
         self._looking = self._recovering = self._closed = False
-        self._not_before = 0.0
+        self._paused: set[Watch] = set()
+        """The watches that are read at the end of a pause."""
         for watch in watches:
             loop.add(watch.fileno(), READ, partial(self._reported, watch))
 
@@ -48,34 +49,41 @@ class Links:
             watch.close()
 
     def _reported(self, watch: Watch, _: int) -> None:
-        now = self._loop.now()
-        if now < self._not_before:
-            # Wait for further reports, and do not wake up for each.
+        """Read, and then only once in a while until there is nothing to read."""
+        if watch not in self._paused:
+            self._paused.add(watch)
             self._loop.change(watch.fileno(), 0)
-            self._loop.at(self._not_before, partial(self._resume, watch))
-            return
-        self._not_before = now + PAUSE
+            self._pause(watch)
         self._read(watch)
 
-    def _resume(self, watch: Watch) -> None:
-        if not self._closed:
-            self._loop.change(watch.fileno(), READ)
-            self._not_before = self._loop.now() + PAUSE
-            self._read(watch)
+    def _pause(self, watch: Watch) -> None:
+        self._loop.at(self._loop.now() + PAUSE, partial(self._go_on, watch))
 
-    def _read(self, watch: Watch) -> None:
+    def _go_on(self, watch: Watch) -> None:
+        if self._closed:
+            return
+        if self._read(watch):
+            self._pause(watch)
+        else:
+            self._paused.remove(watch)
+            self._loop.change(watch.fileno(), READ)
+
+    def _read(self, watch: Watch) -> bool:
+        """Read the reports of a watch. Return whether there were any."""
         changes = watch.changes()
         if changes is None:  # reports were lost: any device may have changed
             self._metrics.add("overruns")
             if not self._recovering:
                 self._recovering = True
                 self._submit(self._recover)
-            return
-        if changes.links or changes.ended or changes.rules:
+            return True
+        found = bool(changes.links or changes.ended or changes.rules)
+        if found:
             self._changed.append(changes)
         if self._changed and not self._looking:
             self._looking = True
             self._submit(self._look)
+        return found
 
     def _recover(self) -> None:
         """Look at every lease. Runs in the worker's thread.

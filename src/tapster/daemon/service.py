@@ -246,8 +246,9 @@ class Service:
         spec = interface.spec_of(request.nics[0])
         model.check_spec(spec)
         lowers = False
-        if isinstance(spec, Tap) and spec.bridge is not None:
-            # A rule lists a bridge by its name, never by an altname.
+        if isinstance(spec, Tap) and spec.bridge is not None and not caller.root:
+            # A rule lists a bridge by its name, never by an altname. No rule is for
+            # root.
             if link := namespace.named(spec.bridge):
                 spec = spec._replace(bridge=link.name)
                 lowers = spec.mtu is not None and spec.mtu < link.mtu

@@ -112,6 +112,8 @@ class Worker:
         self._results: deque[tuple[OnDone, Any]] = deque()
         self._thread = threading.Thread(target=self._run, name=name, daemon=may_hang)
         self._may_hang = may_hang
+        self._working = 0
+        """The thread that does a job, or 0."""
 
     def start(self) -> None:
         self._thread.start()
@@ -129,9 +131,14 @@ class Worker:
         return job
 
     def call_serving(self, call: OnDone, value: Any) -> None:
-        """Let the serving thread call `call`. Any thread may call this method."""
+        """Let the serving thread call `call`. Any thread may call this method.
+
+        What a job lets it call waits for the end of the job: the serving thread wakes
+        up once for a job, and does not take the interpreter from it.
+        """
         self._results.append((call, value))
-        os.eventfd_write(self.wake, 1)
+        if threading.get_ident() != self._working:
+            os.eventfd_write(self.wake, 1)
 
     def deliver(self) -> None:
         """Hand over the results that are ready. Only the serving thread calls this
@@ -169,9 +176,18 @@ class Worker:
         job = self._queue.get()
         if job is None:
             return False
+        self._working = threading.get_ident()
+        try:
+            self._do(job)
+        finally:
+            self._working = 0
+            os.eventfd_write(self.wake, 1)
+        return True
+
+    def _do(self, job: Job) -> None:
         if job.dropped:
             self.call_serving(job.on_done, DROPPED)
-            return True
+            return
         try:
             result = job.work()
         except TapsterError as error:
@@ -184,7 +200,6 @@ class Worker:
             except Exception as error:  # noqa: BLE001 - the result is still good
                 self._explain(error)
         self.call_serving(job.on_done, result)
-        return True
 
     def _run(self) -> None:
         while self.run_one():
