@@ -175,9 +175,16 @@ class Daemon:
         assert next(events).event == "watching"
         return events
 
-    def wait_logged(self, event: str) -> None:
-        """Wait until the log has a line about an event."""
-        follow = ["tail", "--lines=+1", "--follow", str(self.log)]
+    def reload(self, policy: str) -> None:
+        """Give the daemon another policy, and wait until it has read or refused it."""
+        logged = self.log.stat().st_size
+        self.config.write_text(policy)
+        self.send_signal(signal.SIGHUP)
+        self.wait_logged("config-(read|kept)", after=logged)
+
+    def wait_logged(self, event: str, *, after: int = 0) -> None:
+        """Wait until the log has a line about an event after so many bytes."""
+        follow = ["tail", f"--bytes=+{after + 1}", "--follow", str(self.log)]
         with subprocess.Popen(follow, stdout=subprocess.PIPE) as tail:
             assert tail.stdout is not None
             try:

@@ -190,8 +190,7 @@ def test_qemus_own_file_can_be_the_policy(daemon: Daemon) -> None:
     conf = Path("/etc/qemu/bridge.conf")
     conf.write_text("allow br0\n")
     shell.sh("ip link add br1 type bridge")
-    daemon.config.write_text(f'[qemu]\nbridge_conf = "{conf}"\n')
-    daemon.send_signal(signal.SIGHUP)
+    daemon.reload(f'[qemu]\nbridge_conf = "{conf}"\n')
     done, (fd,) = helped(daemon, "--br=br0", uid=BOB)
     assert done.returncode == 0, done.stderr
     os.close(fd)

@@ -195,8 +195,7 @@ def test_a_quota_is_clear_and_freed_by_a_release(alice: Client) -> None:
 
 
 def test_a_group_is_as_good_as_a_user(daemon: Daemon) -> None:
-    daemon.config.write_text('[[allow]]\ngroups = ["61100"]\nbridges = ["br*"]\n')
-    daemon.send_signal(signal.SIGHUP)
+    daemon.reload('[[allow]]\ngroups = ["61100"]\nbridges = ["br*"]\n')
     with daemon.connect(61003, groups=[61099, 61100]) as member:
         member.ping()
         member.acquire(BR0).close()
@@ -210,8 +209,7 @@ def test_a_broken_policy_keeps_the_old_one_and_says_where(daemon: Daemon) -> Non
         '[[allow]]\nusers = ["x"]\nvlans = ["a-b"]\n': "'a-b' is not a VLAN",
         "[limits]\nmessage = 0\n": "limits.message",
     }.items():
-        daemon.config.write_text(broken)
-        daemon.send_signal(signal.SIGHUP)
+        daemon.reload(broken)
         with daemon.connect(ALICE) as alice:
             alice.ping()
             lease = library.acquire(alice, BR0)
