@@ -12,12 +12,22 @@ from typing import Any
 
 import pytest
 
+import tapster
 from lab import iproute, shell
+from lab.daemon import Daemon
 from lab.library import no_reaper
 from lab.namespaces import inside
 from lab.redirect import filters, kernel_redirects, qdiscs, redirections
 from lab.shell import sh
-from tapster import ConflictError, Host, HostError, OpenDevice, RequestError, Tap
+from tapster import (
+    ConflictError,
+    Host,
+    HostError,
+    Manager,
+    OpenDevice,
+    RequestError,
+    Tap,
+)
 from tapster.errors import NoSuchLink
 from tapster.kernel.linux import LinuxNamespace
 
@@ -51,7 +61,7 @@ def host(pod: str, ledger: Path) -> Iterator[Host]:
         yield host
 
 
-def acquire(host: Host, name: str = "tap0", redirect: str = "eth0") -> OpenDevice:
+def acquire(host: Manager, name: str = "tap0", redirect: str = "eth0") -> OpenDevice:
     return host.acquire(Tap(name=name, redirect=redirect, owner="vm", fin_wait=0))
 
 
@@ -143,6 +153,36 @@ def test_recover_restores_what_somebody_deleted(host: Host, device: str) -> None
         host.recover()
         assert host.differences(opened) == {}
         passes(opened)
+
+
+@redirecting
+@pytest.mark.parametrize("device", ["eth0", "tap0"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "qdisc del dev {} clsact",
+        "filter del dev {} ingress",
+        f"filter del dev {{}} ingress pref {PREFERENCE}",
+        f"filter replace dev {{}} ingress pref {PREFERENCE} handle 1 protocol all "
+        "matchall action drop",
+    ],
+)
+def test_the_daemon_restores_a_redirection_at_once(
+    pod: str, device: str, change: str
+) -> None:
+    with Daemon() as daemon:
+        daemon.start()
+        events = daemon.events()
+        with (
+            tapster.connect(daemon.socket, netns=POD) as root,
+            acquire(root) as opened,
+        ):
+            assert next(events).event == "acquired"
+            sh(f"tc -n {POD} {change.format(device)}")
+            restored = next(events)
+            assert (restored.event, restored.name) == ("restored", "tap0")
+            assert root.differences(opened) == {}
+            passes(opened)
 
 
 @redirecting

@@ -13,7 +13,7 @@ from tapster.daemon.log import INFO, WARNING, Log
 from tapster.daemon.metrics import Metrics
 from tapster.daemon.turns import Turns
 from tapster.errors import HostError, LedgerError, TapsterError
-from tapster.kernel.port import ALL, HERE, Changes
+from tapster.kernel.port import ALL, HERE, REDIRECTED, Changes
 from tapster.light import NamedTuple
 from tapster.model import HistoryEvent, Lease, Link, Netns, Process, State
 from tapster.operations.decision import Action, Repair
@@ -309,8 +309,10 @@ class Upkeep:
         leases = (
             [lease for lease in self._operations.look.leases() if lease.netns == netns]
             if ALL in ifindexes
-            else self._operations.look.at(netns, ifindexes)
+            else self._operations.look.at(netns, ifindexes - {REDIRECTED})
         )
+        if REDIRECTED in ifindexes:
+            leases += self._operations.look.redirected(netns)
         attached = [
             lease.id
             for lease in leases

@@ -107,8 +107,9 @@ class Redirection(NamedTuple):
 
 HERE = -1
 """The number that `Namespace.number` returns for the namespace itself."""
-ALL = 0
-"""In `Changes.rules`: every device of a namespace."""
+ALL, REDIRECTED = 0, -1
+"""In `Changes.rules`: every device of a namespace; every device that takes the place of
+another, which may have lost its redirection there."""
 
 
 class Rule(NamedTuple):
@@ -323,7 +324,8 @@ class Changes(NamedTuple):
     number to another namespace since."""
     rules: dict[int, set[int]]
     """The ifindexes of devices from which rules of nftables or traffic control were
-    taken, by the number of their namespace. `ALL` stands for every device."""
+    taken, by the number of their namespace. `ALL` stands for every device, and
+    `REDIRECTED` for every device that takes the place of another."""
 
 
 class Watch(Protocol):

@@ -2,8 +2,9 @@
 """Reports of rules of nftables and traffic control that are taken from a device.
 
 Rules that are added are not reported: they change nothing of what Tapster has there, or
-the kernel refuses them. What this process deletes itself in nftables is not reported
-either; the kernel says which thread made a transaction.
+the kernel refuses them. A redirection is an exception, because another program may
+replace it. What this process deletes itself in nftables is not reported either; the
+kernel says which thread made a transaction.
 """
 
 import os
@@ -12,9 +13,11 @@ from collections.abc import Iterator, Sequence
 from errno import EPROTONOSUPPORT
 
 from tapster.kernel import rtnl, sockets
+from tapster.kernel.ingress import RTM_NEWTFILTER, TC_H_CLSACT
+from tapster.kernel.mirred import PREFERENCE
 from tapster.kernel.nft import NETLINK_NETFILTER
 from tapster.kernel.nft_rules import NFNL_SUBSYS_NFTABLES
-from tapster.kernel.port import ALL, Changes
+from tapster.kernel.port import ALL, REDIRECTED, Changes
 from tapster.kernel.watch import Reports
 
 PREFIX = b"tapster_"
@@ -75,10 +78,18 @@ class TcWatch:
             return None
         changed: dict[int, set[int]] = {}
         for number, type_, body in reports:
-            if type_ in DELETIONS_OF_TC:
-                _, ifindex, _, _, _ = _TCMSG.unpack_from(body)
-                if ifindex >= self._first:
-                    changed.setdefault(number, set()).add(ifindex)
+            if type_ not in (*DELETIONS_OF_TC, RTM_NEWTFILTER):
+                continue
+            _, ifindex, _, parent, info = _TCMSG.unpack_from(body)
+            ours = ifindex >= self._first
+            if (ours and type_ in DELETIONS_OF_TC) or (
+                # With the qdisc every filter goes.
+                parent == TC_H_CLSACT
+                if type_ == RTM_DELQDISC
+                else info >> 16 == PREFERENCE
+            ):
+                device = ifindex if ours else REDIRECTED
+                changed.setdefault(number, set()).add(device)
         return Changes({}, set(), changed)
 
 
