@@ -77,6 +77,7 @@ _tapster() {
         --mode) operands='bridge vepa private passthru' ;;
         --naming) operands='lowest next stable' ;;
         --state) operands='reserved active fin_wait' ;;
+        --event) operands='refused lost held moved renamed down changed sound mended set reopened' ;;
         --sort) operands='age name owner state on' ;;
         --bridge) operands=$(_tapster_links '/\1' type bridge) ;;
         --link | --redirect) operands=$(_tapster_links '/\1' up) ;;
@@ -105,7 +106,7 @@ _tapster() {
             case $verb in
                 '')
                     options=--version
-                    operands='add rm ls set take show who report run open reap recover doctor fleet
+                    operands='add rm ls set take show who events report run open reap recover doctor fleet
                         libvirt install-service watch top'
                     ;;
                 add) options="${nic[*]/#/--} --netns --pid --id --format --json --wait" ;;
@@ -133,12 +134,16 @@ _tapster() {
                     options='--owner --mac --lease --label --at --since --until --limit --json'
                     operands=$(_tapster_links "$ours/\1")
                     ;;
+                events)
+                    options='--event --owner --lease --since --until --limit --json'
+                    operands=$(_tapster_links "$ours/\1")
+                    ;;
                 report) options='--output --since --until --limit' ;;
                 open)
                     options='--owner --netns'
                     operands=$(_tapster_links "$changed")
                     ;;
-                run) options="${nic[*]/#/--} --nic --netns --wait --template" ;;
+                run) options="${nic[*]/#/--} --nic --netns --wait --wait-forwarding --template" ;;
                 reap)
                     options="$chosen --now"
                     operands=$(_tapster_links "$changed")

@@ -40,6 +40,7 @@ from tapster.errors import (
 from tapster.light import TYPE_CHECKING, Any
 from tapster.model import (
     Changes,
+    EventQuery,
     HistoryEntry,
     HistoryEvent,
     HistoryQuery,
@@ -82,6 +83,7 @@ __all__ = [
     "Count",
     "DaemonError",
     "Event",
+    "EventQuery",
     "HistoryEntry",
     "HistoryEvent",
     "HistoryQuery",

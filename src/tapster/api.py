@@ -18,7 +18,9 @@ from tapster.errors import (
 )
 from tapster.light import Protocol, Self, TypeVar, Unpack
 from tapster.model import (
+    EVERY_EVENT,
     Changes,
+    EventQuery,
     HistoryEntry,
     HistoryEvent,
     HistoryQuery,
@@ -206,10 +208,8 @@ class Manager(Protocol):
         Raises RequestError for a time in the future.
         """
 
-    def events(
-        self, since: float | None = None, until: float | None = None
-    ) -> list[HistoryEvent]:
-        """Return what happened to devices between two times, the earliest first.
+    def events(self, query: EventQuery = EVERY_EVENT) -> list[HistoryEvent]:
+        """Return what happened to devices, the earliest first.
 
         Devices that were put back, and, where the daemon runs, those that others
         deleted, moved, renamed or changed, and requests that its policy refused.
@@ -237,12 +237,17 @@ class Manager(Protocol):
     def examine(self) -> list[Problem]:
         """Return what is wrong on the host, and what would be the remedy."""
 
-    def remove_leftovers(self, ledger: str) -> list[str]:
+    def remove_leftovers(
+        self, ledger: str, names: Iterable[str] | None = None
+    ) -> list[str]:
         """Delete the devices that carry the stamp of a lost ledger.
 
         Only the caller can know that a ledger is lost. Of the manager's own ledger,
         devices with a lease stay; so does a tap that a process has open. Return the
         devices' names.
+
+        With `names`, delete these devices alone; if one of them must stay, delete none
+        and raise.
         """
 
 
@@ -272,6 +277,17 @@ def ids_of(references: Iterable[Reference]) -> list[str]:
     """Return the ids of the leases that are meant. Raises RequestError."""
     _check_several(references, "leases")
     return [id_of(reference) for reference in references]
+
+
+def names_of(names: Iterable[str] | None) -> tuple[str, ...] | None:
+    """Return names of devices. Raises RequestError."""
+    if names is None:
+        return None
+    _check_several(names, "names")
+    chosen = tuple(names)
+    for name in chosen:
+        check_value(str, name, "name")
+    return chosen
 
 
 def wait_for_name(manager: Manager, attempt: Callable[[], T], wait: float) -> T:

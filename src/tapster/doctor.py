@@ -155,13 +155,13 @@ def _leftovers(
         elif stamp.lease not in known:
             yield Problem(
                 f"device {link.name} carries this ledger's stamp, but has no lease",
-                f"only if no VM uses it: tapster doctor --remove {ledger}",
+                f"only if no VM uses it: tapster doctor --remove {ledger} {link.name}",
             )
     for other, devices in foreign.items():
         yield Problem(
             f"{_some(devices)} to another ledger, {other}",
-            "none is needed if that ledger is in use; only if it is lost: "
-            f"tapster doctor --remove {other}",
+            "none is needed if that ledger is in use; only if it is lost, for all of "
+            f"them or for those named after it: tapster doctor --remove {other}",
         )
 
 

@@ -74,7 +74,8 @@ def _bridges(
                 f"and says nothing for {link.port_delay:g} s, and many guests give up "
                 "DHCP before",
                 f"ip link set {link.name} type bridge forward_delay 200, or, if no "
-                "loop is possible: stp_state 0",
+                "loop is possible: stp_state 0; or let each VM wait: tapster run "
+                "--wait-forwarding",
             )
         if link.kind == "bridge" and (ports := namespace.ports(link)) >= NEARLY_FULL:
             yield Problem(

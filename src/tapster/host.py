@@ -9,14 +9,16 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 
 from tapster import backends as all_backends
-from tapster.api import Manager, Reference, check_acquire, id_of, ids_of
+from tapster.api import Manager, Reference, check_acquire, id_of, ids_of, names_of
 from tapster.backends import MakeBackends
 from tapster.checks import check_record, check_value
 from tapster.kernel.port import System
 from tapster.kernel.signals import deferred
 from tapster.light import TypeVar, Unpack
 from tapster.model import (
+    EVERY_EVENT,
     Changes,
+    EventQuery,
     HistoryEntry,
     HistoryEvent,
     HistoryQuery,
@@ -153,12 +155,9 @@ class Host(Manager):
         check_record(query)
         return self._run(lambda do: do.look.history(query))
 
-    def events(
-        self, since: float | None = None, until: float | None = None
-    ) -> list[HistoryEvent]:
-        check_value(float | None, since, "since")
-        check_value(float | None, until, "until")
-        return self._run(lambda do: do.look.events(since, until))
+    def events(self, query: EventQuery = EVERY_EVENT) -> list[HistoryEvent]:
+        check_record(query)
+        return self._run(lambda do: do.look.events(query))
 
     # Look after
 
@@ -188,6 +187,9 @@ class Host(Manager):
 
         return self._run(doctor.examine)
 
-    def remove_leftovers(self, ledger: str) -> list[str]:
+    def remove_leftovers(
+        self, ledger: str, names: Iterable[str] | None = None
+    ) -> list[str]:
         check_value(str, ledger, "ledger")
-        return self._run(lambda do: do.remove_leftovers(ledger))
+        chosen = names_of(names)
+        return self._run(lambda do: do.remove_leftovers(ledger, chosen))

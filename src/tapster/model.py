@@ -373,15 +373,36 @@ class HistoryQuery(NamedTuple):
 
 
 class HistoryEvent(NamedTuple):
-    """Something that happened to a device beside its lease's life."""
+    """Something that happened to a device beside its lease's life, or a refused
+    request."""
 
     time: float
     event: str
     lease: str
+    """The id; "" for a refused request."""
     name: str
     owner: str
     caller_uid: int | None = None
     detail: str = ""
+
+
+class EventQuery(NamedTuple):
+    """What to look for among the events. A field that is None fits every event."""
+
+    since: float | None = None
+    """Wall clock."""
+    until: float | None = None
+    """Wall clock."""
+    event: str | None = None
+    name: str | None = None
+    owner: str | None = None
+    lease: str | None = None
+    caller_uid: int | None = None
+    limit: int | None = None
+    """At most so many, the latest."""
+
+
+EVERY_EVENT = EventQuery()
 
 
 class Problem(NamedTuple):
@@ -434,6 +455,8 @@ class Link(NamedTuple):
     port_delay: float = 0.0
     """Of a bridge: seconds until a new port forwards frames. 0 unless the bridge takes
     part in the spanning tree."""
+    forwarding: bool = False
+    """Of a bridge port: the bridge lets its frames pass."""
 
 
 def stamp(ledger: str, lease: str) -> str:

@@ -114,6 +114,10 @@ def test_leftovers_in_use_or_with_a_lease_are_not_removed(host: Host) -> None:
     ledger.end([used.id, idle.id])  # as an older ledger would have it
     own = ledger.id
     library.close_all(idle, leased)
+    for stays, reason in ((used, "open in a process"), (leased, "has a lease")):
+        with pytest.raises(tapster.TapsterError, match=reason):
+            host.remove_leftovers(own, [idle.name, stays.name])
+    assert iproute.ports() == {used.name, idle.name, leased.name}
     assert host.remove_leftovers(own) == [idle.name]
     assert iproute.ports() == {used.name, leased.name}
     used.close()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import shell
+from lab import iproute, shell
 from tapster import hazards
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
@@ -107,3 +107,16 @@ def test_another_ledger_is_one_problem(
     )
     other = problem.rpartition(" ")[2]
     assert remedy.endswith(f"tapster doctor --remove {other}")
+    assert tapster("doctor", "--remove", other, "vnet1", "vnet3") == (
+        "deleted vnet1\ndeleted vnet3\n"
+    )
+    ((problem, _),) = problems()
+    assert problem.startswith("5 devices (vnet0, vnet2, ")
+    own = tapster("add").strip()
+    for stays in ("lo", own, "nothing"):
+        assert tapster("doctor", "--remove", other, "vnet0", stays) == ""
+        assert "vnet0" in iproute.links(), f"{stays} must stay, so nothing goes"
+    removed = tapster("doctor", "--remove", other)
+    assert removed.count("deleted ") == 5
+    assert tapster("doctor", "--remove", other) == ""
+    assert problems() == []

@@ -11,7 +11,8 @@ from typing import Any
 import fastjsonschema
 import pytest
 
-from lab import shell
+from lab import library, shell
+from tapster import HistoryEvent, Host
 from tests.repo.pages import SCHEMA
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
@@ -57,7 +58,7 @@ def tapster(ledger: Path) -> Tapster:
     return run
 
 
-def test_every_output_fits_the_schema(tapster: Tapster) -> None:
+def test_every_output_fits_the_schema(tapster: Tapster, ledger: Path) -> None:
     shell.sh("ip link add low type veth peer name far")
     shell.sh("ip link set low up")
     options = "--bridge br0 --label role=web --address 192.0.2.1 --no-guard --json"
@@ -75,6 +76,12 @@ def test_every_output_fits_the_schema(tapster: Tapster) -> None:
     tapster("rm", "--all")
     check("ls", tapster("ls", "--all", "--json"))
     check("who", tapster("who", "--json"))
+    with Host(ledger, reaper=library.no_reaper) as host:
+        refused = HistoryEvent(1.0, "refused", "", "vnet%d", "web", 1000, "no bridge")
+        host.operations.context.ledger.record_event(refused)
+    output = tapster("events", "--json")
+    assert [event["lease"] for event in output["events"]][:1] == [None]
+    check("events", output)
     shell.sh("ip link del vnet0")
     check("show", tapster("show", "vnet0", "--json"))
     check("recover", tapster("recover", "--json"))

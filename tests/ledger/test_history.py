@@ -4,12 +4,13 @@
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tapster.ledger import Ledger
 from tapster.ledger.history import DAY, USERS
-from tapster.model import HistoryEvent, HistoryQuery, Tap
+from tapster.model import EventQuery, HistoryEvent, HistoryQuery, Tap
 from tests.ledger.making import Clock, hold, reserve
 
 ROWS = (1_000, 200_000)
@@ -115,7 +116,31 @@ def test_the_ledger_remembers_as_much_as_its_setting_says(tmp_path: Path) -> Non
         ledger.record_event(HistoryEvent(1.0, "lost", lease.id, lease.name, "", None))
     assert len(ledger.entries(HistoryQuery())) == 2
     assert len(ledger.events()) == 2
-    assert ledger.events(since=2.0) == []
+    assert ledger.events(EventQuery(since=2.0)) == []
+    ledger.close()
+
+
+def test_events_are_found_by_each_of_their_fields(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.db", Clock())
+    events = [
+        HistoryEvent(1.0, "lost", "id1", "vnet0", "web", None),
+        HistoryEvent(2.0, "moved", "id2", "vnet0", "db", 1000),
+        HistoryEvent(3.0, "refused", "", "vnet%d", "db", 1000, "no bridges 'br1'"),
+        HistoryEvent(4.0, "lost", "id2", "vnet0", "db", 1000),
+    ]
+    for event in events:
+        ledger.record_event(event)
+
+    def times(**fields: Any) -> list[float]:
+        return [event.time for event in ledger.events(EventQuery(**fields))]
+
+    assert ledger.events() == events
+    assert times(since=2.0, until=3.0) == [2.0, 3.0]
+    assert times(event="lost") == [1.0, 4.0]
+    assert times(name="vnet0", owner="db") == [2.0, 4.0]
+    assert times(lease="id2") == times(lease="id2", caller_uid=1000) == [2.0, 4.0]
+    assert times(caller_uid=1000) == [2.0, 3.0, 4.0]
+    assert times(caller_uid=1000, limit=2) == times(limit=2) == [3.0, 4.0]
     ledger.close()
 
 

@@ -336,6 +336,7 @@ ROOMS = [
     Room(
         "tapster.operations.leftovers",
         (
+            "tapster.errors",
             "tapster.model",
             "tapster.operations.context",
         ),

@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 
 from tapster import cli
+from tapster.cli import events
 from tapster.daemon import __main__ as daemon
+from tapster.daemon import upkeep
 
 PAGE = Path(__file__).parents[2] / "man/tapster.1"
+SOURCE = PAGE.parents[1] / "src/tapster"
 TEXT = PAGE.read_text("utf-8")
 
 # The body of each section and subsection by its title.
@@ -96,6 +99,20 @@ def test_watch_explains_every_event_that_the_daemon_reports() -> None:
     explained = set(re.findall(r"\b[a-z]+\b", SECTIONS["watch"]))
     assert reported
     assert reported <= explained
+
+
+def test_events_chooses_and_explains_every_event_that_is_recorded() -> None:
+    daemon, operations = (
+        "".join(path.read_text("utf-8") for path in (SOURCE / room).glob("*.py"))
+        for room in ("daemon", "operations")
+    )
+    calls = re.findall(r'\breport\(\s*"(\w+)"', daemon)
+    problems = re.findall(r'\breturn f?"(\w+): (?:the|another) ', daemon)
+    repairs = re.findall(r'\bevent, detail = "(\w+)"', operations)
+    recorded = {"refused", "changed", *calls, *problems, *repairs} - set(upkeep.LIFE)
+    assert recorded == set(events.EVENTS)
+    both = SECTIONS["events"] + SECTIONS["watch"]
+    assert recorded <= set(re.findall(r"\b[a-z]+\b", both))
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)

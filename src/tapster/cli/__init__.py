@@ -42,6 +42,7 @@ VERBS = {
     "take": "connect a device that was on standby",
     "show": "show a lease, its device and every difference",
     "who": "show who has or had a name",
+    "events": "show what happened to devices, and refused requests",
     "report": "write a picture of who had which name, as one HTML page",
     "run": "run a command with devices that end with it",
     "open": "run a command with descriptors of a device that runs",

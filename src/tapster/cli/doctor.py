@@ -2,12 +2,14 @@
 """List the problems of this host, each with its remedy.
 
 The exit code is 1 if there is a problem. Only --remove changes anything: it
-deletes the devices that a lost ledger has left behind.
+deletes the devices that a lost ledger has left behind, or of these the named ones.
 """
 
 import argparse
+import sys
 
 from tapster.cli import output
+from tapster.errors import RequestError
 from tapster.light import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,6 +17,12 @@ if TYPE_CHECKING:
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "device",
+        nargs="*",
+        metavar="DEVICE",
+        help="with --remove: delete these devices alone",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--remove",
@@ -32,9 +40,21 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, host: "Manager") -> int:
+    if options.device and not options.remove:
+        raise RequestError(
+            f"a device ({options.device[0]!r}) is only named with --remove LEDGER-ID; "
+            f"to look at one: tapster show {options.device[0]}"
+        )
     if options.remove:
-        for name in host.remove_leftovers(options.remove):
+        removed = host.remove_leftovers(options.remove, options.device or None)
+        for name in removed:
             print(f"deleted {name}")
+        if not removed:
+            print(
+                f"no device here can be deleted that ledger {options.remove} left; "
+                "a device stays while a process has it open",
+                file=sys.stderr,
+            )
         return 0
     if options.user is not None:
         _explain(options)

@@ -13,7 +13,7 @@ from tapster.cli import terminal
 from tapster.kernel.boot import boottime
 from tapster.kernel.netns import NAMED
 from tapster.light import Any
-from tapster.model import HistoryEntry, Lease, Link, Problem, Wiring
+from tapster.model import HistoryEntry, HistoryEvent, Lease, Link, Problem, Wiring
 
 VERSION = 1
 GAP = "  "
@@ -95,6 +95,15 @@ def entry_json(entry: HistoryEntry) -> dict[str, Any]:
         "created": timestamp(entry.created),
         "released": timestamp(entry.released),
         "ended": timestamp(entry.ended),
+    }
+
+
+def event_json(event: HistoryEvent) -> dict[str, Any]:
+    """Return an event of the history as programs see it."""
+    return {
+        **event._asdict(),
+        "time": timestamp(event.time),
+        "lease": event.lease or None,
     }
 
 

@@ -15,7 +15,7 @@ from datetime import datetime
 from tapster.cli import output, times
 from tapster.errors import HostError
 from tapster.light import TYPE_CHECKING, Any
-from tapster.model import HistoryEntry, HistoryEvent, HistoryQuery
+from tapster.model import EventQuery, HistoryEntry, HistoryEvent, HistoryQuery
 
 if TYPE_CHECKING:
     from tapster.api import Manager
@@ -39,7 +39,9 @@ def run(options: argparse.Namespace, host: "Manager") -> int:
     now = datetime.now()
     since, until = (times.parse(text, now) for text in (options.since, options.until))
     query = HistoryQuery(since=since, until=until, limit=options.limit)
-    page = write(host.history(query), host.events(since, until), since, until)
+    page = write(
+        host.history(query), host.events(EventQuery(since, until)), since, until
+    )
     if options.output in (None, "-"):
         print(page, end="")
         return 0

@@ -29,7 +29,7 @@ from errno import ENOENT
 from math import inf
 
 from tapster.api import wait_for_name
-from tapster.cli import handover, nic, template
+from tapster.cli import handover, nic, template, values
 from tapster.cli.supervise import Child, living_children, signals_blocked
 from tapster.cli.template import Template
 from tapster.errors import RequestError, TapsterError
@@ -40,6 +40,9 @@ from tapster.open_device import OpenDevice
 
 if TYPE_CHECKING:
     from tapster.api import Manager
+
+FORWARDING_SECONDS = 60.0
+"""How long `--wait-forwarding` waits: the spanning tree takes 30 s by default."""
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +66,15 @@ def declare(parser: argparse.ArgumentParser) -> None:
     nic.declare(parser)
     nic.declare_wait(parser, default=inf)
     parser.add_argument(
+        "--wait-forwarding",
+        type=values.duration,
+        nargs="?",
+        const=FORWARDING_SECONDS,
+        metavar="TIME",
+        help="start COMMAND only when the bridges forward frames of its devices, which "
+        "takes a while with a spanning tree; wait so long at most; default: 60s",
+    )
+    parser.add_argument(
         "command", nargs="...", metavar="COMMAND", help="the command to run"
     )
 
@@ -72,11 +84,15 @@ def run(options: argparse.Namespace, host: "Manager") -> int:
     specs = [nic.spec(options) for options in _nics(options)]
     handover.check_places(command, len(specs))
     templates = template.read(options.template)
+    if options.wait_forwarding is not None:
+        from tapster.cli import forwarding  # rarely needed
+
+        forwarding.check(specs, command, [text for text, _ in templates])
     for text, destination in templates:
         handover.check_places([text], len(specs), f"the template of {destination!r}")
 
     def attempt() -> int:
-        return _run(command, templates, specs, host)
+        return _run(command, templates, specs, host, options.wait_forwarding)
 
     # Signals are not blocked while this waits for a name.
     return wait_for_name(host, attempt, options.wait)
@@ -87,6 +103,7 @@ def _run(
     templates: Sequence[Template],
     specs: Sequence[Spec],
     host: "Manager",
+    wait_forwarding: float | None,
 ) -> int:
     with signals_blocked() as mask, ExitStack() as ending:
         # Bound to this process until there is a child to bind them to.
@@ -109,6 +126,10 @@ def _run(
             host.bind(devices, child.pid)
             # After the last operation that may start a reaper: it is no child of ours.
             libc.adopt_orphans()
+            if wait_forwarding is not None:
+                from tapster.cli import forwarding
+
+                forwarding.wait(host, devices, wait_forwarding)
             try:
                 child.go()
             except OSError as error:

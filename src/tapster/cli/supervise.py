@@ -83,7 +83,7 @@ class Child:
         Raises KeyboardInterrupt if a signal to stop has come since the fork: a signal
         from the terminal that came before the fork has not reached the child.
         """
-        if any(signal.getsignal(number) != signal.SIG_IGN for number in _pending()):
+        if is_stopped():
             raise KeyboardInterrupt
         os.write(self._go, b"!")
         self._close_go()
@@ -128,8 +128,10 @@ def living_children() -> list[int]:
     return living
 
 
-def _pending() -> set[int | signal.Signals]:
-    return set(signal.sigpending()) & PASSED_ON
+def is_stopped() -> bool:
+    """Return whether a signal to stop has come in `signals_blocked`."""
+    pending = set(signal.sigpending()) & PASSED_ON
+    return any(signal.getsignal(number) != signal.SIG_IGN for number in pending)
 
 
 def _become(

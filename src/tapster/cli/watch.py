@@ -31,6 +31,9 @@ COLOURS = {
     "changed": terminal.RED,
     "renamed": terminal.RED,
     "down": terminal.RED,
+    "refused": terminal.RED,
+    "held": terminal.YELLOW,
+    "mended": terminal.GREEN,
 }
 
 

@@ -31,6 +31,7 @@ from tapster.kernel import process, unix
 from tapster.kernel.port import Namespace
 from tapster.light import Any, NamedTuple
 from tapster.model import (
+    EventQuery,
     HistoryEvent,
     HistoryQuery,
     Lease,
@@ -422,8 +423,6 @@ class Service:
         asked: interface.History = call.parameters
         if len(asked.label) not in (0, 2):
             raise RequestError("label has a key and a value")
-        if asked.limit is not None and asked.limit < 1:
-            raise RequestError(f"limit must be 1 or more, not {asked.limit}")
         query = HistoryQuery(
             asked.name,
             asked.owner,
@@ -434,16 +433,24 @@ class Service:
             asked.since,
             asked.until,
             self._only(call),
-            min(HISTORY_LIMIT, HISTORY_LIMIT if asked.limit is None else asked.limit),
+            _history_limit(asked.limit),
         )
         entries = tuple(self._operations.look.history(query))
         return Answer(interface.HistoryEntries(entries))
 
     def _events(self, call: Call) -> Answer:
-        asked: interface.Span = call.parameters
-        events = self._operations.look.events(
-            asked.since, asked.until, caller_uid=self._only(call), limit=HISTORY_LIMIT
+        asked: interface.Events = call.parameters
+        query = EventQuery(
+            asked.since,
+            asked.until,
+            asked.event,
+            asked.name,
+            asked.owner,
+            asked.lease,
+            self._only(call),
+            _history_limit(asked.limit),
         )
+        events = self._operations.look.events(query)
         return Answer(interface.HistoryEvents(tuple(events)))
 
     def _only(self, call: Call) -> int | None:
@@ -547,7 +554,7 @@ class Service:
     def _remove_leftovers(self, call: Call) -> Answer:
         asked: interface.Leftovers = call.parameters
         self._permit_rule(call.caller, policy.MAINTAIN)
-        names = self._operations.remove_leftovers(asked.ledger)
+        names = self._operations.remove_leftovers(asked.ledger, asked.names)
         return Answer(interface.Names(tuple(names)))
 
     def _explain(self, call: Call) -> Answer:
@@ -617,6 +624,13 @@ class Service:
         """Open the operations of another namespace for a block: an open namespace
         cannot end."""
         return open_operations(self._ledger, netns=netns, reaper=lambda _: None)
+
+
+def _history_limit(limit: int | None) -> int:
+    """Return how many entries an answer may have. Raises RequestError."""
+    if limit is not None and limit < 1:
+        raise RequestError(f"limit must be 1 or more, not {limit}")
+    return HISTORY_LIMIT if limit is None else min(limit, HISTORY_LIMIT)
 
 
 def _printable(text: str) -> str:

@@ -72,6 +72,7 @@ BRIDGE_VLAN_INFO_UNTAGGED = 0x4
 BRIDGE_VLAN_INFO_RANGE_BEGIN = 0x8
 BRIDGE_VLAN_INFO_RANGE_END = 0x10
 IFLA_BRPORT_GUARD = 5
+IFLA_BRPORT_STATE, FORWARDING = 1, b"\3"  # BR_STATE_FORWARDING
 IFLA_BRPORT_PROTECT = 6
 IFLA_BRPORT_LEARNING = 8
 IFLA_BRPORT_UNICAST_FLOOD = 9
@@ -637,6 +638,7 @@ def link_of(body: bytes) -> Link:
         no_ipv4=_refuses_ipv4(families),
         root_guard=port.get(IFLA_BRPORT_PROTECT) == b"\1",
         bpdu_guard=port.get(IFLA_BRPORT_GUARD) == b"\1",
+        forwarding=port.get(IFLA_BRPORT_STATE) == FORWARDING,
     )
 
 

@@ -7,7 +7,7 @@ Every function runs inside a transaction of the caller.
 from collections.abc import Iterable
 
 from tapster.ledger import rows, settings, sqlite
-from tapster.model import HistoryEntry, HistoryEvent, HistoryQuery, Kind
+from tapster.model import EventQuery, HistoryEntry, HistoryEvent, HistoryQuery, Kind
 
 HISTORY_ROWS = 100_000
 """How many ended leases the ledger remembers, unless a setting says otherwise."""
@@ -50,6 +50,16 @@ _CONDITIONS = {
     "at": "created <= :at",
 }
 """The conditions of a query's fields that are equal for both tables."""
+
+_EVENT_CONDITIONS = {
+    "since": "time >= :since",
+    "until": "time <= :until",
+    "event": "event = :event",
+    "name": "name = :name",
+    "owner": "owner = :owner",
+    "lease": "lease = :lease",
+    "caller_uid": "caller_uid = :caller_uid",
+}
 
 _RECORD = """
 INSERT INTO history (name, lease, owner, kind, mac, ifindex, netns, created, released,
@@ -158,30 +168,20 @@ def _forget_old(db: sqlite.Connection, table: str, time: str, now: float) -> Non
         db.execute(f"DELETE FROM {table} WHERE {time} < ?", (oldest,))  # noqa: S608
 
 
-def events(
-    db: sqlite.Connection,
-    since: float | None,
-    until: float | None,
-    caller_uid: int | None = None,
-    limit: int | None = None,
-) -> list[HistoryEvent]:
-    """Return what happened to devices in a time, the earliest first.
-
-    At most `limit` events, the latest ones. Only events of leases of the user
-    `caller_uid`, if given.
-    """
-    indexed, whose = "", ""
-    if caller_uid is not None:
-        indexed, whose = "INDEXED BY event_caller ", "AND caller_uid = :caller_uid "
+def events(db: sqlite.Connection, query: EventQuery) -> list[HistoryEvent]:
+    """Return the events that fit a query, the earliest first."""
+    values = {key: value for key, value in query._asdict().items() if value is not None}
+    conditions = [
+        "1",
+        *(sql for key, sql in _EVENT_CONDITIONS.items() if key in values),
+    ]
+    # SQLite cannot know that a user's events are few (a part of USERS).
+    by_user = "caller_uid" in values and "lease" not in values
+    indexed = "INDEXED BY event_caller" if by_user else ""
     found = db.execute(
         "SELECT time, event, lease, name, owner, caller_uid, detail "  # noqa: S608 - our names
-        f"FROM event {indexed}WHERE time >= :since AND time <= :until {whose}"
+        f"FROM event {indexed} WHERE {' AND '.join(conditions)} "
         "ORDER BY time DESC LIMIT :limit",
-        {
-            "since": 0.0 if since is None else since,
-            "until": 1e18 if until is None else until,
-            "caller_uid": caller_uid,
-            "limit": -1 if limit is None else limit,
-        },
+        {"limit": -1, **values},
     )
     return [HistoryEvent(*row) for row in found][::-1]

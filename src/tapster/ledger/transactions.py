@@ -17,6 +17,8 @@ from tapster.ledger.database import Database
 from tapster.ledger.leases import Reservation
 from tapster.light import Protocol
 from tapster.model import (
+    EVERY_EVENT,
+    EventQuery,
     HistoryEntry,
     HistoryEvent,
     HistoryQuery,
@@ -114,6 +116,12 @@ class Ledger:
                 for lease in leases.select(db, where, netns.boot, netns.cookie, ifindex)
             ]
 
+    def redirected(self, netns: Netns) -> list[Lease]:
+        """Return the leases of a namespace that take the place of another device."""
+        where = "WHERE boot = ? AND cookie = ? AND redirect IS NOT NULL"
+        with self.file.reading() as db:
+            return leases.select(db, where, netns.boot, netns.cookie)
+
     def namespaces(self) -> list[Netns]:
         """Return the network namespaces in which there are leases."""
         with self.file.reading() as db:
@@ -179,20 +187,10 @@ class Ledger:
         with self.file.reading() as db:
             return history.entries(db, query)
 
-    def events(
-        self,
-        since: float | None = None,
-        until: float | None = None,
-        *,
-        caller_uid: int | None = None,
-        limit: int | None = None,
-    ) -> list[HistoryEvent]:
-        """Return what happened to devices in a time, the earliest first.
-
-        At most `limit` events, the latest ones; only those of a user, if given.
-        """
+    def events(self, query: EventQuery = EVERY_EVENT) -> list[HistoryEvent]:
+        """Return the events that fit a query, the earliest first."""
         with self.file.reading() as db:
-            return history.events(db, since, until, caller_uid, limit)
+            return history.events(db, query)
 
     def record_event(self, event: HistoryEvent) -> None:
         """Record something that happened to a device."""

@@ -7,6 +7,7 @@ from contextlib import suppress
 from tapster.backends import bridge
 from tapster.errors import HostError, NoSuchLease, RequestError
 from tapster.model import (
+    EventQuery,
     HistoryEntry,
     HistoryEvent,
     HistoryQuery,
@@ -95,6 +96,11 @@ class Look:
         with self.context.gate:
             return self.context.ledger.at(netns, ifindexes)
 
+    def redirected(self, netns: Netns) -> list[Lease]:
+        """Return the leases of a namespace that take the place of another device."""
+        with self.context.gate:
+            return self.context.ledger.redirected(netns)
+
     def count(self, caller_uid: int | None = None) -> dict[State, int]:
         """Return how many leases are in each state: those of a user id, or all."""
         with self.context.gate:
@@ -117,22 +123,10 @@ class Look:
         with self.context.gate:
             return self.context.ledger.entries(query)
 
-    def events(
-        self,
-        since: float | None = None,
-        until: float | None = None,
-        *,
-        caller_uid: int | None = None,
-        limit: int | None = None,
-    ) -> list[HistoryEvent]:
-        """Return what happened to devices in a time, the earliest first.
-
-        At most `limit` events, the latest ones; only those of a user, if given.
-        """
+    def events(self, query: EventQuery) -> list[HistoryEvent]:
+        """Return the events that fit a query, the earliest first."""
         with self.context.gate:
-            return self.context.ledger.events(
-                since, until, caller_uid=caller_uid, limit=limit
-            )
+            return self.context.ledger.events(query)
 
     def asked(self, id: str) -> str | None:
         """Return what was asked for a lease through the daemon; None if it is not

@@ -7,14 +7,16 @@ Small and synchronous, because it sits in the start path of VMs.
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from tapster.api import Manager, Reference, check_acquire, id_of, ids_of
+from tapster.api import Manager, Reference, check_acquire, id_of, ids_of, names_of
 from tapster.checks import check_record, check_value
 from tapster.errors import DaemonError, RequestError
 from tapster.gate import Gate
 from tapster.kernel import unix
 from tapster.light import Any, TypeVar, Unpack
 from tapster.model import (
+    EVERY_EVENT,
     Changes,
+    EventQuery,
     HistoryEntry,
     HistoryEvent,
     HistoryQuery,
@@ -267,12 +269,18 @@ class Client(Manager):
         )
         return list(self.call("History", asked)[0].entries)
 
-    def events(
-        self, since: float | None = None, until: float | None = None
-    ) -> list[HistoryEvent]:
-        check_value(float | None, since, "since")
-        check_value(float | None, until, "until")
-        return list(self.call("Events", interface.Span(since, until))[0].events)
+    def events(self, query: EventQuery = EVERY_EVENT) -> list[HistoryEvent]:
+        check_record(query)
+        asked = interface.Events(
+            query.since,
+            query.until,
+            query.event,
+            query.name,
+            query.owner,
+            query.lease,
+            query.limit,
+        )
+        return list(self.call("Events", asked)[0].events)
 
     # Look after
 
@@ -290,9 +298,12 @@ class Client(Manager):
     def examine(self) -> list[Problem]:
         return list(self.call("Examine", varlink.Nothing())[0].problems)
 
-    def remove_leftovers(self, ledger: str) -> list[str]:
+    def remove_leftovers(
+        self, ledger: str, names: Iterable[str] | None = None
+    ) -> list[str]:
         check_value(str, ledger, "ledger")
-        answer, _ = self.call("RemoveLeftovers", interface.Leftovers(ledger))
+        asked = interface.Leftovers(ledger, names_of(names))
+        answer, _ = self.call("RemoveLeftovers", asked)
         return list(answer.names)
 
     # The daemon's own

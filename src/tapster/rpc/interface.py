@@ -154,9 +154,14 @@ class HistoryEntries(NamedTuple):
     entries: tuple[HistoryEntry, ...]
 
 
-class Span(NamedTuple):
+class Events(NamedTuple):
     since: float | None = None
     until: float | None = None
+    event: str | None = None
+    name: str | None = None
+    owner: str | None = None
+    lease: str | None = None
+    limit: int | None = None
 
 
 class HistoryEvents(NamedTuple):
@@ -194,6 +199,7 @@ class Problems(NamedTuple):
 
 class Leftovers(NamedTuple):
     ledger: str
+    names: tuple[str, ...] | None = None
 
 
 class Names(NamedTuple):
@@ -283,9 +289,10 @@ METHODS = (
     ),
     Method(
         "Events",
-        Span,
+        Events,
         HistoryEvents,
-        "List the recorded events of devices between two times, the earliest first.",
+        """List the recorded events that fit every parameter, the earliest first: what
+        happened to devices, and requests that the policy refused.""",
     ),
     Method(
         "Watch",
@@ -309,7 +316,12 @@ METHODS = (
     ),
     Method("Recover", Recover, Recovered, "Bring ledger and kernel into agreement."),
     Method("Examine", Nothing, Problems, "List the problems of the host."),
-    Method("RemoveLeftovers", Leftovers, Names, "Delete a lost ledger's devices."),
+    Method(
+        "RemoveLeftovers",
+        Leftovers,
+        Names,
+        "Delete a lost ledger's devices; with names, these alone.",
+    ),
     Method("Explain", Explain, Lines, "Explain what the policy allows a user."),
     Method(
         "GetStatistics",

@@ -548,6 +548,7 @@ def _link(space: Space, device: Device) -> Link:
         no_ipv4=device.no_ipv4 or device.mtu < MIN_IPV4_MTU,
         root_guard=device.root_guard,
         bpdu_guard=device.bpdu_guard,
+        forwarding=bool(device.master) and device.up and space.carrier(device),
     )
 
 
