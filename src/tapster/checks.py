@@ -5,11 +5,10 @@ A wrong type is refused where it comes in, with the field, the value, and what
 would be right. Otherwise it would fail somewhere inside, as an error of Python's.
 """
 
-from enum import StrEnum
 from types import NoneType, UnionType
 
 from tapster.errors import RequestError
-from tapster.light import Any, get_args, get_origin
+from tapster.light import Any, StrEnum, get_args, get_origin
 
 _NAMES = {bool: "True or False", int: "an int", float: "a number", str: "a str"}
 

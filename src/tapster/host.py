@@ -180,7 +180,7 @@ class Host(Manager):
         Releases leases that are bound to an ended process, finishes or undoes the
         operations of dead managers, and closes leases of an earlier boot.
         """
-        return self._run(lambda do: do.recover.settle())
+        return self._run(lambda do: do.settle())
 
     def examine(self) -> list[Problem]:
         from tapster import doctor  # rarely needed

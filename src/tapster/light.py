@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Named tuples and the names of types, without the cost of importing `typing`.
+"""Named tuples, enumerations and names of types, without `typing` and `enum`.
 
 The command sits in the start path of VMs. To import `typing` takes longer than to start
 Python, and a class of `typing.NamedTuple` takes as long to define as a module to load.
+`enum` takes a quarter of Python's start, and as much again for ten enumerations.
 Type checkers read the real definitions. When a program runs, the names of types mean
 nothing, and a NamedTuple is the class below: it compiles its constructor at first use.
 """
@@ -10,6 +11,7 @@ nothing, and a NamedTuple is the class below: it compiles its constructor at fir
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from enum import StrEnum
     from typing import (
         Any,
         ClassVar,
@@ -157,6 +159,62 @@ else:
             shown = ", ".join(f"{name}={value!r}" for name, value in fields)
             return f"{type(self).__name__}({shown})"
 
+    class _StrEnumType(type):
+        """Makes the subclasses of StrEnum: texts that are each one of a few."""
+
+        def __new__(mcs, name, bases, body):
+            texts = {
+                key: value
+                for key, value in body.items()
+                if isinstance(value, str) and not key.startswith("_")
+            }
+            cls = super().__new__(mcs, name, bases, body)
+            cls._members = {text: str.__new__(cls, text) for text in texts.values()}
+            cls._names = {text: key for key, text in texts.items()}
+            for key, text in texts.items():
+                setattr(cls, key, cls._members[text])
+            return cls
+
+        def __call__(cls, text):
+            try:
+                return cls._members[text]
+            except (KeyError, TypeError):
+                message = f"{text!r} is not a valid {cls.__qualname__}"
+                raise ValueError(message) from None
+
+        def __getitem__(cls, name):
+            return cls.__members__[name]
+
+        def __iter__(cls):
+            return iter(cls._members.values())
+
+        def __len__(cls):
+            return len(cls._members)
+
+        def __contains__(cls, text):
+            return text in cls._members
+
+        @property
+        def __members__(cls):
+            return {cls._names[member]: member for member in cls}
+
+    class StrEnum(str, metaclass=_StrEnumType):
+        """As enum.StrEnum."""
+
+        @property
+        def name(self):
+            cls = type(self)
+            return cls._names[self]
+
+        value = property(str.__str__)
+        __str__ = str.__str__
+
+        def __repr__(self):
+            return f"<{type(self).__name__}.{self.name}: {self.value!r}>"
+
+        def __reduce__(self):
+            return type(self), (self.value,)
+
 
 __all__ = [
     "TYPE_CHECKING",
@@ -166,6 +224,7 @@ __all__ = [
     "NoReturn",
     "Protocol",
     "Self",
+    "StrEnum",
     "TypeVar",
     "TypedDict",
     "Unpack",

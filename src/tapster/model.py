@@ -6,12 +6,10 @@ sits in a VM's start path: importing `dataclasses` costs as much time as acquiri
 ten devices.
 """
 
-from enum import StrEnum
-
 from tapster import names
 from tapster.checks import check_record, check_value, shown
 from tapster.errors import RequestError
-from tapster.light import NamedTuple, TypedDict
+from tapster.light import NamedTuple, StrEnum, TypedDict
 
 DEFAULT_TEMPLATE = "vnet%d"
 DEFAULT_FIN_WAIT = 5.0

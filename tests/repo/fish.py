@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tapster import cli
 from tapster.cli import nic
+from tapster.cli.parser import Parser
 from tests.repo.test_manual import options_of
 
 PAGE = Path(__file__).parents[2] / "completions/tapster.fish"
@@ -83,7 +84,7 @@ def _value(action: argparse.Action, name: str) -> tuple[str, ...]:
 
 
 def _operands(verb: str) -> Iterator[str]:
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     import_module(cli.module_name(verb)).declare(parser)
     operands = (one for one in parser._actions if not one.option_strings)
     for action in operands:
@@ -99,7 +100,7 @@ def _operands(verb: str) -> Iterator[str]:
 
 def _nic() -> Iterator[str]:
     """Return the function that completes a property of --nic."""
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = Parser(add_help=False)
     nic.declare(parser)
     yield "function __tapster_nic # KEY=VALUE,...: what the last part can be"
     yield "    set -l given (string replace -- --nic= '' (commandline -ct))"

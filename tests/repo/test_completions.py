@@ -8,7 +8,6 @@ A key puts everything that the shell would offer into the line at once; then the
 line is run, and what is called `tapster` there says which words it was given.
 """
 
-import argparse
 import json
 import os
 import pty
@@ -23,6 +22,7 @@ import pytest
 
 from tapster import cli
 from tapster.cli import nic
+from tapster.cli.parser import Parser
 from tests.repo import fish
 from tests.repo.test_manual import options_of
 
@@ -257,7 +257,7 @@ def test_values(shell: Shell | Fish) -> None:
 
 
 def test_properties_of_a_nic(shell: Shell | Fish) -> None:
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = Parser(add_help=False)
     nic.declare(parser)
     assert shell.offers("run --nic ") == {
         action.option_strings[0].removeprefix("--") + ("" if action.nargs == 0 else "=")

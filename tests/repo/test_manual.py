@@ -13,6 +13,7 @@ import pytest
 
 from tapster import cli
 from tapster.cli import events
+from tapster.cli.parser import Parser
 from tapster.daemon import __main__ as daemon
 from tapster.daemon import upkeep
 
@@ -55,13 +56,14 @@ PATH=$PWD/bin:$PATH
 def options_of(verb: str) -> dict[str, argparse.Action]:
     """The options that a verb declares, or with "" the command itself."""
     if verb:
-        parser = argparse.ArgumentParser()
+        parser = Parser()
         parser.add_argument("--ledger")
         parser.add_argument("--socket")
         parser.add_argument("-v", "--verbose", action="store_true")
         import_module(cli.module_name(verb)).declare(parser)
     else:
         parser = cli.top_parser()
+        cli.declare(parser)
     return {option: one for one in parser._actions for option in one.option_strings}
 
 

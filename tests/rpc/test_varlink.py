@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Types and messages of Varlink, and the interface that is made of them."""
 
-from enum import StrEnum
 from typing import NamedTuple
 
 import pytest
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 
 from tapster import errors
 from tapster.errors import KernelError, NoSuchLease, TapsterError
+from tapster.light import StrEnum
 from tapster.model import Macvtap, Mode, Naming, Tap
 from tapster.rpc import interface, varlink
 from tapster.rpc.varlink import Malformed, Unfit, from_json, to_json

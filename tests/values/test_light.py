@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The light NamedTuple behaves as the one of `typing`."""
+"""The light NamedTuple and StrEnum behave as those of `typing` and `enum`."""
 
+import copy
+import enum
 import inspect
+import json
 import pickle
 import typing
 from collections.abc import Callable
@@ -80,9 +83,71 @@ USES: list[Callable[[Class], object]] = [
 ]
 
 
+class LightColour(light.StrEnum):
+    """A colour."""
+
+    RED = "red"
+    """As blood."""
+    DARK_BLUE = "dark blue"
+
+    @property
+    def shout(self) -> str:
+        return self.upper()
+
+
+class HeavyColour(enum.StrEnum):
+    """A colour."""
+
+    RED = "red"
+    """As blood."""
+    DARK_BLUE = "dark blue"
+
+    @property
+    def shout(self) -> str:
+        return self.upper()
+
+
+ENUM_USES: list[Callable[[Class], object]] = [
+    lambda colour: colour.RED,
+    lambda colour: [*colour],
+    lambda colour: len(colour),
+    lambda colour: colour("dark blue"),
+    lambda colour: colour(colour.RED) is colour.RED,
+    lambda colour: colour["RED"],
+    lambda colour: colour["BLUE"],
+    lambda colour: colour("blue"),
+    lambda colour: colour(5),
+    lambda colour: colour([]),
+    lambda colour: colour.RED in colour,
+    lambda colour: (str(colour.RED), f"{colour.RED:>5}"),
+    lambda colour: type(str(colour.RED)),
+    lambda colour: (colour.DARK_BLUE.name, colour.DARK_BLUE.value),
+    lambda colour: colour.RED.shout,
+    lambda colour: colour.RED == "red",
+    lambda colour: {"red": 1}[colour.RED],
+    lambda colour: colour.RED < colour.DARK_BLUE,
+    lambda colour: isinstance(colour.RED, str),
+    lambda colour: json.dumps({colour.RED: colour.DARK_BLUE}),
+    lambda colour: copy.deepcopy(colour.RED) is colour.RED,
+    lambda colour: pickle.loads(pickle.dumps(colour.RED)) is colour.RED,  # noqa: S301
+    lambda colour: dict(colour.__members__),
+    lambda colour: colour.__doc__,
+    lambda colour: setattr(colour.RED, "name", "x"),
+    lambda colour: setattr(colour.RED, "value", "x"),
+    lambda colour: colour.GREEN,
+]
+
+
+@pytest.mark.parametrize("use", ENUM_USES)
+def test_a_light_enumeration_does_what_an_enumeration_does(
+    use: Callable[[Class], object],
+) -> None:
+    assert result(use, LightColour) == result(use, HeavyColour)
+
+
 def result(use: Callable[[Class], object], kind: Class) -> str:
     try:
-        return repr(use(kind)).replace(kind.__name__, "Point")
+        return repr(use(kind)).replace(kind.__name__, "Kind")
     except Exception as error:  # noqa: BLE001 - it is compared
         return type(error).__name__
 

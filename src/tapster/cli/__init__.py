@@ -7,16 +7,15 @@ failure, 2 for wrong usage, 130 for Ctrl-C. `run` and `open` have their command'
 codes, so their own failures are 125, as with env(1).
 """
 
-import argparse
 import gc
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from importlib import import_module
 from io import TextIOWrapper
 
 from tapster import __version__
+from tapster.cli.options import SUPPRESS, Namespace, read
 from tapster.errors import (
     ConflictError,
     DaemonError,
@@ -32,6 +31,7 @@ from tapster.light import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from tapster.api import Manager
+    from tapster.cli.parser import Parser
     from tapster.host import Host
 
 VERBS = {
@@ -97,82 +97,6 @@ ALIASES = {
 """Verbs of other tools, and the verb of this one that comes nearest."""
 
 
-class Formatter(argparse.RawDescriptionHelpFormatter):
-    """Format help as wide as the terminal."""
-
-    def __init__(self, prog: str) -> None:
-        # argparse would ask shutil, at the first option that is declared: its
-        # imports take a twentieth of a verb's time.
-        super().__init__(prog, width=_columns() - 2)
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        """Fill each paragraph, except where lines are indented."""
-        from textwrap import fill  # only for help
-
-        return "\n\n".join(
-            paragraph
-            if "\n " in paragraph
-            else fill(paragraph, width, initial_indent=indent, subsequent_indent=indent)
-            for paragraph in text.strip("\n").split("\n\n")
-        )
-
-
-def _columns() -> int:
-    with suppress(ValueError):
-        return int(os.environ.get("COLUMNS", ""))
-    with suppress(OSError):
-        return os.get_terminal_size().columns
-    return 80
-
-
-class Parser(argparse.ArgumentParser):
-    """Parse options, never from a part of their name; complain in one line."""
-
-    failure = 2
-    """The exit code of wrong usage."""
-    command_follows = False
-    """A command follows `--`; it becomes the option `command`."""
-
-    def __init__(self, **options: Any) -> None:
-        # An abbreviation that is unique today may be ambiguous tomorrow.
-        super().__init__(formatter_class=Formatter, allow_abbrev=False, **options)
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        # argparse would take options between an operand and the command for the
-        # command's own.
-        if not (self.command_follows and "--" in args):
-            return super().parse_known_args(args, namespace)
-        place = args.index("--")
-        parsed, unknown = super().parse_known_args(args[:place], namespace)
-        parsed.command = args[place + 1 :]
-        return parsed, unknown
-
-    def error(self, message: str) -> NoReturn:
-        wanted = message.partition("unrecognized arguments: ")[2].split(" ")[0]
-        if wanted.startswith("-"):
-            option = wanted.partition("=")[0]
-            message = f"there is no option {option!r}"
-            message += self.hint(option, self._option_string_actions)
-        elif wanted:
-            message = f"{wanted!r} is one argument too many"
-        print(f"{self.prog}: {message}; see: {self.prog} --help", file=sys.stderr)
-        sys.exit(self.failure)
-
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        choices = list(map(str, action.choices or ()))
-        if choices and value not in choices:
-            near = self.hint(value, choices)
-            message = f"{value!r} is not one of {', '.join(choices)}{near}"
-            raise argparse.ArgumentError(action, message)
-
-    @staticmethod
-    def hint(wanted: str, known: Iterable[str]) -> str:
-        """Return a question about the nearest known word, or nothing."""
-        from tapster.cli.selection import hint
-
-        return hint(wanted, known)
-
-
 def command() -> NoReturn:
     """Run one verb and end the process at once."""
     status = main()
@@ -198,13 +122,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed, misused = 1, 2
     sys.unraisablehook = _hide_interrupt
     try:
-        top = top_parser()
-        options = top.parse_args(words)
+        options = read(words, declare, top_parser)
         if options.verb in RUNNING:
             failed = misused = RUN_FAILED
         _take_signals()
         _ready_to_print()
-        status = _run(top, options, words)
+        status = _run(options, words)
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
@@ -243,44 +166,47 @@ def _take_signals() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _run(top: Parser, options: argparse.Namespace, words: Sequence[str]) -> int:
+def _run(options: Namespace, words: Sequence[str]) -> int:
     if options.version:
         print(f"tapster {__version__}")
         return 0
     verb = options.verb or "ls"
     if verb not in VERBS:
+        top = top_parser()
         near = f" (did you mean {ALIASES[verb]!r}?)" if verb in ALIASES else ""
         top.error(f"there is no verb {verb!r}{near or top.hint(verb, VERBS)}")
-    module = import_module(module_name(verb))
-    parser = Parser(prog=f"tapster {verb}", description=module.__doc__)
-    parser.failure = RUN_FAILED if verb in RUNNING else 2
-    parser.add_argument("--ledger", default=options.ledger, help=_LEDGER_HELP)
-    parser.add_argument(
-        "--socket", default=options.socket, metavar="PATH", help=_SOCKET_HELP
-    )
-    parser.add_argument(
-        "-v", "--verbose", action="store_true", default=options.verbose, help=_VERBOSE
-    )
-    module.declare(parser)
-    chosen = parser.parse_args(options.arguments)
+    module: Any = __import__(module_name(verb), fromlist=["run"])
+
+    def declare_all(parser: Any) -> None:
+        _declare_common(parser, options)
+        module.declare(parser)
+
+    def make_parser() -> "Parser":
+        from tapster.cli.parser import Parser
+
+        parser = Parser(prog=f"tapster {verb}", description=module.__doc__)
+        parser.failure = RUN_FAILED if verb in RUNNING else 2
+        return parser
+
+    chosen = read(options.arguments, declare_all, make_parser)
     chosen.typed = (words[: len(words) - len(options.arguments)], options.arguments)
     if verb in LASTING:
         gc.freeze()  # everything is imported: no garbage there
         gc.enable()
     if verb in HOST_VERBS:
         return int(module.run(chosen, None))
-    with _open(verb, chosen, top) as host:
+    with _open(verb, chosen) as host:
         return int(module.run(chosen, host))
 
 
-def _open(verb: str, options: argparse.Namespace, parser: Parser) -> "Manager":
+def _open(verb: str, options: Namespace) -> "Manager":
     """Open the ledger, or a connection to the daemon."""
     netns = getattr(options, "netns", None)
     told = options.socket is not None or bool(
         os.environ.get("TAPSTER_SOCKET") and options.ledger is None
     )
     if told and options.ledger is not None:
-        parser.error("--socket and --ledger do not go together")
+        top_parser().error("--socket and --ledger do not go together")
     own = options.ledger or os.environ.get("TAPSTER_LEDGER")
     if verb in EVENT_VERBS and not told and not own:
         from tapster.rpc.client import connect
@@ -310,7 +236,9 @@ def _open(verb: str, options: argparse.Namespace, parser: Parser) -> "Manager":
             capability="CAP_NET_ADMIN",
         )
     if options.verbose:
-        parser.error("-v prints what tapster itself changes; here the daemon does")
+        top_parser().error(
+            "-v prints what tapster itself changes; here the daemon does"
+        )
     from tapster.rpc.client import connect
 
     try:
@@ -350,23 +278,37 @@ _SOCKET_HELP = "use the daemon at this socket; without root the daemon is always
 _LEDGER_HELP = "the ledger (else $TAPSTER_LEDGER, else /var/lib/tapster/ledger.db)"
 
 
-def top_parser() -> Parser:
+def top_parser() -> "Parser":
+    """Return the parser of the command itself, without its options."""
+    from tapster.cli.parser import Parser
+
     verbs = "\n".join(f"  {verb:<16} {what}" for verb, what in VERBS.items())
-    parser = Parser(
+    return Parser(
         prog="tapster",
         usage="tapster [--ledger PATH | --socket PATH] [-v] [VERB ...]",
         description="Network devices for virtual machines, safe from one another.",
         epilog=f"verbs:\n{verbs}\n\ntapster VERB --help explains a verb.",
     )
-    parser.add_argument("--ledger", help=_LEDGER_HELP)
-    parser.add_argument("--socket", metavar="PATH", help=_SOCKET_HELP)
-    parser.add_argument("-v", "--verbose", action="store_true", help=_VERBOSE)
+
+
+def declare(parser: Any) -> None:
+    """Declare the options of the command itself."""
+    _declare_common(parser, Namespace(ledger=None, socket=None, verbose=False))
     parser.add_argument(
         "--version", action="store_true", help="print the version and exit"
     )
-    parser.add_argument("verb", nargs="?", help=argparse.SUPPRESS)
-    parser.add_argument("arguments", nargs="...", help=argparse.SUPPRESS)
-    return parser
+    parser.add_argument("verb", nargs="?", help=SUPPRESS)
+    parser.add_argument("arguments", nargs="...", help=SUPPRESS)
+
+
+def _declare_common(parser: Any, before: Namespace) -> None:
+    """Declare the options that may stand before and after the verb."""
+    option = parser.add_argument
+    option("--ledger", default=before.ledger, help=_LEDGER_HELP)
+    option("--socket", default=before.socket, metavar="PATH", help=_SOCKET_HELP)
+    option(
+        "-v", "--verbose", action="store_true", default=before.verbose, help=_VERBOSE
+    )
 
 
 def _settle(host: "Host") -> None:

@@ -5,17 +5,18 @@ A script keeps the lease id (--id): an id stays this device's, whereas the name
 may be another VM's after a release.
 """
 
-import argparse
 import sys
 
 from tapster.cli import nic, output, values
+from tapster.cli.options import Namespace
 from tapster.light import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tapster.api import Manager
+    from tapster.cli.parser import Parser
 
 
-def declare(parser: argparse.ArgumentParser) -> None:
+def declare(parser: "Parser") -> None:
     nic.declare(parser)
     nic.declare_wait(parser, default=0.0)
     parser.add_argument(
@@ -38,7 +39,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the lease as JSON")
 
 
-def run(options: argparse.Namespace, host: "Manager") -> int:
+def run(options: Namespace, host: "Manager") -> int:
     if options.format is not None:
         from tapster.cli import ls  # rarely needed
 

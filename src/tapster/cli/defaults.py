@@ -4,11 +4,11 @@
 The file is parsed only if it has such a section: the command sits in a VM's start path.
 """
 
-import argparse
 import os
 
 from tapster import names
 from tapster.cli import values
+from tapster.cli.options import BadValue
 from tapster.errors import RequestError
 from tapster.light import Any
 from tapster.model import DEFAULT_FIN_WAIT, Naming, parse_mac
@@ -97,7 +97,7 @@ def _read(path: str) -> dict[str, Any]:
 def _duration(given: object) -> float:
     try:
         return values.duration(str(given))
-    except argparse.ArgumentTypeError as error:
+    except BadValue as error:
         raise RequestError(f"fin_wait: {error}") from None
 
 

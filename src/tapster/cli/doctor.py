@@ -5,18 +5,19 @@ The exit code is 1 if there is a problem. Only --remove changes anything: it
 deletes the devices that a lost ledger has left behind, or of these the named ones.
 """
 
-import argparse
 import sys
 
 from tapster.cli import output
+from tapster.cli.options import Namespace
 from tapster.errors import RequestError
 from tapster.light import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tapster.api import Manager
+    from tapster.cli.parser import Parser
 
 
-def declare(parser: argparse.ArgumentParser) -> None:
+def declare(parser: "Parser") -> None:
     parser.add_argument(
         "device",
         nargs="*",
@@ -39,7 +40,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace, host: "Manager") -> int:
+def run(options: Namespace, host: "Manager") -> int:
     if options.device and not options.remove:
         raise RequestError(
             f"a device ({options.device[0]!r}) is only named with --remove LEDGER-ID; "
@@ -65,7 +66,7 @@ def run(options: argparse.Namespace, host: "Manager") -> int:
     return output.print_problems(problems, json=options.json)
 
 
-def _explain(options: argparse.Namespace) -> None:
+def _explain(options: Namespace) -> None:
     """Print what the running daemon's policy allows a user, else what the file does."""
     from tapster.errors import DaemonError
     from tapster.rpc.client import connect

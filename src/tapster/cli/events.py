@@ -6,15 +6,16 @@ refuses; it and `tapster recover` record what was put back. `tapster watch` show
 as they happen, and `tapster who` the leases. TIME is as for `tapster who`.
 """
 
-import argparse
 from datetime import datetime
 
 from tapster.cli import output, terminal, times, watch
+from tapster.cli.options import Namespace
 from tapster.light import TYPE_CHECKING
 from tapster.model import EventQuery, HistoryEvent
 
 if TYPE_CHECKING:
     from tapster.api import Manager
+    from tapster.cli.parser import Parser
 
 LIMIT = 1000
 EVENTS = (
@@ -24,7 +25,7 @@ EVENTS = (
 """The events that are recorded."""
 
 
-def declare(parser: argparse.ArgumentParser) -> None:
+def declare(parser: "Parser") -> None:
     option = parser.add_argument
     option("name", nargs="?", metavar="NAME", help="events of devices of this name")
     kinds = ", ".join(EVENTS)
@@ -35,7 +36,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     option("--json", action="store_true", help="print JSON")
 
 
-def run(options: argparse.Namespace, host: "Manager") -> int:
+def run(options: Namespace, host: "Manager") -> int:
     times.check(options)
     now = datetime.now()
     query = EventQuery(

@@ -4,13 +4,13 @@
 The table [fleet] of /etc/tapster/tapster.toml says how.
 """
 
-import argparse
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 
 from tapster.cli import output
+from tapster.cli.options import Namespace
 from tapster.cli.output import Column
 from tapster.errors import NoSuchLease, RequestError
 from tapster.fleet import settings
@@ -21,7 +21,10 @@ from tapster.fleet.member import Member, Synced, open_store
 from tapster.fleet.settings import Settings
 from tapster.fleet.steps import Fenced
 from tapster.fleet.store import FleetUnavailable
-from tapster.light import Any, NamedTuple
+from tapster.light import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from tapster.cli.parser import Parser
 
 ROW_COLUMNS = (
     Column("HOST"),
@@ -40,7 +43,7 @@ CLAIM_COLUMNS = tuple(
 HOST_COLUMNS = tuple(map(Column, ("HOST", "SESSION", "LEDGER", "FENCED")))
 
 
-def declare(parser: argparse.ArgumentParser) -> None:
+def declare(parser: "Parser") -> None:
     parser.add_argument("--config", metavar="FILE", help="in place of the usual file")
     actions = parser.add_subparsers(metavar="ACTION", required=True, dest="action")
     for name, action in ACTIONS.items():
@@ -54,7 +57,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
             child.add_argument(option, **arguments)
 
 
-def run(options: argparse.Namespace, _: None) -> int:
+def run(options: Namespace, _: None) -> int:
     if options.config is not None:
         os.environ["TAPSTER_CONFIG"] = options.config
     loaded = settings.load()
@@ -68,7 +71,7 @@ def run(options: argparse.Namespace, _: None) -> int:
 # Hosts
 
 
-def _member(options: argparse.Namespace, loaded: Settings) -> Member:
+def _member(options: Namespace, loaded: Settings) -> Member:
     from tapster.kernel.linux import LinuxSystem
     from tapster.ledger import Ledger
     from tapster.operations.context import ledger_path
@@ -77,13 +80,13 @@ def _member(options: argparse.Namespace, loaded: Settings) -> Member:
     return Member(loaded, ledger, open_store(loaded))
 
 
-def _joined(options: argparse.Namespace, loaded: Settings) -> Member:
+def _joined(options: Namespace, loaded: Settings) -> Member:
     member = _member(options, loaded)
     member.check_joined()
     return member
 
 
-def _join(options: argparse.Namespace, loaded: Settings) -> int:
+def _join(options: Namespace, loaded: Settings) -> int:
     member = _member(options, loaded)
     if options.dry_run:
         return _say(
@@ -92,7 +95,7 @@ def _join(options: argparse.Namespace, loaded: Settings) -> int:
     return _synced(options, member.join(), f"joined as {member.me.host}")
 
 
-def _leave(options: argparse.Namespace, loaded: Settings) -> int:
+def _leave(options: Namespace, loaded: Settings) -> int:
     member = _joined(options, loaded)
     if options.dry_run:
         return _say(options, f"would leave; blocks: {', '.join(member.book.blocks())}")
@@ -100,7 +103,7 @@ def _leave(options: argparse.Namespace, loaded: Settings) -> int:
     return _say(options, f"{member.me.host} has left the fleet")
 
 
-def _sync(options: argparse.Namespace, loaded: Settings) -> int:
+def _sync(options: Namespace, loaded: Settings) -> int:
     member = _joined(options, loaded)
     if options.dry_run:
         dirty = member.book.dirty()
@@ -117,7 +120,7 @@ def _sync(options: argparse.Namespace, loaded: Settings) -> int:
     return _synced(options, synced, "synced")
 
 
-def _take_down(options: argparse.Namespace, member: Member) -> None:
+def _take_down(options: Namespace, member: Member) -> None:
     """Pull the cables of VMs that another host has taken over."""
     from tapster.host import Host
 
@@ -128,7 +131,7 @@ def _take_down(options: argparse.Namespace, member: Member) -> None:
             print(said, file=sys.stderr)
 
 
-def _epoch(options: argparse.Namespace, loaded: Settings) -> int:
+def _epoch(options: Namespace, loaded: Settings) -> int:
     entry = _entry(_joined(options, loaded), options.name)
     if entry.record.epoch is None:
         raise RequestError(f"{entry.row.name} has no epoch yet: tapster fleet sync")
@@ -144,7 +147,7 @@ def _entry(member: Member, name_or_id: str) -> Entry:
     return entries[-1]
 
 
-def _doctor(options: argparse.Namespace, loaded: Settings) -> int:
+def _doctor(options: Namespace, loaded: Settings) -> int:
     from tapster.fleet import doctor
 
     problems = doctor.examine(_joined(options, loaded), time.time())
@@ -154,12 +157,12 @@ def _doctor(options: argparse.Namespace, loaded: Settings) -> int:
 # The fleet
 
 
-def _overview(options: argparse.Namespace, loaded: Settings) -> Overview:
+def _overview(options: Namespace, loaded: Settings) -> Overview:
     dry_run = getattr(options, "dry_run", False)
     return Overview(open_store(loaded), Keys(loaded.prefix), dry_run=dry_run)
 
 
-def _init(options: argparse.Namespace, loaded: Settings) -> int:
+def _init(options: Namespace, loaded: Settings) -> int:
     where = Keys(loaded.prefix)
     overview = Overview(open_store(loaded), where, dry_run=not options.apply)
     lines = []
@@ -208,7 +211,7 @@ def role_lines(name: str, rights: list[tuple[str, str]]) -> list[str]:
     ]
 
 
-def _ls(options: argparse.Namespace, loaded: Settings) -> int:
+def _ls(options: Namespace, loaded: Settings) -> int:
     overview = _overview(options, loaded)
     silent = {status.name for status in overview.hosts() if status.session is None}
     rows = [
@@ -219,7 +222,7 @@ def _ls(options: argparse.Namespace, loaded: Settings) -> int:
     return _print_rows(options, rows)
 
 
-def _hosts(options: argparse.Namespace, loaded: Settings) -> int:
+def _hosts(options: Namespace, loaded: Settings) -> int:
     hosts = _overview(options, loaded).hosts()
     if options.json:
         output.print_json(
@@ -244,12 +247,12 @@ def _hosts(options: argparse.Namespace, loaded: Settings) -> int:
     return 0
 
 
-def _who(options: argparse.Namespace, loaded: Settings) -> int:
+def _who(options: Namespace, loaded: Settings) -> int:
     return _print_rows(options, _overview(options, loaded).who(options.wanted))
 
 
 def _print_rows(
-    options: argparse.Namespace, rows: Sequence[tuple[str, str, InventoryRow]]
+    options: Namespace, rows: Sequence[tuple[str, str, InventoryRow]]
 ) -> int:
     if options.json:
         output.print_json(
@@ -273,7 +276,7 @@ def _print_rows(
     return 0
 
 
-def _where(options: argparse.Namespace, loaded: Settings) -> int:
+def _where(options: Namespace, loaded: Settings) -> int:
     found = _overview(options, loaded).where_is(options.wanted)
     if options.json:
         output.print_json(
@@ -302,7 +305,7 @@ def _where(options: argparse.Namespace, loaded: Settings) -> int:
     return 0 if found else 1
 
 
-def _fence(options: argparse.Namespace, loaded: Settings) -> int:
+def _fence(options: Namespace, loaded: Settings) -> int:
     overview = _overview(options, loaded)
     if options.lift:
         _confirm(options, f"{options.host} is not dead, and its VMs run nowhere else")
@@ -318,17 +321,17 @@ def _fence(options: argparse.Namespace, loaded: Settings) -> int:
     return _say(options, f"{options.host} is fenced: boot {status.fenced or '-'}")
 
 
-def _forget(options: argparse.Namespace, loaded: Settings) -> int:
+def _forget(options: Namespace, loaded: Settings) -> int:
     _confirm(options, f"the MACs of {options.wanted} may go to other VMs")
     return _say(options, *_overview(options, loaded).forget(options.wanted))
 
 
-def _evict(options: argparse.Namespace, loaded: Settings) -> int:
+def _evict(options: Namespace, loaded: Settings) -> int:
     _confirm(options, f"{options.host} never comes back")
     return _say(options, *_overview(options, loaded).evict(options.host))
 
 
-def _confirm(options: argparse.Namespace, claim: str) -> None:
+def _confirm(options: Namespace, claim: str) -> None:
     """Let the user confirm a fact that Tapster cannot know."""
     if options.yes or options.dry_run:
         return
@@ -339,7 +342,7 @@ def _confirm(options: argparse.Namespace, claim: str) -> None:
         raise RequestError("nothing was changed")
 
 
-def _say(options: argparse.Namespace, *lines: str) -> int:
+def _say(options: Namespace, *lines: str) -> int:
     if options.json:
         output.print_json(done=[*lines])
     else:
@@ -348,7 +351,7 @@ def _say(options: argparse.Namespace, *lines: str) -> int:
     return 0
 
 
-def _synced(options: argparse.Namespace, synced: Synced, said: str) -> int:
+def _synced(options: Namespace, synced: Synced, said: str) -> int:
     if options.json:
         output.print_json(
             pushed=synced.pushed,
@@ -378,7 +381,7 @@ class Action(NamedTuple):
     """One action of `tapster fleet`."""
 
     help: str
-    run: Callable[[argparse.Namespace, Settings], int]
+    run: Callable[[Namespace, Settings], int]
     options: tuple[tuple[str, dict[str, Any]], ...] = ()
 
 

@@ -6,10 +6,10 @@ devices. A package has placed them already; this verb is for pip, pipx and
 virtual environments.
 """
 
-import argparse
 import os
 import sys
 
+from tapster.cli.options import Namespace
 from tapster.errors import HostError, RequestError
 from tapster.install import place
 from tapster.install.manifest import service_files
@@ -17,6 +17,7 @@ from tapster.light import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tapster.api import Manager
+    from tapster.cli.parser import Parser
 
 AFTERWARDS = (
     ("systemd-sysusers",),
@@ -27,7 +28,7 @@ AFTERWARDS = (
 """What makes systemd and udev read the files."""
 
 
-def declare(parser: argparse.ArgumentParser) -> None:
+def declare(parser: "Parser") -> None:
     parser.add_argument(
         "--remove", action="store_true", help="remove what this verb placed"
     )
@@ -36,7 +37,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace, host: "Manager | None") -> int:
+def run(options: Namespace, host: "Manager | None") -> int:
     prefix, bindir = _installation()
     files = service_files(prefix)
     if options.dry_run:

@@ -14,15 +14,16 @@ The actions:
 tapster libvirt ACTION --help explains an action. docs/libvirt.md explains the rest.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Callable
 
+from tapster.cli.options import SUPPRESS, Namespace
 from tapster.errors import HostError, RequestError, TapsterError
 from tapster.light import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from tapster.cli.parser import Parser
     from tapster.host import Host
     from tapster.libvirt.domain import Conversion, Nic
 
@@ -32,13 +33,13 @@ GRACE_SECONDS = 5
 """After these seconds more, the hook is killed inside a call that does not return."""
 
 
-def declare(parser: argparse.ArgumentParser) -> None:
+def declare(parser: "Parser") -> None:
     parser.add_argument("action", choices=[*ACTIONS], metavar="ACTION")
-    parser.add_argument("arguments", nargs="...", help=argparse.SUPPRESS)
+    parser.add_argument("arguments", nargs="...", help=SUPPRESS)
 
 
-def run(options: argparse.Namespace, _: None) -> int:
-    from tapster.cli import Parser
+def run(options: Namespace, _: None) -> int:
+    from tapster.cli.parser import Parser
 
     action = ACTIONS[options.action]
     parser = Parser(
@@ -49,7 +50,7 @@ def run(options: argparse.Namespace, _: None) -> int:
     return action.run(parser.parse_args(options.arguments))
 
 
-def _open(options: argparse.Namespace) -> "Host":
+def _open(options: Namespace) -> "Host":
     from tapster.host import Host
 
     return Host(options.ledger)
@@ -58,7 +59,7 @@ def _open(options: argparse.Namespace) -> "Host":
 # The host
 
 
-def _install(options: argparse.Namespace) -> int:
+def _install(options: Namespace) -> int:
     """Put libvirt's hook on this host."""
     from tapster.libvirt import hooks
 
@@ -77,7 +78,7 @@ def _install(options: argparse.Namespace) -> int:
     return 0
 
 
-def _uninstall(options: argparse.Namespace) -> int:
+def _uninstall(options: Namespace) -> int:
     """Remove libvirt's hook.
 
     Release the domains first: without the hook those that are adopted do not start.
@@ -97,7 +98,7 @@ def _need_root(why: str) -> None:
 # Domains
 
 
-def _declare_domains(parser: argparse.ArgumentParser) -> None:
+def _declare_domains(parser: "Parser") -> None:
     parser.add_argument("domain", nargs="*", metavar="DOMAIN", help="name or UUID")
     parser.add_argument("--all", action="store_true", help="every domain")
     parser.add_argument(
@@ -105,7 +106,7 @@ def _declare_domains(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _declare_adopt(parser: argparse.ArgumentParser) -> None:
+def _declare_adopt(parser: "Parser") -> None:
     _declare_domains(parser)
     parser.add_argument(
         "--force",
@@ -114,7 +115,7 @@ def _declare_adopt(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _adopt(options: argparse.Namespace) -> int:
+def _adopt(options: Namespace) -> int:
     """Convert a domain's interfaces to devices that Tapster makes.
 
     A domain that runs keeps its devices until it is shut down.
@@ -124,16 +125,14 @@ def _adopt(options: argparse.Namespace) -> int:
     return _convert(options, lambda xml: domain.adopt(xml, _resolve))
 
 
-def _release(options: argparse.Namespace) -> int:
+def _release(options: Namespace) -> int:
     """Give a domain the interfaces back that it had before it was adopted."""
     from tapster.libvirt import domain
 
     return _convert(options, domain.release)
 
 
-def _convert(
-    options: argparse.Namespace, convert: "Callable[[bytes], Conversion]"
-) -> int:
+def _convert(options: Namespace, convert: "Callable[[bytes], Conversion]") -> int:
     """Convert each domain that was chosen, by itself; return the exit code."""
     from tapster.libvirt import virsh
 
@@ -150,7 +149,7 @@ def _convert(
 
 
 def _convert_one(
-    name: str, options: argparse.Namespace, convert: "Callable[[bytes], Conversion]"
+    name: str, options: Namespace, convert: "Callable[[bytes], Conversion]"
 ) -> None:
     from tapster.libvirt import virsh
 
@@ -185,7 +184,7 @@ def _resolve(network: str) -> dict[str, str]:
 # Devices of domains that run
 
 
-def _declare_attach(parser: argparse.ArgumentParser) -> None:
+def _declare_attach(parser: "Parser") -> None:
     from tapster.cli import nic
 
     parser.add_argument("domain", metavar="DOMAIN", help="a domain that runs")
@@ -194,7 +193,7 @@ def _declare_attach(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(name=None)
 
 
-def _attach(options: argparse.Namespace) -> int:
+def _attach(options: Namespace) -> int:
     """Plug a device into a domain that runs, and print the device's name.
 
     The device lasts until it is detached or the domain ends. The options are those of
@@ -211,12 +210,12 @@ def _attach(options: argparse.Namespace) -> int:
     return 0
 
 
-def _declare_detach(parser: argparse.ArgumentParser) -> None:
+def _declare_detach(parser: "Parser") -> None:
     parser.add_argument("domain", metavar="DOMAIN", help="a domain that runs")
     parser.add_argument("nic", metavar="NIC", help="the device's name, or the MAC")
 
 
-def _detach(options: argparse.Namespace) -> int:
+def _detach(options: Namespace) -> int:
     """Unplug a device of Tapster's from a domain that runs."""
     from tapster.libvirt import plug
 
@@ -226,11 +225,11 @@ def _detach(options: argparse.Namespace) -> int:
     return 0
 
 
-def _declare_ls(parser: argparse.ArgumentParser) -> None:
+def _declare_ls(parser: "Parser") -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _ls(options: argparse.Namespace) -> int:
+def _ls(options: Namespace) -> int:
     """List the devices that domains have or want, with their leases."""
     from tapster.cli import output
     from tapster.libvirt import listing
@@ -252,12 +251,12 @@ def _ls(options: argparse.Namespace) -> int:
 # The hook
 
 
-def _declare_hook(parser: argparse.ArgumentParser) -> None:
+def _declare_hook(parser: "Parser") -> None:
     for name in ("domain", "phase", "step", "extra"):
         parser.add_argument(name, metavar=name.upper())
 
 
-def _hook(options: argparse.Namespace) -> int:
+def _hook(options: Namespace) -> int:
     """Do what a phase of a domain's life needs. The input is the domain's XML."""
     _bound_time(options.phase)
     from tapster.cli import wishes
@@ -301,11 +300,11 @@ def _bound_time(phase: str) -> None:
 class Action(NamedTuple):
     """An action of the verb."""
 
-    declare: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int]
+    declare: Callable[["Parser"], None]
+    run: Callable[[Namespace], int]
 
 
-def _declare_nothing(_: argparse.ArgumentParser) -> None:
+def _declare_nothing(_: "Parser") -> None:
     pass
 
 

@@ -6,10 +6,10 @@ lease if nothing tells whether its process lives. `tapster show` says which.
 The table fits the terminal: it leaves columns out that do not fit.
 """
 
-import argparse
 import time
 
 from tapster.cli import output, selection, terminal
+from tapster.cli.options import Namespace
 from tapster.cli.output import Column
 from tapster.errors import RequestError
 from tapster.light import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from tapster.model import Lease, State
 
 if TYPE_CHECKING:
     from tapster.api import Manager
+    from tapster.cli.parser import Parser
 
 DIFFERS = "differs"
 COLUMNS = (
@@ -39,7 +40,7 @@ STYLES = {
 SORTS = ("age", "name", "owner", "state", "on")
 
 
-def declare(parser: argparse.ArgumentParser) -> None:
+def declare(parser: "Parser") -> None:
     selection.declare(parser)
     parser.add_argument(
         *("-a", "--all"),
@@ -63,7 +64,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run(options: argparse.Namespace, host: "Manager") -> int:
+def run(options: Namespace, host: "Manager") -> int:
     parts = None if options.format is None else parts_of(options.format)
     chosen = selection.choose(options, host, all=options.all)
     leases = sorted(chosen.leases, key=key(options.sort))
@@ -78,7 +79,7 @@ def run(options: argparse.Namespace, host: "Manager") -> int:
     return int(selection.report(chosen.missing))
 
 
-def _show(options: argparse.Namespace, host: "Manager", leases: list[Lease]) -> None:
+def _show(options: Namespace, host: "Manager", leases: list[Lease]) -> None:
     differing = host.differing(leases)
     if options.json:
         output.print_json(

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The options for one network device, shared by `add` and `run`."""
 
-import argparse
 from collections.abc import Iterable
 from math import inf
 
 from tapster import model
 from tapster.cli import values, wire
 from tapster.cli.defaults import Defaults
+from tapster.cli.options import YES_OR_NO, Namespace
 from tapster.errors import RequestError
+from tapster.light import TYPE_CHECKING
 from tapster.model import (
     DEFAULT_FIN_WAIT,
     DEFAULT_TEMPLATE,
@@ -22,8 +23,11 @@ from tapster.model import (
     Wiring,
 )
 
+if TYPE_CHECKING:
+    from tapster.cli.parser import Parser
 
-def declare(parser: argparse.ArgumentParser) -> None:
+
+def declare(parser: "Parser") -> None:
     """Add the options to `parser`."""
     option = parser.add_argument
     option("--kind", choices=_texts(Kind), help="default: tap, or macvtap with --link")
@@ -59,7 +63,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     option("--mac", help="the guest's MAC; default: a random one")
     option(
         "--vnet-hdr",
-        action=argparse.BooleanOptionalAction,
+        action=YES_OR_NO,
         default=True,
         help="let the guest leave checksums and segmentation to the host",
     )
@@ -91,7 +95,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     wire.declare(parser)
 
 
-def labels(options: argparse.Namespace) -> tuple[tuple[str, str], ...]:
+def labels(options: Namespace) -> tuple[tuple[str, str], ...]:
     """Return the labels that the options give. Raises RequestError."""
     return tuple(pair(text, "label") for text in options.label)
 
@@ -105,11 +109,11 @@ def pair(text: str, what: str) -> tuple[str, str]:
 
 
 def _texts(values: Iterable[str]) -> list[str]:
-    """Return the values of an enumeration as plain text, for argparse's messages."""
+    """Return the values of an enumeration as plain text, for messages."""
     return [str(value) for value in values]
 
 
-def declare_wait(parser: argparse.ArgumentParser, *, default: float) -> None:
+def declare_wait(parser: "Parser", *, default: float) -> None:
     """Add the option that waits for a name."""
     parser.add_argument(
         "--wait",
@@ -122,7 +126,7 @@ def declare_wait(parser: argparse.ArgumentParser, *, default: float) -> None:
     )
 
 
-def spec(options: argparse.Namespace) -> Spec:
+def spec(options: Namespace) -> Spec:
     """Return the request that the options make. Raises RequestError."""
     defaults = Defaults()
     kind = options.kind or (Kind.MACVTAP if options.link else Kind.TAP)
@@ -174,7 +178,7 @@ def spec(options: argparse.Namespace) -> Spec:
     )
 
 
-def _vm(options: argparse.Namespace) -> Vm | None:
+def _vm(options: Namespace) -> Vm | None:
     if options.vm is not None:
         return Vm(options.vm, options.incoming, options.takeover)
     if options.incoming is not None or options.takeover:
@@ -182,7 +186,7 @@ def _vm(options: argparse.Namespace) -> Vm | None:
     return None
 
 
-def _refuse(options: argparse.Namespace, *unfit: str, kind: str) -> None:
+def _refuse(options: Namespace, *unfit: str, kind: str) -> None:
     for option in unfit:
         if getattr(options, option):
             flag = option.replace("_", "-")

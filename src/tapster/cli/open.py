@@ -15,17 +15,17 @@ Exit codes: COMMAND's, 127 if it was not found, 126 if it could not be started,
 125 if tapster failed before it.
 """
 
-import argparse
 import sys
 from errno import ENOENT
 
 from tapster.cli import handover, selection
+from tapster.cli.options import Namespace
 from tapster.cli.supervise import become
 from tapster.light import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tapster.api import Manager
-    from tapster.cli import Parser
+    from tapster.cli.parser import Parser
 
 
 def declare(parser: "Parser") -> None:
@@ -35,7 +35,7 @@ def declare(parser: "Parser") -> None:
     parser.set_defaults(command=[])
 
 
-def run(options: argparse.Namespace, host: "Manager") -> int:
+def run(options: Namespace, host: "Manager") -> int:
     command = handover.command_of(options, "open")
     handover.check_places(command, 1)
     with host.reopen(selection.one(options, host)) as opened:

@@ -6,25 +6,25 @@ for an owner who knows that its own cleanup by name is over. A lease that has an
 owner is chosen by its id, or with --owner.
 """
 
-import argparse
-
 from tapster.cli import selection
+from tapster.cli.options import Namespace
 from tapster.errors import RequestError, TapsterError
 from tapster.light import TYPE_CHECKING
 from tapster.model import State
 
 if TYPE_CHECKING:
     from tapster.api import Manager
+    from tapster.cli.parser import Parser
 
 
-def declare(parser: argparse.ArgumentParser) -> None:
+def declare(parser: "Parser") -> None:
     selection.declare(parser)
     parser.add_argument(
         "--now", action="store_true", help="end every FIN WAIT at this moment"
     )
 
 
-def run(options: argparse.Namespace, host: "Manager") -> int:
+def run(options: Namespace, host: "Manager") -> int:
     if not selection.is_given(options):
         print(f"reaped {host.reap(now=options.now)}")
         return 0

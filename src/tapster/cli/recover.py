@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Make ledger and kernel agree after a crash. May run at any time."""
 
-import argparse
 import sys
 
 from tapster.cli import output
+from tapster.cli.options import Namespace
 from tapster.cli.show import UNREPAIRED
 from tapster.light import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tapster.api import Manager
+    from tapster.cli.parser import Parser
 
 
-def declare(parser: argparse.ArgumentParser) -> None:
+def declare(parser: "Parser") -> None:
     parser.add_argument("--dry-run", action="store_true", help="only print the repairs")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run(options: argparse.Namespace, host: "Manager") -> int:
+def run(options: Namespace, host: "Manager") -> int:
     repairs = host.recover(dry_run=options.dry_run)
     _report_the_rest(host)
     if options.json:

@@ -6,19 +6,20 @@ owner; FIN WAIT is hatched, and marks show events. The page has search, zoom
 and a table.
 """
 
-import argparse
 import os
 import sys
 import time
 from datetime import datetime
 
 from tapster.cli import output, times
+from tapster.cli.options import Namespace
 from tapster.errors import HostError
 from tapster.light import TYPE_CHECKING, Any
 from tapster.model import EventQuery, HistoryEntry, HistoryEvent, HistoryQuery
 
 if TYPE_CHECKING:
     from tapster.api import Manager
+    from tapster.cli.parser import Parser
 
 LIMIT = 10_000
 TEMPLATE = os.path.join(os.path.dirname(__file__), "report.html")
@@ -26,7 +27,7 @@ MARGIN = 0.02
 """The part of the shown time that stays empty at each end."""
 
 
-def declare(parser: argparse.ArgumentParser) -> None:
+def declare(parser: "Parser") -> None:
     option = parser.add_argument
     option(
         "-o", "--output", metavar="FILE", help="write to FILE; default: standard output"
@@ -34,7 +35,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     times.declare(parser, LIMIT, "leases")
 
 
-def run(options: argparse.Namespace, host: "Manager") -> int:
+def run(options: Namespace, host: "Manager") -> int:
     times.check(options)
     now = datetime.now()
     since, until = (times.parse(text, now) for text in (options.since, options.until))

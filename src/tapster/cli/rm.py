@@ -5,17 +5,17 @@ A lease that has an owner is released by its id, or with --owner. Its name
 alone is refused: the name of a VM that has ended may be another VM's by now.
 """
 
-import argparse
-
 from tapster.cli import selection
+from tapster.cli.options import Namespace
 from tapster.errors import RequestError, TapsterError
 from tapster.light import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tapster.api import Manager
+    from tapster.cli.parser import Parser
 
 
-def declare(parser: argparse.ArgumentParser) -> None:
+def declare(parser: "Parser") -> None:
     selection.declare(parser)
     parser.add_argument("--all", action="store_true", help="release every lease")
     parser.add_argument(
@@ -28,7 +28,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace, host: "Manager") -> int:
+def run(options: Namespace, host: "Manager") -> int:
     if options.all and selection.is_given(options):
         raise RequestError("--all releases every lease: give it alone")
     if not options.all and not selection.is_given(options):

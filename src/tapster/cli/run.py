@@ -20,7 +20,6 @@ Exit codes: COMMAND's, 128+N if signal N ended it, 127 if it was not found,
 126 if it could not be started, 125 if tapster failed before it.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -30,22 +29,24 @@ from math import inf
 
 from tapster.api import wait_for_name
 from tapster.cli import handover, nic, template, values
+from tapster.cli.options import Namespace, read
 from tapster.cli.supervise import Child, living_children, signals_blocked
 from tapster.cli.template import Template
-from tapster.errors import RequestError, TapsterError
+from tapster.errors import TapsterError
 from tapster.kernel import libc
-from tapster.light import TYPE_CHECKING, NoReturn
+from tapster.light import TYPE_CHECKING, Any
 from tapster.model import Spec
 from tapster.open_device import OpenDevice
 
 if TYPE_CHECKING:
     from tapster.api import Manager
+    from tapster.cli.parser import Parser
 
 FORWARDING_SECONDS = 60.0
 """How long `--wait-forwarding` waits: the spanning tree takes 30 s by default."""
 
 
-def declare(parser: argparse.ArgumentParser) -> None:
+def declare(parser: "Parser") -> None:
     parser.usage = "tapster run [OPTIONS] [--nic KEY=VALUE,...]... -- COMMAND ..."
     parser.add_argument(
         "--nic",
@@ -79,7 +80,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace, host: "Manager") -> int:
+def run(options: Namespace, host: "Manager") -> int:
     command = handover.command_of(options, "run")
     specs = [nic.spec(options) for options in _nics(options)]
     handover.check_places(command, len(specs))
@@ -181,23 +182,22 @@ def _goes_on(host: "Manager", devices: Sequence[OpenDevice]) -> bool:
     return True
 
 
-def _nics(options: argparse.Namespace) -> list[argparse.Namespace]:
+def _nics(options: Namespace) -> list[Namespace]:
     """Return the options of each device; those outside --nic are the defaults."""
     if not options.nic:
         return [options]
-    parser = _NicParser(prog="--nic", add_help=False, allow_abbrev=False)
-    nic.declare(parser)
-    own = {action.dest for action in parser._actions}
-    parser.set_defaults(**{k: v for k, v in vars(options).items() if k in own})
+
+    def declare(parser: Any) -> None:
+        nic.declare(parser)
+        parser.set_defaults(**vars(options))
+
     return [
-        parser.parse_args([f"--{pair}" for pair in text.split(",")])
+        read([f"--{pair}" for pair in text.split(",")], declare, _nic_parser)
         for text in options.nic
     ]
 
 
-class _NicParser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        unknown = message.partition("unrecognized arguments: ")[2].partition("=")[0]
-        if unknown:
-            message = f"there is no option {unknown!r}"
-        raise RequestError(f"--nic: {message.replace('--', '')}")
+def _nic_parser() -> "Parser":
+    from tapster.cli.parser import NicParser
+
+    return NicParser(prog="--nic", add_help=False)

@@ -6,22 +6,23 @@ choose one lease by its name or id. To change a lease that has an owner, a name 
 is not enough: it may be another VM's by now.
 """
 
-import argparse
 import sys
 from collections.abc import Iterable, Sequence
 
 from tapster.cli import output
+from tapster.cli.options import Namespace
 from tapster.errors import NoSuchLease, OwnerRequired, TapsterError
 from tapster.light import TYPE_CHECKING
 from tapster.model import Lease, State
 
 if TYPE_CHECKING:
     from tapster.api import Manager
+    from tapster.cli.parser import Parser
 
 FILTERS = ("owner", "bridge", "state", "in_netns", "label")
 
 
-def declare(parser: argparse.ArgumentParser) -> None:
+def declare(parser: "Parser") -> None:
     """Add the options to `parser`."""
     parser.add_argument(
         "lease",
@@ -45,7 +46,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def declare_one(parser: argparse.ArgumentParser) -> None:
+def declare_one(parser: "Parser") -> None:
     """Add the options that choose the one lease that a verb changes."""
     parser.add_argument("lease", metavar="NAME|ID", help="which lease")
     parser.add_argument(
@@ -58,7 +59,7 @@ def declare_one(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def one(options: argparse.Namespace, host: "Manager") -> Lease:
+def one(options: Namespace, host: "Manager") -> Lease:
     """Return the lease that the options of `declare_one` choose, to be changed.
 
     Raises NoSuchLease and OwnerRequired.
@@ -79,9 +80,7 @@ def one(options: argparse.Namespace, host: "Manager") -> Lease:
     return lease
 
 
-def refusals(
-    options: argparse.Namespace, leases: Iterable[Lease]
-) -> dict[str, OwnerRequired]:
+def refusals(options: Namespace, leases: Iterable[Lease]) -> dict[str, OwnerRequired]:
     """Return why leases may not be changed, by id: each has an owner, and only a name
     was given."""
     if options.owner is not None or not options.lease:
@@ -100,9 +99,7 @@ def refusals(
     }
 
 
-def _naming_the_owner(
-    options: argparse.Namespace, names: Iterable[str], lease: Lease
-) -> str:
+def _naming_the_owner(options: Namespace, names: Iterable[str], lease: Lease) -> str:
     """Return the command that was typed, for one lease alone and with its owner."""
     from shlex import join  # rarely needed
 
@@ -125,12 +122,12 @@ def report(errors: Iterable[TapsterError]) -> bool:
     return failed
 
 
-def is_given(options: argparse.Namespace) -> bool:
+def is_given(options: Namespace) -> bool:
     """Tell whether the options choose among the leases at all."""
     return bool(options.lease) or is_filtered(options)
 
 
-def is_filtered(options: argparse.Namespace, *filters: str) -> bool:
+def is_filtered(options: Namespace, *filters: str) -> bool:
     """Tell whether one of these options was given, by default any but a name."""
     return any(getattr(options, name) is not None for name in filters or FILTERS)
 
@@ -143,7 +140,7 @@ class Chosen:
         self.missing = missing
 
 
-def choose(options: argparse.Namespace, host: "Manager", *, all: bool = True) -> Chosen:
+def choose(options: Namespace, host: "Manager", *, all: bool = True) -> Chosen:
     """Return the leases that the options choose, in the order of their creation.
 
     Without `all`, a lease in FIN WAIT is chosen only by its exact name or id, or by
@@ -204,7 +201,7 @@ def _with_hint(error: NoSuchLease, name: str, host: "Manager") -> NoSuchLease:
     return NoSuchLease(f"{error}{near}", reference=name)
 
 
-def fits(lease: Lease, options: argparse.Namespace) -> bool:
+def fits(lease: Lease, options: Namespace) -> bool:
     """Tell whether a lease fits the filters, whatever its name is."""
     on = (lease.wiring.bridge, lease.wiring.ovs, lease.lower)
     netns = (lease.netns.path, output.netns_name(lease.netns.path))

@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Change what a leased device is connected to, while its VM runs."""
 
-import argparse
-
 from tapster.cli import output, selection, wire
+from tapster.cli.options import Namespace
 from tapster.errors import RequestError
 from tapster.light import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tapster.api import Manager
+    from tapster.cli.parser import Parser
 
 
-def declare(parser: argparse.ArgumentParser) -> None:
+def declare(parser: "Parser") -> None:
     wire.declare(parser)
     selection.declare_one(parser)
     parser.add_argument("--json", action="store_true", help="print the lease as JSON")
 
 
-def run(options: argparse.Namespace, host: "Manager") -> int:
+def run(options: Namespace, host: "Manager") -> int:
     changes = wire.changes(options)
     if not changes:
         raise RequestError("nothing to change was given; see: tapster set --help")

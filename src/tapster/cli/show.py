@@ -1,27 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Show leases, their devices as the kernel reports them, and every difference."""
 
-import argparse
-
 from tapster.cli import output, selection, terminal
+from tapster.cli.options import Namespace
 from tapster.errors import RequestError, ServiceUnavailable
 from tapster.light import TYPE_CHECKING, Any
 from tapster.model import Lease
 
 if TYPE_CHECKING:
     from tapster.api import Manager
+    from tapster.cli.parser import Parser
 
 TIMES = ("created", "released")
 UNREPAIRED = ("process", "device")
 """The differences that recover does not repair."""
 
 
-def declare(parser: argparse.ArgumentParser) -> None:
+def declare(parser: "Parser") -> None:
     selection.declare(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run(options: argparse.Namespace, host: "Manager") -> int:
+def run(options: Namespace, host: "Manager") -> int:
     if not selection.is_given(options):
         raise RequestError("nothing was chosen: give a NAME or ID, or a filter")
     chosen = selection.choose(options, host)

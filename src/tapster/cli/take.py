@@ -5,21 +5,21 @@ The target host of a migration acquires the device with --standby before the
 VM arrives, and takes it when the VM runs there. May be repeated.
 """
 
-import argparse
-
 from tapster.cli import output, selection
+from tapster.cli.options import Namespace
 from tapster.light import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tapster.api import Manager
+    from tapster.cli.parser import Parser
 
 
-def declare(parser: argparse.ArgumentParser) -> None:
+def declare(parser: "Parser") -> None:
     selection.declare_one(parser)
     parser.add_argument("--json", action="store_true", help="print the lease as JSON")
 
 
-def run(options: argparse.Namespace, host: "Manager") -> int:
+def run(options: Namespace, host: "Manager") -> int:
     lease = host.set(selection.one(options, host).id, standby=False)
     if options.json:
         output.print_json(lease=output.lease_json(lease))

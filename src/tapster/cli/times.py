@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The options for a range of times, shared by `who` and `report`."""
 
-import argparse
 import time
 from datetime import datetime, timedelta
 
 from tapster.cli import values
+from tapster.cli.options import BadValue, Namespace
 from tapster.errors import RequestError
+from tapster.light import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tapster.cli.parser import Parser
 
 
-def declare(parser: argparse.ArgumentParser, limit: int, what: str) -> None:
+def declare(parser: "Parser", limit: int, what: str) -> None:
     """Add the options to `parser`. At most `limit` `what` are shown by default."""
     option = parser.add_argument
     option("--since", metavar="TIME", help="only from this time on")
@@ -23,7 +27,7 @@ def declare(parser: argparse.ArgumentParser, limit: int, what: str) -> None:
     )
 
 
-def check(options: argparse.Namespace) -> None:
+def check(options: Namespace) -> None:
     """Check the options. Raises RequestError."""
     if options.limit < 1:
         raise RequestError(f"--limit must be 1 or more, not {options.limit}")
@@ -59,7 +63,7 @@ def _parse(text: str, now: datetime) -> float:
             continue
     try:
         return now.timestamp() - values.duration(text)
-    except argparse.ArgumentTypeError:
+    except BadValue:
         raise RequestError(
             f"time {text!r} is not of the form 2026-01-31T14:05, 14:05, "
             "'yesterday 14:05', 2h (ago), or 1769860800"

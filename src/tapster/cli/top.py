@@ -6,7 +6,6 @@ the ledger tell, without the rates. The screen that was there before comes
 back.
 """
 
-import argparse
 import shutil
 import sys
 import time
@@ -15,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from tapster.cli import ls, terminal, values, watch
+from tapster.cli.options import Namespace
 from tapster.errors import NotAllowed
 from tapster.light import TYPE_CHECKING
 from tapster.model import Lease, State
@@ -28,9 +28,10 @@ ENTER, LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 
 if TYPE_CHECKING:
     from tapster.api import Manager
+    from tapster.cli.parser import Parser
 
 
-def declare(parser: argparse.ArgumentParser) -> None:
+def declare(parser: "Parser") -> None:
     parser.add_argument(
         "--interval",
         type=values.duration,
@@ -46,7 +47,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace, host: "Manager") -> int:
+def run(options: Namespace, host: "Manager") -> int:
     other_screen = terminal.is_terminal()
     if other_screen:
         sys.stdout.write(ENTER)
@@ -58,7 +59,7 @@ def run(options: argparse.Namespace, host: "Manager") -> int:
             sys.stdout.flush()
 
 
-def _watch(options: argparse.Namespace, host: "Manager") -> int:
+def _watch(options: Namespace, host: "Manager") -> int:
     events: deque[Event] = deque(maxlen=EVENTS)
     before: dict[str, float] = {}
     last = time.monotonic()

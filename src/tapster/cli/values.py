@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read the values of options: numbers, durations, VLANs, rates."""
 
-from argparse import ArgumentTypeError
-
+from tapster.cli.options import BadValue
 from tapster.model import Rate
 
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -17,7 +16,7 @@ def name(given: str) -> str | None:
 def number(given: str) -> int:
     """Return a whole number."""
     if not (given.isascii() and given.removeprefix("-").isdigit()):
-        raise ArgumentTypeError(f"{given!r} is not a whole number")
+        raise BadValue(f"{given!r} is not a whole number")
     return int(given)
 
 
@@ -33,24 +32,31 @@ def duration(given: str) -> float:
     try:
         return float(digits) * UNITS[unit or "s"]
     except (ValueError, KeyError):
-        raise ArgumentTypeError(
+        raise BadValue(
             f"{given!r} is not a duration such as 10, 10s, 500ms, 1m, 2h or 1d"
         ) from None
 
 
+def single(given: str) -> tuple[str, ...]:
+    """Return a value as one of several; nothing given is none."""
+    return (given,) if given else ()
+
+
 def vlans(given: str) -> tuple[int, ...]:
-    """Return the VLANs of a list such as 5,10-20."""
+    """Return the VLANs of a list such as 5,10-20; nothing given is none."""
+    if not given:
+        return ()
     found: list[int] = []
     for part in given.split(","):
         first, dash, last = part.partition("-")
         try:
             low, high = number(first), number(last if dash else first)
-        except ArgumentTypeError:
-            raise ArgumentTypeError(
+        except BadValue:
+            raise BadValue(
                 f"{given!r} is not a list of VLANs such as 5,10-20"
             ) from None
         if not 1 <= low <= high <= LAST_VLAN:
-            raise ArgumentTypeError(f"{part!r}: a VLAN is 1 to {LAST_VLAN}")
+            raise BadValue(f"{part!r}: a VLAN is 1 to {LAST_VLAN}")
         found += range(low, high + 1)
     return tuple(found)
 
@@ -62,9 +68,9 @@ def rate(given: str) -> Rate | None:
     try:
         average, *others = given.split(":")
         if len(others) > 2:
-            raise ArgumentTypeError
+            raise BadValue
         return Rate(number(average), *map(optional_number, others))
-    except ArgumentTypeError:
-        raise ArgumentTypeError(
+    except BadValue:
+        raise BadValue(
             f"{given!r} is not a rate AVERAGE[:PEAK[:BURST]] such as 1000:2000:512"
         ) from None

@@ -5,11 +5,11 @@ The daemon reports them. Where it does not run, root sees what the kernel and
 the ledger tell.
 """
 
-import argparse
 import time
 from contextlib import suppress
 
 from tapster.cli import output, selection, terminal
+from tapster.cli.options import Namespace
 from tapster.errors import NoSuchLease
 from tapster.light import TYPE_CHECKING
 from tapster.model import Lease
@@ -18,6 +18,7 @@ from tapster.rpc.interface import Event
 if TYPE_CHECKING:
     from tapster.api import Manager
     from tapster.cli.observer import Observer
+    from tapster.cli.parser import Parser
     from tapster.rpc.client import Client
 
 COLOURS = {
@@ -37,14 +38,14 @@ COLOURS = {
 }
 
 
-def declare(parser: argparse.ArgumentParser) -> None:
+def declare(parser: "Parser") -> None:
     selection.declare(parser)
     parser.add_argument(
         "--json", action="store_true", help="print a line of JSON for each event"
     )
 
 
-def run(options: argparse.Namespace, host: "Manager") -> int:
+def run(options: Namespace, host: "Manager") -> int:
     filter_ = Filter(options, host)
     with source(host) as events:
         for event in events.watch():
@@ -75,7 +76,7 @@ def source(host: "Manager") -> "Client | Observer":
 class Filter:
     """Lets the events of chosen leases pass."""
 
-    def __init__(self, options: argparse.Namespace, host: "Manager") -> None:
+    def __init__(self, options: Namespace, host: "Manager") -> None:
         self._options = options
         self._host = host
         self._leases: dict[str, Lease] = {}

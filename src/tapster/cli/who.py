@@ -6,10 +6,10 @@ or in a range of times. TIME is 2026-01-31T14:05, 14:05 (today), "yesterday 14:0
 (two hours ago), or seconds since 1970, in local time.
 """
 
-import argparse
 from datetime import datetime
 
 from tapster.cli import nic, output, times
+from tapster.cli.options import Namespace
 from tapster.cli.output import Column
 from tapster.errors import RequestError
 from tapster.light import TYPE_CHECKING
@@ -17,6 +17,7 @@ from tapster.model import HistoryEntry, HistoryQuery
 
 if TYPE_CHECKING:
     from tapster.api import Manager
+    from tapster.cli.parser import Parser
 
 COLUMNS = (
     Column("NAME"),
@@ -31,7 +32,7 @@ COLUMNS = (
 LIMIT = 1000
 
 
-def declare(parser: argparse.ArgumentParser) -> None:
+def declare(parser: "Parser") -> None:
     option = parser.add_argument
     option("name", nargs="?", metavar="NAME", help="a device's name")
     option("--owner", metavar="TEXT", help="the leases of this owner")
@@ -43,7 +44,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     option("--json", action="store_true", help="print JSON")
 
 
-def run(options: argparse.Namespace, host: "Manager") -> int:
+def run(options: Namespace, host: "Manager") -> int:
     now = datetime.now()
     at, since, until = (
         times.parse(text, now) for text in (options.at, options.since, options.until)

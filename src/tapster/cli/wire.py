@@ -1,28 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """The options for a device's wiring, shared by `add`, `run` and `set`.
 
-An option that is not given is absent from argparse's namespace. An empty value means
-none.
+An option that is not given is absent from the namespace. An empty value means none.
 """
 
-import argparse
-from collections.abc import Callable
-
 from tapster.cli import values
+from tapster.cli.options import GATHER, SUPPRESS, YES_OR_NO, Namespace
 from tapster.errors import RequestError
-from tapster.light import Any
+from tapster.light import TYPE_CHECKING, Any
 from tapster.model import Wiring
+
+if TYPE_CHECKING:
+    from tapster.cli.parser import Parser
 
 RATE = "AVERAGE[:PEAK[:BURST]]"
 
 
-def declare(parser: argparse.ArgumentParser) -> None:
+def declare(parser: "Parser") -> None:
     """Add the options to `parser`."""
 
     def option(flag: str, help: str, **more: Any) -> None:
-        parser.add_argument(flag, help=help, default=argparse.SUPPRESS, **more)
+        parser.add_argument(flag, help=help, default=SUPPRESS, **more)
 
-    yes_or_no = argparse.BooleanOptionalAction
+    yes_or_no = YES_OR_NO
+    texts: dict[str, Any] = {"action": GATHER, "type": values.single}
     name, number, rate = values.name, values.optional_number, values.rate
     option("--bridge", "the Linux bridge that a tap joins", metavar="BR", type=name)
     option("--ovs", "the Open vSwitch bridge instead", metavar="BR", type=name)
@@ -37,12 +38,12 @@ def declare(parser: argparse.ArgumentParser) -> None:
         "--trunk",
         "VLANs of tagged frames: 5,10-20",
         metavar="VLANS",
-        action=_List,
-        of=values.vlans,
+        action=GATHER,
+        type=values.vlans,
     )
-    option("--external-id", "for Open vSwitch", metavar="KEY=VALUE", action=_List)
+    option("--external-id", "for Open vSwitch", metavar="KEY=VALUE", **texts)
     option("--filter", "drop frames that are not the guest's own", action=yes_or_no)
-    option("--address", "an IP that the guest may use", metavar="IP", action=_List)
+    option("--address", "an IP that the guest may use", metavar="IP", **texts)
     option("--guard", "drop what the filter cannot judge", action=yes_or_no)
     option("--inbound", "limit traffic to the guest", metavar=RATE, type=rate)
     option("--outbound", "limit traffic from the guest", metavar=RATE, type=rate)
@@ -52,7 +53,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     option("--down", "pull the guest's cable out", action="store_false", dest="up")
 
 
-def changes(options: argparse.Namespace) -> dict[str, Any]:
+def changes(options: Namespace) -> dict[str, Any]:
     """Return the fields of `Wiring` that were given. Raises RequestError."""
     given = {
         field: getattr(options, option)
@@ -72,37 +73,6 @@ _OPTIONS = {field: field for field in Wiring._fields} | {
     "addresses": "address",
 }
 """The option for each field of `Wiring`."""
-
-
-def _single(text: str) -> tuple[str, ...]:
-    return (text,)
-
-
-class _List(argparse.Action):
-    """Add to the values given before; an empty value drops them."""
-
-    def __init__(
-        self,
-        *args: Any,
-        of: Callable[[str], tuple[Any, ...]] = _single,
-        **more: Any,
-    ) -> None:
-        super().__init__(*args, **more)
-        self._of = of
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        before = getattr(namespace, self.dest, ())
-        try:
-            now = (*before, *self._of(values)) if values else ()
-        except argparse.ArgumentTypeError as error:
-            parser.error(f"argument {option_string}: {error}")
-        setattr(namespace, self.dest, now)
 
 
 def _pair(text: str) -> tuple[str, str]:

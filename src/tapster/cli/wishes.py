@@ -7,7 +7,8 @@ The attributes are options of `add` without their dashes.
 import argparse
 from collections.abc import Iterator, Mapping
 
-from tapster.cli import Parser, nic, wire
+from tapster.cli import nic, wire
+from tapster.cli.parser import Parser
 from tapster.errors import RequestError
 from tapster.light import NoReturn
 from tapster.model import Spec
@@ -19,7 +20,7 @@ LISTS = {"address": ",", "external-id": None}
 """Options that are given once for each value, and what separates the values."""
 
 
-def _options(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+def _options(parser: Parser) -> dict[str, argparse.Action]:
     """Return the options of a parser, by their names without dashes."""
     return {
         flag[2:]: action for action in parser._actions for flag in action.option_strings

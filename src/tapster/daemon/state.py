@@ -6,7 +6,8 @@ take and what a lost connection undoes all follow from its state.
 """
 
 from collections.abc import Mapping
-from enum import StrEnum
+
+from tapster.light import StrEnum
 
 
 class ConnectionState(StrEnum):

@@ -16,9 +16,7 @@ Rule 3: the end of a lease does not delete its claim. It parks the claim of a VM
 has a name of its own in the fleet (`--vm`), and ends the claim of any other.
 """
 
-from enum import StrEnum
-
-from tapster.light import NamedTuple
+from tapster.light import NamedTuple, StrEnum
 
 
 class Epoch(NamedTuple):

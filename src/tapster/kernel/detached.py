@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starting a process that belongs to init and not to its starter."""
 
+import _signal as signal  # type: ignore[import-not-found] # it has no stub
 import os
-import signal
 import sys
 from contextlib import suppress
 from errno import EAGAIN

@@ -9,9 +9,7 @@ Rule 3: each action may be repeated. After the action, the table says to leave t
 same lease alone.
 """
 
-from enum import StrEnum
-
-from tapster.light import NamedTuple
+from tapster.light import NamedTuple, StrEnum
 from tapster.model import Kind, Lease, Link, State, parse_stamp
 
 

@@ -24,6 +24,7 @@ from tapster.operations.context import Context
 from tapster.operations.decision import Action, Conditions, DeviceState, Repair
 from tapster.operations.devices import Devices, Differences
 from tapster.operations.failures import Failures
+from tapster.operations.left_over import find_left_over
 from tapster.operations.reap import REAP_BATCH
 from tapster.operations.rewire import Rewire
 
@@ -111,13 +112,7 @@ class Recover:
         context = self.context
         with context.gate:
             context.claims.drop_stale()
-            boot = context.system.boot_id
-            leases = [
-                lease
-                for lease in context.ledger.suspects(boot, context.has_ended)
-                if self._is_left_over(lease, boot)
-            ]
-            return self._repair_and_wake(leases)
+            return self._repair_and_wake(find_left_over(context))
 
     def leftovers(self) -> Leftovers:
         """Return what backends have here with the ledger's stamp, and no lease for
@@ -134,18 +129,6 @@ class Recover:
             self.devices.differences(context.namespace, here, {}, failures, leftovers)
             failures.raise_any()
             return self._left_over(leftovers)
-
-    def _is_left_over(self, lease: Lease, boot: str) -> bool:
-        """Return whether the process that had a lease, or worked on it, is dead."""
-        if lease.manager is not None and not self.context.claims.is_alive(
-            lease.manager
-        ):
-            return True
-        if lease.manager is None and lease.state is State.RESERVED:
-            return True
-        if lease.process is not None and self.context.has_ended(lease.process):
-            return True
-        return lease.netns.boot != boot
 
     def _left_over(self, observed: Leftovers) -> Leftovers:
         """Return what belongs to no lease.

@@ -4,11 +4,9 @@
 Requests, leases and other values have the types of model.py: see varlink.py.
 """
 
-from enum import StrEnum
-
 from tapster import errors
 from tapster.errors import KernelError, TapsterError
-from tapster.light import Any, NamedTuple
+from tapster.light import Any, NamedTuple, StrEnum
 from tapster.model import (
     HistoryEntry,
     HistoryEvent,

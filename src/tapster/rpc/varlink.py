@@ -9,10 +9,9 @@ of the interface, its description and its checks without further code.
 
 import json
 from collections.abc import Iterator, Mapping
-from enum import StrEnum
 from types import NoneType, UnionType
 
-from tapster.light import Any, NamedTuple, get_args, get_origin
+from tapster.light import Any, NamedTuple, StrEnum, get_args, get_origin
 
 SERVICE = "org.varlink.service"
 LARGEST = (1 << 63) - 1
