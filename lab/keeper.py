@@ -5,6 +5,11 @@ The keeper is a process of its own. So no process survives a test, even if the t
 itself is killed: its end of the pipe closes too. The keeper looks for the namespace,
 not for child processes, so it also finds a command that was orphaned on purpose, such
 as a VM whose supervisor was killed.
+
+Not every process in the namespace lives there. A program that looks at all namespaces
+of the host, as recover does, is in each of them for a moment. Such a visitor may be the
+command of another test, or the process that runs another test. A process that lives
+here has this mount namespace too, or else has inherited `MARK`.
 """
 
 import os
@@ -13,6 +18,9 @@ import signal
 import sys
 from collections.abc import Iterator
 
+MARK = "LAB_NAMESPACE"
+"""The variable in the environment of a test's processes: the identity of the test's
+network namespace."""
 END_SECONDS = 5.0
 """Seconds to wait for a killed process to end before the next process is killed."""
 
@@ -25,7 +33,20 @@ def namespace(pid: int | str) -> int | None:
         return None
 
 
-def kill_in(pid: int, home: int | None) -> bool:
+def lives(pid: int, home: int) -> bool:
+    """Return whether a process is in the namespace, and no visitor."""
+    if namespace(pid) != home:
+        return False
+    try:
+        if os.stat(f"/proc/{pid}/ns/mnt").st_ino == os.stat("/proc/self/ns/mnt").st_ino:
+            return True
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return f"{MARK}={home}".encode() in file.read().split(b"\0")
+    except OSError:
+        return False  # it has ended
+
+
+def kill_in(pid: int, home: int) -> bool:
     """Kill the process if it lives in the namespace; say whether it did."""
     try:
         # The descriptor first: a pid that is reused in between cannot be hit.
@@ -33,7 +54,7 @@ def kill_in(pid: int, home: int | None) -> bool:
     except OSError:
         return False
     try:
-        if namespace(pid) != home:
+        if not lives(pid, home):
             return False
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         select.select([pidfd], [], [], END_SECONDS)
@@ -51,7 +72,7 @@ def others() -> Iterator[int]:
             yield int(entry)
 
 
-def kill_everything(home: int | None) -> None:
+def kill_everything(home: int) -> None:
     """Kill until no process is left: a killed process may have forked just before.
 
     The parent, which runs the test, is spared: it may still be leaving the namespace.

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from lab.keeper import MARK
+
 CLONE_FS = 0x00000200
 CLONE_NEWNS = 0x00020000
 CLONE_NEWNET = 0x40000000
@@ -66,6 +68,16 @@ def _keep(stack: ExitStack, host: int) -> None:
     stack.enter_context(keeper)
 
 
+def _mark(stack: ExitStack) -> None:
+    """Let every process that is started inherit where it lives."""
+    before = os.environ.get(MARK)
+    if before is None:
+        stack.callback(os.environ.pop, MARK, None)
+    else:
+        stack.callback(os.environ.__setitem__, MARK, before)
+    os.environ[MARK] = str(os.stat("/proc/thread-self/ns/net").st_ino)
+
+
 def _mount() -> None:
     for arguments in (
         ["--make-rprivate", "/"],
@@ -87,6 +99,7 @@ def namespaces() -> Iterator[None]:
         net, mnt = _open_namespace(stack, "net"), _open_namespace(stack, "mnt")
         host, cwd = os.fstat(net).st_ino, os.getcwd()
         _call("unshare", CLONE_NEWNET | CLONE_NEWNS)
+        _mark(stack)
         _keep(stack, host)
         stack.callback(_go_home, net, mnt, cwd)
         _mount()
