@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m explorer [--bound small|full]`: a table.
 
-Ends with 1 if Tapster breaks a promise, or if a known bug is not found.
+Exit with 1 if Tapster breaks a promise, or if a known fault is not found.
 """
 
 import sys
 import time
 
 from explorer import protocol
-from explorer.others import known_bugs
+from explorer.faults import known_faults
 from explorer.scenarios import full, small
-from explorer.search import Explorer, Found, Scenario
+from explorer.search import Counterexample, Explorer, Scenario
 
 BOUNDS = {"small": small, "full": full}
 COLUMNS = "{:<74} {:>10} {:>10} {:>9} {:>10} {:>9} {:>7}"
@@ -21,14 +21,14 @@ def main(arguments: list[str]) -> int:
     if bound not in BOUNDS or len(arguments) not in (0, 2):
         say("usage: python -m explorer [--bound small|full]")
         return 2
-    say(f"bound: {bound}; known bugs: up to the first violation, shortest first\n")
+    say(f"bound: {bound}; known faults: up to the first violation, shortest first\n")
     say(
         COLUMNS.format(
             "", "states", "steps", "schedules", "violations", "shortest", "seconds"
         )
     )
     right = check_protocol()
-    for scenario in known_bugs():
+    for scenario in known_faults():
         right &= look_for(scenario) is not None
     for scenario in BOUNDS[bound]():
         right &= explore(scenario)
@@ -62,23 +62,23 @@ def line(name: str, states: int, violations: object, length: object) -> None:
     say(COLUMNS.format(name, states, "-", "-", violations, length, "-"))
 
 
-def look_for(scenario: Scenario) -> Found | None:
-    """Look for a known bug, and show how it was found."""
+def look_for(scenario: Scenario) -> Counterexample | None:
+    """Look for a known fault, and show how it was found."""
     began = time.monotonic()
     with Explorer(scenario) as explorer:
         result = explorer.shortest()
-    length = len(result.found.schedule) if result.found else "-"
-    found = 1 if result.found else "NOT FOUND"
+    length = len(result.counterexample.schedule) if result.counterexample else "-"
+    found = 1 if result.counterexample else "NOT FOUND"
     row(scenario, result.states, result.steps, "-", found, length, began)
-    return result.found
+    return result.counterexample
 
 
 def explore(scenario: Scenario) -> bool:
-    """Put Tapster through a scenario; whether it kept its promises."""
+    """Explore a scenario of Tapster; return whether every promise was kept."""
     began = time.monotonic()
     with Explorer(scenario) as explorer:
         result = explorer.explore()
-        found = explorer.shortest().found if result.broken else None
+        found = explorer.shortest().counterexample if result.broken else None
         idle = explorer.idle()
     length = len(found.schedule) if found else "-"
     schedules = f"{result.schedules:.1e}"

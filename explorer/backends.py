@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backends as the explorer has them: a switch that knows ports by name, and rules.
+"""Two backends of the explorer: a switch that knows ports by name, and a filter.
 
-What they hold is a set of entries. The real backends are tried on real services;
-here it is tried when Host calls them, and what becomes of it in every schedule.
+The state of a backend is a set of entries. Tests with the real services check the real
+backends. The explorer checks when the operations call a backend, and what follows in
+every schedule.
 """
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from explorer.calls import Call, Client, Raised
+from explorer.calls import Call, Raised, StandIn
 from tapster.backends.backend import Leftover, Observation
 from tapster.errors import ConflictError, ServiceUnavailable
 from tapster.kernel.port import Namespace
@@ -21,16 +22,16 @@ RULES = "filter"
 
 
 class Entry(NamedTuple):
-    """Something that a backend holds."""
+    """A part of a lease that a backend has, or a stranger's entry."""
 
     backend: str
     key: str | int
     lease: str
-    """The id in its stamp; "" if it is a stranger's."""
+    """The id of the lease in its stamp; "" if the entry is a stranger's."""
 
 
-class RemoteBackend(Client):
-    """Stands for a backend. Each verb is one transaction, so one call."""
+class BackendStandIn(StandIn):
+    """Stands for a backend. Each verb is one transaction, and so one call."""
 
     name: str
 
@@ -38,14 +39,14 @@ class RemoteBackend(Client):
         return bool(wiring.ovs if self.name == PORTS else wiring.filter)
 
     def check(self, _: Namespace, __: Wiring) -> None:
-        """It can always be had."""
+        """Accept every request."""
 
     def attach(self, _: Namespace, lease: Lease) -> None:
         key = lease.name if self.name == PORTS else lease.ifindex
         self._put("attach", (Entry(self.name, key, lease.id),), {})
 
     def restore(self, _: Namespace, leases: Sequence[Lease]) -> frozenset[str]:
-        """Rules are restored in one transaction, ports one by one."""
+        """Restore rules in one transaction; leave ports to be restored one by one."""
         if self.name == PORTS:
             return frozenset()
         self._put(
@@ -78,7 +79,7 @@ class RemoteBackend(Client):
 def answer(
     entries: frozenset[Entry], away: bool, call: Call
 ) -> tuple[frozenset[Entry], bool, Any]:
-    """What a call does to the entries, and whether the switch is away after it."""
+    """Return the entries after a call, whether the switch is away, and the answer."""
     if call.verb in ("stop", "start"):
         return entries, call.verb == "stop", None
     if call.verb == "attach":
@@ -86,11 +87,13 @@ def answer(
         for new in call.args:
             if away and new.backend == PORTS:
                 return entries, away, Raised(ServiceUnavailable, "away", 0)
-            same = {one for one in attached if one[:2] == new[:2]}
+            same = {entry for entry in attached if entry[:2] == new[:2]}
             if Entry(new.backend, new.key, "") in same:
                 return entries, away, Raised(ConflictError, f"{new.key} is in use", 0)
             before = {
-                one for one in attached if (one.backend, one.lease) == (new[0], new[2])
+                entry
+                for entry in attached
+                if (entry.backend, entry.lease) == (new.backend, new.lease)
             }
             attached = attached - same - before | {new}
         return attached, away, None
@@ -98,11 +101,15 @@ def answer(
     if away and backend == PORTS:
         return entries, away, Raised(ServiceUnavailable, "away", 0)
     if call.verb == "entries":
-        found = sorted(one for one in entries if one.backend == backend)
+        found = sorted(entry for entry in entries if entry.backend == backend)
         return entries, away, tuple(found)
     if call.verb == "add_port":  # a stranger's
         return entries | {Entry(backend, call.args[1], "")}, away, None
     field = 2 if call.verb == "detach" else 1
     assert call.verb in ("detach", "del_port")
-    gone = {one for one in entries if one[0] == backend and one[field] == call.args[1]}
+    gone = {
+        entry
+        for entry in entries
+        if entry.backend == backend and entry[field] == call.args[1]
+    }
     return entries - gone, away, None

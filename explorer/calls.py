@@ -1,29 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls as values, and stand-ins that turn method calls into them.
+"""Calls as values, and stand-ins that turn method calls into such values.
 
-The code of an actor runs on stand-ins for ledger, kernel, locks and clock. Each
-call on one of these becomes a `Call`, which is put to whoever plays the world.
-Arguments and answers are frozen, so that they can be remembered and compared.
+The code of an actor runs on stand-ins for ledger, kernel, locks and clock. A stand-in
+turns each call of its methods into a `Call`, and passes it to the state space, which
+answers. Arguments and answers are frozen, so that they can be recorded and compared.
 """
 
 import os
 from collections.abc import Callable, Generator
+from errno import EBADFD
 from typing import Any, NamedTuple
 
-from tapster.errors import KernelError, TapsterError
+from tapster.errors import HostError, KernelError, TapsterError
 from tapster.kernel.port import LinkChange
+from tapster.model import Netns
+from tapster.testing import FakeSystem
+
+NETNS = FakeSystem().netns(None).netns
+"""The network namespace in which every scenario makes its devices."""
+POD = NETNS._replace(cookie=NETNS.cookie + 1, path="/run/netns/pod")
+"""The second network namespace."""
+PLACES = {"kernel": NETNS, "pod": POD}
+"""The namespaces, by the name that a `Call` has for them."""
 
 
 class Call(NamedTuple):
-    """One call of an actor on a part of the world."""
+    """One call of an actor on a part of the state."""
 
     on: str
-    """"kernel", "ledger", "locks", "clock", "machine" or "outside"."""
+    """"kernel", "pod", "ledger", "locks", "clock", "vm", "host", "backend", "daemon"
+    or "outside"."""
     verb: str
     args: tuple[Any, ...] = ()
     named: tuple[tuple[str, Any], ...] = ()
-    told: tuple[Any, ...] = ()
-    """What its callbacks answered so far."""
+    answers: tuple[Any, ...] = ()
+    """The answers of its callbacks until now."""
 
 
 class Callback(NamedTuple):
@@ -33,7 +44,7 @@ class Callback(NamedTuple):
 
 
 class Question(NamedTuple):
-    """An answer that asks back: a transaction needs to know this to go on."""
+    """An answer that is a question: the transaction needs an answer to go on."""
 
     callback: Callback
     args: tuple[Any, ...]
@@ -44,34 +55,40 @@ class Raised(NamedTuple):
 
     kind: type[TapsterError]
     text: str
-    errno: int
+    errno: int = 0
+    fields: tuple[tuple[str, Any], ...] = ()
 
     def error(self) -> TapsterError:
+        """Return the error, to be raised."""
         if issubclass(self.kind, KernelError):
             return self.kind(self.errno, self.text)
-        return self.kind(self.text)
+        return self.kind(self.text, **dict(self.fields))
 
 
 def raised(error: TapsterError) -> Raised:
-    errno = error.errno if isinstance(error, KernelError) else 0
-    return Raised(type(error), str(error), errno)
+    """Return an error as an answer."""
+    if isinstance(error, KernelError):
+        return Raised(type(error), str(error), error.errno)
+    given = vars(error)
+    fields = tuple((field, given[field]) for field in error.fields if field in given)
+    return Raised(type(error), str(error), 0, fields)
 
 
 def freeze(value: Any) -> Any:
-    """`value` with its lists as tuples and its sets as frozen ones."""
+    """Return `value` with its lists as tuples and its sets as frozen sets."""
     if isinstance(value, set):
         return frozenset(value)
     if isinstance(value, list) or type(value) is tuple:
-        return tuple(freeze(one) for one in value)
+        return tuple(freeze(item) for item in value)
     return value
 
 
 Ask = Callable[[Call], Any]
-"""Puts a call to the world; returns the answer, or raises the error it is."""
+"""Passes a call to the state space. Returns the answer, or raises it as an error."""
 
 
-class Client:
-    """Stands for a part of the world: each method called on it is a `Call`."""
+class StandIn:
+    """Stands for a part of the state: each method called on it becomes a `Call`."""
 
     def __init__(self, ask: Ask, on: str, **constants: object) -> None:
         self._ask = ask
@@ -116,48 +133,88 @@ def _messages(change: LinkChange) -> list[LinkChange]:
     return [part for part in parts if part != LinkChange(part.ifindex)]
 
 
-class RemoteSystem(Client):
-    """Stands for the host."""
+class NamespaceStandIn(StandIn):
+    """Stands for a network namespace."""
 
-    def namespaces(self) -> Generator[Any]:
-        """Yield no namespace: there is one, and it has been looked at."""
-        yield from ()
+    opened = 0
+    """The ifindex of the macvtap that was opened last."""
 
-    def open_process(self, _: object) -> int:
-        """Open something that can be closed: a process that binds itself lives."""
-        return os.open(os.devnull, os.O_RDONLY)
-
-
-class RemoteKernel(Client):
-    """Stands for a namespace of the kernel."""
+    def close(self) -> None:
+        """Do nothing: the namespaces of a scenario do not end."""
 
     def ports(self, _: object) -> int:
-        # Never near the limit in a scenario; the number itself would only keep
-        # states apart that have the same future.
+        """Return 0: no scenario comes near the limit, and the number itself would only
+        distinguish states that have the same future."""
         return 0
 
     def set_links(self, changes: Any) -> None:
-        # Each message is a step, as in rtnl.set_messages: others come in between.
+        """Send each message as a step, as rtnl.set_messages does."""
         for change in changes:
             for message in _messages(change):
                 self._put("set_links", ([message],), {})
 
     def create_tap(self, *args: object, **named: object) -> tuple[int, ...]:
-        # No descriptor is real here, so none is handed out to be closed.
+        """Return no descriptors: none is real here, so none can be closed."""
         self._put("create_tap", args, named)
         return ()
 
-    def open_macvtap(self, *args: object, **named: object) -> tuple[int, ...]:
-        self._put("open_macvtap", args, named)
+    def create_macvtap(self, device: object, **_: object) -> None:
+        """Make a macvtap. Its lower device is in the same namespace."""
+        self._put("create_macvtap", (device,), {})
+
+    def open_macvtap(self, ifindex: int, **_: object) -> tuple[int, ...]:
+        """Open a macvtap in the steps of LinuxNamespace.open_macvtap: the kernel gives
+        the number of a deleted macvtap to the next macvtap."""
+        number = self._put("number_of", (ifindex,), {})
+        self.opened = self._put("open_number", (number,), {})
+        self.check_number(ifindex, number)
         return ()
 
+    def check_number(self, ifindex: int, number: int) -> None:
+        """Raise KernelError if a macvtap does not have this number any more."""
+        if self._put("number_of", (ifindex,), {}) != number:
+            raise KernelError(EBADFD, f"opening macvtap {ifindex}")
 
-class RemoteLedger(Client):
-    """Stands for the ledger. What a transaction asks back is asked by the actor."""
+
+class SystemStandIn(StandIn):
+    """Stands for the host."""
+
+    def namespaces(self) -> Generator[Any]:
+        """Yield no namespace: there is one, and the caller has looked there."""
+        yield from ()
+
+    def open_process(self, _: object) -> int:
+        """Open a file that can be closed: a process that binds itself lives."""
+        return os.open(os.devnull, os.O_RDONLY)
+
+
+class TwoNamespaces(SystemStandIn):
+    """A host with a second network namespace. Both may be hidden for a time."""
+
+    def find(self, netns: Netns) -> Any:
+        """Return the namespace. Raise HostError while that cannot be determined."""
+        if self._put("hidden", (), {}):
+            raise HostError("whether the namespace has ended cannot be told")
+        (place,) = [on for on, of in PLACES.items() if of.cookie == netns.cookie]
+        return NamespaceStandIn(self._ask, place, netns=netns)
+
+    def namespaces(self) -> Generator[Any]:
+        """Yield both. Raise HostError in the end if one may be hidden."""
+        if self._put("hidden", (), {}):
+            raise HostError("other namespaces cannot be seen")
+        for place, netns in PLACES.items():
+            yield NamespaceStandIn(self._ask, place, netns=netns)
+
+
+class LedgerStandIn(StandIn):
+    """Stands for the ledger. The actor's own code answers what a transaction asks."""
 
     def named(self, name: str) -> list[Any]:
         """Return the leases with a name, in a list of the caller's own."""
         return [*self._put("named", (name,), {})]
+
+    def record_event(self, _: object) -> None:
+        """Record nothing: no operation depends on the history's events."""
 
     def _put(self, verb: str, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
         places: list[tuple[int | str, Any]] = [*enumerate(args), *named.items()]
@@ -180,5 +237,5 @@ class RemoteLedger(Client):
             except TapsterError:
                 self._ask(Call(self._on, "rollback"))
                 raise
-            call = call._replace(told=(*call.told, freeze(value)))
+            call = call._replace(answers=(*call.answers, freeze(value)))
         return answer

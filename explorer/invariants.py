@@ -1,169 +1,214 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must hold after every step, and at the end: one function a promise.
+"""What must hold after every step, and at the end: one function for each promise.
 
-Each returns what is wrong, or None. The numbers are those of the design.
+Each function returns the problem, or None. ARCHITECTURE.md lists the numbers.
 """
 
 from collections.abc import Callable, Iterator
 
-from explorer.kernels import BRIDGE_IFINDEX, View
-from explorer.script import LEDGER, Failed, Held, held_in
-from explorer.world import Moment, Rest
-from tapster.model import Lease, Link, State
+from explorer.kernel_states import BRIDGE_IFINDEX, KernelState
+from explorer.script import LEDGER, Acquired, Failed, Reopened, acquired_in
+from explorer.state_space import Environment, Transition
+from tapster.model import Lease, Link, State, host_mac, parse_stamp
 from tapster.operations.decision import DeviceState, look
 from tapster.testing import Device
 
+ENDS_OWN = ("acquire", "release", "GC")
+"""Operations that need no claim on the leases of the actor's owners."""
 
-def i1_no_two_leases_share(moment: Moment) -> str | None:
+
+def i1_no_two_leases_share(transition: Transition) -> str | None:
     """I1: no two leases share a name or an ifindex."""
     for what in ("name", "ifindex"):
-        values = [getattr(lease, what) for lease in moment.leases]
+        values = [getattr(lease, what) for lease in transition.leases]
         if len(set(values)) < len(values):
             return f"two leases share a {what}"
     return None
 
 
-def i2_a_name_waits(moment: Moment) -> str | None:
+def i2_a_name_waits(transition: Transition) -> str | None:
     """I2: a lease that was active ends only after its FIN WAIT."""
-    left = {lease.id for lease in moment.leases}
-    for lease in moment.leases_before:
+    left = {lease.id for lease in transition.leases}
+    for lease in transition.leases_before:
         if lease.id in left or lease.state is State.RESERVED:
             continue
-        if moment.event.op == "acquire" and lease.owner == moment.event.actor:
+        if transition.step.op == "acquire" and lease.owner in transition.owners:
             continue  # the owner reclaims its own name
-        if lease.deadline is None or lease.deadline > moment.now:
+        if lease.deadline is None or lease.deadline > transition.now:
             return f"{lease.name} is free before its FIN WAIT is over"
-        if any(entry.lease == lease.id for entry in moment.rest.entries):
-            return f"{lease.name} is free before a backend has let go of it"
+        if any(entry.lease == lease.id for entry in transition.environment.entries):
+            return f"{lease.name} is free before a backend has detached it"
     return None
 
 
-def i3_only_its_own_device(moment: Moment) -> str | None:
-    """I3: an operation changes no device of a lease that others work on."""
-    event = moment.event
-    if not event.ours:
+def i3_only_its_own_device(transition: Transition) -> str | None:
+    """I3: an operation changes no device of a lease that another actor works on.
+
+    Acquire and release change devices of the actor's own owners only. Recover and reap
+    may change any device, unless a living manager has claimed its lease.
+    """
+    step = transition.step
+    if not step.ours:
         return None
-    for change in event.changes:
-        lease = _lease_of(moment, change.device.ifindex)
-        if lease is None or lease.owner in (event.actor, event.actor.partition("'")[0]):
+    for change in step.changes:
+        lease = _lease_of(transition, change.device)
+        if lease is None or lease.owner in transition.owners:
             continue
-        claimed = lease.manager not in (None, moment.manager)
-        alive = any(manager == lease.manager for _, manager in moment.rest.locks)
-        if event.op in ("acquire", "release") or (claimed and alive):
-            return f"{event.actor} {change.what} {_named(change.device)}, not its own"
+        if lease.manager == transition.manager:
+            continue  # claimed, to repair what a dead manager has left
+        claimed = lease.manager is not None
+        alive = any(
+            manager == lease.manager for _, manager in transition.environment.locks
+        )
+        if step.op in ENDS_OWN or (claimed and alive):
+            return f"{step.actor} {change.what} {_named(change.device)}, not its own"
     return None
 
 
-def i3_only_its_own_entries(moment: Moment) -> str | None:
-    """I3, I4: an operation changes nothing in a backend of a lease that others hold."""
-    event = moment.event
-    if not event.ours:
+def i3_only_its_own_entries(transition: Transition) -> str | None:
+    """I3, I4: an operation changes no backend's part of another actor's lease."""
+    step = transition.step
+    if not step.ours:
         return None
-    leases = {lease.id: lease for lease in moment.leases_before}
-    for entry in moment.rest_before.entries ^ moment.rest.entries:
+    leases = {lease.id: lease for lease in transition.leases_before}
+    for entry in transition.environment_before.entries ^ transition.environment.entries:
         lease = leases.get(entry.lease)
         if not entry.lease:
-            return f"{event.actor} changed {entry.backend} {entry.key}, a stranger's"
-        if lease is None or lease.owner == event.actor:
+            return f"{step.actor} changed {entry.backend} {entry.key}, a stranger's"
+        if lease is None or lease.owner in transition.owners:
             continue
-        if event.op in ("acquire", "release") or lease.manager != moment.manager:
-            return f"{event.actor} changed {entry.backend} {entry.key}, not its own"
+        if lease.manager != transition.manager:
+            return f"{step.actor} changed {entry.backend} {entry.key}, not its own"
     return None
 
 
-def identity_first(moment: Moment) -> str | None:
-    """I5: each device of ours has its row before it exists, and until it is gone."""
-    event = moment.event
-    if event.ours:
-        for change in event.changes:
-            if _lease_of(moment, change.device.ifindex) is None:
-                return f"{event.actor} {change.what} {_named(change.device)}: no row"
+def identity_first(transition: Transition) -> str | None:
+    """I5: each device of ours has a lease from before it exists until it is gone."""
+    step = transition.step
+    if step.ours:
+        for change in step.changes:
+            if _lease_of(transition, change.device) is None:
+                return f"{step.actor} {change.what} {_named(change.device)}: no lease"
     return None
 
 
-def claimed_first(moment: Moment) -> str | None:
-    """I3: recover and reap touch only what they have claimed."""
-    event = moment.event
-    if not event.ours or event.op in ("acquire", "release"):
+def claimed_first(transition: Transition) -> str | None:
+    """I3: recover and reap change only devices whose leases they have claimed."""
+    step = transition.step
+    if not step.ours or step.op in ENDS_OWN:
         return None
-    for change in event.changes:
-        lease = _lease_of(moment, change.device.ifindex)
-        if lease is None or lease.manager != moment.manager:
-            return f"{event.actor} {change.what} {_named(change.device)}: no claim"
+    for change in step.changes:
+        lease = _lease_of(transition, change.device)
+        if lease is None or lease.manager != transition.manager:
+            return f"{step.actor} {change.what} {_named(change.device)}: no claim"
     return None
 
 
-def i4_nothing_foreign(moment: Moment) -> str | None:
+def i4_nothing_foreign(transition: Transition) -> str | None:
     """I4: no operation of ours changes, deletes or attaches to a foreign device."""
-    event = moment.event
-    if not event.ours:
+    step = transition.step
+    if not step.ours:
         return None
-    for change in event.changes:
-        if change.author not in moment.ours:
+    for change in step.changes:
+        if change.author not in transition.ours:
             whose = f"{_named(change.device)}, which {change.author} made"
-            return f"{event.actor} {change.what} {whose}"
+            return f"{step.actor} {change.what} {whose}"
     return None
 
 
-def i6_wired_or_nothing(moment: Moment) -> str | None:
-    """I6, I8: an acquire that returns has wired the device; else there is none."""
-    event = moment.event
-    if event.op != "acquire" or event.done is None:
+def i6_wired_or_nothing(transition: Transition) -> str | None:
+    """I6, I8: an acquire that returns has connected its device; one that fails leaves
+    none."""
+    step = transition.step
+    if step.op != "acquire" or step.done is None:
         return None
-    (memory,) = event.done
-    for held in held_in(memory):
-        if held.ifindex not in moment.namespace.moved and (
-            wrong := _cut_off(moment.namespace, held, moment.rest)
+    (memory,) = step.done
+    for acquired in acquired_in(memory):
+        if acquired.ifindex not in transition.namespace.disturbed and (
+            wrong := _cut_off(transition.namespace, acquired, transition.environment)
         ):
             return wrong
-    if isinstance(memory, Failed):
+    # If the device may be in a namespace that is hidden, recover ends the lease.
+    if isinstance(memory, Failed) and not transition.environment.hidden:
         # A name that a service may still know waits, and then ends by itself.
-        waiting = {one for one in moment.leases if one.state is State.FIN_WAIT}
-        left = {one for one in moment.leases if one.owner == event.actor} - waiting
-        if left:
-            return f"{event.actor}'s acquire failed and left a lease"
-        waits = {one.ifindex for one in waiting}
-        for ifindex, author in moment.namespace.authors.items():
-            if author == event.actor and ifindex not in waits:
-                return f"{event.actor}'s acquire failed and left device {ifindex}"
-        known = {one.id for one in moment.leases} | {""}
-        if any(entry.lease not in known for entry in moment.rest.entries):
-            return f"{event.actor}'s acquire failed and left something in a backend"
+        waiting = {
+            lease for lease in transition.leases if lease.state is State.FIN_WAIT
+        }
+        own = {lease for lease in transition.leases if lease.owner in transition.owners}
+        if own - waiting:
+            return f"{step.actor}'s acquire failed and left a lease"
+        waits = {lease.ifindex for lease in waiting}
+        for ifindex, author in transition.namespace.authors.items():
+            if author == step.actor and ifindex not in waits:
+                return f"{step.actor}'s acquire failed and left device {ifindex}"
+        known = {lease.id for lease in transition.leases} | {""}
+        if any(entry.lease not in known for entry in transition.environment.entries):
+            return f"{step.actor}'s acquire failed and left something in a backend"
     return None
 
 
-MAY_FAIL = ("acquire", "change")
+MAY_FAIL = ("acquire", "change", "reopen")
+"""Operations that others can make fail."""
+MAY_BE_AWAY = ("ServiceUnavailable", "HostError")
+"""Errors of a switch that cannot be reached, and of namespaces that cannot be seen.
+A reap also reports a waiting tap that a program has open."""
 
 
-def i7_may_be_done_at_any_time(moment: Moment) -> str | None:
-    """I7: release, reap and recover do not fail, whatever others do meanwhile."""
-    event = moment.event
-    if event.ours and event.op not in MAY_FAIL and event.done is not None:
-        (memory,) = event.done
-        if isinstance(memory, Failed) and memory.why != "ServiceUnavailable":
-            return f"{event.actor}'s {event.op} failed: {memory.why}"
+def i7_may_be_done_at_any_time(transition: Transition) -> str | None:
+    """I7: release, reap and recover do not fail, whatever others do."""
+    step = transition.step
+    if step.ours and step.op not in MAY_FAIL and step.done is not None:
+        (memory,) = step.done
+        away = MAY_BE_AWAY if step.op != "reap" else (*MAY_BE_AWAY, "ConflictError")
+        if isinstance(memory, Failed) and memory.why not in away:
+            return f"{step.actor}'s {step.op} failed: {memory.why}"
     return None
 
 
-def machines_stay_connected(moment: Moment) -> str | None:
-    """A running machine's device is up and on its bridge."""
-    return all_connected(moment.namespace, moment.rest)
+def vms_stay_connected(transition: Transition) -> str | None:
+    """The device of a running VM is up and on its bridge."""
+    return all_connected(transition.namespace, transition.environment)
 
 
-def all_connected(namespace: View, rest: Rest) -> str | None:
-    for owner, held in rest.running:
-        wrong = (
-            None if held.ifindex in namespace.moved else _cut_off(namespace, held, rest)
-        )
-        if wrong:
-            return f"{owner}'s running machine is cut off: {wrong}"
+def all_connected(namespace: KernelState, environment: Environment) -> str | None:
+    for owner, device in environment.running:
+        disturbed = device.ifindex in namespace.disturbed
+        if not disturbed and (wrong := _cut_off(namespace, device, environment)):
+            return f"{owner}'s running VM is cut off: {wrong}"
     return None
 
 
-def a_running_port_is_protected(moment: Moment) -> str | None:
-    """A port that should be isolated is so as long as it runs on its bridge."""
-    for lease in moment.leases:
-        device = moment.namespace.devices.get(lease.ifindex)
+def a_running_vm_is_leased(transition: Transition) -> str | None:
+    """The lease of a running VM is active, unless an administrator took its device."""
+    active = {lease.id for lease in transition.leases if lease.state is State.ACTIVE}
+    for owner, device in transition.environment.running:
+        if device.ifindex in transition.namespace.disturbed:
+            continue
+        if device.lease and device.lease not in active:
+            return f"the lease of {owner}'s running VM has ended: {device.name}"
+    return None
+
+
+def an_opened_device_stays(transition: Transition) -> str | None:
+    """A program that opened a waiting tap, which no operation had claimed, keeps it."""
+    for ifindex in transition.environment.opened:
+        if transition.namespace.find(ifindex) is None:
+            return f"a program has a waiting tap open, and it was deleted: {ifindex}"
+    return None
+
+
+def reopen_opens_its_own(transition: Transition) -> str | None:
+    """I8: reopen opens the device of its lease, and no other."""
+    done = transition.step.done
+    if done and isinstance(done[0], Reopened) and done[0].opened != done[0].ifindex:
+        return f"{transition.step.actor} has another device open than its own"
+    return None
+
+
+def a_running_port_is_protected(transition: Transition) -> str | None:
+    """A port that was requested isolated is isolated while it is up on a bridge."""
+    for lease in transition.leases:
+        device = transition.namespace.devices.get(lease.ifindex)
         if (
             lease.state is State.ACTIVE
             and lease.wiring.isolated
@@ -176,41 +221,56 @@ def a_running_port_is_protected(moment: Moment) -> str | None:
     return None
 
 
-def standby_is_off(moment: Moment) -> str | None:
+def standby_is_off(transition: Transition) -> str | None:
     """A device on standby is on no bridge."""
-    for lease in moment.leases:
-        device = moment.namespace.devices.get(lease.ifindex)
+    for lease in transition.leases:
+        device = transition.namespace.devices.get(lease.ifindex)
         if lease.wiring.standby and lease.manager is None and device and device.master:
             return f"{_named(device)} is on standby, and on a bridge"
     return None
 
 
-HARM = (i4_nothing_foreign, i6_wired_or_nothing, machines_stay_connected)
-"""What is looked at after each step of a program that has no ledger."""
+HARM = (i4_nothing_foreign, i6_wired_or_nothing, vms_stay_connected)
+"""The checks after each step of a program that has no ledger."""
 
-STEP: tuple[Callable[[Moment], str | None], ...] = (
+STEP: tuple[Callable[[Transition], str | None], ...] = (
     i1_no_two_leases_share,
     i2_a_name_waits,
     i3_only_its_own_device,
     i3_only_its_own_entries,
     a_running_port_is_protected,
     standby_is_off,
+    a_running_vm_is_leased,
+    an_opened_device_stays,
+    reopen_opens_its_own,
     *HARM,
 )
-"""What is looked at after each step: promises to users."""
+"""The checks after each step: promises to users."""
 
 STRICT = (*STEP, i7_may_be_done_at_any_time, identity_first, claimed_first)
-"""The same and the means by which they are kept, each step of ours."""
+"""The same checks, and those of the means by which Tapster keeps the promises."""
 
 
 def i5_leased_or_gone(
-    namespace: View, leases: tuple[Lease, ...], ours: frozenset[str]
+    namespace: KernelState,
+    leases: tuple[Lease, ...],
+    ours: frozenset[str],
+    environment: Environment,
 ) -> str | None:
-    """I5: after recover, each device of ours is a lease's, and each lease settled."""
-    known = {lease.ifindex: lease for lease in leases}
+    """I5: after recover, each device of ours has a lease, and each lease is settled.
+
+    A device that was moved while it was being deleted is lost.
+    """
+    known = {lease.ifindex for lease in leases}
+    ids = {lease.id for lease in leases}
     for ifindex, author in namespace.authors.items():
-        if author in ours and ifindex not in known:
-            return f"{_named(namespace.devices[ifindex])} is nobody's after recover"
+        if author not in ours or ifindex in known | environment.moved:
+            continue
+        device = namespace.find(ifindex)
+        assert device is not None, "a device that is gone has no author"
+        stamp = parse_stamp(device.alias)
+        if ifindex in namespace.devices or stamp is None or stamp.lease not in ids:
+            return f"{_named(device)} has no lease after recover"
     for lease in leases:
         if lease.state is State.RESERVED:
             return f"lease {lease.name} is still being worked on after recover"
@@ -223,8 +283,10 @@ def i5_leased_or_gone(
     return None
 
 
-def released_is_at_rest(namespace: View, leases: tuple[Lease, ...]) -> str | None:
-    """Who releases a device finds it at rest, whatever others did to it meanwhile."""
+def released_is_at_rest(
+    namespace: KernelState, leases: tuple[Lease, ...]
+) -> str | None:
+    """A device that was released is at rest, whatever others did to it."""
     for lease in leases:
         device = namespace.devices.get(lease.ifindex)
         if lease.state is not State.FIN_WAIT or device is None:
@@ -234,48 +296,77 @@ def released_is_at_rest(namespace: View, leases: tuple[Lease, ...]) -> str | Non
     return None
 
 
-def i5_planes_agree(leases: tuple[Lease, ...], rest: Rest) -> str | None:
-    """I5: after recover, backends hold what active leases want, and nothing else."""
-    held = {(entry.backend, entry.lease) for entry in rest.entries if entry.lease}
+def upkeep_repairs(namespace: KernelState, leases: tuple[Lease, ...]) -> str | None:
+    """A daemon that has seen every change has repaired every active lease."""
+    for lease in leases:
+        device = namespace.devices.get(lease.ifindex)
+        if lease.state is not State.ACTIVE:
+            continue
+        if device is None:
+            return f"{lease.name} is gone, and active"
+        if lease.wiring.bridge and device.master != BRIDGE_IFINDEX:
+            return f"{_named(device)} is off its bridge"
+        if not device.up:
+            return f"{_named(device)} is down"
+        if device.mac != host_mac(lease.mac):
+            return f"{_named(device)} has a foreign MAC"
+    return None
+
+
+def i5_backends_agree(
+    leases: tuple[Lease, ...], environment: Environment
+) -> str | None:
+    """I5: after recover, backends have the parts of active leases, and no others."""
+    attached = {
+        (entry.backend, entry.lease) for entry in environment.entries if entry.lease
+    }
     wanted = {
         (backend, lease.id)
         for lease in leases
         if lease.state is State.ACTIVE
         for backend in lease.backends
     }
-    if held != wanted:
-        return f"backends hold {sorted(held)}, but leases want {sorted(wanted)}"
+    if attached != wanted:
+        return f"backends have {sorted(attached)}, but leases want {sorted(wanted)}"
     return None
 
 
 def i5_only_running_ones_stay(
-    namespace: View, leases: tuple[Lease, ...], ours: frozenset[str], rest: Rest
+    namespace: KernelState,
+    leases: tuple[Lease, ...],
+    ours: frozenset[str],
+    environment: Environment,
 ) -> str | None:
-    """I5: when FIN WAIT is over and all is reaped, nothing waits any more."""
-    stopped = {owner for owner, _ in rest.stopped}
+    """I5: when FIN WAIT is over and all is reaped, no lease waits."""
+    stopped = {owner for owner, _ in environment.stopped}
     for lease in leases:
         if lease.state is not State.ACTIVE:
             return f"{lease.name} is {lease.state} after all was reaped"
         if lease.process is not None and lease.owner in stopped:
             return f"{lease.name} is leased, but its process has ended"
-    return i5_leased_or_gone(namespace, leases, ours)
+    return i5_leased_or_gone(namespace, leases, ours, environment)
 
 
-def _cut_off(namespace: View, held: Held, rest: Rest) -> str | None:
-    device = namespace.devices.get(held.ifindex)
+def _cut_off(
+    namespace: KernelState, acquired: Acquired, environment: Environment
+) -> str | None:
+    device = namespace.devices.get(acquired.ifindex)
     if device is None:
-        return f"{held.name} is gone"
+        return f"{acquired.name} is gone"
     if not device.up:
         return f"{_named(device)} is down"
-    if held.bridge and device.master != BRIDGE_IFINDEX:
+    if acquired.bridge and device.master != BRIDGE_IFINDEX:
         return f"{_named(device)} is off its bridge"
-    for backend in held.backends:
-        if not any(one[::2] == (backend, held.lease) for one in rest.entries):
+    for backend in acquired.backends:
+        part = (backend, acquired.lease)
+        if not any(
+            (entry.backend, entry.lease) == part for entry in environment.entries
+        ):
             return f"{_named(device)} is not in {backend} any more"
     return None
 
 
-def _name_is_taken(namespace: View, name: str) -> bool:
+def _name_is_taken(namespace: KernelState, name: str) -> bool:
     return any(device.name == name for device in namespace.devices.values())
 
 
@@ -292,8 +383,15 @@ def _link(device: Device) -> Link:
     )
 
 
-def _lease_of(moment: Moment, ifindex: int) -> Lease | None:
-    return next((one for one in moment.leases if one.ifindex == ifindex), None)
+def _lease_of(transition: Transition, device: Device) -> Lease | None:
+    """Return the lease that a device is of: by ifindex, or by stamp if it was moved."""
+    for lease in transition.leases:
+        if lease.ifindex == device.ifindex:
+            return lease
+    stamp = parse_stamp(device.alias)
+    if stamp is None or device.ifindex in transition.kernel_before.devices:
+        return None
+    return next((lease for lease in transition.leases if lease.id == stamp.lease), None)
 
 
 def _named(device: Device) -> str:
@@ -301,9 +399,9 @@ def _named(device: Device) -> str:
 
 
 def broken(
-    checks: tuple[Callable[[Moment], str | None], ...], moment: Moment
+    checks: tuple[Callable[[Transition], str | None], ...], transition: Transition
 ) -> Iterator[str]:
-    """What a step broke."""
+    """Yield the promises that a step broke."""
     for check in checks:
-        if wrong := check(moment):
+        if wrong := check(transition):
             yield f"{check.__name__}: {wrong}"

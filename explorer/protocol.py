@@ -44,7 +44,7 @@ class Rules(NamedTuple):
     """A client acquires and binds in one request."""
 
 
-class Lease(NamedTuple):
+class ModelLease(NamedTuple):
     state: str = "none"
     """none, active, fin_wait or ended."""
     claim: int = 0
@@ -55,7 +55,7 @@ class Lease(NamedTuple):
     """Whether it is recorded that the lease ends with the client."""
 
 
-class Process(NamedTuple):
+class ModelProcess(NamedTuple):
     """One process: what it runs, and how far it is."""
 
     kind: str
@@ -66,9 +66,9 @@ class Process(NamedTuple):
     """Of a standby: the leader whose lock file it shares."""
 
 
-class World(NamedTuple):
-    lease: Lease = Lease()
-    processes: tuple[Process, ...] = ()
+class ProtocolState(NamedTuple):
+    lease: ModelLease = ModelLease()
+    processes: tuple[ModelProcess, ...] = ()
     locks: frozenset[int] = frozenset()
     """The managers' locks that are held, by number."""
     reaper_lock: int = 0
@@ -83,7 +83,7 @@ class World(NamedTuple):
     """Two living processes have worked on the lease at the same time."""
 
 
-class Found(NamedTuple):
+class ProtocolResult(NamedTuple):
     """What a search found."""
 
     states: int
@@ -93,39 +93,43 @@ class Found(NamedTuple):
     """The shortest way there."""
 
 
-class Scenario(NamedTuple):
+class ProtocolScenario(NamedTuple):
     name: str
-    start: World
+    start: ProtocolState
     kills: int
 
 
-def manager(number: int) -> Process:
+def manager(number: int) -> ModelProcess:
     """A manager that changes the lease in two steps, and may be killed in between."""
-    return Process("manager", "begin", number)
+    return ModelProcess("manager", "begin", number)
 
 
-RELEASER = Process("releaser", "begin")
-CLIENT = Process("client", "begin")
+RELEASER = ModelProcess("releaser", "begin")
+CLIENT = ModelProcess("client", "begin")
 
-ACTIVE = Lease("active")
+ACTIVE = ModelLease("active")
 SCENARIOS = (
-    Scenario(
+    ProtocolScenario(
         "two managers change one lease, a kill",
-        World(ACTIVE, (manager(1), manager(2))),
+        ProtocolState(ACTIVE, (manager(1), manager(2))),
         1,
     ),
-    Scenario(
+    ProtocolScenario(
         "a release, a reaper that goes, another release",
-        World(ACTIVE, (RELEASER, Process("late", "begin"))),
+        ProtocolState(ACTIVE, (RELEASER, ModelProcess("late", "begin"))),
         0,
     ),
-    Scenario("a release, a reaper, a kill", World(ACTIVE, (RELEASER,)), 1),
-    Scenario(
+    ProtocolScenario(
+        "a release, a reaper, a kill", ProtocolState(ACTIVE, (RELEASER,)), 1
+    ),
+    ProtocolScenario(
         "a release, a reaper that goes, another release, a kill",
-        World(ACTIVE, (RELEASER, Process("late", "begin"))),
+        ProtocolState(ACTIVE, (RELEASER, ModelProcess("late", "begin"))),
         1,
     ),
-    Scenario("a client acquires and dies", World(Lease(), (CLIENT,)), 1),
+    ProtocolScenario(
+        "a client acquires and dies", ProtocolState(ModelLease(), (CLIENT,)), 1
+    ),
 )
 
 VARIANTS = (
@@ -149,10 +153,10 @@ UNCOVERED = {
 }
 """Where a release is recorded, and where a reaper has no standby yet."""
 ALL = Rules()
-Step = tuple[str, World]
+Step = tuple[str, ProtocolState]
 
 
-def steps(world: World, rules: Rules, kills: int) -> Iterator[Step]:
+def steps(world: ProtocolState, rules: Rules, kills: int) -> Iterator[Step]:
     """Yield every step that is possible: what it is, and the world after it."""
     for place, process in enumerate(world.processes):
         moves = MOVES[process.kind]
@@ -168,7 +172,7 @@ def steps(world: World, rules: Rules, kills: int) -> Iterator[Step]:
             )
 
 
-def _go(world: World, place: int, process: Process) -> World:
+def _go(world: ProtocolState, place: int, process: ModelProcess) -> ProtocolState:
     """The world in which one process is further."""
     processes = world.processes
     return world._replace(
@@ -176,7 +180,7 @@ def _go(world: World, place: int, process: Process) -> World:
     )
 
 
-def _end(world: World, place: int) -> World:
+def _end(world: ProtocolState, place: int) -> ProtocolState:
     """The world in which a process has ended: the kernel drops its locks."""
     process = world.processes[place]
     processes = world.processes[:place] + world.processes[place + 1 :]
@@ -196,7 +200,7 @@ def _end(world: World, place: int) -> World:
 
 
 def _manager(
-    world: World, place: int, process: Process, rules: Rules
+    world: ProtocolState, place: int, process: ModelProcess, rules: Rules
 ) -> Iterator[Step]:
     number, lease = process.number, world.lease
     if process.at == "begin":
@@ -236,7 +240,7 @@ def _manager(
 
 
 def _releaser(
-    world: World, place: int, process: Process, rules: Rules
+    world: ProtocolState, place: int, process: ModelProcess, rules: Rules
 ) -> Iterator[Step]:
     record = world.lease._replace(state="fin_wait")
     looks = "look" if rules.record_first else "begin"
@@ -265,27 +269,33 @@ def _releaser(
             yield from _start(recorded, place, process, bool(process.parent))
 
 
-def _start(world: World, place: int, process: Process, needed: bool) -> Iterator[Step]:
+def _start(
+    world: ProtocolState, place: int, process: ModelProcess, needed: bool
+) -> Iterator[Step]:
     """Start a reaper if none runs."""
     ended = _end(world, place)
     if not needed:
         yield "sees a reaper", ended
         return
-    reaper = Process("reaper", "enter", world.reapers + 1)
+    reaper = ModelProcess("reaper", "enter", world.reapers + 1)
     yield (
         "starts a reaper",
         ended._replace(processes=(*ended.processes, reaper), reapers=world.reapers + 1),
     )
 
 
-def _late(world: World, place: int, process: Process, _: Rules) -> Iterator[Step]:
+def _late(
+    world: ProtocolState, place: int, process: ModelProcess, _: Rules
+) -> Iterator[Step]:
     """Another lease takes the place of the first, and is released."""
     if world.lease.state == "ended":
         again = world._replace(lease=ACTIVE)
         yield "acquires again", _go(again, place, RELEASER)
 
 
-def _reaper(world: World, place: int, process: Process, rules: Rules) -> Iterator[Step]:
+def _reaper(
+    world: ProtocolState, place: int, process: ModelProcess, rules: Rules
+) -> Iterator[Step]:
     number, held = process.number, world.reaper_lock
     if process.at in ("enter", "wait"):
         if held == 0:
@@ -301,7 +311,7 @@ def _reaper(world: World, place: int, process: Process, rules: Rules) -> Iterato
             yield "goes on alone", leads
             return
         shared = 0 if rules.own_lock_file else number
-        standby = Process("reaper", "wait", world.reapers + 1, shared)
+        standby = ModelProcess("reaper", "wait", world.reapers + 1, shared)
         yield (
             "forks a standby",
             leads._replace(
@@ -313,7 +323,7 @@ def _reaper(world: World, place: int, process: Process, rules: Rules) -> Iterato
             if not rules.survives:
                 yield "ends: a lease cannot be judged", _end_all(world, place)
                 return
-            ended = world._replace(lease=Lease("ended"))
+            ended = world._replace(lease=ModelLease("ended"))
             yield "ends the lease", _go(ended, place, process._replace(at="quit"))
         else:
             yield from _quit_or(world, place, process, rules, None)
@@ -324,7 +334,11 @@ def _reaper(world: World, place: int, process: Process, rules: Rules) -> Iterato
 
 
 def _quit_or(
-    world: World, place: int, process: Process, rules: Rules, otherwise: str | None
+    world: ProtocolState,
+    place: int,
+    process: ModelProcess,
+    rules: Rules,
+    otherwise: str | None,
 ) -> Iterator[Step]:
     """End if there is no work, in one transaction; else go on at `otherwise`."""
     if world.lease.state == "fin_wait":
@@ -336,7 +350,7 @@ def _quit_or(
         yield "has no work", _go(world, place, process._replace(at="free"))
 
 
-def _end_all(world: World, place: int) -> World:
+def _end_all(world: ProtocolState, place: int) -> ProtocolState:
     """The leader ends in order. Its standby gets the lock, and sees for itself."""
     number = world.processes[place].number
     after = _end(world, place)
@@ -345,10 +359,12 @@ def _end_all(world: World, place: int) -> World:
     return after
 
 
-def _client(world: World, place: int, process: Process, rules: Rules) -> Iterator[Step]:
+def _client(
+    world: ProtocolState, place: int, process: ModelProcess, rules: Rules
+) -> Iterator[Step]:
     if process.at == "begin":
         acquired = world._replace(
-            lease=Lease("active", client=True, bound=rules.one_request)
+            lease=ModelLease("active", client=True, bound=rules.one_request)
         )
         if rules.one_request:
             yield "acquires and binds", _go(acquired, place, process._replace(at="run"))
@@ -361,7 +377,7 @@ def _client(world: World, place: int, process: Process, rules: Rules) -> Iterato
         yield "ends", _end(world, place)
 
 
-Move = Callable[[World, int, Process, Rules], Iterator[Step]]
+Move = Callable[[ProtocolState, int, ModelProcess, Rules], Iterator[Step]]
 MOVES: dict[str, Move] = {
     "manager": _manager,
     "releaser": _releaser,
@@ -371,7 +387,7 @@ MOVES: dict[str, Move] = {
 }
 
 
-def broken(world: World, rules: Rules) -> str:
+def broken(world: ProtocolState, rules: Rules) -> str:
     """Return which promise does not hold in a world, or ""."""
     if world.overlap:
         return "I3: two living managers work on one lease"
@@ -387,22 +403,24 @@ def broken(world: World, rules: Rules) -> str:
     return ""
 
 
-def explore(scenario: Scenario, rules: Rules = ALL) -> Found:
+def explore(scenario: ProtocolScenario, rules: Rules = ALL) -> ProtocolResult:
     """Walk every interleaving, shortest first, up to the first broken promise."""
-    came: dict[World, tuple[World, str] | None] = {scenario.start: None}
+    came: dict[ProtocolState, tuple[ProtocolState, str] | None] = {scenario.start: None}
     queue = deque([scenario.start])
     while queue:
         world = queue.popleft()
         if wrong := broken(world, rules):
-            return Found(len(came), wrong, _way(came, world))
+            return ProtocolResult(len(came), wrong, _way(came, world))
         for name, after in steps(world, rules, scenario.kills):
             if after not in came:
                 came[after] = world, name
                 queue.append(after)
-    return Found(len(came), "", ())
+    return ProtocolResult(len(came), "", ())
 
 
-def _way(came: dict[World, tuple[World, str] | None], world: World) -> tuple[str, ...]:
+def _way(
+    came: dict[ProtocolState, tuple[ProtocolState, str] | None], world: ProtocolState
+) -> tuple[str, ...]:
     way: list[str] = []
     while (before := came[world]) is not None:
         world, name = before

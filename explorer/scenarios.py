@@ -1,36 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Tapster is put through, within each bound."""
+"""The scenarios of each bound."""
 
-from explorer.calls import RemoteSystem
+from explorer.calls import TwoNamespaces
 from explorer.ops import (
     AT_ONCE,
     GUARDED,
     MACVTAP,
     PORT,
     TAP,
+    acquire,
     administrator,
+    background_vm,
     bound,
     clock,
     ending,
     foreign,
     foreign_port,
+    handler,
+    hidden,
     late_cleanup,
+    late_open,
     late_port_cleanup,
     late_remove,
-    machine,
     manager,
+    mover,
     reap,
     reclaimer,
     recover,
+    reopener,
+    runner,
     setter,
     settle,
+    signal,
     starter,
     switch,
     target,
+    vm,
+    waiter,
 )
 from explorer.script import USUAL, WITH_BACKENDS, Parts, Script
 from explorer.search import Scenario
-from tapster.model import Life, Process
 
 
 def _recover(name: str = "recover", after: int = 0, parts: Parts = USUAL) -> Script:
@@ -45,15 +54,8 @@ def _settler(parts: Parts = USUAL) -> Script:
     return Script("settler", (settle(parts=parts),), mortal=True)
 
 
-class Blind(RemoteSystem):
-    """A host on which nothing tells whether a process lives, as in a container."""
-
-    def life(self, _: Process) -> Life:
-        return Life.CANNOT_TELL
-
-
 def small() -> list[Scenario]:
-    """A minute or so."""
+    """Return the scenarios that take about a minute."""
     a, b = manager("A"), manager("B")
     once, ever = _recover(after=1), _recover()
     return [
@@ -89,8 +91,8 @@ def small() -> list[Scenario]:
             ),
         ),
         Scenario(
-            "a machine that stops by itself, settle, a crash, a late delete",
-            (bound("A"), machine("A"), _settler(), late_cleanup("A", "delete")),
+            "a VM that stops by itself, settle, a crash, a late delete",
+            (bound("A"), vm("A"), _settler(), late_cleanup("A", "delete")),
             1,
         ),
         Scenario(
@@ -116,26 +118,21 @@ def small() -> list[Scenario]:
             1,
         ),
         Scenario(
-            "a change while the machine stops, a crash, recover",
+            "a change while the VM stops, a crash, recover",
             (a, setter("A"), once),
             1,
         ),
         Scenario(
-            "two machines with macvtaps", (manager("A", MACVTAP), manager("B", MACVTAP))
+            "two VMs with macvtaps", (manager("A", MACVTAP), manager("B", MACVTAP))
         ),
         Scenario(
-            "a machine with a tap and a macvtap, a foreign program, a crash, recover",
+            "a VM with a tap and a macvtap, a foreign program, a crash, recover",
             (manager("A", TAP, MACVTAP), foreign(), once),
             1,
         ),
         Scenario(
-            "two machines without FIN WAIT, a late rm of one by name and owner",
+            "two VMs without FIN WAIT, a late rm of one by name and owner",
             (manager("A", AT_ONCE), starter("B", AT_ONCE, after="A"), late_remove("A")),
-        ),
-        Scenario(
-            "a machine that stops by itself, settle where nothing tells of it",
-            (bound("A"), machine("A"), _settler(USUAL._replace(system=Blind))),
-            1,
         ),
         Scenario(
             "a target on standby that takes over, a crash, recover",
@@ -156,11 +153,97 @@ def small() -> list[Scenario]:
             ),
             1,
         ),
-        *(one for one in with_planes() if one.name in SMALL_WITH_PLANES),
+        *of_observations(),
+        *(
+            scenario
+            for scenario in with_backends()
+            if scenario.name in SMALL_WITH_BACKENDS
+        ),
     ]
 
 
-SMALL_WITH_PLANES = (
+def of_observations() -> list[Scenario]:
+    """Return scenarios of what is open, hidden, elsewhere or interrupted."""
+    a, ever = manager("A"), _recover()
+    two = USUAL._replace(system=TwoNamespaces)
+    return [
+        Scenario(
+            "a VM in the background, its run ends, settle, recover",
+            (runner("A"), background_vm("A"), _settler(), ever),
+        ),
+        Scenario(
+            "a VM in the background, its run is killed, settle",
+            (runner("A"), background_vm("A"), _settler()),
+            1,
+        ),
+        Scenario(
+            "a waiting tap that a program opens, time, a reaper",
+            (a, late_open("A"), clock(), _reaper()),
+        ),
+        Scenario(
+            "a VM that stops by itself, settle while /proc is hidden for a time",
+            (bound("A"), vm("A"), _settler(), hidden()),
+            1,
+        ),
+        Scenario(
+            "recover from another namespace, namespaces hidden for a time, a crash",
+            (a, hidden(), _recover(parts=two._replace(place="pod"))),
+            1,
+        ),
+        Scenario(
+            "an administrator moves a device, recover, namespaces hidden for a time",
+            (
+                manager("A", parts=two),
+                mover("A"),
+                _recover(parts=two),
+                hidden(),
+            ),
+            end=ending(two),
+        ),
+        Scenario(
+            "an administrator moves a device, a reaper, time",
+            (
+                manager("A", parts=two),
+                administrator("move", "vnet0"),
+                _reaper(two),
+                clock(),
+            ),
+            end=ending(two),
+        ),
+        Scenario(
+            "a macvtap is opened again, an administrator deletes, another VM",
+            (
+                reopener("A", MACVTAP),
+                administrator("delete", "vnet0"),
+                manager("B", MACVTAP),
+            ),
+        ),
+        Scenario(
+            "one name, a manager that waits for it, time, a late delete",
+            (
+                manager("A", TAP._replace(name="web")),
+                waiter("B"),
+                clock(),
+                late_cleanup("A", "delete"),
+            ),
+        ),
+        Scenario(
+            "one name, a manager that reclaims, another that does not",
+            (reclaimer("A"), manager("B", TAP._replace(name="web"))),
+        ),
+        Scenario(
+            "a signal handler uses the same Host, an administrator deletes",
+            (
+                Script("A", (acquire(),)),
+                administrator("delete", "vnet0"),
+                handler("recover", lambda do: do.recover()),
+                signal("recover"),
+            ),
+        ),
+    ]
+
+
+SMALL_WITH_BACKENDS = (
     "two ports of a switch, a late cleanup by name",
     "a port, a crash, recover",
     "rules, a crash, recover",
@@ -169,8 +252,8 @@ SMALL_WITH_PLANES = (
 )
 
 
-def with_planes() -> list[Scenario]:
-    """Machines whose devices are in backends that outlive them."""
+def with_backends() -> list[Scenario]:
+    """Return scenarios of devices with parts in backends."""
     a, b = (
         manager("A", PORT, parts=WITH_BACKENDS),
         manager("B", PORT, parts=WITH_BACKENDS),
@@ -215,16 +298,16 @@ def with_planes() -> list[Scenario]:
             ),
         ),
         Scenario(
-            "rules, a change while the machine stops, a crash, recover",
+            "rules, a change while the VM stops, a crash, recover",
             (guarded, setter("A", parts=WITH_BACKENDS, filter=False), once),
             1,
         ),
     ]
-    return [one._replace(end=end) for one in scenarios]
+    return [scenario._replace(end=end) for scenario in scenarios]
 
 
 def full() -> list[Scenario]:
-    """Up to an hour or so."""
+    """Return all scenarios. They take an hour or more."""
     a, b, c = manager("A"), manager("B"), manager("C")
     once, ever = _recover(after=1), _recover()
     late, delete = late_cleanup("A"), late_cleanup("A", "delete")
@@ -241,13 +324,13 @@ def full() -> list[Scenario]:
             (a, ever, _recover("other"), delete, clock()),
         ),
         Scenario(
-            "a machine that stops by itself, settle, recover, two crashes",
-            (bound("A"), machine("A"), _settler(), ever),
+            "a VM that stops by itself, settle, recover, two crashes",
+            (bound("A"), vm("A"), _settler(), ever),
             2,
         ),
         Scenario(
-            "a machine that stops by itself, settle, recover, a late delete, time",
-            (bound("A"), machine("A"), _settler(), ever, delete, clock()),
+            "a VM that stops by itself, settle, recover, a late delete, time",
+            (bound("A"), vm("A"), _settler(), ever, delete, clock()),
         ),
         Scenario(
             "a recover, a reaper, a late delete, time, a foreign program",
@@ -268,14 +351,18 @@ def full() -> list[Scenario]:
             1,
         ),
         Scenario(
-            "a change while the machine stops, recover any time, a crash",
+            "a change while the VM stops, recover any time, a crash",
             (a, setter("A"), ever),
             1,
         ),
         Scenario(
-            "two machines with macvtaps, a foreign program, a crash, recover",
+            "two VMs with macvtaps, a foreign program, a crash, recover",
             (manager("A", MACVTAP), manager("B", MACVTAP), foreign(), once),
             1,
         ),
-        *(one for one in with_planes() if one.name not in SMALL_WITH_PLANES),
+        *(
+            scenario
+            for scenario in with_backends()
+            if scenario.name not in SMALL_WITH_BACKENDS
+        ),
     ]

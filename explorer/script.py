@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Actors: real code that stops at each of its calls on the world.
+"""Actors: real code that stops at each of its calls on the state.
 
 An actor runs a few operations one after the other. To find the next call of its
 code, an operation is run from its start. Each call is given the answer that is on
@@ -16,15 +16,17 @@ former ones, which have no other state that outlives a call.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from explorer.backends import PORTS, RULES, RemoteBackend
+from explorer.backends import PORTS, RULES, BackendStandIn
 from explorer.calls import (
+    NETNS,
+    PLACES,
     Ask,
     Call,
-    Client,
+    LedgerStandIn,
+    NamespaceStandIn,
     Raised,
-    RemoteKernel,
-    RemoteLedger,
-    RemoteSystem,
+    StandIn,
+    SystemStandIn,
 )
 from tapster.model import Lease
 from tapster.operations.acquire import Acquire
@@ -33,45 +35,51 @@ from tapster.operations.context import Context
 from tapster.operations.devices import Devices
 from tapster.operations.operations import Operations
 from tapster.operations.rewire import Rewire
-from tapster.testing import FakeSystem
 
 LEDGER = "00000000"
 """The id of the ledger in every scenario."""
-NETNS = FakeSystem().netns(None).netns
-"""The one network namespace of every scenario."""
 
 
-class Held(NamedTuple):
-    """What an actor remembers of a device it has acquired."""
+class Acquired(NamedTuple):
+    """What an actor remembers of a device that it has acquired."""
 
     lease: str
     name: str
     ifindex: int
     bridge: str | None
     backends: tuple[str, ...] = ()
-    """The backends that have something of it."""
+    """The backends that have a part of the lease."""
 
     @classmethod
-    def of(cls, lease: Lease) -> "Held":
+    def of(cls, lease: Lease) -> "Acquired":
         bridge = lease.wiring.in_force.bridge
         return cls(lease.id, lease.name, lease.ifindex, bridge, lease.backends)
 
 
-def held_in(memory: "Memory") -> tuple[Held, ...]:
-    """The devices that an actor remembers: it acquired one, or several, or none."""
-    if isinstance(memory, Held):
+class Reopened(NamedTuple):
+    """What an actor remembers of a device that it has opened again."""
+
+    ifindex: int
+    """The device that should be open."""
+    opened: int
+    """The device that is open."""
+
+
+def acquired_in(memory: "Memory") -> tuple[Acquired, ...]:
+    """Return the devices that an actor remembers to have acquired."""
+    if isinstance(memory, Acquired):
         return (memory,)
     return memory if type(memory) is tuple else ()
 
 
 class Failed(NamedTuple):
-    """What an actor remembers of an operation that failed: it gives up."""
+    """What an actor remembers of an operation that failed. The actor then ends."""
 
     why: str
 
 
 Memory = Any
-"""What an actor carries from one operation to the next; it can be compared."""
+"""What an actor keeps from one operation to the next; it can be compared."""
 
 
 class Stopped(BaseException):
@@ -87,19 +95,30 @@ class Actor:
         self.name = name
         self.memory = memory
         self.next: Call | None = None
+        self.on_signal: Callable[[], None] | None = None
+        """A signal handler. A signal may come before any call, once."""
         self._answers = iter(log)
         self._operations: Operations | None = None
         self._manager = manager
 
     @property
     def manager(self) -> int:
+        """The number of the actor's manager; 0 if it has none."""
         if self._operations is None:
             return self._manager
         return self._operations.context.claims.number
 
     def ask(self, call: Call) -> Any:
-        """The answer to the next call. Code that cleans up when it is stopped
-        comes here too, and is stopped again."""
+        """Return the answer to the next call, or raise it if it is an error."""
+        if self.on_signal is not None and self._ask(
+            Call("host", "signalled", (self.name,))
+        ):
+            handler, self.on_signal = self.on_signal, None
+            handler()
+        return self._ask(call)
+
+    def _ask(self, call: Call) -> Any:
+        # Code that cleans up when it is stopped comes here too, and is stopped again.
         if self.next is None:
             for answer in self._answers:
                 if isinstance(answer, Raised):
@@ -109,7 +128,7 @@ class Actor:
         raise Stopped
 
     def operations(self, parts: "Parts") -> Operations:
-        """The operations of this actor, until its operation ends."""
+        """Return the operations of this actor. They serve until its operation ends."""
         self._operations = parts.construct(self.ask, self._manager)
         return self._operations
 
@@ -118,24 +137,27 @@ class Parts(NamedTuple):
     """The classes that an actor's operations are constructed from.
 
     Ledger, kernel, backends, locks and clock are stand-ins. All other code is real,
-    unless a scenario takes a protection away by replacing a part.
+    unless a scenario removes a protection by replacing a part.
     """
 
-    system: type[RemoteSystem] = RemoteSystem
-    namespace: type[RemoteKernel] = RemoteKernel
-    ledger: type[RemoteLedger] = RemoteLedger
-    backend: type[RemoteBackend] = RemoteBackend
+    system: type[SystemStandIn] = SystemStandIn
+    namespace: type[NamespaceStandIn] = NamespaceStandIn
+    ledger: type[LedgerStandIn] = LedgerStandIn
+    backend: type[BackendStandIn] = BackendStandIn
     backends: tuple[str, ...] = ()
     devices: type[Devices] = Devices
     acquire: type[Acquire] = Acquire
     rewire: type[Rewire] = Rewire
+    place: str = "kernel"
+    """The namespace that the actor is in."""
 
     def construct(self, ask: Ask, manager: int) -> Operations:
-        """Operations whose calls on the world are put to `ask`."""
+        """Return operations that pass their calls to `ask`."""
         system: Any = self.system(ask, "clock", boot_id=NETNS.boot)
         ledger: Any = self.ledger(ask, "ledger", id=LEDGER, path="")
-        namespace: Any = self.namespace(ask, "kernel", netns=NETNS)
-        locks: Any = Client(ask, "locks")
+        netns = PLACES[self.place]
+        namespace: Any = self.namespace(ask, self.place, netns=netns)
+        locks: Any = StandIn(ask, "locks")
         context = Context(
             ledger=ledger,
             system=system,
@@ -156,25 +178,27 @@ WITH_BACKENDS = Parts(backends=(PORTS, RULES))
 
 
 class Op(NamedTuple):
-    """An operation: what it is called, and its code, which returns a memory."""
+    """An operation: its name, and its code, which returns a memory."""
 
     name: str
     run: Callable[[Actor], Memory]
 
 
 class Script(NamedTuple):
-    """An actor of a scenario."""
+    """The operations of one actor of a scenario."""
 
     name: str
     ops: tuple[Op, ...]
     ours: bool = True
-    """Whether it is Tapster (or what a model puts in its place)."""
+    """Whether the actor is Tapster, or what a model puts in Tapster's place."""
     mortal: bool = False
-    """Whether it may be killed."""
+    """Whether the actor may be killed."""
+    owners: tuple[str, ...] = ()
+    """The owners for whom the actor works, apart from the one with its name."""
 
 
 class Node:
-    """How far an actor has come: all that its future depends on."""
+    """How far an actor is: everything that its future depends on."""
 
     __slots__ = ("actor", "call", "id", "log", "manager", "memory", "next", "op")
 
@@ -184,18 +208,18 @@ class Node:
         self.id = id
         self.actor = actor
         self.op = op
-        """Which operation; the number of them when all are done."""
+        """The number of the operation; if all are done, the number of operations."""
         self.memory = memory
         self.manager = manager
         self.log: tuple[Any, ...] = ()
         self.call: Call | None = None
-        """Its next call; None when all is done."""
+        """The actor's next call; None when all is done."""
         self.next: dict[Any, Node] = {}
-        """Where each answer leads."""
+        """The node that each answer leads to."""
 
 
-class Scripts:
-    """The nodes of all actors, made when first reached."""
+class Actors:
+    """The nodes of all actors, made when they are reached first."""
 
     def __init__(self, scripts: tuple[Script, ...]) -> None:
         self.scripts = scripts
@@ -205,7 +229,7 @@ class Scripts:
         self.first = [self.root(i, 0, None, 0) for i in range(len(scripts))]
 
     def root(self, actor: int, op: int, memory: Memory, manager: int) -> Node:
-        """The actor before an operation."""
+        """Return the node of an actor before an operation."""
         ops = self.scripts[actor].ops
         if op == len(ops) or isinstance(memory, Failed):
             op, manager = len(ops), 0
@@ -213,11 +237,12 @@ class Scripts:
         if key not in self._roots:
             node = self._roots[key] = self._node(actor, op, memory, manager)
             if op < len(ops):
-                self._play(node)
+                # The operation may end without a call.
+                self._roots[key] = self._play(node)
         return self._roots[key]
 
     def after(self, node: Node, answer: Any) -> Node:
-        """The actor after its call was answered."""
+        """Return the node of an actor after its call was answered."""
         if answer not in node.next:
             child = self._node(node.actor, node.op, node.memory, node.manager)
             child.log = (*node.log, answer)
@@ -230,7 +255,7 @@ class Scripts:
         return node
 
     def _play(self, node: Node) -> Node:
-        """Find a node's next call; or the next root, if its operation is over."""
+        """Find a node's next call; if its operation is over, the next root."""
         script = self.scripts[node.actor]
         actor = Actor(script.name, node.memory, node.manager, node.log)
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Goes through every schedule of a scenario, or looks for the shortest bad one."""
+"""Walk every schedule of a scenario, or find the shortest that breaks a promise."""
 
 import tempfile
 from collections import deque
@@ -13,70 +13,70 @@ from explorer.backends import Entry
 from explorer.invariants import broken
 from explorer.ops import AGAIN, ending
 from explorer.script import Failed, Script
-from explorer.world import (
-    NIGH,
-    Event,
-    Moment,
-    Rest,
+from explorer.state_space import (
+    TIME_STEP,
+    Environment,
     State,
-    Universe,
+    StateSpace,
+    Step,
+    Transition,
     shown,
 )
 
 KILL = "!"
-"""Marks a step of a schedule at which the actor dies instead."""
+"""Marks a step of a schedule at which the actor is killed."""
 
 
 class Scenario(NamedTuple):
-    """What is explored: the actors, and how many of them may be killed."""
+    """The actors to explore, and how many of them may be killed."""
 
     name: str
     scripts: tuple[Script, ...]
     kills: int = 0
-    checks: tuple[Callable[[Moment], str | None], ...] = invariants.STRICT
-    """What is looked at after each step."""
+    checks: tuple[Callable[[Transition], str | None], ...] = invariants.STRICT
+    """The checks after each step."""
     end: Script | None = ending()
-    """What is done when nobody can go on."""
+    """What is done when no actor can continue."""
 
 
-class Found(NamedTuple):
+class Counterexample(NamedTuple):
     """A schedule that breaks a promise."""
 
     broken: str
     schedule: tuple[str, ...]
-    """Whose turn it is, step by step; "A!" is A's death."""
+    """The actor of each step; "A!" is A's death."""
     lines: tuple[str, ...]
-    """The same for people."""
+    """The same, as text for people."""
 
 
-class Result(NamedTuple):
-    """What a search saw."""
+class SearchResult(NamedTuple):
+    """What a search has found."""
 
     states: int
     steps: int
     schedules: int
-    """How many the states stand for; 0 if they were not counted."""
+    """How many schedules the states stand for; 0 if they were not counted."""
     broken: frozenset[str]
-    """Every promise that was broken, and how."""
-    found: Found | None
+    """Every broken promise, with the reason."""
+    counterexample: Counterexample | None
 
 
-class Turn(NamedTuple):
+class Successor(NamedTuple):
     """A possible next step."""
 
     token: str
     state: State
-    event: Event | None
+    step: Step | None
     """None for a death."""
     broken: str | None
 
     @property
     def line(self) -> str:
-        return shown(self.event) if self.event else f"{self.token[:-1]}: killed"
+        return shown(self.step) if self.step else f"{self.token[:-1]}: killed"
 
 
 class Explorer:
-    """One scenario being explored. Use as a context manager."""
+    """Explores one scenario. Use it as a context manager."""
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
@@ -84,10 +84,12 @@ class Explorer:
         scripts = scenario.scripts
         if scenario.end:
             scripts = (*scripts, scenario.end)
-        self.universe = Universe(scripts, self._directory.name, scenario.kills)
+        self.state_space = StateSpace(scripts, self._directory.name, scenario.kills)
         self._actors = range(len(scenario.scripts))
-        self._ends: dict[tuple[int, int, Rest], tuple[str | None, tuple[str, ...]]] = {}
-        self._rests: dict[Rest, int] = {}
+        self._ends: dict[
+            tuple[int, int, Environment, bool], tuple[str | None, tuple[str, ...]]
+        ] = {}
+        self._environments: dict[Environment, int] = {}
         self._ran: set[str] = set()
         self._pack = Struct(f"{len(scripts) + 3}I").pack
 
@@ -95,24 +97,24 @@ class Explorer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.universe.ledgers.close()
+        self.state_space.ledgers.close()
         self._directory.cleanup()
 
-    def explore(self, *, merge: bool = True, most: int = 0) -> Result:
-        """Depth first through all schedules; a bad one is not walked further.
+    def explore(self, *, merge: bool = True, most: int = 0) -> SearchResult:
+        """Walk all schedules, depth first. Leave a schedule where it breaks a promise.
 
-        Without `merge` each schedule is walked to its end on its own. With
-        `most`, stop after about so many states.
+        Without `merge`, walk each schedule separately to its end. With `most`, stop
+        after about that many states.
         """
         schedules: dict[bytes, int] = {}
         bad: set[str] = set()
         states = steps = total = 0
-        start = self.universe.start()
-        stack = [_Frame(self.key(start), self.turns(start))]
+        start = self.state_space.start()
+        stack = [_Frame(self.key(start), self.successors(start))]
         while stack:
             top = stack[-1]
-            turn = next(top.turns, None)
-            if turn is None:
+            successor = next(top.successors, None)
+            if successor is None:
                 stack.pop()
                 states += 1
                 if merge:
@@ -122,76 +124,78 @@ class Explorer:
                     stack[-1].schedules += total
                 continue
             steps += 1
-            if turn.broken:
-                bad.add(turn.broken)
+            if successor.broken:
+                bad.add(successor.broken)
                 top.schedules += 1
                 continue
-            key = self.key(turn.state)
+            key = self.key(successor.state)
             if merge and key in schedules:
                 top.schedules += schedules[key]
                 continue
-            frame = _Frame(key, self.turns(turn.state))
-            first = next(frame.turns, None)
+            frame = _Frame(key, self.successors(successor.state))
+            first = next(frame.successors, None)
             if first is None:
                 frame.schedules = 1
-                if wrong := self.end(turn.state)[0]:
+                if wrong := self.end(successor.state)[0]:
                     bad.add(wrong)
             else:
-                frame.turns = chain([first], frame.turns)
+                frame.successors = chain([first], frame.successors)
             stack.append(frame)
             if most and states >= most:
-                return Result(states, steps, 0, frozenset(bad), None)
-        return Result(states, steps, total, frozenset(bad), None)
+                return SearchResult(states, steps, 0, frozenset(bad), None)
+        return SearchResult(states, steps, total, frozenset(bad), None)
 
-    def shortest(self) -> Result:
-        """Breadth first: the shortest bad schedule, if there is one."""
-        start = self.universe.start()
+    def shortest(self) -> SearchResult:
+        """Search breadth first for the shortest schedule that breaks a promise."""
+        start = self.state_space.start()
         came: dict[bytes, tuple[bytes, str] | None] = {self.key(start): None}
         queue = deque([start])
         steps = 0
         while queue:
             state = queue.popleft()
             key = self.key(state)
-            turns = list(self.turns(state))
-            for turn in turns:
+            successors = list(self.successors(state))
+            for successor in successors:
                 steps += 1
-                new = self.key(turn.state)
-                if turn.broken:
-                    schedule = (*_way(came, key), turn.token)
-                    return Result(
-                        len(came), steps, 0, frozenset(), self.found(schedule)
+                new = self.key(successor.state)
+                if successor.broken:
+                    schedule = (*_way(came, key), successor.token)
+                    return SearchResult(
+                        len(came), steps, 0, frozenset(), self.explain(schedule)
                     )
                 if new not in came:
-                    came[new] = key, turn.token
-                    queue.append(turn.state)
-            if not turns and self.end(state)[0]:
-                return Result(
-                    len(came), steps, 0, frozenset(), self.found(_way(came, key))
+                    came[new] = key, successor.token
+                    queue.append(successor.state)
+            if not successors and self.end(state)[0]:
+                return SearchResult(
+                    len(came), steps, 0, frozenset(), self.explain(_way(came, key))
                 )
-        return Result(len(came), steps, 0, frozenset(), None)
+        return SearchResult(len(came), steps, 0, frozenset(), None)
 
-    def found(self, schedule: tuple[str, ...]) -> Found:
-        """Walk along a schedule once more, and tell."""
-        state = self.universe.start()
+    def explain(self, schedule: tuple[str, ...]) -> Counterexample:
+        """Walk a schedule once more, and describe its steps."""
+        state = self.state_space.start()
         lines: list[str] = []
         for token in schedule:
-            turn = self.take(state, token)
-            if turn is None:
-                raise ValueError(f"{token!r} has no turn after {len(lines)} steps")
-            lines.append(turn.line)
-            if turn.broken:
-                return Found(turn.broken, schedule, (*lines, f"=> {turn.broken}"))
-            state = turn.state
+            successor = self.take(state, token)
+            if successor is None:
+                raise ValueError(f"{token!r} has no successor after {len(lines)} steps")
+            lines.append(successor.line)
+            if successor.broken:
+                return Counterexample(
+                    successor.broken, schedule, (*lines, f"=> {successor.broken}")
+                )
+            state = successor.state
         wrong, ending = None, tuple[str, ...]()
-        if not any(True for _ in self.turns(state)):
+        if not any(True for _ in self.successors(state)):
             wrong, ending = self.end(state)
         lines += ending
         if wrong:
             lines.append(f"=> {wrong}")
-        return Found(wrong or "", schedule, tuple(lines))
+        return Counterexample(wrong or "", schedule, tuple(lines))
 
     def idle(self) -> set[str]:
-        """Those who should acquire a device, but never did in any schedule."""
+        """Return the actors that should acquire a device, but did in no schedule."""
         makers = {
             script.name
             for script in self.scenario.scripts
@@ -199,16 +203,16 @@ class Explorer:
         }
         return makers - self._ran
 
-    def turns(self, state: State) -> Iterator[Turn]:
-        """Every step that is possible now."""
+    def successors(self, state: State) -> Iterator[Successor]:
+        """Yield every step that is possible now."""
         for actor in self._actors:
-            if turn := self._step(state, actor):
-                yield turn
-            if turn := self._kill(state, actor):
-                yield turn
+            if successor := self._step(state, actor):
+                yield successor
+            if successor := self._kill(state, actor):
+                yield successor
 
-    def take(self, state: State, token: str) -> Turn | None:
-        """One step of a schedule."""
+    def take(self, state: State, token: str) -> Successor | None:
+        """Take one step of a schedule; None if it is impossible."""
         name = token.removesuffix(KILL)
         names = [script.name for script in self.scenario.scripts]
         actor = names.index(name)
@@ -217,119 +221,149 @@ class Explorer:
         return self._step(state, actor)
 
     def key(self, state: State) -> bytes:
-        """A state, small: equal for equal states."""
-        rest = self._rests.setdefault(state.rest, len(self._rests))
-        return self._pack(state.namespace, state.ledger, rest, *state.nodes)
+        """Return a state as a few bytes, which are equal for equal states."""
+        environment = self._environments.setdefault(
+            state.environment, len(self._environments)
+        )
+        return self._pack(state.namespace, state.ledger, environment, *state.nodes)
 
     def end(self, state: State) -> tuple[str | None, tuple[str, ...]]:
-        """What is wrong when nobody can go on, after a last recover and reap."""
+        """Return what is wrong when no actor can continue, after a last recover and
+        reap."""
         if not self.scenario.end:
             return None, ()
-        key = state.namespace, state.ledger, state.rest
+        watches = self._daemon_waits(state)
+        key = state.namespace, state.ledger, state.environment, watches
         if key not in self._ends:
-            self._ends[key] = self._finish(state)
+            self._ends[key] = self._finish(state, watches)
         return self._ends[key]
 
-    def _step(self, state: State, actor: int) -> Turn | None:
-        done = self.universe.step(state, actor)
+    def _step(self, state: State, actor: int) -> Successor | None:
+        done = self.state_space.step(state, actor)
         if done is None:
             return None
-        after, event = done
-        wrong = self._judge(actor, state, after, event)
-        return Turn(event.actor, after, event, wrong)
+        after, step = done
+        wrong = self._judge(actor, state, after, step)
+        return Successor(step.actor, after, step, wrong)
 
-    def _kill(self, state: State, actor: int) -> Turn | None:
-        after = self.universe.kill(state, actor)
+    def _kill(self, state: State, actor: int) -> Successor | None:
+        after = self.state_space.kill(state, actor)
         if after is None:
             return None
         name = self.scenario.scripts[actor].name
-        return Turn(f"{name}{KILL}", after, None, None)
+        return Successor(f"{name}{KILL}", after, None, None)
 
-    def _judge(
-        self, actor: int, before: State, after: State, event: Event
-    ) -> str | None:
+    def _judge(self, actor: int, before: State, after: State, step: Step) -> str | None:
         if (
             before.namespace == after.namespace
             and before.ledger == after.ledger
-            and before.rest.running == after.rest.running
-            and before.rest.entries == after.rest.entries
-            and event.done is None
-            and not event.changes
+            and before.environment.running == after.environment.running
+            and before.environment.entries == after.environment.entries
+            and before.environment.opened == after.environment.opened
+            and step.done is None
+            and not step.changes
         ):
             return None
-        self._ran.update(machine.owner for machine in after.rest.running)
-        kernels, ledgers = self.universe.kernels.views, self.universe.ledgers.leases
-        moment = Moment(
-            event=event,
-            manager=self.universe.node(before, actor).manager
-            or next((m for a, m in after.rest.locks if a == actor), -1),
+        self._ran.update(vm.owner for vm in after.environment.running)
+        kernels, ledgers = (
+            self.state_space.kernels.views,
+            self.state_space.ledgers.leases,
+        )
+        transition = Transition(
+            step=step,
+            manager=self.state_space.node(before, actor).manager
+            or next((m for a, m in after.environment.locks if a == actor), -1),
             namespace=kernels[after.namespace],
             kernel_before=kernels[before.namespace],
             leases=ledgers[after.ledger],
             leases_before=ledgers[before.ledger],
-            now=after.rest.time * NIGH,
-            rest=after.rest,
-            rest_before=before.rest,
-            ours=self.universe.ours,
+            now=after.environment.time * TIME_STEP,
+            environment=after.environment,
+            environment_before=before.environment,
+            ours=self.state_space.ours,
+            owners=self.state_space.owners[actor],
         )
-        return next(broken(self.scenario.checks, moment), None)
+        return next(broken(self.scenario.checks, transition), None)
 
     def _not_at_rest(self, state: State) -> str | None:
-        namespace = self.universe.kernels.views[state.namespace]
-        leases = self.universe.ledgers.leases[state.ledger]
+        namespace = self.state_space.kernels.views[state.namespace]
+        leases = self.state_space.ledgers.leases[state.ledger]
         return invariants.released_is_at_rest(namespace, leases)
 
-    def _finish(self, state: State) -> tuple[str | None, tuple[str, ...]]:
-        universe = self.universe
+    def _not_repaired(self, state: State) -> str | None:
+        namespace = self.state_space.kernels.views[state.namespace]
+        leases = self.state_space.ledgers.leases[state.ledger]
+        return invariants.upkeep_repairs(namespace, leases)
+
+    def _daemon_waits(self, state: State) -> bool:
+        """Return whether a daemon has seen every change, and waits for the next."""
+        calls = [self.state_space.node(state, actor).call for actor in self._actors]
+        return any(call and call.verb == "await_changes" for call in calls)
+
+    def _finish(
+        self, state: State, daemon_waits: bool
+    ) -> tuple[str | None, tuple[str, ...]]:
+        state_space = self.state_space
         end = len(self._actors)
-        rest = state.rest._replace(locks=frozenset(), writer=-1, away=False)
-        state = state._replace(rest=rest)
+        environment = state.environment._replace(
+            locks=frozenset(), writer=-1, away=False, hidden=False
+        )
+        state = state._replace(environment=environment)
         lines: list[str] = []
-        if not rest.kills and (wrong := self._not_at_rest(state)):
+        if not environment.kills and (wrong := self._not_at_rest(state)):
             return wrong, ()
+        if daemon_waits and (wrong := self._not_repaired(state)):
+            return f"the daemon waits: {wrong}", ()
         last: State | None = None
-        while done := universe.step(state, end):
-            before, (state, event) = state, done
-            lines.append(shown(event))
-            if wrong := self._judge(end, before, state, event):
+        while done := state_space.step(state, end):
+            before, (state, step) = state, done
+            lines.append(shown(step))
+            if wrong := self._judge(end, before, state, step):
                 return wrong, tuple(lines)
-            if event.done is None:
+            if step.done is None:
                 continue
-            namespace = universe.kernels.views[state.namespace]
-            leases = universe.ledgers.leases[state.ledger]
-            wrong = invariants.i5_leased_or_gone(namespace, leases, universe.ours)
-            wrong = wrong or invariants.i5_planes_agree(leases, state.rest)
-            if isinstance(event.done[0], Failed):
-                wrong = f"{event.op} failed: {event.done[0].why}"
-            if event.op == "reap":
+            namespace = state_space.kernels.views[state.namespace]
+            leases = state_space.ledgers.leases[state.ledger]
+            wrong = invariants.i5_leased_or_gone(
+                namespace, leases, state_space.ours, state.environment
+            )
+            wrong = wrong or invariants.i5_backends_agree(leases, state.environment)
+            if isinstance(step.done[0], Failed):
+                wrong = f"{step.op} failed: {step.done[0].why}"
+            if step.op == "reap":
                 wrong = wrong or invariants.i5_only_running_ones_stay(
-                    namespace, leases, universe.ours, state.rest
+                    namespace, leases, state_space.ours, state.environment
                 )
-            if event.op == AGAIN and last is not None and _world(last) != _world(state):
-                wrong = wrong or "I7: done once more, it changed something"
+            if (
+                step.op == AGAIN
+                and last is not None
+                and _lasting(last) != _lasting(state)
+            ):
+                wrong = wrong or "I7: repeated, it changed something"
             if wrong:
                 return f"at the end: {wrong}", tuple(lines)
             last = state
         return None, ()
 
 
-def _world(state: State) -> tuple[int, int, frozenset[Entry]]:
-    return state.namespace, state.ledger, state.rest.entries
+def _lasting(state: State) -> tuple[int, int, frozenset[Entry]]:
+    """Return the parts of a state that outlast every process."""
+    return state.namespace, state.ledger, state.environment.entries
 
 
 class _Frame:
-    """A state on the way from the start to where the search is."""
+    """A state on the path from the start to the present state of the search."""
 
-    __slots__ = ("key", "schedules", "turns")
+    __slots__ = ("key", "schedules", "successors")
 
-    def __init__(self, key: bytes, turns: Iterator[Turn]) -> None:
+    def __init__(self, key: bytes, successors: Iterator[Successor]) -> None:
         self.key = key
-        self.turns = turns
+        self.successors = successors
         self.schedules = 0
 
 
 def _way(came: dict[bytes, tuple[bytes, str] | None], key: bytes) -> tuple[str, ...]:
-    """The steps that led to a state."""
+    """Return the steps that led to a state."""
     tokens: list[str] = []
     while step := came[key]:
         key, token = step
@@ -337,7 +371,7 @@ def _way(came: dict[bytes, tuple[bytes, str] | None], key: bytes) -> tuple[str, 
     return tuple(reversed(tokens))
 
 
-def replay(scenario: Scenario, schedule: tuple[str, ...]) -> Found:
-    """Run one schedule; `broken` is "" if it breaks nothing."""
+def replay(scenario: Scenario, schedule: tuple[str, ...]) -> Counterexample:
+    """Run one schedule; `broken` is "" if it breaks no promise."""
     with Explorer(scenario) as explorer:
-        return explorer.found(schedule)
+        return explorer.explain(schedule)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from explorer import Explorer, Scenario, replay
+from explorer.faults import known_faults
 from explorer.ops import (
     TAP,
     administrator,
@@ -14,12 +15,11 @@ from explorer.ops import (
     manager,
     recover,
 )
-from explorer.others import known_bugs
 from explorer.scenarios import full, small
 from explorer.script import Script
-from explorer.world import State
+from explorer.state_space import State
 
-KNOWN = {scenario.name: scenario for scenario in known_bugs()}
+KNOWN = {scenario.name: scenario for scenario in known_faults()}
 SMALL = {scenario.name: scenario for scenario in small()}
 
 TINY = {
@@ -31,7 +31,7 @@ TINY = {
         "", (manager("A"), foreign(), late_cleanup("A", "delete"))
     ),
     "recover at any time": Scenario("", (manager("A"), Script("R", (recover(),)))),
-    "a broken one": KNOWN["Tapster without the row written first"],
+    "a broken one": KNOWN["Tapster without the lease recorded first"],
     "another": KNOWN["kernel chooses the name"],
 }
 
@@ -41,22 +41,22 @@ TINY = {
 def test_tapster_keeps_its_promises_in_every_schedule(name: str) -> None:
     with Explorer(SMALL[name]) as explorer:
         result = explorer.explore()
-        assert not result.broken, explorer.shortest().found
+        assert not result.broken, explorer.shortest().counterexample
         assert result.schedules > 1
         assert not explorer.idle()
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_a_known_bug_is_found(name: str) -> None:
+def test_a_known_fault_is_found(name: str) -> None:
     with Explorer(KNOWN[name]) as explorer:
-        assert explorer.shortest().found
+        assert explorer.shortest().counterexample
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KNOWN)
 def test_a_bad_schedule_can_be_replayed(name: str) -> None:
     with Explorer(KNOWN[name]) as explorer:
-        found = explorer.shortest().found
+        found = explorer.shortest().counterexample
     assert found
     again = replay(KNOWN[name], found.schedule)
     assert again == found
@@ -75,12 +75,12 @@ def test_merging_loses_no_schedule_and_no_violation(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_going_back_is_as_good_as_starting_anew() -> None:
+def test_a_restored_state_is_as_good_as_a_new_start() -> None:
     """Each schedule from an empty world of its own ends as it did in the search."""
     scenario = TINY["a foreign program"]
     with Explorer(scenario) as explorer:
-        schedules = list(every(explorer, explorer.universe.start(), ()))
-        searched = [explorer.found(schedule) for schedule in schedules]
+        schedules = list(every(explorer, explorer.state_space.start(), ()))
+        searched = [explorer.explain(schedule) for schedule in schedules]
         assert len(schedules) == explorer.explore().schedules
     assert [replay(scenario, schedule) for schedule in schedules] == searched
 
@@ -89,17 +89,17 @@ def every(
     explorer: Explorer, state: State, before: tuple[str, ...]
 ) -> Iterator[tuple[str, ...]]:
     """Every schedule from a state on."""
-    turns = list(explorer.turns(state))
-    for turn in turns:
-        yield from every(explorer, turn.state, (*before, turn.token))
-    if not turns:
+    successors = list(explorer.successors(state))
+    for successor in successors:
+        yield from every(explorer, successor.state, (*before, successor.token))
+    if not successors:
         yield before
 
 
 def test_no_shorter_schedule_is_bad() -> None:
     scenario = KNOWN["counter: looks, then makes"]
     with Explorer(scenario) as explorer:
-        found = explorer.shortest().found
+        found = explorer.shortest().counterexample
     assert found
     assert not replay(scenario, found.schedule[:-1]).broken
 
@@ -112,7 +112,7 @@ def test_a_scenario_in_which_nothing_is_acquired_shows() -> None:
 
 
 def test_a_schedule_that_cannot_be_is_refused() -> None:
-    with pytest.raises(ValueError, match="no turn after 0 steps"):
+    with pytest.raises(ValueError, match="no successor after 0 steps"):
         replay(Scenario("", (manager("A"), late_cleanup("A"))), ("stranger",))
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from explorer import Explorer
-from explorer.others import known_bugs
+from explorer.faults import known_faults
 
 PAGE = Path(__file__).parents[2] / "docs" / "proof.md"
 SHOWN = dict(
     re.findall(r"<!-- ([^\n]+) -->\n```\n(.*?)\n```", PAGE.read_text(), re.DOTALL)
 )
-KNOWN = {scenario.name: scenario for scenario in known_bugs()}
+KNOWN = {scenario.name: scenario for scenario in known_faults()}
 
 
 def test_the_page_shows_schedules() -> None:
@@ -23,6 +23,6 @@ def test_the_page_shows_schedules() -> None:
 @pytest.mark.parametrize("name", SHOWN)
 def test_a_schedule_on_the_page_is_what_the_explorer_finds(name: str) -> None:
     with Explorer(KNOWN[name]) as explorer:
-        found = explorer.shortest().found
+        found = explorer.shortest().counterexample
     assert found
     assert SHOWN[name].splitlines() == list(found.lines)

@@ -3,11 +3,11 @@
 
 import pytest
 
-from explorer.protocol import SCENARIOS, VARIANTS, Rules, Scenario, explore
+from explorer.protocol import SCENARIOS, VARIANTS, ProtocolScenario, Rules, explore
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
-def test_every_interleaving_keeps_the_promises(scenario: Scenario) -> None:
+def test_every_interleaving_keeps_the_promises(scenario: ProtocolScenario) -> None:
     found = explore(scenario)
     assert not found.broken, found.steps
     assert found.states > 3

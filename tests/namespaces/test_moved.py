@@ -2,13 +2,15 @@
 """A device that somebody moves to another namespace is found, and never forgotten."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from lab import iproute, library, shell
-from tapster import Action, Host, Lease, Macvtap, State, Tap
+from tapster import Action, Host, HostError, Lease, Macvtap, State, Tap
+from tapster.kernel.port import LinkChange, Namespace
+from tapster.operations.devices import Devices
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
@@ -76,6 +78,29 @@ def test_one_that_waits_is_deleted_where_it_is(host: Host, first: str) -> None:
         assert [one.action for one in host.recover()] == [Action.HOLD_NAME]
     assert host.reap(now=True) == 1
     assert ours() == ours("pod") == {}
+
+
+def test_one_that_is_moved_during_its_acquire_is_deleted_where_it_is(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = Devices.connect
+
+    def move_first(
+        devices: Devices,
+        namespace: Namespace,
+        lease: Lease,
+        first: Sequence[LinkChange],
+        joining: Sequence[LinkChange],
+    ) -> None:
+        namespace.set_links(first)
+        shell.sh(f"ip link set {lease.name} netns pod")
+        connect(devices, namespace, lease, [], joining)
+
+    monkeypatch.setattr(Devices, "connect", move_first)
+    with pytest.raises(HostError, match="No such device"):
+        host.acquire(Tap(bridge="br0"))
+    assert ours() == ours("pod") == {}
+    assert host.leases() == []
 
 
 def test_a_deleted_one_is_replaced_as_before(host: Host) -> None:

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process whose state is unknown: its lease stays, is shown, hinders no other."""
+"""A process or a device that nothing tells of: its lease stays, hinders no other."""
 
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from lab.fake_and_real import FakeLab
 from lab.library import no_reaper
-from tapster import Host, OpenDevice, State, Tap
+from tapster import Host, HostError, OpenDevice, State, Tap
 
 
 @pytest.fixture
@@ -56,3 +57,25 @@ def test_it_is_shown_and_can_be_released(host: Host, unknown: OpenDevice) -> Non
     assert problem.remedy.endswith(f"tapster rm {unknown.id}")
     host.release(unknown)
     assert host.find(unknown.id).state is State.FIN_WAIT
+
+
+def test_a_lost_device_that_may_be_elsewhere_hinders_no_other(
+    lab: FakeLab, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost, other = (host.acquire(Tap(bridge="br0")) for _ in range(2))
+    for opened in (lost, other):
+        opened.close()
+        host.release(opened)
+    lab.others().delete_by_name(lost.name)
+    host.recover()
+
+    def refuse() -> NoReturn:
+        raise HostError("other namespaces cannot be seen")
+
+    with monkeypatch.context() as hidden:
+        hidden.setattr(lab.system, "namespaces", refuse)
+        with pytest.raises(HostError, match="cannot be seen"):
+            host.reap(now=True)
+        assert [lease.id for lease in host.leases()] == [lost.id]
+    assert host.reap(now=True) == 1
+    assert host.leases() == []

@@ -253,16 +253,8 @@ class Devices:
             except TapsterError as error:
                 failures.add(error)
         if namespace is not None:
+            ready = self._delete_lost(namespace, ready, failures)
             try:
-                self.delete_moved(
-                    [
-                        lease
-                        for lease in ready
-                        if lease.state is State.FIN_WAIT
-                        and lease.mode is not Mode.PASSTHRU
-                        and (lease.placeholder or not self.is_there(namespace, lease))
-                    ]
-                )
                 self.delete(namespace, ready)
             except ConflictError as error:
                 failures.add(error)
@@ -271,6 +263,30 @@ class Devices:
                 ]
         self.context.ledger.end([lease.id for lease in ready])
         return ready
+
+    def _delete_lost(
+        self, namespace: Namespace, leases: Sequence[Lease], failures: Failures
+    ) -> list[Lease]:
+        """Delete the devices of these leases that are in other namespaces.
+
+        Return the leases that can end. A waiting lease whose device may be anywhere
+        goes on waiting. An acquire that was interrupted has most likely made no device.
+        """
+        lost = [
+            lease
+            for lease in leases
+            if lease.state is not State.ACTIVE
+            and lease.mode is not Mode.PASSTHRU
+            and (lease.placeholder or not self.is_there(namespace, lease))
+        ]
+        try:
+            self.delete_moved(lost)
+        except TapsterError as error:
+            waiting = {lease.id for lease in lost if lease.state is State.FIN_WAIT}
+            if waiting:
+                failures.add(error)
+            return [lease for lease in leases if lease.id not in waiting]
+        return [*leases]
 
     def _refuse_opened(self, namespace: Namespace, lease: Lease) -> None:
         """Raise ConflictError if a waiting tap was opened: it may be a VM's device.

@@ -1,39 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ways to name devices that are known to be broken, as small models.
+"""Known faults: other designs as small models, and Tapster without one protection.
 
-Each is what some program does, or Tapster with one of its protections taken
-away. The explorer has to find what is wrong with every one of them; it would
-be no judge of Tapster if it did not.
+The explorer must find a broken promise in each of them. Otherwise its word about
+Tapster would be worth nothing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any
 
-from explorer.backends import RemoteBackend
-from explorer.calls import Call, RemoteKernel, RemoteLedger, RemoteSystem
-from explorer.invariants import HARM, STEP, a_running_port_is_protected
-from explorer.kernels import BRIDGE
+from explorer.backends import BackendStandIn
+from explorer.calls import (
+    Call,
+    LedgerStandIn,
+    NamespaceStandIn,
+    SystemStandIn,
+    TwoNamespaces,
+)
+from explorer.invariants import HARM, STEP, STRICT, a_running_port_is_protected
+from explorer.kernel_states import BRIDGE
 from explorer.ops import (
     AT_ONCE,
+    MACVTAP,
     PORT,
     STOP,
     TAP,
     acquire,
     administrator,
+    background_vm,
     bound,
+    clock,
     ending,
     foreign,
     foreign_port,
+    handler,
+    hidden,
     late_cleanup,
+    late_open,
     late_remove,
-    machine,
     manager,
     outsider,
+    reap,
+    reclaimer,
     recover,
     release,
+    reopener,
+    runner,
     setter,
     settle,
+    signal,
     starter,
     switch,
     target,
@@ -41,9 +56,9 @@ from explorer.ops import (
 from explorer.script import (
     USUAL,
     WITH_BACKENDS,
+    Acquired,
     Actor,
     Failed,
-    Held,
     Op,
     Parts,
     Script,
@@ -51,14 +66,14 @@ from explorer.script import (
 from explorer.search import Scenario
 from tapster.errors import NameTaken, TapsterError
 from tapster.kernel.port import Namespace
-from tapster.model import Lease, Life, Process
+from tapster.model import Lease, Life, Link, Netns, Process, State
 from tapster.operations.acquire import Acquire, Plan
 from tapster.operations.devices import Devices, Opened
 from tapster.operations.rewire import Rewire
 
-# Programs that name devices in other ways. The machine's process holds the
-# device open: when it stops, the kernel deletes the device at once. Its manager
-# learns of that later, and then cleans up by name.
+# Programs that name devices in other ways. The VM's process has the device open: when
+# the VM stops, the kernel deletes the device at once. The manager learns of that
+# later, and then cleans up by name.
 
 
 def _outside(actor: Actor, verb: str, *args: Any) -> Any:
@@ -70,17 +85,17 @@ def _daemon(actor: Actor, verb: str, *args: Any) -> Any:
 
 
 def _by_kernel(actor: Actor) -> Any:
-    """The kernel chooses the name."""
+    """Let the kernel choose the name."""
     return _outside(actor, "open", "vnet%d")
 
 
 def _by_bitmap(actor: Actor) -> Any:
-    """The lowest number that this daemon has not given out."""
+    """Take the lowest number that this daemon has not given out."""
     return _outside(actor, "open", f"vnet{_daemon(actor, 'lowest')}")
 
 
 def _by_counter(actor: Actor) -> Any:
-    """The next number whose name is not in use: asked first, made then."""
+    """Take the next number whose name is not in use: look first, then make."""
     while True:
         name = f"vnet{_daemon(actor, 'next')}"
         if not _outside(actor, "exists", name):
@@ -88,7 +103,7 @@ def _by_counter(actor: Actor) -> Any:
 
 
 def _by_force(actor: Actor) -> Any:
-    """One name for each machine; whatever has it is deleted first."""
+    """Give each VM one name; first delete the device that has the name."""
     name = "vnet0" if actor.name == "A" else "vnet1"
     if _outside(actor, "exists", name):
         _outside(actor, "delete", name)
@@ -96,18 +111,18 @@ def _by_force(actor: Actor) -> Any:
 
 
 def program(name: str, make: Callable[[Actor], Any]) -> Script:
-    """A manager's part for one machine: make, wire, and later clean up by name."""
+    """A manager of one VM: make, connect, and later clean up by name."""
 
-    def start(actor: Actor) -> Held | Failed:
+    def start(actor: Actor) -> Acquired | Failed:
         try:
             handle, ifindex, device = make(actor)
             _outside(actor, "connect", device)
         except TapsterError as error:
             return Failed(str(error))
-        return Held(str(handle), device, ifindex, BRIDGE)
+        return Acquired(str(handle), device, ifindex, BRIDGE)
 
     def stop(actor: Actor) -> Any:
-        actor.ask(Call("machine", "stop", (actor.name,)))
+        actor.ask(Call("vm", "stop", (actor.name,)))
         _try_outside(actor, "close", int(actor.memory.lease))
         return actor.memory
 
@@ -119,23 +134,23 @@ def program(name: str, make: Callable[[Actor], Any]) -> Script:
 
 
 def restart() -> Script:
-    """The daemon is started anew: what it had in memory is lost."""
+    """The daemon restarts, and loses what it had in memory."""
     return outsider("restart", Op("restart", lambda actor: _daemon(actor, "restart")))
 
 
-# Tapster, each time with one protection taken away
+# Tapster, each time without one protection
 
 
-class Inclusive(RemoteKernel):
-    """Taps are made without the flag that refuses to attach to another's."""
+class Inclusive(NamespaceStandIn):
+    """Taps are made without the flag that refuses to attach to an existing tap."""
 
     def create_tap(self, *args: object, **_: object) -> tuple[int, ...]:
         self._ask(Call("outside", "attach", args))
         return ()
 
 
-class RowLast(Acquire):
-    """The ledger is written after the device is made, not before."""
+class LeaseLast(Acquire):
+    """The lease is recorded after the device is made, not before."""
 
     def reserve(self, plans: Sequence[Plan]) -> list[Lease]:
         (plan,) = plans
@@ -164,8 +179,8 @@ class DeletesByName(Devices):
                 namespace.delete_links([ifindex])
 
 
-class Unclaimed(RemoteLedger):
-    """A ledger in which nobody claims what is worked on."""
+class Unclaimed(LedgerStandIn):
+    """A ledger in which no operation claims a lease."""
 
     def claim_available(self, ids: object, _: int, alive: object) -> Any:
         return self._put("claim_available", (ids, None, alive), {})
@@ -174,7 +189,7 @@ class Unclaimed(RemoteLedger):
         return self._put("claim_due", (None, alive), named)
 
 
-class UnclaimedReservations(RemoteLedger):
+class UnclaimedReservations(LedgerStandIn):
     """A ledger in which a lease that is being acquired looks abandoned."""
 
     def reserve(self, *args: Any, **named: Any) -> Any:
@@ -183,18 +198,19 @@ class UnclaimedReservations(RemoteLedger):
 
 class WithoutPlaceholder(Devices):
     def hold_name(self, _: Namespace, __: Lease) -> None:
-        """Let the name go."""
+        """Let the name be free."""
 
 
-class TakesNoEvidenceForAnEnd(RemoteSystem):
-    """A host that takes a process for ended if it knows nothing about the process."""
+class TakesNoEvidenceForAnEnd(SystemStandIn):
+    """A host that takes "cannot tell" for "has ended"."""
 
-    def life(self, _: Process) -> Life:
-        return Life.ENDED
+    def life(self, process: Process) -> Life:
+        life: Life = self._put("life", (process,), {})
+        return Life.LIVES if life is Life.LIVES else Life.ENDED
 
 
-class JoinsRunning(RemoteKernel):
-    """A device that is not taken down before it joins its bridge."""
+class JoinsRunning(NamespaceStandIn):
+    """A device is not taken down before it joins its bridge."""
 
     def set_links(self, changes: Any) -> None:
         running = [
@@ -207,15 +223,15 @@ class JoinsRunning(RemoteKernel):
 
 
 class JoinsAtOnce(Acquire):
-    """An acquire that connects a device on standby as well."""
+    """An acquire connects a device on standby as well."""
 
     def _connect(self, plan: Plan, lease: Lease) -> None:
         wiring = lease.wiring._replace(standby=False)
         super()._connect(plan, lease._replace(wiring=wiring))
 
 
-class DeletesByNameInBackends(RemoteBackend):
-    """A backend that takes down whatever has the device's name."""
+class DeletesByNameInBackends(BackendStandIn):
+    """A backend detaches whichever entry has the device's name."""
 
     def detach(self, _: Namespace | None, lease: Lease) -> None:
         self._put("del_port", (self.name, lease.name), {})
@@ -233,8 +249,49 @@ class WithoutLookingForReleases(Rewire):
         return False
 
 
-def known_bugs() -> list[Scenario]:
-    """Each has a violation that must be found."""
+class TakesUnseenForGone(TwoNamespaces):
+    """A host that takes a namespace which it cannot see for one that has ended."""
+
+    def find(self, netns: Netns) -> Any:
+        return None if self._put("hidden", (), {}) else super().find(netns)
+
+
+class LooksHereOnly(Devices):
+    """A device that was moved to another namespace is not looked for."""
+
+    def moved(self, _: Collection[Lease]) -> dict[str, tuple[Netns, Link]]:
+        return {}
+
+
+class SeesNoOpenTap(NamespaceStandIn):
+    """Whether a process has a tap open is not looked at."""
+
+    def link(self, ifindex: int) -> Any:
+        link: Link | None = self._put("link", (ifindex,), {})
+        return link and link._replace(open=False)
+
+    def links(self) -> Any:
+        return [link._replace(open=False) for link in self._put("links", (), {})]
+
+
+class OpensWithoutSecondLook(NamespaceStandIn):
+    """The number of a macvtap is not read again when its node is open."""
+
+    def check_number(self, _: int, __: int) -> None:
+        """Trust that the number is still the macvtap's."""
+
+
+class ReclaimsEverybodysNames(LedgerStandIn):
+    """A reclaim by B takes every waiting lease for one of B's."""
+
+    def lease(self, id: str) -> Any:
+        lease: Lease | None = self._put("lease", (id,), {})
+        waits = lease is not None and lease.state is State.FIN_WAIT
+        return lease._replace(owner="B") if lease and waits else lease
+
+
+def known_faults() -> list[Scenario]:
+    """Return scenarios in each of which a broken promise must be found."""
     late = late_cleanup("A", "delete")
     return [
         _program("kernel chooses the name", _by_kernel),
@@ -248,7 +305,7 @@ def known_bugs() -> list[Scenario]:
             checks=STEP,
         ),
         _without("the exclusive flag", Parts(namespace=Inclusive), foreign()),
-        _without("the row written first", Parts(acquire=RowLast)),
+        _without("the lease recorded first", Parts(acquire=LeaseLast)),
         _without("deleting by identity", Parts(devices=DeletesByName), late, foreign()),
         _without("claims", Parts(ledger=Unclaimed), late),
         _without("claims on reservations", Parts(ledger=UnclaimedReservations)),
@@ -273,19 +330,37 @@ def known_bugs() -> list[Scenario]:
             checks=STEP,
         ),
         *_without_evidence(),
+        *_without_care_for_what_is_open(),
     ]
 
 
 def _without_evidence() -> list[Scenario]:
-    """What must be found where an observation, or the order of messages, is wrong."""
+    """Return faults of what is observed, and of the order of messages."""
     isolated = manager("A", TAP._replace(isolated=True))
     wrong = USUAL._replace(system=TakesNoEvidenceForAnEnd)
     running = USUAL._replace(namespace=JoinsRunning)
+    unseen = USUAL._replace(system=TakesUnseenForGone, place="pod")
+    here = USUAL._replace(system=TwoNamespaces, devices=LooksHereOnly)
     return [
         Scenario(
             "Tapster without evidence that a process has ended",
-            (bound("A"), machine("A"), Script("settler", (settle(parts=wrong),))),
+            (bound("A"), hidden(), Script("settler", (settle(parts=wrong),))),
             checks=STEP,
+        ),
+        Scenario(
+            "Tapster where a namespace that cannot be seen counts as ended",
+            (manager("A"), hidden(), Script("recover", (recover(parts=unseen),))),
+            checks=STEP,
+        ),
+        Scenario(
+            "Tapster without a look into other namespaces",
+            (
+                manager("A"),
+                administrator("move", "vnet0"),
+                Script("recover", (recover(parts=here),)),
+            ),
+            checks=STEP,
+            end=ending(here),
         ),
         Scenario(
             "Tapster without an owner for a removal by name",
@@ -293,6 +368,14 @@ def _without_evidence() -> list[Scenario]:
                 manager("A", AT_ONCE),
                 starter("B", AT_ONCE, after="A"),
                 late_remove("A", by_owner=False),
+            ),
+            checks=STEP,
+        ),
+        Scenario(
+            "Tapster without comparing the owner when a name is reclaimed",
+            (
+                manager("A", TAP._replace(name="web")),
+                reclaimer("B", parts=USUAL._replace(ledger=ReclaimsEverybodysNames)),
             ),
             checks=STEP,
         ),
@@ -313,13 +396,56 @@ def _without_evidence() -> list[Scenario]:
     ]
 
 
+def _without_care_for_what_is_open() -> list[Scenario]:
+    """Return faults around descriptors: a tap that is open, and a wrong descriptor."""
+    blind = USUAL._replace(namespace=SeesNoOpenTap)
+    hasty = USUAL._replace(namespace=OpensWithoutSecondLook)
+    return [
+        Scenario(
+            "Tapster without looking whether a VM has its tap open",
+            (runner("A"), background_vm("A"), Script("reaper", (settle(parts=blind),))),
+            checks=STEP,
+        ),
+        Scenario(
+            "Tapster without looking whether a program has opened a waiting tap",
+            (
+                manager("A"),
+                late_open("A"),
+                clock(),
+                Script("reaper", (reap(parts=blind),)),
+            ),
+            checks=STEP,
+        ),
+        Scenario(
+            "Tapster without a second look at a macvtap that it opens",
+            (
+                reopener("A", MACVTAP, parts=hasty),
+                administrator("delete", "vnet0"),
+                manager("B", MACVTAP),
+            ),
+            checks=STEP,
+        ),
+        Scenario(
+            "Tapster where a signal handler may use the same Host",
+            (
+                Script("A", (acquire(),)),
+                administrator("delete", "vnet0"),
+                handler("recover", lambda do: do.recover(), refused=False),
+                signal("recover"),
+            ),
+            checks=STRICT,
+        ),
+    ]
+
+
 def _program(name: str, make: Callable[[Actor], Any], *more: Script) -> Scenario:
     scripts = (program("A", make), program("B", make), *more)
     return Scenario(name, scripts, checks=HARM, end=None)
 
 
 def _without(what: str, parts: Parts, *more: Script) -> Scenario:
-    """One machine, and a recover at any time. Only harm counts as a violation."""
+    """Return one VM, and a recover at any time. The means of keeping promises do not
+    count."""
     manager = Script(
         "A", (acquire(parts=parts), STOP, release(parts=parts)), mortal=True
     )
@@ -334,7 +460,7 @@ def _without(what: str, parts: Parts, *more: Script) -> Scenario:
 
 
 def _with_port(what: str, parts: Parts, *more: Script) -> Scenario:
-    """One machine on a switch that knows ports by name."""
+    """Return one VM on a switch that knows ports by name."""
     scripts = (manager("A", PORT._replace(fin_wait=0), parts=parts), *more)
     name = f"Tapster without {what}"
     return Scenario(name, scripts, checks=STEP, end=ending(parts))

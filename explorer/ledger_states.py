@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every state of the real ledger that was reached, and what each call does to it.
 
-A state is what the tables hold, row numbers included; how SQLite has laid it
-out in its pages is of no account. An image of the file brings a state back. A
-call is one transaction and depends on the state, the time and its arguments
-alone, so each is run once and remembered.
+A state is the content of the tables, with row numbers. The layout of SQLite's pages
+does not matter. An image of the file restores a state. A call is one transaction, and
+depends on nothing but the state, the time and its arguments. So each call is run once
+in each state, and its result is looked up after that.
 """
 
 import zlib
@@ -19,12 +19,22 @@ from tapster.model import Lease
 Leases = tuple[Lease, ...]
 
 READS = frozenset(
-    {"leases", "lease", "named", "suspects", "ended", "next_deadline", "entries"}
+    {
+        "at",
+        "ended",
+        "entries",
+        "lease",
+        "leases",
+        "named",
+        "namespaces",
+        "next_deadline",
+        "suspects",
+    }
 )
-"""The calls that wait for no other: in WAL mode a reader sees the last commit."""
+"""The calls that never wait: in WAL mode a reader sees the last commit."""
 
 
-class Answered(NamedTuple):
+class LedgerAnswer(NamedTuple):
     """What a call did."""
 
     state: int
@@ -32,23 +42,23 @@ class Answered(NamedTuple):
 
 
 class _Asked(BaseException):
-    """Raised inside a transaction, which it rolls back, by an open question."""
+    """Raised by a callback that has no answer yet. It rolls the transaction back."""
 
     def __init__(self, question: Question) -> None:
         self.question = question
 
 
-class Ledgers:
-    """States are numbered; 0 is the empty ledger."""
+class LedgerStates:
+    """States are numbered. State 0 is the empty ledger."""
 
     def __init__(self, directory: str) -> None:
-        """Works on one ledger file in `directory`, and then in memory."""
+        """Create a ledger in `directory`, then keep all states in memory."""
         self._now = 0.0
         self._db: Any = None
         self._ledger = Ledger(f"{directory}/ledger.db", self, randomness=self._bytes)
         self._db = self._ledger.file.connection
-        # Images of the rollback journal's mode open in memory; small pages make
-        # them small.
+        # An image in the mode of the rollback journal can be opened in memory. Small
+        # pages make small images.
         for settle in ("journal_mode = DELETE", "page_size = 512"):
             self._db.execute(f"PRAGMA {settle}")
         self._db.execute("VACUUM")
@@ -58,10 +68,10 @@ class Ledgers:
         self._images: list[bytes] = []
         self.leases: list[Leases] = []
         """The leases of each state."""
-        self._done: dict[tuple[int, float, Call], Answered] = {}
+        self._done: dict[tuple[int, float, Call], LedgerAnswer] = {}
         self._at = self._number()
 
-    def do(self, state: int, now: float, call: Call) -> Answered:
+    def do(self, state: int, now: float, call: Call) -> LedgerAnswer:
         """Make a call in a state. `now` is the time on both clocks."""
         key = (state, now, call)
         if key not in self._done:
@@ -77,53 +87,52 @@ class Ledgers:
     def close(self) -> None:
         self._ledger.close()
 
-    def _execute(self, state: int, now: float, call: Call) -> Answered:
+    def _execute(self, state: int, now: float, call: Call) -> LedgerAnswer:
         if self._at != state:
             self._open(zlib.decompress(self._images[state]))
             self._at = state
         self._now = now
-        told = iter(call.told)
-        args = [self._thaw(value, told) for value in call.args]
-        named = {key: self._thaw(value, told) for key, value in call.named}
+        answers = iter(call.answers)
+        args = [self._thaw(value, answers) for value in call.args]
+        named = {key: self._thaw(value, answers) for key, value in call.named}
         before = self._db.total_changes
         try:
             if call.verb == "peek":
-                # What `reserve` would answer; the next call opens an image.
+                # Answer as `reserve` would. The next call opens an image again.
                 self._at = -1
-                return Answered(state, freeze(self._ledger.reserve(*args, **named)))
+                return LedgerAnswer(state, freeze(self._ledger.reserve(*args, **named)))
             answer = freeze(getattr(self._ledger, call.verb)(*args, **named))
         except _Asked as asked:
-            return Answered(state, asked.question)
+            return LedgerAnswer(state, asked.question)
         except TapsterError as error:
-            return Answered(state, raised(error))
+            return LedgerAnswer(state, raised(error))
         if self._db.total_changes != before:
             self._at = self._number()
-        return Answered(self._at, answer)
+        return LedgerAnswer(self._at, answer)
 
     def _open(self, image: bytes) -> None:
-        """Go on with this image, in memory."""
-        # A new connection: one that has seen another image may go on with what
-        # it remembers of that.
+        """Open an image in memory."""
+        # A connection that has seen another image may have cached parts of that image.
         self._db.close()
         self._db = type(self._db)(":memory:", isolation_level=None)
         self._db.deserialize(image)
         self._db.execute("PRAGMA foreign_keys = ON")
         self._ledger.file.connection = self._db
 
-    def _thaw(self, value: Any, told: Iterator[Any]) -> Any:
-        """An argument as it was; callbacks give the recorded answers in turn."""
+    def _thaw(self, value: Any, answers: Iterator[Any]) -> Any:
+        """Return an argument as it was; a callback gives recorded answers in turn."""
         if not isinstance(value, Callback):
             return value
 
         def callback(*args: Any) -> Any:
-            for answer in told:
+            for answer in answers:
                 return answer
             raise _Asked(Question(value, freeze(list(args))))
 
         return callback
 
     def _number(self) -> int:
-        """The number of the state that the ledger is in now."""
+        """Return the number of the state that the ledger is in now."""
         key = tuple(tuple(self._db.execute(query)) for query in self._tables)
         if key not in self._numbers:
             self._numbers[key] = len(self._images)
@@ -142,7 +151,7 @@ class Ledgers:
         ]
 
     def _bytes(self, count: int) -> bytes:
-        """Not random, but never twice the same: ifindexes are counted up too."""
+        """Return bytes that are not random, and that differ each time."""
         if self._db is None:  # the ledger is being made
             return bytes(count)
         (value,) = self._db.execute(
