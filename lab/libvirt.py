@@ -325,24 +325,31 @@ class HookLog:
         """Wait until the hooks of a phase have been called."""
         self._lines.wait_for(f"^{domain} {phase} ", SECONDS)
 
+    def phases(self, domain: str) -> list[str]:
+        """Return the phases of a domain that were called since the last look."""
+        calls = [line.split() for line in self._lines.until(0)]
+        return [phase for name, phase, _ in calls if name == domain]
+
     def close(self) -> None:
         self._file.close()
 
 
 class HeldHook:
-    """A hook beside Tapster's that stops in one phase until it is let go.
+    """A hook beside Tapster's that stops in one phase until it is let go."""
 
-    libvirt calls hooks in the order of their names: this one comes last.
-    """
-
-    def __init__(self, phase: str, root: Path = Path("/")) -> None:
-        self._hook = root / HOOK.with_name("99-held").relative_to("/")
+    def __init__(
+        self, phase: str, root: Path = Path("/"), *, before_tapster: bool = False
+    ) -> None:
+        # libvirt calls hooks in the order of their names.
+        name = "10-held" if before_tapster else "99-held"
+        self._hook = root / HOOK.with_name(name).relative_to("/")
         self._gate, self._reached = root / "run/hook.gate", root / "run/hook.reached"
         for pipe in (self._gate, self._reached):
             os.mkfifo(pipe)
         self._hook.write_text(
             f"#!/bin/sh\n[ $2 = {phase} ] || exit 0\n"
-            "echo $$ >/run/hook.reached\nread line </run/hook.gate\n"
+            # Opened before anybody is told: a test may remove the files then.
+            "exec 3<>/run/hook.gate\necho $$ >/run/hook.reached\nread line <&3\n"
         )
         self._hook.chmod(0o755)
 
@@ -358,6 +365,12 @@ class HeldHook:
         """Hold no domain any more. One that is held stays so."""
         for path in (self._hook, self._gate, self._reached):
             path.unlink()
+
+
+def wait_until_off(name: str) -> None:
+    """Wait until libvirt knows that a domain has ended."""
+    while virsh(f"domstate {name}") not in ("shut off", "crashed"):
+        call("event", "--domain", name, "--event", "lifecycle", "--timeout", "1")
 
 
 def running() -> Sequence[str]:

@@ -19,10 +19,13 @@ LEDGER = Path("/var/lib/tapster/ledger.db")
 class Place:
     """The host."""
 
-    def __init__(self, lab: VmNetwork, libvirt: Libvirt, ledger: Path) -> None:
+    def __init__(
+        self, lab: VmNetwork, libvirt: Libvirt, tapsterd: Daemon | None
+    ) -> None:
         self.lab = lab
         self.libvirt = libvirt
-        self.ledger = ledger
+        self.tapsterd = tapsterd
+        self.ledger = tapsterd.ledger if tapsterd else LEDGER
 
     def tapster(self, arguments: str) -> str:
         """Run the command; its output."""
@@ -48,14 +51,12 @@ def place(*, daemon: bool) -> Iterator[Place]:
     with ExitStack() as stack:
         lab = stack.enter_context(open_lab())
         libvirt = Libvirt()
-        ledger = LEDGER
         LEDGER.parent.mkdir(exist_ok=True)
-        if daemon:
-            tapsterd = stack.enter_context(Daemon())
+        tapsterd = stack.enter_context(Daemon()) if daemon else None
+        if tapsterd:
             tapsterd.start()
-            ledger = tapsterd.ledger
         stack.callback(libvirt.close)
-        made = Place(lab, libvirt, ledger)
+        made = Place(lab, libvirt, tapsterd)
         made.tapster("libvirt install")
         libvirt.start()
         yield made

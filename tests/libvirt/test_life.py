@@ -11,7 +11,15 @@ from uuid import uuid4
 import pytest
 
 from lab import iproute, libvirt, shell
-from lab.libvirt import HeldHook, adopted, domain, kill, qemu_pid, virsh
+from lab.libvirt import (
+    HeldHook,
+    adopted,
+    domain,
+    kill,
+    qemu_pid,
+    virsh,
+    wait_until_off,
+)
 from lab.reapers import kill_reapers, reapers
 from tests.libvirt.system import Place, place
 
@@ -20,13 +28,14 @@ pytestmark = [pytest.mark.kernel, pytest.mark.e2e, pytest.mark.timeout(180)]
 TIMEOUT = 60.0
 
 
-ALONE = pytest.mark.parametrize("host", ["hook-alone"], indirect=True)
+WAYS = ("hook-alone", "with-tapsterd")
+ALONE = pytest.mark.parametrize("host", WAYS[:1], indirect=True)
 """For what tapsterd has no part in."""
 
 
-@pytest.fixture(scope="module", params=["hook-alone", "with-tapsterd"])
+@pytest.fixture(scope="module", params=WAYS)
 def host(request: pytest.FixtureRequest) -> Iterator[Place]:
-    with place(daemon=request.param == "with-tapsterd") as made:
+    with place(daemon=request.param == WAYS[1]) as made:
         yield made
 
 
@@ -52,7 +61,6 @@ def assert_on_the_network(host: Place, name: str) -> None:
     assert f"{name}0" in iproute.ports()
 
 
-@ALONE
 def test_a_guest_gets_an_address_and_its_end_ends_the_lease(host: Place) -> None:
     mac = "52:54:00:00:00:0a"
     boot = (
@@ -86,7 +94,19 @@ def test_destroy_followed_at_once_by_start_gets_a_new_device(host: Place) -> Non
     assert_on_the_network(host, "web")
 
 
-@ALONE
+def test_a_domain_starts_while_another_ends_and_starts(host: Place) -> None:
+    host.libvirt.define(adopted("beside", "dev='beside0' bridge='br0'"))
+    start(host, "turns", "dev='turns0' bridge='br0'")
+    turn = ["sh", "-c", "virsh destroy turns && virsh start --paused turns"]
+    for _ in range(4):
+        turning = subprocess.Popen(turn, stdout=subprocess.DEVNULL)
+        virsh("start --paused beside")
+        assert turning.wait(TIMEOUT) == 0
+        for name in ("turns", "beside"):
+            assert_on_the_network(host, name)
+        virsh("destroy beside")
+
+
 def test_a_clone_with_the_same_device_is_refused(host: Place) -> None:
     start(host, "original", "dev='original0' bridge='br0'")
     host.libvirt.define(adopted("clone", "dev='original0' bridge='br0' mtu='1300'"))
@@ -100,7 +120,6 @@ def test_a_clone_with_the_same_device_is_refused(host: Place) -> None:
     virsh("start --paused original")
 
 
-@ALONE
 def test_a_device_that_cannot_be_had_refuses_the_start(host: Place) -> None:
     host.libvirt.define(
         adopted("two", "dev='two0' bridge='br0'", "dev='two1' bridge='br7'")
@@ -126,7 +145,6 @@ def test_a_restart_of_libvirtd_changes_no_device(
     assert_on_the_network(host, name)
 
 
-@ALONE
 def test_no_failure_of_the_hook_ends_a_vm_when_libvirtd_restarts(host: Place) -> None:
     start(host, "tough", "dev='tough0' bridge='br0'")
     kept = libvirt.HOOK.read_text()
@@ -161,25 +179,41 @@ def test_the_death_of_qemu_and_libvirtd_ends_the_lease(host: Place) -> None:
     assert_on_the_network(host, "both")
 
 
-def test_the_death_of_libvirtd_while_a_domain_starts_ends_the_lease(
-    host: Place,
+@pytest.mark.parametrize("before", [True, False], ids=["before-tapster", "after-it"])
+@pytest.mark.parametrize("phase", ["prepare", "start", "started", "release"])
+def test_the_death_of_libvirtd_in_a_phase_leaves_the_right_lease(
+    host: Place, phase: str, before: bool
 ) -> None:
-    host.libvirt.define(adopted("early", "dev='early0' bridge='br0'"))
-    held = HeldHook("start")
-    starting = subprocess.Popen(["virsh", "start", "early"], stderr=subprocess.DEVNULL)
+    name = f"{phase}{before:d}-"
+    ends, runs = phase == "release", phase == "started"
+    host.libvirt.define(adopted(name, f"dev='{name}0' bridge='br0'"))
+    if ends:
+        virsh(f"start --paused {name}")
+    held = HeldHook(phase, before_tapster=before)
+    verb = ["destroy"] if ends else ["start", "--paused"]
+    acting = subprocess.Popen(["virsh", *verb, name], stderr=subprocess.DEVNULL)
     hook = held.wait_reached()
     held.remove()
-    assert host.state("early0") == "active"
+    if not ends and (phase, before) != ("prepare", True):
+        assert host.state(f"{name}0") == "active"
     host.libvirt.stop(signal.SIGKILL)
-    starting.wait(TIMEOUT)
+    acting.wait(TIMEOUT)
     kill(hook)
-    assert host.state("early0") == "fin_wait"
+    lease = host.leases().get(f"{name}0")
+    if (phase, before) == ("prepare", True):
+        assert lease is None
+    else:
+        assert lease
+        assert lease["state"] == ("active" if runs else "fin_wait")
     host.libvirt.start()
-    virsh("start --paused early")
-    assert_on_the_network(host, "early")
+    if runs:
+        host.libvirt.hooks.wait_for(name, "reconnect")
+    else:
+        wait_until_off(name)
+        virsh(f"start --paused {name}")
+    assert_on_the_network(host, name)
 
 
-@ALONE
 def test_the_death_of_the_hook_refuses_the_start_and_leaves_nothing(
     host: Place,
 ) -> None:
@@ -197,7 +231,6 @@ def test_the_death_of_the_hook_refuses_the_start_and_leaves_nothing(
     assert_on_the_network(host, "hooked")
 
 
-@ALONE
 def test_a_saved_guest_comes_back_on_a_new_device(host: Place, tmp_path: Path) -> None:
     first = start(host, "nap", "dev='nap0' bridge='br0'")
     file = Path("/run/nap.save")
@@ -217,17 +250,9 @@ def test_a_device_without_metadata_is_left_to_libvirt(host: Place) -> None:
     assert host.leases().keys() == before
 
 
-def wait_until_off(name: str) -> None:
-    """Wait until libvirt knows that a domain has ended."""
-    while virsh(f"domstate {name}") not in ("shut off", "crashed"):
-        libvirt.call(
-            "event", "--domain", name, "--event", "lifecycle", "--timeout", "1"
-        )
-
-
-@pytest.fixture
-def booting() -> Iterator[Place]:
-    with place(daemon=False) as made:
+@pytest.fixture(params=WAYS)
+def booting(request: pytest.FixtureRequest) -> Iterator[Place]:
+    with place(daemon=request.param == WAYS[1]) as made:
         yield made
 
 
@@ -238,6 +263,8 @@ def test_domains_that_start_with_the_host_get_their_devices(booting: Place) -> N
     booting.libvirt.hooks.wait_for("auto", "started")
     former = booting.leases()["auto0"]["id"]
     booting.libvirt.stop(signal.SIGKILL)
+    if booting.tapsterd:
+        booting.tapsterd.stop(signal.SIGKILL)
     kill(*reapers(booting.ledger), qemu_pid("auto"))
     kill_reapers(booting.ledger)
     shell.sh("ip link del auto0")
@@ -245,6 +272,8 @@ def test_domains_that_start_with_the_host_get_their_devices(booting: Place) -> N
     boot_id = Path("/run/boot_id")
     boot_id.write_text(f"{uuid4()}\n")
     shell.sh(f"mount --bind {boot_id} /proc/sys/kernel/random/boot_id")
+    if booting.tapsterd:
+        booting.tapsterd.start()
     booting.libvirt.start()
     booting.libvirt.hooks.wait_for("auto", "started")
     assert_on_the_network(booting, "auto")
