@@ -2,8 +2,11 @@
 """A VM moves between two libvirtd: its device waits on standby, and is taken."""
 
 import json
+import os
+import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import pytest
@@ -11,7 +14,7 @@ import pytest
 from lab import libvirt, ping, shell
 from lab.libvirt import HeldHook, Libvirt, SecondHost, domain, second_host, virsh
 from lab.shell import TAPSTER
-from tests.libvirt.system import Place, place
+from tests.libvirt.system import LEDGER, Place, place
 
 pytestmark = [pytest.mark.kernel, pytest.mark.e2e, pytest.mark.timeout(180)]
 
@@ -44,20 +47,51 @@ class Far(NamedTuple):
         return dict(found)
 
 
+@pytest.fixture(params=[False, True], ids=["hook-alone", "with-tapsterd"])
+def daemon(request: pytest.FixtureRequest) -> bool:
+    """Whether tapsterd runs on both hosts."""
+    return bool(request.param)
+
+
 @pytest.fixture
-def near() -> Iterator[Place]:
-    with place(daemon=False) as made:
+def near(daemon: bool) -> Iterator[Place]:
+    with place(daemon=daemon) as made:
         yield made
 
 
 @pytest.fixture
-def far(near: Place) -> Iterator[Far]:
-    with second_host(FAR) as host:
-        daemon = Libvirt(host)
+def far(near: Place, daemon: bool) -> Iterator[Far]:
+    with second_host(FAR) as host, ExitStack() as stack:
+        libvirtd = Libvirt(host)
+        stack.callback(libvirtd.close)
         host.sh(f"{TAPSTER} libvirt install")
-        daemon.start()
-        yield Far(host, daemon)
-        daemon.close()
+        libvirtd.start()
+        if daemon:
+            stack.enter_context(tapsterd(host))
+        yield Far(host, libvirtd)
+
+
+@contextmanager
+def tapsterd(host: SecondHost) -> Iterator[None]:
+    """Have the daemon on the other host, on the ledger that the hook uses."""
+    address = "run/tapsterd.ready"
+    host.sh(f"mkdir -p {LEDGER.parent}")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
+        ready.bind(str(host.root / address))
+        ready.settimeout(TIMEOUT)
+        process = subprocess.Popen(
+            [
+                *(*host.inside, f"{TAPSTER}d", "--socket", "/run/tapster.sock"),
+                *("--ledger", str(LEDGER), "--config", "/run/no-such-file"),
+            ],
+            env=os.environ | {"NOTIFY_SOCKET": f"/{address}"},
+        )
+        assert ready.recv(100) == b"READY=1"
+    try:
+        yield
+    finally:
+        process.terminate()
+        assert process.wait(TIMEOUT) == 0
 
 
 def migrate(to: Far) -> "subprocess.Popen[bytes]":
