@@ -48,12 +48,23 @@ def call(script: Path, phase: str, xml: str) -> "subprocess.CompletedProcess[str
     )
 
 
+def another_s(nic: str = "") -> str:
+    """Return metadata of another program, and a NIC in it if one is given."""
+    return f"""
+  <metadata>
+    <app:x xmlns:app="urn:app" note="&lt;memory">
+      <memory/>
+    </app:x>{nic}
+  </metadata>"""
+
+
+@pytest.mark.parametrize("metadata", ["", "\n  <metadata/>", another_s()])
 @pytest.mark.parametrize("phase", ["prepare", "stopped", "attach"])
 def test_it_costs_little_for_a_domain_that_is_not_tapsters(
-    script: Path, phase: str, ledger: Path
+    script: Path, phase: str, metadata: str, ledger: Path, tmp_path: Path
 ) -> None:
     nic = "<interface type='user'/>"
-    xml = domain("web", *[nic] * 200)
+    xml = domain("web", *[nic] * 200, metadata=metadata)
     times = []
     for _ in range(50):
         begin = time.perf_counter()
@@ -62,6 +73,33 @@ def test_it_costs_little_for_a_domain_that_is_not_tapsters(
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert min(times) < LONGEST
     assert not ledger.exists(), "Python did not start"
+    seen = tmp_path / "calls"
+    command = f"strace -f -e trace=process -o {seen} {script} web {phase} begin -"
+    subprocess.run(command.split(), input=xml, text=True, check=True)
+    assert seen.read_text().count("execve(") == 1, "no further program"
+    assert "clone" not in seen.read_text()
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        "<metadata>{}</metadata>",
+        "\n  <metadata>{}\n  </metadata>",
+        "\n  <metadata><a xmlns='urn:a'><metadata>\n</metadata></a>\n{}</metadata>",
+        "\n  <metadata><a xmlns='urn:a'>\n<metadata>\n</metadata></a>\n{}</metadata>",
+        another_s("{}"),
+    ],
+)
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_it_finds_its_metadata_wherever_that_stands(
+    script: Path, host: Host, metadata: str, end: str
+) -> None:
+    line = "<metadata>"
+    nics = WEB[WEB.index(line) + len(line) : WEB.index("</metadata>")]
+    xml = WEB.replace(f"{line}{nics}</metadata>", metadata.format(nics))
+    done = call(script, "prepare", xml.rstrip() + end)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [lease.name for lease in leases(host)] == ["web0", "web1"]
 
 
 def leases(host: Host) -> list[Lease]:
@@ -143,6 +181,20 @@ def test_a_host_without_virsh_cannot_see_a_vm_arrive(
     assert leases(host) == []
     assert call(script, "prepare", WEB).returncode == 0
     assert [lease.wiring.standby for lease in leases(host)] == [False, False]
+
+
+def test_it_never_calls_libvirt(
+    script: Path, host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = tmp_path / "called"
+    virsh = tmp_path / "virsh"
+    virsh.write_text(f"#!/bin/sh\necho $* >>{called}\n")
+    virsh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for phase in ("prepare", "start", "started", "reconnect", "stopped", "release"):
+        done = call(script, phase, WEB)
+        assert (done.returncode, done.stderr) == (0, ""), phase
+    assert not called.exists()
 
 
 @pytest.mark.parametrize("phase", ["started", "reconnect"])

@@ -9,8 +9,26 @@ case $2 in
     *) exit 0 ;;
 esac
 
-# Most domains are not Tapster's: find out before Python starts.
-xml=$(cat)
+# Most domains are not Tapster's: find out before Python starts. libvirt writes the
+# metadata before the memory. The shell itself reads up to there, because cat would be
+# another process.
+xml= inside=
+while IFS= read -r line || [ "$line" ]; do
+    xml="$xml$line
+"
+    case $line in
+        *urn:tapster:libvirt:1*) break ;;
+        *'<metadata'*'metadata>'*) break ;;
+        *'<metadata/>'*) ;;
+        *'<metadata'*)
+            [ -z "$inside" ] || break
+            inside=yes
+            ;;
+        *'</metadata>'*) exit 0 ;;
+        *'<memory'*) [ "$inside" ] || exit 0 ;;
+    esac
+done
+xml=$xml$(cat)
 case $xml in
     *urn:tapster:libvirt:1*) ;;
     *) exit 0 ;;
