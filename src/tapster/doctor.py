@@ -10,11 +10,14 @@ from tapster import hazards, names
 from tapster.errors import ServiceUnavailable, TapsterError
 from tapster.kernel import failure
 from tapster.model import Lease, Link, Problem, State, parse_stamp
-from tapster.operations.decision import Action
+from tapster.operations.decision import Action, is_ours
 from tapster.operations.operations import Operations
 
 FEW = 5
 """So many devices of another ledger are named."""
+LATE = 10.0
+"""Seconds after the end of FIN WAIT in which the reaper may be about to delete a
+device."""
 
 
 def examine(operations: Operations) -> list[Problem]:
@@ -39,6 +42,7 @@ def examine(operations: Operations) -> list[Problem]:
             *_unrepaired(operations),
             *_undetermined(operations, links, here),
             *_moved(operations, links, here),
+            *_opened(ledger.id, links, here),
             *_left_in_backends(operations),
             *_leftovers(ledger.id, links, here),
             *_squatters(ledger.templates(), links, here),
@@ -92,10 +96,18 @@ def _unrepaired(operations: Operations) -> Iterator[Problem]:
                 problem = f"{which} is not as requested: {backend}: {difference}"
                 yield Problem(problem, "tapster recover")
             continue
+        if action is Action.CLOSE and _is_just_due(operations, lease):
+            continue
         yield Problem(
             f"{which} does not agree with the kernel: recover would {action} it",
             "tapster recover",
         )
+
+
+def _is_just_due(operations: Operations, lease: Lease) -> bool:
+    if lease.state is not State.FIN_WAIT or lease.deadline is None:
+        return False
+    return operations.context.system.boottime() < lease.deadline + LATE
 
 
 def _moved(
@@ -112,6 +124,25 @@ def _moved(
             yield Problem(
                 f"lease {lease.name} ({lease.id}) has lost its device: {where}",
                 f"move it back, or: tapster rm {lease.id}",
+            )
+
+
+def _opened(ledger: str, links: list[Link], leases: list[Lease]) -> Iterator[Problem]:
+    """Report waiting devices that a process opened after their release."""
+    by_index = {link.ifindex: link for link in links}
+    for lease in leases:
+        link = by_index.get(lease.ifindex)
+        if (
+            lease.state is State.FIN_WAIT
+            and not lease.open_at_release
+            and link
+            and link.open
+            and is_ours(ledger, lease, link)
+        ):
+            yield Problem(
+                f"{lease.name} was released, and then a process opened it: a VM that "
+                "has it is not on the network",
+                "end that VM; its next start needs a device of its own",
             )
 
 

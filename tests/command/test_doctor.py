@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What doctor says of other programs and settings that may harm VMs."""
 
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from lab import iproute, shell
-from tapster import hazards
+from lab import iproute, reapers, shell
+from lab.library import no_reaper
+from lab.strangers import foreign_tap
+from tapster import Host, Tap, doctor, hazards
+from tapster.kernel.boot import boottime
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
@@ -119,4 +123,31 @@ def test_another_ledger_is_one_problem(
     removed = tapster("doctor", "--remove", other)
     assert removed.count("deleted ") == 5
     assert tapster("doctor", "--remove", other) == ""
+    assert problems() == []
+
+
+def test_a_device_that_the_reaper_is_about_to_delete(
+    ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Host(ledger, reaper=no_reaper) as host:
+        device = host.acquire(Tap(fin_wait=0.001))
+        device.close()
+        host.release(device)
+        (lease,) = host.leases()
+        assert lease.deadline
+        due = lease.deadline
+        reapers.wait_for(lambda: due < boottime(), "FIN WAIT ends")
+        assert problems() == []
+        monkeypatch.setattr(doctor, "LATE", 0.0)
+        (problem,) = doctor.examine(host.operations)
+        assert "recover would close it" in problem.description
+
+
+def test_a_waiting_device_that_a_process_has_opened(ledger: Path) -> None:
+    tapster("add", "--name", "web0", "--no-vnet-hdr")
+    tapster("rm", "web0")
+    opened = foreign_tap("web0")
+    ((problem, _),) = problems()
+    assert "web0 was released, and then a process opened it" in problem
+    os.close(opened)
     assert problems() == []

@@ -93,7 +93,11 @@ def test_two_domains_with_one_device(host: Place) -> None:
 
 @pytest.mark.parametrize(
     "element",
-    ["<bandwidth><outbound average='1'/></bandwidth>", "<filterref filter='clean'/>"],
+    [
+        "<bandwidth><outbound average='1'/></bandwidth>",
+        "<filterref filter='clean'/>",
+        "<vlan><tag id='7'/></vlan>",
+    ],
 )
 def test_what_libvirt_does_beside_tapster(host: Place, element: str) -> None:
     nic = "dev='beside0' bridge='br0'"
