@@ -29,7 +29,7 @@ LEDGER = FILES / "ledger.db"
 
 TOOLS = ("qemu-system-x86_64", "dnsmasq", "tcpdump", "ip", "bridge", TAPSTER)
 
-_DNSMASQ = (
+DNSMASQ = (
     *("dnsmasq", "--conf-file=/dev/null", "--port=0", "--user=root", "--pid-file="),
     *(f"--interface={BRIDGE}", "--bind-interfaces", "--log-facility=/dev/null"),
     *("--dhcp-range=192.0.2.10,192.0.2.250,1h", "--dhcp-sequential-ip"),
@@ -40,8 +40,8 @@ _DNSMASQ = (
     *("--enable-tftp", f"--tftp-root={FILES}", "--dhcp-boot=stay.ipxe"),
 )
 
-# A VM that has its address stays, and answers pings.
-_STAY = "#!ipxe\n:stay\nsleep 1 ||\ngoto stay\n"
+STAY = "#!ipxe\n:stay\nsleep 1 ||\ngoto stay\n"
+"""The file that boots a VM: a VM that has its address stays, and answers pings."""
 
 
 class VmNetwork:
@@ -125,9 +125,9 @@ class VmNetwork:
         self.call("ip", "link", "set", BRIDGE, "up")
 
     def _serve_addresses(self) -> None:
-        FILES.joinpath("stay.ipxe").write_text(_STAY)
+        FILES.joinpath("stay.ipxe").write_text(STAY)
         # It goes to the background by itself once it serves.
-        self.call(*_DNSMASQ)
+        self.call(*DNSMASQ)
 
 
 @contextmanager

@@ -67,16 +67,21 @@ class Image(NamedTuple):
     initrd: Path
 
 
-def build(suite: str) -> Image:
-    """Return the image of this Debian release, and build it if it is missing."""
-    key = cache.digest(_inputs(suite))
-    folder = cache.made(f"image-{suite}", key, lambda new: _build(suite, new))
+def build(suite: str, more: str = "") -> Image:
+    """Return the image of this Debian release, and build it if it is missing.
+
+    `more` is the name of a list of further packages, which packages-MORE.txt has.
+    """
+    lists = [HERE / "packages.txt", *([HERE / f"packages-{more}.txt"] if more else ())]
+    key = cache.digest(_inputs(suite, lists))
+    kind = f"image-{suite}{more}"
+    folder = cache.made(kind, key, lambda new: _build(suite, new, lists))
     return Image(folder / "disk.raw", folder / "vmlinuz", folder / "initrd")
 
 
-def _inputs(suite: str) -> Iterator[bytes | str]:
+def _inputs(suite: str, lists: Iterable[Path]) -> Iterator[bytes | str]:
     yield suite
-    for path in (HERE / "image.py", HERE / "agent.py", HERE / "packages.txt"):
+    for path in (HERE / "image.py", HERE / "agent.py", *lists):
         yield path.read_bytes()
     for tool in _with_requirements(TOOLS):
         yield f"{tool}=={importlib.metadata.version(tool)}"
@@ -86,12 +91,12 @@ def _inputs(suite: str) -> Iterator[bytes | str]:
             yield path.read_bytes()
 
 
-def _build(suite: str, folder: Path) -> None:
+def _build(suite: str, folder: Path, lists: Iterable[Path]) -> None:
     root = folder / "root"
     acquire = folder / "acquire.conf"
     acquire.write_text(archive.acquire_options())
     try:
-        _bootstrap(CODENAMES[suite], root, acquire)
+        _bootstrap(CODENAMES[suite], root, acquire, lists)
         (kernel,) = root.glob("boot/vmlinuz-*")
         (initrd,) = root.glob("boot/initrd.img-*")
         shutil.copy(kernel, folder / "vmlinuz")
@@ -103,7 +108,7 @@ def _build(suite: str, folder: Path) -> None:
         shutil.rmtree(root, ignore_errors=True)
 
 
-def _bootstrap(codename: str, root: Path, acquire: Path) -> None:
+def _bootstrap(codename: str, root: Path, acquire: Path, lists: Iterable[Path]) -> None:
     overlay = f'cp -RT "{ROOT}" "$1"'
     agent = f'install -Dm644 "{HERE}/agent.py" "$1"/usr/local/lib/lab/agent.py'
     on, off = "lab-agent.service", " ".join(OFF)
@@ -117,7 +122,7 @@ def _bootstrap(codename: str, root: Path, acquire: Path) -> None:
         f"--customize-hook={agent}",
         f'--customize-hook=chroot "$1" systemctl --quiet enable {on}',
         f'--customize-hook=chroot "$1" systemctl --quiet disable {off}',
-        f"--include={','.join(_packages())}",
+        f"--include={','.join(_packages(lists))}",
         *(codename, root, archive.address()),
     )
 
@@ -129,8 +134,9 @@ def _left_out() -> Iterator[str]:
             yield f"/usr/{glob}/*"
 
 
-def _packages() -> list[str]:
-    return re.findall(r"(?m)^[a-z][a-z0-9.+-]*", (HERE / "packages.txt").read_text())
+def _packages(lists: Iterable[Path]) -> list[str]:
+    text = "\n".join(path.read_text() for path in lists)
+    return re.findall(r"(?m)^[a-z][a-z0-9.+-]*", text)
 
 
 def _copy_tools(root: Path) -> None:

@@ -48,7 +48,9 @@ def wait_gone(host: DebianHost, name: str) -> None:
     host.run("timeout", "60", "bash", "-c", wait)
 
 
-def wait_output(host: DebianHost, command: str, pattern: str) -> None:
+def wait_output(
+    host: DebianHost, command: str, pattern: str, seconds: int = 60
+) -> None:
     """Wait until a command prints a pattern."""
     wait = f"until {command} | grep -q '{pattern}'; do read -rt 0.2 <> <(:) || :; done"
-    host.run("timeout", "60", "bash", "-c", wait)
+    host.run("timeout", str(seconds), "bash", "-c", wait, timeout=seconds + 60)
