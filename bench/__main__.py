@@ -25,6 +25,7 @@ MEASUREMENTS = (
     "growth",
     "backends",
     "filters",
+    "frames",
     "limits",
     "storms",
     "daemon",

@@ -5,11 +5,11 @@ import subprocess
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 from bench.install import install
 from bench.measurements import Run
-from bench.processes import run as run_process
 from bench.result import Row, Table, interleave
 from bench.world import BenchWorld, world
 from lab.library import no_reaper
@@ -19,26 +19,35 @@ LEASES = 1_000
 HISTORY = 1_000_000
 SAMPLES = 5
 """Processes a round, of each way."""
+FEW = 1_000
+"""The entries of a short history."""
 BASE = "tapster ls, 1 lease"
-QUESTIONS = {
+LISTS = {
     "tapster ls": ("ls",),
     "tapster ls -q": ("ls", "-q"),
     "tapster ls NAME": ("ls", "vnet1"),
-    "tapster who NAME": ("who", "vnet1"),
+}
+HISTORIES = {
+    "tapster who NAME": ("who", "v500"),
     "tapster who --owner": ("who", "--owner", "v500"),
     "tapster who --mac": ("who", "--mac", "mac500"),
-    "tapster who --at": ("who", "--at", "500"),
+    "tapster who --lease": ("who", "--lease", "id500"),
+    "tapster who --at": ("who", "--at", "{late}"),
+    "tapster who --limit 10": ("who", "--limit", "10"),
 }
+"""Each finds a few entries, however many there are."""
 
 
-MEMORY = """
+USE = """
 import os, sys
 quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
 pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=quiet)
-print(os.wait4(pid, 0)[2].ru_maxrss)
+used = os.wait4(pid, 0)[2]
+print((used.ru_utime + used.ru_stime) * 1000, used.ru_maxrss / 1024)
 """
-"""Print the most KiB of memory that a command had. The kernel counts those of the
-starter too, so this small program starts the command."""
+"""Print the milliseconds of processor time and the most MiB of memory that a command
+had. The kernel counts the memory of the starter too, so this small program starts the
+command."""
 
 
 class Cost(NamedTuple):
@@ -49,25 +58,31 @@ class Cost(NamedTuple):
 
 
 def measure(run: Run) -> Iterator[Table]:
-    leases, rows = run.size(LEASES, 5), run.size(HISTORY, 1_000)
-    samples = run.size(SAMPLES, 1)
+    leases = run.size(LEASES, 5)
+    few, many = run.size(FEW, 600), run.size(HISTORY, 1_000)
     with world(run.program) as place:
         programs = install(place.directory)
-        tapster, python = str(programs / "tapster"), str(programs / "python")
-        few, many = (place.directory / f"{size}.db" for size in ("few", "many"))
-        _fill(place, few, 1, 1)
-        _fill(place, many, leases, rows)
-        ways = {
-            BASE: partial(_cost, samples, python, tapster, "--ledger", str(few), "ls")
-        }
-        for title, words in QUESTIONS.items():
-            ways[title] = partial(
-                _cost, samples, python, tapster, "--ledger", str(many), *words
-            )
+        cost = partial(
+            _cost, run.size(SAMPLES, 1), str(programs / "python"), programs / "tapster"
+        )
+        one, all_ = (place.directory / f"{size}.db" for size in ("one", "all"))
+        _acquire(place, one, 1)
+        _acquire(place, all_, leases)
+        ways = {BASE: partial(cost, one, "ls")}
+        for title, words in LISTS.items():
+            ways[f"{title}, {leases:,} leases"] = partial(cost, all_, *words)
+        for rows in (few, many):
+            ledger = place.directory / f"{rows}.db"
+            _acquire(place, ledger, 1)
+            _remember(ledger, rows)
+            for title, words in HISTORIES.items():
+                asked = (word.format(late=rows) for word in words)
+                ways[f"{title}, {rows:,} entries"] = partial(cost, ledger, *asked)
         found = interleave(ways, run.rounds)
     about = (
-        f"With {leases:,} leases and {rows:,} entries of the history; most of them do "
-        "not match; the first row has 1 and 1."
+        "Processor time and memory of the whole process, in a namespace with "
+        f"{leases + 3:,} devices. Each `who` finds at most 10 entries: an entry that "
+        "does not fit must cost nothing, however many there are."
     )
     for field, title, unit in (
         ("milliseconds", "Reading leases and history by command", "ms"),
@@ -86,13 +101,17 @@ def measure(run: Run) -> Iterator[Table]:
         )
 
 
-def _fill(place: BenchWorld, ledger: Path, leases: int, rows: int) -> None:
-    name = f"b{ledger.stem}"
+def _acquire(place: BenchWorld, path: Path, leases: int) -> None:
+    name = f"b{path.stem}"
     place.bridge(name)
-    with Host(ledger, reaper=no_reaper) as host:
+    with Host(path, reaper=no_reaper) as host:
         for _ in range(leases):
-            with host.acquire(Tap(bridge=name)):
-                pass
+            host.acquire(Tap(bridge=name)).close()
+
+
+def _remember(path: Path, rows: int) -> None:
+    """Put ended leases into the history of a ledger."""
+    with Host(path, reaper=no_reaper) as host:
         file = host.operations.context.ledger.file
         with file.changing() as db:
             db.execute(
@@ -105,8 +124,15 @@ def _fill(place: BenchWorld, ledger: Path, leases: int, rows: int) -> None:
             )
 
 
-def _cost(samples: int, python: str, *command: str) -> Cost:
-    """Return the median time and the memory of a process."""
-    times = sorted(run_process(*command) for _ in range(samples))
-    memory = subprocess.check_output([python, "-I", "-S", "-c", MEMORY, *command])
-    return Cost(times[len(times) // 2] * 1e3, int(memory) / 1024)
+def _cost(samples: int, python: str, program: Path, ledger: Path, *words: str) -> Cost:
+    """Return the median of the processor time and of the memory of a process."""
+    command = [str(program), "--ledger", str(ledger), *words]
+    used = [
+        map(
+            float,
+            subprocess.check_output([python, "-I", "-S", "-c", USE, *command]).split(),
+        )
+        for _ in range(samples)
+    ]
+    times, sizes = zip(*used, strict=True)
+    return Cost(median(times), median(sizes))
