@@ -50,7 +50,7 @@ def measure(run: Run) -> Iterator[Table]:
     ways: dict[str, Callable[[], DaemonFigures]] = {}
     with world(run.program) as place, daemon(place) as path:
         place.bridge("br0")
-        with Host(place.directory / "library.db", reaper=lambda _: None) as host:
+        with Host(place.directory / "library.db") as host:
             ways[LIBRARY] = partial(_alone, host, pairs)
             for number in CLIENTS:
                 ways[_title(number)] = partial(
@@ -66,7 +66,10 @@ def measure(run: Run) -> Iterator[Table]:
             Row(way, [getattr(figures, field) for figures in rounds])
             for way, rounds in found.items()
         ]
-        about = "Each client is a process and makes two calls a pair."
+        about = (
+            "Each client is a process and makes two calls a pair. The daemon, and the "
+            "library's reaper, delete what was released."
+        )
         yield Table(key, title, unit, rows, LIBRARY, GOALS.get(field, ()), about=about)
     yield _reaped(run, pairs)
     with world(run.program) as place:

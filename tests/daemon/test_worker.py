@@ -96,6 +96,26 @@ def test_the_serving_thread_wakes_up_once_for_a_job() -> None:
     assert results == ["before", "first", "second", "answer"]
 
 
+def test_what_follows_a_job_does_not_delay_its_result() -> None:
+    worker = Worker(lambda error: HostError(f"unforeseen: {error}"))
+    results: list[Any] = []
+    woken: list[int] = []
+
+    def follow_up() -> bool:
+        woken.append(os.eventfd_read(worker.wake))
+        return len(woken) == 2
+
+    worker.after = follow_up
+    for number in range(3):
+        worker.submit(partial(int, number), results.append)
+    for _ in range(3):
+        worker.run_one()
+    assert woken == [1, 2], "for the first job, not while one waits, when none does"
+    assert os.eventfd_read(worker.wake) == 1, "what followed has changed something"
+    worker.finish()
+    assert results == [0, 1, 2]
+
+
 # The loop
 
 

@@ -147,9 +147,10 @@ class Upkeep:
             self._identified.pop(lease.id, None)
             self.report("ended", lease)
 
-    def find_deadline(self) -> None:
-        """Find out when the next FIN WAIT ends."""
-        self.deadline = self._operations.reap.next_deadline()
+    def find_deadline(self) -> bool:
+        """Find out when the next FIN WAIT ends; say whether that has changed."""
+        before, self.deadline = self.deadline, self._operations.reap.next_deadline()
+        return self.deadline != before
 
     # Agreement of ledger and kernel
 

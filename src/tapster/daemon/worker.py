@@ -3,6 +3,7 @@
 
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ from tapster.light import Any
 Work = Callable[[], Any]
 OnDone = Callable[[Any], None]
 
+AFTER_PAUSE = 0.1
 DAEMON = -1
 """Stands for a user in the queue: work that the daemon does for itself."""
 
@@ -104,8 +106,9 @@ class Worker:
         daemon does not wait for the jobs of a worker that may hang."""
         self.calls = 0
         """How many jobs users have asked for. Any thread may read it."""
-        self.after: Callable[[], None] | None = None
-        """Called after each job, before its result is handed over."""
+        self.after: Callable[[], bool] | None = None
+        """Called after a job, when its result is handed over. While jobs wait, it is
+        called once in `AFTER_PAUSE`. True wakes the serving thread."""
         self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._explain = explain
         self._queue = FairQueue()
@@ -114,6 +117,7 @@ class Worker:
         self._may_hang = may_hang
         self._working = 0
         """The thread that does a job, or 0."""
+        self._after_again = 0.0
 
     def start(self) -> None:
         self._thread.start()
@@ -182,6 +186,7 @@ class Worker:
         finally:
             self._working = 0
             os.eventfd_write(self.wake, 1)
+        self._follow_up()
         return True
 
     def _do(self, job: Job) -> None:
@@ -194,12 +199,20 @@ class Worker:
             result = error
         except Exception as error:  # noqa: BLE001 - one call must not end all
             result = self._explain(error)
-        if self.after is not None:
-            try:
-                self.after()
-            except Exception as error:  # noqa: BLE001 - the result is still good
-                self._explain(error)
         self.call_serving(job.on_done, result)
+
+    def _follow_up(self) -> None:
+        now = time.monotonic()
+        if self.after is None or (self.waiting and now < self._after_again):
+            return
+        self._after_again = now + AFTER_PAUSE
+        try:
+            changed = self.after()
+        except Exception as error:  # noqa: BLE001 - the next job must be done
+            self._explain(error)
+        else:
+            if changed:
+                os.eventfd_write(self.wake, 1)
 
     def _run(self) -> None:
         while self.run_one():
