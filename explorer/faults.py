@@ -53,6 +53,7 @@ from explorer.ops import (
     switch,
     target,
 )
+from explorer.plugin import Plugin, collector, late_delete, pod
 from explorer.script import (
     USUAL,
     WITH_BACKENDS,
@@ -64,6 +65,7 @@ from explorer.script import (
     Script,
 )
 from explorer.search import Scenario
+from tapster.cni.config import CONTAINER
 from tapster.errors import NameTaken, TapsterError
 from tapster.kernel.port import Namespace
 from tapster.model import Lease, Life, Link, Netns, Process, State
@@ -331,6 +333,7 @@ def known_faults() -> list[Scenario]:
         ),
         *_without_evidence(),
         *_without_care_for_what_is_open(),
+        *_of_pods(),
     ]
 
 
@@ -434,6 +437,46 @@ def _without_care_for_what_is_open() -> list[Scenario]:
                 signal("recover"),
             ),
             checks=STRICT,
+        ),
+    ]
+
+
+class FindsByInterface(Plugin):
+    """The plugin finds the leases of pod A by the name of the interface alone."""
+
+    def leases(self) -> list[Lease]:
+        return [
+            lease._replace(labels=tuple({**dict(lease.labels), CONTAINER: "A"}.items()))
+            for lease in super().leases()
+        ]
+
+
+class WithoutSettling(Plugin):
+    """The plugin does not repair what dead processes have left."""
+
+    settles = False
+
+
+def _of_pods() -> list[Scenario]:
+    """Return faults of a CNI plugin."""
+    a, b = pod("A"), pod("B")._replace(mortal=False)
+    return [
+        Scenario(
+            "CNI: DEL finds the lease by the name of the interface",
+            (a, b, late_delete("A", FindsByInterface)),
+            checks=STEP,
+        ),
+        Scenario(
+            "CNI: GC where no list means that no attachment is valid",
+            (a, b, collector("A", valid=[])),
+            1,
+            checks=STEP,
+        ),
+        Scenario(
+            "CNI: GC without settling what a dead ADD has left",
+            (a, collector("A", valid=[], plugin=WithoutSettling)),
+            1,
+            checks=STEP,
         ),
     ]
 

@@ -205,6 +205,22 @@ def reopen_opens_its_own(transition: Transition) -> str | None:
     return None
 
 
+def gc_leaves_nothing_stale(transition: Transition) -> str | None:
+    """After GC, no lease of a stale pod is active or half made.
+
+    Another manager that lives may be undoing one at that moment.
+    """
+    step = transition.step
+    if step.op != "GC" or step.done is None or isinstance(step.done[0], Failed):
+        return None
+    alive = {manager for _, manager in transition.environment.locks}
+    for lease in transition.leases:
+        own = lease.owner in transition.owners and lease.manager not in alive
+        if own and lease.state is not State.FIN_WAIT:
+            return f"GC left {lease.name}, which no valid attachment has"
+    return None
+
+
 def a_running_port_is_protected(transition: Transition) -> str | None:
     """A port that was requested isolated is isolated while it is up on a bridge."""
     for lease in transition.leases:
@@ -243,6 +259,7 @@ STEP: tuple[Callable[[Transition], str | None], ...] = (
     a_running_vm_is_leased,
     an_opened_device_stays,
     reopen_opens_its_own,
+    gc_leaves_nothing_stale,
     *HARM,
 )
 """The checks after each step: promises to users."""

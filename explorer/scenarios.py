@@ -38,6 +38,7 @@ from explorer.ops import (
     vm,
     waiter,
 )
+from explorer.plugin import collector, late_delete, pod
 from explorer.script import USUAL, WITH_BACKENDS, Parts, Script
 from explorer.search import Scenario
 
@@ -154,10 +155,30 @@ def small() -> list[Scenario]:
             1,
         ),
         *of_observations(),
+        *of_pods(),
         *(
             scenario
             for scenario in with_backends()
             if scenario.name in SMALL_WITH_BACKENDS
+        ),
+    ]
+
+
+def of_pods() -> list[Scenario]:
+    """Return scenarios of the CNI plugin."""
+    a, b = pod("A"), pod("B")._replace(mortal=False)
+    ever = _recover()._replace(mortal=False)
+    return [
+        Scenario("two pods, ADD and DEL, a late second DEL", (a, b, late_delete("A"))),
+        Scenario(
+            "two pods, the plugin is killed, GC",
+            (a, b, collector("A", valid=["B"])),
+            1,
+        ),
+        Scenario(
+            "a pod, the plugin is killed, GC beside recover, a late cleanup",
+            (a, collector("A", valid=[]), ever, late_cleanup("A", "delete")),
+            1,
         ),
     ]
 

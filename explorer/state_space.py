@@ -358,10 +358,10 @@ class StateSpace:
                 if vm.owner == call.args[0]:
                     return environment, vm.device.ifindex
             return None
-        if call.verb == "stop":
+        if call.verb in ("stop", "halt"):
             (owner,) = call.args
             gone = [vm for vm in environment.running if vm.owner == owner]
-            if not gone:
+            if not gone and call.verb == "stop":
                 return None
             names = {(owner, vm.device.name) for vm in gone}
             running = environment.running - set(gone)

@@ -66,7 +66,16 @@ def open_manager(network: Network, netns: str | None = None) -> "Manager":
     return connect(socket, netns=netns)
 
 
-def add(call: Call, network: Network, configuration: Configuration) -> Answer:
+OpenManager = Callable[..., "Manager"]
+"""Opens a manager for a network, and for the namespace of a pod."""
+
+
+def add(
+    call: Call,
+    network: Network,
+    configuration: Configuration,
+    open_manager: OpenManager = open_manager,
+) -> Answer:
     """Make the device of an attachment, and get its addresses."""
     spec = config.spec_of(network, call)
     ipam = Ipam(network.ipam, call, configuration) if network.ipam else None
@@ -107,7 +116,12 @@ def _undo(
         error.add_note(f"undoing it failed too ({second}); DEL or GC will do it")
 
 
-def delete(call: Call, network: Network, configuration: Configuration) -> Answer:
+def delete(
+    call: Call,
+    network: Network,
+    configuration: Configuration,
+    open_manager: OpenManager = open_manager,
+) -> Answer:
     """Give the addresses back, and release the device. There may be neither."""
     failures: list[Exception] = []
     if network.ipam:
@@ -154,7 +168,10 @@ def _check_lease(manager: "Manager", network: Network, lease: Lease) -> None:
 
 
 def collect_garbage(
-    call: Call, network: Network, configuration: Configuration
+    call: Call,
+    network: Network,
+    configuration: Configuration,
+    open_manager: OpenManager = open_manager,
 ) -> Answer:
     """End the leases, and give back the addresses, of no valid attachment."""
     valid = {*(network.valid or ())}
