@@ -189,6 +189,7 @@ def test_who_finds_by_every_field_of_a_lease(tapster: Run) -> None:
         (["rm"], 2, "nothing was chosen"),
         (["rm", "--all", "vnet0"], 2, "give it alone"),
         (["ls", "--format", "{nme}"], 2, "no field 'nme'"),
+        (["ls", "--format", "name,mac"], 2, "names no field"),
         (["run"], 125, "needs a COMMAND"),
         (["run", "--frob"], 125, "no option '--frob'"),
         (["run", "--bridge", "nix", "--", "true"], 125, "no bridge 'nix'"),

@@ -134,7 +134,7 @@ def on(lease: Lease) -> str | None:
 def parts_of(text: str) -> list[tuple[str, str]]:
     """Return a format as pairs: a field, or "", and the text that follows.
 
-    Raises RequestError for an unknown field.
+    Raises RequestError for an unknown field, or if there is none.
     """
     first, *others = text.replace("\\t", "\t").replace("\\n", "\n").split("{")
     parts = [("", first)]
@@ -145,6 +145,10 @@ def parts_of(text: str) -> list[tuple[str, str]]:
             near = selection.hint(field, output.LEASE_FIELDS) or known
             raise RequestError(f"--format: there is no field {field!r}{near}")
         parts.append((field, rest))
+    if len(parts) == 1:
+        raise RequestError(
+            f"--format {text!r} names no field; as in: --format '{{name}} {{mac}}'"
+        )
     return parts
 
 
