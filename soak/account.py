@@ -22,6 +22,7 @@ from soak.messages import Acting, Begin
 
 ADMIN, STRANGER = "admin", "stranger"
 
+REBUILD = "rebuild"
 GONE = "gone"
 ANY = None
 EFFECTS: dict[str, tuple[tuple[str, object], ...]] = {
@@ -30,8 +31,15 @@ EFFECTS: dict[str, tuple[tuple[str, object], ...]] = {
     "nomaster": (("master", 0),),
     "master": (("master", 0), ("master", ANY)),  # off one bridge, onto another
     "rename": (("name", ANY),),
+    "address": (("mac", ANY),),
+    # Into another namespace, where the storm does not look.
+    "away": (("up", False), ("master", 0), (GONE, True)),
+    # A bridge is deleted, and made again.
+    REBUILD: (("up", False), (GONE, True)),
 }
 """The attributes that an act changes, and their new values; each effect counts once."""
+PORT_EFFECTS: tuple[tuple[str, object], ...] = (("master", 0),)
+"""The same for the ports of a bridge that is deleted."""
 
 REMEMBERED = 60.0
 """Seconds that the account remembers an ended VM after its name is free."""
@@ -56,6 +64,8 @@ class VmRecord:
     """Tapster replaces the device at release: for a moment no device has the name."""
     wanted: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     """The promised state of the device; two values while a manager moves the VM."""
+    on: tuple[str, ...] = ()
+    """The bridges that `wanted` promises, by name: a bridge may be made again."""
     differed: float = 0.0
     """Until when the device differed from the promise, for a known reason."""
     running: bool = True
@@ -104,6 +114,8 @@ class ActRecord:
     """The ended VM that a stranger cleans up after."""
     could: set[int]
     """The devices that had the name during the act."""
+    ports: set[int] = field(default_factory=set)
+    """The ports of the bridge that is rebuilt."""
     did: Counter[tuple[int, str, object]] = field(default_factory=Counter)
     over: float | None = None
     harm: list[tuple[VmRecord, str]] = field(default_factory=list)
@@ -115,7 +127,8 @@ class ActRecord:
         self, ifindex: int, attribute: str, becomes: object
     ) -> tuple[int, str, object] | None:
         """Return this act's unspent effect that accounts for a change."""
-        for what, to in EFFECTS[self.verb] if ifindex in self.could else ():
+        effects = PORT_EFFECTS if ifindex in self.ports else ()
+        for what, to in EFFECTS[self.verb] if ifindex in self.could else effects:
             effect = ifindex, what, to
             if what == attribute and to in (ANY, becomes) and not self.did[effect]:
                 return effect
@@ -180,6 +193,7 @@ class Account:
         if device is None:
             device = DeviceRecord(event.look, event.altnames)
             self.devices[event.ifindex] = device
+            self._renumber(event.look.name)
         for attribute in _changes(device.look, event):
             yield self._attribute(event, device, attribute)
             if device.vm is not None:
@@ -224,6 +238,20 @@ class Account:
         for act in self._acts.values():
             if has_name(device, act.name):
                 act.could.add(ifindex)
+            if act.verb == REBUILD and device.look.master in act.could:
+                act.ports.add(ifindex)
+
+    def promise(self, vm: VmRecord, *bridges: str) -> None:
+        """Record that a VM's device is to be on this bridge; on one of two while it
+        moves; on none if the name is empty."""
+        vm.on = bridges
+        vm.wanted["master"] = tuple(map(self.bridge, bridges))
+
+    def _renumber(self, bridge: str) -> None:
+        """Let the VMs of a bridge that was made again be promised the new bridge."""
+        for vm in self.vms.values():
+            if bridge in vm.on:
+                self.promise(vm, *vm.on)
 
     def unhold(self, vm: VmRecord, attribute: str, since: float) -> None:
         """Record that the device may not hold the VM's name any more."""
@@ -243,7 +271,7 @@ class Account:
     def begin(self, process: str, begin: Begin) -> VmRecord:
         """Record a VM that runs from here on."""
         says = begin._asdict()
-        del says["on"], says["tried"]
+        del says["on"], says["tried"], says["mac"]
         vm = VmRecord(process=process, **says)
         self.vms[vm.token] = vm
         return vm
@@ -274,6 +302,8 @@ class Account:
         self._acts[by] = ActRecord(
             by, acting.kind, acting.verb, acting.name, late_for, could
         )
+        for ifindex, device in self.devices.items():
+            self.note_name(ifindex, device)
 
     def end_act(self, by: str, now: float) -> ActRecord:
         act = self._acts.pop(by)
@@ -298,6 +328,10 @@ class Account:
         """Return the ifindex of a device of the ground; 0 if there is none."""
         named = (i for i, device in self.devices.items() if device.look.name == name)
         return next(named, 0)
+
+    def bridge(self, name: str) -> int:
+        """Return the ifindex of a bridge; 0 for no bridge, -1 for one that is gone."""
+        return (self.ifindex(name) or -1) if name else 0
 
     def story(self, ifindex: int) -> tuple[str, ...]:
         """Tell the last entries about a device."""

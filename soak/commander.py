@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 from threading import Event
 
@@ -29,13 +29,15 @@ from soak.part import (
     work_all,
 )
 from soak.refusals import hindered, refused
-from soak.vm import Card, RunningVm
+from soak.vm import BACKGROUND, FOREGROUND, Card, RunningVm
 from soak.wishes import options, wishes
 
 TAPSTER = str(Path(sys.executable).with_name("tapster"))
 THREADS = 3
 LONGEST = 1.5
 """Seconds that a VM runs."""
+LATE = 2.0
+"""Seconds at most after FIN WAIT until an owner removes its device once more."""
 KILL_WITHIN = 0.4
 """Seconds within which a command is killed; a command takes about that long."""
 END_SECONDS = 60.0
@@ -55,6 +57,7 @@ class Commander:
         self._name = f"{part.process}/{thread}"
         self._marker = Marker(self._name)
         self._random = part.random()
+        self._again: deque[tuple[float, str, str]] = deque()
         self._environment = os.environ | {"TAPSTER_LEDGER": ledger_path(part.ledger)}
 
     def work(self) -> None:
@@ -63,6 +66,7 @@ class Commander:
         while not self._stop.is_set():
             number += 1
             self._random = self._part.random(self._thread, number)
+            self._remove_again()
             draw = self._random.random()
             if draw < 0.45:
                 self._run(number)
@@ -100,6 +104,19 @@ class Commander:
         self._look(vm, card)
         vm.stop()
         self._remove(lease["id"], kill=kill_rm)
+        due = boottime() + spec.fin_wait + random.random() * LATE
+        self._again.append((due, lease["name"], spec.owner))
+
+    def _remove_again(self) -> None:
+        """Remove by name what was removed before: the name may be another VM's."""
+        while self._again and self._again[0][0] < boottime():
+            _, name, owner = self._again.popleft()
+            options = ["--owner", owner] if self._random.random() < 0.5 else []
+            done = self._call(False, "rm", name, *options, "--netns", self._part.netns)
+            assert done is not None
+            self._marker.say(
+                self._part.netns, Tally({f"removed again: {_outcome(done)}": 1})
+            )
 
     def _look(self, vm: RunningVm, card: Card) -> None:
         """Check where the device is: no process has it open, so it cannot send
@@ -128,7 +145,8 @@ class Commander:
         command = [TAPSTER, "run", "--netns", part.netns]
         for spec in specs:
             command += ["--nic", _pairs(options(spec))]
-        command += ["--", sys.executable, "-m", "soak.vm", f"{name}/"]
+        where = random.choice((FOREGROUND, BACKGROUND))
+        command += ["--", sys.executable, "-m", "soak.vm", f"{name}/", where]
         for i, card in enumerate(cards):
             device = f"{{ifindex{i}}},{{name{i}}},{{mac{i}}},{{fds{i}}}"
             command += [json.dumps(card), device]
@@ -163,7 +181,8 @@ class Commander:
 
     def _end(self, run: subprocess.Popen[bytes], kill: str, vm: int, name: str) -> None:
         assert run.stdin
-        if kill in ("run", "both"):
+        # `run` has ended if its VM is in the background.
+        if kill in ("run", "both") and run.poll() is None:
             self._marker.say(self._part.netns, Kill("run"))
             run.kill()
         if kill in ("VM", "both"):
@@ -222,6 +241,20 @@ class Commander:
             self._marker.say(self._part.netns, Kill(what))
             process.kill()
         os.close(pidfd)
+
+
+def _outcome(done: subprocess.CompletedProcess[str]) -> str:
+    """Return how `rm` answers an owner that removes a device again.
+
+    It must not succeed unless the owner's own lease still waits.
+    """
+    if done.returncode == 0 and not done.stderr:
+        return "the device still waited"
+    assert done.returncode == 1, done
+    if "no lease chosen has the name" in done.stderr:
+        return "nothing was left"
+    assert "belongs to owner" in done.stderr, done
+    return "refused, another VM has the name"
 
 
 def _words(options: dict[str, str]) -> list[str]:

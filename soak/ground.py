@@ -10,7 +10,20 @@ from soak.marks import DEVICE
 from soak.part import LEDGERS, NAMESPACES, RUN, ledger_path
 from tapster import Host
 
-BRIDGES = ("br0", "br1")
+# An MTU that was set by hand stays when ports come and go, and so does a MAC.
+BRIDGES = {
+    "br0": (
+        "link add br0 address 02:00:00:00:00:01 type bridge",
+        "link set br0 up mtu 1400",
+    ),
+    "br1": (
+        "link add br1 address 02:00:00:00:00:02 type bridge",
+        "link set br1 up mtu 1450",
+    ),
+}
+"""The bridges, and how each is made."""
+AWAY = "away"
+"""A namespace into which administrators move devices."""
 LOWER = {"low0": "far0", "low1": "far1"}
 """Lower devices for macvtaps, and what is at the other end of their cables."""
 PASSTHRU = "low1"
@@ -20,11 +33,7 @@ _BUILD = (
     f"link add {DEVICE} type bridge",
     f"link set {DEVICE} up",
     "link set lo up",
-    # An MTU that was set by hand stays when ports come and go, and so does a MAC.
-    "link add br0 address 02:00:00:00:00:01 type bridge",
-    "link set br0 up mtu 1400",
-    "link add br1 address 02:00:00:00:00:02 type bridge",
-    "link set br1 up mtu 1450",
+    *(command for commands in BRIDGES.values() for command in commands),
     *(
         command
         for low, far in LOWER.items()
@@ -49,6 +58,7 @@ def found() -> None:
     for ledger in LEDGERS:
         Path(ledger_path(ledger)).parent.mkdir(mode=0o700)
         Host(ledger_path(ledger)).close()  # a reader with SQL finds its tables
+    _run("ip", "netns", "add", AWAY)
     for netns in NAMESPACES:
         _run("ip", "netns", "add", netns)
         # A sysfs shows the namespace of the process that mounted it.

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, assert_never
 from soak.account import (
     ADMIN,
     GONE,
+    REBUILD,
     STRANGER,
     Account,
     ActRecord,
@@ -57,6 +58,8 @@ NOT_AS_PROMISED = WRONG + "not as promised from the start"
 TOO_SOON = WRONG + "a name given out, or let go, too soon"
 NOT_RECORDED = WRONG + "the ledger says otherwise"
 LEAK, BLIND = "leak", "blind"
+GROUND = "the ground"
+"""The owner of the devices that belong to the storm itself."""
 
 
 class Finding(NamedTuple):
@@ -194,7 +197,7 @@ class Judge:
             case Ground():
                 self.begun = True
                 for device in account.devices.values():
-                    device.foreign = "the ground"
+                    device.foreign = GROUND
             case Begin() as begin:
                 self._begin(mark, begin)
             case End(token, talks):
@@ -205,7 +208,8 @@ class Judge:
             case Kill(what, process):
                 self._kill(mark, what, process)
             case Move(token, on):
-                account.vms[token].wanted["master"] += (account.ifindex(on),)
+                vm = account.vms[token]
+                account.promise(vm, *vm.on, on)
             case Moved(token, on):
                 self._moved(mark, token, on)
             case Cut(token, since):
@@ -246,10 +250,11 @@ class Judge:
         device.vm = vm
         if device.deleted is None and device.look.name == vm.name:
             self._check_name(vm, mark.time)  # otherwise an outsider was quicker
-        bridge = account.ifindex(begin.on)
-        vm.wanted = {"up": (True,), "master": (bridge,)}
+        vm.wanted = {"up": (True,), "mac": (begin.mac,)}
+        account.promise(vm, begin.on)
         vm.note_difference(device.look, mark.time)
-        expected = {"name": vm.name, "up": True, "master": bridge}
+        bridge = account.bridge(begin.on)
+        expected = {"name": vm.name, "up": True, "master": bridge, "mac": begin.mac}
         self._compare(vm.ifindex, device, expected)
         if begin.tried:
             self._count_steps(vm.name, begin.tried)
@@ -313,8 +318,8 @@ class Judge:
 
     def _moved(self, mark: Mark, token: str, on: str) -> None:
         account = self._account
-        vm, bridge = account.vms[token], account.ifindex(on)
-        vm.wanted["master"] = (bridge,)
+        vm, bridge = account.vms[token], account.bridge(on)
+        account.promise(vm, on)
         device = account.device(vm.ifindex)
         if device is not None and vm.running:
             vm.note_difference(device.look, mark.time)
@@ -322,6 +327,10 @@ class Judge:
 
     def _acted(self, mark: Mark) -> None:
         act = self._account.end_act(mark.by, mark.time)
+        if act.verb == REBUILD:
+            bridge = self._account.device(self._account.ifindex(act.name))
+            if bridge is not None:
+                bridge.foreign = GROUND
         verb = act.verb if act.did else "in vain"
         self.tally[f"{act.kind}: {verb}"] += 1
         self._settle(act, mark.time)
@@ -335,7 +344,7 @@ class Judge:
         if take.also:  # the kernel does not report it of a device that is down
             device.altnames = (take.also,)
             self._account.note_name(take.ifindex, device)
-        bridge = self._account.ifindex(take.on)
+        bridge = self._account.bridge(take.on)
         expected = {"name": take.name, "up": take.up, "master": bridge}
         self._compare(take.ifindex, device, expected)
 
@@ -358,7 +367,7 @@ class Judge:
     def _final(self) -> None:
         """Find devices that are left, and VMs that no actor ended."""
         for ifindex, device in self._account.devices.items():
-            if device.foreign != "the ground" and device.look.name != DEVICE:
+            if device.foreign != GROUND and device.look.name != DEVICE:
                 text = f"device {device.look.name} (ifindex {ifindex}) is left"
                 self._find(LEAK, text, ifindex)
         for vm in self._account.vms.values():

@@ -29,9 +29,11 @@ from soak.part import (
 from soak.refusals import hindered, refused
 from soak.vm import Card, RunningVm
 from soak.wishes import wishes
-from tapster import Host, Repair, TapsterError
+from tapster import Host, NoSuchLease, OpenDevice, Repair, TapsterError
 
 THREADS = 3
+LATE = 2.0
+"""Seconds at most after FIN WAIT until a manager releases a device once more."""
 LONGEST = 1.5
 """Seconds that a VM runs."""
 
@@ -48,6 +50,7 @@ class Manager:
         self._thread = thread
         self._random = part.random()
         self._by_name: deque[tuple[float, str]] = deque()
+        self._again: deque[tuple[float, OpenDevice, str]] = deque()
 
     def adopt(self) -> None:
         """Release what an earlier generation left."""
@@ -64,6 +67,7 @@ class Manager:
             self._random = self._part.random(self._thread, number)
             self._round(number)
             self._clean_up_by_name()
+            self._release_again()
             self._look_after()
         self._marker.close()
 
@@ -99,8 +103,10 @@ class Manager:
         if again:
             vm.talk()
         vm.stop()
-        for lease in leases:
+        for spec, lease in zip(specs, leases, strict=True):
             self._host.release(lease)
+            due = boottime() + spec.fin_wait + random.random() * LATE
+            self._again.append((due, lease, spec.owner))
             if self._part.broken == BY_NAME:
                 due = boottime() + lease.lease.fin_wait + random.random()
                 self._by_name.append((due, lease.name))
@@ -131,6 +137,20 @@ class Manager:
             _, name = self._by_name.popleft()
             command = ["ip", "-n", self._part.netns, "link", "set", name, "nomaster"]
             subprocess.run(command, check=False, stderr=subprocess.DEVNULL)
+
+    def _release_again(self) -> None:
+        """Release again what was released before: the name may be another VM's."""
+        while self._again and self._again[0][0] < boottime():
+            _, device, owner = self._again.popleft()
+            self._host.release(device)
+            try:
+                waiting = self._host.look_up(device.name, owner=owner)
+            except NoSuchLease:
+                outcome = "nothing was left"
+            else:
+                assert waiting.id == device.id, (waiting, device)
+                outcome = "the device still waited"
+            self._marker.say(self._part.netns, Tally({f"removed again: {outcome}": 1}))
 
     def _look_after(self) -> None:
         """Sometimes do what any process may do at any time: recover, reap, list."""

@@ -21,6 +21,8 @@ class Begin(NamedTuple):
     fleeting: bool
     """Tapster replaces the device at release: for a moment no device has the name."""
     on: str
+    mac: str = ""
+    """The device's MAC in the host."""
     tried: str = ""
     """The template that the name was picked from."""
 

@@ -2,7 +2,9 @@
 """People and programs that change Tapster's devices, by name and with `ip`.
 
 An administrator picks one of our devices at random, whatever its state, and deletes it,
-renames it, takes it down, or moves it off its bridge. A stranger cleans up after a
+renames it, takes it down, moves it off its bridge, gives it another MAC, or moves it to
+another namespace and perhaps back. Now and then an administrator deletes a bridge, and
+makes it again. A stranger cleans up after a
 VM that has stopped, as a manager does that learns late of its end and knows only a
 name.
 """
@@ -14,9 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from random import Random
 from threading import Event, Thread
+from typing import Any
 
 from soak import ground
-from soak.account import ADMIN, EFFECTS, STRANGER
+from soak.account import ADMIN, EFFECTS, REBUILD, STRANGER
 from soak.judge import StoppedVm
 from soak.marks import Marker
 from soak.messages import Acted, Acting
@@ -26,6 +29,12 @@ ADMIN_NAP = 2.0
 """Seconds at most between two acts of an administrator in a namespace."""
 RENAMED = (*(f"lost{n}" for n in range(20)), *(f"vnet{n}" for n in range(20)))
 """Names that an administrator may give a device; a VM could get some of them."""
+REBUILDS = 0.05
+"""The share of an administrator's acts that rebuild a bridge."""
+REBUILD_NAP = 0.5
+"""Seconds at most from the end of a bridge to its return."""
+RETURNS = 0.3
+"""The share of acts before which a device is moved back from the other namespace."""
 CLEANUPS = (("nomaster", "down", "del"), ("nomaster", "down"), ("down",), ("del",))
 CARES = 0.7
 """The share of stopping VMs after which a stranger cleans up."""
@@ -52,14 +61,20 @@ class Administrator:
 
     def work(self) -> None:
         while not self._stop.wait(self._random.random() * ADMIN_NAP):
-            verb = self._random.choice([*EFFECTS])
+            if self._random.random() < RETURNS:
+                self._bring_back()
+            if self._random.random() < REBUILDS:
+                self._rebuild(self._random.choice([*ground.BRIDGES]))
+                continue
+            verb = self._random.choice([verb for verb in EFFECTS if verb != REBUILD])
             to = self._random.choice(RENAMED)
             place, running = self._random.random(), self._random.random() < 0.7
             ours = [
                 link["ifname"]
-                for link in ground.links(self._netns)
-                if link.get("ifalias", "").startswith("tapster:")
-                and ("UP" in link["flags"] or not running)
+                for link in _ours(self._netns)
+                if ("UP" in link["flags"] or not running)
+                # The MAC of such a device is also that of its lower device.
+                and (verb != "address" or not _is_passthru(link))
             ]
             if ours:
                 self._act(ours[int(place * len(ours))], verb, to)
@@ -71,8 +86,39 @@ class Administrator:
             "down": ("set", "dev", name, "down"),
             "nomaster": ("set", "dev", name, "nomaster"),
             "master": ("set", "dev", name, "master", "br1"),
+            "address": ("set", "dev", name, "address", self._address()),
+            "away": ("set", "dev", name, "netns", ground.AWAY),
         }[verb]
         act(self._marker, self._netns, Acting(ADMIN, verb, name), *words)
+
+    def _address(self) -> str:
+        return "02:ad:" + self._random.randbytes(4).hex(":")
+
+    def _bring_back(self) -> None:
+        """Move a device of this namespace, or of another one, here."""
+        if away := _ours(ground.AWAY):
+            name = self._random.choice(away)["ifname"]
+            ground.ip(ground.AWAY, "link", "set", "dev", name, "netns", self._netns)
+
+    def _rebuild(self, bridge: str) -> None:
+        """Delete a bridge with all its ports on it, and make it again."""
+        self._marker.say(self._netns, Acting(ADMIN, REBUILD, bridge))
+        ground.ip(self._netns, "link", "del", "dev", bridge)
+        self._stop.wait(self._random.random() * REBUILD_NAP)
+        for command in ground.BRIDGES[bridge]:
+            ground.ip(self._netns, *command.split())
+        self._marker.say(self._netns, Acted())
+
+
+def _ours(netns: str) -> list[dict[str, Any]]:
+    """Return the devices of Tapster in a namespace."""
+    links = ground.links(netns)
+    return [link for link in links if link.get("ifalias", "").startswith("tapster:")]
+
+
+def _is_passthru(link: dict[str, Any]) -> bool:
+    data = link.get("linkinfo", {}).get("info_data", {})
+    return bool(data.get("mode") == "passthru")
 
 
 class Strangers:

@@ -9,15 +9,18 @@ from soak.messages import Leak, Tally
 from soak.part import Part
 
 DELETED = r"No such device|File descriptor in bad state|is gone"
+NO_BRIDGE = r"there is no bridge|was deleted while the device joined it"
 REFUSED = {
     r"belongs to a foreign device|was taken by a foreign device": "foreign name",
     r"is leased|waits [0-9.]+ s": "leased or waiting name",
     DELETED: "an outsider deleted the device",
+    NO_BRIDGE: "an outsider deleted the bridge",
     r"making macvtap .*Device or resource busy|cannot carry a": "lower device busy",
 }
 """Why a VM may not be started."""
 HINDERED = {
     DELETED: "an outsider deleted the device",
+    NO_BRIDGE: "an outsider deleted the bridge",
     r"another process works on": "somebody else is at it",
     r"is released": "it was released in between",
 }

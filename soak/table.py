@@ -44,6 +44,7 @@ def _rows(
     yield one("late cleanups that met a waiting device")
     yield one("late cleanups that Tapster could not fend off")
     yield one("foreign objects hit by outsiders")
+    yield from group("removed again: ")
     yield from group("recover: ")
     yield from group("hindered: ")
     yield one("events")

@@ -25,6 +25,7 @@ from tapster import Macvtap, Mode, Naming
 ETHERTYPE = 0x88B5
 """For experiments: IEEE 802."""
 VIRTIO_HEADER = bytes(10)
+BACKGROUND, FOREGROUND = "background", "foreground"
 TRIES = 8
 FRAME_SECONDS = 0.5
 """Seconds for a frame to arrive; it takes microseconds."""
@@ -44,6 +45,7 @@ class Card(NamedTuple):
     """The template whose lowest free number the device has."""
     fleeting: bool
     """See `account.VmRecord`."""
+    macvtap: bool
     name: str = ""
     ifindex: int = 0
     mac: str = ""
@@ -63,7 +65,15 @@ class Card(NamedTuple):
             wait=spec.fin_wait,
             tried=spec.name if numbered else "",
             fleeting=isinstance(spec, Macvtap) and spec.mode == Mode.PASSTHRU,
+            macvtap=isinstance(spec, Macvtap),
         )
+
+    @property
+    def mac_in_host(self) -> str:
+        """The MAC of the device; that of a tap must not be its guest's."""
+        if self.macvtap:
+            return self.mac
+        return ("fa" if self.mac.startswith("fe") else "fe") + self.mac[2:]
 
 
 class RunningVm:
@@ -84,6 +94,7 @@ class RunningVm:
                 bound=bound,
                 fleeting=card.fleeting,
                 on=card.bridge,
+                mac=card.mac_in_host,
                 tried=card.tried,
             )
             marker.say(card.netns, begin)
@@ -128,7 +139,10 @@ def talks(card: Card) -> bool:
         inside(f"/run/netns/{card.netns}"),
         socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC) as peer,
     ):
-        peer.bind((card.peer, ETHERTYPE))
+        try:
+            peer.bind((card.peer, ETHERTYPE))
+        except OSError:  # an administrator has deleted the bridge
+            return False
         far = peer.getsockname()[4]
         near = bytes.fromhex(card.mac.replace(":", ""))
         token = os.urandom(16)
@@ -162,8 +176,16 @@ def _sent_back(card: Card, frame: bytes, peer: socket.socket, token: bytes) -> b
 
 
 def main() -> None:
-    """Be a VM of `tapster run`: NAME, then a card and its device for each."""
-    name, *rest = sys.argv[1:]
+    """Be a VM of `tapster run`: NAME, WHERE, then a card and its device for each.
+
+    If WHERE is "background", the VM goes on in a process that its starter does not
+    know, as QEMU does with -daemonize.
+    """
+    name, where, *rest = sys.argv[1:]
+    if where == BACKGROUND:
+        if os.fork():
+            os._exit(0)
+        os.setsid()
     cards = []
     for text, device in zip(rest[::2], rest[1::2], strict=True):
         ifindex, tap, mac, fds = device.split(",")

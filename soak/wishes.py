@@ -36,7 +36,7 @@ def _wish(random: Random, owner: str) -> Spec:
     wait = 0.0 if random.random() < 0.05 else random.choice(WAITS)
     queues = random.choice((1, 1, 1, 2))
     if random.random() < 0.7:
-        bridge = None if random.random() < 0.05 else random.choice(BRIDGES)
+        bridge = None if random.random() < 0.05 else random.choice([*BRIDGES])
         return Tap(
             bridge,
             name,

@@ -143,6 +143,75 @@ def test_an_administrators_act_accounts_for_what_it_does_and_no_more(
     assert row.found == [BY_NOBODY]
 
 
+def test_a_foreign_mac_is_counted_and_tapster_may_put_the_promised_one_back(
+    row: Sequence,
+) -> None:
+    mac = "fe:54:00:00:00:01"
+    row.link(VM, mac=mac)
+    row.begin(make=False, mac=mac)
+    for _ in row.act("admin", "address", "vnet0"):
+        row.link(VM, mac="02:ad:00:00:00:01")
+    row.link(VM, mac=mac)
+    assert row.found == []
+    row.link(VM, mac="02:ad:00:00:00:02")
+    assert row.found == [BY_NOBODY]
+
+
+def test_a_vm_that_begins_with_another_mac_is_not_as_promised(row: Sequence) -> None:
+    row.link(VM, mac="fe:54:00:00:00:01")
+    row.begin(make=False, mac="fe:54:00:00:00:02")
+    assert row.found == [NOT_AS_PROMISED]
+
+
+def test_a_bridge_that_goes_and_returns_takes_its_ports_along(row: Sequence) -> None:
+    token = row.begin()
+    row.begin(VM + 1)
+    for _ in row.act("admin", "rebuild", "br0"):
+        row.link(VM, master=0)
+        row.link(VM + 1, master=0)
+        row.link(BR0, up=False)
+        row.link(BR0, gone=True)
+        row.link(BR0 + 100, name="br0", alias="", master=0)
+    row.say("m0.0/0", "cut", token=token, since=row.now)
+    row.link(VM, master=BR0 + 100)  # Tapster joins the port to the new bridge
+    assert row.found == []
+    row.link(VM, master=0)
+    row.link(BR0 + 100, up=False)
+    row.link(VM + 1, master=BR1)
+    assert row.found == [BY_NOBODY] * 3
+
+
+def test_a_vm_may_begin_while_its_bridge_is_away(row: Sequence) -> None:
+    row.link(VM)
+    for _ in row.act("admin", "rebuild", "br0"):
+        row.link(VM, master=0)
+        row.link(BR0, gone=True)
+        row.begin(make=False)
+        row.link(BR0 + 100, name="br0", alias="", master=0)
+    row.link(VM, master=BR0 + 100)
+    assert row.found == []
+
+
+def test_a_bridge_takes_nothing_along_but_its_ports(row: Sequence) -> None:
+    row.begin()
+    row.begin(VM + 1)
+    row.link(VM + 2, master=BR1)
+    row.begin(VM + 2, make=False, on="br1")
+    for _ in row.act("admin", "rebuild", "br0"):
+        row.link(VM, up=False)
+        row.link(VM + 1, gone=True)
+        row.link(VM + 2, master=0)
+    assert row.found == [BY_NOBODY] * 3
+
+
+def test_a_device_may_leave_the_namespace_by_an_act_only(row: Sequence) -> None:
+    row.begin()
+    for _ in row.act("admin", "away", "vnet0"):
+        row.link(VM, up=False, master=0)
+        row.link(VM, gone=True)
+    assert row.found == []
+
+
 def test_an_act_accounts_for_nothing_after_it_or_elsewhere(row: Sequence) -> None:
     row.begin()
     row.begin(VM + 1)
