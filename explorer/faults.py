@@ -175,10 +175,13 @@ class LeaseLast(Acquire):
 
 
 class DeletesByName(Devices):
-    def delete(self, namespace: Namespace, leases: Sequence[Lease]) -> None:
+    def delete_present(
+        self, namespace: Namespace, leases: Sequence[Lease]
+    ) -> list[Lease]:
         for lease in leases:
             if ifindex := namespace.ifindex(lease.name):
                 namespace.delete_links([ifindex])
+        return []
 
 
 class Unclaimed(LedgerStandIn):

@@ -10,7 +10,7 @@ from tapster import hazards, names
 from tapster.errors import ServiceUnavailable, TapsterError
 from tapster.kernel import failure
 from tapster.model import Lease, Link, Problem, State, parse_stamp
-from tapster.operations.decision import Action, is_ours
+from tapster.operations.decision import UNREPAIRED, Action, is_ours
 from tapster.operations.operations import Operations
 
 FEW = 5
@@ -93,6 +93,8 @@ def _unrepaired(operations: Operations) -> Iterator[Problem]:
         which = f"lease {lease.name} ({lease.id}, {lease.state})"
         if action is Action.REWIRE:
             for backend, difference in differences.get(lease.id, {}).items():
+                if backend in UNREPAIRED:
+                    continue  # `_undetermined` reports it, with its own remedy
                 problem = f"{which} is not as requested: {backend}: {difference}"
                 yield Problem(problem, "tapster recover")
             continue
@@ -153,10 +155,9 @@ def _undetermined(
     for lease in leases:
         link = by_index.get(lease.ifindex)
         if link and (changed := operations.look.beyond_repair(lease, link)):
-            what, _, remedy = changed.partition("; to rename it: ")
             yield Problem(
-                f"lease {lease.name} ({lease.id}) is not as requested: {what}",
-                remedy or "start its VM again; tapster cannot change it while it runs",
+                f"lease {lease.name} ({lease.id}) is not as requested: {changed.what}",
+                changed.remedy,
             )
         if unknown := operations.look.undetermined(lease, link):
             yield Problem(

@@ -132,9 +132,9 @@ def test_a_device_that_cannot_be_configured_never_comes_up(
     seen = []
     delete = LinuxNamespace.delete_links
 
-    def look_first(namespace: LinuxNamespace, ifindexes: list[int]) -> None:
+    def look_first(namespace: LinuxNamespace, ifindexes: list[int]) -> set[int]:
         seen.append(iproute.links()["vnet0"])
-        delete(namespace, ifindexes)
+        return delete(namespace, ifindexes)
 
     monkeypatch.setattr(LinuxNamespace, "delete_links", look_first)
     real = LinuxNamespace.set_links

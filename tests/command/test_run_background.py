@@ -3,14 +3,17 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from lab import iproute, shell
+from lab.daemon import Daemon
 from lab.reapers import Monitor, reapers, wait_dead
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world", "own_ledger")]
@@ -69,6 +72,78 @@ def test_a_daemon_that_opens_the_tap_by_name_keeps_it(ledger: Path) -> None:
     with Monitor() as monitor:
         kill(int(done.stdout))
         monitor.wait_deleted("vnet0")
+
+
+@pytest.mark.parametrize("who", ["command", "daemon"])
+def test_a_macvtap_stays_although_its_process_ends_before_run_sees_that(
+    who: str, monkeypatch: pytest.MonkeyPatch, ledger: Path
+) -> None:
+    """`run` stands still, so somebody else is the first to look at the lease."""
+    shell.sh("ip link add low type veth peer name far")
+    shell.sh("ip link set low up")
+    with ExitStack() as stack:
+        if who == "daemon":
+            daemon = stack.enter_context(Daemon(root=True))
+            daemon.start()
+            monkeypatch.setenv("TAPSTER_LEDGER", str(daemon.ledger))
+        command = [TAPSTER, "run", "--link", "low", "--fin-wait", "1", "--"]
+        go_on = "sleep 1000 <&{fd} >/dev/null 2>&1 & echo $! $$; read go"
+        run = stack.enter_context(
+            subprocess.Popen(
+                [*command, "sh", "-c", go_on],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+        assert run.stdin
+        assert run.stdout
+        vm, parent = map(int, run.stdout.readline().split())
+        ended = os.pidfd_open(parent)
+        run.send_signal(signal.SIGSTOP)
+        run.stdin.close()
+        assert select.select([ended], [], [], 30)[0]
+        os.close(ended)
+        assert states() == {"vnet0": "active"}  # ls settles first
+        run.kill()  # it never learns of the VM
+        assert states() == {"vnet0": "active"}
+        assert "UP" in iproute.links()["vnet0"]["flags"]
+        with Monitor() as monitor:
+            kill(vm)
+            monitor.wait_deleted("vnet0")  # no command was typed
+
+
+def test_a_lease_ends_with_the_vm_and_not_with_its_helper() -> None:
+    starter = (
+        "from subprocess import DEVNULL, Popen\n"
+        "def start(*fds):\n"
+        "    quiet = dict(stdout=DEVNULL, stderr=DEVNULL, pass_fds=fds)\n"
+        "    print(Popen(['sleep', '1000'], **quiet).pid)\n"
+        "start()\n"
+        "start({fd})\n"
+    )
+    done = run("--", sys.executable, "-c", starter)
+    pids = [int(word) for word in done.stdout.split()]
+    assert f"goes on as process {pids[1]}" in done.stderr
+    try:
+        with Monitor() as monitor:
+            kill(pids[1])
+            monitor.wait_deleted("vnet0")
+    finally:
+        kill(pids[0])
+
+
+def test_one_lost_device_leaves_the_others_to_a_vm_in_the_background() -> None:
+    rm = f'{TAPSTER} rm "$TAPSTER_LEASE0"'
+    lose = f"{rm}; sleep 1000 <&{{fd1}} >/dev/null 2>&1 & echo $!"
+    nics = ["--nic", "bridge=br0", "--nic", "bridge=br0"]
+    done = run(*nics, "--", "bash", "-c", lose)
+    vm = int(done.stdout)
+    try:
+        assert states() == {"vnet0": "fin_wait", "vnet1": "active"}, done.stderr
+        assert iproute.ports() == {"vnet1"}
+    finally:
+        kill(vm)
 
 
 def test_the_lease_ends_although_run_was_killed_and_no_command_is_typed(

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from lab import iproute, library, shell
-from tapster import Action, Host, HostError, Lease, Macvtap, State, Tap
+from tapster import Action, Host, HostError, Lease, Macvtap, Mode, State, Tap
+from tapster.kernel.linux import LinuxNamespace
 from tapster.kernel.port import LinkChange, Namespace
 from tapster.operations.devices import Devices
 
@@ -66,6 +67,35 @@ def test_a_release_holds_the_name_and_a_reap_deletes_it(
     assert host.recover() == []
     assert ours("pod") == {"eth0": moved.id}
     assert host.reap(now=True) == 1
+    assert ours() == ours("pod") == {}
+
+
+def test_a_moved_passthru_device_frees_its_lower_device_at_once(host: Host) -> None:
+    spec = Macvtap(lower="low", mode=Mode.PASSTHRU)
+    lease = library.acquire(host, spec)
+    shell.sh(f"ip link set {lease.name} netns pod name eth0")
+    host.release(lease)
+    assert ours("pod") == {}
+    assert ours() == {lease.name: lease.id}, "a placeholder"
+    host.release(library.acquire(host, spec))
+
+
+def test_one_that_is_moved_while_it_is_reaped_is_deleted_there(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at the device and its deletion."""
+    plain = LinuxNamespace.delete_links
+    leases = [library.acquire(host, Tap(bridge="br0")) for _ in range(2)]
+
+    def delete_links(self: LinuxNamespace, ifindexes: Sequence[int]) -> set[int]:
+        if len(ifindexes) > 1:
+            shell.sh("ip link set vnet0 netns pod")
+        return plain(self, ifindexes)
+
+    monkeypatch.setattr(LinuxNamespace, "delete_links", delete_links)
+    for lease in leases:
+        host.release(lease)
+    assert host.reap(now=True) == 2
     assert ours() == ours("pod") == {}
 
 

@@ -299,11 +299,6 @@ ROOMS = [
         "it only reads",
     ),
     Room(
-        "tapster.operations.bind",
-        ("tapster.errors", "tapster.operations.context"),
-        "an operation",
-    ),
-    Room(
         "tapster.operations.rewire",
         (
             "tapster.backends.bridge",
@@ -398,6 +393,15 @@ ROOMS = [
             "tapster.operations.rewire",
         ),
         "it does what the table says, with the verbs of the other operations",
+    ),
+    Room(
+        "tapster.operations.bind",
+        (
+            "tapster.errors",
+            "tapster.operations.context",
+            "tapster.operations.recover",
+        ),
+        "an operation: it releases what is bound to a process that has ended",
     ),
     Room(
         "tapster.operations.operations",

@@ -54,6 +54,14 @@ def full(name: str) -> BridgeFull:
     )
 
 
+def gone(name: str) -> NoSuchLink:
+    return NoSuchLink(
+        f"bridge {name!r} was deleted while the device joined it; try again when there "
+        "is a bridge of this name",
+        name=name,
+    )
+
+
 def attach(lease: Lease, bridge: int) -> list[LinkChange]:
     """Return the changes that join a device to its bridge, if any, and bring it up.
 

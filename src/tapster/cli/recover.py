@@ -5,8 +5,8 @@ import sys
 
 from tapster.cli import output
 from tapster.cli.options import Namespace
-from tapster.cli.show import UNREPAIRED
 from tapster.light import TYPE_CHECKING
+from tapster.operations.decision import UNREPAIRED
 
 if TYPE_CHECKING:
     from tapster.api import Manager

@@ -23,7 +23,7 @@ Exit codes: COMMAND's, 128+N if signal N ended it, 127 if it was not found,
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from errno import ENOENT
 from math import inf
 
@@ -32,7 +32,7 @@ from tapster.cli import handover, nic, template, values
 from tapster.cli.options import Namespace, read
 from tapster.cli.supervise import Child, living_children, signals_blocked
 from tapster.cli.template import Template
-from tapster.errors import TapsterError
+from tapster.errors import NoSuchLease, TapsterError
 from tapster.kernel import libc
 from tapster.light import TYPE_CHECKING, Any
 from tapster.model import Spec
@@ -161,10 +161,15 @@ def _goes_on(host: "Manager", devices: Sequence[OpenDevice]) -> bool:
     names = ", ".join(opened.name for opened in devices)
     try:
         for pid in living_children():
-            host.bind(devices, pid)
+            bound = []
+            for opened in devices:
+                # One lease may be over, because an administrator deleted its device.
+                with suppress(NoSuchLease):
+                    host.bind([opened], pid)
+                    bound.append(opened.name)
             print(
-                f"tapster: the command goes on as process {pid}: {names} is released "
-                "when that process has ended and the device is closed",
+                f"tapster: the command goes on as process {pid}: {', '.join(bound)} is "
+                "released when that process has ended and the device is closed",
                 file=sys.stderr,
             )
             return True

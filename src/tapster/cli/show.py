@@ -6,14 +6,13 @@ from tapster.cli.options import Namespace
 from tapster.errors import RequestError, ServiceUnavailable
 from tapster.light import TYPE_CHECKING, Any
 from tapster.model import Lease
+from tapster.operations.decision import UNREPAIRED
 
 if TYPE_CHECKING:
     from tapster.api import Manager
     from tapster.cli.parser import Parser
 
 TIMES = ("created", "released")
-UNREPAIRED = ("process", "device")
-"""The differences that recover does not repair."""
 
 
 def declare(parser: "Parser") -> None:

@@ -111,10 +111,11 @@ class Child:
 
 
 def living_children() -> list[int]:
-    """Return the pids of this process's children that have not ended, oldest first.
+    """Return the pids of this process's children that have not ended.
 
     Those that a command left in the background are among them, if the process adopts
-    orphans.
+    orphans. First come the VMs: those that have a tap or macvtap open. A command may
+    also leave helpers, such as swtpm. Otherwise the oldest comes first.
     """
     children: list[int] = []
     for thread in os.listdir("/proc/self/task"):
@@ -125,7 +126,20 @@ def living_children() -> list[int]:
         ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if ended is None:
             living.append(pid)
-    return living
+    return sorted(living, key=lambda pid: not _has_device(pid))
+
+
+def _has_device(pid: int) -> bool:
+    """Return whether a process has a tap or macvtap open."""
+    folder = f"/proc/{pid}/fd"
+    try:
+        for fd in os.listdir(folder):
+            # A macvtap was opened on a mount that no path leads to.
+            if os.readlink(f"{folder}/{fd}").startswith(("/dev/net/tun", "/tap")):
+                return True
+    except OSError:
+        pass  # it has ended, or it closed a file, or it may not be looked into
+    return False
 
 
 def is_stopped() -> bool:

@@ -203,11 +203,25 @@ class VerboseNamespace:
         self.plain.unguard(ifindex)
         self.say("tc", "qdisc", "del", "dev", self.name(ifindex), "clsact")
 
-    def delete_links(self, ifindexes: Sequence[int]) -> None:
+    def restore_tap(self, ifindex: int, *, uid: int | None, gid: int | None) -> bool:
+        restored = self.plain.restore_tap(ifindex, uid=uid, gid=gid)
+        if restored:
+            # A tap that is open cannot be changed by ip(8).
+            name = self.name(ifindex)
+            self._write(f"# TUNSETOWNER, TUNSETGROUP and TUNSETPERSIST of {name}")
+        return restored
+
+    def rename_link(self, ifindex: int, name: str) -> None:
+        before = self.name(ifindex)
+        self.plain.rename_link(ifindex, name)
+        self.say("ip", "link", "set", "dev", before, "name", name)
+
+    def delete_links(self, ifindexes: Sequence[int]) -> set[int]:
         names = [link.name for i in ifindexes if (link := self.plain.link(i))]
-        self.plain.delete_links(ifindexes)
+        missing = self.plain.delete_links(ifindexes)
         for name in names:
             self.say("ip", "link", "del", "dev", name)
+        return missing
 
     def nft(self, commands: str) -> None:
         def named(found: re.Match[str]) -> str:

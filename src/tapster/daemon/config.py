@@ -61,8 +61,8 @@ class Qemu(NamedTuple):
 
 
 class Watching(NamedTuple):
-    """`[watch]`: whether to restore a device that another program took down or off its
-    bridge, or only to report the change."""
+    """`[watch]`: whether to restore a device that another program renamed, took down or
+    took off its bridge, or only to report the change."""
 
     mend: bool = False
 

@@ -35,6 +35,7 @@ from tapster.model import (
     HistoryEvent,
     HistoryQuery,
     Lease,
+    Life,
     Macvtap,
     Mode,
     Spec,
@@ -305,14 +306,27 @@ class Service:
             pid = process.pid_of(pidfd)
             if not call.caller.root and process.owner(pid) != call.caller.uid:
                 raise NotAllowed(f"process {pid} is not {call.caller}'s")
-        self._operations.bind([lease.id for lease in leases], pid)
+        ids = [lease.id for lease in leases]
+        self._operations.bind(ids, pid, on_repaired=self._upkeep.report_repairs)
+        bound = [lease for id in ids if (lease := self._active(id)) is not None]
         if asked.process is not None and process.over(call.fds[asked.process]):
-            # The process has ended during the call. Another process may have its pid.
-            for lease in leases:
-                self._end(lease, EXIT)
-        for lease in leases:
-            self._upkeep.bind(self._operations.look.lease(lease.id))
+            # The process has ended during the call. Its leases last until the taps are
+            # closed. But if another process has the pid by now, that one was bound.
+            life = self._operations.context.system.life
+            for lease in bound:
+                if lease.process and life(lease.process) is not Life.ENDED:
+                    self._end(lease, EXIT)
+            bound = [lease for id in ids if (lease := self._active(id)) is not None]
+        for lease in bound:
+            self._upkeep.bind(lease)
         return Answer()
+
+    def _active(self, id: str) -> Lease | None:
+        """Return a lease unless it has been released."""
+        with suppress(NoSuchLease):
+            lease = self._operations.look.lease(id)
+            return lease if lease.state is State.ACTIVE else None
+        return None
 
     def _release(self, call: Call) -> Answer:
         start = time.perf_counter()

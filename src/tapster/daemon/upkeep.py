@@ -35,8 +35,9 @@ value to the last."""
 
 
 IDENTIFY_TIMES, IDENTIFY_SECONDS = 10, 60.0
-"""A foreign MAC or alias is put back at once, at most so many times in so many
-seconds; after that once a second."""
+"""A foreign MAC, alias or name is put back at once, at most so many times in so many
+seconds; after that once a second. The program, or the guest's VMM, that changes it may
+do so again and again."""
 LOOK_BATCH = 32
 """Reported devices that are compared with their leases in one piece of work."""
 MEND_BATCH = 8
@@ -97,8 +98,8 @@ class Upkeep:
         `submit` hands a job to the worker. All four are called in the worker's
         thread."""
         self.reconnect = False
-        """Whether to restore a device that another program took down or off its
-        bridge."""
+        """Whether to restore a device that another program took down, took off its
+        bridge, or renamed."""
         self.deadline: float | None = None
         """When the next FIN WAIT ends, on `CLOCK_BOOTTIME`. Any thread may read it."""
         self._operations = operations
@@ -124,7 +125,7 @@ class Upkeep:
         once."""
         self._retries: dict[str, Retry] = {}
         self._identified: dict[str, tuple[float, int]] = {}
-        """How often since when a foreign MAC or alias was put back, by lease."""
+        """How often since when a foreign MAC, alias or name was put back, by lease."""
         self._suspects: list[Netns] = []
         """Namespaces that were reported as ended, and not looked for yet."""
         self._next_survey = 0.0
@@ -343,7 +344,10 @@ class Upkeep:
                 self._repair([lease.id])
             elif event == "changed":
                 self._identify(lease, link)
-            elif event != "renamed" and self.reconnect:
+            elif event == "renamed":
+                if self.reconnect and lease.state is State.ACTIVE:
+                    self._answer(lease)
+            elif self.reconnect:
                 self._repair([lease.id], Repairing(wiring=True))
         else:
             del self._problems[lease.id]
@@ -354,11 +358,13 @@ class Upkeep:
         """Put a foreign MAC or alias back.
 
         With another VM's MAC in the host, a bridge delivers that VM's frames to the
-        host, so the configuration is not asked. A program, or a guest's VMM, that
-        changes it again and again is answered once in a while.
+        host, so the configuration is not asked.
         """
-        if self._operations.look.misidentified(lease, link) is None:
-            return
+        if self._operations.look.misidentified(lease, link) is not None:
+            self._answer(lease)
+
+    def _answer(self, lease: Lease) -> None:
+        """Restore what another program changed, but not again and again at once."""
         now = self._clock()
         since, times = self._identified.get(lease.id, (now, 0))
         if now - since >= IDENTIFY_SECONDS:
@@ -387,9 +393,10 @@ class Upkeep:
             if not self._operations.look.joined(link, lease):
                 return f"moved: the device is not on bridge {bridge}"
             self._bridges[place] = link.master
-        changed = self._operations.look.misidentified(lease, link)
-        if changed or (changed := self._operations.look.beyond_repair(lease, link)):
-            return f"changed: {_printable(changed)}"
+        look = self._operations.look
+        changed = look.misidentified(lease, link) or look.beyond_repair(lease, link)
+        if changed:
+            return f"changed: {_printable(str(changed))}"
         # A lease whose process has ended lasts until its tap is closed.
         ended = lease.process is not None and lease.process not in self._bound
         if (lease.on_close or ended) and not link.open:
@@ -425,6 +432,16 @@ class Upkeep:
         else:
             for id in ids:
                 self._retries.pop(id, None)
+            if what.reason == EXIT:
+                self._follow_holders(ids)
+
+    def _follow_holders(self, ids: Sequence[str]) -> None:
+        """Watch the processes that go on with the macvtaps of ended ones."""
+        with self._operations.context.gate:
+            for id in ids:
+                lease = self._operations.context.ledger.lease(id)
+                if lease is not None and lease.state is State.ACTIVE:
+                    self.bind(lease)
 
     def report_repairs(
         self, repairs: Iterable[Repair], reason: str | None = None

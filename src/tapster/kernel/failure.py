@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Errors of system calls as errors of Tapster."""
 
-from errno import EACCES, EPERM
+import os
+from errno import EACCES, ENOSYS, EPERM
 
 from tapster.errors import HostError, KernelError, MissingCapability
 
@@ -21,11 +22,40 @@ def failure(
 ) -> HostError:
     """Return the error to raise when `action`, which needs `capability`, failed."""
     code = error.errno or 0
-    if code in (EPERM, EACCES) and not has(capability):
-        return MissingCapability(
-            f"{action} needs {capability}: run as root", capability=capability
-        )
-    return KernelError(code, action, error.strerror or "")
+    reason = error.strerror or ""
+    if code in (EPERM, EACCES):
+        if remedy := _remedy(capability):
+            text = f"{action} needs {capability}{remedy}"
+            return MissingCapability(text, capability=capability)
+        if reason == os.strerror(code):  # the kernel gives no other reason
+            reason += (
+                f", although this process has {capability}: a security module, a "
+                "seccomp filter or a device cgroup may forbid it, or the owner or mode "
+                "of a file"
+            )
+    if code == ENOSYS:
+        reason += ": the kernel lacks a system call, or a seccomp filter forbids it"
+    return KernelError(code, action, reason)
+
+
+def _remedy(capability: str) -> str | None:
+    """Say how to get a capability; None if this process has it everywhere."""
+    if not has(capability):
+        if os.geteuid():
+            return ": run as root"
+        return ": give it to the container or the unit in which this process runs"
+    if in_user_namespace():
+        return " outside of this user namespace: run as root of the host"
+    return None
+
+
+def in_user_namespace() -> bool:
+    """Return whether this process is in another user namespace than the host's."""
+    try:
+        with open("/proc/self/uid_map") as file:
+            return file.read().split() != ["0", "0", "4294967295"]
+    except OSError:
+        return False
 
 
 def has(capability: str) -> bool:

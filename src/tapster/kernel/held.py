@@ -16,7 +16,7 @@ container has.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Generator, Iterator
 from errno import EINVAL, EPERM
 
 from tapster.kernel import netns, tun
@@ -112,11 +112,54 @@ def _mounts(pid: str) -> Iterator[str]:
                 yield f"/proc/{pid}/root{os.fsdecode(path)}"
 
 
+def holders(devices: Collection[int]) -> dict[int, int]:
+    """Return a process that has each of these devices open: its pid, by device number.
+
+    Processes that the caller may not look into are left out.
+    """
+    found: dict[int, int] = {}
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            for _, opened in _files(pid):
+                if opened.st_rdev in devices:
+                    found[opened.st_rdev] = int(pid)
+        except (*netns.GONE, PermissionError):
+            continue
+    return found
+
+
+def open_taps() -> Generator[int]:
+    """Yield a copy of each process's descriptors of taps, and close it after.
+
+    Processes that the caller may not look into are left out.
+    """
+    device = os.stat(tun.DEVICE).st_rdev
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            numbers = [n for n, found in _files(pid) if found.st_rdev == device]
+            yield from _copies(pid, numbers)
+        except (*netns.GONE, PermissionError):
+            continue
+
+
 def _taps(pid: str, numbers: list[str]) -> Iterator[int]:
     """Yield a descriptor of the namespace of each of these open taps of a process.
 
     Close it after.
     """
+    for tap in _copies(pid, numbers):
+        try:
+            fd = tun.namespace_of(tap)
+        except OSError:
+            continue  # it was opened, and is no tap yet
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+
+def _copies(pid: str, numbers: list[str]) -> Iterator[int]:
+    """Yield a copy of each of these descriptors of a process, and close it after."""
     if not numbers:
         return
     from tapster.kernel.libc import pidfd_getfd  # rarely needed
@@ -125,20 +168,14 @@ def _taps(pid: str, numbers: list[str]) -> Iterator[int]:
     try:
         for number in numbers:
             try:
-                tap = pidfd_getfd(pidfd, int(number))
+                copy = pidfd_getfd(pidfd, int(number))
             except PermissionError:
                 raise
             except OSError:
                 continue  # it was closed
             try:
-                fd = tun.namespace_of(tap)
-            except OSError:
-                continue  # it was opened, and is no tap yet
+                yield copy
             finally:
-                os.close(tap)
-            try:
-                yield fd
-            finally:
-                os.close(fd)
+                os.close(copy)
     finally:
         os.close(pidfd)

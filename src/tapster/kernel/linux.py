@@ -19,13 +19,15 @@ from errno import (
     ENOTDIR,
     ENOTTY,
     ENXIO,
+    EOPNOTSUPP,
+    EPERM,
 )
 from functools import cached_property
 
-from tapster.errors import HostError, KernelError, NoSuchLink
+from tapster.errors import HostError, KernelError, MissingCapability, NoSuchLink
 from tapster.kernel import boot, netns, process, rtnl, tun, vhost
 from tapster.kernel.descriptors import closing_on_error
-from tapster.kernel.failure import failure
+from tapster.kernel.failure import failure, in_user_namespace
 from tapster.kernel.port import (
     HERE,
     GuardLimit,
@@ -210,9 +212,9 @@ class LinuxSystem:
         except OSError as error:
             raise failure(error, "opening /dev/vhost-net") from error
 
-    def process(self, pid: int) -> Process | None:
+    def process(self, pid: int, *, ended: bool = False) -> Process | None:
         try:
-            return process.process(pid)
+            return process.process(pid, ended=ended)
         except OSError as error:
             raise failure(error, f"looking at process {pid}") from error
 
@@ -526,6 +528,36 @@ class LinuxNamespace:
             raise failure(error, f"opening tap {name!r}") from error
         return fds[0]
 
+    def restore_tap(self, ifindex: int, *, uid: int | None, gid: int | None) -> bool:
+        from tapster.kernel.held import open_taps  # rarely needed
+
+        try:
+            with closing(open_taps()) as taps:
+                for tap in taps:
+                    if self._is_of(tap, ifindex):
+                        tun.restore(tap, uid=uid, gid=gid)
+                        return True
+        except OSError as error:
+            action = f"restoring the owner and the persistence of device {ifindex}"
+            raise failure(error, action) from error
+        return False
+
+    def _is_of(self, tap: int, ifindex: int) -> bool:
+        """Return whether an open tap is the device with this ifindex here."""
+        try:
+            there = tun.namespace_of(tap)
+            try:
+                found, own = os.fstat(there), os.fstat(self.fd)
+            finally:
+                os.close(there)
+            if (found.st_dev, found.st_ino) != (own.st_dev, own.st_ino):
+                return False
+            name = tun.name_of(tap)
+        except OSError:
+            return False  # its device is gone, or it is no tap yet
+        # It is asked for its name again: it may have been renamed in between.
+        return self._rtnl.find(name) == ifindex and tun.name_of(tap) == name
+
     def create_macvtap(
         self, device: NewMacvtap, *, beneath: Namespace | None = None
     ) -> None:
@@ -539,7 +571,14 @@ class LinuxNamespace:
         """Create a macvtap on a device of this namespace, in the namespace `into`."""
         # The kernel looks for the lower device in the namespace of the socket.
         message = rtnl.macvtap_message(device, into)
-        self._execute([message], f"making macvtap {device.name!r}")
+        action = f"making macvtap {device.name!r}"
+        try:
+            self._execute([message], action)
+        except KernelError as error:
+            if error.errno != EOPNOTSUPP:
+                raise
+            reason = "the kernel has no macvtap: modprobe macvtap"
+            raise KernelError(EOPNOTSUPP, action, reason) from error
 
     def open_macvtap(
         self, ifindex: int, *, queues: int, vnet_hdr: bool
@@ -572,8 +611,31 @@ class LinuxNamespace:
                         EBADFD, "the macvtap was replaced while it was opened"
                     )
         except OSError as error:
-            raise failure(error, f"opening macvtap {ifindex}", "CAP_MKNOD") from error
+            action = f"opening macvtap {ifindex}"
+            if error.errno == EPERM and in_user_namespace():
+                raise MissingCapability(
+                    f"{action} needs CAP_MKNOD outside of this user namespace, because "
+                    "a macvtap is opened through a device node: run as root of the "
+                    "host, or request a tap",
+                    capability="CAP_MKNOD",
+                ) from error
+            raise failure(error, action, "CAP_MKNOD") from error
         return tuple(fds)
+
+    def macvtap_holders(self, ifindexes: Collection[int]) -> dict[int, int]:
+        from tapster.kernel.held import holders  # rarely needed
+
+        devices: dict[int, int] = {}
+        try:
+            with self._numbers() as number_of:
+                for ifindex in ifindexes:
+                    with suppress(FileNotFoundError):
+                        devices[number_of(f"tap{ifindex}")] = ifindex
+            found = holders(devices) if devices else {}
+        except OSError as error:
+            action = "looking for the processes that have macvtaps open"
+            raise failure(error, action, "CAP_SYS_ADMIN") from error
+        return {devices[device]: pid for device, pid in found.items()}
 
     def set_links(self, changes: Sequence[LinkChange]) -> None:
         for change in changes:
@@ -617,17 +679,23 @@ class LinuxNamespace:
         link = self.link(ifindex)
         return link.name if link else str(ifindex)
 
-    def delete_links(self, ifindexes: Sequence[int]) -> None:
+    def rename_link(self, ifindex: int, name: str) -> None:
+        message = rtnl.rename_message(ifindex, name)
+        self._execute([message], f"renaming device {ifindex} to {name!r}")
+
+    def delete_links(self, ifindexes: Sequence[int]) -> set[int]:
         if len(ifindexes) < 2:
             messages = [rtnl.delete_message(ifindex) for ifindex in ifindexes]
-            self._execute(messages, "deleting a device", ignore=ENODEV)
-            return
+            missing = self._execute(messages, "deleting a device", ignore=ENODEV)
+            return {ifindexes[place] for place in missing}
         # A new random group: no foreign device is in it, unless its owner drew the
         # same number of 2^30, which people and tools do not use.
         group = (1 << 30) + int.from_bytes(os.urandom(4), "big") % (1 << 30)
         joined = [rtnl.group_message(ifindex, group) for ifindex in ifindexes]
         deleted = rtnl.delete_group_message(group)
-        self._execute([*joined, deleted], "deleting devices", ignore=ENODEV)
+        messages = [*joined, deleted]
+        missing = self._execute(messages, "deleting devices", ignore=ENODEV)
+        return {ifindexes[place] for place in missing if place < len(joined)}
 
     def number(self, other: Namespace) -> int:
         if other.netns.cookie == self._netns.cookie:
@@ -685,7 +753,8 @@ class LinuxNamespace:
 
     def _execute(
         self, messages: Sequence[rtnl.Message], action: str, *, ignore: int = 0
-    ) -> None:
+    ) -> list[int]:
+        """Execute messages; return the places of those whose error was ignored."""
         try:
             results = self._rtnl.execute(messages)
         except OSError as error:
@@ -693,3 +762,4 @@ class LinuxNamespace:
         for error_ in results:
             if error_ is not None and error_.errno != ignore:
                 raise failure(error_, action)
+        return [place for place, error_ in enumerate(results) if error_ is not None]

@@ -8,8 +8,8 @@ Contract of every verb:
 
 - Errors. If the kernel refuses, the verb raises KernelError with the kernel's errno. If
   the caller lacks a capability, it raises MissingCapability, which names it.
-- Identity. A verb that changes a device takes its interface index. Only the verbs that
-  create a device take a name.
+- Identity. A verb that changes a device takes its interface index. A name is only what
+  a new device, or one that is renamed, will be called.
 - Descriptors. The caller closes each descriptor that a verb returns. A verb that raises
   has closed the descriptors that it opened. All are close-on-exec.
 - Threads. One thread at a time uses a namespace. A verb that enters another network
@@ -235,6 +235,14 @@ class Namespace(Protocol):
         is open. EBADFD: another device has the name.
         """
 
+    def restore_tap(self, ifindex: int, *, uid: int | None, gid: int | None) -> bool:
+        """Give a tap its owner and group, unless None, and make it persistent.
+
+        This is done through a copy of a descriptor that a process has open
+        (pidfd_getfd(2)). To open another descriptor would take a queue from the VM, or
+        would fail. False if there is no such process, or if none may be looked into.
+        """
+
     def create_macvtap(
         self, device: NewMacvtap, *, beneath: "Namespace | None" = None
     ) -> None:
@@ -254,6 +262,13 @@ class Namespace(Protocol):
         ENOENT: there is no such macvtap. EBADFD: it was replaced while it was opened.
         """
 
+    def macvtap_holders(self, ifindexes: Collection[int]) -> dict[int, int]:
+        """Return a process that has each of these macvtaps open: its pid, by ifindex.
+
+        The kernel does not say whether a macvtap is open. A process that the caller may
+        not look into is not found.
+        """
+
     # Changing and deleting
 
     def set_links(self, changes: Sequence[LinkChange]) -> None:
@@ -262,8 +277,15 @@ class Namespace(Protocol):
         What was applied before stays.
         """
 
-    def delete_links(self, ifindexes: Sequence[int]) -> None:
-        """Delete devices: several at a time as one group. Ignore those that are gone.
+    def rename_link(self, ifindex: int, name: str) -> None:
+        """Give a device another name.
+
+        EEXIST: another device has the name. EBUSY: the device is up, and the kernel is
+        older than 6.2 (dev_change_name() in net/core/dev.c).
+        """
+
+    def delete_links(self, ifindexes: Sequence[int]) -> set[int]:
+        """Delete devices: several at a time as one group. Return those not found.
 
         The kernel holds the rtnl lock for about 0.5 ms a device. A device that another
         program takes out of the group at that moment stays.
@@ -392,8 +414,11 @@ class System(Protocol):
         The caller closes the descriptors, which are close-on-exec.
         """
 
-    def process(self, pid: int) -> Process | None:
-        """Return the identity of the process that has `pid` now, or None."""
+    def process(self, pid: int, *, ended: bool = False) -> Process | None:
+        """Return the identity of the process that has `pid` now, or None.
+
+        With `ended`, also that of a zombie: its parent has not waited for it yet.
+        """
 
     def life(self, process: Process) -> Life:
         """Return whether a process lives, has ended, or that this cannot be told.

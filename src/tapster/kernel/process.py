@@ -30,9 +30,10 @@ _ROUNDED = 1
 """Clock ticks by which two readers of one start time may differ."""
 
 
-def process(pid: int) -> Process | None:
+def process(pid: int, *, ended: bool = False) -> Process | None:
     """Return the process that has `pid` now and lives, or None.
 
+    With `ended`, also one that has ended and that its parent has not waited for.
     /proc has the numbers of threads, too: a thread is no process.
     """
     fields = _stat(pid)
@@ -44,7 +45,7 @@ def process(pid: int) -> Process | None:
     except OSError:
         return found  # it cannot be told: it may live
     if pidfd is None:
-        return None
+        return found if ended and fields[_STATE] == "Z" else None
     os.close(pidfd)
     return found
 

@@ -3,7 +3,8 @@
 
 See rtnetlink(7) and include/uapi/linux/if_link.h. A message that changes a device
 carries its ifindex and no name: if it has both, the kernel finds the device by the
-ifindex, and ignores the name or renames the device. Only creation has a name.
+ifindex, and ignores the name or renames the device. Only creation and renaming have a
+name.
 """
 
 import os
@@ -434,6 +435,12 @@ def macvtap_message(device: NewMacvtap, into: int | None = None) -> Message:
         attributes += attribute(IFLA_NET_NS_FD, _U32.pack(into))
     flags = NLM_F_CREATE | NLM_F_EXCL
     return Message(RTM_NEWLINK, flags, ifinfo(device.ifindex) + attributes)
+
+
+def rename_message(ifindex: int, name: str) -> Message:
+    """Return the request that gives a device another name."""
+    named = attribute(IFLA_IFNAME, os.fsencode(name) + b"\0")
+    return Message(RTM_SETLINK, 0, ifinfo(ifindex) + named)
 
 
 def group_message(ifindex: int, group: int) -> Message:

@@ -89,6 +89,18 @@ def join(name: str, flags: int) -> int:
     return fds[0]
 
 
+def restore(fd: int, *, uid: int | None, gid: int | None) -> None:
+    """Give an open tap this owner and group, unless None, and make it persistent.
+
+    The kernel has no call that takes an owner or a group away.
+    """
+    if uid is not None:
+        fcntl.ioctl(fd, TUNSETOWNER, uid)
+    if gid is not None:
+        fcntl.ioctl(fd, TUNSETGROUP, gid)
+    fcntl.ioctl(fd, TUNSETPERSIST, 1)
+
+
 def name_of(fd: int) -> str:
     """Return the present name of the device behind a descriptor."""
     answer = fcntl.ioctl(fd, TUNGETIFF, bytes(_IFREQ.size))

@@ -116,9 +116,12 @@ class Context:
         own = self.namespace.netns
         return (own.boot, own.cookie) == (netns.boot, netns.cookie)
 
-    def process(self, pid: int) -> Process:
-        """Return the process that has this pid now. Raises RequestError."""
-        if process := self.system.process(pid):
+    def process(self, pid: int, *, ended: bool = False) -> Process:
+        """Return the process that has this pid now; with `ended`, also a zombie.
+
+        Raises RequestError if there is none.
+        """
+        if process := self.system.process(pid, ended=ended):
             return process
         raise RequestError(
             f"there is no process {pid} to bind a lease to: it has ended, or the "

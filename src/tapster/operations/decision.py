@@ -126,27 +126,47 @@ def look(ledger: str, lease: Lease, link: Link | None) -> DeviceState:
     return DeviceState.AT_REST if at_rest else DeviceState.CONNECTED
 
 
-def beyond_repair(lease: Lease, link: Link) -> str | None:
-    """Say what of a lease's device was changed that recover does not restore.
+UNREPAIRED = ("process", "device")
+"""The differences that recover does not restore, or not always."""
 
-    A running device cannot be renamed on every kernel, and somebody may rely on the
-    name. A device of no bridge may be on one because somebody wants it there. The rest
-    can be changed only through a descriptor of the tap, and the VM has
-    those: its VMM may have changed it.
+
+class Unrestored(NamedTuple):
+    """A change of a lease's device that recover does not restore, or not always."""
+
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.what}; {self.remedy}"
+
+
+def beyond_repair(lease: Lease, link: Link) -> Unrestored | None:
+    """Say what of a lease's device was changed that recover may not restore.
+
+    Recover renames a device if the kernel can and the name is free. A device of no
+    bridge may be on one because somebody wants it there. The rest can be changed only
+    through a descriptor of the tap. Recover copies one from a process that has the tap
+    open. To open another one would take a queue from the VM, or keep the VM's process
+    from opening the tap.
     """
     if link.name != lease.name:
-        return (
-            f"it is called {link.name!r}, not {lease.name!r}; to rename it: "
-            f"ip link set dev {link.name!r} name {lease.name}"
+        return Unrestored(
+            f"it is called {link.name!r}, not {lease.name!r}",
+            f"to rename it, unless another device is called {lease.name}: tapster "
+            f"recover; on Linux before 6.2 first: ip link set dev {link.name!r} down",
         )
     if lease.kind is not Kind.TAP or lease.placeholder:
         return None
     wiring = lease.wiring
     if link.master and not (wiring.bridge or wiring.ovs or wiring.standby):
-        return (
-            "it is on a bridge, and none was requested; to take it off: "
-            f"ip link set dev {link.name!r} nomaster"
+        return Unrestored(
+            "it is on a bridge, and none was requested",
+            f"to take it off: ip link set dev {link.name!r} nomaster",
         )
+    again = (
+        "to restore it while its VM has it open: tapster recover; otherwise: "
+        f"tapster rm {lease.id}, and make a new device"
+    )
     if (lease.tap_owner, lease.tap_group) != (None, None):
         # Leases of the first release do not record them.
         for what, wanted, present in (
@@ -154,18 +174,39 @@ def beyond_repair(lease: Lease, link: Link) -> str | None:
             ("group", lease.tap_group, link.tap_group),
         ):
             if present != wanted:
-                return (
+                return Unrestored(
                     f"the {what} id that may open it is "
-                    f"{'any' if present is None else present}, not {wanted}"
+                    f"{'any' if present is None else present}, not {wanted}",
+                    again,
                 )
     if not link.persistent:
-        return "it is not persistent: the kernel deletes it when its VM closes it"
+        return Unrestored(
+            "it is not persistent: the kernel deletes it when its VM closes it", again
+        )
     if link.queues is not None and link.queues > lease.queues:
-        return (
+        return Unrestored(
             f"it has {link.queues} open queues, not {lease.queues}: the kernel also "
-            "sends frames to those that nobody reads"
+            "sends frames to those that nobody reads",
+            "end the process beside its VM that has it open",
         )
     return None
+
+
+def is_restorable(lease: Lease, link: Link) -> bool:
+    """Return whether a tap's owner, group or persistence was changed, and recover may
+    be able to restore it.
+
+    That takes an open descriptor, and the kernel cannot take an owner or group away.
+    """
+    if lease.kind is not Kind.TAP or lease.placeholder or not link.open:
+        return False
+    return not link.persistent or any(
+        wanted not in (None, present)
+        for wanted, present in (
+            (lease.tap_owner, link.tap_owner),
+            (lease.tap_group, link.tap_group),
+        )
+    )
 
 
 def is_ours(ledger: str, lease: Lease, link: Link) -> bool:

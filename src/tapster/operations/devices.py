@@ -8,7 +8,7 @@ claimed or released, unless the verb only looks.
 import os
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import closing, suppress
-from errno import EBADFD, EBUSY, ENODEV, EOPNOTSUPP, EXFULL
+from errno import EBADFD, EBUSY, EINVAL, ENODEV, EOPNOTSUPP, EXFULL
 from itertools import count
 
 from tapster import model
@@ -28,6 +28,9 @@ ATTEMPTS = 100
 
 FEW = 8
 """Up to so many devices are asked for one by one; more are listed at once."""
+
+LINK, RENAMED, TAP = OWN = "link", "name", "tap"
+"""The differences of a device itself. Others have the names of backends."""
 
 Differences = dict[str, dict[str, str]]
 """How leases are not connected as requested: by id, then by backend."""
@@ -114,6 +117,9 @@ class Devices:
         except KernelError as error:
             if error.errno == EXFULL and lease.wiring.bridge:
                 raise bridge.full(lease.wiring.bridge) from error
+            on = [change.master for change in joining if change.master]
+            if error.errno == EINVAL and on and not any(map(namespace.link, on)):
+                raise bridge.gone(lease.wiring.bridge or "") from error
             raise
 
     def check_backends(self, namespace: Namespace, wiring: Wiring) -> tuple[str, ...]:
@@ -187,7 +193,10 @@ class Devices:
         """Replace a claimed lease's device by a placeholder that holds its name."""
         with suppress(TapsterError):  # reap or recover will try again
             self.detach(namespace, lease)
-        self.delete(namespace, [lease])
+        absent = self.delete(namespace, [lease])
+        if lease.mode is Mode.PASSTHRU and not lease.placeholder:
+            # Wherever it is, it excludes others from its lower device.
+            self.delete_moved(absent)
         for attempt in count(1):
             lease = self.context.ledger.hold_name(lease.id)
             try:
@@ -215,20 +224,28 @@ class Devices:
                 continue  # somebody deleted the placeholder too
             return
 
-    def delete(self, namespace: Namespace, leases: Sequence[Lease]) -> None:
-        """Delete those of these leases' devices that exist; check that they are gone.
+    def delete(self, namespace: Namespace, leases: Sequence[Lease]) -> list[Lease]:
+        """Delete these leases' devices; return the leases whose devices were not there.
 
         Raises ConflictError if a device is still there.
         """
-        there = [lease.ifindex for lease in leases if self.is_there(namespace, lease)]
-        if there:
-            namespace.delete_links(there)
+        absent = self.delete_present(namespace, leases)
         for lease in leases:
             if self.is_there(namespace, lease):
-                raise ConflictError(
-                    f"device {lease.name!r} (ifindex {lease.ifindex}) was not deleted: "
-                    "somebody moved it to another group at the same time; try again"
-                )
+                raise _not_deleted(lease)
+        return absent
+
+    def delete_present(
+        self, namespace: Namespace, leases: Sequence[Lease]
+    ) -> list[Lease]:
+        """Delete these leases' devices; return the leases whose devices were not there.
+
+        A device may be left: `is_there` tells.
+        """
+        there = {lease.ifindex for lease in leases if self.is_there(namespace, lease)}
+        if there:
+            there -= namespace.delete_links(sorted(there))
+        return [lease for lease in leases if lease.ifindex not in there]
 
     def end(
         self,
@@ -253,32 +270,43 @@ class Devices:
             except TapsterError as error:
                 failures.add(error)
         if namespace is not None:
-            ready = self._delete_lost(namespace, ready, failures)
-            try:
-                self.delete(namespace, ready)
-            except ConflictError as error:
-                failures.add(error)
-                ready = [
-                    lease for lease in ready if not self.is_there(namespace, lease)
-                ]
+            lost = self._lost(namespace, ready)
+            ready = self._delete_lost(lost, ready, failures)
+            absent = self.delete_present(namespace, ready)
+            left = {lease.id for lease in ready if self.is_there(namespace, lease)}
+            for lease in ready:
+                if lease.id in left:
+                    failures.add(_not_deleted(lease))
+            ready = [lease for lease in ready if lease.id not in left]
+            # Those that were moved between the look and the deletion.
+            missed = [lease for lease in absent if lease not in lost]
+            ready = self._delete_lost(missed, ready, failures)
         self.context.ledger.end([lease.id for lease in ready])
         return ready
 
-    def _delete_lost(
-        self, namespace: Namespace, leases: Sequence[Lease], failures: Failures
-    ) -> list[Lease]:
-        """Delete the devices of these leases that are in other namespaces.
+    def _lost(self, namespace: Namespace, leases: Sequence[Lease]) -> list[Lease]:
+        """Return the leases whose devices may be in other namespaces.
 
-        Return the leases that can end. A waiting lease whose device may be anywhere
-        goes on waiting. An acquire that was interrupted has most likely made no device.
+        A passthru macvtap has a placeholder in any case. If its device was not there
+        when the placeholder was made, it was looked for then.
         """
-        lost = [
+        return [
             lease
             for lease in leases
             if lease.state is not State.ACTIVE
             and lease.mode is not Mode.PASSTHRU
             and (lease.placeholder or not self.is_there(namespace, lease))
         ]
+
+    def _delete_lost(
+        self, lost: Sequence[Lease], leases: Sequence[Lease], failures: Failures
+    ) -> list[Lease]:
+        """Delete the devices of lost leases that are in other namespaces.
+
+        Return those of `leases` that can end. A waiting lease whose device may be
+        anywhere goes on waiting. An acquire that was interrupted has most likely made
+        no device.
+        """
         try:
             self.delete_moved(lost)
         except TapsterError as error:
@@ -412,19 +440,31 @@ class Devices:
         """Return how the devices alone of active leases are not as requested."""
         if namespace is None:
             return {}
-        ledger = self.context.ledger.id
-        return {
-            lease.id: {"link": wrong}
-            for lease in leases
-            if lease.state is State.ACTIVE
-            and (link := links.get(lease.ifindex)) is not None
-            and decision.is_ours(ledger, lease, link)
-            and (
-                wrong := bridge.differs(
-                    lease, self.stamp(lease), link, namespace, links
-                )
-            )
-        }
+        differences: Differences = {}
+        for lease in leases:
+            link = links.get(lease.ifindex)
+            if (
+                link is None
+                or lease.state is not State.ACTIVE
+                or not decision.is_ours(self.context.ledger.id, lease, link)
+            ):
+                continue
+            stamp = self.stamp(lease)
+            if wrong := bridge.differs(lease, stamp, link, namespace, links):
+                differences[lease.id] = {LINK: wrong}
+            # While another device has the name, recover could do nothing about it.
+            if link.name != lease.name and not namespace.ifindex(lease.name):
+                differences.setdefault(lease.id, {})[RENAMED] = link.name
+            if decision.is_restorable(lease, link):
+                differences.setdefault(lease.id, {})[TAP] = link.name
+        return differences
+
+
+def _not_deleted(lease: Lease) -> ConflictError:
+    return ConflictError(
+        f"device {lease.name!r} (ifindex {lease.ifindex}) was not deleted: "
+        "somebody moved it to another group at the same time; try again"
+    )
 
 
 def _may_have(backend: Backend, lease: Lease) -> bool:

@@ -19,7 +19,8 @@ from tapster.model import (
 )
 from tapster.operations import decision
 from tapster.operations.context import Context
-from tapster.operations.devices import Devices, Differences
+from tapster.operations.decision import Unrestored
+from tapster.operations.devices import RENAMED, TAP, Devices, Differences
 from tapster.operations.failures import Failures
 
 CLOCK_SLACK = 1.0
@@ -163,7 +164,7 @@ class Look:
 
         Only the backends that the ledger or the request names are asked. Under
         "process", say if it cannot be told whether the lease has ended; under
-        "device", what recover does not restore. Raises
+        "device", what recover does not always restore. Raises
         ServiceUnavailable if a backend cannot tell.
         """
         return self._differences([lease], every=False).get(lease.id, {})
@@ -187,6 +188,9 @@ class Look:
                 differences |= self.devices.differences(
                     namespace, here, links, failures, [] if every else None
                 )
+            for differing in differences.values():
+                for part in (RENAMED, TAP):
+                    differing.pop(part, None)  # `beyond_repair` says it
             lost = [lease for lease in here if lease.ifindex not in links]
             for id, (there, moved) in self.devices.moved(lost).items():
                 where = there.path or f"that processes are in ({there.cookie})"
@@ -197,12 +201,12 @@ class Look:
                 if unknown := self.undetermined(lease, link):
                     differences.setdefault(lease.id, {})["process"] = unknown
                 if link and (changed := self.beyond_repair(lease, link)):
-                    differences.setdefault(lease.id, {})["device"] = changed
+                    differences.setdefault(lease.id, {})["device"] = str(changed)
         failures.raise_any()
-        return differences
+        return {id: differing for id, differing in differences.items() if differing}
 
-    def beyond_repair(self, lease: Lease, link: Link) -> str | None:
-        """Say what of an active lease's device was changed and is not restored."""
+    def beyond_repair(self, lease: Lease, link: Link) -> Unrestored | None:
+        """Say what of an active lease's device was changed and may not be restored."""
         ledger = self.context.ledger.id
         if lease.state is not State.ACTIVE or not decision.is_ours(ledger, lease, link):
             return None

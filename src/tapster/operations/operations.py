@@ -60,7 +60,7 @@ class Operations:
     def bind(self) -> "Bind":
         from tapster.operations.bind import Bind
 
-        return Bind(self.context)
+        return Bind(self.context, lambda: self.recover)
 
     @cached_property
     def release(self) -> "Release":

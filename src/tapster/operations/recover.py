@@ -12,17 +12,18 @@ from math import inf
 
 from tapster.backends.backend import Backend, Leftover
 from tapster.errors import (
+    HostError,
     LedgerError,
     NoSuchLease,
     ServiceUnavailable,
     TapsterError,
 )
 from tapster.kernel.port import Namespace
-from tapster.model import HistoryEvent, Lease, Link, Netns, State
+from tapster.model import HistoryEvent, Kind, Lease, Link, Netns, State
 from tapster.operations import decision
 from tapster.operations.context import Context
 from tapster.operations.decision import Action, Conditions, DeviceState, Repair
-from tapster.operations.devices import Devices, Differences
+from tapster.operations.devices import OWN, RENAMED, TAP, Devices, Differences
 from tapster.operations.failures import Failures
 from tapster.operations.left_over import find_left_over
 from tapster.operations.reap import REAP_BATCH
@@ -47,6 +48,9 @@ class Recover:
         self.context = context
         self.devices = devices
         self.rewire = rewire
+        self._holders: Mapping[str, int] = {}
+        """A process that has each open macvtap whose own process has ended: its pid, by
+        lease."""
         self._elsewhere: frozenset[str] = frozenset()
         """The active leases whose devices may be in other namespaces than they were."""
 
@@ -277,6 +281,7 @@ class Recover:
         elif wiring:
             differences = self.devices.link_differences(namespace, leases, links)
         self._elsewhere = self._find_elsewhere(namespace, leases, links, failures)
+        self._holders = self._find_holders(namespace, leases)
         actions = {
             lease.id: self._decide(
                 namespace,
@@ -288,6 +293,11 @@ class Recover:
         }
         if dry_run:
             return actions
+        for id, pid in self._holders.items():
+            # The lease ends with that process. If it has ended by now, the next look
+            # releases the lease.
+            with suppress(TapsterError):
+                self.context.ledger.bind([id], self.context.process(pid))
         restored = self._restore(namespace, leases, actions, differences)
         remaining = [lease for lease in leases if lease.id not in restored]
         for portion in self._portions(remaining, actions):
@@ -320,6 +330,32 @@ class Recover:
             # An active lease does not end because its device cannot be found.
             failures.add(error)
             return frozenset(lease.id for lease in lost)
+
+    def _find_holders(
+        self, namespace: Namespace | None, leases: Sequence[Lease]
+    ) -> dict[str, int]:
+        """Return processes that go on with macvtaps of processes that have ended.
+
+        A process may start the VM in the background, and end.
+        """
+        ended = [
+            lease
+            for lease in leases
+            if lease.kind is Kind.MACVTAP
+            and lease.state is State.ACTIVE
+            and lease.process is not None
+            and self.context.has_ended(lease.process)
+        ]
+        holders: dict[int, int] = {}
+        if namespace is not None and ended:
+            with suppress(HostError):  # as if no process had them open
+                wanted = [lease.ifindex for lease in ended]
+                holders = namespace.macvtap_holders(wanted)
+        return {
+            lease.id: holders[lease.ifindex]
+            for lease in ended
+            if lease.ifindex in holders
+        }
 
     def _restore(
         self,
@@ -447,7 +483,7 @@ class Recover:
             wrong = again.get(lease.id, {})
         action = self._decide(namespace, unclaimed, link, differs=bool(wrong))
         # Backends may have something that the ledger does not know of.
-        there = [backend for backend in wrong if backend != "link"]
+        there = [part for part in wrong if part not in OWN]
         backends = tuple(dict.fromkeys([*lease.backends, *there]))
         return lease._replace(backends=backends), action, wrong.keys()
 
@@ -460,7 +496,7 @@ class Recover:
     ) -> Action:
         """Do an action that ends no lease; return the one that was done in the end."""
         try:
-            self._do(action, namespace, lease, wrong)
+            return self._do(action, namespace, lease, wrong)
         except TapsterError:
             if action is not Action.REWIRE or namespace is None:
                 raise
@@ -468,8 +504,7 @@ class Recover:
             if self.devices.is_there(namespace, lease):
                 raise
             action = self._decide(namespace, lease._replace(manager=None), None)
-            self._do(action, namespace, lease, wrong)
-        return action
+            return self._do(action, namespace, lease, wrong)
 
     def _do(
         self,
@@ -477,8 +512,14 @@ class Recover:
         namespace: Namespace | None,
         lease: Lease,
         wrong: Collection[str],
-    ) -> None:
+    ) -> Action:
         if action is Action.REWIRE and namespace is not None:
+            restored = (
+                (RENAMED in wrong and self.rewire.rename(namespace, lease)),
+                (TAP in wrong and self.rewire.restore_tap(namespace, lease)),
+            )
+            if not set(wrong) - {RENAMED, TAP}:
+                return action if any(restored) else Action.LEAVE
             sound = [backend for backend in lease.backends if backend not in wrong]
             with suppress(NoSuchLease):
                 self.rewire.reconnect(namespace, lease, lease.wiring, sound=sound)
@@ -486,12 +527,13 @@ class Recover:
             lease = self.context.ledger.begin_release(lease.id)
             if lease.fin_wait == 0:
                 self._end_at_once(namespace, lease)
-                return
+                return action
             released = action is Action.RELEASE
             if not self.devices.rest(namespace, lease, released=released):
                 self.devices.hold_name(namespace, lease)
             else:
                 self.devices.detach(namespace, lease)
+        return action
 
     def _end_at_once(self, namespace: Namespace, lease: Lease) -> None:
         """End a lease that has no FIN WAIT; no placeholder has to hold its name."""
@@ -532,9 +574,9 @@ class Recover:
         gone.
 
         The process that the caller named may have started the VM and ended, as with
-        QEMU's -daemonize. So a lease does not end while a process has its tap open.
+        QEMU's -daemonize. So a lease does not end while a process has its device open.
         """
-        if link is not None and link.open:
+        if (link is not None and link.open) or lease.id in self._holders:
             return False
         if lease.process is not None and self.context.has_ended(lease.process):
             return True

@@ -3,10 +3,12 @@
 
 from collections.abc import Collection
 from contextlib import suppress
+from errno import EBUSY, EEXIST
 
 from tapster import model
 from tapster.backends import bridge
 from tapster.errors import (
+    KernelError,
     NoSuchLease,
     NoSuchLink,
     ServiceUnavailable,
@@ -64,6 +66,30 @@ class Rewire:
         if self.rest_if_released(namespace, lease.id):
             raise NoSuchLease(released, reference=lease.id)
         return changed
+
+    def restore_tap(self, namespace: Namespace, lease: Lease) -> bool:
+        """Give a claimed lease's tap its owner, group and persistence back.
+
+        False if that is impossible: no process has the tap open, or none may be looked
+        into.
+        """
+        return namespace.restore_tap(
+            lease.ifindex, uid=lease.tap_owner, gid=lease.tap_group
+        )
+
+    def rename(self, namespace: Namespace, lease: Lease) -> bool:
+        """Give a claimed lease's device its name back; False if that is impossible.
+
+        Another device may have the name, or the kernel may be older than 6.2 and the
+        device up. A running VM's device does not go down for its name.
+        """
+        try:
+            namespace.rename_link(lease.ifindex, lease.name)
+        except KernelError as error:
+            if error.errno not in (EEXIST, EBUSY):
+                raise
+            return False
+        return True
 
     def rest_if_released(self, namespace: Namespace, id: str) -> bool:
         """Bring a claimed lease's device to rest if the lease was released."""

@@ -121,7 +121,8 @@ class FakeSystem:
     def open_vhost(self, _: int) -> tuple[int, ...]:
         return ()
 
-    def process(self, pid: int) -> Process | None:
+    def process(self, pid: int, *, ended: bool = False) -> Process | None:
+        # No process is a zombie here: each is waited for at once.
         return self.world.processes.get(pid)
 
     def life(self, process: Process) -> Life:
@@ -428,6 +429,15 @@ class FakeNamespace:
                 raise refusal(EBADFD)
         return fds[0]
 
+    def restore_tap(self, ifindex: int, *, uid: int | None, gid: int | None) -> bool:
+        space = self._step(f"restore tap {ifindex}")
+        if not space.open_queues(ifindex):
+            return False
+        wanted = {"uid": uid, "gid": gid}
+        owners = {key: value for key, value in wanted.items() if value is not None}
+        space.edit(ifindex, persist=True, **owners)
+        return True
+
     def create_macvtap(
         self, device: NewMacvtap, *, beneath: Namespace | None = None
     ) -> None:
@@ -448,26 +458,37 @@ class FakeNamespace:
                 space.open_macvtap(file, ifindex)
         return tuple(fds)
 
+    def macvtap_holders(self, ifindexes: Collection[int]) -> dict[int, int]:
+        return {}  # files belong to no process here
+
     def set_links(self, changes: Sequence[LinkChange]) -> None:
         for change in changes:
             with _failing(f"configuring device {change.ifindex}"):
                 self._set(change)
 
-    def delete_links(self, ifindexes: Sequence[int]) -> None:
+    def rename_link(self, ifindex: int, name: str) -> None:
+        with _failing(f"renaming device {ifindex} to {name!r}"):
+            self._step(f"rename {ifindex}").rename(ifindex, name)
+
+    def delete_links(self, ifindexes: Sequence[int]) -> set[int]:
         failures: list[OSError] = []
+        found: set[int] = set()
         if len(ifindexes) < 2:
             for ifindex in ifindexes:
                 with _collecting(failures, ignore=ENODEV):
                     self._step(f"delete {ifindex}").delete(ifindex)
+                    found.add(ifindex)
             _raise_first(failures, "deleting a device")
-            return
+            return set(ifindexes) - found
         group = FIRST_GROUP + self._system.world.number()
         for ifindex in ifindexes:
             with _collecting(failures, ignore=ENODEV):
                 self._step(f"group {ifindex}").edit(ifindex, group=group)
+                found.add(ifindex)
         with _collecting(failures, ignore=ENODEV):
             self._step("delete group").delete_group(group)
         _raise_first(failures, "deleting devices")
+        return set(ifindexes) - found
 
     def number(self, other: Namespace) -> int:
         self._step("number")
