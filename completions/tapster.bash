@@ -2,11 +2,33 @@
 # Completion of tapster(1) in bash.
 #
 # Devices are found with ip(8): it needs no root, takes milliseconds and changes
-# nothing. Names that a shell could misread are not offered.
+# nothing. Names that a shell could misread are not offered. Leases to change come from
+# tapster itself, which knows their states and owners: who may not ask it may not change
+# them either.
 
 _tapster_links() { # PATTERN IP-OPTION...: what sed prints of the devices in $netns
     ip ${netns:+-n "$netns"} -o link show "${@:2}" 2>/dev/null |
         sed -En "s/^[0-9]+: ([[:alnum:]_.-]+)[@:].*$1/p"
+}
+
+_tapster_changed() { # VERB: the leases that it takes, by name only with their owner
+    local state=active id name place owner_of busy='' i
+    for ((i = 0; i < ${#at[@]}; i++)); do # tapster would make a ledger that is missing
+        [[ ${at[i]} == --ledger && ! -e ${at[i + 1]} ]] && return
+        [[ ${at[i]} == --ledger=* && ! -e ${at[i]#*=} ]] && return
+    done
+    [[ $1 == reap ]] && state=fin_wait
+    # A tap of one queue can be open once.
+    [[ $1 == open ]] && busy=$(ip ${netns:+-n "$netns"} -o -d link show type tun up 2>/dev/null |
+        sed -En '/multi_queue/d; /LOWER_UP/s/^[0-9]+: ([^:@]+)[@:].*/ \1 /p')
+    command tapster "${at[@]}" ls --state "$state" ${owner+--owner "$owner"} \
+        ${netns:+--netns "$netns"} --format '{id} {name} {netns} {owner}' 2>/dev/null |
+        while read -r id name place owner_of; do
+            [[ $busy == *" $name "* ]] && continue
+            echo "$id"
+            # A name elsewhere may be one of several.
+            [[ ($netns || $place == -) && (-v owner || ! $owner_of) ]] && echo "$name"
+        done
 }
 
 _tapster_command() { # INDEX: COMP_WORDS from there on are the COMMAND of run or open
@@ -27,7 +49,8 @@ _tapster() {
         address= guard inbound= outbound= outbound-pps= standby up down)
     local nic=(kind= link= link-netns= mode= name= naming= key= owner= label= mac= queues= user= group=
         fin-wait= reclaim vm= incoming= takeover vnet-hdr "${wire[@]}")
-    local changed="$ours/\2" # by name only with the owner
+    local at=() owner
+    unset owner # until it is given
     local chosen='--owner --bridge --state --netns --label'
     COMPREPLY=()
 
@@ -45,11 +68,12 @@ _tapster() {
     word=${words[-1]} option=${words[-2]} value=$word
     for ((i = 1; i < ${#words[@]} - 1; i++)); do
         case ${words[i]} in
-            --ledger | --socket) ((i++)) ;;
+            --ledger | --socket) at+=("${words[i]}" "${words[++i]}") ;;
+            --ledger=* | --socket=*) at+=("${words[i]}") ;;
             --netns) netns=${words[++i]} ;;
             --netns=*) netns=${words[i]#*=} ;;
-            --owner) ((i++)) && changed="$ours/\1 \2" ;;
-            --owner=*) changed="$ours/\1 \2" ;;
+            --owner) owner=${words[++i]} ;;
+            --owner=*) owner=${words[i]#*=} ;;
             -*) ;;
             *) verb=${verb:-${words[i]}} ;;
         esac
@@ -112,7 +136,7 @@ _tapster() {
                 add) options="${nic[*]/#/--} --netns --pid --id --format --json --wait" ;;
                 rm)
                     options="$chosen --all --ignore-missing --dry-run"
-                    operands=$(_tapster_links "$changed")
+                    operands=$(_tapster_changed "$verb")
                     ;;
                 ls)
                     options="$chosen --all --sort --quiet --id --format --json"
@@ -120,11 +144,11 @@ _tapster() {
                     ;;
                 set)
                     options="${wire[*]/#/--} --owner --netns --json"
-                    operands=$(_tapster_links "$changed")
+                    operands=$(_tapster_changed "$verb")
                     ;;
                 take)
                     options='--owner --netns --json'
-                    operands=$(_tapster_links "$changed")
+                    operands=$(_tapster_changed "$verb")
                     ;;
                 show)
                     options="$chosen --json"
@@ -141,12 +165,12 @@ _tapster() {
                 report) options='--output --since --until --limit' ;;
                 open)
                     options='--owner --netns'
-                    operands=$(_tapster_links "$changed")
+                    operands=$(_tapster_changed "$verb")
                     ;;
                 run) options="${nic[*]/#/--} --nic --netns --wait --wait-forwarding --template" ;;
                 reap)
                     options="$chosen --now"
-                    operands=$(_tapster_links "$changed")
+                    operands=$(_tapster_changed "$verb")
                     ;;
                 recover) options='--dry-run --json' ;;
                 doctor) options='--json --remove --user --config' ;;

@@ -2,7 +2,9 @@
 # Completion of tapster(1) in fish.
 #
 # Devices are found with ip(8): it needs no root, takes milliseconds and changes
-# nothing. Names that a shell could misread are not offered.
+# nothing. Names that a shell could misread are not offered. Leases to change come from
+# tapster itself, which knows their states and owners: who may not ask it may not change
+# them either.
 
 function __tapster_verb # the verb in the line, if any
     set -l value
@@ -74,10 +76,46 @@ function __tapster_leased # the names of leases
         string replace -rf '^\d+: ([\w.-]+)[@:].* alias tapster:[^:]*:\w+$' '$1'
 end
 
-function __tapster_changed # leases to change: by name only with the owner
-    __tapster_ids
-    count (__tapster_value --owner) >/dev/null
-    and __tapster_leased
+function __tapster_changed # leases to change: by name only with their owner
+    set -l verb (__tapster_verb)
+    set -l netns (__tapster_value --netns)
+    set -l owner (__tapster_value --owner)
+    set -l state active
+    test "$verb" = reap
+    and set state fin_wait
+    set -l at
+    for option in --ledger --socket
+        set -l value (__tapster_value $option)
+        set -q value[1]
+        and set -a at $option $value[-1]
+        test "$option" = --ledger -a -n "$value[-1]" -a ! -e "$value[-1]"
+        and return # tapster would make it
+    end
+    set -l inside
+    set -q netns[1]
+    and set inside -n $netns[-1]
+    set -l options --state $state
+    set -q owner[1]
+    and set -a options --owner $owner[-1]
+    set -q netns[1]
+    and set -a options --netns $netns[-1]
+    set -l busy # a tap of one queue can be open once
+    test "$verb" = open
+    and set busy (ip $inside -o -d link show type tun up 2>/dev/null |
+        string match -v '*multi_queue*' | string replace -rf '^\d+: ([^:@]+)[@:].*LOWER_UP.*' '$1')
+    command tapster $at ls $options --format '{id} {name} {netns} {owner}' 2>/dev/null |
+        while read -l id name place of
+            contains -- $name $busy
+            and continue
+            echo $id
+            # A name elsewhere may be one of several.
+            set -q netns[1]; or test "$place" = -
+            and begin
+                set -q owner[1]
+                or test -z "$of"
+            end
+            and echo $name
+        end
 end
 
 function __tapster_netns # a name, or any path

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.reapers import kill_reapers
 from tapster import cli
 from tapster.cli import nic
 from tapster.cli.parser import Parser
@@ -65,9 +66,13 @@ ip link set near up
 ip link set far up
 ip netns add blue
 ip -n blue link add br2 type bridge
-tapster add --bridge br0
+tapster add --bridge br0 --owner web
 tapster add --link near
-tapster ls --json >leases
+tapster rm $(tapster add --id --fin-wait 1h)
+mkfifo running
+tapster run --owner db -- sh -c 'exec cat running' {fd} &
+exec 8>running
+tapster ls --all --json >leases
 touch 'some file'
 mkdir bin
 install -m 755 /dev/null bin/some-vm
@@ -208,6 +213,7 @@ def running(name: str, home: Path, *wrapper: str) -> Iterator[Shell | Fish]:
         yield shell
     finally:
         shell.close()
+        kill_reapers(home / "ledger.db")
 
 
 def leases(shell: Shell | Fish) -> list[dict[str, str]]:
@@ -274,7 +280,8 @@ def test_properties_of_a_nic(shell: Shell | Fish) -> None:
 
 def test_devices_to_build_on(shell: Shell | Fish) -> None:
     assert shell.offers("add --bridge ") == {"br0", "br1"}
-    assert shell.offers("add --link ") == {"near", "far", "vnet0", "vnet1"}  # are up
+    up = {"near", "far", "vnet0", "vnet1", "vnet3"}
+    assert shell.offers("add --link ") == up
     assert shell.offers("add --netns blue --bridge ") == {"br2"}
     assert shell.offers("add --netns=blue --bridge=b") == {"--bridge=br2"}
 
@@ -285,17 +292,36 @@ def test_network_namespaces(shell: Shell | Fish) -> None:
 
 
 def test_leases(shell: Shell | Fish) -> None:
-    names = {lease["name"] for lease in leases(shell)}
-    ids = {lease["id"] for lease in leases(shell)}
-    assert names == {"vnet0", "vnet1"}
+    found = {lease["name"]: lease["id"] for lease in leases(shell)}
+    names, ids = set(found), set(found.values())
+    assert names == {"vnet0", "vnet1", "vnet2", "vnet3"}
     assert shell.offers("show ") == names | ids
     assert shell.offers("ls vnet1 vnet") == names
-    for verb in ("rm", "set", "take", "open", "reap"):
-        assert shell.offers(f"{verb} ") == ids, "a name alone may be refused"
-        assert shell.offers(f"{verb} --owner web ") == names | ids
-    assert shell.offers("rm --owner=web ") == names | ids
-    assert shell.offers("who ") == names
-    assert shell.offers("rm --netns blue ") == set()
+    assert shell.offers("who ") == shell.offers("events ") == names
+
+
+@pytest.mark.parametrize("verb", ["rm", "set", "take", "open", "reap"])
+def test_leases_that_a_verb_would_refuse_are_not_offered(
+    shell: Shell | Fish, verb: str
+) -> None:
+    """Of an owner without the owner, in another state, open where that matters."""
+    found = {lease["name"]: lease["id"] for lease in leases(shell)}
+    if verb == "reap":
+        accepted = {"vnet2", found["vnet2"]}
+        owned = set()
+    else:
+        accepted = {"vnet1", *(found[name] for name in ("vnet0", "vnet1", "vnet3"))}
+        owned = {"vnet0", found["vnet0"]}
+    if verb == "open":
+        accepted.remove(found["vnet3"])
+    assert shell.offers(f"{verb} ") == accepted
+    assert shell.offers(f"{verb} --owner web ") == owned
+    assert shell.offers(f"{verb} --owner=web ") == owned
+    assert shell.offers(f"{verb} --owner nobody ") == set()
+    assert shell.offers(f"{verb} --netns blue ") == set()
+    assert shell.offers(f"--ledger new.db {verb} ") == set()
+    assert not (shell.home / "new.db").exists()
+    assert shell.offers(f"--ledger ledger.db {verb} ") == accepted
 
 
 def test_users_and_groups(shell: Shell | Fish) -> None:
@@ -338,7 +364,8 @@ def test_completion_needs_no_privilege(name: str, tmp_path: Path) -> None:
     """And what cannot be found without is passed over in silence."""
     unprivileged = ("setpriv", "--bounding-set", "-net_admin,-sys_admin")
     with running(name, tmp_path, *unprivileged) as shell:
-        assert shell.offers("ls vnet") == {"vnet0", "vnet1"}
+        assert shell.offers("ls vnet") == {f"vnet{number}" for number in range(4)}
+        assert shell.offers("rm ") == set()
         assert shell.offers("add --bridge ") == {"br0", "br1"}
         assert shell.offers("add --netns blue --bridge ") == set()
         assert "failed" not in shell.shown
