@@ -7,7 +7,7 @@ answers. Arguments and answers are frozen, so that they can be recorded and comp
 """
 
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from errno import EBADFD
 from typing import Any, NamedTuple
 
@@ -183,6 +183,10 @@ class SystemStandIn(StandIn):
         """Yield no namespace: there is one, and the caller has looked there."""
         yield from ()
 
+    def ended_namespaces(self, _: object) -> set[Netns]:
+        """Return none: the namespaces of a scenario do not end."""
+        return set()
+
     def open_process(self, _: object) -> int:
         """Open a file that can be closed: a process that binds itself lives."""
         return os.open(os.devnull, os.O_RDONLY)
@@ -212,6 +216,10 @@ class LedgerStandIn(StandIn):
     def named(self, name: str) -> list[Any]:
         """Return the leases with a name, in a list of the caller's own."""
         return [*self._put("named", (name,), {})]
+
+    def at(self, netns: Netns, ifindexes: Iterable[int]) -> Any:
+        """Return the leases of a namespace that have one of these ifindexes."""
+        return self._put("at", (netns, tuple(ifindexes)), {})
 
     def record_event(self, _: object) -> None:
         """Record nothing: no operation depends on the history's events."""

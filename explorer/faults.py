@@ -17,6 +17,7 @@ from explorer.calls import (
     SystemStandIn,
     TwoNamespaces,
 )
+from explorer.daemon import daemon
 from explorer.invariants import HARM, STEP, STRICT, a_running_port_is_protected
 from explorer.kernel_states import BRIDGE
 from explorer.ops import (
@@ -66,6 +67,7 @@ from explorer.script import (
 )
 from explorer.search import Scenario
 from tapster.cni.config import CONTAINER
+from tapster.daemon.upkeep import Upkeep
 from tapster.errors import NameTaken, TapsterError
 from tapster.kernel.port import Namespace
 from tapster.model import Lease, Life, Link, Netns, Process, State
@@ -337,6 +339,7 @@ def known_faults() -> list[Scenario]:
         *_without_evidence(),
         *_without_care_for_what_is_open(),
         *_of_pods(),
+        *_of_upkeep(),
     ]
 
 
@@ -480,6 +483,39 @@ def _of_pods() -> list[Scenario]:
             (a, collector("A", valid=[], plugin=WithoutSettling)),
             1,
             checks=STEP,
+        ),
+    ]
+
+
+class ForgetsWhatWasWorkedOn(Upkeep):
+    """A change while another manager works on the lease is not looked at again."""
+
+    @property
+    def retries(self) -> int:
+        return 0
+
+
+def _of_upkeep() -> list[Scenario]:
+    """Return faults of a daemon's upkeep."""
+    a = Script("A", (acquire(),))
+    return [
+        Scenario(
+            "Tapster's daemon without a second look at what others worked on",
+            (
+                a,
+                administrator("nomaster", "vnet0"),
+                daemon(upkeep=ForgetsWhatWasWorkedOn),
+            ),
+            checks=STEP,
+        ),
+        Scenario(
+            "Tapster's daemon without claims",
+            (
+                a,
+                administrator("nomaster", "vnet0"),
+                daemon(parts=Parts(ledger=Unclaimed)),
+            ),
+            checks=STRICT,
         ),
     ]
 

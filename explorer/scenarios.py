@@ -2,6 +2,7 @@
 """The scenarios of each bound."""
 
 from explorer.calls import TwoNamespaces
+from explorer.daemon import daemon
 from explorer.ops import (
     AT_ONCE,
     GUARDED,
@@ -156,6 +157,7 @@ def small() -> list[Scenario]:
         ),
         *of_observations(),
         *of_pods(),
+        of_upkeep()[0],
         *(
             scenario
             for scenario in with_backends()
@@ -180,6 +182,23 @@ def of_pods() -> list[Scenario]:
             (a, collector("A", valid=[]), ever, late_cleanup("A", "delete")),
             1,
         ),
+    ]
+
+
+def of_upkeep() -> list[Scenario]:
+    """Return scenarios of the daemon's repairs."""
+    a = Script("A", (acquire(),), mortal=True)
+    return [
+        Scenario(
+            f"a daemon, an administrator {does}",
+            (a, administrator(verb, "vnet0", *more), daemon()),
+        )
+        for does, verb, more in (
+            ("takes a device off its bridge", "nomaster", ()),
+            ("takes a device down", "down", ()),
+            ("changes a MAC", "address", ("02:00:00:00:00:99",)),
+            ("deletes a device", "delete", ()),
+        )
     ]
 
 
@@ -381,6 +400,7 @@ def full() -> list[Scenario]:
             (manager("A", MACVTAP), manager("B", MACVTAP), foreign(), once),
             1,
         ),
+        *of_upkeep()[1:],
         *(
             scenario
             for scenario in with_backends()

@@ -239,9 +239,10 @@ class StateSpace:
         name, environment = self.scripts[actor].name, state.environment
         waits = call.verb == "await_changes"
         if waits:
-            call = call._replace(verb="changed_links")
+            retries = bool(call.args) and self._no_lease_is_worked_on(state)
+            call = Call("kernel", "changed_links")
         did = self.kernels.do(state.namespace, name, call)
-        if waits and not did.answer:
+        if waits and not did.answer and not retries:
             return None
         if call.verb == "hold_by_name" and any(
             lease.ifindex == did.answer
@@ -267,6 +268,12 @@ class StateSpace:
             environment = environment._replace(moved=environment.moved | moved)
         after = state._replace(namespace=did.state, environment=environment)
         return after, did.answer, did.changes
+
+    def _no_lease_is_worked_on(self, state: State) -> bool:
+        return not any(
+            lease.manager is not None or lease.state is LeaseState.RESERVED
+            for lease in self.ledgers.leases[state.ledger]
+        )
 
     def _ask_ledger(
         self, state: State, actor: int, call: Call

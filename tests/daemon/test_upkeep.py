@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lab.library import no_reaper
 from tapster import Host, KernelError, OpenDevice, Repair, State, Tap
 from tapster.daemon.upkeep import (
     FIRST_RETRY,
@@ -157,6 +158,36 @@ def test_a_device_is_put_back_if_that_is_asked_for(watched: Watched) -> None:
     device = stranger.show("vnet0")
     assert device
     assert device.up
+    lease.close()
+
+
+@pytest.mark.parametrize("from_start", [False, True])
+def test_a_change_while_another_manager_works_on_the_lease_is_not_forgotten(
+    watched: Watched, tmp_path: Path, from_start: bool
+) -> None:
+    watched.upkeep.reconnect = True
+    lease = acquire(watched.made.host)
+    stranger = watched.made.system.stranger()
+    watched.hear()
+    with Host(
+        tmp_path / "ledger.db", system=watched.made.system, reaper=no_reaper
+    ) as other:
+        claims = other.operations.context.claims
+        claims.claim(lease.id)
+        stranger.set_by_name("vnet0", master="")
+        if from_start:
+            watched.here.changes()
+            watched.upkeep.recover()
+        assert watched.hear() == []
+        watched.upkeep.retry()
+        assert watched.upkeep.retries == 1, "it is still worked on"
+        claims.release()
+    watched.upkeep.retry()
+    device, bridge = stranger.show("vnet0"), stranger.show("br0")
+    assert device
+    assert bridge
+    assert device.master == bridge.ifindex
+    assert watched.upkeep.retries == 0
     lease.close()
 
 

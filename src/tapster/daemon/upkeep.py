@@ -12,7 +12,7 @@ from functools import partial
 from tapster.daemon.log import INFO, WARNING, Log
 from tapster.daemon.metrics import Metrics
 from tapster.daemon.turns import Turns
-from tapster.errors import HostError, LedgerError, TapsterError
+from tapster.errors import HostError, LedgerError, NoSuchLease, TapsterError
 from tapster.kernel.port import ALL, HERE, REDIRECTED, Changes
 from tapster.light import NamedTuple
 from tapster.model import HistoryEvent, Lease, Link, Netns, Process, State
@@ -124,6 +124,9 @@ class Upkeep:
         """The reported problem of each device, by lease, so that it is reported
         once."""
         self._retries: dict[str, Retry] = {}
+        self._worked_on: set[str] = set()
+        """The leases that changed while another manager worked on them, which may not
+        have seen the change."""
         self._identified: dict[str, tuple[float, int]] = {}
         """How often since when a foreign MAC, alias or name was put back, by lease."""
         self._suspects: list[Netns] = []
@@ -162,6 +165,9 @@ class Upkeep:
         )
         # Follow first: then changes during recover are reported.
         self._follow_all()
+        self._worked_on.update(
+            lease.id for lease in self._operations.look.leases() if _is_worked_on(lease)
+        )
         try:
             self._operations.recover(on_repaired=self.report_repairs)
         except TapsterError as error:
@@ -174,7 +180,8 @@ class Upkeep:
         self._turns.run()
 
     def retry(self) -> None:
-        """Repair the leases whose retry is due."""
+        """Repair the leases whose retry is due; look at those that were worked on."""
+        self._look_again()
         now = self._clock()
         for id, retry in list(self._retries.items()):
             if retry.when <= now:
@@ -184,7 +191,7 @@ class Upkeep:
     @property
     def retries(self) -> int:
         """How many leases wait for a retry. Any thread may read it."""
-        return len(self._retries)
+        return len(self._retries) + len(self._worked_on)
 
     # Namespaces
 
@@ -294,13 +301,29 @@ class Upkeep:
         self, netns: Netns, links: Mapping[int, Callable[[], Link] | None]
     ) -> None:
         for lease in self._operations.look.at(netns, links):
-            if lease.manager is not None or lease.state is State.RESERVED:
+            if _is_worked_on(lease):
+                self._worked_on.add(lease.id)
                 continue
             decode = links[lease.ifindex]
             try:
                 self._look_if_suspicious(lease, decode and decode())
             except TapsterError as error:
                 self._log(WARNING, "not-looked-at", lease=lease.id, error=error)
+
+    def _look_again(self) -> None:
+        """Look at the devices that changed while another manager worked on them."""
+        worked_on, self._worked_on = self._worked_on, set()
+        for id in worked_on:
+            try:
+                lease = self._operations.look.lease(id)
+                if _is_worked_on(lease):
+                    self._worked_on.add(id)
+                else:
+                    self._look(lease, self._operations.look.device(lease))
+            except NoSuchLease:
+                pass
+            except TapsterError as error:
+                self._log(WARNING, "not-looked-at", lease=id, error=error)
 
     def _look_at_rules(self, netns: Netns, ifindexes: set[int]) -> None:
         """Put back what another program took of filters and limits.
@@ -530,6 +553,10 @@ class Upkeep:
         )
         with suppress(LedgerError), self._operations.context.gate:
             self._operations.context.ledger.record_event(kept)
+
+
+def _is_worked_on(lease: Lease) -> bool:
+    return lease.manager is not None or lease.state is State.RESERVED
 
 
 def _printable(name: str) -> str:
