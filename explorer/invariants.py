@@ -272,16 +272,12 @@ def i5_leased_or_gone(
     namespace: KernelState,
     leases: tuple[Lease, ...],
     ours: frozenset[str],
-    environment: Environment,
 ) -> str | None:
-    """I5: after recover, each device of ours has a lease, and each lease is settled.
-
-    A device that was moved while it was being deleted is lost.
-    """
+    """I5: after recover, each device of ours has a lease, and each lease is settled."""
     known = {lease.ifindex for lease in leases}
     ids = {lease.id for lease in leases}
     for ifindex, author in namespace.authors.items():
-        if author not in ours or ifindex in known | environment.moved:
+        if author not in ours or ifindex in known:
             continue
         device = namespace.find(ifindex)
         assert device is not None, "a device that is gone has no author"
@@ -361,7 +357,7 @@ def i5_only_running_ones_stay(
             return f"{lease.name} is {lease.state} after all was reaped"
         if lease.process is not None and lease.owner in stopped:
             return f"{lease.name} is leased, but its process has ended"
-    return i5_leased_or_gone(namespace, leases, ours, environment)
+    return i5_leased_or_gone(namespace, leases, ours)
 
 
 def _cut_off(

@@ -22,18 +22,18 @@ from typing import NamedTuple
 
 
 class Rules(NamedTuple):
-    """The protections. Each can be taken away, to see what it is needed for."""
+    """The protections. Each can be removed, to see which promise depends on it."""
 
     claims: bool = True
     """An operation of several steps claims its lease first."""
     take_over: bool = True
     """The claim of a dead manager may be taken over."""
     lives_by_lock: bool = True
-    """A manager lives while its lock is held; without: for ever."""
+    """A manager counts as alive while its lock is held; without this rule, always."""
     record_first: bool = True
-    """A release is recorded before the reaper is looked for."""
+    """A release is recorded before its process looks for a reaper."""
     quit_inside: bool = True
-    """A reaper gives its lock up inside the transaction that finds no work."""
+    """A reaper gives up its lock inside the transaction that finds no work."""
     own_lock_file: bool = True
     """The standby closes the lock file that it shares with the leader."""
     standby: bool = True
@@ -42,9 +42,13 @@ class Rules(NamedTuple):
     """A lease that cannot be judged does not end the reaper."""
     one_request: bool = True
     """A client acquires and binds in one request."""
+    closes: bool = True
+    """A client closes its connection if one of its calls is interrupted."""
 
 
 class ModelLease(NamedTuple):
+    """The one lease of the model."""
+
     state: str = "none"
     """none, active, fin_wait or ended."""
     claim: int = 0
@@ -56,7 +60,7 @@ class ModelLease(NamedTuple):
 
 
 class ModelProcess(NamedTuple):
-    """One process: what it runs, and how far it is."""
+    """One process: the program that it runs, and its place in the program."""
 
     kind: str
     at: str
@@ -67,6 +71,8 @@ class ModelProcess(NamedTuple):
 
 
 class ProtocolState(NamedTuple):
+    """A state of the model."""
+
     lease: ModelLease = ModelLease()
     processes: tuple[ModelProcess, ...] = ()
     locks: frozenset[int] = frozenset()
@@ -77,10 +83,16 @@ class ProtocolState(NamedTuple):
     reapers: int = 0
     """How many reapers were started or forked."""
     alone: bool = False
-    """A process was killed while no other one was to end the lease. That is left open:
-    the next command starts a reaper."""
+    """A process was killed when no other process was going to end the lease. This is
+    left open: the next command starts a reaper."""
     overlap: bool = False
     """Two living processes have worked on the lease at the same time."""
+    requests: tuple[int, ...] = ()
+    """The requests of a client that the daemon has not answered, by number."""
+    answers: tuple[int, ...] = ()
+    """The answers that the client has not read, by the number of their request."""
+    mistaken: bool = False
+    """A client has taken the answer to another request for its own."""
 
 
 class ProtocolResult(NamedTuple):
@@ -106,6 +118,9 @@ def manager(number: int) -> ModelProcess:
 
 RELEASER = ModelProcess("releaser", "begin")
 CLIENT = ModelProcess("client", "begin")
+CALLER = ModelProcess("caller", "begin", 1)
+"""A client whose first call may be interrupted, and which then makes a second call."""
+SERVICE = ModelProcess("service", "begin")
 
 ACTIVE = ModelLease("active")
 SCENARIOS = (
@@ -130,6 +145,11 @@ SCENARIOS = (
     ProtocolScenario(
         "a client acquires and dies", ProtocolState(ModelLease(), (CLIENT,)), 1
     ),
+    ProtocolScenario(
+        "a client's call is interrupted, and it calls again",
+        ProtocolState(processes=(CALLER, SERVICE)),
+        0,
+    ),
 )
 
 VARIANTS = (
@@ -142,6 +162,7 @@ VARIANTS = (
     ("without a standby", Rules(standby=False), 2),
     ("where one lease ends the reaper", Rules(survives=False), 1),
     ("where acquire is two requests", Rules(one_request=False), 4),
+    ("where an interrupted client keeps its connection", Rules(closes=False), 5),
 )
 """Tapster without one protection, and the scenario that shows what that breaks."""
 
@@ -156,35 +177,35 @@ ALL = Rules()
 Step = tuple[str, ProtocolState]
 
 
-def steps(world: ProtocolState, rules: Rules, kills: int) -> Iterator[Step]:
-    """Yield every step that is possible: what it is, and the world after it."""
-    for place, process in enumerate(world.processes):
+def steps(state: ProtocolState, rules: Rules, kills: int) -> Iterator[Step]:
+    """Yield every step that is possible: what it is, and the state after it."""
+    for place, process in enumerate(state.processes):
         moves = MOVES[process.kind]
-        for name, after in moves(world, place, process, rules):
+        for name, after in moves(state, place, process, rules):
             yield f"{process.kind} {process.number or ''}: {name}", after
-        if world.kills < kills and process.kind != "late":
-            dead = _end(world, place)
+        if state.kills < kills and process.kind != "late":
+            dead = _end(state, place)
             left = any(other.kind == "reaper" for other in dead.processes)
             alone = not left and (process.kind, process.at) in UNCOVERED
             yield (
                 f"{process.kind} {process.number or ''} is killed",
-                dead._replace(kills=world.kills + 1, alone=world.alone or alone),
+                dead._replace(kills=state.kills + 1, alone=state.alone or alone),
             )
 
 
-def _go(world: ProtocolState, place: int, process: ModelProcess) -> ProtocolState:
-    """The world in which one process is further."""
-    processes = world.processes
-    return world._replace(
+def _go(state: ProtocolState, place: int, process: ModelProcess) -> ProtocolState:
+    """The state in which one process is further."""
+    processes = state.processes
+    return state._replace(
         processes=(*processes[:place], process, *processes[place + 1 :])
     )
 
 
-def _end(world: ProtocolState, place: int) -> ProtocolState:
-    """The world in which a process has ended: the kernel drops its locks."""
-    process = world.processes[place]
-    processes = world.processes[:place] + world.processes[place + 1 :]
-    locks, reaper_lock = world.locks, world.reaper_lock
+def _end(state: ProtocolState, place: int) -> ProtocolState:
+    """The state in which a process has ended: the kernel drops its locks."""
+    process = state.processes[place]
+    processes = state.processes[:place] + state.processes[place + 1 :]
+    locks, reaper_lock = state.locks, state.reaper_lock
     if process.kind == "manager":
         locks -= {process.number}
     if process.kind == "reaper" and reaper_lock in (process.number, process.parent):
@@ -196,38 +217,38 @@ def _end(world: ProtocolState, place: int) -> ProtocolState:
         ]
         if not sharing:
             reaper_lock = 0
-    return world._replace(processes=processes, locks=locks, reaper_lock=reaper_lock)
+    return state._replace(processes=processes, locks=locks, reaper_lock=reaper_lock)
 
 
 def _manager(
-    world: ProtocolState, place: int, process: ModelProcess, rules: Rules
+    state: ProtocolState, place: int, process: ModelProcess, rules: Rules
 ) -> Iterator[Step]:
-    number, lease = process.number, world.lease
+    number, lease = process.number, state.lease
     if process.at == "begin":
         yield (
             "takes its lock",
             _go(
-                world._replace(locks=world.locks | {number}),
+                state._replace(locks=state.locks | {number}),
                 place,
                 process._replace(at="claim"),
             ),
         )
     elif process.at == "claim":
-        alive = not rules.lives_by_lock or lease.claim in world.locks
+        alive = not rules.lives_by_lock or lease.claim in state.locks
         free = lease.claim == 0 or (rules.take_over and not alive)
         if free or not rules.claims:
             claim = number if rules.claims else lease.claim
             others = [
                 one
-                for one in world.processes
+                for one in state.processes
                 if one.kind == "manager" and one.at == "work" and one != process
             ]
             yield (
                 "claims the lease, and begins",
                 _go(
-                    world._replace(
+                    state._replace(
                         lease=lease._replace(claim=claim),
-                        overlap=world.overlap or bool(others),
+                        overlap=state.overlap or bool(others),
                     ),
                     place,
                     process._replace(at="work"),
@@ -235,31 +256,31 @@ def _manager(
             )
     elif process.at == "work":
         claim = 0 if lease.claim == number else lease.claim
-        done = world._replace(lease=lease._replace(claim=claim))
+        done = state._replace(lease=lease._replace(claim=claim))
         yield "ends its claim", _end(done, place)
 
 
 def _releaser(
-    world: ProtocolState, place: int, process: ModelProcess, rules: Rules
+    state: ProtocolState, place: int, process: ModelProcess, rules: Rules
 ) -> Iterator[Step]:
-    record = world.lease._replace(state="fin_wait")
+    record = state.lease._replace(state="fin_wait")
     looks = "look" if rules.record_first else "begin"
     records = "begin" if rules.record_first else "record"
     if process.at == looks:
-        after = "started" if world.reaper_lock else "start"
+        after = "started" if state.reaper_lock else "start"
         if rules.record_first:
-            yield from _start(world, place, process, after == "start")
+            yield from _start(state, place, process, after == "start")
         else:
             yield (
                 "looks for a reaper",
                 _go(
-                    world,
+                    state,
                     place,
                     process._replace(at="record", parent=after == "start"),
                 ),
             )
     elif process.at == records:
-        recorded = world._replace(lease=record)
+        recorded = state._replace(lease=record)
         if rules.record_first:
             yield (
                 "records the release",
@@ -270,100 +291,100 @@ def _releaser(
 
 
 def _start(
-    world: ProtocolState, place: int, process: ModelProcess, needed: bool
+    state: ProtocolState, place: int, process: ModelProcess, needed: bool
 ) -> Iterator[Step]:
     """Start a reaper if none runs."""
-    ended = _end(world, place)
+    ended = _end(state, place)
     if not needed:
         yield "sees a reaper", ended
         return
-    reaper = ModelProcess("reaper", "enter", world.reapers + 1)
+    reaper = ModelProcess("reaper", "enter", state.reapers + 1)
     yield (
         "starts a reaper",
-        ended._replace(processes=(*ended.processes, reaper), reapers=world.reapers + 1),
+        ended._replace(processes=(*ended.processes, reaper), reapers=state.reapers + 1),
     )
 
 
 def _late(
-    world: ProtocolState, place: int, process: ModelProcess, _: Rules
+    state: ProtocolState, place: int, process: ModelProcess, _: Rules
 ) -> Iterator[Step]:
     """Another lease takes the place of the first, and is released."""
-    if world.lease.state == "ended":
-        again = world._replace(lease=ACTIVE)
+    if state.lease.state == "ended":
+        again = state._replace(lease=ACTIVE)
         yield "acquires again", _go(again, place, RELEASER)
 
 
 def _reaper(
-    world: ProtocolState, place: int, process: ModelProcess, rules: Rules
+    state: ProtocolState, place: int, process: ModelProcess, rules: Rules
 ) -> Iterator[Step]:
-    number, held = process.number, world.reaper_lock
+    number, held = process.number, state.reaper_lock
     if process.at in ("enter", "wait"):
         if held == 0:
-            entered = _go(world, place, process._replace(at="first", parent=0))
+            entered = _go(state, place, process._replace(at="first", parent=0))
             yield "takes the reaper's lock", entered._replace(reaper_lock=number)
         elif process.at == "enter":
-            yield "ends: another reaper runs", _end(world, place)
+            yield "ends: another reaper runs", _end(state, place)
     elif process.at == "first":
-        yield from _quit_or(world, place, process, rules, "fork")
+        yield from _quit_or(state, place, process, rules, "fork")
     elif process.at == "fork":
-        leads = _go(world, place, process._replace(at="lead"))
-        if not rules.standby or world.reapers >= 4:
+        leads = _go(state, place, process._replace(at="lead"))
+        if not rules.standby or state.reapers >= 4:
             yield "goes on alone", leads
             return
         shared = 0 if rules.own_lock_file else number
-        standby = ModelProcess("reaper", "wait", world.reapers + 1, shared)
+        standby = ModelProcess("reaper", "wait", state.reapers + 1, shared)
         yield (
             "forks a standby",
             leads._replace(
-                processes=(*leads.processes, standby), reapers=world.reapers + 1
+                processes=(*leads.processes, standby), reapers=state.reapers + 1
             ),
         )
     elif process.at == "lead":
-        if world.lease.state == "fin_wait" and world.lease.claim == 0:
+        if state.lease.state == "fin_wait" and state.lease.claim == 0:
             if not rules.survives:
-                yield "ends: a lease cannot be judged", _end_all(world, place)
+                yield "ends: a lease cannot be judged", _end_all(state, place)
                 return
-            ended = world._replace(lease=ModelLease("ended"))
+            ended = state._replace(lease=ModelLease("ended"))
             yield "ends the lease", _go(ended, place, process._replace(at="quit"))
         else:
-            yield from _quit_or(world, place, process, rules, None)
+            yield from _quit_or(state, place, process, rules, None)
     elif process.at == "quit":
-        yield from _quit_or(world, place, process, rules, "lead")
+        yield from _quit_or(state, place, process, rules, "lead")
     elif process.at == "free":
-        yield "gives its lock up", _end_all(world, place)
+        yield "gives its lock up", _end_all(state, place)
 
 
 def _quit_or(
-    world: ProtocolState,
+    state: ProtocolState,
     place: int,
     process: ModelProcess,
     rules: Rules,
     otherwise: str | None,
 ) -> Iterator[Step]:
     """End if there is no work, in one transaction; else go on at `otherwise`."""
-    if world.lease.state == "fin_wait":
+    if state.lease.state == "fin_wait":
         if otherwise is not None:
-            yield "has work", _go(world, place, process._replace(at=otherwise))
+            yield "has work", _go(state, place, process._replace(at=otherwise))
     elif rules.quit_inside:
-        yield "has no work, and gives its lock up", _end_all(world, place)
+        yield "has no work, and gives its lock up", _end_all(state, place)
     else:
-        yield "has no work", _go(world, place, process._replace(at="free"))
+        yield "has no work", _go(state, place, process._replace(at="free"))
 
 
-def _end_all(world: ProtocolState, place: int) -> ProtocolState:
+def _end_all(state: ProtocolState, place: int) -> ProtocolState:
     """The leader ends in order. Its standby gets the lock, and sees for itself."""
-    number = world.processes[place].number
-    after = _end(world, place)
+    number = state.processes[place].number
+    after = _end(state, place)
     if after.reaper_lock == number:
         after = after._replace(reaper_lock=0)  # an unlock ends it for all sharers
     return after
 
 
 def _client(
-    world: ProtocolState, place: int, process: ModelProcess, rules: Rules
+    state: ProtocolState, place: int, process: ModelProcess, rules: Rules
 ) -> Iterator[Step]:
     if process.at == "begin":
-        acquired = world._replace(
+        acquired = state._replace(
             lease=ModelLease("active", client=True, bound=rules.one_request)
         )
         if rules.one_request:
@@ -371,10 +392,40 @@ def _client(
         else:
             yield "acquires", _go(acquired, place, process._replace(at="bind"))
     elif process.at == "bind":
-        bound = world._replace(lease=world.lease._replace(bound=True))
+        bound = state._replace(lease=state.lease._replace(bound=True))
         yield "binds", _go(bound, place, process._replace(at="run"))
     elif process.at == "run":
-        yield "ends", _end(world, place)
+        yield "ends", _end(state, place)
+
+
+def _caller(
+    state: ProtocolState, place: int, process: ModelProcess, rules: Rules
+) -> Iterator[Step]:
+    number = process.number
+    if process.at == "begin":
+        sent = state._replace(requests=(*state.requests, number))
+        yield f"sends request {number}", _go(sent, place, process._replace(at="wait"))
+        return
+    if state.answers:
+        mistaken = state.answers[0] != number
+        read = state._replace(answers=state.answers[1:], mistaken=mistaken)
+        yield f"reads the answer to {state.answers[0]}", _end(read, place)
+    if number == 1:
+        left = state._replace(requests=(), answers=()) if rules.closes else state
+        again = process._replace(at="begin", number=2)
+        yield "is interrupted", _go(left, place, again)
+
+
+def _service(
+    state: ProtocolState, place: int, process: ModelProcess, _: Rules
+) -> Iterator[Step]:
+    """The daemon answers one request after the other."""
+    if state.requests:
+        number, *left = state.requests
+        answered = state._replace(
+            requests=tuple(left), answers=(*state.answers, number)
+        )
+        yield f"answers request {number}", _go(answered, place, process)
 
 
 Move = Callable[[ProtocolState, int, ModelProcess, Rules], Iterator[Step]]
@@ -384,21 +435,25 @@ MOVES: dict[str, Move] = {
     "late": _late,
     "reaper": _reaper,
     "client": _client,
+    "caller": _caller,
+    "service": _service,
 }
 
 
-def broken(world: ProtocolState, rules: Rules) -> str:
-    """Return which promise does not hold in a world, or ""."""
-    if world.overlap:
+def broken(state: ProtocolState, rules: Rules) -> str:
+    """Return which promise does not hold in a state, or ""."""
+    if state.overlap:
         return "I3: two living managers work on one lease"
-    if any(True for _ in steps(world, rules, world.kills)):
+    if state.mistaken:
+        return "I3: a client has the answer to another request"
+    if any(True for _ in steps(state, rules, state.kills)):
         return ""
     # No process goes on by itself: what is left now stays.
-    if world.lease.claim and world.processes:
+    if state.lease.claim and state.processes:
         return "I5: a dead manager's claim keeps a living manager waiting"
-    if world.lease.state == "fin_wait" and not world.alone and world.reapers:
+    if state.lease.state == "fin_wait" and not state.alone and state.reapers:
         return "I5: a lease waits, and no process will end it"
-    if world.lease.state == "active" and world.lease.client and not world.lease.bound:
+    if state.lease.state == "active" and state.lease.client and not state.lease.bound:
         return "I5: a client has died, and its lease ends with no process"
     return ""
 
@@ -408,21 +463,21 @@ def explore(scenario: ProtocolScenario, rules: Rules = ALL) -> ProtocolResult:
     came: dict[ProtocolState, tuple[ProtocolState, str] | None] = {scenario.start: None}
     queue = deque([scenario.start])
     while queue:
-        world = queue.popleft()
-        if wrong := broken(world, rules):
-            return ProtocolResult(len(came), wrong, _way(came, world))
-        for name, after in steps(world, rules, scenario.kills):
+        state = queue.popleft()
+        if wrong := broken(state, rules):
+            return ProtocolResult(len(came), wrong, _way(came, state))
+        for name, after in steps(state, rules, scenario.kills):
             if after not in came:
-                came[after] = world, name
+                came[after] = state, name
                 queue.append(after)
     return ProtocolResult(len(came), "", ())
 
 
 def _way(
-    came: dict[ProtocolState, tuple[ProtocolState, str] | None], world: ProtocolState
+    came: dict[ProtocolState, tuple[ProtocolState, str] | None], state: ProtocolState
 ) -> tuple[str, ...]:
     way: list[str] = []
-    while (before := came[world]) is not None:
-        world, name = before
+    while (before := came[state]) is not None:
+        state, name = before
         way.append(name)
     return tuple(reversed(way))

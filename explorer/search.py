@@ -324,9 +324,7 @@ class Explorer:
                 continue
             namespace = state_space.kernels.views[state.namespace]
             leases = state_space.ledgers.leases[state.ledger]
-            wrong = invariants.i5_leased_or_gone(
-                namespace, leases, state_space.ours, state.environment
-            )
+            wrong = invariants.i5_leased_or_gone(namespace, leases, state_space.ours)
             wrong = wrong or invariants.i5_backends_agree(leases, state.environment)
             if isinstance(step.done[0], Failed):
                 wrong = f"{step.op} failed: {step.done[0].why}"

@@ -72,8 +72,6 @@ class Environment(NamedTuple):
     opened: frozenset[int] = frozenset()
     """The waiting taps, at rest, that a program has opened before an operation claimed
     them."""
-    moved: frozenset[int] = frozenset()
-    """The waiting devices that were moved while an operation had claimed them."""
 
 
 class State(NamedTuple):
@@ -256,16 +254,6 @@ class StateSpace:
         if call.verb == "let_go" and call.args[0] in environment.opened:
             opened = environment.opened - {call.args[0]}
             environment = environment._replace(opened=opened)
-        if call.verb == "move":
-            indexes = {change.device.ifindex for change in did.changes}
-            moved = {
-                lease.ifindex
-                for lease in self.ledgers.leases[state.ledger]
-                if lease.ifindex in indexes
-                and lease.state is LeaseState.FIN_WAIT
-                and lease.manager is not None
-            }
-            environment = environment._replace(moved=environment.moved | moved)
         after = state._replace(namespace=did.state, environment=environment)
         return after, did.answer, did.changes
 
