@@ -266,7 +266,7 @@ class TakesUnseenForGone(TwoNamespaces):
 class LooksHereOnly(Devices):
     """A device that was moved to another namespace is not looked for."""
 
-    def moved(self, _: Collection[Lease]) -> dict[str, tuple[Netns, Link]]:
+    def moved(self, _: Collection[Lease]) -> dict[str, list[tuple[Netns, Link]]]:
         return {}
 
 

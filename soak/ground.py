@@ -10,15 +10,16 @@ from soak.marks import DEVICE
 from soak.part import LEDGERS, NAMESPACES, RUN, ledger_path
 from tapster import Host
 
-# An MTU that was set by hand stays when ports come and go, and so does a MAC.
+# An MTU that was set by hand stays when ports come and go, and so does a MAC. A bridge
+# is up from the first: a VM may join it at once.
 BRIDGES = {
     "br0": (
-        "link add br0 address 02:00:00:00:00:01 type bridge",
-        "link set br0 up mtu 1400",
+        "link add br0 up address 02:00:00:00:00:01 type bridge",
+        "link set br0 mtu 1400",
     ),
     "br1": (
-        "link add br1 address 02:00:00:00:00:02 type bridge",
-        "link set br1 up mtu 1450",
+        "link add br1 up address 02:00:00:00:00:02 type bridge",
+        "link set br1 mtu 1450",
     ),
 }
 """The bridges, and how each is made."""

@@ -250,7 +250,7 @@ class Judge:
         device.vm = vm
         if device.deleted is None and device.look.name == vm.name:
             self._check_name(vm, mark.time)  # otherwise an outsider was quicker
-        vm.wanted = {"up": (True,), "mac": (begin.mac,)}
+        vm.wanted = {"up": (True,), "name": (vm.name,), "mac": (begin.mac,)}
         account.promise(vm, begin.on)
         vm.note_difference(device.look, mark.time)
         bridge = account.bridge(begin.on)

@@ -57,10 +57,12 @@ def _privileges() -> Iterator[Problem]:
         "CAP_MKNOD": "macvtap does not work",
     }
     for capability, consequence in needed.items():
-        if not failure.has(capability):
-            yield Problem(
-                f"{capability} is missing: {consequence}", "run tapster as root"
-            )
+        # In a user namespace all but device nodes works, on devices of its own.
+        nodes = capability == "CAP_MKNOD" and failure.in_user_namespace()
+        missing = failure.lacks(capability)
+        if missing is not None and (nodes or not failure.has(capability)):
+            what, _, remedy = missing.partition(": ")
+            yield Problem(f"{what} is missing: {consequence}", remedy)
 
 
 def _tun() -> Iterator[Problem]:

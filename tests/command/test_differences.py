@@ -7,12 +7,14 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from lab import iproute, shell
 from lab.namespaces import inside
+from tapster import Host, Lease, NoSuchLease
+from tapster.cli import main
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
@@ -197,3 +199,19 @@ def test_queues_that_were_not_asked_for_are_reported() -> None:
             assert marked()
             assert "3 open queues, not 2" in tapster("show", "--owner", "web")
         assert not marked()
+
+
+@pytest.mark.parametrize("verb", [["recover"], ["show", "--owner", "web"]])
+def test_a_lease_that_ends_while_it_is_looked_at_is_no_error(
+    verb: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tapster("add", "--bridge", "br0", "--owner", "web")
+    rename("vnet0", "other")
+    shell.sh("ip link add vnet0 type bridge")  # so recover has something to report
+
+    def ended(_: Host, lease: Lease) -> NoReturn:
+        raise NoSuchLease(f"no lease has the id {lease.id!r}")
+
+    monkeypatch.setattr(Host, "differences", ended)
+    assert main(verb) == 0
+    assert capsys.readouterr().err == ""

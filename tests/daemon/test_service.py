@@ -325,6 +325,31 @@ def blue(daemon: Daemon) -> Iterator[Client]:
         yield blue
 
 
+def test_a_device_that_is_moved_keeps_its_lease_and_is_deleted_in_the_end(
+    daemon: Daemon, root: Client
+) -> None:
+    shell.sh("ip netns add blue")
+    lease = library.acquire(root, Tap(bridge="br0", fin_wait=0))
+    events = daemon.events()
+    shell.sh("ip link set vnet0 netns blue name eth0")
+    lost = next(events)
+    assert lost.event == "lost"
+    assert lost.detail
+    assert "moved it to another network namespace" in lost.detail
+    where = "it is called eth0 in the network namespace /run/netns/blue"
+    assert root.differences(lease) == {"device": where}
+    assert root.find(lease.id).state is State.ACTIVE
+    shell.sh(f"ip -n blue link set eth0 netns {os.getpid()} name vnet0")
+    assert next(events).event == "down"
+    shell.sh("ip link set vnet0 master br0 up")
+    assert next(one for one in events if one.event != "moved").event == "sound"
+    shell.sh("ip link set vnet0 netns blue")
+    assert next(events).event == "lost"
+    root.release(lease)
+    assert set(iproute.links("blue")) == {"lo"}
+    assert root.leases() == []
+
+
 @pytest.mark.parametrize("again", [False, True])
 def test_foreign_changes_in_another_namespace_are_noticed(
     daemon: Daemon, blue: Client, root: Client, again: bool

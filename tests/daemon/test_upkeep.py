@@ -209,6 +209,25 @@ def test_a_device_is_put_back_when_its_bridge_comes_back(watched: Watched) -> No
     lease.close()
 
 
+def test_a_renamed_device_gets_its_name_back_if_that_is_configured(
+    watched: Watched,
+) -> None:
+    stranger, host = watched.made.system.stranger(), watched.made.host
+    watched.upkeep.reconnect = True
+    lease = acquire(host)
+    stranger.rename("vnet0", "other")
+    assert watched.hear() == ["renamed"]
+    assert watched.hear() == ["sound"]
+    device = host.device(lease)
+    assert device
+    assert device.name == "vnet0"
+    stranger.rename("vnet0", "other")
+    stranger.add_tap("vnet0")
+    assert watched.hear() == ["renamed"]
+    assert watched.hear() == [], "another device has the name"
+    lease.close()
+
+
 def test_a_name_cannot_move_a_cursor(watched: Watched) -> None:
     lease = acquire(watched.made.host)
     watched.made.system.stranger().rename("vnet0", "a\x1b[2J")

@@ -2,6 +2,7 @@
 """Ctrl-C at any instruction leaves the thread in its namespace."""
 
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -52,7 +53,9 @@ def interrupt(number: int, function: Callable[[], object]) -> tuple[int, bool]:
 def _handler() -> Iterator[None]:
     """Let SIGINT raise KeyboardInterrupt, whatever the tests were started with."""
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    gc.disable()  # a plugin of pytest runs at a collection, and gets the signal
     yield
+    gc.enable()
     signal.signal(signal.SIGINT, handler)
 
 

@@ -99,6 +99,37 @@ def test_one_that_is_moved_while_it_is_reaped_is_deleted_there(
     assert ours() == ours("pod") == {}
 
 
+def test_placeholders_that_are_moved_are_deleted_too(host: Host, moved: Lease) -> None:
+    host.release(moved)
+    for name in ("eth1", "eth2"):
+        shell.sh(f"ip link set {moved.name} netns pod name {name}")
+        assert [one.action for one in host.recover()] == [Action.HOLD_NAME]
+    assert ours("pod").keys() == {"eth0", "eth1", "eth2"}
+    assert host.reap(now=True) == 1
+    assert ours() == ours("pod") == {}
+
+
+def test_one_that_is_moved_on_before_it_is_deleted_is_found_again(
+    host: Host, moved: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell.sh("ip netns add other")
+    plain = LinuxNamespace.delete_links
+    moves = iter(("pod eth0 netns other", "other eth0 netns pod"))
+
+    def delete_links(self: LinuxNamespace, ifindexes: Sequence[int]) -> set[int]:
+        if self.netns.path in ("/run/netns/pod", "/run/netns/other"):
+            for move in moves:
+                netns, name, *to = move.split()
+                shell.sh(f"ip -n {netns} link set {name} {' '.join(to)}")
+                break
+        return plain(self, ifindexes)
+
+    monkeypatch.setattr(LinuxNamespace, "delete_links", delete_links)
+    host.release(moved)
+    assert host.reap(now=True) == 1
+    assert ours() == ours("pod") == ours("other") == {}
+
+
 @pytest.mark.parametrize("first", ["recover", "reap"])
 def test_one_that_waits_is_deleted_where_it_is(host: Host, first: str) -> None:
     lease = library.acquire(host, Tap(bridge="br0"))

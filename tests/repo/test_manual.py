@@ -109,7 +109,7 @@ def test_events_chooses_and_explains_every_event_that_is_recorded() -> None:
         for room in ("daemon", "operations")
     )
     calls = re.findall(r'\breport\(\s*"(\w+)"', daemon)
-    problems = re.findall(r'\breturn f?"(\w+): (?:the|another) ', daemon)
+    problems = re.findall(r'\breturn \(?\s*f?"(\w+): (?:the|another) ', daemon)
     repairs = re.findall(r'\bevent, detail = "(\w+)"', operations)
     recorded = {"refused", "changed", *calls, *problems, *repairs} - set(upkeep.LIFE)
     assert recorded == set(events.EVENTS)

@@ -157,6 +157,18 @@ def test_a_foreign_mac_is_counted_and_tapster_may_put_the_promised_one_back(
     assert row.found == [BY_NOBODY]
 
 
+def test_tapster_may_give_a_renamed_device_its_name_back_and_no_other(
+    row: Sequence,
+) -> None:
+    row.begin()
+    for _ in row.act("admin", "rename", "vnet0"):
+        row.link(VM, name="lan0")
+    row.link(VM, name="vnet0")
+    assert row.found == []
+    row.link(VM, name="vnet1")
+    assert row.found == [BY_NOBODY]
+
+
 def test_a_vm_that_begins_with_another_mac_is_not_as_promised(row: Sequence) -> None:
     row.link(VM, mac="fe:54:00:00:00:01")
     row.begin(make=False, mac="fe:54:00:00:00:02")

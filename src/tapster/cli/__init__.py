@@ -231,8 +231,8 @@ def _open(verb: str, options: Namespace) -> "Manager":
         return host
     if not told and own:
         raise MissingCapability(
-            f"tapster {verb} needs CAP_NET_ADMIN for a ledger of its own; "
-            f"run it as root: sudo tapster {verb}",
+            f"tapster {verb}, on a ledger of its own, needs "
+            f"{failure.lacks('CAP_NET_ADMIN')}",
             capability="CAP_NET_ADMIN",
         )
     if options.verbose:

@@ -5,6 +5,7 @@ import sys
 
 from tapster.cli import output
 from tapster.cli.options import Namespace
+from tapster.errors import NoSuchLease
 from tapster.light import TYPE_CHECKING
 from tapster.operations.decision import UNREPAIRED
 
@@ -39,8 +40,13 @@ def _report_the_rest(host: "Manager") -> None:
     leases = host.leases(all=False)
     differing = host.differing(leases)
     for lease in leases:
-        if lease.id in differing:
-            for kind, difference in host.differences(lease).items():
-                if kind in UNREPAIRED:
-                    text = f"lease {lease.name} ({lease.id}) stays as it is"
-                    print(f"tapster: {text}: {difference}", file=sys.stderr)
+        if lease.id not in differing:
+            continue
+        try:
+            differences = host.differences(lease)
+        except NoSuchLease:
+            continue  # it has ended in the meantime
+        for kind, difference in differences.items():
+            if kind in UNREPAIRED:
+                text = f"lease {lease.name} ({lease.id}) stays as it is"
+                print(f"tapster: {text}: {difference}", file=sys.stderr)

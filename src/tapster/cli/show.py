@@ -3,7 +3,7 @@
 
 from tapster.cli import output, selection, terminal
 from tapster.cli.options import Namespace
-from tapster.errors import RequestError, ServiceUnavailable
+from tapster.errors import NoSuchLease, RequestError, ServiceUnavailable
 from tapster.light import TYPE_CHECKING, Any
 from tapster.model import Lease
 from tapster.operations.decision import UNREPAIRED
@@ -24,7 +24,13 @@ def run(options: Namespace, host: "Manager") -> int:
     if not selection.is_given(options):
         raise RequestError("nothing was chosen: give a NAME or ID, or a filter")
     chosen = selection.choose(options, host)
-    shown = [_look(host, lease) for lease in chosen.leases]
+    shown = []
+    for lease in chosen.leases:
+        try:
+            shown.append(_look(host, lease))
+        except NoSuchLease as error:  # it has ended in the meantime
+            if not {lease.name, lease.id}.isdisjoint(options.lease):
+                chosen.missing.append(error)
     if options.json:
         # One lease by name is what version 1 began with: its fields are at the top.
         plain = len(options.lease) == 1 and len(shown) == 1

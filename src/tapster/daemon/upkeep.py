@@ -403,7 +403,10 @@ class Upkeep:
         """Return what is wrong with a lease's device, as an event and its detail, or
         ""."""
         if link is None:
-            return "lost: another program deleted the device"
+            return (
+                "lost: another program deleted the device, or moved it to another "
+                "network namespace"
+            )
         if link.name != lease.name:
             return f"renamed: the device is called {_printable(link.name)} now"
         if lease.state is not State.ACTIVE:

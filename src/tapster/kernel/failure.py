@@ -24,9 +24,8 @@ def failure(
     code = error.errno or 0
     reason = error.strerror or ""
     if code in (EPERM, EACCES):
-        if remedy := _remedy(capability):
-            text = f"{action} needs {capability}{remedy}"
-            return MissingCapability(text, capability=capability)
+        if (text := lacks(capability)) is not None:
+            return MissingCapability(f"{action} needs {text}", capability=capability)
         if reason == os.strerror(code):  # the kernel gives no other reason
             reason += (
                 f", although this process has {capability}: a security module, a "
@@ -38,14 +37,14 @@ def failure(
     return KernelError(code, action, reason)
 
 
-def _remedy(capability: str) -> str | None:
-    """Say how to get a capability; None if this process has it everywhere."""
+def lacks(capability: str) -> str | None:
+    """Say which capability is missing, and how to get it; None if it is not."""
     if not has(capability):
-        if os.geteuid():
-            return ": run as root"
-        return ": give it to the container or the unit in which this process runs"
+        where = "the container or the unit in which this process runs"
+        remedy = f"give it to {where}" if os.geteuid() == 0 else "run as root"
+        return f"{capability}: {remedy}"
     if in_user_namespace():
-        return " outside of this user namespace: run as root of the host"
+        return f"{capability} outside of this user namespace: run as root of the host"
     return None
 
 

@@ -27,7 +27,7 @@ from functools import cached_property
 from tapster.errors import HostError, KernelError, MissingCapability, NoSuchLink
 from tapster.kernel import boot, netns, process, rtnl, tun, vhost
 from tapster.kernel.descriptors import closing_on_error
-from tapster.kernel.failure import failure, in_user_namespace
+from tapster.kernel.failure import failure, has, in_user_namespace
 from tapster.kernel.port import (
     HERE,
     GuardLimit,
@@ -619,7 +619,9 @@ class LinuxNamespace:
                     "host, or request a tap",
                     capability="CAP_MKNOD",
                 ) from error
-            raise failure(error, action, "CAP_MKNOD") from error
+            # Mounts come first, and need another capability than the node.
+            needed = "CAP_MKNOD" if has("CAP_SYS_ADMIN") else "CAP_SYS_ADMIN"
+            raise failure(error, action, needed) from error
         return tuple(fds)
 
     def macvtap_holders(self, ifindexes: Collection[int]) -> dict[int, int]:

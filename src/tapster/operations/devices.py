@@ -273,11 +273,13 @@ class Devices:
             lost = self._lost(namespace, ready)
             ready = self._delete_lost(lost, ready, failures)
             absent = self.delete_present(namespace, ready)
-            left = {lease.id for lease in ready if self.is_there(namespace, lease)}
-            for lease in ready:
-                if lease.id in left:
-                    failures.add(_not_deleted(lease))
-            ready = [lease for lease in ready if lease.id not in left]
+            left = [lease for lease in ready if self.is_there(namespace, lease)]
+            if left:  # once more: it was moved away and back, or to another group
+                self.delete_present(namespace, left)
+                left = [lease for lease in left if self.is_there(namespace, lease)]
+            for lease in left:
+                failures.add(_not_deleted(lease))
+            ready = [lease for lease in ready if lease not in left]
             # Those that were moved between the look and the deletion.
             missed = [lease for lease in absent if lease not in lost]
             ready = self._delete_lost(missed, ready, failures)
@@ -348,14 +350,15 @@ class Devices:
             return {link.ifindex: link for link in links if link}
         return {link.ifindex: link for link in namespace.links()}
 
-    def moved(self, leases: Collection[Lease]) -> dict[str, tuple[Netns, Link]]:
+    def moved(self, leases: Collection[Lease]) -> dict[str, list[tuple[Netns, Link]]]:
         """Return where devices are that another program moved, by the lease's id.
 
-        A device that is moved to another network namespace keeps its stamp. This looks
-        into every namespace. Raises HostError if that is impossible.
+        A device that is moved to another network namespace keeps its stamp. A lease may
+        have several: its placeholders can be moved, too. This looks into every
+        namespace. Raises HostError if that is impossible.
         """
         stamps = {self.stamp(lease): lease for lease in leases}
-        found: dict[str, tuple[Netns, Link]] = {}
+        found: dict[str, list[tuple[Netns, Link]]] = {}
         if not stamps:
             return found
         seen: set[int] = set()
@@ -372,17 +375,24 @@ class Devices:
                         lease.netns.cookie,
                         lease.ifindex,
                     ):
-                        found[lease.id] = namespace.netns, link
-                if len(found) == len(stamps):
-                    break
+                        found.setdefault(lease.id, []).append((namespace.netns, link))
         return found
 
     def delete_moved(self, leases: Collection[Lease]) -> None:
-        """Delete the devices of released leases that another program moved."""
-        for netns, link in self.moved(leases).values():
-            with self.context.opened(netns) as there:
-                if there is not None:
-                    there.delete_links([link.ifindex])
+        """Delete the devices of leases that end, if another program moved them.
+
+        The search is repeated until it finds nothing: a device may be moved again
+        between the search and the deletion.
+        """
+        for _ in range(ATTEMPTS):
+            moved = self.moved(leases)
+            if not moved:
+                return
+            for places in moved.values():
+                for netns, link in places:
+                    with self.context.opened(netns) as there:
+                        if there is not None:
+                            there.delete_links([link.ifindex])
 
     def state(self, namespace: Namespace, lease: Lease) -> DeviceState:
         """Return how the lease's device looks now."""
@@ -463,7 +473,7 @@ class Devices:
 def _not_deleted(lease: Lease) -> ConflictError:
     return ConflictError(
         f"device {lease.name!r} (ifindex {lease.ifindex}) was not deleted: "
-        "somebody moved it to another group at the same time; try again"
+        "somebody moved it to another group or namespace at the same time; try again"
     )
 
 

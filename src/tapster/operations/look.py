@@ -192,7 +192,7 @@ class Look:
                 for part in (RENAMED, TAP):
                     differing.pop(part, None)  # `beyond_repair` says it
             lost = [lease for lease in here if lease.ifindex not in links]
-            for id, (there, moved) in self.devices.moved(lost).items():
+            for id, ((there, moved), *_) in self.devices.moved(lost).items():
                 where = there.path or f"that processes are in ({there.cookie})"
                 text = f"it is called {moved.name} in the network namespace {where}"
                 differences.setdefault(id, {})["device"] = text
