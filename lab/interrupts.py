@@ -118,6 +118,8 @@ def _handler_at(code: CodeType, offset: int) -> int | None:
 
 def _traced(trace: Any, function: Callable[[], object]) -> None:
     before = sys.gettrace()
+    # Python 3.12 traces instructions only if a frame asked for that before.
+    sys._getframe().f_trace_opcodes = True
     sys.settrace(trace)
     try:
         function()

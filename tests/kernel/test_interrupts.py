@@ -39,6 +39,8 @@ def interrupt(number: int, function: Callable[[], object]) -> tuple[int, bool]:
         return trace
 
     before = sys.gettrace()
+    # Python 3.12 traces instructions only if a frame asked for that before.
+    sys._getframe().f_trace_opcodes = True
     sys.settrace(trace)
     try:
         function()
