@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,7 @@ def test_every_output_fits_the_schema(tapster: Tapster, ledger: Path) -> None:
     check("show_several", tapster("show", "vnet*", "--json"))
     check("set", tapster("set", "vnet0", "--outbound", "100:200:300", "--json"))
     check("ls", tapster("ls", "--json"))
+    check("set", tapster("take", "vnet0", "--json"))
     shell.sh("ip link set vnet0 down")
     check("show", tapster("show", "vnet0", "--json"))
     check("doctor", tapster("doctor", "--json", status=1))
@@ -85,6 +87,20 @@ def test_every_output_fits_the_schema(tapster: Tapster, ledger: Path) -> None:
     shell.sh("ip link del vnet0")
     check("show", tapster("show", "vnet0", "--json"))
     check("recover", tapster("recover", "--json"))
+
+
+def test_each_output_of_the_schema_is_validated() -> None:
+    outputs = {
+        name
+        for name, definition in DOCUMENT["$defs"].items()
+        if "version" in definition["properties"]
+    }
+    validated = {
+        name
+        for file in Path(__file__).parents[1].rglob("test_*.py")
+        for name in re.findall(r'\bcheck\("(\w+)"', file.read_text("utf-8"))
+    }
+    assert outputs == validated & outputs
 
 
 def test_the_schema_refuses_what_it_does_not_document(tapster: Tapster) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from lab import shell
 from lab.lines import Lines
+from tests.command.test_json import check
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
@@ -39,6 +40,7 @@ class Watch:
     def next(self) -> dict[str, Any]:
         line = self._lines.wait_for("{", SECONDS)
         event: dict[str, Any] = json.loads(line.string)
+        check("watch", event)
         return event
 
     def says(self, event: str) -> dict[str, Any]:
