@@ -715,14 +715,14 @@ PURE = {
     "tapster.errors": {"os"},  # os.strerror
     "tapster.checks": {"types"},
     "tapster.names": {"hashlib"},
-    "tapster.model": {"ipaddress"},
+    "tapster.model": {"ipaddress", "operator"},
     "tapster.ledger.rows": {"collections.abc"},
     "tapster.operations.decision": set(),
     "tapster.fleet.claim": set(),
     "tapster.fleet.keys": {"collections.abc", "json"},
     "tapster.fleet.store": {"collections.abc"},
     "tapster.fleet.steps": {"collections.abc"},
-    "tapster.rpc.varlink": {"collections.abc", "json", "types"},
+    "tapster.rpc.varlink": {"_json", "collections.abc", "json", "types"},
     "tapster.rpc.interface": set(),
     "tapster.daemon.policy": {"collections.abc", "fnmatch"},
     "tapster.daemon.metrics": {"bisect", "collections.abc"},
@@ -852,6 +852,11 @@ def test_a_verb_in_a_machines_start_path_loads_nothing_slow() -> None:
     loaded = loaded_by("tapster.cli", "tapster.cli.add", "tapster.host")
     assert "tapster.host" in loaded
     assert sorted(loaded & SLOW) == []
+
+
+def test_a_verb_that_asks_the_daemon_loads_nothing_slow() -> None:
+    loaded = loaded_by("tapster.cli", "tapster.cli.add", "tapster.rpc.client")
+    assert sorted(loaded & {*SLOW, "_sqlite3", "enum", "re", "socket"}) == []
 
 
 def test_libvirts_hook_loads_nothing_slow() -> None:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Types and messages of Varlink, and the interface that is made of them."""
 
-from typing import NamedTuple
+import json
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -161,3 +162,42 @@ def test_an_error_of_a_later_daemon_is_one_of_the_daemons() -> None:
     said = interface.raised("Unheard", {"message": "of"})
     assert isinstance(said, errors.DaemonError)
     assert isinstance(interface.raised("NoSuchLease", None), NoSuchLease)
+
+
+MESSAGES = [
+    {},
+    {"a": 1, "b": [1.5, None, True, False, -3, 'é\u2028"\\\n\x01']},
+    {"infinite": float("inf")},
+    {"surrogate": "\ud800"},
+    {"a": {"b": {"c": "d" * 1000}}},
+]
+TEXTS = [b"{}", b' {"a": 1} ', b'{"a":1} x', b"", b"nul", b"NaN", b'{"a":NaN}', b"[1]"]
+TEXTS += [b"\xff", b'{"a":', b'{"a":"\n"}', b'{"a":1e999}', b'{"a":Infinity}', b"-"]
+TEXTS += [b'{"a":1,"a":2}', b"[" * 100_000]
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_a_message_is_written_as_json_writes_it(message: dict[str, Any]) -> None:
+    text = json.dumps(message, separators=(",", ":"), ensure_ascii=False)
+    assert varlink.encode(message) == text.encode(errors="replace") + b"\0"
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_text_is_read_as_json_reads_it(text: bytes) -> None:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    def expected() -> object:
+        try:
+            return json.loads(text.decode(), parse_constant=refuse)
+        except (ValueError, RecursionError) as error:
+            return f"it is not JSON: {error}"
+
+    try:
+        found: object = varlink.decode(text)
+    except varlink.Malformed as error:
+        found = str(error)
+    wanted = expected()
+    if not isinstance(wanted, dict | str):
+        wanted = "it is not a JSON object"
+    assert found == wanted

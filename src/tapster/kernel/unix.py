@@ -13,14 +13,18 @@ import array
 import fcntl
 import os
 import select
-import socket
 import stat
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from errno import EEXIST, EMFILE, ENODATA, ENOPROTOOPT, ERANGE, ESRCH
 
-from tapster.light import NamedTuple
+from tapster.kernel import sockets
+from tapster.light import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import socket
+
 
 SO_PEERGROUPS = 59
 SO_PEERPIDFD = 77
@@ -41,12 +45,12 @@ class Peer(NamedTuple):
     gids: tuple[int, ...]
 
 
-def connect(path: str, timeout: float | None = None) -> socket.socket:
+def connect(path: str, timeout: float | None = None) -> sockets.socket:
     """Connect to the socket at `path`. The caller closes the new socket.
 
     Connecting, sending and receiving raise TimeoutError after `timeout` seconds each.
     """
-    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    made = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM | sockets.SOCK_CLOEXEC)
     made.settimeout(timeout)
     try:
         made.connect(path)
@@ -56,7 +60,7 @@ def connect(path: str, timeout: float | None = None) -> socket.socket:
     return made
 
 
-def listen(path: str, *, mode: int, backlog: int = 128) -> socket.socket:
+def listen(path: str, *, mode: int, backlog: int = 128) -> "socket.socket":
     """Return a socket that listens at `path`, with its directory if that is missing.
 
     A socket at which no process answers is replaced. Raise OSError if a process
@@ -73,7 +77,9 @@ def listen(path: str, *, mode: int, backlog: int = 128) -> socket.socket:
         if not stat.S_ISSOCK(there.st_mode):
             raise FileExistsError(EEXIST, "something else than a socket is there", path)
         _remove_if_dead(path)
-    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    import socket  # slow, and for the daemon alone: it accepts connections
+
+    made = socket.socket(sockets.AF_UNIX, sockets.SOCK_STREAM | sockets.SOCK_CLOEXEC)
     try:
         made.bind(path)
         os.chmod(path, mode)
@@ -95,14 +101,14 @@ def _remove_if_dead(path: str) -> None:
         raise FileExistsError(EEXIST, "another process answers there already", path)
 
 
-def send(to: socket.socket, data: bytes | bytearray, fds: Sequence[int] = ()) -> int:
+def send(to: sockets.socket, data: bytes | bytearray, fds: Sequence[int] = ()) -> int:
     """Send as much of `data` as fits, with all descriptors. Return its length."""
-    control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
-    return to.sendmsg([data], control if fds else [], socket.MSG_NOSIGNAL)
+    control = [(sockets.SOL_SOCKET, sockets.SCM_RIGHTS, array.array("i", fds))]
+    return to.sendmsg([data], control if fds else [], sockets.MSG_NOSIGNAL)
 
 
 def receive(
-    at: socket.socket,
+    at: sockets.socket,
     size: int,
     fds: int,
     discard: Callable[[list[int]], None] | None = None,
@@ -112,25 +118,25 @@ def receive(
     No bytes: the other end has closed. Raises OSError (EMFILE) if the kernel dropped
     descriptors. Then those that did come are closed, by `discard` if that is given.
     """
-    space = socket.CMSG_SPACE(fds * _INT) if fds else 0
-    data, control, flags, _ = at.recvmsg(size, space, socket.MSG_CMSG_CLOEXEC)
+    space = sockets.CMSG_SPACE(fds * _INT) if fds else 0
+    data, control, flags, _ = at.recvmsg(size, space, sockets.MSG_CMSG_CLOEXEC)
     received: list[int] = []
     for level, kind, content in control:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+        if (level, kind) == (sockets.SOL_SOCKET, sockets.SCM_RIGHTS):
             whole = len(content) - len(content) % _INT
             received += array.array("i", content[:whole])
-    if flags & socket.MSG_CTRUNC:
+    if flags & sockets.MSG_CTRUNC:
         (discard or close)(received)
         raise OSError(EMFILE, "more descriptors came than there is room for")
     return data, received
 
 
-def unread(at: socket.socket) -> int:
+def unread(at: sockets.socket) -> int:
     """Return how many bytes have come and are not yet received."""
     return _number(at, SIOCINQ)
 
 
-def untaken(of: socket.socket) -> int:
+def untaken(of: sockets.socket) -> int:
     """More than 0 if the other end has not yet received all that was sent to it.
 
     0 also if the other end has closed: `reset` tells whether it had received all.
@@ -138,30 +144,30 @@ def untaken(of: socket.socket) -> int:
     return _number(of, SIOCOUTQ)
 
 
-def reset(of: socket.socket) -> bool:
+def reset(of: sockets.socket) -> bool:
     """Return whether the other end closed without having received all. True only
     once."""
-    return bool(of.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+    return bool(of.getsockopt(sockets.SOL_SOCKET, sockets.SO_ERROR))
 
 
-def _number(of: socket.socket, request: int) -> int:
+def _number(of: sockets.socket, request: int) -> int:
     (value,) = array.array("i", fcntl.ioctl(of, request, bytes(_INT)))
     return value
 
 
-def shut_down(connection: socket.socket) -> None:
+def shut_down(connection: sockets.socket) -> None:
     """Let neither end send any more; what has come stays."""
     with suppress(OSError):  # the other end has left already
-        connection.shutdown(socket.SHUT_RDWR)
+        connection.shutdown(sockets.SHUT_RDWR)
 
 
-def refuse_descriptors(at: socket.socket) -> bool:
+def refuse_descriptors(at: sockets.socket) -> bool:
     """Let the kernel refuse descriptors that are sent here; False if it cannot.
 
     It can since Linux 6.16.
     """
     try:
-        at.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
+        at.setsockopt(sockets.SOL_SOCKET, SO_PASSRIGHTS, 0)
     except OSError as error:
         if error.errno == ENOPROTOOPT:
             return False
@@ -178,31 +184,31 @@ def closes_at_once(fd: int) -> bool:
     return os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[pidfd]"
 
 
-def at_end(of: socket.socket) -> bool:
+def at_end(of: sockets.socket) -> bool:
     """Return whether the other end has closed, and nothing that it said is unread."""
     # A socket with a timeout waits for data although it is asked not to.
     if not readable(of, 0):
         return False
     try:
-        return not of.recv(1, socket.MSG_PEEK)
+        return not of.recv(1, sockets.MSG_PEEK)
     except ConnectionError:
         return True
 
 
-def readable(at: socket.socket, seconds: float) -> bool:
+def readable(at: sockets.socket, seconds: float) -> bool:
     """Wait until the socket can be read, or for `seconds`. Return whether it can."""
     poll = select.poll()
     poll.register(at, select.POLLIN)
     return bool(poll.poll(seconds * 1000))
 
 
-def peer(of: socket.socket) -> Peer:
+def peer(of: sockets.socket) -> Peer:
     """Return the process at the other end."""
-    raw = of.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    raw = of.getsockopt(sockets.SOL_SOCKET, sockets.SO_PEERCRED, _UCRED.size)
     pid, uid, gid = _UCRED.unpack(raw)
     try:
         # getsockopt() of Python allows no larger buffer: 256 groups.
-        groups = of.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 1024)
+        groups = of.getsockopt(sockets.SOL_SOCKET, SO_PEERGROUPS, 1024)
     except OSError as error:
         if error.errno != ERANGE:
             raise
@@ -210,13 +216,13 @@ def peer(of: socket.socket) -> Peer:
     return Peer(pid, uid, (gid, *array.array("I", groups)))
 
 
-def peer_pidfd(of: socket.socket) -> int | None:
+def peer_pidfd(of: sockets.socket) -> int | None:
     """Return a pidfd of the process at the other end. The caller closes it.
 
     Return None if the process has ended, or if Linux is older than 6.5.
     """
     try:
-        raw = of.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD, _INT)
+        raw = of.getsockopt(sockets.SOL_SOCKET, SO_PEERPIDFD, _INT)
     except OSError as error:
         if error.errno in (ENOPROTOOPT, ENODATA, ESRCH):
             return None
