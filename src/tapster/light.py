@@ -143,10 +143,14 @@ else:
             return made
 
         def _replace(self, /, **changes):
-            made = self._make(map(changes.pop, self._fields, self))
-            if changes:
-                raise ValueError(f"unexpected field names: {[*changes]!r}")
-            return made
+            values = [*self]
+            try:
+                for field, value in changes.items():
+                    values[self._fields.index(field)] = value
+            except ValueError:
+                unknown = [field for field in changes if field not in self._fields]
+                raise ValueError(f"unexpected field names: {unknown!r}") from None
+            return tuple.__new__(type(self), values)
 
         def _asdict(self):
             return dict(zip(self._fields, self, strict=True))

@@ -6,6 +6,8 @@ sits in a VM's start path: importing `dataclasses` costs as much time as acquiri
 ten devices.
 """
 
+from operator import itemgetter
+
 from tapster import names
 from tapster.checks import check_record, check_value, shown
 from tapster.errors import RequestError
@@ -207,7 +209,10 @@ class Tap(NamedTuple):
 
     @property
     def wiring(self) -> Wiring:
-        return Wiring(*[getattr(self, field) for field in Wiring._fields])
+        return Wiring._make(_WIRING_OF_TAP(self))
+
+
+_WIRING_OF_TAP = itemgetter(*map(Tap._fields.index, Wiring._fields))
 
 
 class Macvtap(NamedTuple):
@@ -479,7 +484,7 @@ def check_spec(spec: Spec) -> names.Template:
     """Check a request by itself; return its template. Raise RequestError."""
     check_record(spec)
     template = names.parse(spec.name)
-    for field, value in spec._asdict().items():
+    for field, value in zip(spec._fields, spec, strict=True):
         if isinstance(value, str) and not value.isprintable():
             raise RequestError(
                 f"{field} {value!r} contains a character that cannot be printed"
