@@ -64,8 +64,8 @@ differential: root deps setup ## Random walks against a model: STEPS=100000 SEED
 soak: root deps setup ## Storms on real devices: MINUTES=10 SEED=1 (root)
 	$(VENV)/bin/python -m soak --minutes $(or $(MINUTES),1) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-bench: root deps setup ## Measure Tapster beside the other ways (root)
-	$(VENV)/bin/python -m bench $(ARGS)
+bench: root deps setup ## Measure Tapster beside other ways: PREVIOUS=COMMIT too (root)
+	$(VENV)/bin/python -m bench $(if $(PREVIOUS),--previous $(PREVIOUS)) $(ARGS)
 	@chown -hR --reference=. docs
 
 PREFIX ?= /usr/local

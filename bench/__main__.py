@@ -12,12 +12,14 @@ from pathlib import Path
 from bench import report
 from bench.floor import compile_floor
 from bench.measurements import Run
+from bench.previous import checked_out
 
 MEASUREMENTS = (
     "startstop",
     "reaping",
     "waiting",
     "sustained",
+    "instructions",
     "command",
     "reading",
     "picking",
@@ -51,8 +53,12 @@ def main() -> None:
         os.environ.pop(variable, None)
     os.nice(PRIORITY)
     resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, FILES))
-    with tempfile.TemporaryDirectory() as directory:
-        run = Run(options.rounds, compile_floor(Path(directory)), options.small)
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        checked_out(options.previous, Path(directory)) as previous,
+    ):
+        floor = compile_floor(Path(directory))
+        run = Run(options.rounds, floor, options.small, previous)
         usual = [name for name in MEASUREMENTS if name not in LONG]
         for name in options.measurements or usual:
             module = import_module(f"bench.measurements.{name}")
@@ -75,6 +81,7 @@ def _options() -> argparse.Namespace:
     option("measurements", nargs="*", metavar="NAME", help=", ".join(MEASUREMENTS))
     option("--rounds", type=int, default=ROUNDS, metavar="N", help="default: 5")
     option("--small", action="store_true", help="only see that the harness works")
+    option("--previous", metavar="COMMIT", help="an earlier commit to measure, too")
     option("--out", type=Path, default=DOCS, metavar="DIR", help="default: docs")
     options = parser.parse_args()
     for name in options.measurements:

@@ -12,13 +12,13 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def install(directory: Path) -> Path:
-    """Install this tree into a new environment; the directory of its programs."""
+def install(directory: Path, tree: Path = ROOT) -> Path:
+    """Install a tree into a new environment; the directory of its programs."""
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     offline = ["--no-deps", "--no-index"]
     wheels = directory / "wheels"
     build = ["wheel", *offline, "--no-build-isolation", "--wheel-dir", str(wheels)]
-    subprocess.run([*pip, *build, str(ROOT)], check=True)
+    subprocess.run([*pip, *build, str(tree)], check=True)
     made = directory / "environment"
     venv = [sys.executable, "-m", "venv", "--without-pip", str(made)]
     subprocess.run(venv, check=True)

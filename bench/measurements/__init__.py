@@ -13,6 +13,8 @@ class Run(NamedTuple):
     """The compiled floor."""
     small: bool = False
     """Measure as little as possible, to test the harness."""
+    previous: Path | None = None
+    """The tree of an earlier commit, to be measured beside this one."""
 
     def size(self, full: int, small: int) -> int:
         return small if self.small else full

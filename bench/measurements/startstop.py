@@ -4,11 +4,14 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from statistics import median
 
+from bench.install import ROOT
 from bench.measurements import Run
 from bench.result import Goal, Row, Table, best
 from bench.ways import Way, floor
+from bench.ways.apart import Apart
 from bench.ways.cni import Cni
 from bench.ways.helper import Helper
 from bench.ways.ip import Batch, ByHand
@@ -29,7 +32,9 @@ HOSTS_NOTE = (
     "what it takes beyond the same for a guest's card that has nothing on the host"
 )
 RECORDED = floor.Recording.title
-NO_PEERS = (FLOOR, floor.ReleasingWithoutIpv6.title, RECORDED, TAPSTER, NO_DEVICE)
+APART, PREVIOUS = "Tapster, a process of its own", "the previous release, likewise"
+OURS = (TAPSTER, APART, PREVIOUS)
+NO_PEERS = (FLOOR, floor.ReleasingWithoutIpv6.title, RECORDED, *OURS, NO_DEVICE)
 
 Figures = dict[str, tuple[float, float]]
 """The milliseconds of a start and of a stop, by way."""
@@ -39,6 +44,8 @@ def measure(run: Run) -> Iterator[Table]:
     for ports, bound in PORTS.items():
         with world(run.program) as place, ExitStack() as stack:
             ways = make(place, stack, run.size(ports, ports // 100))
+            if run.previous is not None:
+                ways += beside(place, stack, run.previous)
             rounds = [_round(ways, run.size(SAMPLES, 2)) for _ in range(run.rounds)]
         notes = {way.title: way.note for way in ways}
         del notes[NO_DEVICE]
@@ -104,6 +111,16 @@ def make(place: BenchWorld, stack: ExitStack, ports: int) -> list[Way]:
         AttachedToNothing(libvirt),
         floor.Deleting(place.floor, bridge),
     ]
+
+
+def beside(place: BenchWorld, stack: ExitStack, previous: Path) -> list[Way]:
+    """Return this tree and an earlier one, each in a process of its own."""
+    ways: list[Way] = []
+    for title, tree in ((APART, ROOT), (PREVIOUS, previous)):
+        way = Apart(title, tree, place.directory / f"{title}.db", "br0")
+        stack.callback(way.close)
+        ways.append(way)
+    return ways
 
 
 def _round(ways: Sequence[Way], samples: int) -> Figures:

@@ -3,7 +3,7 @@
 
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.clock import timed
@@ -64,8 +64,9 @@ class Command:
     title = "tapster add, tapster rm"
     note = "two processes, of Tapster as it is installed"
 
-    def __init__(self, program: str, ledger: Path, bridge: str) -> None:
-        self._command = [program, "--ledger", str(ledger)]
+    def __init__(self, command: Sequence[str], bridge: str) -> None:
+        """`command` is the program with the options before the verb."""
+        self._command = command
         self._bridge = bridge
         self._live: deque[str] = deque()
         self._started = 0
@@ -78,6 +79,10 @@ class Command:
 
     def stop(self) -> float:
         return run(*self._command, "rm", self._live.popleft())
+
+    def list(self) -> float:
+        """List the leases; the seconds."""
+        return run(*self._command, "ls")
 
     def tidy(self) -> None:
         run(*self._command, "reap", "--now")
