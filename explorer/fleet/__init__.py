@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the real steps of a fleet through every order of events.
 
-Hosts, an HA tool and a clone act on a store in memory. A commit is answered at once,
-or its sender gives up: then the store may apply it at any later time, or never. A
-process can die at each step of an operation. Hosts die and come back.
+Hosts, an HA tool and a clone use a store in memory. The store answers a commit at once,
+or the sender gives up: then the store may apply the commit at any later time, or never.
+A process can die at each step of an operation. Hosts die and restart.
 
-Two things must hold. No VM is given a MAC by the store while another VM runs with
-that MAC. And whenever every request has arrived and every host has pushed what its
-ledger says, the store says where each VM runs.
+Two promises must hold. The store gives no VM a MAC while another VM runs with that MAC.
+And whenever every request has arrived and every host has pushed the content of its
+ledger, the store says where each VM runs.
 
-The actors of `scenarios` are short scripts that are interleaved in all ways.
-`variants` are wrong versions of the rules: the search must find what each breaks.
+The actors of `scenarios` are short scripts, which are interleaved in every way. Each of
+`variants` is a known fault: the search must find the promise that it breaks.
 """

@@ -9,7 +9,7 @@ import time
 
 from explorer.fleet.scenarios import SCENARIOS
 from explorer.fleet.variants import VARIANTS, applied
-from explorer.fleet.world import Found, explore
+from explorer.fleet.world import FleetResult, explore
 
 COLUMNS = "{:<74} {:>9} {:>7} {:>8}  {}"
 
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     return 0 if right else 1
 
 
-def show(name: str, found: Found, began: float, violation: str) -> None:
+def show(name: str, found: FleetResult, began: float, violation: str) -> None:
     seconds = f"{time.monotonic() - began:.1f}"
     steps = len(found.steps) or "-"
     say(COLUMNS.format(name, found.states, steps, seconds, violation[:60]))

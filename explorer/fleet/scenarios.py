@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens to a VM X, to its clone z, and to their hosts.
+"""The events of a VM X, of its clone z, and of their hosts.
 
 A VM in capitals has a name of its own in the fleet (`--vm`); any other VM is its
 lease.
 """
 
-from explorer.fleet.world import Event, Scenario
+from explorer.fleet.world import Event, FleetScenario
 
 
 def _start(
@@ -15,7 +15,7 @@ def _start(
 
 
 def _move(vm: str, source: str, host: str, lease: str) -> tuple[Event, ...]:
-    """A hand-over with its epoch; the release of the source comes later."""
+    """Hand a VM over with its epoch; the release of the source comes later."""
     return (
         Event("standby", host, vm, lease, source=source),
         Event("take", host, vm, lease),
@@ -29,12 +29,12 @@ def _release(host: str, vm: str, lease: str) -> Event:
 CLONE = (_start("B", "z", "z1", given=True), _release("B", "z", "z1"))
 
 SCENARIOS = (
-    Scenario(
+    FleetScenario(
         "start and stop beside a clone",
         ("A", "B"),
         ((_start("A", "X", "a1"), _release("A", "X", "a1")), CLONE),
     ),
-    Scenario(
+    FleetScenario(
         "start goes on without an answer",
         ("A", "B"),
         (
@@ -42,7 +42,7 @@ SCENARIOS = (
             (Event("start", "B", "X", "b1"), _release("B", "X", "b1")),
         ),
     ),
-    Scenario(
+    FleetScenario(
         "a VM without a name of its own, twice",
         ("A", "B"),
         (
@@ -55,7 +55,7 @@ SCENARIOS = (
             ),
         ),
     ),
-    Scenario(
+    FleetScenario(
         "there and back",
         ("A", "B"),
         (
@@ -69,7 +69,7 @@ SCENARIOS = (
             (_release("B", "X", "b1"),),
         ),
     ),
-    Scenario(
+    FleetScenario(
         "there and back, without epochs",
         ("A", "B"),
         (
@@ -82,7 +82,7 @@ SCENARIOS = (
             (_release("B", "X", "b1"),),
         ),
     ),
-    Scenario(
+    FleetScenario(
         "a move beside a clone",
         ("A", "B", "C"),
         (
@@ -91,7 +91,7 @@ SCENARIOS = (
             (_start("C", "z", "z1"), _release("C", "z", "z1")),
         ),
     ),
-    Scenario(
+    FleetScenario(
         "a host dies and its VM starts elsewhere",
         ("A", "B"),
         (
@@ -105,7 +105,7 @@ SCENARIOS = (
             (Event("back", "A"),),
         ),
     ),
-    Scenario(
+    FleetScenario(
         "a VM moves, its host dies, it starts where it was, and both come back",
         ("A", "B"),
         (
@@ -120,7 +120,7 @@ SCENARIOS = (
             (Event("back", "B"),),
         ),
     ),
-    Scenario(
+    FleetScenario(
         "a user gives up a host that is cut off",
         ("A", "B"),
         (
@@ -131,7 +131,7 @@ SCENARIOS = (
             (_release("A", "X", "a1"),),
         ),
     ),
-    Scenario(
+    FleetScenario(
         "a clone asks for a MAC in the block of another host",
         ("A", "B"),
         (
@@ -140,7 +140,7 @@ SCENARIOS = (
         ),
         blocks={"0a:54:00:00:00": "A"},
     ),
-    Scenario(
+    FleetScenario(
         "claims of VMs that are gone are deleted",
         ("A", "B"),
         (
@@ -148,7 +148,7 @@ SCENARIOS = (
             (_start("B", "z", "b1"), _release("B", "z", "b1")),
         ),
     ),
-    Scenario(
+    FleetScenario(
         "an administrator forgets a VM",
         ("A", "B"),
         (
@@ -161,7 +161,7 @@ SCENARIOS = (
             (_start("B", "Z", "b1"), _release("B", "Z", "b1")),
         ),
     ),
-    Scenario(
+    FleetScenario(
         "a dead host is evicted, and joins again",
         ("A", "B"),
         (
@@ -175,7 +175,7 @@ SCENARIOS = (
             (Event("back", "A"), Event("join", "A")),
         ),
     ),
-    Scenario(
+    FleetScenario(
         "the claims of an evicted host go to other VMs",
         ("A", "B"),
         (
@@ -189,7 +189,7 @@ SCENARIOS = (
             (Event("back", "A"), Event("join", "A")),
         ),
     ),
-    Scenario(
+    FleetScenario(
         "over three hosts",
         ("A", "B", "C"),
         (
@@ -201,7 +201,7 @@ SCENARIOS = (
             (_release("A", "X", "a1"), _release("B", "X", "b1")),
         ),
     ),
-    Scenario(
+    FleetScenario(
         "a host dies with a hand-over that it never pushed",
         ("A", "B", "C"),
         (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wrong versions of the rules of a fleet. The search must find what each breaks."""
+"""Known faults of a fleet: wrong rules, each of which must break a promise."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -106,14 +106,14 @@ class Variant(NamedTuple):
     scenario: str
     """The scenario that shows the violation."""
     functions: Mapping[str, Any] = {}
-    """What stands in for functions of `claim` and `steps`."""
+    """The replacements of functions of `claim` and `steps`."""
     lines: Mapping[tuple[ClaimState, Standing], ClaimAction] = {}
-    """What stands in for lines of the table."""
+    """The replacements of lines of the table."""
 
 
 @contextmanager
 def applied(variant: Variant) -> Iterator[None]:
-    """Let the rules be wrong for the time of a block."""
+    """Apply the wrong rules during a block."""
     with ExitStack() as stack:
         stack.enter_context(patch.dict(claim.TABLE, variant.lines))
         for name, function in variant.functions.items():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hosts of a fleet, their books, a slow store, and every order of their steps."""
+"""Hosts of a fleet, their ledgers, a slow store, and every order of their steps."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +17,7 @@ WHERE = Keys("")
 DOMAIN = "default"
 MAC = "0a:54:00:00:00:01"
 ROUNDS = 8
-"""Pushes of every host until nothing changes: more is a violation."""
+"""How many pushes of every host may be needed until nothing changes."""
 
 Items = tuple[tuple[str, str | None], ...]
 
@@ -38,7 +38,7 @@ class Event(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """Steps under way, with the answers that they have had."""
+    """An operation under way, with the answers that it has had."""
 
     event: Event
     pushes: tuple[Push, ...]
@@ -47,13 +47,15 @@ class Operation(NamedTuple):
 
 
 class Item(NamedTuple):
-    """A record in a host's book."""
+    """A record in a host's ledger."""
 
     record: Record
     dirty: bool = True
 
 
 class HostState(NamedTuple):
+    """One host: its ledger, its boot, and the operation that it carries out."""
+
     name: str
     items: tuple[Item, ...] = ()
     boot: int = 1
@@ -73,14 +75,14 @@ class HostState(NamedTuple):
         )
 
 
-class Flight(NamedTuple):
+class LateCommit(NamedTuple):
     """A commit whose sender has given up."""
 
     expected: Items
     writes: Items
 
 
-class Run(NamedTuple):
+class RunningVM(NamedTuple):
     """A VM that runs."""
 
     vm: str
@@ -91,36 +93,40 @@ class Run(NamedTuple):
     """The store has said that it may have the MAC."""
 
 
-class World(NamedTuple):
+class FleetState(NamedTuple):
+    """A state of the whole fleet."""
+
     store: frozenset[tuple[str, str]]
     hosts: tuple[HostState, ...]
     scripts: tuple[int, ...]
-    runs: frozenset[Run] = frozenset()
-    flights: tuple[Flight, ...] = ()
+    runs: frozenset[RunningVM] = frozenset()
+    late_commits: tuple[LateCommit, ...] = ()
     losses: int = 0
 
     def host(self, name: str) -> HostState:
         return next(host for host in self.hosts if host.name == name)
 
-    def with_host(self, changed: HostState) -> "World":
+    def with_host(self, changed: HostState) -> "FleetState":
         return self._replace(
             hosts=tuple(changed if h.name == changed.name else h for h in self.hosts)
         )
 
 
-class Scenario(NamedTuple):
+class FleetScenario(NamedTuple):
+    """The scripts whose steps are interleaved, and the losses that may happen."""
+
     name: str
     hosts: tuple[str, ...]
     scripts: tuple[tuple[Event, ...], ...]
     losses: int = 1
-    """How often an answer is lost, or a process dies, in one history: within the
-    small bound."""
+    """How many answers may be lost, or processes die, in one schedule of the small
+    bound."""
     blocks: Mapping[str, str] = {}
-    """The host of each block."""
+    """The host that has each block of MACs."""
 
 
-class Found(NamedTuple):
-    """What a search found."""
+class FleetResult(NamedTuple):
+    """What a search has found."""
 
     scenario: str
     states: int
@@ -129,18 +135,18 @@ class Found(NamedTuple):
 
 
 class Violation(Exception):
-    """A state that must not be."""
+    """Raised for a state that breaks a promise."""
 
 
-def explore(scenario: Scenario, *, more: int = 0) -> Found:
-    """Search breadth first; stop at the first violation, which is a shortest one.
+def explore(scenario: FleetScenario, *, more: int = 0) -> FleetResult:
+    """Search breadth first. Stop at the first violation: no schedule to one is shorter.
 
     `more` is how many losses are added to those of the scenario.
     """
     losses = scenario.losses + more
     _next.cache_clear()  # the rules may be others than before
     start = _start(scenario)
-    came: dict[World, tuple[World, str] | None] = {start: None}
+    came: dict[FleetState, tuple[FleetState, str] | None] = {start: None}
     queue = deque([start])
     while queue:
         world = queue.popleft()
@@ -154,12 +160,12 @@ def explore(scenario: Scenario, *, more: int = 0) -> Found:
                     queue.append(new)
         except Violation as violation:
             steps = (*_way(came, world), label)
-            return Found(scenario.name, len(came), str(violation), steps)
-    return Found(scenario.name, len(came))
+            return FleetResult(scenario.name, len(came), str(violation), steps)
+    return FleetResult(scenario.name, len(came))
 
 
 def _way(
-    came: Mapping[World, tuple[World, str] | None], world: World
+    came: Mapping[FleetState, tuple[FleetState, str] | None], world: FleetState
 ) -> tuple[str, ...]:
     labels = []
     while before := came[world]:
@@ -168,7 +174,7 @@ def _way(
     return tuple(reversed(labels))
 
 
-def _start(scenario: Scenario) -> World:
+def _start(scenario: FleetScenario) -> FleetState:
     hosts = tuple(HostState(name) for name in scenario.hosts)
     store = {
         WHERE.gate(host.name): keys.encode(keys.HostGate(host.me.ledger, 1))
@@ -177,12 +183,12 @@ def _start(scenario: Scenario) -> World:
     for block, owner in scenario.blocks.items():
         value = keys.Block(owner, f"ledger-{owner}", 0.0)
         store[WHERE.block(block)] = keys.encode(value)
-    return World(frozenset(store.items()), hosts, (0,) * len(scenario.scripts))
+    return FleetState(frozenset(store.items()), hosts, (0,) * len(scenario.scripts))
 
 
 def _successors(
-    scenario: Scenario, world: World, losses: int
-) -> Iterator[tuple[str, Callable[[], World]]]:
+    scenario: FleetScenario, world: FleetState, losses: int
+) -> Iterator[tuple[str, Callable[[], FleetState]]]:
     for index, script in enumerate(scenario.scripts):
         if world.scripts[index] < len(script):
             event = script[world.scripts[index]]
@@ -196,10 +202,10 @@ def _successors(
             yield from _steps_of(world, host, losses)
         elif not host.dead and any(_pushable(item) for item in host.items):
             yield f"{host.name} pushes", partial(_begin_push, world, host)
-    for flight in world.flights:
+    for late in world.late_commits:
         yield (
-            f"a late commit arrives: {_writes(flight.writes)}",
-            partial(_deliver, world, flight),
+            f"a late commit arrives: {_writes(late.writes)}",
+            partial(_deliver, world, late),
         )
 
 
@@ -221,7 +227,7 @@ def _pushable(item: Item) -> bool:
 # Scripts
 
 
-def _enabled(world: World, event: Event) -> bool:
+def _enabled(world: FleetState, event: Event) -> bool:
     host = world.host(event.host)
     item = _item(host, event.lease)
     match event.do:
@@ -250,7 +256,7 @@ def _enabled(world: World, event: Event) -> bool:
     raise AssertionError(event.do)
 
 
-def _runs(world: World, vm: str) -> bool:
+def _runs(world: FleetState, vm: str) -> bool:
     return any(run.vm == vm for run in world.runs)
 
 
@@ -258,7 +264,7 @@ def _item(host: HostState, lease: str) -> Item | None:
     return next((item for item in host.items if item.record.lease == lease), None)
 
 
-def _begin(world: World, event: Event) -> World:
+def _begin(world: FleetState, event: Event) -> FleetState:
     host = world.host(event.host)
     match event.do:
         case "start" | "restart":
@@ -285,7 +291,7 @@ def _begin(world: World, event: Event) -> World:
             return world.with_host(host._replace(items=(*host.items, Item(record))))
         case "take":
             runs = {run for run in world.runs if run.vm != event.vm}
-            runs.add(Run(event.vm, event.host, event.lease))
+            runs.add(RunningVM(event.vm, event.host, event.lease))
             world = world._replace(runs=frozenset(runs))
             return world.with_host(_changed(host, event.lease, ClaimState.ACTIVE))
         case "release":
@@ -326,12 +332,12 @@ def _begin(world: World, event: Event) -> World:
     raise AssertionError(event.do)
 
 
-def _claim(world: World) -> claim.Claim | None:
+def _claim(world: FleetState) -> claim.Claim | None:
     key = WHERE.claim(DOMAIN, MAC)
     return keys.claim_of(key, dict(world.store).get(key))
 
 
-def _put(world: World, key: str, value: str | None) -> World:
+def _put(world: FleetState, key: str, value: str | None) -> FleetState:
     return world._replace(store=_written(world.store, ((key, value),)))
 
 
@@ -361,7 +367,7 @@ def _released(host: HostState, lease: str) -> HostState:
     return _changed(host, lease, state)
 
 
-def _begin_push(world: World, host: HostState) -> World:
+def _begin_push(world: FleetState, host: HostState) -> FleetState:
     pushes = tuple(Push(item.record) for item in host.items if _pushable(item))
     operation = Operation(Event("push", host.name), pushes, host.running)
     return world.with_host(host._replace(operation=operation))
@@ -406,7 +412,7 @@ def _generator(me: Me, operation: Operation) -> steps.Steps[list[Outcome]]:
 
 @lru_cache(1 << 17)
 def _next(me: Me, operation: Operation) -> steps.Ask | Done | None:
-    """What an operation asks for next; its end, or None if it has failed."""
+    """Return what an operation asks for next, its end, or None if it has failed."""
     generator = _generator(me, operation)
     try:
         ask = next(generator)
@@ -426,8 +432,8 @@ def _unfrozen(answer: Any) -> Any:
 
 
 def _steps_of(
-    world: World, host: HostState, losses: int
-) -> Iterator[tuple[str, Callable[[], World]]]:
+    world: FleetState, host: HostState, losses: int
+) -> Iterator[tuple[str, Callable[[], FleetState]]]:
     operation = host.operation
     assert operation is not None
     ask = _next(host.me, operation)
@@ -437,27 +443,29 @@ def _steps_of(
     if world.losses < losses and not isinstance(ask, Sending):
         lost = world._replace(losses=world.losses + 1)
         if isinstance(ask, Commit):
-            late = lost._replace(flights=(*world.flights, _flight(ask)))
+            late = lost._replace(late_commits=(*world.late_commits, _late_commit(ask)))
             yield f"{label} gives up: {ask}", partial(_end, late, host, operation, None)
         yield f"{label} dies before {ask}", partial(_end, lost, host, operation, None)
 
 
-def _flight(ask: Commit) -> Flight:
-    return Flight(tuple(ask.expected.items()), tuple(ask.writes.items()))
+def _late_commit(ask: Commit) -> LateCommit:
+    return LateCommit(tuple(ask.expected.items()), tuple(ask.writes.items()))
 
 
-def _gives_up(world: World, host: HostState, after: HostState) -> World:
-    """What a dying host has sent may still arrive."""
+def _gives_up(world: FleetState, host: HostState, after: HostState) -> FleetState:
+    """Keep the commit that a dying host has sent: it may still arrive."""
     if host.operation is not None:
         ask = _next(host.me, host.operation)
         if isinstance(ask, Commit):
-            world = world._replace(flights=(*world.flights, _flight(ask)))
+            world = world._replace(
+                late_commits=(*world.late_commits, _late_commit(ask))
+            )
     return world.with_host(after)
 
 
 def _answer(
-    world: World, host: HostState, operation: Operation, ask: steps.Ask
-) -> World:
+    world: FleetState, host: HostState, operation: Operation, ask: steps.Ask
+) -> FleetState:
     answer: Any = None
     if isinstance(ask, Read):
         store = dict(world.store)
@@ -488,12 +496,12 @@ def _answer(
     return world
 
 
-def _deliver(world: World, flight: Flight) -> World:
-    flights = list(world.flights)
-    flights.remove(flight)
-    world = world._replace(flights=tuple(flights))
-    if _matches(world.store, flight.expected):
-        return world._replace(store=_written(world.store, flight.writes))
+def _deliver(world: FleetState, late: LateCommit) -> FleetState:
+    late_commits = list(world.late_commits)
+    late_commits.remove(late)
+    world = world._replace(late_commits=tuple(late_commits))
+    if _matches(world.store, late.expected):
+        return world._replace(store=_written(world.store, late.writes))
     return world
 
 
@@ -515,11 +523,11 @@ def _written(
 
 
 def _end(
-    world: World,
+    world: FleetState,
     host: HostState,
     operation: Operation,
     outcomes: tuple[Outcome, ...] | None,
-) -> World:
+) -> FleetState:
     host = host._replace(operation=None)
     event = operation.event
     if event.do in ("push", "sweep", "join"):
@@ -540,7 +548,7 @@ def _end(
     else:
         return world.with_host(_released(host, event.lease))
     known = outcomes is not None
-    runs = world.runs | {Run(event.vm, event.host, event.lease, known=known)}
+    runs = world.runs | {RunningVM(event.vm, event.host, event.lease, known=known)}
     return world._replace(runs=runs).with_host(host)
 
 
@@ -562,7 +570,7 @@ def _settle(host: HostState, operation: Operation, outcome: Outcome) -> HostStat
 # What must hold
 
 
-def _check_granted(world: World, event: Event) -> None:
+def _check_granted(world: FleetState, event: Event) -> None:
     for run in world.runs:
         if run.vm != event.vm:
             raise Violation(f"{event.vm} is given the MAC while {run.vm} runs")
@@ -571,8 +579,8 @@ def _check_granted(world: World, event: Event) -> None:
             raise Violation(f"{run.vm} is started while it runs on {run.host}")
 
 
-def _check_rest(world: World) -> None:
-    if world.flights or any(host.operation for host in world.hosts):
+def _check_rest(world: FleetState) -> None:
+    if world.late_commits or any(host.operation for host in world.hosts):
         return
     world = _all_dirty(world)
     for _ in range(ROUNDS):
@@ -588,9 +596,9 @@ def _check_rest(world: World) -> None:
     _check_store(world)
 
 
-def _all_dirty(world: World) -> World:
-    """The world when every host looks at all its records, as it does from time to
-    time."""
+def _all_dirty(world: FleetState) -> FleetState:
+    """Return the state in which every host looks at all its records, as it does from
+    time to time."""
     return world._replace(
         hosts=tuple(
             host._replace(items=tuple(Item(item.record) for item in host.items))
@@ -599,7 +607,7 @@ def _all_dirty(world: World) -> World:
     )
 
 
-def _check_store(world: World) -> None:
+def _check_store(world: FleetState) -> None:
     key = WHERE.claim(DOMAIN, MAC)
     found = keys.claim_of(key, dict(world.store).get(key))
     holder = None
@@ -621,19 +629,19 @@ def _check_store(world: World) -> None:
     raise Violation(f"at rest {sorted(world.runs)}, and the store says {found}")
 
 
-def _is_unreleased(world: World, name: str, lease: str) -> bool:
-    """Whether only the host itself can release a claim, and has not done so."""
+def _is_unreleased(world: FleetState, name: str, lease: str) -> bool:
+    """Return whether only the host itself can release a claim, and has not done so."""
     host = world.host(name)
     return host.dead or _is_fenced(world, name) or lease in host.running
 
 
-def _is_fenced(world: World, name: str) -> bool:
+def _is_fenced(world: FleetState, name: str) -> bool:
     gate = keys.gate_of(WHERE.gate(name), dict(world.store)[WHERE.gate(name)])
     assert gate is not None
     return not gate.ledger or gate.fenced == world.host(name).me.boot
 
 
-def _finish(world: World, name: str) -> World:
+def _finish(world: FleetState, name: str) -> FleetState:
     while (host := world.host(name)).operation is not None:
         ask = _next(host.me, host.operation)
         assert isinstance(ask, Read | Commit | Sending), "it would have ended"

@@ -5,14 +5,14 @@ import pytest
 
 from explorer.fleet.scenarios import SCENARIOS
 from explorer.fleet.variants import VARIANTS, Variant, applied
-from explorer.fleet.world import Scenario, explore
+from explorer.fleet.world import FleetScenario, explore
 
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
-def test_the_store_is_right_in_every_order_of_events(scenario: Scenario) -> None:
+def test_the_store_is_right_in_every_order_of_events(scenario: FleetScenario) -> None:
     found = explore(scenario)
     assert not found.broken, "\n".join([found.broken, *found.steps])
     assert found.states > 100
