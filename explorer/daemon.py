@@ -4,7 +4,7 @@
 The actor runs the real `Upkeep`. It waits for reports of the kernel, as the daemon's
 loop does, and reads the reported devices when it is woken. Several changes that come
 before that are one report, as on netlink. If the daemon has something to retry, it is
-also woken when no lease is worked on.
+also woken when no lease is worked on. If reports were lost, it recovers.
 """
 
 from functools import partial
@@ -21,13 +21,20 @@ from tapster.model import Link
 
 
 def daemon(
-    *, parts: Parts = USUAL, reports: int = 2, upkeep: type[Upkeep] = Upkeep
+    *,
+    parts: Parts = USUAL,
+    reports: int = 2,
+    upkeep: type[Upkeep] = Upkeep,
+    recovers: bool = True,
 ) -> Script:
-    """A daemon that repairs devices until it has seen so many reports."""
+    """A daemon that repairs devices until it has seen so many reports.
+
+    Unless it `recovers`, it does nothing when reports were lost.
+    """
 
     def run(actor: Actor) -> Failed | None:
         try:
-            _keep_up(upkeep, actor, parts, reports)
+            _keep_up(upkeep, actor, parts, reports, recovers)
         except TapsterError as error:
             return Failed(type(error).__name__)
         return None
@@ -35,7 +42,9 @@ def daemon(
     return Script("daemon", (Op("upkeep", run),))
 
 
-def _keep_up(kind: type[Upkeep], actor: Actor, parts: Parts, reports: int) -> None:
+def _keep_up(
+    kind: type[Upkeep], actor: Actor, parts: Parts, reports: int, recovers: bool
+) -> None:
     operations = actor.operations(parts)
     namespace: Any = operations.context.namespace
     log: Any = _ignore
@@ -56,7 +65,11 @@ def _keep_up(kind: type[Upkeep], actor: Actor, parts: Parts, reports: int) -> No
     for seen in range(1, reports + 1):  # noqa: B007 - the clock reads it
         retries = (True,) if upkeep.retries else ()
         reported = actor.ask(Call("kernel", "await_changes", retries))
-        changed = sorted(index for index in reported or () if index >= FIRST_IFINDEX)
+        if reported is None:
+            if recovers:
+                upkeep.recover()
+            continue
+        changed = sorted(index for index in reported if index >= FIRST_IFINDEX)
         links = {index: namespace.link(index) for index in changed}
         decode: dict[int, Any] = {
             index: link and partial(_same, link) for index, link in links.items()

@@ -237,6 +237,10 @@ class OtherPrograms:
     def address(self, name: str, mac: str) -> None:
         self._stranger.set_by_name(name, mac=mac)
 
+    def overrun(self) -> None:
+        """Change so many devices that the kernel drops the reports of every watch."""
+        self._space.watches.clear()
+
     def delete(self, name: str) -> None:
         self._stranger.delete_by_name(name)
 

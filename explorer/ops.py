@@ -426,6 +426,11 @@ def foreign_port(name: str = "vnet0") -> Script:
     return outsider("foreign", Op("take", run))
 
 
+def overrun() -> Script:
+    """Programs that change so many devices that reports of the kernel are lost."""
+    return outsider("programs", outside("change", ("overrun",)))
+
+
 def administrator(verb: str, *args: str) -> Script:
     """A person who does one thing to one device, by name."""
     return outsider(ADMINISTRATOR, outside("change", (verb, *args)))

@@ -25,6 +25,7 @@ from explorer.ops import (
     late_remove,
     manager,
     mover,
+    overrun,
     reap,
     reclaimer,
     recover,
@@ -198,6 +199,11 @@ def of_upkeep() -> list[Scenario]:
             ("takes a device down", "down", ()),
             ("changes a MAC", "address", ("02:00:00:00:00:99",)),
             ("deletes a device", "delete", ()),
+        )
+    ] + [
+        Scenario(
+            "a daemon, an administrator takes a device down, reports are lost",
+            (a, administrator("down", "vnet0"), overrun(), daemon()),
         )
     ]
 

@@ -240,7 +240,7 @@ class StateSpace:
             retries = bool(call.args) and self._no_lease_is_worked_on(state)
             call = Call("kernel", "changed_links")
         did = self.kernels.do(state.namespace, name, call)
-        if waits and not did.answer and not retries:
+        if waits and did.answer == frozenset() and not retries:
             return None
         if call.verb == "hold_by_name" and any(
             lease.ifindex == did.answer
