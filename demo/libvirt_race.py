@@ -156,8 +156,8 @@ def stays_connected(device: str) -> bool:
 
 
 def _virsh(*words: str) -> "subprocess.Popen[bytes]":
-    quiet = subprocess.DEVNULL
-    return subprocess.Popen(["virsh", *words], stdout=quiet, stderr=quiet)
+    # A start that fails says why.
+    return subprocess.Popen(["virsh", *words], stdout=subprocess.DEVNULL)
 
 
 def main() -> None:
