@@ -11,7 +11,7 @@ WORKERS ?= $(shell expr $$(nproc) + 1)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # the order of the prerequisites is the order of the work
-.PHONY: help setup deps demo demo-libvirt quick test host host-test package-test check explore differential soak bench install uninstall deb format clean root
+.PHONY: help setup deps demo demo-libvirt quick test host host-test package-test libvirt-test check explore differential soak bench install uninstall deb format clean root
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -52,6 +52,10 @@ host-test: root deps setup ## Tests on whole Debian hosts: SUITE=12|13 (root)
 package-test: root deps setup deb ## Install, use, purge on a Debian host: SUITE=12|13 (root)
 	$(VENV)/bin/python -m pytest -p lab.host.plugin --suite $(SUITE) \
 	    -p lab.ran --ran .ran/packages-$(SUITE).json tests/host/packages
+
+libvirt-test: root deps setup ## Domains of libvirt on Debian hosts: SUITE=12|13 (root)
+	$(VENV)/bin/python -m pytest -p lab.host.plugin --suite $(SUITE) \
+	    -p lab.ran --ran .ran/libvirt-$(SUITE).json tests/host/libvirt
 
 explore: setup ## Run Tapster through every schedule; BOUND=full takes an hour or more
 	$(VENV)/bin/python -m explorer --bound $(or $(BOUND),small)
