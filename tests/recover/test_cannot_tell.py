@@ -2,6 +2,7 @@
 """A process or a device that nothing tells of: its lease stays, hinders no other."""
 
 import sqlite3
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import NoReturn
@@ -19,9 +20,11 @@ def lab() -> FakeLab:
 
 
 @pytest.fixture
-def host(lab: FakeLab, tmp_path: Path) -> Host:
+def host(lab: FakeLab, tmp_path: Path) -> Iterator[Host]:
     lab.others().add_bridge("br0", mac="02:00:00:00:00:01")
-    return Host(tmp_path / "ledger.db", system=lab.system, reaper=no_reaper)
+    path = tmp_path / "ledger.db"
+    with Host(path, system=lab.system, reaper=no_reaper) as host:
+        yield host
 
 
 @pytest.fixture
