@@ -10,6 +10,14 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+LAUNCHER = """
+import os, sys, tapster
+from tapster.install.manifest import program
+library = os.path.dirname(os.path.dirname(tapster.__file__))
+sys.stdout.write(program("tapster", sys.executable, library))
+"""
+"""Prints the program that `make install` and the Debian package place. The one that pip
+makes searches the site directories, and imports `re`."""
 
 
 def install(directory: Path, tree: Path = ROOT) -> Path:
@@ -26,4 +34,8 @@ def install(directory: Path, tree: Path = ROOT) -> Path:
     programs = made / "bin"
     into = ["--python", str(programs / "python"), "install", *offline, str(wheel)]
     subprocess.run([*pip, *into], check=True)
+    if (tree / "src/tapster/install/manifest.py").exists():
+        written = [str(programs / "python"), "-c", LAUNCHER]
+        text = subprocess.run(written, check=True, capture_output=True, text=True)
+        (programs / "tapster").write_text(text.stdout)
     return programs

@@ -24,7 +24,15 @@ VERBS = {
 FEW, MANY = 20, 60
 """Acquires, and releases: the difference of two runs is that of the calls alone."""
 START = "import sys; sys.path.append(sys.argv.pop(1)); {}"
-COMMAND = START.format("from tapster.__main__ import command; command()")
+COMMAND = START.format(
+    """
+try:
+    from tapster.__main__ import command
+except ImportError:  # an early commit
+    from tapster.cli import command
+command()
+"""
+)
 LOOP = START.format(
     """import os
 from tapster.host import Host
