@@ -271,6 +271,13 @@ class LooksHereOnly(Devices):
         return {}
 
 
+class ComparesNothing(Devices):
+    """What a dead manager has changed is not compared with the lease."""
+
+    def differences(self, *_: object) -> dict[str, dict[str, str]]:
+        return {}
+
+
 class SeesNoOpenTap(NamespaceStandIn):
     """Whether a process has a tap open is not looked at."""
 
@@ -397,6 +404,17 @@ def _without_evidence() -> list[Scenario]:
                 Script("recover", (recover(parts=running),)),
             ),
             checks=(a_running_port_is_protected,),
+        ),
+        Scenario(
+            "Tapster without comparing what a dead manager has changed",
+            (
+                target("A"),
+                Script(
+                    "settler", (settle(parts=USUAL._replace(devices=ComparesNothing)),)
+                ),
+            ),
+            1,
+            checks=STEP,
         ),
         Scenario(
             "Tapster without waiting for the take of a standby",

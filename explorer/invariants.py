@@ -191,7 +191,10 @@ def a_running_vm_is_leased(transition: Transition) -> str | None:
 
 def an_opened_device_stays(transition: Transition) -> str | None:
     """A program that opened a waiting tap, which no operation had claimed, keeps it."""
-    for ifindex in transition.environment.opened:
+    if not transition.step.ours:
+        return None
+    before = transition.kernel_before.devices
+    for ifindex in transition.environment.opened & before.keys():
         if transition.namespace.find(ifindex) is None:
             return f"a program has a waiting tap open, and it was deleted: {ifindex}"
     return None
@@ -291,6 +294,8 @@ def i5_leased_or_gone(
         seen = look(LEDGER, lease, _link(device) if device else None)
         if lease.state is State.FIN_WAIT and seen is DeviceState.CONNECTED:
             return f"{lease.name} waits, but is not at rest after recover"
+        if lease.state is State.ACTIVE and lease.ifindex in namespace.elsewhere:
+            continue  # it was moved, and may be in use there
         if seen is DeviceState.ABSENT and not _name_is_taken(namespace, lease.name):
             return f"{lease.name} waits, but nothing holds its name after recover"
     return None

@@ -143,6 +143,11 @@ def small() -> list[Scenario]:
             1,
         ),
         Scenario(
+            "a target on standby that takes over, a crash, settle, recover any time",
+            (target("A"), _settler(), ever._replace(mortal=False)),
+            1,
+        ),
+        Scenario(
             "a name that its owner reclaims, a foreign program, a crash, recover",
             (reclaimer("A"), foreign("web"), once),
             1,

@@ -4,7 +4,7 @@
 import pytest
 
 from lab.fake_and_real import ContractLab
-from lab.library import acquire
+from lab.library import acquire, no_reaper
 from tapster import Action, Host, Macvtap, State, Tap
 from tapster.testing import Stranger
 
@@ -33,6 +33,22 @@ def test_recover_takes_a_waiting_device_down_again(
     others.set_by_name("vnet0", master="br0", up=True, alias="")
     (repairs,) = host.recover()
     assert (repairs.lease.id, repairs.action) == (lease.id, Action.FINISH)
+    assert lab.show() == before
+
+
+def test_settle_undoes_the_change_of_a_manager_that_was_killed(
+    lab: ContractLab, host: Host, others: Stranger
+) -> None:
+    lease = acquire(host, Tap(bridge="br0", standby=True))
+    before = lab.show()
+    with Host(
+        host.operations.context.ledger.path, system=lab.system, reaper=no_reaper
+    ) as other:
+        other.operations.context.claims.claim(lease.id)
+        others.set_by_name("vnet0", master="br0", up=True)
+        assert host.settle() == [], "the other manager lives"
+    (repair,) = host.settle()
+    assert (repair.lease.id, repair.action) == (lease.id, Action.REWIRE)
     assert lab.show() == before
 
 

@@ -111,7 +111,8 @@ class Recover:
         """Repair what dead processes left: a cheap recover, for before other work.
 
         Releases leases that are bound to an ended process, finishes or undoes the
-        operations of dead managers, and closes leases of an earlier boot.
+        operations of dead managers, changes of a wiring included, and closes leases of
+        an earlier boot.
         """
         context = self.context
         with context.gate:
@@ -475,9 +476,9 @@ class Recover:
         link = namespace.link(lease.ifindex) if namespace else None
         unclaimed = lease._replace(manager=None)
         wrong = differences.get(lease.id, {})
-        # Backends are asked again only if the lease has changed: some need as long
-        # for one lease as for all.
-        if wrong and not _is_same(lease, before):
+        # Backends are asked again only if the lease has changed, or a dead manager may
+        # have changed its device: some need as long for one lease as for all.
+        if before.manager is not None or (wrong and not _is_same(lease, before)):
             links = {link.ifindex: link} if link else {}
             again = self.devices.differences(namespace, [lease], links, Failures())
             wrong = again.get(lease.id, {})
