@@ -45,9 +45,7 @@ host: root deps setup ## A shell on a whole Debian host, in QEMU: SUITE=12|13 (r
 
 host-test: root deps setup ## Tests on whole Debian hosts: SUITE=12|13 (root)
 	$(VENV)/bin/python -m lab.host --suite $(SUITE) test \
-	    --ran .ran/inside-$(SUITE).json $(if $(SHORT),--skipped .ran/here.json) -- $(ARGS)
-	$(VENV)/bin/python -m pytest -p lab.host.plugin --suite $(SUITE) --times $(TIMES) \
-	    -p lab.ran --ran .ran/outside-$(SUITE).json tests/host/outside
+	    --times $(TIMES) $(if $(SHORT),--skipped .ran/here.json) -- $(ARGS)
 
 package-test: root deps setup deb ## Install, use, purge on a Debian host: SUITE=12|13 (root)
 	$(VENV)/bin/python -m pytest -p lab.host.plugin --suite $(SUITE) \

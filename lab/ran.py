@@ -2,7 +2,8 @@
 """Which tests ran where: a plugin of pytest, and a check over several computers.
 
 No computer can run all tests. `pytest -p lab.ran --ran FILE` writes what became of each
-test. `python -m lab.ran FILE...` fails if a test passed in none of these files.
+test, and the figures that it gave to `record_property`. `python -m lab.ran FILE...`
+fails if a test passed in none of these files.
 """
 
 import json
@@ -32,6 +33,7 @@ class Recorder:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._outcomes: dict[str, str] = {}
+        self._figures: dict[str, dict[str, object]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         before = self._outcomes.get(report.nodeid)
@@ -44,10 +46,16 @@ class Recorder:
         else:
             return
         self._outcomes[report.nodeid] = outcome
+        if report.user_properties:  # what the test gave to `record_property`
+            self._figures[report.nodeid] = dict(report.user_properties)
 
     def pytest_sessionfinish(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        report = {"where": where(), "tests": self._outcomes}
+        report = {
+            "where": where(),
+            "tests": self._outcomes,
+            "figures": self._figures,
+        }
         self._path.write_text(json.dumps(report, indent=1) + "\n")
 
 
@@ -93,6 +101,9 @@ def main(arguments: list[str]) -> int:
             if outcome in results
         )
         print(f"{report['where']}: {counts}")
+        for figures in report.get("figures", {}).values():
+            for name, value in figures.items():
+                print(f"  {name}: {value}")
     missing = ran_nowhere(report["tests"] for report in reports.values())
     for test in missing:
         print(f"passed nowhere: {test}")

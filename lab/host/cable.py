@@ -2,9 +2,12 @@
 """Virtual networks between hosts: a cable has two ends, and a host a card for each."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lab.host import cache
+
+SLOTS = 2
+"""Cards that a host has room for."""
 
 
 class End(NamedTuple):
@@ -13,16 +16,34 @@ class End(NamedTuple):
     here: Path
     there: Path
 
-    def options(self, number: int) -> list[str]:
-        """QEMU's options for the network card of a host at this end."""
+    def network(self, number: int) -> dict[str, Any]:
+        """QEMU's description of this end, for the card of this number."""
+        return {
+            "type": "dgram",
+            "id": f"cable{number}",
+            "local": {"type": "unix", "path": str(self.here)},
+            "remote": {"type": "unix", "path": str(self.there)},
+        }
+
+    def card(self, number: int) -> dict[str, Any]:
+        """QEMU's description of the network card of this number."""
         six = cache.digest([str(self.here)])[:6]
-        mac = ":".join(("52:54:01", six[:2], six[2:4], six[4:]))
-        local = f"local.type=unix,local.path={self.here}"
-        remote = f"remote.type=unix,remote.path={self.there}"
-        return [
-            *("-netdev", f"dgram,id=cable{number},{local},{remote}"),
-            *("-device", f"virtio-net-pci,netdev=cable{number},mac={mac}"),
-        ]
+        return {
+            "driver": "virtio-net-pci",
+            "id": f"card{number}",
+            "bus": f"slot{number}",
+            "netdev": f"cable{number}",
+            "mac": ":".join(("52:54:01", six[:2], six[2:4], six[4:])),
+        }
+
+
+def slots() -> list[str]:
+    """QEMU's options for the places of network cards, in which none is yet."""
+    options: list[str] = []
+    for number in range(SLOTS):
+        port = f"pcie-root-port,id=slot{number},chassis={number + 1},slot={number + 1}"
+        options += ["-device", port]
+    return options
 
 
 def cable(folder: Path, name: str = "cable") -> tuple[End, End]:

@@ -40,6 +40,8 @@ def made(kind: str, key: str, make: Callable[[Path], None]) -> Path:
     with (folder() / f"{kind}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
+            for unfinished in folder().glob(f"making-{kind}-*"):  # its maker was killed
+                shutil.rmtree(unfinished)
             with TemporaryDirectory(dir=folder(), prefix=f"making-{kind}-") as new:
                 whole = Path(new, "whole")
                 whole.mkdir()

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import NamedTuple, Self
 
-from lab.host import accelerator, cache
+from lab.host import accelerator, cable, cache
 from lab.host.agent import ERR, EXIT, HEADER, INPUT, OUT, RUN
 from lab.host.cable import End
 from lab.host.image import Image
@@ -57,7 +57,6 @@ class DebianHost:
         *,
         name: str = "host",
         disk: Path | None = None,
-        cables: Sequence[End] = (),
         console: str = "",
     ) -> None:
         """`disk`: what to lay the host's own disk over, instead of the image's.
@@ -66,7 +65,7 @@ class DebianHost:
         self.folder = Path(mkdtemp(prefix="tapster-lab-"))
         self.disk = self.folder / "disk.qcow2"
         self._image = image
-        self._cables = cables
+        self._cables: list[End] = []
         self._console = console or f"file:{self.console}"
         self._qemu: subprocess.Popen[bytes] | None = None
         self._agent: socket.socket | None = None
@@ -118,6 +117,13 @@ class DebianHost:
             )
             self._agent = self._accept(agent)
             self._qmp = Qmp(self._accept(control))
+
+    def plug_in(self, end: End) -> None:
+        """Give the running host a network card at this end of a cable, for good."""
+        number = len(self._cables)
+        self.qmp.command("netdev_add", **end.network(number))
+        self.qmp.command("device_add", **end.card(number))
+        self._cables.append(end)
 
     def run(
         self,
@@ -224,6 +230,7 @@ class DebianHost:
             *("-kernel", str(self._image.kernel), "-initrd", str(self._image.initrd)),
             *("-device", "virtio-rng-pci", "-device", "virtio-serial-pci"),
             *("-device", "virtserialport,chardev=agent,name=lab"),
+            *cable.slots(),
         ]
 
     def _command(self) -> list[str]:
@@ -235,7 +242,8 @@ class DebianHost:
             *self.hardware(),
         ]
         for number, end in enumerate(self._cables):
-            command += end.options(number)
+            command += ["-netdev", json.dumps(end.network(number))]
+            command += ["-device", json.dumps(end.card(number))]
         return command
 
     def _listen(self, name: str) -> socket.socket:

@@ -92,6 +92,7 @@ def _inputs(suite: str, lists: Iterable[Path]) -> Iterator[bytes | str]:
 
 
 def _build(suite: str, folder: Path, lists: Iterable[Path]) -> None:
+    archive.check(CODENAMES[suite])
     root = folder / "root"
     acquire = folder / "acquire.conf"
     acquire.write_text(archive.acquire_options())
@@ -122,6 +123,8 @@ def _bootstrap(codename: str, root: Path, acquire: Path, lists: Iterable[Path]) 
         f"--customize-hook={agent}",
         f'--customize-hook=chroot "$1" systemctl --quiet enable {on}',
         f'--customize-hook=chroot "$1" systemctl --quiet disable {off}',
+        # So that the first boot does not renew what the packages have just made.
+        '--customize-hook=touch "$1"/etc/.updated "$1"/var/.updated',
         f"--include={','.join(_packages(lists))}",
         *(codename, root, archive.address()),
     )
@@ -200,7 +203,7 @@ def _fetch_wheel(name: str, target: Path) -> None:
 def _run(*command: str | Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        printed = re.sub(r"\w+://\S+", "(an address)", done.stdout + done.stderr)
+        printed = archive.without_addresses(done.stdout + done.stderr)
         last = "\n".join(printed.splitlines()[-20:])
         raise RuntimeError(
             f"{command[0]} failed with status {done.returncode}:\n{last}"

@@ -17,8 +17,8 @@ def resumed(image: Image, *, console: str = "") -> DebianHost:
     """Return a running host that was booted once, for all; the caller closes it.
 
     `console` is where QEMU's first serial port goes, if not into a file. The host's
-    clock is right, but all resumed hosts have the same machine id and no network. Where
-    that matters, use `DebianHost.boot`.
+    clock is right, but all resumed hosts have the same machine id. Where that matters,
+    use `DebianHost.boot`.
     """
     kind = f"booted-{_suite(image)}"
     folder = cache.made(kind, _key(image), lambda new: _boot(image, new))

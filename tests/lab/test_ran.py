@@ -32,6 +32,18 @@ def test_a_test_that_one_computer_skips_must_pass_on_another(
     )
 
 
+def test_figures_of_a_test_are_recorded_and_shown(
+    pytester: pytest.Pytester, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytester.makepyfile(
+        test_it="def test_it(record_property): record_property('taps', '0 of 300')"
+    )
+    pytester.runpytest_inprocess("-p", "lab.ran", "--ran", "ran.json")
+    capsys.readouterr()
+    assert ran.main(["ran.json"]) == 0
+    assert capsys.readouterr().out.endswith(": 1 passed\n  taps: 0 of 300\n")
+
+
 def test_the_plugin_records_what_became_of_each_test(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         test_it="""

@@ -26,9 +26,8 @@ def bridge() -> Iterator[str]:
     world.sh("ip link add br0 address 02:00:00:00:00:01 type bridge vlan_filtering 1")
     world.sh("ip link set br0 up")
     yield "br0"
-    for name, link in world.links().items():
-        if link.get("linkinfo", {}).get("info_kind") in ("tun", "macvtap"):
-            world.sh(f"ip link del {name}")
+    for name in world.taps():
+        world.sh(f"ip link del {name}")
     world.sh("ip link del br0")
 
 

@@ -18,14 +18,23 @@ WantedBy=multi-user.target
 """
 
 STORM = """
-n=0
-while :; do
-    n=$((n + 1))
-    name=$(tapster add --bridge br0 --name 'n%d' --naming next --fin-wait 1 --filter)
-    echo $name
-    test $((n % 3)) = 0 || tapster rm $name
-    tapster run --bridge br0 --name 'r%d' --naming next --fin-wait 1 -- echo {name}
-done
+next="--bridge br0 --naming next --fin-wait 1"
+storm() {
+    n=0
+    while :; do
+        n=$((n + 1))
+        name=$(tapster add $next --name 'n%d' --filter)
+        echo $name
+        test $((n % 3)) = 0 || tapster rm $name
+        tapster run $next --name 'r%d' -- echo {name}
+    done
+}
+storm & storm & wait
+"""
+INTEGRITY = """
+import sqlite3
+db = sqlite3.connect("/var/lib/tapster/ledger.db")
+print(*db.execute("PRAGMA integrity_check").fetchone())
 """
 STABLE = "tapster add --bridge br0 --name 's%d' --naming stable --key web"
 NEXT = "tapster add --bridge br0 --name 'n%d' --naming next"
@@ -63,23 +72,25 @@ def test_a_power_cut_in_a_storm_loses_nothing_that_was_written(
 ) -> None:
     host = debian_host
     add_bridge(host)
+    written = {kind: _next(host, kind) for kind in "nr"}
     for turn in range(times):
-        written = {kind: _next(host, kind) for kind in "nr"}
+        before = leases(host)
         # A power cut may lose what the kernel has not written back, and nothing else.
         host.sh("sync")
         _storm(host, names=4 + turn % 7)
         host.boot()
-        check = (
-            "import sqlite3; db = sqlite3.connect('/var/lib/tapster/ledger.db'); "
-            "print(*db.execute('PRAGMA integrity_check').fetchone())"
-        )
-        assert host.run("python3", "-c", check).stdout == "ok\n"
+        assert host.run("python3", "-c", INTEGRITY).stdout == "ok\n"
         host.sh("tapster recover")
         assert leases(host) == {}
         assert taps(host) == set()
+        for name, lease in before.items():
+            shown = json.loads(host.sh(f"tapster who --json {name}"))["history"]
+            (ended,) = (entry for entry in shown if entry["lease"] == lease["id"])
+            assert ended["until"], "the history has lost the end of a lease"
         assert json.loads(host.sh("tapster doctor --json"))["problems"] == []
         for kind, last in written.items():
-            assert _next(host, kind) > last, "a name that was given out came again"
+            written[kind] = _next(host, kind)
+            assert written[kind] > last, "a name that was given out came again"
 
 
 def _next(host: DebianHost, kind: str) -> int:

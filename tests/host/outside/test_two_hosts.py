@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.host import product
-from lab.host.cable import cable
+from lab.host import product, snapshot
+from lab.host.cable import End, cable
 from lab.host.debian import DebianHost
 from lab.host.image import Image
 from tests.host.outside.ground import add_bridge, wait_output
@@ -23,10 +23,11 @@ os.write(int(sys.argv[1]), header + b"\\xff" * 6 + mac + b"\\x88\\xb5" + bytes(4
 """
 
 
-def _prepare(host: DebianHost) -> None:
-    host.boot()
+def _prepare(host: DebianHost, end: End) -> None:
     product.install(host)
     add_bridge(host)
+    host.plug_in(end)
+    wait_output(host, "ls /sys/class/net", "^en")
     host.sh("ip link set $(basename /sys/class/net/en*) master br0 up")
     host.write("/srv/speak.py", SPEAK)
 
@@ -35,11 +36,9 @@ def _prepare(host: DebianHost) -> None:
 def hosts(debian: Image, tmp_path: Path) -> Iterator[tuple[DebianHost, DebianHost]]:
     """Two hosts with a bridge each, whose network cards a cable joins."""
     with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
-        left, right = (
-            stack.enter_context(DebianHost(debian, name=name, cables=[end]))
-            for name, end in zip(("left", "right"), cable(tmp_path), strict=True)
-        )
-        list(pool.map(_prepare, (left, right)))
+        left = stack.enter_context(snapshot.resumed(debian))
+        right = stack.enter_context(snapshot.resumed(debian))
+        list(pool.map(_prepare, (left, right), cable(tmp_path)))
         yield left, right
 
 

@@ -20,6 +20,7 @@ from tests.host.outside.ground import add_bridge, leases, taps, wait_gone
 POLICY = '[[allow]]\ngroups = ["kvm"]\nbridges = ["br0"]\nfeatures = ["fin-wait"]\n'
 AS_ANN = "setpriv --reuid=ann --regid=ann --init-groups"
 DEB = "/srv/tapster.deb"
+QUESTION = "tapster/purge-devices"
 
 FILES = """
 find / -xdev ! -type d \\
@@ -125,7 +126,17 @@ def test_a_debian_package_from_its_installation_to_its_purge(
     kept = host.run("bash", "-c", purge)
     assert name in taps(host), kept
     assert "kept /var/lib/tapster" in kept.stderr
-    host.sh(f"ip link del {name}; dpkg --install {DEB}; {purge}", timeout=300)
+
+    # With a yes, it deletes the device and the ledger. debconf knows the question
+    # although the removal, which comes first, deletes the package's templates.
+    host.sh(f"dpkg --install {DEB}", timeout=300)
+    assert name in leases(host)
+    host.sh("dpkg --remove tapster")
+    assert f"{QUESTION}: false" in host.sh("debconf-show tapster")
+    host.sh(f"echo tapster {QUESTION} boolean true | debconf-set-selections")
+    host.sh(purge)
+    assert taps(host) == set()
+    assert host.sh("debconf-show tapster") == ""
     assert files(host) - before == set()
     assert before - files(host) == set()
 
