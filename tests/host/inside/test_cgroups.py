@@ -1,18 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """`tapster run` in units of its own: what systemd kills, and what goes with it."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.host.inside.world import leases, links, sh, state, wait_until
+from tests.host.inside.world import leases, links, run, sh, state, wait_until
 
+UNIT = "tapster-vm@web.service"
 VM = "tapster run --bridge br0 --fin-wait 3 -- sleep infinity"
 
 
 @pytest.fixture(autouse=True)
 def _clean_units() -> None:
     sh("systemctl reset-failed")
+
+
+@pytest.fixture
+def vm_file() -> Iterator[None]:
+    """What tapster-vm@web.service reads."""
+    file = Path("/etc/tapster/vms/web.conf")
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("NICS=--bridge br0 --name web --fin-wait 1\nCOMMAND=sleep infinity")
+    yield
+    sh(f"systemctl stop {UNIT}")
+    wait_until(lambda: "web" not in links(), "web is reaped")
+    file.unlink()
 
 
 def start(ledger: Path, mode: str, unit: str = "vm.service") -> str:
@@ -34,6 +48,38 @@ def test_stopping_a_unit_ends_its_lease(ledger: Path, mode: str) -> None:
     assert state("vm.service", "ActiveState") == "inactive"
     wait_until(lambda: name not in links(), f"{name} is reaped")
     assert leases() == {}
+
+
+@pytest.mark.usefixtures("bridge")
+def test_a_vm_that_outlives_its_unit_keeps_its_lease(ledger: Path) -> None:
+    name = start(ledger, "none")
+    pid = state("vm.service", "MainPID")
+    sh("systemctl stop vm.service")
+    assert set(leases()) == {name}
+    assert leases()[name]["state"] == "active"
+    sh(f"kill {pid}")
+    wait_until(lambda: name not in links(), f"{name} is reaped")
+
+
+@pytest.mark.usefixtures("bridge", "vm_file")
+def test_systemd_does_not_stop_a_vm_that_restarts_at_once() -> None:
+    seen: list[str] = []
+
+    def started() -> bool:
+        vm = run(f"pgrep -x sleep -P {state(UNIT, 'MainPID')}").stdout.strip()
+        if vm in ("", *seen):
+            return False
+        seen.append(vm)
+        return True
+
+    sh(f"systemctl start {UNIT}")
+    for _ in range(6):  # systemd stops a unit at its sixth start, unless told otherwise
+        wait_until(started, "the VM runs")
+        assert links()["web"]["master"] == "br0"
+        sh(f"kill -KILL {seen[-1]}")
+    wait_until(started, "the VM runs")
+    assert state(UNIT, "NRestarts") == "6"
+    assert set(leases()) == {"web"}
 
 
 @pytest.mark.usefixtures("bridge")

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from tapster import Host, Tap
-from tests.host.inside.world import EVENT_SECONDS, links, run, sh
+import tapster
+from tapster import Host, Manager, Tap
+from tests.host.inside.world import EVENT_SECONDS, links, run, sh, wait_until
 
 TAPS = int(os.environ.get("LAB_TAPS", "300"))
 HANDS_OFF = (
@@ -32,7 +33,7 @@ def hands_on(tmp_path: Path) -> Iterator[None]:
     sh("udevadm control --reload")
 
 
-def add_taps(host: Host) -> dict[str, str]:
+def add_taps(host: Manager) -> dict[str, str]:
     """Make taps; return the MAC that each must have in the host."""
     macs = {}
     for _ in range(TAPS):
@@ -83,6 +84,16 @@ def test_recover_restores_macs_that_udev_replaced_without_the_files(
     assert [name for name in wrong if name not in str(problems)] == []
     sh("tapster recover")
     assert replaced(macs) == []
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.usefixtures("service", "hands_on")
+def test_the_daemon_restores_macs_at_once_that_udev_replaced_without_the_files() -> (
+    None
+):
+    with tapster.connect() as client:
+        macs = add_taps(client)
+        wait_until(lambda: replaced(macs) == [], "the daemon restores each MAC")
 
 
 @contextmanager
