@@ -24,6 +24,8 @@ BOOT = 240.0
 COMMAND = 300.0
 """Seconds for one command, unless the caller says otherwise."""
 MEMORY = "1024"
+BARE = "/usr/local/lib/lab/init"
+"""Where a host has `init.sh`, if a test wants to boot it without systemd."""
 CHUNK = 1 << 16
 
 
@@ -96,6 +98,15 @@ class DebianHost:
         if state != "running":
             failed = self.run("systemctl", "--failed", "--no-legend").stdout
             raise RuntimeError(f"the host's state after its boot is {state}:\n{failed}")
+
+    def boot_bare(self, timeout: float = BOOT) -> None:
+        """Switch the host on with `init.sh` in place of systemd, and without udev.
+
+        Debian's kernel, the repair of the file system and all files are those of a
+        whole boot. For tests that boot often.
+        """
+        self.start("-append", f"{self._arguments()} init={BARE}")
+        self.run("true", timeout=timeout)
 
     def start(self, *options: str) -> None:
         """Switch the host on, with further options of QEMU; do not wait for it."""
@@ -174,6 +185,11 @@ class DebianHost:
         """Return the text of a file in the host."""
         return self.run("cat", path).stdout
 
+    def add_bare(self) -> None:
+        """Give the host what `boot_bare` needs."""
+        self.write(BARE, Path(__file__).with_name("init.sh").read_bytes())
+        self.sh(f"chmod 755 {BARE}")
+
     def write(self, path: str, content: str | bytes) -> None:
         """Write a file in the host; its folder is made if need be."""
         data = content.encode() if isinstance(content, str) else content
@@ -218,23 +234,27 @@ class DebianHost:
 
     def hardware(self) -> list[str]:
         """QEMU's options for all that the host can see of its computer."""
-        machine_id = cache.digest([self.name]) * 2
-        boot = (
-            "root=/dev/vda rw console=ttyS0 quiet systemd.show_status=0 "
-            "mitigations=off "
-            f"systemd.hostname={self.name} systemd.machine_id={machine_id}"
-        )
         chosen = accelerator.choose(self._image.kernel)
         return [
             # Without these two features TCG boots a host in less time.
             *("-machine", f"q35,accel={chosen}", "-cpu", "max,svm=off,la57=off"),
             *("-smp", "2"),
-            *("-m", MEMORY, "-nodefaults", "-display", "none", "-append", boot),
+            *("-m", MEMORY, "-nodefaults", "-display", "none"),
+            *("-append", self._arguments()),
             *("-kernel", str(self._image.kernel), "-initrd", str(self._image.initrd)),
             *("-device", "virtio-rng-pci", "-device", "virtio-serial-pci"),
             *("-device", "virtserialport,chardev=agent,name=lab"),
             *cable.slots(),
         ]
+
+    def _arguments(self) -> str:
+        """Return the kernel's command line."""
+        machine_id = cache.digest([self.name]) * 2
+        return (
+            "root=/dev/vda rw console=ttyS0 quiet systemd.show_status=0 "
+            "mitigations=off "
+            f"systemd.hostname={self.name} systemd.machine_id={machine_id}"
+        )
 
     def _command(self) -> list[str]:
         command = [
