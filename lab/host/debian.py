@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import NamedTuple, Self
@@ -208,8 +209,9 @@ class DebianHost:
 
     def power_off(self, timeout: float = COMMAND) -> None:
         """Shut the host down in good order, and wait until it is off."""
-        self.run("systemctl", "--no-block", "poweroff")
         assert self._qemu
+        with suppress(EOFError):  # the host may be off before it answers
+            self.run("systemctl", "--no-block", "poweroff")
         try:
             self._qemu.wait(timeout)
         finally:

@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,11 +26,11 @@ HANDS_OFF = (
 def hands_on(tmp_path: Path) -> Iterator[None]:
     """udev as Debian configures it, without Tapster's files."""
     for file in HANDS_OFF:
-        file.rename(tmp_path / file.name)
+        shutil.move(file, tmp_path)
     sh("udevadm control --reload")
     yield
     for file in HANDS_OFF:
-        (tmp_path / file.name).rename(file)
+        shutil.move(tmp_path / file.name, file)
     sh("udevadm control --reload")
 
 
