@@ -72,9 +72,10 @@ def plan(
 
 
 def run(host: DebianHost, plan: Plan) -> int:
-    """Run both parts; show what each prints, one after the other."""
+    """Run both parts, and end the host; show what each prints, one after the other."""
     with beside(plan) as outside:
         status = _inside(host, plan) if plan.inside else 0
+        host.close()  # and leave the processors to the other part
         if outside:
             process, output = outside
             process.wait(plan.minutes * 60)
