@@ -60,6 +60,7 @@ class DebianHost:
         *,
         name: str = "host",
         disk: Path | None = None,
+        cables: Sequence[End] = (),
         console: str = "",
     ) -> None:
         """`disk`: what to lay the host's own disk over, instead of the image's.
@@ -68,7 +69,7 @@ class DebianHost:
         self.folder = Path(mkdtemp(prefix="tapster-lab-"))
         self.disk = self.folder / "disk.qcow2"
         self._image = image
-        self._cables: list[End] = []
+        self._cables = list(cables)
         self._console = console or f"file:{self.console}"
         self._qemu: subprocess.Popen[bytes] | None = None
         self._agent: socket.socket | None = None
