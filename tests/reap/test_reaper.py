@@ -2,17 +2,20 @@
 """Finished waits are reaped without anybody remembering."""
 
 import os
+import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+import tapster
 from lab import iproute, library, shell
 from lab.reapers import Monitor, reapers, wait_dead, wait_for, wait_reaping
-from tapster import Host, Tap
+from tapster import Host, HostError, State, Tap
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
@@ -72,6 +75,47 @@ def test_the_next_command_starts_a_reaper_after_both_died(
         wait_dead(both)
         shell.sh(f"{shell.TAPSTER} ls --ledger {ledger}")
         monitor.wait_deleted("vnet0")
+
+
+@pytest.mark.parametrize("kind", ["folder", "archive"])
+def test_a_program_that_brings_tapster_along_has_a_reaper(
+    ledger: Path, tmp_path: Path, kind: str
+) -> None:
+    """Its interpreter does not find the package by itself."""
+    package = Path(tapster.__file__).parent
+    place = str(package.parent)
+    if kind == "archive":
+        place = shutil.make_archive(
+            str(tmp_path / "app"), "zip", package.parent, package.name
+        )
+    code = (
+        f"import sys; sys.path.insert(0, {place!r})\n"
+        "import tapster\n"
+        f"with tapster.Host({str(ledger)!r}) as host:\n"
+        "    spec = tapster.Tap(bridge='br0', filter=True, fin_wait=0.2)\n"
+        "    device = host.acquire(spec)\n"
+        "    device.close()\n"
+        "    host.release(device)\n"
+    )
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    outside = Path(sys.base_prefix, "bin", version)
+    with Monitor() as monitor:
+        subprocess.run([outside, "-c", code], check=True)
+        monitor.wait_deleted("vnet0")
+
+
+def test_a_program_without_an_interpreter_is_told_how_to_reap(
+    ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    with Host(ledger) as host:
+        device = host.acquire(Tap(fin_wait=0.2))
+        device.close()
+        with pytest.raises(HostError, match=r"python3 -m tapster\.reaper"):
+            host.release(device)
+        assert host.find(device.id).state is State.FIN_WAIT
+        monkeypatch.undo()
+        host.reap(now=True)
 
 
 def test_one_reaper_is_enough(released: Host, ledger: Path) -> None:

@@ -328,8 +328,13 @@ class TableBackend:
     @cached_property
     def _text(self) -> str:
         path = os.path.join(os.path.dirname(__file__), f"{self.name}.nft")
-        with open(path) as file:
-            text = file.read()
+        try:
+            with open(path) as file:
+                text = file.read()
+        except NotADirectoryError:  # the package is in an archive
+            from pkgutil import get_data  # slow to import
+
+            text = (get_data("tapster.backends", f"{self.name}.nft") or b"").decode()
         digest = f"{crc32(text.encode()):08x}"
         return text.replace("TABLE", self.table).replace("DIGEST", digest)
 

@@ -5,7 +5,7 @@ import _signal as signal  # type: ignore[import-not-found] # it has no stub
 import os
 import sys
 from contextlib import suppress
-from errno import EAGAIN
+from errno import EAGAIN, ENOTSUP
 
 _OWN_UNIT = """\
 timeout 10 systemd-run --quiet --collect --same-dir \
@@ -19,6 +19,12 @@ def start(module: str, argument: str) -> None:
     caller is in a service of systemd, the process gets a unit of its own: systemd kills
     what a service leaves behind. Raise OSError.
     """
+    if getattr(sys, "frozen", False) or not sys.executable:
+        raise OSError(
+            ENOTSUP,
+            "this program has no Python interpreter to start it with: run tapsterd, or "
+            "give Host a reaper that runs: python3 -m tapster.reaper LEDGER",
+        )
     # -P: take no module from the caller's working directory.
     command = [sys.executable, "-P", "-m", module, argument]
     script = _OWN_UNIT if _in_a_service() else '"$@" &'
@@ -29,7 +35,7 @@ def start(module: str, argument: str) -> None:
     pid = os.posix_spawn(
         "/bin/sh",
         shell,
-        os.environ,
+        _environment(),
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
             (os.POSIX_SPAWN_DUP2, 0, 1),
@@ -44,6 +50,22 @@ def start(module: str, argument: str) -> None:
         _, status = os.waitpid(pid, 0)
         if status:
             raise OSError(EAGAIN, "the shell could not fork")
+
+
+def _environment() -> dict[str, str]:
+    """Return an environment in which a new interpreter finds this package.
+
+    A program may have brought the package along, in a folder or an archive that it put
+    into its own `sys.path`.
+    """
+    environment = dict(os.environ)
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    place = os.path.dirname(package)
+    site = sys.modules.get("site")
+    if site is None or place not in site.getsitepackages():
+        further = environment.get("PYTHONPATH")
+        environment["PYTHONPATH"] = f"{place}:{further}" if further else place
+    return environment
 
 
 def _in_a_service() -> bool:

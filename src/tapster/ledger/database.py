@@ -348,8 +348,11 @@ def _roll_back(connection: sqlite.Connection) -> None:
 def _make(
     connection: sqlite.Connection, populate: Callable[[sqlite.Connection], None]
 ) -> None:
-    with open(os.path.join(os.path.dirname(__file__), "schema.sql")) as file:
-        _run(connection, file.read())
+    from pkgutil import get_data  # the package may be in an archive
+
+    schema = get_data("tapster.ledger", "schema.sql")
+    assert schema is not None, "the package has it"
+    _run(connection, schema.decode())
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     populate(connection)
 
