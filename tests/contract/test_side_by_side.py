@@ -107,7 +107,7 @@ class SideBySide(RuleBasedStateMachine):
     @rule(
         name=new_name,
         ifindex=new_ifindex,
-        mode=st.sampled_from(Mode),
+        mode=st.sampled_from([*Mode]),
         mac=st.none() | macs,
         mtu=st.none() | mtus,
         data=st.data(),
@@ -188,7 +188,7 @@ class SideBySide(RuleBasedStateMachine):
 
     @rule(
         name=st.sampled_from(NAMES),
-        mode=st.sampled_from(Mode),
+        mode=st.sampled_from([*Mode]),
         mac=st.none() | macs,
         data=st.data(),
     )
