@@ -48,3 +48,13 @@ def test_a_device_of_no_bridge_that_is_put_on_one_is_reported(
         assert host.differing([device.lease]) == {device.id}
         assert host.recover() == []
         assert lab.show()[device.name].master == "br0", "somebody may want it there"
+
+
+def test_a_bridge_by_its_altname_is_the_same_bridge(
+    others: Stranger, host: Host
+) -> None:
+    others.add_altname("br0", "lan")
+    with host.acquire(Tap(bridge="lan")) as device:
+        assert device.lease.wiring.bridge == "br0"
+        assert host.differences(device) == {}
+        assert host.recover() == []
