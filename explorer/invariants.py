@@ -166,14 +166,18 @@ def i7_may_be_done_at_any_time(transition: Transition) -> str | None:
 
 
 def vms_stay_connected(transition: Transition) -> str | None:
-    """The device of a running VM is up and on its bridge."""
-    return all_connected(transition.namespace, transition.environment)
+    """The device of a running VM is up and on its bridge.
 
-
-def all_connected(namespace: KernelState, environment: Environment) -> str | None:
+    A change of its wiring may take it off for a moment, under a claim.
+    """
+    namespace, environment = transition.namespace, transition.environment
+    leases = {lease.id: lease for lease in transition.leases}
+    changing = {id for id, lease in leases.items() if lease.manager is not None}
     for owner, device in environment.running:
-        disturbed = device.ifindex in namespace.disturbed
-        if not disturbed and (wrong := _cut_off(namespace, device, environment)):
+        if device.lease in leases:  # a change may have ended its part in a backend
+            device = device._replace(backends=leases[device.lease].backends)
+        excused = device.ifindex in namespace.disturbed or device.lease in changing
+        if not excused and (wrong := _cut_off(namespace, device, environment)):
             return f"{owner}'s running VM is cut off: {wrong}"
     return None
 
