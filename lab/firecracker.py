@@ -39,7 +39,12 @@ def runs() -> bool:
         configuration = Path(folder, "vm.json")
         configuration.write_text(json.dumps(machine(folder)))
         with suppress(OSError, TimeoutError):
-            command = [str(FIRECRACKER), "--no-api", f"--config-file={configuration}"]
+            command = [
+                str(FIRECRACKER),
+                "--no-api",
+                "--config-file",
+                str(configuration),
+            ]
             with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
                 try:
                     assert process.stdout is not None
