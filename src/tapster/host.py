@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 
-from tapster import backends as all_backends
 from tapster.api import Manager, Reference, check_acquire, id_of, ids_of, names_of
 from tapster.backends import MakeBackends
 from tapster.checks import check_record, check_value
@@ -50,7 +49,7 @@ class Host(Manager):
         *,
         netns: str | None = None,
         system: System | None = None,
-        backends: MakeBackends = all_backends.make,
+        backends: MakeBackends | None = None,
         reaper: Callable[[str], None] | None = None,
     ) -> None:
         """Open the ledger, by default `TAPSTER_LEDGER` or /var/lib/tapster.
@@ -59,7 +58,8 @@ class Host(Manager):
         None is the caller's). After a release `reaper` is called, with the ledger's
         path, if no reaper runs; by default one is started that ends when no lease
         waits. `system` and `backends`, which makes the backends, are for tests: see
-        `tapster.testing`.
+        `tapster.testing`. With a host in memory as `system`, ledger, backends and
+        reaper stand in for the host's own.
         """
         check_value(str | os.PathLike | None, ledger, "ledger")
         check_value(str | None, netns, "netns")

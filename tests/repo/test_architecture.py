@@ -466,6 +466,7 @@ ROOMS = [
     Room(
         "tapster.testing",
         (
+            "tapster.backends",
             "tapster.errors",
             "tapster.kernel.descriptors",
             "tapster.kernel.port",

@@ -63,6 +63,8 @@ _IFREQ_DATA = struct.Struct("16sQ16x")  # ifr_name, ifr_data
 class LinuxSystem:
     """The host that this process runs on."""
 
+    stand_ins = None
+
     @cached_property
     def boot_id(self) -> str:
         try:

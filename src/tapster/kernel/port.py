@@ -365,8 +365,22 @@ class Watch(Protocol):
     def close(self) -> None: ...
 
 
+class StandIns(NamedTuple):
+    """What a host in memory has in place of what a Host uses by default."""
+
+    ledger: str
+    """The path of a ledger."""
+    backends: Callable[..., Sequence[Any]]
+    """Makes backends, as `tapster.backends.make` does."""
+    start_reaper: Callable[[str], None]
+
+
 class System(Protocol):
     """The host."""
+
+    @property
+    def stand_ins(self) -> StandIns | None:
+        """The stand-ins of a host in memory; None on a real host."""
 
     @property
     def boot_id(self) -> str:

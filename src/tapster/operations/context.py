@@ -161,18 +161,24 @@ def open_context(
     *,
     netns: str | None = None,
     system: System | None = None,
-    backends: MakeBackends = all_backends.make,
+    backends: MakeBackends | None = None,
     reaper: Callable[[str], None] | None = None,
 ) -> Context:
     """Open a ledger and a namespace; the parameters are those of `Host`."""
     system = system or LinuxSystem()
+    # A host in memory must touch nothing real, whatever its caller leaves out.
+    if (ledger is None or backends is None or reaper is None) and system.stand_ins:
+        ledger = ledger or system.stand_ins.ledger
+        backends = backends or system.stand_ins.backends
+        reaper = reaper or system.stand_ins.start_reaper
+    make_backends = backends or all_backends.make
     opened = Ledger(ledger_path(ledger), system)
     try:
         return Context(
             ledger=opened,
             system=system,
             namespace=system.netns(netns),
-            backends=backends(opened.id, opened.leases),
+            backends=make_backends(opened.id, opened.leases),
             claims=Claims(opened),
             start_reaper=reaper or start_reaper,
             guards=Guards(opened, system),

@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable
 from functools import cached_property
 
-from tapster import backends as all_backends
 from tapster.backends import MakeBackends
 from tapster.kernel.port import System
 from tapster.light import TYPE_CHECKING, Self
@@ -131,7 +130,7 @@ def open_operations(
     *,
     netns: str | None = None,
     system: System | None = None,
-    backends: MakeBackends = all_backends.make,
+    backends: MakeBackends | None = None,
     reaper: Callable[[str], None] | None = None,
 ) -> Operations:
     """Open a ledger for all operations; the parameters are those of `Host`."""

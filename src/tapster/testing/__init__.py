@@ -6,7 +6,7 @@ from tapster.testing import FakeSystem
 
 system = FakeSystem()
 system.stranger().add_bridge("br0")
-with tapster.Host(ledger, system=system, reaper=lambda _: None) as host:
+with tapster.Host(system=system) as host:
     with host.acquire(tapster.Tap(bridge="br0")) as device:
         system.advance(5)
     host.release(device)

@@ -10,6 +10,10 @@ import os
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from errno import EBADFD, ENODEV, EOPNOTSUPP, EPERM
+from functools import cached_property, partial
+from shutil import rmtree
+from tempfile import mkdtemp
+from weakref import finalize
 
 from tapster.errors import HostError, KernelError, NoSuchLink
 from tapster.kernel.descriptors import closing_on_error
@@ -19,11 +23,13 @@ from tapster.kernel.port import (
     LinkChange,
     Namespace,
     NewMacvtap,
+    StandIns,
     Vlans,
     Watch,
 )
 from tapster.light import Any, NoReturn
 from tapster.model import Life, Link, Netns, Process
+from tapster.testing.backends import Attached, make_backends
 from tapster.testing.descriptors import Descriptors
 from tapster.testing.space import (
     MIN_IPV4_MTU,
@@ -62,8 +68,19 @@ class FakeSystem:
         self._watches: list[FakeWatch] = []
         self._awaited: dict[Process, list[int]] = {}
         """The writing ends of pipes whose reading ends wait for a process."""
+        self.attached: Attached = {}
+        """What the backends have attached: the wiring, by the name of the backend, the
+        id of the ledger, and the id of the lease. A test may take something away."""
 
     # The port
+
+    @cached_property
+    def stand_ins(self) -> StandIns:
+        """A ledger that is deleted with this object, and backends in memory."""
+        folder = mkdtemp(prefix="tapster-")
+        finalize(self, rmtree, folder, ignore_errors=True)
+        make = partial(make_backends, self.attached, lambda step: self.begin(step))
+        return StandIns(f"{folder}/ledger.db", make, _nothing)
 
     @property
     def boot_id(self) -> str:
