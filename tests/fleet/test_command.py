@@ -13,6 +13,7 @@ import pytest
 from lab.etcd import Cluster, cluster
 from lab.shell import TAPSTER, refused, sh
 from tapster.fleet.keys import Keys
+from tests.command.test_json import check
 from tests.fleet.hosts import MAC
 
 pytestmark = [pytest.mark.kernel, pytest.mark.e2e]
@@ -110,6 +111,25 @@ def test_a_mac_is_refused_and_a_vm_is_found(shells: Shells) -> None:
     hosts = shells.json("b", "fleet hosts")["hosts"]
     assert [host["name"] for host in hosts] == ["a", "b"]
     assert shells.run("b", "fleet where Y", 1)
+
+
+def test_every_output_fits_the_schema(shells: Shells) -> None:
+    shells.run("a", f"add --bridge br0 --vm X --mac {MAC}")
+    check("fleet_done", shells.json("a", "fleet sync --dry-run"))
+    check("fleet_sync", shells.json("a", "fleet sync"))
+    check("fleet_ls", shells.json("b", "fleet ls"))
+    check("fleet_ls", shells.json("b", f"fleet who {MAC}"))
+    check("fleet_where", shells.json("b", "fleet where X"))
+    check("fleet_hosts", shells.json("b", "fleet hosts"))
+    check("doctor", shells.json("a", "fleet doctor", 1))
+    check("fleet_done", shells.json("b", "fleet fence a --why test --yes"))
+    shells.run("b", f"add --bridge br0 --vm X --mac {MAC}")
+    check("fleet_hosts", shells.json("b", "fleet hosts"))
+    shells.run("b", "fleet fence a --lift --yes")
+    output = shells.json("a", "fleet sync --all", 1)
+    assert output["problems"]
+    check("fleet_sync", output)
+    check("fleet_done", shells.json("b", "fleet init"))
 
 
 def test_a_vm_moves(shells: Shells) -> None:

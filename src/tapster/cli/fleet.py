@@ -15,8 +15,9 @@ from tapster.cli.output import Column
 from tapster.errors import NoSuchLease, RequestError
 from tapster.fleet import settings
 from tapster.fleet.book import Entry
+from tapster.fleet.claim import Claim
 from tapster.fleet.fleet import Overview
-from tapster.fleet.keys import InventoryRow, Keys
+from tapster.fleet.keys import InventoryRow, Keys, Session
 from tapster.fleet.member import Member, Synced, open_store
 from tapster.fleet.settings import Settings
 from tapster.fleet.steps import Fenced
@@ -227,7 +228,7 @@ def _hosts(options: Namespace, loaded: Settings) -> int:
     if options.json:
         output.print_json(
             hosts=[
-                host._asdict() | {"session": host.session and host.session._asdict()}
+                host._asdict() | {"session": host.session and _json(host.session)}
                 for host in hosts
             ]
         )
@@ -251,13 +252,18 @@ def _who(options: Namespace, loaded: Settings) -> int:
     return _print_rows(options, _overview(options, loaded).who(options.wanted))
 
 
+def _json(record: InventoryRow | Claim | Session) -> dict[str, Any]:
+    """Return a record of the store as --json shows it."""
+    return record._asdict() | {"since": output.timestamp(record.since)}
+
+
 def _print_rows(
     options: Namespace, rows: Sequence[tuple[str, str, InventoryRow]]
 ) -> int:
     if options.json:
         output.print_json(
             rows=[
-                {"host": host, "lease": lease, **row._asdict()}
+                {"host": host, "lease": lease, **_json(row)}
                 for host, lease, row in rows
             ]
         )
@@ -284,7 +290,7 @@ def _where(options: Namespace, loaded: Settings) -> int:
                 {
                     "mac": located.mac,
                     "domain": located.domain,
-                    **located.claim._asdict(),
+                    **_json(located.claim),
                     "epoch": str(located.claim.epoch),
                 }
                 for located in found
