@@ -163,8 +163,6 @@ def test_recover_restores_what_somebody_deleted(host: Host, device: str) -> None
         "qdisc del dev {} clsact",
         "filter del dev {} ingress",
         f"filter del dev {{}} ingress pref {PREFERENCE}",
-        f"filter replace dev {{}} ingress pref {PREFERENCE} handle 1 protocol all "
-        "matchall action drop",
     ],
 )
 def test_the_daemon_restores_a_redirection_at_once(
