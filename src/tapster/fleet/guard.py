@@ -33,6 +33,9 @@ OnAsked = Callable[[Sequence[str], float], None]
 ANXIOUS = 5.0
 """Seconds after an acquire that got no answer in which others wait a tenth of the
 budget: in the daemon, operations wait for each other."""
+WAITING = 0.98
+"""The part of the budget for which an acquire waits: each wait ends some milliseconds
+late, and the claim that was not answered is recorded."""
 Asked = tuple[Lease, Spec]
 """A reserved lease, and how the user asked for it."""
 
@@ -147,7 +150,8 @@ class Guard:
             asking = Asking(settings, self._ledger.id)
         began = time.monotonic()
         calm = began >= self._anxious_until
-        asking.until = began + (settings.budget if calm else settings.budget / 10)
+        budget = settings.budget if calm else settings.budget / 10
+        asking.until = began + WAITING * budget
         try:
             outcomes = [
                 asking.push(
