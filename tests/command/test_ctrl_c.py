@@ -15,7 +15,8 @@ from tapster import Host
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
 # Sends itself SIGINT at one of the calls and returns of functions, by its number;
-# with 0, tells how many there are.
+# with 0, tells how many there are. Python raises KeyboardInterrupt after a call of a
+# function in C, never before it. If it did, importlib would keep a lock.
 DRIVER = """
 import os, signal, sys
 number, *words = sys.argv[1:]
@@ -24,6 +25,8 @@ sys.argv = ["tapster", *words]
 seen = 0
 def hook(frame, event, argument):
     global seen
+    if event == "c_call":
+        return
     seen += 1
     if seen == number:
         os.kill(os.getpid(), signal.SIGINT)
