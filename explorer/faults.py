@@ -306,7 +306,7 @@ class ReclaimsEverybodysNames(LedgerStandIn):
 
 
 def known_faults() -> list[Scenario]:
-    """Return scenarios in each of which a broken promise must be found."""
+    """Return scenarios with a fault. The search must find a broken promise in each."""
     late = late_cleanup("A", "delete")
     return [
         _program("kernel chooses the name", _by_kernel),

@@ -120,7 +120,7 @@ class LedgerStates:
         self._ledger.file.connection = self._db
 
     def _thaw(self, value: Any, answers: Iterator[Any]) -> Any:
-        """Return an argument as it was; a callback gives recorded answers in turn."""
+        """Return an argument in its first form. A callback gives recorded answers."""
         if not isinstance(value, Callback):
             return value
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What actors do: the operations of which scenarios consist."""
+"""The operations of the actors. Scenarios are made of these."""
 
 from collections.abc import Callable
 from contextlib import suppress

@@ -77,7 +77,7 @@ def reapers(ledger: Path) -> list[int]:
 
 
 def kill_reapers(ledger: Path) -> None:
-    """End the reapers of a ledger: also a standby that is forked meanwhile."""
+    """Kill the reapers of a ledger, and any standby that a reaper forks during that."""
     while pids := reapers(ledger):
         for pid in pids:
             with suppress(ProcessLookupError):

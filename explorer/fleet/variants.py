@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Known faults of a fleet: wrong rules, each of which must break a promise."""
+"""Known faults of a fleet: wrong rules. The search must find what each rule breaks."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager

@@ -338,15 +338,13 @@ def test_a_change_in_another_namespace_is_noticed(
     assert made.host.leases() == []
 
 
-def test_of_many_namespaces_that_end_at_once_each_is_looked_for_with_the_others(
-    watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = watched.made
+def namespaces_with_a_lease_each(made: Parts, ledger: Path) -> list[str]:
+    """Make twelve namespaces with a lease in each; return their names."""
     names = [f"space{number}" for number in range(12)]
     for name in names:
         made.system.add_netns(name)
         there = Host(
-            tmp_path / "ledger.db",
+            ledger,
             netns=name,
             system=made.system,
             reaper=lambda _: None,
@@ -354,6 +352,14 @@ def test_of_many_namespaces_that_end_at_once_each_is_looked_for_with_the_others(
         )
         with there:
             acquire(there, Tap()).close()
+    return names
+
+
+def test_of_many_namespaces_that_end_at_once_each_is_looked_for_with_the_others(
+    watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = watched.made
+    names = namespaces_with_a_lease_each(made, tmp_path / "ledger.db")
     watched.upkeep.follow_new_namespaces()
     for name in names[:6]:
         made.system.delete_netns(name)
@@ -373,18 +379,7 @@ def test_namespaces_that_ended_before_they_were_watched_are_looked_for_together(
     watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = watched.made
-    names = [f"space{number}" for number in range(12)]
-    for name in names:
-        made.system.add_netns(name)
-        there = Host(
-            tmp_path / "ledger.db",
-            netns=name,
-            system=made.system,
-            reaper=lambda _: None,
-            backends=lambda *_: (),
-        )
-        with there:
-            acquire(there, Tap()).close()
+    names = namespaces_with_a_lease_each(made, tmp_path / "ledger.db")
     for name in names[:6]:
         made.system.delete_netns(name)
     look = made.host.operations.look
