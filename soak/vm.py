@@ -12,6 +12,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple, Self
 
 from lab.namespaces import inside
@@ -196,7 +197,9 @@ def main() -> None:
         )
     vm = RunningVm(Marker(name), cards, bound=True)
     vm.talk()
-    print("up", os.getpid(), flush=True)
+    # If the starter was killed, nobody reads this. The VM must still say that it stops.
+    with suppress(BrokenPipeError):
+        os.write(sys.stdout.fileno(), f"up {os.getpid()}\n".encode())
     sys.stdin.readline()
     vm.talk()
     vm.stop()

@@ -32,6 +32,24 @@ def table(output: str) -> dict[str, int]:
     return {what: int(count) for what, count in rows}
 
 
+def test_a_vm_whose_starter_was_killed_stops_in_order() -> None:
+    """A VM that ends without a word looks like a VM that somebody harmed."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "soak.vm", "vm/", "foreground"],
+            stdin=subprocess.DEVNULL,
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_storm_touches_nothing_and_leaves_nothing_I1_I2_I3_I4_I5() -> None:
     done = subprocess.run(
         [*SOAK, "--minutes", "0.5"], stdout=subprocess.PIPE, text=True, check=False
