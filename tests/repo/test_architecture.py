@@ -373,7 +373,7 @@ ROOMS = [
         "an operation",
     ),
     Room(
-        "tapster.operations.left_over",
+        "tapster.operations.orphans",
         ("tapster.model", "tapster.operations.context"),
         "each verb asks this before anything else",
     ),
@@ -388,7 +388,7 @@ ROOMS = [
             "tapster.operations.decision",
             "tapster.operations.devices",
             "tapster.operations.failures",
-            "tapster.operations.left_over",
+            "tapster.operations.orphans",
             "tapster.operations.reap",
             "tapster.operations.rewire",
         ),

@@ -142,7 +142,9 @@ def parts_of(text: str) -> list[tuple[str, str]]:
         field, brace, rest = other.partition("}")
         if not brace or field.partition(".")[0] not in output.LEASE_FIELDS:
             known = f"; there are: {', '.join(output.LEASE_FIELDS)}"
-            near = selection.hint(field, output.LEASE_FIELDS) or known
+            from tapster.cli.hint import hint  # rarely needed
+
+            near = hint(field, output.LEASE_FIELDS) or known
             raise RequestError(f"--format: there is no field {field!r}{near}")
         parts.append((field, rest))
     if len(parts) == 1:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import suppress
 
+from tapster.cli.hint import hint
 from tapster.cli.options import GATHER, SUPPRESS, YES_OR_NO, BadValue
 from tapster.errors import RequestError
 from tapster.light import Any, NoReturn
@@ -116,8 +117,6 @@ class Parser(argparse.ArgumentParser):
     @staticmethod
     def hint(wanted: str, known: Iterable[str]) -> str:
         """Return a question about the nearest known word, or nothing."""
-        from tapster.cli.selection import hint
-
         return hint(wanted, known)
 
 

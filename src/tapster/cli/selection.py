@@ -197,6 +197,8 @@ def _with_hint(error: NoSuchLease, name: str, host: "Manager") -> NoSuchLease:
     if any(lease.owner == name for lease in leases):
         near = f"; an owner is called so: give --owner {name}"
     else:
+        from tapster.cli.hint import hint  # rarely needed
+
         near = hint(name, names)
     return NoSuchLease(f"{error}{near}", reference=name)
 
@@ -236,13 +238,3 @@ def like(text: str, pattern: str) -> bool:
 def is_wild(text: str) -> bool:
     """Tell whether text is a pattern."""
     return any(char in text for char in "*?[")
-
-
-def hint(wanted: str, known: Iterable[str]) -> str:
-    """Return a question about the nearest known word, or nothing."""
-    from difflib import get_close_matches  # slow to import: for errors only
-
-    # Without dashes: two short options have these in common, and nothing else.
-    words = {word.lstrip("-"): word for word in known}
-    near = get_close_matches(wanted.lstrip("-"), list(words), 1)
-    return f" (did you mean {words[near[0]]!r}?)" if near else ""

@@ -14,7 +14,7 @@ from tapster.kernel.port import System
 from tapster.light import TYPE_CHECKING, Self
 from tapster.operations.context import Context, open_context
 from tapster.operations.devices import Devices
-from tapster.operations.left_over import find_left_over
+from tapster.operations.orphans import find_orphans
 
 if TYPE_CHECKING:
     from tapster.operations.acquire import Acquire
@@ -109,7 +109,7 @@ class Operations:
         context = self.context
         with context.gate:
             context.claims.drop_stale()
-            if find_left_over(context):
+            if find_orphans(context):
                 return self.recover.settle()
             context.wake_reaper()
             return []

@@ -25,7 +25,7 @@ from tapster.operations.context import Context
 from tapster.operations.decision import Action, Conditions, DeviceState, Repair
 from tapster.operations.devices import OWN, RENAMED, TAP, Devices, Differences
 from tapster.operations.failures import Failures
-from tapster.operations.left_over import find_left_over
+from tapster.operations.orphans import find_orphans
 from tapster.operations.reap import REAP_BATCH
 from tapster.operations.rewire import Rewire
 
@@ -117,7 +117,7 @@ class Recover:
         context = self.context
         with context.gate:
             context.claims.drop_stale()
-            return self._repair_and_wake(find_left_over(context))
+            return self._repair_and_wake(find_orphans(context))
 
     def leftovers(self) -> Leftovers:
         """Return what backends have here with the ledger's stamp, and no lease for
@@ -133,9 +133,9 @@ class Recover:
             ]
             self.devices.differences(context.namespace, here, {}, failures, leftovers)
             failures.raise_any()
-            return self._left_over(leftovers)
+            return self._without_lease(leftovers)
 
-    def _left_over(self, observed: Leftovers) -> Leftovers:
+    def _without_lease(self, observed: Leftovers) -> Leftovers:
         """Return what belongs to no lease.
 
         The ledger is asked after the backends: a lease precedes what is made for it.
@@ -144,7 +144,7 @@ class Recover:
         return [found for found in observed if find(found[1].lease) is None]
 
     def _remove_leftovers(self, observed: Leftovers, failures: Failures) -> None:
-        for backend, leftover in self._left_over(observed):
+        for backend, leftover in self._without_lease(observed):
             try:
                 backend.remove(self.context.namespace, leftover)
             except TapsterError as error:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find the leases that dead processes left behind."""
+"""Orphans: find the leases whose process, or manager, is dead."""
 
 from tapster.model import Lease, State
 from tapster.operations.context import Context
 
 
-def find_left_over(context: Context) -> list[Lease]:
+def find_orphans(context: Context) -> list[Lease]:
     """Return the leases that `settle` repairs.
 
     Their process, or the manager that worked on them, is dead, or their boot is over.
@@ -14,11 +14,11 @@ def find_left_over(context: Context) -> list[Lease]:
     return [
         lease
         for lease in context.ledger.suspects(boot, context.has_ended)
-        if _is_left_over(context, lease, boot)
+        if _is_orphan(context, lease, boot)
     ]
 
 
-def _is_left_over(context: Context, lease: Lease, boot: str) -> bool:
+def _is_orphan(context: Context, lease: Lease, boot: str) -> bool:
     """Return whether the process that had a lease, or worked on it, is dead."""
     if lease.manager is not None and not context.claims.is_alive(lease.manager):
         return True
