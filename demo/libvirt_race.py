@@ -36,8 +36,8 @@ class Result(NamedTuple):
     """The new VM's device had the name of the former's."""
     harmed: int
     """The late cleanup took the new VM off its bridge, and it stayed off."""
-    failed: int
-    """The new VM did not start."""
+    failures: tuple[str, ...] = ()
+    """Why a new VM did not start, each time."""
 
 
 class Host(NamedTuple):
@@ -83,25 +83,25 @@ def host(way: str) -> Iterator[Host]:
         yield Host(lab, daemon, libvirts_own if way == "libvirt" else tapsters)
 
 
-def ends_and_another_starts(host: Host, running: str, next: str) -> bool:
-    """Destroy the running domain while the next starts. Return whether it started."""
+def ends_and_another_starts(host: Host, running: str, next: str) -> str:
+    """Destroy the running domain while the next starts. Return why that failed."""
     starting = _virsh("start", "--paused", next)
     ending = _virsh("destroy", running)
-    return [one.wait() for one in (ending, starting)] == [0, 0]
+    return _complaint(ending, starting)
 
 
-def dies_while_libvirtd_restarts(host: Host, running: str, next: str) -> bool:
+def dies_while_libvirtd_restarts(host: Host, running: str, next: str) -> str:
     """Kill the running VM while there is no libvirtd, as in an upgrade of it."""
     host.libvirt.stop(signal.SIGTERM)
     kill(qemu_pid(running))
     host.libvirt.start()
-    return _virsh("start", "--paused", next).wait() == 0
+    return _complaint(_virsh("start", "--paused", next))
 
 
-def is_started_again(host: Host, running: str, next: str) -> bool:
+def is_started_again(host: Host, running: str, next: str) -> str:
     """Destroy a domain, and start the same domain at once."""
     virsh(f"destroy {running}")
-    return _virsh("start", "--paused", running).wait() == 0
+    return _complaint(_virsh("start", "--paused", running))
 
 
 SITUATIONS = {
@@ -120,11 +120,12 @@ def race(host: Host, situation: str, rounds: int) -> Result:
         host.libvirt.define(host.xml(name, "fixed0" if again else None))
     virsh("start --paused a")
     running, next = "a", "a" if again else "b"
-    same = harmed = failed = 0
-    for _ in range(rounds):
+    same = harmed = 0
+    failures: list[str] = []
+    for number in range(1, rounds + 1):
         former = device_of(running)
-        if not play(host, running, next):
-            failed += 1
+        if why := play(host, running, next):
+            failures.append(f"round {number}: {why}")
             if virsh(f"domstate {running}") == "shut off":
                 virsh(f"start --paused {running}")
             continue
@@ -137,7 +138,7 @@ def race(host: Host, situation: str, rounds: int) -> Result:
         virsh(f"destroy {name}")
     for name in ("a", "b"):
         virsh(f"undefine {name}")
-    return Result(rounds, same, harmed, failed)
+    return Result(rounds, same, harmed, tuple(failures))
 
 
 def device_of(name: str) -> str:
@@ -155,9 +156,23 @@ def stays_connected(device: str) -> bool:
     return False
 
 
-def _virsh(*words: str) -> "subprocess.Popen[bytes]":
-    # A start that fails says why.
-    return subprocess.Popen(["virsh", *words], stdout=subprocess.DEVNULL)
+def _virsh(*words: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        ["virsh", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _complaint(*commands: "subprocess.Popen[str]") -> str:
+    """Wait until commands have ended; return what those complained of that failed."""
+    said = [(command, command.communicate()[1]) for command in commands]
+    return " ".join(
+        " ".join(text.split()) or f"status {command.returncode}"
+        for command, text in said
+        if command.returncode
+    )
 
 
 def main() -> None:
@@ -177,7 +192,10 @@ def main() -> None:
                 result = race(made, situation, options.rounds)
             print(
                 f"  {way:<10} {result.rounds} rounds: {result.harmed} harmed, "
-                f"{result.failed} not started, {result.same_name} times the same name",
+                f"{len(result.failures)} not started, "
+                f"{result.same_name} times the same name",
+                *result.failures,
+                sep="\n    ",
                 flush=True,
             )
 

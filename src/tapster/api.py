@@ -38,6 +38,8 @@ Reference = str | Lease | OpenDevice
 
 NAME_RETRY = 0.02
 """Seconds until a name whose FIN WAIT is over is asked for again."""
+ENDING_SECONDS = 5.0
+"""How long a name is asked for whose FIN WAIT is over: until its device is deleted."""
 LONGEST_SLEEP = 3600.0
 
 T = TypeVar("T")
@@ -105,7 +107,8 @@ class Manager(Protocol):
     ) -> tuple[OpenDevice, ...]:
         """As `acquire_all`; but if a name is in FIN WAIT, wait until it is free.
 
-        Wait at most `wait` seconds, and no longer than FIN WAIT lasts. Raises
+        Wait at most `wait` seconds, and no longer than FIN WAIT lasts. If FIN WAIT is
+        over and the device is being deleted, wait for that in any case. Raises
         NameTaken at once if an active lease has the name.
         """
         check_value(float, wait, "wait")
@@ -293,15 +296,20 @@ def names_of(names: Iterable[str] | None) -> tuple[str, ...] | None:
 def wait_for_name(manager: Manager, attempt: Callable[[], T], wait: float) -> T:
     """Call `attempt` again while it fails because a name is in FIN WAIT.
 
-    Wait at most `wait` seconds. Raise the NameTaken of the last attempt.
+    Wait at most `wait` seconds, or ENDING_SECONDS if FIN WAIT is over. Raise the
+    NameTaken of the last attempt.
     """
-    end = clock_gettime(CLOCK_BOOTTIME) + wait
+    start = clock_gettime(CLOCK_BOOTTIME)
     while True:
         try:
             return attempt()
         except NameTaken as error:
             now = clock_gettime(CLOCK_BOOTTIME)
-            if error.until is None or now >= end:
+            if error.until is None:
+                raise
+            is_over = error.until <= now
+            end = start + (max(wait, ENDING_SECONDS) if is_over else wait)
+            if now >= end:
                 raise
             # The first manager that sees a due lease ends it: look again soon.
             left = min(max(error.until - now, NAME_RETRY), end - now)

@@ -95,7 +95,9 @@ class NameTaken(ConflictError):
     owner: str | None = None
     """The owner of that lease."""
     until: float | None = None
-    """`CLOCK_BOOTTIME` at which the lease's FIN WAIT ends; None if it is not in it."""
+    """`CLOCK_BOOTTIME` at which the lease's FIN WAIT ends; None if it is not in it.
+
+    For an owner that reclaims the name: now, if another manager works on the lease."""
 
 
 class MacTaken(ConflictError):

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """A VM that starts again gets its fixed name again."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from time import CLOCK_BOOTTIME, clock_gettime
 
 import pytest
 
 from lab.fake_and_real import ContractLab
 from lab.library import acquire, no_reaper
-from tapster import Host, NameTaken, Naming, RequestError, Tap
+from tapster import Host, Lease, NameTaken, Naming, RequestError, Tap
+from tapster.operations.acquire import Plan
 from tapster.testing import Stranger
 
 WEB = Tap(name="web", owner="vm1", fin_wait=60.0)
@@ -56,6 +58,64 @@ def test_an_active_lease_is_never_reclaimed(host: Host) -> None:
 def test_a_reclaim_needs_an_owner(host: Host) -> None:
     with pytest.raises(RequestError, match="owner"):
         host.acquire(WEB._replace(owner="", reclaim=True))
+
+
+def test_its_owner_reclaims_a_name_whose_wait_has_just_been_ended(
+    lab: ContractLab, host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.release(acquire(host, WEB))
+    operation = host.operations.acquire
+    reserve = operation.reserve
+    with Host(tmp_path / "ledger.db", system=lab.system, reaper=no_reaper) as other:
+
+        def reserve_then_reap(plans: Sequence[Plan]) -> list[Lease]:
+            try:
+                return reserve(plans)
+            except NameTaken:
+                assert other.reap(now=True) == 1
+                raise
+
+        monkeypatch.setattr(operation, "reserve", reserve_then_reap)
+        again = acquire(host, WEB._replace(reclaim=True))
+    assert [lease.id for lease in host.leases()] == [again.id]
+
+
+@pytest.mark.kernel
+def test_its_owner_gets_a_name_whose_wait_another_manager_ends(
+    world: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ledger.db"
+    with Host(path, reaper=no_reaper) as host, Host(path, reaper=no_reaper) as other:
+        first = acquire(host, WEB)
+        host.release(first)
+        claims = other.operations.context.claims
+        claims.claim(first.id)
+        with pytest.raises(NameTaken) as caught:
+            host.acquire(WEB._replace(reclaim=True))
+        assert caught.value.until
+        assert caught.value.until <= clock_gettime(CLOCK_BOOTTIME), "it is free soon"
+
+        def reap() -> int:
+            claims.release()
+            return other.reap(now=True)
+
+        monkeypatch.setattr(host, "reap", reap)  # what is done while it waits
+        spec = WEB._replace(reclaim=True)
+        (second,) = host.acquire_waiting([spec], wait=0.0)
+        second.close()
+        assert [lease.id for lease in host.leases()] == [second.id]
+
+
+@pytest.mark.kernel
+def test_a_name_whose_wait_is_over_is_waited_for_in_any_case(
+    world: None, tmp_path: Path
+) -> None:
+    with Host(tmp_path / "ledger.db", reaper=no_reaper) as host:
+        spec = WEB._replace(fin_wait=1e-6)
+        host.release(acquire(host, spec))
+        (second,) = host.acquire_waiting([spec._replace(owner="vm2")], wait=0.0)
+        second.close()
+        assert (second.name, second.lease.owner) == ("web", "vm2")
 
 
 def test_the_error_says_who_has_the_name_and_until_when(host: Host) -> None:

@@ -127,16 +127,18 @@ def _acquire(host: Host, domain: Domain, libvirtd: int, *, standby: bool) -> Non
         for spec in domain.specs
     ]
     try:
-        devices = host.acquire_all(specs, pid=libvirtd)
+        # The reaper may be ending the former device's wait at this moment.
+        devices = host.acquire_waiting(specs, wait=0.0, pid=libvirtd)
     except NameTaken as error:
-        raise _explained(host, error) from error
+        raise _explained(host, domain, error) from error
     for device in devices:
         device.close()
 
 
-def _explained(host: Host, error: NameTaken) -> NameTaken:
-    """Say which domain has the name, and what to do."""
-    if error.lease is None or not (error.owner or "").startswith(PREFIX):
+def _explained(host: Host, domain: Domain, error: NameTaken) -> NameTaken:
+    """Say which other domain has the name, and what to do."""
+    owner = error.owner or ""
+    if error.lease is None or not owner.startswith(PREFIX) or owner == domain.owner:
         return error
     labels = next((one.labels for one in host.leases() if one.id == error.lease), ())
     other = dict(labels).get(LABEL, error.owner)

@@ -138,13 +138,17 @@ class Acquire:
         return self.reserve(plans)
 
     def _reclaim(self, error: NameTaken, plans: Sequence[Plan]) -> bool:
-        """End the wait that keeps a name, if it may be reclaimed. Say whether it was.
+        """End the wait that keeps a name, if it may be reclaimed. Say whether it ended.
 
         The waiting device is deleted by its identity; the new one has another index.
         """
         context = self.context
-        lease = error.lease and context.ledger.lease(error.lease)
-        if not lease or lease.state is not State.FIN_WAIT:
+        if error.lease is None:
+            return False
+        lease = context.ledger.lease(error.lease)
+        if lease is None:
+            return True  # the wait was over, and has just been ended
+        if lease.state is not State.FIN_WAIT:
             return False
         wanted = (lease.owner, lease.caller_uid)
         if not any(
@@ -158,9 +162,13 @@ class Acquire:
             context.opened(lease.netns) as namespace,
             context.claims.claimed([lease.id]) as claimed,
         ):
-            ended = self.devices.end(namespace, claimed, failures)
+            self.devices.end(namespace, claimed, failures)
         failures.raise_any()
-        return bool(ended)
+        if not claimed and context.ledger.lease(lease.id):
+            # Another manager ends the wait, or repairs the device, at this moment.
+            error.until = context.system.boottime()
+            return False
+        return True
 
     def reserve(self, plans: Sequence[Plan]) -> list[Lease]:
         """Reserve a name and an ifindex for each plan, or for none."""
