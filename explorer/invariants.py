@@ -148,7 +148,7 @@ def i6_wired_or_nothing(transition: Transition) -> str | None:
 
 
 MAY_FAIL = ("acquire", "change", "reopen")
-"""Operations that others can make fail."""
+"""Operations that other actors can cause to fail."""
 MAY_BE_AWAY = ("ServiceUnavailable", "HostError")
 """Errors of a switch that cannot be reached, and of namespaces that cannot be seen.
 A reap also reports a waiting tap that a program has open."""
@@ -194,7 +194,7 @@ def a_running_vm_is_leased(transition: Transition) -> str | None:
 
 
 def an_opened_device_stays(transition: Transition) -> str | None:
-    """A program that opened a waiting tap, which no operation had claimed, keeps it."""
+    """A waiting tap stays if a program opened it before an operation claimed it."""
     if not transition.step.ours:
         return None
     before = transition.kernel_before.devices
@@ -296,7 +296,7 @@ def i5_leased_or_gone(
             return f"lease {lease.name} is still being worked on after recover"
         device = namespace.devices.get(lease.ifindex)
         seen = look(LEDGER, lease, _link(device) if device else None)
-        if lease.state is State.FIN_WAIT and seen is DeviceState.CONNECTED:
+        if lease.state is State.FIN_WAIT and seen is DeviceState.NOT_AT_REST:
             return f"{lease.name} waits, but is not at rest after recover"
         if lease.state is State.ACTIVE and lease.ifindex in namespace.elsewhere:
             continue  # it was moved, and may be in use there
@@ -313,7 +313,7 @@ def released_is_at_rest(
         device = namespace.devices.get(lease.ifindex)
         if lease.state is not State.FIN_WAIT or device is None:
             continue
-        if look(LEDGER, lease, _link(device)) is DeviceState.CONNECTED:
+        if look(LEDGER, lease, _link(device)) is DeviceState.NOT_AT_REST:
             return f"{lease.name} is released, but {_named(device)} is not at rest"
     return None
 

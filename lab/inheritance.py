@@ -24,7 +24,7 @@ SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
 
 def disinherit() -> None:
-    """Give this process, and thus its children, one known environment."""
+    """Give this process, and so its children, one known environment."""
     _reset_signals()
     _reset_variables()
     _reset_limits()

@@ -21,7 +21,7 @@ REFUSED = {
 HINDERED = {
     DELETED: "an outsider deleted the device",
     NO_BRIDGE: "an outsider deleted the bridge",
-    r"another process works on": "somebody else is at it",
+    r"another process works on": "another process works on the lease",
     r"is released": "it was released in between",
 }
 """Why moving a running VM, or a repair, can be refused."""

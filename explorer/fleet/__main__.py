@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m explorer.fleet [MORE]`: a table; MORE losses than in the small bound.
+"""`python -m explorer.fleet [MORE]`: a table; MORE is how many losses are added.
 
 Ends with 1 if a scenario has a violation, or if a wrong version is not found.
 """

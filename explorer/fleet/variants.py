@@ -183,7 +183,7 @@ VARIANTS = (
         lines={(ClaimState.ACTIVE, Standing.VACANT): ClaimAction.REPORT},
     ),
     Variant(
-        "a release of an older tenure counts",
+        "a release of an older lease counts",
         "start goes on without an answer",
         lines={(ClaimState.PARKED, Standing.NEWER): ClaimAction.PUT},
     ),

@@ -8,7 +8,7 @@ with tapster.Host() as host:
         ...  # start the VM with device.fds, device.name, device.mac
     host.release(device)
 
-`tapster.connect()` gives the same without privileges: there the daemon does it.
+`tapster.connect()` does the same without privileges: the daemon does the work.
 """
 
 from tapster.errors import (
@@ -141,7 +141,8 @@ _LATER = {
     "System": "tapster.kernel.port",
     "connect": "tapster.rpc.client",
 }
-"""What is imported when it is first used: who needs Host does not pay for Client."""
+"""The names that are imported at first use: a program that needs Host does not pay for
+Client."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Manager: what can be done with leases, by Host itself or through the daemon."""
+"""Manager: the methods that Host and Client share."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -37,9 +37,9 @@ Reference = str | Lease | OpenDevice
 
 
 NAME_RETRY = 0.02
-"""Seconds until a name whose FIN WAIT is over is asked for again."""
+"""Seconds until the next attempt to get a name whose FIN WAIT is over."""
 ENDING_SECONDS = 5.0
-"""How long a name is asked for whose FIN WAIT is over: until its device is deleted."""
+"""How long to try to get a name whose FIN WAIT is over: until its device is deleted."""
 LONGEST_SLEEP = 3600.0
 
 T = TypeVar("T")
@@ -52,10 +52,10 @@ class Manager(Protocol):
     which the daemon does it. Close a manager, or use it as a context manager; that
     ends no lease.
 
-    Every method raises RequestError if the caller asks for what cannot be,
-    ConflictError if somebody else holds what is needed, HostError if the host
-    refuses, LedgerError if the ledger cannot be used, and InternalError at a fault
-    of Tapster's own.
+    Every method raises RequestError if the request is impossible, ConflictError if
+    another lease, manager or program holds what is needed, HostError if the host
+    refuses, LedgerError if the ledger cannot be used, and InternalError at a fault of
+    Tapster's own.
     """
 
     def close(self) -> None:
@@ -180,7 +180,7 @@ class Manager(Protocol):
         return lease
 
     def look_up(self, name_or_id: str, *, owner: str | None = None) -> Lease:
-        """Do as `find`, but with any owner if none is given: to look, not to change.
+        """Return a lease as `find` does, of any owner if none is given: to look only.
 
         Raises NoSuchLease.
         """
@@ -189,7 +189,7 @@ class Manager(Protocol):
         """Return the lease's device as the kernel shows it now; None if it is gone."""
 
     def differences(self, lease: Reference) -> dict[str, str]:
-        """Return how a device is not connected as requested, by backend; {} if it is.
+        """Return how a device differs from its request, by backend; {} if it does not.
 
         Raises ServiceUnavailable if a backend cannot tell.
         """
@@ -197,7 +197,8 @@ class Manager(Protocol):
     def differing(self, leases: Iterable[Lease]) -> frozenset[str]:
         """Return the ids of those active leases whose devices are not as requested.
 
-        A quick look at many: `differences` also asks the backends, and says how.
+        This is quick for many leases. `differences` also asks the backends, and says
+        how a device differs.
         """
 
     def who(self, name: str, at: float | None = None) -> list[HistoryEntry]:
@@ -245,8 +246,8 @@ class Manager(Protocol):
     ) -> list[str]:
         """Delete the devices that carry the stamp of a lost ledger.
 
-        Only the caller can know that a ledger is lost. Of the manager's own ledger,
-        devices with a lease stay; so does a tap that a process has open. Return the
+        Only the caller can know that a ledger is lost. A device with a lease in the
+        manager's own ledger stays. So does a tap that a process has open. Return the
         devices' names.
 
         With `names`, delete these devices alone; if one of them must stay, delete none

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check values by the annotations of the records they are for. Pure.
+"""Check the fields of records by the records' annotations. Pure.
 
-A wrong type is refused where it comes in, with the field, the value, and what
-would be right. Otherwise it would fail somewhere inside, as an error of Python's.
+A wrong type is refused at the library's door. The error names the field, the value, and
+what would be right. Without this check, Python would raise an error of its own
+somewhere inside.
 """
 
 from types import NoneType, UnionType

@@ -14,10 +14,10 @@ from tapster.operations.decision import UNREPAIRED, Action, is_ours
 from tapster.operations.operations import Operations
 
 FEW = 5
-"""So many devices of another ledger are named."""
+"""How many devices of another ledger a problem names."""
 LATE = 10.0
-"""Seconds after the end of FIN WAIT in which the reaper may be about to delete a
-device."""
+"""Seconds after the end of FIN WAIT in which the reaper may not have deleted a device
+yet."""
 
 
 def examine(operations: Operations) -> list[Problem]:

@@ -2,12 +2,12 @@
 """Every error that Tapster raises, in one tree, split by whose fault it is.
 
     TapsterError
-    +-- RequestError           the caller asked for what cannot be
+    +-- RequestError           the request is impossible
     |   +-- BadName            Linux would refuse the name or template
     |   +-- NoSuchLease        no lease has this id or name
     |   +-- NoSuchLink         the bridge, lower device or netns is missing or unfit
     +-- NotAllowed             no rule of the daemon's policy allows the request
-    +-- ConflictError          somebody else holds what is needed
+    +-- ConflictError          something else holds what is needed
     |   +-- NameTaken          the only name that will do is in use, or waits
     |   +-- MacTaken           another VM on the segment has the MAC
     |   +-- NamesExhausted     every name of the template is in use
@@ -49,7 +49,7 @@ class TapsterError(Exception):
 
 
 class RequestError(TapsterError, ValueError):
-    """The caller asked for something that cannot be."""
+    """The request is impossible."""
 
 
 class BadName(RequestError):
@@ -81,7 +81,10 @@ class NotAllowed(TapsterError):
 
 
 class ConflictError(TapsterError):
-    """Somebody else holds what is needed; another name or a later try may do."""
+    """Another lease, manager or program holds what is needed.
+
+    Another name, or a later attempt, may succeed.
+    """
 
 
 class NameTaken(ConflictError):
@@ -158,7 +161,7 @@ class QuotaExceeded(ConflictError):
 
 
 class Overloaded(ConflictError):
-    """The daemon has more to do than its limits allow; a later try may do."""
+    """The daemon has more to do than its limits allow; a later attempt may succeed."""
 
 
 class HostError(TapsterError):

@@ -2,9 +2,9 @@
 """Gate: lets one thread at a time use an object, and only where that is sound.
 
 It refuses a forked child: the parent's ledger, locks and sockets are not the child's to
-use. It refuses everybody after `close`. It refuses a signal handler that uses an object
-in the middle of a call of the same thread: the handler would find work half done, and
-could not wait for its end.
+use. After `close` it refuses every call. It refuses a signal handler that uses an
+object in the middle of a call of the same thread: the handler would find work half
+done, and could not wait for its end.
 
 An exception at any instruction, as Ctrl-C raises, leaves the gate as it was. So there
 is no flag that says that a call is under way: the thread's stack says so. And the lock
@@ -65,7 +65,7 @@ class Gate:
         return self._lock
 
     def close(self) -> bool:
-        """Let nobody in any more. True the first time, in the opener's process."""
+        """Refuse every further call. True the first time, in the opener's process."""
         if os.getpid() != self._pid:
             return False
         self._refuse_reentry()

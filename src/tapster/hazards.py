@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Find what on a host may harm VMs although every lease is as requested.
 
-Other programs and settings: equal MACs, a spanning tree, a firewall that judges bridged
-frames, programs that configure new devices.
+These are equal MACs, a spanning tree, a firewall that judges bridged frames, and
+programs that configure new devices.
 """
 
 import os
@@ -15,7 +15,7 @@ from tapster.kernel.port import Namespace
 from tapster.model import Lease, Link, Mode, Problem, State
 
 NEARLY_FULL = MAX_PORTS * 9 // 10
-"""A bridge with so many ports is reported."""
+"""A bridge with at least this many ports is reported."""
 CALLS_IPTABLES = "/proc/sys/net/bridge/bridge-nf-call-iptables"
 UDEV, HANDS_OFF = "/run/udev/control", "systemd/network/10-tapster.link"
 LIBRARIES = ("/etc", "/run", "/usr/local/lib", "/usr/lib", "/lib")

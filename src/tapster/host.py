@@ -37,10 +37,9 @@ T = TypeVar("T")
 class Host(Manager):
     """The devices of one ledger on this host.
 
-    Needs CAP_NET_ADMIN. Threads may share a Host, which lets one in at a time. A
-    forked child opens a Host of its own. A signal handler that comes in the middle of a
-    call cannot use the same Host. Close it, or use it as a context manager;
-    that ends no lease.
+    Needs CAP_NET_ADMIN. Threads may share a Host, which lets one in at a time. A forked
+    child opens a Host of its own. A signal handler that interrupts a call cannot use
+    the same Host. Close it, or use it as a context manager; that ends no lease.
     """
 
     def __init__(

@@ -108,7 +108,7 @@ class Wiring(NamedTuple):
     tap takes: frames go from each to the other."""
     mtu: int | None = None
     up: bool = True
-    """False: the guest sees that its cable is unplugged."""
+    """False: the guest's cable is unplugged."""
     standby: bool = False
     """True: the device is down and connected to nothing, until the wiring is taken
     into use. The target host of a migration prepares a device in this way: the VM
@@ -365,11 +365,11 @@ class HistoryQuery(NamedTuple):
     lease: str | None = None
     label: tuple[str, str] | None = None
     at: float | None = None
-    """Wall clock: leases that had their name then."""
+    """Wall clock: only leases that had their name at this time."""
     since: float | None = None
-    """Wall clock: leases that had their name then or later."""
+    """Wall clock: only leases that had their name at this time or later."""
     until: float | None = None
-    """Wall clock: leases that began by then."""
+    """Wall clock: only leases that began by this time."""
     caller_uid: int | None = None
     limit: int | None = None
     """At most so many, the latest."""
@@ -438,7 +438,7 @@ class Link(NamedTuple):
     vlan_filtering: bool = False
     """Of a bridge: it separates VLANs."""
     no_ipv6: bool = True
-    """It makes itself no IPv6 address."""
+    """The kernel gives the device no IPv6 address."""
     open: bool = False
     """Of a tap: a process holds it open, whether the tap is up or down."""
     tap_owner: int | None = None
@@ -451,7 +451,8 @@ class Link(NamedTuple):
     queues: int | None = None
     """Of a multi-queue tap: how many descriptors are attached to it."""
     no_ipv4: bool = True
-    """The host's IPv4 takes nothing from it, unless there is a route."""
+    """The host's IPv4 accepts no packet from the device, unless it has a route
+    there."""
     root_guard: bool = False
     """Of a bridge port; so is the next."""
     bpdu_guard: bool = False

@@ -102,7 +102,7 @@ def _objection(name: str) -> str | None:
 
 
 def home(template: Template, key: str) -> int:
-    """Return the number of a key in `stable` naming, if no other key has it."""
+    """Return the number that `stable` naming gives a key, unless another key has it."""
     # Costs a third of a verb's start (OpenSSL), and only this policy needs it.
     import hashlib
 

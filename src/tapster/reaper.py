@@ -47,7 +47,7 @@ LONGEST_WATCH = 5.0
 
 
 class Report(NamedTuple):
-    """What the reaper has to look at."""
+    """The devices and processes that the reaper has to look at."""
 
     settle: bool
     """Whether a process may have ended."""
@@ -119,10 +119,7 @@ def _done(ledger: str, locks: LockFile) -> bool:
 
 
 def _may_pass(error: LedgerError, ledger: str) -> bool:
-    """Return whether the ledger can be used later: its file system is full, say.
-
-    Only then can be released what has ended in the meantime.
-    """
+    """Return whether the ledger may be usable later: its file system is full, say."""
     return type(error) is LedgerError and os.path.exists(ledger)
 
 

@@ -133,13 +133,13 @@ def test_one_ledger_by_two_paths_has_one_lock_file(
     settled = []
     create = host.operations.context.namespace.create_tap
 
-    def settle_meanwhile(*arguments: Any, **options: Any) -> tuple[int, ...]:
+    def settle_during_the_creation(*arguments: Any, **options: Any) -> tuple[int, ...]:
         fds = create(*arguments, **options)
         with Host(link, reaper=library.no_reaper) as other:
             settled.extend([*other.settle(), *other.recover()])
         return fds
 
-    host.operations.context.namespace.create_tap = settle_meanwhile  # type: ignore[method-assign]
+    host.operations.context.namespace.create_tap = settle_during_the_creation  # type: ignore[method-assign]
     host.acquire(Tap(bridge="br0")).close()
     assert settled == []
     assert iproute.ports() == {"vnet0"}

@@ -85,7 +85,7 @@ def test_rm_killed_anywhere_I5(crashes: OvsCrashes) -> None:
 
 
 def test_set_killed_anywhere_I5(crashes: OvsCrashes) -> None:
-    """Between two switches: it is wholly on one of them, whichever."""
+    """Between two switches: it is wholly on one of them."""
     name = crashes.acquire(FULL).name
     change = ["set", "--ovs", "ovs1", "--vlan", "8", "--outbound", "2000", name]
     for where in crashes.killed(*change):

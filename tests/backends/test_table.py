@@ -647,7 +647,7 @@ def changes(transactions: Sequence[str]) -> list[str]:
     return [commands for commands in transactions if commands]
 
 
-def test_whoever_asks_about_a_plain_tap_does_not_wait_for_the_filters_of_others(
+def test_a_look_at_a_plain_tap_does_not_wait_for_the_filters_of_others(
     lab: GuestBridge, many: list[Lease], counted: Counted
 ) -> None:
     plain = taken(lab.host, Tap(bridge="br0"))

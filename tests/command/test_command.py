@@ -377,7 +377,7 @@ def test_a_shells_own_braces_are_left_to_it(tapster: Run) -> None:
     assert done.stdout == "mine vnet0 {name}\n"
 
 
-def test_the_reaper_holds_nothing_of_whoever_started_it(
+def test_the_reaper_holds_nothing_of_the_process_that_started_it(
     tapster: Run, environment: dict[str, str], tmp_path: Path
 ) -> None:
     tapster("add", "--name", "web", "--fin-wait", "30")

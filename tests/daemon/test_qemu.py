@@ -56,13 +56,13 @@ def daemon(lab: VmNetwork) -> Iterator[Daemon]:
 
 def qemu(daemon: Daemon, bridge: str, uid: int = ALICE) -> subprocess.Popen[str]:
     """A VM without a disk, which asks for an address as soon as it starts."""
-    machine = ["-no-user-config", "-nodefaults", "-display", "none", "-m", "32"]
+    vm = ["-no-user-config", "-nodefaults", "-display", "none", "-m", "32"]
     helper = daemon.programs / "qemu-bridge-helper"
     nic = f"bridge,br={bridge},helper={helper},model=rtl8139,mac={MAC}"
     return subprocess.Popen(
         [
             *as_user(uid),
-            *("qemu-system-x86_64", "-machine", "pc", "-accel", "tcg", *machine),
+            *("qemu-system-x86_64", "-machine", "pc", "-accel", "tcg", *vm),
             *("-nic", nic),
         ],
         env={**os.environ, "TAPSTER_SOCKET": str(daemon.socket)},
@@ -71,10 +71,10 @@ def qemu(daemon: Daemon, bridge: str, uid: int = ALICE) -> subprocess.Popen[str]
     )
 
 
-def complaint(machine: subprocess.Popen[str]) -> str:
+def complaint(vm: subprocess.Popen[str]) -> str:
     """Why QEMU could not start."""
-    _, said = machine.communicate(timeout=TIMEOUT)
-    assert machine.returncode == 1, said
+    _, said = vm.communicate(timeout=TIMEOUT)
+    assert vm.returncode == 1, said
     return said
 
 
@@ -121,7 +121,7 @@ def test_a_users_vm_gets_an_address_and_its_end_ends_the_lease(
     lab: VmNetwork, daemon: Daemon
 ) -> None:
     shell.sh("ip link add br1 type bridge")
-    machine = qemu(daemon, "br0")
+    vm = qemu(daemon, "br0")
     assert lab.wire.wait_for_ack(MAC, TIMEOUT)
     assert_hers(lab, daemon)
 
@@ -132,8 +132,8 @@ def test_a_users_vm_gets_an_address_and_its_end_ends_the_lease(
     assert "no rule" in complaint(qemu(daemon, "br0", BOB))
 
     events = daemon.events()
-    machine.send_signal(signal.SIGKILL)
-    machine.communicate()
+    vm.send_signal(signal.SIGKILL)
+    vm.communicate()
     said = next(events)
     assert (said.event, said.name) == ("released", "vnet0")
     assert lab.bridge_of("vnet0") is None

@@ -498,7 +498,7 @@ def test_users_hear_of_their_own_leases_alone(daemon: Daemon, alice: Client) -> 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_restart_changes_nothing_for_machines_and_loses_no_watch(
+def test_a_restart_changes_nothing_for_vms_and_loses_no_watch(
     daemon: Daemon, number: signal.Signals
 ) -> None:
     with daemon.connect(ALICE) as alice:

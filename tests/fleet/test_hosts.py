@@ -167,7 +167,7 @@ def test_a_vm_starts_again_where_it_ran_before_its_release_was_pushed(
 
 
 @pytest.mark.parametrize("first", ["take", "release"])
-def test_a_hand_over_ends_the_same_in_whichever_order_it_is_pushed(
+def test_a_hand_over_ends_the_same_in_every_order_of_the_pushes(
     pair: Pair, first: str
 ) -> None:
     source = pair.a.add(MAC, X)

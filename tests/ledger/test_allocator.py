@@ -281,7 +281,7 @@ def test_a_plain_name_that_is_leased_is_refused_with_its_owner(ns: Namespace) ->
         ns.lease("mytap")
 
 
-def test_I2_a_plain_name_in_fin_wait_is_refused(ns: Namespace) -> None:
+def test_a_plain_name_in_fin_wait_is_refused_I2(ns: Namespace) -> None:
     ns.wait(ns.lease("mytap"))
     with pytest.raises(NameTaken, match="'mytap' waits 5 s"):
         ns.lease("mytap")
@@ -297,13 +297,13 @@ def test_a_plain_name_that_a_foreign_device_has_is_refused(ns: Namespace) -> Non
 
 
 @pytest.mark.parametrize("naming", [Naming.LOWEST, Naming.NEXT])
-def test_I1_two_leases_never_share_a_name(ns: Namespace, naming: Naming) -> None:
+def test_two_leases_never_share_a_name_I1(ns: Namespace, naming: Naming) -> None:
     given = [ns.lease(TEN, naming) for _ in range(10)]
     assert len(set(given)) == 10
 
 
 @pytest.mark.parametrize("naming", [Naming.LOWEST, Naming.NEXT])
-def test_I2_a_name_in_fin_wait_is_not_given_out(ns: Namespace, naming: Naming) -> None:
+def test_a_name_in_fin_wait_is_not_given_out_I2(ns: Namespace, naming: Naming) -> None:
     waiting = ns.leases(9, TEN)
     for name in waiting:
         ns.wait(name)
@@ -456,7 +456,7 @@ def test_a_template_full_of_foreign_names_is_exhausted(ns: Namespace) -> None:
     assert len(ns.asked) == 10
 
 
-def test_S5_a_foreign_name_is_never_given_out(ns: Namespace) -> None:
+def test_a_foreign_name_is_never_given_out_I4(ns: Namespace) -> None:
     ten = names.parse(TEN)
     ns.foreign = {ten.name(number): number + 2 for number in range(0, 10, 2)}
     given = ns.leases(5, TEN)

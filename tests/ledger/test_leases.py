@@ -268,7 +268,7 @@ def test_stable_survives_reopening(path: Path) -> None:
     assert start(*reversed(keys)) == given[::-1]
 
 
-def test_I1_an_interface_index_is_never_in_use_twice(ledger: Ledger) -> None:
+def test_an_interface_index_is_never_in_use_twice_I1(ledger: Ledger) -> None:
     leases = hold(ledger, *[Tap()] * 3)
     replanted = ledger.hold_name(leases[0].id)
     reindexed = ledger.reindex(leases[1].id)
@@ -278,7 +278,7 @@ def test_I1_an_interface_index_is_never_in_use_twice(ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize("column", ["name", "ifindex", "id"])
-def test_I1_the_file_itself_refuses_what_two_leases_may_not_share(
+def test_the_file_itself_refuses_what_two_leases_may_not_share_I1(
     ledger: Ledger, column: str
 ) -> None:
     hold(ledger, Tap(), Tap())
@@ -312,7 +312,7 @@ def test_two_ledgers_begin_at_different_interface_indexes(tmp_path: Path) -> Non
     assert len(given) == 3
 
 
-def test_a_replanted_lease_keeps_its_name_and_says_so(ledger: Ledger) -> None:
+def test_a_lease_with_a_placeholder_keeps_its_name_and_says_so(ledger: Ledger) -> None:
     (lease,) = hold(ledger, Tap())
     replanted = ledger.hold_name(lease.id)
     assert replanted == lease._replace(ifindex=replanted.ifindex, placeholder=True)
@@ -331,7 +331,7 @@ def test_macs_that_are_made_up_are_never_in_use_twice(path: Path) -> None:
 
 
 @pytest.mark.parametrize("naming", [Naming.LOWEST, Naming.NEXT])
-def test_I2_a_name_comes_back_only_after_fin_wait(
+def test_a_name_comes_back_only_after_fin_wait_I2(
     ledger: Ledger, naming: Naming
 ) -> None:
     spec = Tap(name=TEN, naming=naming)

@@ -387,7 +387,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert self.ledger.leases() == list(self.leases.values())
 
     @invariant()
-    def I1_no_two_leases_share_a_name_or_an_ifindex(self) -> None:
+    def no_two_leases_share_a_name_or_an_ifindex(self) -> None:
         leases = self.ledger.leases()
         assert len({(one.netns, one.name) for one in leases}) == len(leases)
         assert len({(one.netns, one.ifindex) for one in leases}) == len(leases)

@@ -115,7 +115,7 @@ def hold_one(path: Path) -> tuple[str, int]:
 
 
 @pytest.mark.parametrize("close", [False, True])
-def test_I1_two_ledgers_in_one_process_do_not_unlock_each_other(
+def test_two_ledgers_in_one_process_do_not_unlock_each_other_I1(
     others: ProcessPoolExecutor, path: Path, close: bool
 ) -> None:
     # SQLite's locks belong to the process, and it loses all that it has on a

@@ -117,13 +117,15 @@ def test_an_active_lease_ends_with_its_process(seen: DeviceState) -> None:
     assert decide(State.ACTIVE, seen, facts) is Action.RELEASE
 
 
-@pytest.mark.parametrize("seen", [DeviceState.CONNECTED, DeviceState.AT_REST])
+@pytest.mark.parametrize("seen", [DeviceState.NOT_AT_REST, DeviceState.AT_REST])
 def test_an_active_lease_whose_device_is_there_is_left_alone(seen: DeviceState) -> None:
     assert decide(State.ACTIVE, seen, Conditions()) is Action.LEAVE
 
 
 def test_a_released_device_is_brought_to_rest_and_then_left_alone() -> None:
-    assert decide(State.FIN_WAIT, DeviceState.CONNECTED, Conditions()) is Action.FINISH
+    assert (
+        decide(State.FIN_WAIT, DeviceState.NOT_AT_REST, Conditions()) is Action.FINISH
+    )
     assert decide(State.FIN_WAIT, DeviceState.AT_REST, Conditions()) is Action.LEAVE
 
 
@@ -159,7 +161,7 @@ FOREIGN = [
 @pytest.mark.parametrize("link", FOREIGN)
 @pytest.mark.parametrize("up", [False, True])
 @pytest.mark.parametrize("master", [0, 7])
-def test_I4_a_foreign_device_counts_as_absent(
+def test_a_foreign_device_counts_as_absent_I4(
     link: Link, up: bool, master: int
 ) -> None:
     link = link._replace(up=up, master=master)
@@ -174,9 +176,9 @@ def test_no_device_counts_as_absent() -> None:
 @pytest.mark.parametrize(
     ("up", "master", "seen"),
     [
-        (True, 7, DeviceState.CONNECTED),
-        (True, 0, DeviceState.CONNECTED),
-        (False, 7, DeviceState.CONNECTED),
+        (True, 7, DeviceState.NOT_AT_REST),
+        (True, 0, DeviceState.NOT_AT_REST),
+        (False, 7, DeviceState.NOT_AT_REST),
         (False, 0, DeviceState.AT_REST),
     ],
 )
@@ -189,4 +191,4 @@ def test_a_device_is_at_rest_when_it_is_down_and_on_no_bridge(
 @pytest.mark.parametrize("alias", ["", "a note by somebody"])
 def test_a_device_without_a_stamp_is_not_at_rest(alias: str) -> None:
     link = LINK._replace(alias=alias, up=False, master=0)
-    assert look(LEDGER, LEASE, link) is DeviceState.CONNECTED
+    assert look(LEDGER, LEASE, link) is DeviceState.NOT_AT_REST

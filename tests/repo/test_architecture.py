@@ -849,7 +849,7 @@ def loaded_by(*modules: str) -> set[str]:
     return set(shown.stdout.split())
 
 
-def test_a_verb_in_a_machines_start_path_loads_nothing_slow() -> None:
+def test_a_verb_in_the_start_path_of_vms_loads_nothing_slow() -> None:
     loaded = loaded_by("tapster.cli", "tapster.cli.add", "tapster.host")
     assert "tapster.host" in loaded
     assert sorted(loaded & SLOW) == []

@@ -166,7 +166,7 @@ def differs(
     namespace: Namespace,
     links: Mapping[int, Link],
 ) -> str | None:
-    """Say how a leased device is not connected as its wiring asks.
+    """Say how a leased device differs from what its wiring asks.
 
     `links` are the devices that have been read already, by ifindex.
     """

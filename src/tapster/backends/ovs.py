@@ -58,7 +58,8 @@ PATIENT_SECONDS = 4.5
 """How long ovs-vswitchd may take, together with ovsdb-server about as long as libvirt
 gives ovs-vsctl."""
 HURRIED_SECONDS = 0.2
-"""How long it may take once it took too long. In tapsterd, other users wait for it."""
+"""How long ovs-vswitchd may take after it has once taken too long: other users of
+tapsterd wait for it."""
 
 
 class Ovs:

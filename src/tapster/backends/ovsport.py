@@ -54,7 +54,7 @@ class Port(NamedTuple):
     transient: str | None = None
     """If "true", `ovs-ctl delete-transient-ports` deletes it, as hosts do at boot."""
     external_ids: dict[str, str] = {}  # noqa: RUF012 - never changed
-    """Those of the Interface that are ours."""
+    """The keys of the Interface that are Tapster's."""
     inbound: dict[str, str] = {}  # noqa: RUF012 - never changed
     """`other_config` of the Queue for all frames; {} for no Queue."""
     outbound: tuple[int, int] = (0, 0)

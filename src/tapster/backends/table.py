@@ -24,7 +24,8 @@ from tapster.light import Any, NamedTuple
 from tapster.model import Lease, State, Wiring, parse_stamp, stamp
 
 CHAINS = "chains bridge"
-"""The list that nft makes at once. For "tables bridge" it reads every rule."""
+"""What nft is asked to list: this list is quick. For "tables bridge" nft reads every
+rule."""
 
 
 class Limit(NamedTuple):

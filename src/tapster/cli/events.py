@@ -2,8 +2,9 @@
 """Show what happened to devices, and which requests were refused, the latest last.
 
 The daemon records what other programs do to devices, and which requests its policy
-refuses; it and `tapster recover` record what was put back. `tapster watch` shows events
-as they happen, and `tapster who` the leases. TIME is as for `tapster who`.
+refuses. The daemon and `tapster recover` record which devices they put back. `tapster
+watch` shows events as they happen, and `tapster who` the leases. TIME is as for
+`tapster who`.
 """
 
 from datetime import datetime

@@ -2,7 +2,7 @@
 """Wait until bridges forward the frames of devices: `run --wait-forwarding`.
 
 A port of a bridge that takes part in the spanning tree first listens and learns. The
-kernel begins with that when a process opens the tap.
+kernel begins to listen when a process opens the tap.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ PAUSE = 0.05
 
 
 def check(specs: Sequence[Spec], command: Sequence[str], texts: Sequence[str]) -> None:
-    """Check that each device will forward at all before the command starts.
+    """Before the command starts, check that each device can forward at all.
 
     Raises RequestError.
     """

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """List the leases.
 
-A lease whose device is not as requested has the state "differs"; so has a
-lease if nothing tells whether its process lives. `tapster show` says which.
-The table fits the terminal: it leaves columns out that do not fit.
+A lease whose device is not as requested has the state "differs". A lease also has it if
+nothing tells whether its process lives. `tapster show` says which. The table fits the
+terminal: it leaves columns out that do not fit.
 """
 
 import time

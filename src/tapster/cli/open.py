@@ -2,14 +2,13 @@
 """Run a command with further descriptors of a device that a lease has.
 
 In COMMAND, {fd} {fds} {fdlist} {name} {mac} {ifindex} stand for the device's
-properties, and its environment has TAPSTER_FD, TAPSTER_NAME and so on, as with
-tapster run. COMMAND takes the place of tapster: it keeps the process id, and
-the lease goes on when it ends. It serves to plug a device into a VM that runs,
-and to replace a VMM.
+properties, and its environment has TAPSTER_FD, TAPSTER_NAME and so on, as with tapster
+run. COMMAND takes the place of tapster: it keeps the process id, and the lease goes on
+when it ends. Use the verb to plug a device into a VM that runs, and to replace a VMM.
 
-A tap of one queue can be open once: the program that has it open has to close
-it first. A device of several queues gets as many more. The kernel spreads what
-goes to the guest over all queues that are open: something must read each.
+A tap of one queue can be open once: the program that has it open has to close it first.
+A device of several queues gets as many more. The kernel spreads the frames for the
+guest over all queues that are open: a program must read each.
 
 Exit codes: COMMAND's, 127 if it was not found, 126 if it could not be started,
 125 if tapster failed before it.

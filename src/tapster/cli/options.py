@@ -30,7 +30,7 @@ SUPPRESS = "==SUPPRESS=="
 YES_OR_NO = "yes_or_no"
 """The action of a pair of options: --filter and --no-filter."""
 GATHER = "gather"
-"""The action that adds a tuple to the one before; an empty one drops that."""
+"""The action that adds a tuple to the earlier values; an empty tuple drops them."""
 
 _FLAGS = {"store_true": True, "store_false": False}
 """Actions of options without a value, and what they store."""

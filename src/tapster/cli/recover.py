@@ -36,7 +36,7 @@ def run(options: Namespace, host: "Manager") -> int:
 
 
 def _report_the_rest(host: "Manager") -> None:
-    """Print what differs from the requests and is not for recover to restore."""
+    """Print the differences from the requests that recover does not restore."""
     leases = host.leases(all=False)
     differing = host.differing(leases)
     for lease in leases:

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from tapster.api import Manager
     from tapster.cli.parser import Parser
 
-TIMES = ("created", "released")
-
 
 def declare(parser: "Parser") -> None:
     selection.declare(parser)

@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from grp import getgrgid, getgrnam
+from grp import getgrnam
 from pwd import getpwnam, getpwuid
 
 from tapster import names
@@ -472,14 +472,3 @@ def caller_named(name: str) -> Caller:
         raise RequestError(f"there is no user {name!r} on this host") from None
     gids = os.getgrouplist(entry.pw_name, entry.pw_gid)
     return Caller(entry.pw_uid, tuple(gids), user=entry.pw_name)
-
-
-def group_names(gids: Sequence[int]) -> list[str]:
-    """Return the names of groups, or their numbers."""
-    found = []
-    for gid in gids:
-        try:
-            found.append(getgrgid(gid).gr_name)
-        except KeyError:
-            found.append(str(gid))
-    return found

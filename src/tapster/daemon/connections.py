@@ -37,7 +37,6 @@ CLOSING_FDS = 64
 """Descriptors of a user that may wait to be closed."""
 
 OnRequest = Callable[[Connection, bytes], None]
-OnDrop = Callable[[Connection], None]
 
 
 class Connections:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Answer callers when the daemon cannot start: systemd's socket accepts them anyway.
 
-Without an answer, a caller would wait until an administrator has mended the reason.
+Without an answer, a caller would wait until an administrator has removed the cause.
 """
 
 import socket

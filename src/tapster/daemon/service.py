@@ -144,7 +144,9 @@ class Service:
         asked: interface.Acquire = call.parameters
         bound_to_caller = asked.bind is Binding.CALLER
         if bound_to_caller and not call.caller.pid:
-            raise RequestError("your process cannot be seen from here: bind to nothing")
+            raise RequestError(
+                "the daemon cannot see your process: bind the leases to nothing"
+            )
         self._check_size(asked)
         operations = self._operations
         if asked.netns is not None:
@@ -542,7 +544,7 @@ class Service:
         return Answer(interface.Reaped(reaped))
 
     def _reap_some(self, caller: Caller, ids: Sequence[str]) -> Answer:
-        """End the FIN WAIT of leases that the caller may end, if it may choose one."""
+        """End the FIN WAIT of leases that the caller may end; needs `fin-wait`."""
         look = self._operations.look
         there = [id for id in ids if not look.has_ended(id)]
         leases = [self._own(caller, id) for id in there]

@@ -22,8 +22,8 @@ from tapster.ledger import Ledger
 from tapster.light import Any, NamedTuple
 
 REST = 86400.0
-"""Seconds before another VM gets a MAC: neighbours remember the MAC. A MAC whose VM
-ended by a clock that was far ahead does not rest until that time."""
+"""Seconds before another VM gets a MAC: neighbours remember the MAC. If the clock was
+far ahead when the VM ended, the MAC does not rest until that time."""
 
 
 UNASKED = "unasked: "

@@ -18,7 +18,7 @@ from tapster.model import Problem
 PERMISSION_DENIED = 7
 """gRPC's code. A host may read its own leases; an operator may read all."""
 STALE = 300.0
-"""Seconds after which something that was not pushed is worth a word."""
+"""Seconds after which a change that was not pushed is reported."""
 CERTIFICATE_DAYS = 30
 ROOM = 0.8
 """Of the store's quota, which is 2 GiB unless it was set."""
@@ -27,7 +27,7 @@ _ONE_OF_TWO = "no device is touched; end one of the VMs, or give it another MAC"
 
 
 def examine(member: Member, now: float) -> list[Problem]:
-    """Everything that is wrong."""
+    """Return everything that is wrong."""
     problems = [*_ledger(member, now)]
     try:
         problems += _gate(member)

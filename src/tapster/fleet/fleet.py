@@ -28,7 +28,7 @@ class HostStatus(NamedTuple):
 
     name: str
     ledger: str
-    """"" after it was evicted or has left."""
+    """Empty after the host was evicted or has left."""
     session: Session | None
     """None: silent. That is no proof that the host is dead."""
     fenced: str

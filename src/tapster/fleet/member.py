@@ -17,7 +17,7 @@ from tapster.ledger import Ledger
 from tapster.light import NamedTuple, TypeVar
 
 SESSION_SECONDS = 180
-"""How long a host counts as there after its last sync."""
+"""How long a host counts as present after its last sync."""
 LOW = 64
 """Free MACs below which a host takes another block."""
 BATCH = 1000

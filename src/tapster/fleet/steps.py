@@ -8,8 +8,9 @@ after its sender has given up, and stops a generator at any step.
 A request that got no answer can be applied at any later time. So a record remembers
 (`Sending`) that it is about to send one. When the lease is over, the last commit of
 such a record also changes the gate of the host, and the store takes a commit of the
-host only if the gate is what the host has read. From then on, no earlier request of
-the host can be applied. A request that this ends for no reason is made once more.
+host only if the gate is what the host has read. From then on, no earlier request of the
+host can be applied. The host repeats a request that the changed gate refused, if the
+request is still wanted.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence

@@ -113,7 +113,7 @@ def _mounts(pid: str) -> Iterator[str]:
 
 
 def holders(devices: Collection[int]) -> dict[int, int]:
-    """Return a process that has each of these devices open: its pid, by device number.
+    """Return, by device number, the pid of a process that has the device open.
 
     Processes that the caller may not look into are left out.
     """

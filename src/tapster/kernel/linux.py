@@ -660,8 +660,8 @@ class LinuxNamespace:
             self._add_neighbour(change.ifindex, change.neighbour)
 
     def _add_neighbour(self, ifindex: int, mac: str) -> None:
-        # An entry that the bridge has learnt gives way, and so does our own of before.
-        # A static one that somebody else made is left alone.
+        # The new entry replaces an entry that the bridge has learnt, or an earlier one
+        # of ours. A static entry of another program stays.
         action = f"adding a static bridge entry for {mac} behind device {ifindex}"
         try:
             added = rtnl.neighbour_message(ifindex, mac, replace=False)

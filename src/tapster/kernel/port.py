@@ -263,7 +263,7 @@ class Namespace(Protocol):
         """
 
     def macvtap_holders(self, ifindexes: Collection[int]) -> dict[int, int]:
-        """Return a process that has each of these macvtaps open: its pid, by ifindex.
+        """Return, by ifindex, the pid of a process that has the macvtap open.
 
         The kernel does not say whether a macvtap is open. A process that the caller may
         not look into is not found.

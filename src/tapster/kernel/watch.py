@@ -50,7 +50,7 @@ _PROGRAM = b"".join(
     )
 )
 """Classic BPF: lets pass what `LinkWatch` reports, so that the other links of a busy
-host wake up no one (bpf(4), net/core/filter.c)."""
+host do not wake the reader (bpf(4), net/core/filter.c)."""
 _CODE = array.array("B", _PROGRAM)
 _FILTER = struct.pack(
     "HxxxxxxP", len(_PROGRAM) // _INSTRUCTION.size, _CODE.buffer_info()[0]

@@ -27,13 +27,14 @@ Holders = Callable[[], Mapping[str, int]]
 """Returns the ifindex of every device, by its name. Altnames may be missing."""
 
 MANY = 8
-"""So many foreign names are asked for one by one; for more, all devices are listed."""
+"""Up to this many foreign names are looked up one by one; for more, all devices are
+listed."""
 TRIES = 10
-"""Every template can make so many names or more (`names.parse`)."""
+"""Every template can make at least this many names (`names.parse`)."""
 
 
 SHARES = 4
-"""A user's keys may take this part of a template's names."""
+"""The part of a template's names that the keys of one user may take."""
 
 
 class KeyShare(NamedTuple):
@@ -265,7 +266,7 @@ class Allocator:
         if keys >= share.keys:
             raise QuotaExceeded(
                 f"{keys} keys of stable names are remembered for user id "
-                f"{share.caller_uid}, and no more: use a key again",
+                f"{share.caller_uid}, which is the limit: use one of these keys",
                 limit=share.keys,
             )
         query += " AND template = ?"
@@ -275,7 +276,8 @@ class Allocator:
         if keys >= limit:
             raise QuotaExceeded(
                 f"{keys} of the {template.capacity} names of template {text!r} belong "
-                f"to keys of user id {share.caller_uid}, and no more: use a key again",
+                f"to keys of user id {share.caller_uid}, which is the limit: "
+                "use one of these keys",
                 limit=limit,
             )
 

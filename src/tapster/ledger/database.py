@@ -22,7 +22,8 @@ from tapster.ledger.failure import damaged, failure
 
 APPLICATION_ID = 0x54415053
 SCHEMA_VERSION = 2
-"""Of the next release. Until then, its changes join the last migration."""
+"""The schema of the next release. Until that release, changes join the last
+migration."""
 BUSY_SECONDS = 30.0
 """How long a transaction waits for the transactions of other processes."""
 LOG_TRIES = 100

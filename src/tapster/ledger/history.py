@@ -13,7 +13,7 @@ HISTORY_ROWS = 100_000
 """How many ended leases the ledger remembers, unless a setting says otherwise."""
 DAY = 86400.0
 USERS = 10
-"""The part of the entries that one user of the daemon may have is one of so many."""
+"""One user of the daemon may have one in this many of the entries."""
 PRUNE_EVERY = 64
 """Entries after which the limits are enforced: counting takes a while."""
 _PRUNE_USER = """
@@ -143,9 +143,9 @@ def _prune(
 ) -> None:
     """Forget the oldest rows beyond a user's share, and beyond the limit.
 
-    Rows are counted, and not told by their numbers: each row that a user adds raises
-    the numbers, and would make the rows of others seem old. So no user can make the
-    rows of others go.
+    Rows are counted; their row numbers do not decide. Each row that a user adds raises
+    the numbers, which would make the rows of other users seem old. So no user can push
+    out the rows of another.
     """
     limit = settings.history_rows(db, HISTORY_ROWS)
     every = max(1, min(PRUNE_EVERY, limit // 100))

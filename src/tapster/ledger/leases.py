@@ -41,7 +41,7 @@ class Reservation(NamedTuple):
     asked: str | None = None
     """The request as the daemon's policy judges it, to judge later changes by."""
     mac_is_any: bool = False
-    """`mac` will do, and so would any other: a key that had a MAC keeps that one."""
+    """The request accepts any MAC: if its key had a MAC before, it gets that one."""
     max_keys: int | None = None
     """How many keys of stable names to remember for `caller_uid`."""
 

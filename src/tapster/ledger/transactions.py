@@ -128,7 +128,7 @@ class Ledger:
             return namespaces.with_leases(db)
 
     def suspects(self, boot: str, has_ended: Callable[[Process], bool]) -> list[Lease]:
-        """Return the leases that may need mending.
+        """Return the leases that may need a repair.
 
         These are bound to a process that has ended, claimed by a manager, not yet
         active, or made in another boot than `boot`.

@@ -138,7 +138,7 @@ class Acquire:
         return self.reserve(plans)
 
     def _reclaim(self, error: NameTaken, plans: Sequence[Plan]) -> bool:
-        """End the wait that keeps a name, if it may be reclaimed. Say whether it ended.
+        """End the FIN WAIT that holds a name, if the request may. Say whether it ended.
 
         The waiting device is deleted by its identity; the new one has another index.
         """
@@ -183,7 +183,8 @@ class Acquire:
                 changed_links=namespace.changed_links,
             )
         except BaseException:
-            # What the changes led to was rolled back with the rest.
+            # The transaction was rolled back. So the next one must read these changes
+            # again.
             namespace.forget_changes()
             raise
 

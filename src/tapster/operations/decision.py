@@ -16,10 +16,9 @@ from tapster.model import Kind, Lease, Link, State, parse_stamp
 class DeviceState(StrEnum):
     """How a lease's device looks."""
 
-    CONNECTED = "wired"
-    """The device exists and is not at rest: it is up, or on a bridge, or has no
-    stamp."""
-    AT_REST = "quiet"
+    NOT_AT_REST = "not at rest"
+    """The device exists, and is up, or on a bridge, or has no stamp."""
+    AT_REST = "at rest"
     """The device exists, and is down, off any bridge, and stamped."""
     ABSENT = "absent"
     """The device does not exist. If another device has its ifindex, that device is
@@ -74,13 +73,13 @@ class Conditions(NamedTuple):
 
 
 TABLE: dict[tuple[State, DeviceState], Action] = {
-    (State.RESERVED, DeviceState.CONNECTED): Action.UNDO,
+    (State.RESERVED, DeviceState.NOT_AT_REST): Action.UNDO,
     (State.RESERVED, DeviceState.AT_REST): Action.UNDO,
     (State.RESERVED, DeviceState.ABSENT): Action.UNDO,
-    (State.ACTIVE, DeviceState.CONNECTED): Action.LEAVE,
+    (State.ACTIVE, DeviceState.NOT_AT_REST): Action.LEAVE,
     (State.ACTIVE, DeviceState.AT_REST): Action.LEAVE,
     (State.ACTIVE, DeviceState.ABSENT): Action.HOLD_NAME,
-    (State.FIN_WAIT, DeviceState.CONNECTED): Action.FINISH,
+    (State.FIN_WAIT, DeviceState.NOT_AT_REST): Action.FINISH,
     (State.FIN_WAIT, DeviceState.AT_REST): Action.LEAVE,
     (State.FIN_WAIT, DeviceState.ABSENT): Action.HOLD_NAME,
 }
@@ -123,7 +122,7 @@ def look(ledger: str, lease: Lease, link: Link | None) -> DeviceState:
     if link is None or not is_ours(ledger, lease, link):
         return DeviceState.ABSENT
     at_rest = not link.up and not link.master and parse_stamp(link.alias)
-    return DeviceState.AT_REST if at_rest else DeviceState.CONNECTED
+    return DeviceState.AT_REST if at_rest else DeviceState.NOT_AT_REST
 
 
 UNREPAIRED = ("process", "device")

@@ -100,8 +100,8 @@ class Devices:
     ) -> None:
         """Change a device, attach its backends, then join the device to its bridge.
 
-        What guards a port has to be there before the port is. The backends in `sound`
-        have what they should have.
+        A port must be protected before it exists. The backends in `sound` have what
+        they should have.
         """
         needed = [
             backend

@@ -24,7 +24,8 @@ from tapster.operations.devices import RENAMED, TAP, Devices, Differences
 from tapster.operations.failures import Failures
 
 CLOCK_SLACK = 1.0
-"""Seconds by which a moment may be in the future: clocks are read in turn."""
+"""Seconds by which a time may seem to be in the future: it was read from a clock before
+the clock was read here."""
 
 
 class Look:

@@ -38,9 +38,9 @@ class Reap:
     ) -> int:
         """End the leases whose FIN WAIT is over, or all that wait if `now`.
 
-        Return how many ended. At most `limit` are tried. `on_reaped` is called
-        with those that ended, a batch at a time. A lease that cannot be ended keeps
-        waiting; why is raised after the rest is done.
+        Return how many ended. At most `limit` are tried. `on_reaped` is called with
+        those that ended, a batch at a time. A lease that cannot be ended keeps waiting;
+        its error is raised after the rest is done.
         """
         context = self.context
         boottime = inf if now else context.system.boottime()

@@ -49,8 +49,8 @@ class Recover:
         self.devices = devices
         self.rewire = rewire
         self._holders: Mapping[str, int] = {}
-        """A process that has each open macvtap whose own process has ended: its pid, by
-        lease."""
+        """By lease: the pid of a process that has the lease's macvtap open, although
+        the process that the lease is bound to has ended."""
         self._elsewhere: frozenset[str] = frozenset()
         """The active leases whose devices may be in other namespaces than they were."""
 
@@ -61,7 +61,7 @@ class Recover:
 
         Leases that a living manager works on are left alone. May be repeated.
         `on_repaired` is called with what was done. A lease that cannot be repaired
-        hinders no other; why is raised after the rest is done.
+        hinders no other; its error is raised after the rest is done.
         """
         context = self.context
         with context.gate:
@@ -95,9 +95,9 @@ class Recover:
         backends: bool = True,
         on_repaired: OnRepaired | None = None,
     ) -> list[Repair]:
-        """Repair these leases alone; how they are connected only if `wiring`.
+        """Repair these leases alone; with `wiring`, also how they are connected.
 
-        Without `backends` only the devices are looked at, which is quick.
+        Without `backends`, look at the devices alone, which is quick.
         """
         context = self.context
         with context.gate:
@@ -231,8 +231,8 @@ class Recover:
     def _record(self, repairs: Iterable[Repair], *, reported: bool) -> None:
         """Record the repairs of devices in the history.
 
-        Who has repairs `reported` records the replaced devices as well. A full disk
-        loses the record, not the repair.
+        A caller that has repairs `reported` also records the replaced devices. A full
+        disk loses the record, not the repair.
         """
         for lease, action in repairs:
             if action is Action.REWIRE:

@@ -64,7 +64,7 @@ _READ = 1 << 16
 
 ANSWER_SECONDS = 120.0
 """How long a call waits for its answer, unless the caller says otherwise. A daemon that
-works on a switch that hangs may need some seconds, a stopped daemon answers never."""
+waits for a switch that hangs may need some seconds. A stopped daemon never answers."""
 DIFFERING_LEASES = 100
 """How many leases `differing` looks at."""
 
@@ -98,14 +98,13 @@ def connect(
 class Client(Manager):
     """The devices that the daemon manages for the caller.
 
-    Threads may share it; it lets one in at a time. A forked child connects by itself.
-    A signal handler that comes in the middle of a call cannot use the same client. If
-    an exception ends a call, as Ctrl-C does, the connection is closed: the daemon takes
-    back what the call would have given, and the next call connects again. The same
-    happens if the daemon does not answer in time. Close it, or
-    use it as a context manager; that ends no lease. Methods also raise DaemonError,
-    NotAllowed, QuotaExceeded and Overloaded. The caller sees its own leases only,
-    unless the policy allows more.
+    Threads may share it; it lets one in at a time. A forked child connects by itself. A
+    signal handler that interrupts a call cannot use the same client. If an exception
+    ends a call, as Ctrl-C does, the connection is closed: the daemon takes back what
+    the call would have given, and the next call connects again. The same happens if the
+    daemon does not answer in time. Close it, or use it as a context manager; that ends
+    no lease. Methods also raise DaemonError, NotAllowed, QuotaExceeded and Overloaded.
+    The caller sees its own leases only, unless the policy allows more.
     """
 
     def __init__(
