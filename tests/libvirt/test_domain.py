@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What adopting a domain changes in its XML, and that releasing restores it."""
 
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -214,6 +215,35 @@ def test_a_clone_gets_devices_of_its_own_and_keeps_its_mac() -> None:
     assert "52:54:00:00:00:09" in macs
     assert "52:54:00:00:00:01" not in macs
     assert domain.adopt(adopted.xml, resolve).xml == adopted.xml
+
+
+NAMED = re.compile(rb"<target dev=.tv[^/]*/>")
+
+
+def as_virt_clone_leaves_it(xml: bytes) -> bytes:
+    """Return a domain with another UUID, whose devices have lost their names."""
+    uuid = domain.uuid_of(xml).encode()
+    clone = xml.replace(uuid, b"0badcafe-0000-4000-8000-000000000001", 1)
+    assert NAMED.search(clone)
+    return NAMED.sub(b"<target managed='no'/>", clone)
+
+
+@pytest.mark.parametrize("name", ["everything", "many"])
+def test_a_clone_whose_devices_have_lost_their_names_gets_its_own(name: str) -> None:
+    xml = adopt(name).xml
+    clone = as_virt_clone_leaves_it(xml)
+    with pytest.raises(RequestError, match="if this domain is a clone"):
+        domain.requests_of(clone)
+    adopted = domain.adopt(clone, resolve).nics
+    assert {nic.dev[:11] for nic in adopted} == {"tv0badcafe-"}
+    assert [nic.wishes for nic in adopted] == [nic.wishes for nic in adopt(name).nics]
+
+
+def test_an_interface_that_the_metadata_does_not_know_gets_no_name() -> None:
+    clone = as_virt_clone_leaves_it(adopt("everything").xml)
+    metadata, end, devices = clone.partition(b"</metadata>")
+    moved = metadata + end + devices.replace(b"slot='0x03'", b"slot='0x09'")
+    assert domain.adopt(moved, resolve).xml == moved
 
 
 @pytest.mark.parametrize(

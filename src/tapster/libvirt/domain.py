@@ -124,7 +124,8 @@ def requests_of(xml: bytes) -> list[Nic]:
         if nic.dev not in opened:
             raise RequestError(
                 f"the metadata has device {nic.dev!r}, and no interface of the domain "
-                f"opens it: it needs <target dev={nic.dev!r} managed='no'/>"
+                f"opens it: it needs <target dev={nic.dev!r} managed='no'/>; if this "
+                "domain is a clone: tapster libvirt adopt"
             )
         interface = opened[nic.dev]
         wishes = _properties(interface, linked="link" in nic.wishes) | nic.wishes
@@ -175,7 +176,7 @@ def adopt(xml: bytes, resolve: Resolve) -> Conversion:
     `xml` is the inactive definition. Raises RequestError if it is no domain.
     """
     uuid = _text(xml, "uuid")
-    xml = _without_clones(xml, uuid)
+    xml = _without_clones(_with_devices(xml), uuid)
     elements = spans(xml)
     known = nics_of(xml)
     taken = {nic.dev for nic in known}
@@ -273,16 +274,50 @@ def _prefix(uuid: str) -> str:
     return f"tv{uuid.replace('-', '')[:8]}-"
 
 
+def _with_devices(xml: bytes) -> bytes:
+    """Name the devices of interfaces again that have lost the name of theirs.
+
+    virt-clone removes the name. The metadata has the interface as it was, and what the
+    guest sees of it tells which one it is: the address on the guest's bus.
+    """
+    elements = spans(xml)
+    adopted = {
+        _address(spans(nic.was.encode())): nic.dev for nic in nics_of(xml) if nic.was
+    }
+    adopted.pop(frozenset(), None)  # without an address any may be meant
+    changes = []
+    for span in elements:
+        if span.path != INTERFACE:
+            continue
+        interface = _interface(elements, span)
+        target = interface.parts.get("target")
+        dev = adopted.get(_address(interface.inside))
+        if dev and target and target.attributes == {"managed": "no"}:
+            changes.append((target.start, target.end, _target(dev)))
+    return replaced(xml, changes)
+
+
+def _address(inside: list[Span]) -> frozenset[tuple[str, str]]:
+    """The address that an interface has on the guest's bus."""
+    return frozenset(
+        item
+        for span in inside
+        if span.path[-1] == "address"
+        for item in span.attributes.items()
+    )
+
+
 def _without_clones(xml: bytes, uuid: str) -> bytes:
     """Put back the interfaces that were adopted under another UUID.
 
     A clone has the devices of its original in its XML. It keeps the MAC that it got.
     """
     shape = len(_prefix(uuid))
+    opened = {interface.dev for interface in interfaces(xml)}
 
     def cloned(dev: str) -> bool:
         other = dev[:2] == "tv" and dev[shape - 1 : shape] == "-"
-        return other and not dev.startswith(_prefix(uuid))
+        return other and not dev.startswith(_prefix(uuid)) and dev in opened
 
     if not any(nic.was and cloned(nic.dev) for nic in nics_of(xml)):
         return xml
@@ -472,23 +507,27 @@ REPLACED = (
 )
 
 
-def _adopted(xml: bytes, interface: Interface, dev: str) -> bytes:
-    """The interface element of an adopted device."""
+def _target(dev: str) -> bytes:
+    """The element by which libvirt opens a device and does not make it."""
     from xml.sax.saxutils import quoteattr  # slow to import: not in the hook
 
+    return f"<target dev={quoteattr(dev)} managed='no'/>".encode()
+
+
+def _adopted(xml: bytes, interface: Interface, dev: str) -> bytes:
+    """The interface element of an adopted device."""
     span = interface.span
     cuts = [
         with_line(xml, part.start, part.end)
         for name, part in interface.parts.items()
         if name in REPLACED
     ]
-    target = f"<target dev={quoteattr(dev)} managed='no'/>".encode()
     first = min((part.start for part in interface.parts.values()), default=span.inner)
     margin = indent(xml, first)
     head = b"<interface type='ethernet'>"
     body = replaced(xml[: span.end], [(a, b, b"") for a, b in cuts])
     inner = body[span.inner :] if span.inner < span.end else b"</interface>"
-    return head + b"\n" + margin + target + inner
+    return head + b"\n" + margin + _target(dev) + inner
 
 
 def _metadata(
