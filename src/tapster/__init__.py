@@ -11,62 +11,62 @@ with tapster.Host() as host:
 `tapster.connect()` does the same without privileges: the daemon does the work.
 """
 
-from tapster.errors import (
-    BadName,
-    BridgeFull,
-    ConflictError,
-    DaemonError,
-    HostError,
-    InternalError,
-    KernelError,
-    LeaseBusy,
-    LedgerDamaged,
-    LedgerError,
-    LedgerTooNew,
-    MacTaken,
-    MissingCapability,
-    NamesExhausted,
-    NameTaken,
-    NoSuchLease,
-    NoSuchLink,
-    NotAllowed,
-    Overloaded,
-    OwnerRequired,
-    QuotaExceeded,
-    RequestError,
-    ServiceUnavailable,
-    TapsterError,
-)
-from tapster.light import TYPE_CHECKING, Any
-from tapster.model import (
-    Changes,
-    EventQuery,
-    HistoryEntry,
-    HistoryEvent,
-    HistoryQuery,
-    Kind,
-    Lease,
-    Link,
-    Macvtap,
-    Mode,
-    Naming,
-    Netns,
-    Problem,
-    Process,
-    Rate,
-    Spec,
-    State,
-    Tap,
-    Wiring,
-)
-from tapster.open_device import OpenDevice
-from tapster.operations.decision import Action, Repair
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from tapster.api import Manager, Reference
     from tapster.backends.backend import Backend
+    from tapster.errors import (
+        BadName,
+        BridgeFull,
+        ConflictError,
+        DaemonError,
+        HostError,
+        InternalError,
+        KernelError,
+        LeaseBusy,
+        LedgerDamaged,
+        LedgerError,
+        LedgerTooNew,
+        MacTaken,
+        MissingCapability,
+        NamesExhausted,
+        NameTaken,
+        NoSuchLease,
+        NoSuchLink,
+        NotAllowed,
+        Overloaded,
+        OwnerRequired,
+        QuotaExceeded,
+        RequestError,
+        ServiceUnavailable,
+        TapsterError,
+    )
     from tapster.host import Host
     from tapster.kernel.port import System
+    from tapster.light import Any
+    from tapster.model import (
+        Changes,
+        EventQuery,
+        HistoryEntry,
+        HistoryEvent,
+        HistoryQuery,
+        Kind,
+        Lease,
+        Link,
+        Macvtap,
+        Mode,
+        Naming,
+        Netns,
+        Problem,
+        Process,
+        Rate,
+        Spec,
+        State,
+        Tap,
+        Wiring,
+    )
+    from tapster.open_device import OpenDevice
+    from tapster.operations.decision import Action, Repair
     from tapster.rpc.client import Client, connect
     from tapster.rpc.interface import Count, Event
 
@@ -130,26 +130,36 @@ __all__ = [
     "connect",
 ]
 
-_LATER = {
+_HOMES = {
+    "Action": "tapster.operations.decision",
     "Backend": "tapster.backends.backend",
     "Client": "tapster.rpc.client",
     "Count": "tapster.rpc.interface",
     "Event": "tapster.rpc.interface",
     "Host": "tapster.host",
     "Manager": "tapster.api",
+    "OpenDevice": "tapster.open_device",
     "Reference": "tapster.api",
+    "Repair": "tapster.operations.decision",
     "System": "tapster.kernel.port",
     "connect": "tapster.rpc.client",
 }
-"""The names that are imported at first use: a program that needs Host does not pay for
-Client."""
+"""The modules of public names that are neither values nor errors."""
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _LATER:
+def __getattr__(name: str) -> "Any":
+    """Import a public name when it is first used.
+
+    So a program that needs Host does not pay for Client, and the command for neither.
+    """
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = __import__(_LATER[name], fromlist=[name])
-    return getattr(module, name)
+    homes = [_HOMES[name]] if name in _HOMES else ["tapster.errors", "tapster.model"]
+    for home in homes:
+        module = __import__(home, fromlist=[name])
+        if hasattr(module, name):
+            globals()[name] = getattr(module, name)
+    return globals()[name]
 
 
 def __dir__() -> list[str]:

@@ -5,7 +5,8 @@ The command sits in the start path of VMs. To import `typing` takes longer than 
 Python, and a class of `typing.NamedTuple` takes as long to define as a module to load.
 `enum` takes a quarter of Python's start, and as much again for ten enumerations.
 Type checkers read the real definitions. When a program runs, the names of types mean
-nothing, and a NamedTuple is the class below: it compiles its constructor at first use.
+nothing, and a NamedTuple is the class below: it compiles its constructor when many
+tuples are made.
 """
 
 TYPE_CHECKING = False
@@ -27,11 +28,10 @@ if TYPE_CHECKING:
         get_origin,
     )
 else:
-    from operator import itemgetter
-
     try:
         from _collections import _tuplegetter
     except ImportError:  # as in Python's own collections
+        from operator import itemgetter
 
         def _tuplegetter(index, doc):
             return property(itemgetter(index), doc=doc)
@@ -85,6 +85,9 @@ else:
         """Return the type that is subscripted, as typing.get_origin does."""
         return getattr(kind, "__origin__", None)
 
+    FEW = 20
+    """So many tuples of a class are made without a compiled constructor."""
+
     class _NamedTupleType(type):
         """Makes the subclasses of NamedTuple: tuples whose fields have names."""
 
@@ -97,6 +100,7 @@ else:
                 field: body.pop(field) for field in fields if field in body
             }
             body["__slots__"] = ()
+            body["_made"] = 0
             for index, field in enumerate(fields):
                 body[field] = _tuplegetter(index, None)
             return super().__new__(mcs, name, bases, body)
@@ -131,9 +135,15 @@ else:
         __slots__ = ()
 
         def __new__(cls, *values, **named):
-            # The first one is made here, and the others by what is compiled for it.
-            cls.__new__ = staticmethod(_constructor(cls))
-            return cls(*values, **named)
+            # To compile a constructor takes as long as this takes for fifty tuples.
+            cls._made += 1
+            others = cls._fields[len(values) :]
+            given = {**cls._field_defaults, **named}
+            wrong = not named.keys() <= {*others} or not given.keys() >= {*others}
+            if wrong or len(values) > len(cls._fields) or cls._made > FEW:
+                cls.__new__ = staticmethod(_constructor(cls))
+                return cls(*values, **named)  # this one says what is wrong
+            return tuple.__new__(cls, (*values, *[given[name] for name in others]))
 
         @classmethod
         def _make(cls, values):

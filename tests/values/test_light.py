@@ -153,10 +153,13 @@ def result(use: Callable[[Class], object], kind: Class) -> str:
         return type(error).__name__.replace("ValueError", "TypeError")
 
 
+@pytest.mark.parametrize("few", [0, 1000], ids=["compiled", "not compiled"])
 @pytest.mark.parametrize("use", USES)
 def test_a_light_tuple_does_what_a_named_tuple_does(
-    use: Callable[[Class], object],
+    use: Callable[[Class], object], few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(light, "FEW", few)
+    monkeypatch.setattr(Light, "__new__", light.NamedTuple.__new__)
     assert result(use, Light) == result(use, Heavy)
 
 

@@ -25,7 +25,7 @@ from errno import (
 from functools import cached_property
 
 from tapster.errors import HostError, KernelError, MissingCapability, NoSuchLink
-from tapster.kernel import boot, netns, process, rtnl, tun, vhost
+from tapster.kernel import boot, netns, process, rtnl, tun
 from tapster.kernel.descriptors import closing_on_error
 from tapster.kernel.failure import failure, has, in_user_namespace
 from tapster.kernel.port import (
@@ -39,12 +39,12 @@ from tapster.kernel.port import (
     Vlans,
     Watch,
 )
-from tapster.kernel.watch import LinkWatch
 from tapster.light import TYPE_CHECKING, Any
 from tapster.model import Life, Link, Netns, Process
 
 if TYPE_CHECKING:
     from tapster.kernel.nft import Nft
+    from tapster.kernel.watch import LinkWatch
 
 GUARD = "tapster-guard"
 """The name under which tc shows the guard."""
@@ -209,6 +209,8 @@ class LinuxSystem:
             raise
 
     def open_vhost(self, count: int) -> tuple[int, ...]:
+        from tapster.kernel import vhost
+
         try:
             return vhost.open_vhost(count)
         except OSError as error:
@@ -232,6 +234,8 @@ class LinuxSystem:
             ) from error
 
     def watch(self, *, first: int, elsewhere: bool = False) -> Watch:
+        from tapster.kernel.watch import LinkWatch
+
         try:
             return LinkWatch(first=first, elsewhere=elsewhere)
         except OSError as error:
@@ -711,6 +715,8 @@ class LinuxNamespace:
             raise failure(error, "giving a network namespace a number") from error
 
     def changed_links(self) -> set[int] | None:
+        from tapster.kernel.watch import LinkWatch
+
         try:
             if self._watch is None:
                 with self.inside():

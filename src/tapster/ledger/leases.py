@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 
 from tapster.errors import MacTaken, NoSuchLease
 from tapster.ledger import rows, settings, sqlite
-from tapster.ledger.allocator import Allocator
 from tapster.ledger.database import Damage
 from tapster.light import NamedTuple
 from tapster.model import (
@@ -237,6 +236,8 @@ def page(
 
 def remove(db: sqlite.Connection, ids: Iterable[str]) -> None:
     """Remove the leases with these ids, if they exist, and free their names."""
+    from tapster.ledger.allocator import Allocator  # late: to list needs none
+
     freed: dict[int, list[str]] = {}
     query = "DELETE FROM lease WHERE id = ? RETURNING netns, name"
     for id in ids:

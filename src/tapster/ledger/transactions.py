@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 from tapster.errors import LeaseBusy
 from tapster.ledger import claims, history, leases, namespaces, settings
-from tapster.ledger.allocator import Allocator, HolderOf, Holders, KeyShare
 from tapster.ledger.claims import IsAlive
 from tapster.ledger.database import Database
 from tapster.ledger.leases import Reservation
-from tapster.light import Protocol
+from tapster.light import TYPE_CHECKING, Protocol
 from tapster.model import (
     EVERY_EVENT,
     EventQuery,
@@ -31,6 +30,9 @@ from tapster.model import (
     Wiring,
 )
 from tapster.names import Template
+
+if TYPE_CHECKING:
+    from tapster.ledger.allocator import HolderOf, Holders, KeyShare
 
 DEFAULT_PATH = "/var/lib/tapster/ledger.db"
 
@@ -252,9 +254,9 @@ class Ledger:
         reservations: Sequence[Reservation],
         *,
         manager: int,
-        holder_of: HolderOf,
+        holder_of: "HolderOf",
         changed_links: Callable[[], set[int] | None],
-        list_holders: Holders | None = None,
+        list_holders: "Holders | None" = None,
     ) -> list[Lease]:
         """Reserve a name and an interface index for every reservation, or for none.
 
@@ -262,6 +264,8 @@ class Ledger:
         the indexes of the devices that changed since its last call, or None if any
         device may have changed.
         """
+        from tapster.ledger.allocator import Allocator  # late: to list needs none
+
         with self.file.changing() as db:
             row = namespaces.row_of(db, netns)
             allocator = Allocator(db, row)
@@ -307,9 +311,11 @@ class Ledger:
             return [leases.get(db, id) for id in reserved]
 
     def rename(
-        self, id: str, template: Template, spec: Spec, holder_of: HolderOf
+        self, id: str, template: Template, spec: Spec, holder_of: "HolderOf"
     ) -> Lease:
         """Give a reserved lease another name: a foreign device has taken its name."""
+        from tapster.ledger.allocator import Allocator
+
         with self.file.changing() as db:
             lease = leases.get(db, id)
             allocator = Allocator(db, namespaces.row_of(db, lease.netns))
@@ -521,7 +527,9 @@ class Ledger:
             return True
 
 
-def _share_of(reservation: Reservation) -> KeyShare | None:
+def _share_of(reservation: Reservation) -> "KeyShare | None":
     if reservation.caller_uid is None or reservation.max_keys is None:
         return None
+    from tapster.ledger.allocator import KeyShare
+
     return KeyShare(reservation.caller_uid, reservation.max_keys)
