@@ -27,13 +27,13 @@ from lab.shell import sh
 from tapster import Host, Lease, Tap
 from tapster.fleet import steps
 from tapster.fleet.claim import ClaimState, Record, own_vm, released_state
-from tapster.fleet.drain import INTERVAL
 from tapster.fleet.etcd import Etcd, parse_endpoint
 from tapster.fleet.fleet import Overview
 from tapster.fleet.keys import Block, InventoryRow, Keys, encode
 from tapster.fleet.member import Member
 from tapster.fleet.settings import Settings
 from tapster.fleet.steps import Me, Push
+from tapster.fleet.sync_loop import INTERVAL
 
 ROUNDS = 200
 BLOCK = 20

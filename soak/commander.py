@@ -28,9 +28,9 @@ from soak.part import (
     wait_ended,
     work_all,
 )
+from soak.random_specs import options, random_specs
 from soak.refusals import hindered, refused
 from soak.vm import BACKGROUND, FOREGROUND, Card, RunningVm
-from soak.wishes import options, wishes
 
 TAPSTER = str(Path(sys.executable).with_name("tapster"))
 THREADS = 3
@@ -81,7 +81,7 @@ class Commander:
     def _add(self, number: int) -> None:
         random, part = self._random, self._part
         owner = f"{self._name}.{number}"
-        spec = wishes(random, owner)[0]._replace(queues=1)
+        spec = random_specs(random, owner)[0]._replace(queues=1)
         kill_add, kill_rm = random.random() < 0.15, random.random() < 0.15
         nap = random.random() * LONGEST
         words = _words(options(spec))
@@ -137,7 +137,7 @@ class Commander:
     def _run(self, number: int) -> None:
         random, part = self._random, self._part
         name = f"{part.name}-{self._thread}.{number}"
-        specs = wishes(random, name)
+        specs = random_specs(random, name)
         nap = random.random() * LONGEST
         early = random.random() * KILL_WITHIN
         kill = random.choice(("nobody", "nobody", "early", "run", "VM", "both"))

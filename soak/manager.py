@@ -26,9 +26,9 @@ from soak.part import (
     stop_at_end_of_input,
     work_all,
 )
+from soak.random_specs import random_specs
 from soak.refusals import hindered, refused
 from soak.vm import Card, RunningVm
-from soak.wishes import wishes
 from tapster import Host, NoSuchLease, OpenDevice, Repair, TapsterError
 
 THREADS = 3
@@ -74,7 +74,7 @@ class Manager:
     def _round(self, number: int) -> None:
         random = self._random
         owner = f"{self._name}.{number}"
-        specs = wishes(random, owner)
+        specs = random_specs(random, owner)
         bound = random.random() < 0.5
         nap, again = random.random() * LONGEST, random.random() < 0.5
         move = random.random() < 0.2

@@ -20,7 +20,7 @@ from soak.ground import LOWER
 from soak.marks import Marker
 from soak.messages import Begin, Cut, End, Move, Moved
 from soak.part import boottime
-from soak.wishes import Spec
+from soak.random_specs import Spec
 from tapster import Macvtap, Mode, Naming
 
 ETHERTYPE = 0x88B5

@@ -22,7 +22,7 @@ _stand = claim.stand
 _wanted = claim.wanted
 make_plan = steps.make_plan
 
-Plan = steps.Plan
+PushPlan = steps.PushPlan
 
 
 def _release_by_host(
@@ -60,7 +60,7 @@ def _step_as_term(
     return new
 
 
-def _changed(change: Callable[[Plan, Record, str, str], Plan]) -> Any:
+def _changed(change: Callable[[PushPlan, Record, str, str], PushPlan]) -> Any:
     def plan(
         where: Keys,
         me: Me,
@@ -69,7 +69,7 @@ def _changed(change: Callable[[Plan, Record, str, str], Plan]) -> Any:
         values: Mapping[str, str],
         *,
         lost: bool = False,
-    ) -> Plan:
+    ) -> PushPlan:
         made = make_plan(where, me, one, running, values, lost=lost)
         key = where.claim(one.record.domain, one.record.mac)
         return change(made, one.record, key, where.gate(me.host))
@@ -77,27 +77,27 @@ def _changed(change: Callable[[Plan, Record, str, str], Plan]) -> Any:
     return plan
 
 
-def _deletes(plan: Plan, record: Record, key: str, gate: str) -> Plan:
+def _deletes(plan: PushPlan, record: Record, key: str, gate: str) -> PushPlan:
     if record.state in RELEASED:
         return plan._replace(writes=plan.writes | {key: None})
     return plan
 
 
-def _deletes_its_own(plan: Plan, record: Record, key: str, gate: str) -> Plan:
+def _deletes_its_own(plan: PushPlan, record: Record, key: str, gate: str) -> PushPlan:
     if record.state in RELEASED and key in plan.writes:
         return plan._replace(writes=plan.writes | {key: None})
     return plan
 
 
-def _without_compare(plan: Plan, record: Record, key: str, gate: str) -> Plan:
+def _without_compare(plan: PushPlan, record: Record, key: str, gate: str) -> PushPlan:
     return plan._replace(expected={gate: plan.expected[gate]})
 
 
-def _without_gate(plan: Plan, record: Record, key: str, gate: str) -> Plan:
+def _without_gate(plan: PushPlan, record: Record, key: str, gate: str) -> PushPlan:
     return plan._replace(expected={key: plan.expected[key]})
 
 
-def _gate_unchanged(plan: Plan, record: Record, key: str, gate: str) -> Plan:
+def _gate_unchanged(plan: PushPlan, record: Record, key: str, gate: str) -> PushPlan:
     return plan._replace(writes={k: v for k, v in plan.writes.items() if k != gate})
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tapster import cli
 from tapster.cli import nic
-from tapster.cli.options import Namespace, Reader, Unclear
+from tapster.cli.options import Options, Reader, Unclear
 from tapster.cli.parser import Parser
 
 VERBS = [verb for verb in cli.VERBS if verb != "fleet"]
@@ -73,7 +73,7 @@ def test_what_is_read_without_argparse_is_read_as_by_argparse(verb: str) -> None
         except Unclear:
             continue
         plain += 1
-        assert found == vars(parser.parse_args(words, Namespace())), words
+        assert found == vars(parser.parse_args(words, Options())), words
     assert plain
 
 

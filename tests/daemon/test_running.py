@@ -17,7 +17,7 @@ from lab import shell
 from lab.daemon import ALICE, POLICY, SERVICE, Daemon
 from tapster import DaemonError, NotAllowed, Tap
 from tapster.daemon.config import load
-from tapster.daemon.metrics import HISTOGRAMS, KINDS, Metrics
+from tapster.daemon.metrics import FAMILIES, HISTOGRAMS, Metrics
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
@@ -72,7 +72,7 @@ def test_the_dashboard_shows_figures_that_there_are() -> None:
             asked |= set(re.findall(r"tapster_\w+", target["expr"]))
     exported = set(re.findall(r"^# TYPE (\w+)", Metrics().text(), re.MULTILINE))
     assert {re.sub("_bucket$", "", name) for name in asked} == exported
-    assert len(exported) == len(KINDS) + len(HISTOGRAMS)
+    assert len(exported) == len(FAMILIES) + len(HISTOGRAMS)
 
 
 def start_on(listening: socket.socket, daemon: Daemon) -> subprocess.Popen[bytes]:

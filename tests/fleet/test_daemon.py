@@ -13,15 +13,15 @@ from lab.etcd import Cluster, cluster
 from lab.shell import TAPSTER, sh
 from tapster import RequestError, Tap
 from tapster.daemon import config
-from tapster.fleet import drain
-from tapster.fleet.drain import Drain
+from tapster.fleet import sync_loop
 from tapster.fleet.keys import BLOCK_SIZE, Keys
 from tapster.fleet.member import Member
+from tapster.fleet.sync_loop import SyncLoop
 from tests.fleet.hosts import MAC, Pair, X
 
 
 class Events:
-    """What a drain says; each can be waited for."""
+    """What a loop of syncs says; each can be waited for."""
 
     def __init__(self) -> None:
         self.said: list[tuple[str, dict[str, object]]] = []
@@ -30,15 +30,15 @@ class Events:
         self.said.append((event, fields))
 
 
-class Drained:
-    """The drain of host a, which a test lets turn."""
+class TurnedLoop:
+    """The loop of syncs of host a, which a test lets turn."""
 
     def __init__(self, pair: Pair, patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(drain, "open_store", lambda _: pair.store)
+        patch.setattr(sync_loop, "open_store", lambda _: pair.store)
         self.events = Events()
         self.member: Member | None = None
         self.operations = pair.a.host.operations
-        self.drain = Drain(
+        self.loop = SyncLoop(
             str(pair.a.ledger),
             self.operations.context.system,
             str(pair.a.config),
@@ -49,77 +49,77 @@ class Drained:
     def turn(self) -> list[str]:
         """Sync; the events since the last turn."""
         said = len(self.events.said)
-        self.member = self.drain.turn(self.member)
+        self.member = self.loop.turn(self.member)
         return [event for event, _ in self.events.said[said:]]
 
 
 @pytest.fixture
-def drained(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> Iterator[Drained]:
-    made = Drained(pair, monkeypatch)
+def synced(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> Iterator[TurnedLoop]:
+    made = TurnedLoop(pair, monkeypatch)
     yield made
     if made.member is not None:
         made.member.close()
 
 
-def test_a_drain_pushes_and_says_what_changes(pair: Pair, drained: Drained) -> None:
+def test_the_loop_pushes_and_says_what_changes(pair: Pair, synced: TurnedLoop) -> None:
     pair.b.add(MAC, X)
     pair.store.away = True
     pair.a.add(MAC)
-    assert [drained.turn() for _ in range(3)] == [["fleet-away"], [], []]
-    assert drained.drain.figures() == {"up": 0, "fenced": 0}
+    assert [synced.turn() for _ in range(3)] == [["fleet-away"], [], []]
+    assert synced.loop.figures() == {"up": 0, "fenced": 0}
     pair.store.away = False
-    said = [drained.turn() for _ in range(3)]
+    said = [synced.turn() for _ in range(3)]
     assert said == [["fleet-synced", "fleet-conflict"], [], []]
-    assert drained.drain.figures() == {"up": 1, "fenced": 0}
+    assert synced.loop.figures() == {"up": 1, "fenced": 0}
 
 
 def test_a_fault_does_not_end_the_syncs(
-    pair: Pair, drained: Drained, monkeypatch: pytest.MonkeyPatch
+    pair: Pair, synced: TurnedLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a fault")
 
-    drained.turn()
+    synced.turn()
     with monkeypatch.context() as patch:
         patch.setattr(Member, "sync", fail)
-        assert drained.turn() == ["fleet-away"]
-    assert drained.events.said[-1][1] == {"problem": "ZeroDivisionError: a fault"}
+        assert synced.turn() == ["fleet-away"]
+    assert synced.events.said[-1][1] == {"problem": "ZeroDivisionError: a fault"}
     pair.a.config.write_text("[fleet")
-    assert drained.turn() == ["fleet-away"]
+    assert synced.turn() == ["fleet-away"]
     pair.a.configure()
-    assert drained.turn() == ["fleet-synced"]
+    assert synced.turn() == ["fleet-synced"]
 
 
-def test_a_drain_follows_the_configuration(pair: Pair, drained: Drained) -> None:
-    drained.turn()
+def test_the_loop_follows_the_configuration(pair: Pair, synced: TurnedLoop) -> None:
+    synced.turn()
     pair.a.configure("budget = 0.25")
-    drained.turn()
-    assert drained.member is not None
-    assert drained.member.settings.budget == 0.25
+    synced.turn()
+    assert synced.member is not None
+    assert synced.member.settings.budget == 0.25
 
 
 @pytest.mark.parametrize("on_fenced", ["report", "down"])
 def test_a_fenced_host_lets_go_of_vms_that_run_elsewhere(
-    pair: Pair, drained: Drained, on_fenced: str
+    pair: Pair, synced: TurnedLoop, on_fenced: str
 ) -> None:
     pair.a.configure(f'on_fenced = "{on_fenced}"')
     own, moved = pair.a.add(), pair.a.add(MAC, X)
-    drained.turn()
+    synced.turn()
     pair.fleet.fence("a", by="test", why="test")
-    assert drained.turn() == ["fleet-away"]
-    assert drained.drain.figures() == {"up": 0, "fenced": 1}
+    assert synced.turn() == ["fleet-away"]
+    assert synced.loop.figures() == {"up": 0, "fenced": 1}
     pair.b.add(MAC, X)
     down = ["fleet-down"] if on_fenced == "down" else []
-    assert [drained.turn() for _ in range(2)] == [down, []]
+    assert [synced.turn() for _ in range(2)] == [down, []]
     up = {lease.id: lease.wiring.up for lease in pair.a.host.leases()}
     assert up == {own.id: True, moved.id: on_fenced == "report"}
 
 
 def test_the_log_says_once_that_the_host_has_not_joined(
-    pair: Pair, drained: Drained
+    pair: Pair, synced: TurnedLoop
 ) -> None:
     pair.a.member.leave()
-    assert [drained.turn() for _ in range(2)] == [["fleet-away"], []]
+    assert [synced.turn() for _ in range(2)] == [["fleet-away"], []]
 
 
 @pytest.mark.parametrize(

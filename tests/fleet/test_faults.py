@@ -16,7 +16,7 @@ from time import monotonic
 import pytest
 
 from tapster import RequestError
-from tapster.fleet import guard
+from tapster.fleet import macs
 from tapster.fleet.etcd import Endpoint, Etcd, Login, Refused, parse_endpoint
 from tapster.fleet.keys import Keys
 from tapster.fleet.member import open_store
@@ -327,8 +327,8 @@ def test_the_budget_is_for_all_requests_of_an_acquire(etcd: Stores, pair: Pair) 
 def test_an_acquire_soon_after_one_without_an_answer_waits_less(
     etcd: Stores, pair: Pair, monkeypatch: pytest.MonkeyPatch, anxious: float
 ) -> None:
-    monkeypatch.setattr(guard, "ANXIOUS", anxious)
-    budget = guard.WAITING * pair.b.settings.budget
+    monkeypatch.setattr(macs, "ANXIOUS", anxious)
+    budget = macs.WAITING * pair.b.settings.budget
 
     def seconds() -> float:
         began = monotonic()

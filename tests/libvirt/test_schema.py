@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tapster.cli import wishes
+from tapster.cli import nic_attributes
 from tapster.libvirt import domain
 from tests.libvirt.test_domain import DOMAINS, adopt
 
@@ -47,7 +47,7 @@ def test_it_accepts_what_adopt_writes() -> None:
 
 def test_it_knows_the_attributes_that_the_hook_knows() -> None:
     known = set(re.findall(r'<attribute name="([\w-]+)"', SCHEMA.read_text()))
-    assert known - {"dev"} == wishes.attributes()
+    assert known - {"dev"} == nic_attributes.attributes()
 
 
 @pytest.mark.parametrize(

@@ -261,7 +261,7 @@ ROOMS = [
     Room(
         "tapster.operations.context",
         (
-            "tapster.fleet.guard",
+            "tapster.fleet.macs",
             "tapster.backends",
             "tapster.errors",
             "tapster.gate",
@@ -313,7 +313,7 @@ ROOMS = [
     Room(
         "tapster.operations.acquire",
         (
-            "tapster.fleet.guard",
+            "tapster.fleet.macs",
             "tapster.backends.bridge",
             "tapster.backends.lower",
             "tapster.backends.redirect",
@@ -861,7 +861,11 @@ def test_a_verb_that_asks_the_daemon_loads_nothing_slow() -> None:
 
 
 def test_libvirts_hook_loads_nothing_slow() -> None:
-    parts = ("tapster.cli.wishes", "tapster.libvirt.domain", "tapster.libvirt.hook")
+    parts = (
+        "tapster.cli.nic_attributes",
+        "tapster.libvirt.domain",
+        "tapster.libvirt.hook",
+    )
     loaded = loaded_by("tapster.cli", "tapster.cli.libvirt", *parts)
     slow = {*SLOW, "shutil", "urllib.request", "xml.sax"} - {"argparse"}
     assert sorted(loaded & slow) == []

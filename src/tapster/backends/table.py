@@ -19,7 +19,7 @@ from zlib import crc32
 
 from tapster.backends.backend import Leftover, Observation
 from tapster.errors import HostError, KernelError
-from tapster.kernel.port import Namespace, Rule
+from tapster.kernel.port import Namespace, NftRule
 from tapster.light import Any, NamedTuple
 from tapster.model import Lease, State, Wiring, parse_stamp, stamp
 
@@ -315,7 +315,7 @@ class TableBackend:
         return [*make, self._text]
 
     @cached_property
-    def _expected_rules(self) -> list[Rule]:
+    def _expected_rules(self) -> list[NftRule]:
         """The rules of the table; each has a comment."""
         rules = []
         chain = ""
@@ -323,7 +323,7 @@ class TableBackend:
             if line.startswith("\tchain "):
                 chain = line.split()[1]
             elif " comment " in line:
-                rules.append(Rule(chain, line.split('"')[-2]))
+                rules.append(NftRule(chain, line.split('"')[-2]))
         return rules
 
     @cached_property

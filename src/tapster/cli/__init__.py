@@ -17,7 +17,7 @@ from contextlib import suppress
 from io import TextIOWrapper
 
 from tapster import __version__
-from tapster.cli.options import SUPPRESS, Namespace, read
+from tapster.cli.options import SUPPRESS, Options, read
 from tapster.errors import (
     ConflictError,
     DaemonError,
@@ -172,7 +172,7 @@ def _take_signals() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _run(options: Namespace, words: Sequence[str]) -> int:
+def _run(options: Options, words: Sequence[str]) -> int:
     if options.version:
         print(f"tapster {__version__}")
         return 0
@@ -205,7 +205,7 @@ def _run(options: Namespace, words: Sequence[str]) -> int:
         return int(module.run(chosen, host))
 
 
-def _open(verb: str, options: Namespace) -> "Manager":
+def _open(verb: str, options: Options) -> "Manager":
     """Open the ledger, or a connection to the daemon."""
     netns = getattr(options, "netns", None)
     told = options.socket is not None or bool(
@@ -299,7 +299,7 @@ def top_parser() -> "Parser":
 
 def declare(parser: Any) -> None:
     """Declare the options of the command itself."""
-    _declare_common(parser, Namespace(ledger=None, socket=None, verbose=False))
+    _declare_common(parser, Options(ledger=None, socket=None, verbose=False))
     parser.add_argument(
         "--version", action="store_true", help="print the version and exit"
     )
@@ -307,7 +307,7 @@ def declare(parser: Any) -> None:
     parser.add_argument("arguments", nargs="...", help=SUPPRESS)
 
 
-def _declare_common(parser: Any, before: Namespace) -> None:
+def _declare_common(parser: Any, before: Options) -> None:
     """Declare the options that may stand before and after the verb."""
     option = parser.add_argument
     option("--ledger", default=before.ledger, help=_LEDGER_HELP)

@@ -8,7 +8,7 @@ may be another VM's after a release.
 import sys
 
 from tapster.cli import nic, output, values
-from tapster.cli.options import Namespace
+from tapster.cli.options import Options
 from tapster.light import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def declare(parser: "Parser") -> None:
     parser.add_argument("--json", action="store_true", help="print the lease as JSON")
 
 
-def run(options: Namespace, host: "Manager") -> int:
+def run(options: Options, host: "Manager") -> int:
     if options.format is not None:
         from tapster.cli import ls  # rarely needed
 

@@ -8,7 +8,7 @@ deletes the devices that a lost ledger has left behind, or of these the named on
 import sys
 
 from tapster.cli import output
-from tapster.cli.options import Namespace
+from tapster.cli.options import Options
 from tapster.errors import RequestError
 from tapster.light import TYPE_CHECKING
 
@@ -40,7 +40,7 @@ def declare(parser: "Parser") -> None:
     )
 
 
-def run(options: Namespace, host: "Manager") -> int:
+def run(options: Options, host: "Manager") -> int:
     if options.device and not options.remove:
         raise RequestError(
             f"a device ({options.device[0]!r}) is only named with --remove LEDGER-ID; "
@@ -66,7 +66,7 @@ def run(options: Namespace, host: "Manager") -> int:
     return output.print_problems(problems, json=options.json)
 
 
-def _explain(options: Namespace) -> None:
+def _explain(options: Options) -> None:
     """Print what the running daemon's policy allows a user, else what the file does."""
     from tapster.errors import DaemonError
     from tapster.rpc.client import connect

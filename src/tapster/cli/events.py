@@ -10,7 +10,7 @@ watch` shows events as they happen, and `tapster who` the leases. TIME is as for
 from datetime import datetime
 
 from tapster.cli import output, terminal, times, watch
-from tapster.cli.options import Namespace
+from tapster.cli.options import Options
 from tapster.light import TYPE_CHECKING
 from tapster.model import EventQuery, HistoryEvent
 
@@ -37,7 +37,7 @@ def declare(parser: "Parser") -> None:
     option("--json", action="store_true", help="print JSON")
 
 
-def run(options: Namespace, host: "Manager") -> int:
+def run(options: Options, host: "Manager") -> int:
     times.check(options)
     now = datetime.now()
     query = EventQuery(

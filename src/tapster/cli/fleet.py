@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from tapster.cli import output
-from tapster.cli.options import Namespace
+from tapster.cli.options import Options
 from tapster.cli.output import Column
 from tapster.errors import NoSuchLease, RequestError
 from tapster.fleet import settings
@@ -58,7 +58,7 @@ def declare(parser: "Parser") -> None:
             child.add_argument(option, **arguments)
 
 
-def run(options: Namespace, _: None) -> int:
+def run(options: Options, _: None) -> int:
     if options.config is not None:
         os.environ["TAPSTER_CONFIG"] = options.config
     loaded = settings.load()
@@ -72,7 +72,7 @@ def run(options: Namespace, _: None) -> int:
 # Hosts
 
 
-def _member(options: Namespace, loaded: Settings) -> Member:
+def _member(options: Options, loaded: Settings) -> Member:
     from tapster.kernel.linux import LinuxSystem
     from tapster.ledger import Ledger
     from tapster.operations.context import ledger_path
@@ -81,13 +81,13 @@ def _member(options: Namespace, loaded: Settings) -> Member:
     return Member(loaded, ledger, open_store(loaded))
 
 
-def _joined(options: Namespace, loaded: Settings) -> Member:
+def _joined(options: Options, loaded: Settings) -> Member:
     member = _member(options, loaded)
     member.check_joined()
     return member
 
 
-def _join(options: Namespace, loaded: Settings) -> int:
+def _join(options: Options, loaded: Settings) -> int:
     member = _member(options, loaded)
     if options.dry_run:
         return _say(
@@ -96,7 +96,7 @@ def _join(options: Namespace, loaded: Settings) -> int:
     return _synced(options, member.join(), f"joined as {member.me.host}")
 
 
-def _leave(options: Namespace, loaded: Settings) -> int:
+def _leave(options: Options, loaded: Settings) -> int:
     member = _joined(options, loaded)
     if options.dry_run:
         return _say(options, f"would leave; blocks: {', '.join(member.book.blocks())}")
@@ -104,7 +104,7 @@ def _leave(options: Namespace, loaded: Settings) -> int:
     return _say(options, f"{member.me.host} has left the fleet")
 
 
-def _sync(options: Namespace, loaded: Settings) -> int:
+def _sync(options: Options, loaded: Settings) -> int:
     member = _joined(options, loaded)
     if options.dry_run:
         dirty = member.book.dirty()
@@ -121,7 +121,7 @@ def _sync(options: Namespace, loaded: Settings) -> int:
     return _synced(options, synced, "synced")
 
 
-def _take_down(options: Namespace, member: Member) -> None:
+def _take_down(options: Options, member: Member) -> None:
     """Pull the cables of VMs that another host has taken over."""
     from tapster.host import Host
 
@@ -132,7 +132,7 @@ def _take_down(options: Namespace, member: Member) -> None:
             print(said, file=sys.stderr)
 
 
-def _epoch(options: Namespace, loaded: Settings) -> int:
+def _epoch(options: Options, loaded: Settings) -> int:
     entry = _entry(_joined(options, loaded), options.name)
     if entry.record.epoch is None:
         raise RequestError(f"{entry.row.name} has no epoch yet: tapster fleet sync")
@@ -148,7 +148,7 @@ def _entry(member: Member, name_or_id: str) -> Entry:
     return entries[-1]
 
 
-def _doctor(options: Namespace, loaded: Settings) -> int:
+def _doctor(options: Options, loaded: Settings) -> int:
     from tapster.fleet import doctor
 
     problems = doctor.examine(_joined(options, loaded), time.time())
@@ -158,12 +158,12 @@ def _doctor(options: Namespace, loaded: Settings) -> int:
 # The fleet
 
 
-def _overview(options: Namespace, loaded: Settings) -> Overview:
+def _overview(options: Options, loaded: Settings) -> Overview:
     dry_run = getattr(options, "dry_run", False)
     return Overview(open_store(loaded), Keys(loaded.prefix), dry_run=dry_run)
 
 
-def _init(options: Namespace, loaded: Settings) -> int:
+def _init(options: Options, loaded: Settings) -> int:
     where = Keys(loaded.prefix)
     overview = Overview(open_store(loaded), where, dry_run=not options.apply)
     lines = []
@@ -212,7 +212,7 @@ def role_lines(name: str, rights: list[tuple[str, str]]) -> list[str]:
     ]
 
 
-def _ls(options: Namespace, loaded: Settings) -> int:
+def _ls(options: Options, loaded: Settings) -> int:
     overview = _overview(options, loaded)
     silent = {status.name for status in overview.hosts() if status.session is None}
     rows = [
@@ -223,7 +223,7 @@ def _ls(options: Namespace, loaded: Settings) -> int:
     return _print_rows(options, rows)
 
 
-def _hosts(options: Namespace, loaded: Settings) -> int:
+def _hosts(options: Options, loaded: Settings) -> int:
     hosts = _overview(options, loaded).hosts()
     if options.json:
         output.print_json(
@@ -248,7 +248,7 @@ def _hosts(options: Namespace, loaded: Settings) -> int:
     return 0
 
 
-def _who(options: Namespace, loaded: Settings) -> int:
+def _who(options: Options, loaded: Settings) -> int:
     return _print_rows(options, _overview(options, loaded).who(options.wanted))
 
 
@@ -257,9 +257,7 @@ def _json(record: InventoryRow | Claim | Session) -> dict[str, Any]:
     return record._asdict() | {"since": output.timestamp(record.since)}
 
 
-def _print_rows(
-    options: Namespace, rows: Sequence[tuple[str, str, InventoryRow]]
-) -> int:
+def _print_rows(options: Options, rows: Sequence[tuple[str, str, InventoryRow]]) -> int:
     if options.json:
         output.print_json(
             rows=[
@@ -282,7 +280,7 @@ def _print_rows(
     return 0
 
 
-def _where(options: Namespace, loaded: Settings) -> int:
+def _where(options: Options, loaded: Settings) -> int:
     found = _overview(options, loaded).where_is(options.wanted)
     if options.json:
         output.print_json(
@@ -311,7 +309,7 @@ def _where(options: Namespace, loaded: Settings) -> int:
     return 0 if found else 1
 
 
-def _fence(options: Namespace, loaded: Settings) -> int:
+def _fence(options: Options, loaded: Settings) -> int:
     overview = _overview(options, loaded)
     if options.lift:
         _confirm(options, f"{options.host} is not dead, and its VMs run nowhere else")
@@ -327,17 +325,17 @@ def _fence(options: Namespace, loaded: Settings) -> int:
     return _say(options, f"{options.host} is fenced: boot {status.fenced or '-'}")
 
 
-def _forget(options: Namespace, loaded: Settings) -> int:
+def _forget(options: Options, loaded: Settings) -> int:
     _confirm(options, f"the MACs of {options.wanted} may go to other VMs")
     return _say(options, *_overview(options, loaded).forget(options.wanted))
 
 
-def _evict(options: Namespace, loaded: Settings) -> int:
+def _evict(options: Options, loaded: Settings) -> int:
     _confirm(options, f"{options.host} never comes back")
     return _say(options, *_overview(options, loaded).evict(options.host))
 
 
-def _confirm(options: Namespace, claim: str) -> None:
+def _confirm(options: Options, claim: str) -> None:
     """Let the user confirm a fact that Tapster cannot know."""
     if options.yes or options.dry_run:
         return
@@ -348,7 +346,7 @@ def _confirm(options: Namespace, claim: str) -> None:
         raise RequestError("nothing was changed")
 
 
-def _say(options: Namespace, *lines: str) -> int:
+def _say(options: Options, *lines: str) -> int:
     if options.json:
         output.print_json(done=[*lines])
     else:
@@ -357,7 +355,7 @@ def _say(options: Namespace, *lines: str) -> int:
     return 0
 
 
-def _synced(options: Namespace, synced: Synced, said: str) -> int:
+def _synced(options: Options, synced: Synced, said: str) -> int:
     if options.json:
         output.print_json(
             pushed=synced.pushed,
@@ -383,11 +381,11 @@ def _synced(options: Namespace, synced: Synced, said: str) -> int:
     return int(bool(synced.problems))
 
 
-class Action(NamedTuple):
+class FleetAction(NamedTuple):
     """One action of `tapster fleet`."""
 
     help: str
-    run: Callable[[Namespace, Settings], int]
+    run: Callable[[Options, Settings], int]
     options: tuple[tuple[str, dict[str, Any]], ...] = ()
 
 
@@ -396,7 +394,7 @@ _YES = ("--yes", {"action": "store_true", "help": "do not ask"})
 _HOST = ("host", {"metavar": "HOST", "help": "a host's name in the fleet"})
 
 ACTIONS = {
-    "init": Action(
+    "init": FleetAction(
         "begin a fleet: print commands for its store",
         _init,
         (
@@ -416,9 +414,9 @@ ACTIONS = {
             ("--apply", {"action": "store_true", "help": "write the prefix to etcd"}),
         ),
     ),
-    "join": Action("let this host enter the fleet", _join, (_DRY_RUN,)),
-    "leave": Action("let this host leave the fleet", _leave, (_DRY_RUN,)),
-    "sync": Action(
+    "join": FleetAction("let this host enter the fleet", _join, (_DRY_RUN,)),
+    "leave": FleetAction("let this host leave the fleet", _leave, (_DRY_RUN,)),
+    "sync": FleetAction(
         "push changes of this host's ledger",
         _sync,
         (
@@ -426,12 +424,12 @@ ACTIONS = {
             _DRY_RUN,
         ),
     ),
-    "epoch": Action(
+    "epoch": FleetAction(
         "print the epoch to hand over with a VM",
         _epoch,
         (("name", {"metavar": "NAME", "help": "a device's name, or a lease's id"}),),
     ),
-    "ls": Action(
+    "ls": FleetAction(
         "list the leases of all hosts",
         _ls,
         (
@@ -442,19 +440,19 @@ ACTIONS = {
             ),
         ),
     ),
-    "hosts": Action("list the hosts", _hosts),
-    "who": Action(
+    "hosts": FleetAction("list the hosts", _hosts),
+    "who": FleetAction(
         "show which host has a device",
         _who,
         (("wanted", {"metavar": "MAC|NAME|VM", "help": "a MAC, a name or a VM"}),),
     ),
-    "where": Action(
+    "where": FleetAction(
         "show where a VM runs, or ran last",
         _where,
         (("wanted", {"metavar": "VM|MAC", "help": "a VM or a MAC"}),),
     ),
-    "doctor": Action("list the problems of the fleet", _doctor),
-    "fence": Action(
+    "doctor": FleetAction("list the problems of the fleet", _doctor),
+    "fence": FleetAction(
         "declare a host dead, so that its VMs can start elsewhere",
         _fence,
         (
@@ -467,7 +465,7 @@ ACTIONS = {
             _DRY_RUN,
         ),
     ),
-    "forget": Action(
+    "forget": FleetAction(
         "give up the MACs of a VM that no host runs",
         _forget,
         (
@@ -476,7 +474,7 @@ ACTIONS = {
             _DRY_RUN,
         ),
     ),
-    "evict": Action(
+    "evict": FleetAction(
         "give up a host that never comes back, with its blocks",
         _evict,
         (_HOST, _YES, _DRY_RUN),

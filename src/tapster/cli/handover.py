@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Sequence
 
-from tapster.cli.options import Namespace
+from tapster.cli.options import Options
 from tapster.errors import RequestError
 from tapster.open_device import OpenDevice
 
@@ -13,7 +13,7 @@ _PLACE = re.compile(r"(?<!\$)(\{?)\{(fdlist|fds?|name|mac|ifindex)(\d*)\}")
 """A property; with two braces, literal text. After a dollar a brace is the shell's."""
 
 
-def command_of(options: Namespace, verb: str) -> list[str]:
+def command_of(options: Options, verb: str) -> list[str]:
     """Return the command that follows `--`. Raises RequestError."""
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:

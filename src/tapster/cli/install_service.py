@@ -9,7 +9,7 @@ virtual environments.
 import os
 import sys
 
-from tapster.cli.options import Namespace
+from tapster.cli.options import Options
 from tapster.errors import HostError, RequestError
 from tapster.install import place
 from tapster.install.manifest import service_files
@@ -37,7 +37,7 @@ def declare(parser: "Parser") -> None:
     )
 
 
-def run(options: Namespace, host: "Manager | None") -> int:
+def run(options: Options, host: "Manager | None") -> int:
     prefix, bindir = _installation()
     files = service_files(prefix)
     if options.dry_run:

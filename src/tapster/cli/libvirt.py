@@ -18,7 +18,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from tapster.cli.options import SUPPRESS, Namespace
+from tapster.cli.options import SUPPRESS, Options
 from tapster.errors import HostError, RequestError, TapsterError
 from tapster.light import TYPE_CHECKING, NamedTuple
 
@@ -38,7 +38,7 @@ def declare(parser: "Parser") -> None:
     parser.add_argument("arguments", nargs="...", help=SUPPRESS)
 
 
-def run(options: Namespace, _: None) -> int:
+def run(options: Options, _: None) -> int:
     from tapster.cli.parser import Parser
 
     action = ACTIONS[options.action]
@@ -50,7 +50,7 @@ def run(options: Namespace, _: None) -> int:
     return action.run(parser.parse_args(options.arguments))
 
 
-def _open(options: Namespace) -> "Host":
+def _open(options: Options) -> "Host":
     from tapster.host import Host
 
     return Host(options.ledger)
@@ -59,7 +59,7 @@ def _open(options: Namespace) -> "Host":
 # The host
 
 
-def _install(options: Namespace) -> int:
+def _install(options: Options) -> int:
     """Put libvirt's hook on this host."""
     from tapster.libvirt import hooks
 
@@ -78,7 +78,7 @@ def _install(options: Namespace) -> int:
     return 0
 
 
-def _uninstall(options: Namespace) -> int:
+def _uninstall(options: Options) -> int:
     """Remove libvirt's hook.
 
     Release the domains first: without the hook those that are adopted do not start.
@@ -115,7 +115,7 @@ def _declare_adopt(parser: "Parser") -> None:
     )
 
 
-def _adopt(options: Namespace) -> int:
+def _adopt(options: Options) -> int:
     """Convert a domain's interfaces to devices that Tapster makes.
 
     A domain that runs keeps its devices until it is shut down.
@@ -125,14 +125,14 @@ def _adopt(options: Namespace) -> int:
     return _convert(options, lambda xml: domain.adopt(xml, _resolve))
 
 
-def _release(options: Namespace) -> int:
+def _release(options: Options) -> int:
     """Give a domain the interfaces back that it had before it was adopted."""
     from tapster.libvirt import domain
 
     return _convert(options, domain.release)
 
 
-def _convert(options: Namespace, convert: "Callable[[bytes], Conversion]") -> int:
+def _convert(options: Options, convert: "Callable[[bytes], Conversion]") -> int:
     """Convert each domain that was chosen, by itself; return the exit code."""
     from tapster.libvirt import virsh
 
@@ -149,7 +149,7 @@ def _convert(options: Namespace, convert: "Callable[[bytes], Conversion]") -> in
 
 
 def _convert_one(
-    name: str, options: Namespace, convert: "Callable[[bytes], Conversion]"
+    name: str, options: Options, convert: "Callable[[bytes], Conversion]"
 ) -> None:
     from tapster.libvirt import virsh
 
@@ -193,7 +193,7 @@ def _declare_attach(parser: "Parser") -> None:
     parser.set_defaults(name=None)
 
 
-def _attach(options: Namespace) -> int:
+def _attach(options: Options) -> int:
     """Plug a device into a domain that runs, and print the device's name.
 
     The device lasts until it is detached or the domain ends. The options are those of
@@ -215,7 +215,7 @@ def _declare_detach(parser: "Parser") -> None:
     parser.add_argument("nic", metavar="NIC", help="the device's name, or the MAC")
 
 
-def _detach(options: Namespace) -> int:
+def _detach(options: Options) -> int:
     """Unplug a device of Tapster's from a domain that runs."""
     from tapster.libvirt import plug
 
@@ -229,7 +229,7 @@ def _declare_ls(parser: "Parser") -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _ls(options: Namespace) -> int:
+def _ls(options: Options) -> int:
     """List the devices that domains have or want, with their leases."""
     from tapster.cli import output
     from tapster.libvirt import listing
@@ -256,10 +256,10 @@ def _declare_hook(parser: "Parser") -> None:
         parser.add_argument(name, metavar=name.upper())
 
 
-def _hook(options: Namespace) -> int:
+def _hook(options: Options) -> int:
     """Do what a phase of a domain's life needs. The input is the domain's XML."""
     _bound_time(options.phase)
-    from tapster.cli import wishes
+    from tapster.cli import nic_attributes
     from tapster.libvirt import domain, hook
 
     xml = sys.stdin.buffer.read()
@@ -269,7 +269,7 @@ def _hook(options: Namespace) -> int:
     if options.phase in hook.STARTING:
         nics = domain.requests_of(xml)
         asked = asked._replace(
-            specs=tuple(wishes.request(nic.dev, nic.wishes) for nic in nics)
+            specs=tuple(nic_attributes.request(nic.dev, nic.wishes) for nic in nics)
         )
     with _open(options) as host:
         if hook.call(host, asked, options.phase, os.getppid()):
@@ -301,7 +301,7 @@ class Action(NamedTuple):
     """An action of the verb."""
 
     declare: Callable[["Parser"], None]
-    run: Callable[[Namespace], int]
+    run: Callable[[Options], int]
 
 
 def _declare_nothing(_: "Parser") -> None:

@@ -9,7 +9,7 @@ terminal: it leaves columns out that do not fit.
 import time
 
 from tapster.cli import output, selection, terminal
-from tapster.cli.options import Namespace
+from tapster.cli.options import Options
 from tapster.cli.output import Column
 from tapster.errors import RequestError
 from tapster.light import TYPE_CHECKING, Any
@@ -64,7 +64,7 @@ def declare(parser: "Parser") -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run(options: Namespace, host: "Manager") -> int:
+def run(options: Options, host: "Manager") -> int:
     parts = None if options.format is None else parts_of(options.format)
     chosen = selection.choose(options, host, all=options.all)
     leases = sorted(chosen.leases, key=key(options.sort))
@@ -79,7 +79,7 @@ def run(options: Namespace, host: "Manager") -> int:
     return int(selection.report(chosen.missing))
 
 
-def _show(options: Namespace, host: "Manager", leases: list[Lease]) -> None:
+def _show(options: Options, host: "Manager", leases: list[Lease]) -> None:
     differing = host.differing(leases)
     if options.json:
         output.print_json(

@@ -7,7 +7,7 @@ from math import inf
 from tapster import model
 from tapster.cli import values, wire
 from tapster.cli.defaults import Defaults
-from tapster.cli.options import YES_OR_NO, Namespace
+from tapster.cli.options import YES_OR_NO, Options
 from tapster.errors import RequestError
 from tapster.light import TYPE_CHECKING
 from tapster.model import (
@@ -95,7 +95,7 @@ def declare(parser: "Parser") -> None:
     wire.declare(parser)
 
 
-def labels(options: Namespace) -> tuple[tuple[str, str], ...]:
+def labels(options: Options) -> tuple[tuple[str, str], ...]:
     """Return the labels that the options give. Raises RequestError."""
     return tuple(pair(text, "label") for text in options.label)
 
@@ -126,7 +126,7 @@ def declare_wait(parser: "Parser", *, default: float) -> None:
     )
 
 
-def spec(options: Namespace) -> Spec:
+def spec(options: Options) -> Spec:
     """Return the request that the options make. Raises RequestError."""
     defaults = Defaults()
     kind = options.kind or (Kind.MACVTAP if options.link else Kind.TAP)
@@ -178,7 +178,7 @@ def spec(options: Namespace) -> Spec:
     )
 
 
-def _vm(options: Namespace) -> Vm | None:
+def _vm(options: Options) -> Vm | None:
     if options.vm is not None:
         return Vm(options.vm, options.incoming, options.takeover)
     if options.incoming is not None or options.takeover:
@@ -186,7 +186,7 @@ def _vm(options: Namespace) -> Vm | None:
     return None
 
 
-def _refuse(options: Namespace, *unfit: str, kind: str) -> None:
+def _refuse(options: Options, *unfit: str, kind: str) -> None:
     for option in unfit:
         if getattr(options, option):
             flag = option.replace("_", "-")

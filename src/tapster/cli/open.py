@@ -18,7 +18,7 @@ import sys
 from errno import ENOENT
 
 from tapster.cli import handover, selection
-from tapster.cli.options import Namespace
+from tapster.cli.options import Options
 from tapster.cli.supervise import become
 from tapster.light import TYPE_CHECKING
 
@@ -34,7 +34,7 @@ def declare(parser: "Parser") -> None:
     parser.set_defaults(command=[])
 
 
-def run(options: Namespace, host: "Manager") -> int:
+def run(options: Options, host: "Manager") -> int:
     command = handover.command_of(options, "open")
     handover.check_places(command, 1)
     with host.reopen(selection.one(options, host)) as opened:

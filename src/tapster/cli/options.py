@@ -13,20 +13,22 @@ from collections.abc import Callable, Sequence
 from tapster.light import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from argparse import Namespace as Namespace
+    from argparse import Namespace
 
     from tapster.cli.parser import Parser
+
+    Options = Namespace
 else:
 
-    class Namespace:
-        """The values of options, as argparse.Namespace."""
+    class Options:
+        """The values of options by their names, as argparse.Namespace."""
 
         def __init__(self, **values):
             self.__dict__.update(values)
 
 
 SUPPRESS = "==SUPPRESS=="
-"""As argparse.SUPPRESS: an option that is not given is absent from the namespace."""
+"""As argparse.SUPPRESS: an option that is not given is absent from the result."""
 YES_OR_NO = "yes_or_no"
 """The action of a pair of options: --filter and --no-filter."""
 GATHER = "gather"
@@ -50,7 +52,7 @@ def read(
     words: Sequence[str],
     declare: Callable[[Any], None],
     make_parser: Callable[[], "Parser"],
-) -> Namespace:
+) -> Options:
     """Return the values of the options that `declare` declares.
 
     Ends the process with help or a complaint, as argparse does.
@@ -62,7 +64,7 @@ def read(
     except Unclear:
         parser = make_parser()
         declare(parser)
-        return parser.parse_args(words, Namespace())
+        return parser.parse_args(words, Options())
 
 
 class Reader:
@@ -101,7 +103,7 @@ class Reader:
     def set_defaults(self, **values: Any) -> None:
         self._defaults.update(values)
 
-    def read(self, words: Sequence[str]) -> Namespace:
+    def read(self, words: Sequence[str]) -> Options:
         """Return the values of the options."""
         values = dict(self._defaults)
         if self.command_follows and "--" in words:
@@ -119,7 +121,7 @@ class Reader:
             else:
                 self._read_option(rest, values)
         self._place(operands or [], values)
-        return Namespace(**values)
+        return Options(**values)
 
     def _is_command(self, word: str) -> bool:
         """Tell whether a word begins the command that is the only operand."""

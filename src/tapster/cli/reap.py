@@ -7,7 +7,7 @@ owner is chosen by its id, or with --owner.
 """
 
 from tapster.cli import selection
-from tapster.cli.options import Namespace
+from tapster.cli.options import Options
 from tapster.errors import RequestError, TapsterError
 from tapster.light import TYPE_CHECKING
 from tapster.model import State
@@ -24,7 +24,7 @@ def declare(parser: "Parser") -> None:
     )
 
 
-def run(options: Namespace, host: "Manager") -> int:
+def run(options: Options, host: "Manager") -> int:
     if not selection.is_given(options):
         print(f"reaped {host.reap(now=options.now)}")
         return 0

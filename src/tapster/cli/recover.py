@@ -4,7 +4,7 @@
 import sys
 
 from tapster.cli import output
-from tapster.cli.options import Namespace
+from tapster.cli.options import Options
 from tapster.errors import NoSuchLease
 from tapster.light import TYPE_CHECKING
 from tapster.operations.decision import UNREPAIRED
@@ -19,7 +19,7 @@ def declare(parser: "Parser") -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run(options: Namespace, host: "Manager") -> int:
+def run(options: Options, host: "Manager") -> int:
     repairs = host.recover(dry_run=options.dry_run)
     _report_the_rest(host)
     if options.json:

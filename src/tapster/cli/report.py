@@ -12,7 +12,7 @@ import time
 from datetime import datetime
 
 from tapster.cli import output, times
-from tapster.cli.options import Namespace
+from tapster.cli.options import Options
 from tapster.errors import HostError
 from tapster.light import TYPE_CHECKING, Any
 from tapster.model import EventQuery, HistoryEntry, HistoryEvent, HistoryQuery
@@ -35,7 +35,7 @@ def declare(parser: "Parser") -> None:
     times.declare(parser, LIMIT, "leases")
 
 
-def run(options: Namespace, host: "Manager") -> int:
+def run(options: Options, host: "Manager") -> int:
     times.check(options)
     now = datetime.now()
     since, until = (times.parse(text, now) for text in (options.since, options.until))

@@ -6,7 +6,7 @@ alone is refused: the name of a VM that has ended may be another VM's by now.
 """
 
 from tapster.cli import selection
-from tapster.cli.options import Namespace
+from tapster.cli.options import Options
 from tapster.errors import RequestError, TapsterError
 from tapster.light import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ def declare(parser: "Parser") -> None:
     )
 
 
-def run(options: Namespace, host: "Manager") -> int:
+def run(options: Options, host: "Manager") -> int:
     if options.all and selection.is_given(options):
         raise RequestError("--all releases every lease: give it alone")
     if not options.all and not selection.is_given(options):

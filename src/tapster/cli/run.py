@@ -29,7 +29,7 @@ from math import inf
 
 from tapster.api import wait_for_name
 from tapster.cli import handover, nic, template, values
-from tapster.cli.options import Namespace, read
+from tapster.cli.options import Options, read
 from tapster.cli.supervise import Child, living_children, signals_blocked
 from tapster.cli.template import Template
 from tapster.errors import NoSuchLease, TapsterError
@@ -80,7 +80,7 @@ def declare(parser: "Parser") -> None:
     )
 
 
-def run(options: Namespace, host: "Manager") -> int:
+def run(options: Options, host: "Manager") -> int:
     command = handover.command_of(options, "run")
     specs = [nic.spec(options) for options in _nics(options)]
     handover.check_places(command, len(specs))
@@ -187,7 +187,7 @@ def _goes_on(host: "Manager", devices: Sequence[OpenDevice]) -> bool:
     return True
 
 
-def _nics(options: Namespace) -> list[Namespace]:
+def _nics(options: Options) -> list[Options]:
     """Return the options of each device; those outside --nic are the defaults."""
     if not options.nic:
         return [options]

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from tapster.cli import output
-from tapster.cli.options import Namespace
+from tapster.cli.options import Options
 from tapster.errors import NoSuchLease, OwnerRequired, TapsterError
 from tapster.light import TYPE_CHECKING
 from tapster.model import Lease, State
@@ -59,7 +59,7 @@ def declare_one(parser: "Parser") -> None:
     )
 
 
-def one(options: Namespace, host: "Manager") -> Lease:
+def one(options: Options, host: "Manager") -> Lease:
     """Return the lease that the options of `declare_one` choose, to be changed.
 
     Raises NoSuchLease and OwnerRequired.
@@ -80,7 +80,7 @@ def one(options: Namespace, host: "Manager") -> Lease:
     return lease
 
 
-def refusals(options: Namespace, leases: Iterable[Lease]) -> dict[str, OwnerRequired]:
+def refusals(options: Options, leases: Iterable[Lease]) -> dict[str, OwnerRequired]:
     """Return why leases may not be changed, by id: each has an owner, and only a name
     was given."""
     if options.owner is not None or not options.lease:
@@ -99,7 +99,7 @@ def refusals(options: Namespace, leases: Iterable[Lease]) -> dict[str, OwnerRequ
     }
 
 
-def _naming_the_owner(options: Namespace, names: Iterable[str], lease: Lease) -> str:
+def _naming_the_owner(options: Options, names: Iterable[str], lease: Lease) -> str:
     """Return the command that was typed, for one lease alone and with its owner."""
     from shlex import join  # rarely needed
 
@@ -122,12 +122,12 @@ def report(errors: Iterable[TapsterError]) -> bool:
     return failed
 
 
-def is_given(options: Namespace) -> bool:
+def is_given(options: Options) -> bool:
     """Tell whether the options choose among the leases at all."""
     return bool(options.lease) or is_filtered(options)
 
 
-def is_filtered(options: Namespace, *filters: str) -> bool:
+def is_filtered(options: Options, *filters: str) -> bool:
     """Tell whether one of these options was given, by default any but a name."""
     return any(getattr(options, name) is not None for name in filters or FILTERS)
 
@@ -140,7 +140,7 @@ class Chosen:
         self.missing = missing
 
 
-def choose(options: Namespace, host: "Manager", *, all: bool = True) -> Chosen:
+def choose(options: Options, host: "Manager", *, all: bool = True) -> Chosen:
     """Return the leases that the options choose, in the order of their creation.
 
     Without `all`, a lease in FIN WAIT is chosen only by its exact name or id, or by
@@ -203,7 +203,7 @@ def _with_hint(error: NoSuchLease, name: str, host: "Manager") -> NoSuchLease:
     return NoSuchLease(f"{error}{near}", reference=name)
 
 
-def fits(lease: Lease, options: Namespace) -> bool:
+def fits(lease: Lease, options: Options) -> bool:
     """Tell whether a lease fits the filters, whatever its name is."""
     on = (lease.wiring.bridge, lease.wiring.ovs, lease.lower)
     netns = (lease.netns.path, output.netns_name(lease.netns.path))

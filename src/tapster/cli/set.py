@@ -2,7 +2,7 @@
 """Change what a leased device is connected to, while its VM runs."""
 
 from tapster.cli import output, selection, wire
-from tapster.cli.options import Namespace
+from tapster.cli.options import Options
 from tapster.errors import RequestError
 from tapster.light import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ def declare(parser: "Parser") -> None:
     parser.add_argument("--json", action="store_true", help="print the lease as JSON")
 
 
-def run(options: Namespace, host: "Manager") -> int:
+def run(options: Options, host: "Manager") -> int:
     changes = wire.changes(options)
     if not changes:
         raise RequestError("nothing to change was given; see: tapster set --help")

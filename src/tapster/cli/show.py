@@ -2,7 +2,7 @@
 """Show leases, their devices as the kernel reports them, and every difference."""
 
 from tapster.cli import output, selection, terminal
-from tapster.cli.options import Namespace
+from tapster.cli.options import Options
 from tapster.errors import NoSuchLease, RequestError, ServiceUnavailable
 from tapster.light import TYPE_CHECKING, Any
 from tapster.model import Lease
@@ -18,7 +18,7 @@ def declare(parser: "Parser") -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run(options: Namespace, host: "Manager") -> int:
+def run(options: Options, host: "Manager") -> int:
     if not selection.is_given(options):
         raise RequestError("nothing was chosen: give a NAME or ID, or a filter")
     chosen = selection.choose(options, host)

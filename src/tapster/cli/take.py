@@ -6,7 +6,7 @@ VM arrives, and takes it when the VM runs there. May be repeated.
 """
 
 from tapster.cli import output, selection
-from tapster.cli.options import Namespace
+from tapster.cli.options import Options
 from tapster.light import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def declare(parser: "Parser") -> None:
     parser.add_argument("--json", action="store_true", help="print the lease as JSON")
 
 
-def run(options: Namespace, host: "Manager") -> int:
+def run(options: Options, host: "Manager") -> int:
     lease = host.set(selection.one(options, host).id, standby=False)
     if options.json:
         output.print_json(lease=output.lease_json(lease))

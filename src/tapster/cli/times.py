@@ -5,7 +5,7 @@ import time
 from datetime import datetime, timedelta
 
 from tapster.cli import values
-from tapster.cli.options import BadValue, Namespace
+from tapster.cli.options import BadValue, Options
 from tapster.errors import RequestError
 from tapster.light import TYPE_CHECKING
 
@@ -27,7 +27,7 @@ def declare(parser: "Parser", limit: int, what: str) -> None:
     )
 
 
-def check(options: Namespace) -> None:
+def check(options: Options) -> None:
     """Check the options. Raises RequestError."""
     if options.limit < 1:
         raise RequestError(f"--limit must be 1 or more, not {options.limit}")

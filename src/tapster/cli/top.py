@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from tapster.cli import ls, terminal, values, watch
-from tapster.cli.options import Namespace
+from tapster.cli.options import Options
 from tapster.errors import NotAllowed
 from tapster.light import TYPE_CHECKING
 from tapster.model import Lease, State
@@ -47,7 +47,7 @@ def declare(parser: "Parser") -> None:
     )
 
 
-def run(options: Namespace, host: "Manager") -> int:
+def run(options: Options, host: "Manager") -> int:
     other_screen = terminal.is_terminal()
     if other_screen:
         sys.stdout.write(ENTER)
@@ -59,7 +59,7 @@ def run(options: Namespace, host: "Manager") -> int:
             sys.stdout.flush()
 
 
-def _watch(options: Namespace, host: "Manager") -> int:
+def _watch(options: Options, host: "Manager") -> int:
     events: deque[Event] = deque(maxlen=EVENTS)
     before: dict[str, float] = {}
     last = time.monotonic()

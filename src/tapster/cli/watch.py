@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 
 from tapster.cli import output, selection, terminal
-from tapster.cli.options import Namespace
+from tapster.cli.options import Options
 from tapster.errors import NoSuchLease
 from tapster.light import TYPE_CHECKING
 from tapster.model import Lease
@@ -45,8 +45,8 @@ def declare(parser: "Parser") -> None:
     )
 
 
-def run(options: Namespace, host: "Manager") -> int:
-    filter_ = Filter(options, host)
+def run(options: Options, host: "Manager") -> int:
+    filter_ = EventFilter(options, host)
     with source(host) as events:
         for event in events.watch():
             if not filter_.lets_pass(event):
@@ -73,10 +73,10 @@ def source(host: "Manager") -> "Client | Observer":
     return connect(host.path)  # nothing else can be called on it then
 
 
-class Filter:
+class EventFilter:
     """Lets the events of chosen leases pass."""
 
-    def __init__(self, options: Namespace, host: "Manager") -> None:
+    def __init__(self, options: Options, host: "Manager") -> None:
         self._options = options
         self._host = host
         self._leases: dict[str, Lease] = {}

@@ -9,7 +9,7 @@ or in a range of times. TIME is 2026-01-31T14:05, 14:05 (today), "yesterday 14:0
 from datetime import datetime
 
 from tapster.cli import nic, output, times
-from tapster.cli.options import Namespace
+from tapster.cli.options import Options
 from tapster.cli.output import Column
 from tapster.errors import RequestError
 from tapster.light import TYPE_CHECKING
@@ -44,7 +44,7 @@ def declare(parser: "Parser") -> None:
     option("--json", action="store_true", help="print JSON")
 
 
-def run(options: Namespace, host: "Manager") -> int:
+def run(options: Options, host: "Manager") -> int:
     now = datetime.now()
     at, since, until = (
         times.parse(text, now) for text in (options.at, options.since, options.until)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The options for a device's wiring, shared by `add`, `run` and `set`.
 
-An option that is not given is absent from the namespace. An empty value means none.
+An option that is not given is absent from the result. An empty value means none.
 """
 
 from tapster.cli import values
-from tapster.cli.options import GATHER, SUPPRESS, YES_OR_NO, Namespace
+from tapster.cli.options import GATHER, SUPPRESS, YES_OR_NO, Options
 from tapster.errors import RequestError
 from tapster.light import TYPE_CHECKING, Any
 from tapster.model import Wiring
@@ -53,7 +53,7 @@ def declare(parser: "Parser") -> None:
     option("--down", "pull the guest's cable out", action="store_false", dest="up")
 
 
-def changes(options: Namespace) -> dict[str, Any]:
+def changes(options: Options) -> dict[str, Any]:
     """Return the fields of `Wiring` that were given. Raises RequestError."""
     given = {
         field: getattr(options, option)

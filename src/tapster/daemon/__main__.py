@@ -142,20 +142,22 @@ def _public_reason(error: TapsterError, config_path: str) -> str:
 
 def _join_fleet(stack: ExitStack, operations: Operations, file: str, log: Log) -> None:
     """Sync with the fleet for as long as the daemon runs."""
-    from tapster.fleet.drain import Drain  # outside a fleet nothing of it is imported
+    from tapster.fleet.sync_loop import (
+        SyncLoop,  # outside a fleet nothing of it is imported
+    )
 
     os.environ["TAPSTER_CONFIG"] = file  # for acquires
     context = operations.context
-    drain = Drain(
+    loop = SyncLoop(
         context.ledger.path,
         context.system,
         file,
         lambda event, fields: log(INFO, event, **fields),
         lambda lease: operations.rewire.set(lease, {"up": False}),
     )
-    context.fleet_figures = drain.figures
-    drain.start()
-    stack.callback(drain.stop)
+    context.fleet_figures = loop.figures
+    loop.start()
+    stack.callback(loop.stop)
 
 
 def _raise_limit() -> None:

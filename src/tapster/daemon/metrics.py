@@ -11,7 +11,7 @@ BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.
 """Upper bounds of the latency histograms, in seconds."""
 
 
-class Kind(NamedTuple):
+class Family(NamedTuple):
     """A family of figures, as Prometheus calls it."""
 
     says: str
@@ -19,23 +19,25 @@ class Kind(NamedTuple):
     label: str = ""
 
 
-KINDS: Mapping[str, Kind] = {
-    "leases": Kind("Leases by state.", "gauge", "state"),
-    "labelled_leases": Kind("Active leases by label.", "gauge", "label"),
-    "connections": Kind("Open connections.", "gauge"),
-    "calls": Kind("Calls by method.", "counter", "method"),
-    "failures": Kind("Calls that failed, by error.", "counter", "error"),
-    "refused": Kind("Calls refused, by reason.", "counter", "reason"),
-    "delayed": Kind("Waits of clients that sent more than the rate allows.", "counter"),
-    "dropped": Kind("Connections dropped, by reason.", "counter", "reason"),
-    "events": Kind("Events, by what happened.", "counter", "event"),
-    "overruns": Kind("Times that reports of the kernel were lost.", "counter"),
-    "collisions": Kind("Names found taken by foreign devices.", "counter"),
-    "reap_batches": Kind("Batches of devices reaped.", "counter"),
-    "reaped": Kind("Leases whose FIN WAIT was ended.", "counter"),
-    "recovered": Kind("What recover did, by action.", "counter", "action"),
-    "fleet": Kind("The part of this host in its fleet.", "gauge", "figure"),
-    "fleet_claims": Kind(
+FAMILIES: Mapping[str, Family] = {
+    "leases": Family("Leases by state.", "gauge", "state"),
+    "labelled_leases": Family("Active leases by label.", "gauge", "label"),
+    "connections": Family("Open connections.", "gauge"),
+    "calls": Family("Calls by method.", "counter", "method"),
+    "failures": Family("Calls that failed, by error.", "counter", "error"),
+    "refused": Family("Calls refused, by reason.", "counter", "reason"),
+    "delayed": Family(
+        "Waits of clients that sent more than the rate allows.", "counter"
+    ),
+    "dropped": Family("Connections dropped, by reason.", "counter", "reason"),
+    "events": Family("Events, by what happened.", "counter", "event"),
+    "overruns": Family("Times that reports of the kernel were lost.", "counter"),
+    "collisions": Family("Names found taken by foreign devices.", "counter"),
+    "reap_batches": Family("Batches of devices reaped.", "counter"),
+    "reaped": Family("Leases whose FIN WAIT was ended.", "counter"),
+    "recovered": Family("What recover did, by action.", "counter", "action"),
+    "fleet": Family("The part of this host in its fleet.", "gauge", "figure"),
+    "fleet_claims": Family(
         "MACs that the fleet was asked for, by result.", "counter", "result"
     ),
 }
@@ -55,17 +57,17 @@ class Metrics:
         self._sums = dict.fromkeys(HISTOGRAMS, 0.0)
 
     def add(self, name: str, label: str = "", by: float = 1) -> None:
-        assert name in KINDS
+        assert name in FAMILIES
         key = (name, label)
         self._counts[key] = self._counts.get(key, 0) + by
 
     def put(self, name: str, value: float, label: str = "") -> None:
-        assert name in KINDS
+        assert name in FAMILIES
         self._counts[name, label] = value
 
     def replace(self, name: str, values: Mapping[str, float]) -> None:
         """Set a figure for these labels, and for no others."""
-        assert name in KINDS
+        assert name in FAMILIES
         for key in [key for key in self._counts if key[0] == name]:
             del self._counts[key]
         for label, value in values.items():
@@ -93,7 +95,7 @@ class Metrics:
         return "\n".join([*self._simple(), *self._histograms()]) + "\n"
 
     def _simple(self) -> Iterator[str]:
-        for name, kind in KINDS.items():
+        for name, kind in FAMILIES.items():
             full = f"tapster_{name}" + ("_total" if kind.type == "counter" else "")
             yield from _head(full, kind.says, kind.type)
             found = {

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from tapster.daemon import config, people, policy, scrape
+from tapster.daemon import callers, config, policy, scrape
 from tapster.daemon.config import Loaded
 from tapster.daemon.connections import Connections
 from tapster.daemon.dispatch import Dispatcher
@@ -88,7 +88,7 @@ class Server:
             lambda: self._service.loaded.config.limits,
             self._metrics,
             log,
-            identify=lambda connected: people.identify(connected, self._names),
+            identify=lambda connected: callers.identify(connected, self._names),
             may_send_descriptors=self._has_rules,
         )
         self._dispatcher = Dispatcher(
@@ -194,7 +194,7 @@ class Server:
         the configuration must have allowed every client."""
         if connected.family != socket.AF_UNIX:
             return True
-        caller, pidfd = people.identify(connected, self._names)
+        caller, pidfd = callers.identify(connected, self._names)
         if pidfd >= 0:
             os.close(pidfd)
         return policy.allows(self._service.rules, caller, policy.SEE_OTHERS)

@@ -115,7 +115,7 @@ class Etcd:
         self._certificates = certificates
         self._cache = cache
         self._context: ssl.SSLContext | None = None
-        self._wire: Wire | None = None
+        self._wire: TimedConnection | None = None
         self._used = 0.0
         self.token = ""
         self._recall()
@@ -351,7 +351,7 @@ class Etcd:
 
     # Connections
 
-    def _connect(self, endpoint: Endpoint, until: float) -> "Wire":
+    def _connect(self, endpoint: Endpoint, until: float) -> "TimedConnection":
         if self._wire is not None:
             idle = time.monotonic() - self._used
             if (
@@ -371,7 +371,7 @@ class Etcd:
         except BaseException:
             plain.close()
             raise
-        self._wire = Wire(endpoint, sock)
+        self._wire = TimedConnection(endpoint, sock)
         return self._wire
 
     def _tls(self) -> ssl.SSLContext:
@@ -438,7 +438,7 @@ class Window(NamedTuple):
     answer: float
 
 
-class Wire:
+class TimedConnection:
     """A connection whose sends and receives must all end by one time.
 
     A timeout of a socket begins again with every byte. This time limit does not.
@@ -462,7 +462,7 @@ class Wire:
 
 
 class _Reader(io.RawIOBase):
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: TimedConnection) -> None:
         self._wire = wire
 
     def readable(self) -> bool:

@@ -200,7 +200,7 @@ def _batches(pushes: Iterable[Push]) -> Iterator[list[Push]]:
         yield batch
 
 
-class Plan(NamedTuple):
+class PushPlan(NamedTuple):
     """The result of a push, from the values that the store has."""
 
     standing: Standing
@@ -219,7 +219,7 @@ def make_plan(
     values: Mapping[str, str],
     *,
     lost: bool = False,
-) -> Plan:
+) -> PushPlan:
     record = pending.record
     key, gate_key = where.claim(record.domain, record.mac), where.gate(me.host)
     gate = own_gate(where, me, values)
@@ -247,7 +247,7 @@ def make_plan(
         expected[block_key] = values.get(block_key)
     if record.state in claim.RELEASED and record.sent:
         writes[gate_key] = encode(gate._replace(number=gate.number + 1))
-    return Plan(
+    return PushPlan(
         standing,
         Outcome(
             record.lease,

@@ -34,8 +34,8 @@ from tapster.kernel.port import (
     LinkChange,
     Namespace,
     NewMacvtap,
+    NftRule,
     Redirection,
-    Rule,
     Vlans,
     Watch,
 )
@@ -365,7 +365,7 @@ class LinuxNamespace:
         with self._asking_nft(), closing(self._nft()) as fresh:
             return fresh.run(f"list {what}")
 
-    def nft_rules(self, table: str) -> list[Rule]:
+    def nft_rules(self, table: str) -> list[NftRule]:
         from tapster.kernel.nft_rules import rules
 
         try:

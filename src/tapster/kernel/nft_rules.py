@@ -12,7 +12,7 @@ from errno import ENOENT
 
 from tapster.kernel import rtnl, sockets
 from tapster.kernel.nft import NETLINK_NETFILTER
-from tapster.kernel.port import Rule
+from tapster.kernel.port import NftRule
 
 # include/uapi/linux/netfilter/nfnetlink.h, nf_tables.h
 NFNL_SUBSYS_NFTABLES = 10
@@ -31,7 +31,7 @@ _NFGENMSG = struct.pack("BBH", NFPROTO_BRIDGE, 0, 0)
 _BUFFER = 1 << 17
 
 
-def rules(table: str) -> list[Rule]:
+def rules(table: str) -> list[NftRule]:
     """List the rules of a table of family bridge, each chain's in order.
 
     The list is empty if there is no such table, or if it is dormant. Raises OSError.
@@ -60,7 +60,7 @@ def rules(table: str) -> list[Rule]:
         opened.close()
 
 
-def _rule(attributes: dict[int, bytes]) -> Rule:
+def _rule(attributes: dict[int, bytes]) -> NftRule:
     chain = attributes[NFTA_RULE_CHAIN].rstrip(b"\0").decode()
     data = attributes.get(NFTA_RULE_USERDATA, b"")
     comment = ""
@@ -69,7 +69,7 @@ def _rule(attributes: dict[int, bytes]) -> Rule:
         if type_ == COMMENT:
             comment = data[2 : 2 + length].rstrip(b"\0").decode(errors="replace")
         data = data[2 + length :]
-    return Rule(chain, comment)
+    return NftRule(chain, comment)
 
 
 def _ask(

@@ -112,7 +112,7 @@ ALL, REDIRECTED = 0, -1
 another, which may have lost its redirection there."""
 
 
-class Rule(NamedTuple):
+class NftRule(NamedTuple):
     """A rule of nftables, as far as it can be told apart from others."""
 
     chain: str
@@ -174,7 +174,7 @@ class Namespace(Protocol):
 
     # Creating and opening
 
-    def nft_rules(self, table: str) -> list[Rule]:
+    def nft_rules(self, table: str) -> list[NftRule]:
         """List the rules of a table of nftables of family bridge, without elements.
 
         [] if there is no such table, or if it is dormant.

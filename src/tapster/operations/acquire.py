@@ -30,7 +30,7 @@ from tapster.operations.devices import ATTEMPTS, Devices, Opened, close_fds
 from tapster.operations.failures import Failures
 
 if TYPE_CHECKING:
-    from tapster.fleet.guard import Guard
+    from tapster.fleet.macs import FleetMacs
 
 
 class Plan(NamedTuple):
@@ -43,12 +43,12 @@ class Plan(NamedTuple):
     """The ifindex of a macvtap's lower device, or 0."""
 
 
-def _with_mac(plan: Plan, guard: "Guard") -> Plan:
+def _with_mac(plan: Plan, fleet: "FleetMacs") -> Plan:
     """Give a MAC of this host's blocks to a device for which any MAC will do."""
     reservation = plan.reservation
     if reservation.mac is not None:
         return plan
-    mac = guard.next_mac()
+    mac = fleet.next_mac()
     return plan._replace(reservation=reservation._replace(mac=mac, mac_is_any=True))
 
 
@@ -88,9 +88,9 @@ class Acquire:
         with context.gate:
             process = None if pid is None else context.process(pid)
             plans = [self._plan(spec, on_close, caller_uid) for spec in specs]
-            guard = context.find_guard()
-            if guard is not None:
-                plans = [_with_mac(plan, guard) for plan in plans]
+            fleet = context.find_fleet()
+            if fleet is not None:
+                plans = [_with_mac(plan, fleet) for plan in plans]
             elif any(spec.vm for spec in specs):
                 raise RequestError("a VM's id is for a fleet: tapster fleet join")
             _refuse_equal_macs(plans)
@@ -103,8 +103,8 @@ class Acquire:
             ids = [lease.id for lease in leases]
             made: list[Opened] = []
             try:
-                if guard is not None:
-                    guard.check([*zip(leases, specs, strict=True)])
+                if fleet is not None:
+                    fleet.check([*zip(leases, specs, strict=True)])
                 for plan, lease in zip(plans, leases, strict=True):
                     with deferred():  # a descriptor must not be lost on its way
                         made.append(self.make(plan, lease))

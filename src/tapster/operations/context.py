@@ -21,7 +21,7 @@ from tapster.model import Life, Macvtap, Netns, Process
 from tapster.operations.claims import Claims
 
 if TYPE_CHECKING:
-    from tapster.fleet.guard import Guard, OnAsked
+    from tapster.fleet.macs import FleetMacs, OnAsked
 
 T = TypeVar("T")
 
@@ -38,11 +38,11 @@ class Context:
         backends: Sequence[Backend],
         claims: Claims,
         start_reaper: Callable[[str], None],
-        guards: "Guards | None" = None,
+        fleet: "FleetFinder | None" = None,
     ) -> None:
         """`start_reaper` starts a reaper of the ledger at a path.
 
-        `guards` finds the fleet's part of an acquire, where there may be a fleet.
+        `fleet` finds the fleet's part of an acquire, where there may be a fleet.
         """
         self.ledger = ledger
         self.system = system
@@ -51,7 +51,7 @@ class Context:
         self.backends = backends
         self.claims = claims
         self._gate = Gate("Host")
-        self._guards = guards
+        self._fleet = fleet
         self._start_reaper = start_reaper
         self.fleet_figures: Callable[[], Mapping[str, float]] = dict
         """Numbers for monitoring, from the daemon's syncs with its fleet."""
@@ -68,20 +68,20 @@ class Context:
     def close(self) -> None:
         """Close everything but the leases."""
         if self._gate.close():
-            if self._guards is not None:
-                self._guards.close()
+            if self._fleet is not None:
+                self._fleet.close()
             self.claims.close()
             self.namespace.close()
             self.ledger.close()
 
-    def find_guard(self) -> "Guard | None":
+    def find_fleet(self) -> "FleetMacs | None":
         """Return the fleet's part of an acquire; None outside a fleet."""
-        return None if self._guards is None else self._guards.find()
+        return None if self._fleet is None else self._fleet.find()
 
     def watch_fleet(self, on_asked: "OnAsked") -> None:
-        """Have each question to the fleet reported, as `Guard.on_asked` says."""
-        if self._guards is not None:
-            self._guards.on_asked = on_asked
+        """Have each question to the fleet reported, as `FleetMacs.on_asked` says."""
+        if self._fleet is not None:
+            self._fleet.on_asked = on_asked
 
     @contextmanager
     def opened(self, netns: Netns) -> Iterator[Namespace | None]:
@@ -181,38 +181,38 @@ def open_context(
             backends=make_backends(opened.id, opened.leases),
             claims=Claims(opened),
             start_reaper=reaper or start_reaper,
-            guards=Guards(opened, system),
+            fleet=FleetFinder(opened, system),
         )
     except BaseException:
         opened.close()
         raise
 
 
-class Guards:
+class FleetFinder:
     """Finds the fleet's part of an acquire, and keeps it for the next one."""
 
     def __init__(self, ledger: Ledger, system: System) -> None:
         self._ledger = ledger
         self._system = system
-        self._guard: Guard | None = None
+        self._macs: FleetMacs | None = None
         self.on_asked: OnAsked = lambda *_: None
 
-    def find(self) -> "Guard | None":
-        """Return the guard; None if the host of the ledger is in no fleet now."""
+    def find(self) -> "FleetMacs | None":
+        """Return the fleet's MACs; None if the ledger's host is in no fleet now."""
         if not self._ledger.in_fleet():
             return None
-        if self._guard is None:
+        if self._macs is None:
             # Outside a fleet nothing of it is imported.
-            from tapster.fleet.guard import Guard
+            from tapster.fleet.macs import FleetMacs
 
-            self._guard = Guard(self._ledger, self._system.wallclock)
-            self._guard.on_asked = self.on_asked
-        return self._guard
+            self._macs = FleetMacs(self._ledger, self._system.wallclock)
+            self._macs.on_asked = self.on_asked
+        return self._macs
 
     def close(self) -> None:
         """Close the connection to the store, if there is one."""
-        if self._guard is not None:
-            self._guard.close()
+        if self._macs is not None:
+            self._macs.close()
 
 
 def start_reaper(ledger: str) -> None:

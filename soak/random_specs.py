@@ -24,13 +24,13 @@ WAITS = (2.0, 3.0, 4.0)
 KEYS = ("alpha", "beta", "gamma")
 
 
-def wishes(random: Random, owner: str) -> list[Spec]:
+def random_specs(random: Random, owner: str) -> list[Spec]:
     """Return the network cards of one VM."""
     count = random.choice((1, 1, 1, 2, 3))
-    return [_wish(random, f"{owner}.{number}") for number in range(count)]
+    return [_random_spec(random, f"{owner}.{number}") for number in range(count)]
 
 
-def _wish(random: Random, owner: str) -> Spec:
+def _random_spec(random: Random, owner: str) -> Spec:
     name, naming = random.choice(NAMES)
     key = random.choice(KEYS) if naming is Naming.STABLE else None
     wait = 0.0 if random.random() < 0.05 else random.choice(WAITS)

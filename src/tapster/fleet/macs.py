@@ -40,7 +40,7 @@ Asked = tuple[Lease, Spec]
 """A reserved lease, and how the user asked for it."""
 
 
-class Guard:
+class FleetMacs:
     """The fleet's part of an acquire."""
 
     def __init__(self, ledger: Ledger, wallclock: Callable[[], float]) -> None:

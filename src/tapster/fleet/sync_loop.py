@@ -25,7 +25,7 @@ Say = Callable[[str, dict[str, Any]], None]
 TakeDown = Callable[[str], object]
 
 
-class Drain:
+class SyncLoop:
     """The thread that syncs."""
 
     def __init__(
