@@ -26,6 +26,7 @@ from explorer.ops import (
     PORT,
     STOP,
     TAP,
+    USERS,
     acquire,
     administrator,
     background_vm,
@@ -264,6 +265,13 @@ class TakesUnseenForGone(TwoNamespaces):
         return None if self._put("hidden", (), {}) else super().find(netns)
 
 
+class LeavesUsers(Devices):
+    """A released tap keeps its owner."""
+
+    def restrict(self, _: Namespace, __: Lease, ___: Link) -> None:
+        """Leave the user its right."""
+
+
 class LooksHereOnly(Devices):
     """A device that was moved to another namespace is not looked for."""
 
@@ -442,6 +450,11 @@ def _without_care_for_what_is_open() -> list[Scenario]:
                 clock(),
                 Script("reaper", (reap(parts=blind),)),
             ),
+            checks=STEP,
+        ),
+        Scenario(
+            "Tapster without taking the right to open a released tap",
+            (manager("A", USERS, parts=USUAL._replace(devices=LeavesUsers)),),
             checks=STEP,
         ),
         Scenario(

@@ -6,7 +6,7 @@ Each function returns the problem, or None. ARCHITECTURE.md lists the numbers.
 
 from collections.abc import Callable, Iterator
 
-from explorer.kernel_states import BRIDGE_IFINDEX, KernelState
+from explorer.kernel_states import BRIDGE_IFINDEX, USER, KernelState
 from explorer.script import LEDGER, Acquired, Failed, Reopened, acquired_in
 from explorer.state_space import Environment, Transition
 from tapster.model import Lease, Link, State, host_mac, parse_stamp
@@ -204,6 +204,20 @@ def an_opened_device_stays(transition: Transition) -> str | None:
     return None
 
 
+def a_released_tap_has_no_user(transition: Transition) -> str | None:
+    """After a release, the tap's user may not open the tap by its name."""
+    step = transition.step
+    if step.op != "release" or step.done is None:
+        return None
+    for lease in transition.leases:
+        device = transition.namespace.devices.get(lease.ifindex)
+        if lease.owner not in transition.owners or lease.state is not State.FIN_WAIT:
+            continue
+        if device and device.uid == USER and lease.manager is None:
+            return f"{_named(device)} is released, and its user may open it"
+    return None
+
+
 def reopen_opens_its_own(transition: Transition) -> str | None:
     """I8: reopen opens the device of its lease, and no other."""
     done = transition.step.done
@@ -265,6 +279,7 @@ STEP: tuple[Callable[[Transition], str | None], ...] = (
     standby_is_off,
     a_running_vm_is_leased,
     an_opened_device_stays,
+    a_released_tap_has_no_user,
     reopen_opens_its_own,
     gc_leaves_nothing_stale,
     *HARM,
@@ -298,6 +313,8 @@ def i5_leased_or_gone(
         seen = look(LEDGER, lease, _link(device) if device else None)
         if lease.state is State.FIN_WAIT and seen is DeviceState.NOT_AT_REST:
             return f"{lease.name} waits, but is not at rest after recover"
+        if lease.state is State.FIN_WAIT and device and device.uid == USER:
+            return f"{lease.name} waits, and its user may open it after recover"
         if lease.state is State.ACTIVE and lease.ifindex in namespace.elsewhere:
             continue  # it was moved, and may be in use there
         if seen is DeviceState.ABSENT and not _name_is_taken(namespace, lease.name):
@@ -315,6 +332,8 @@ def released_is_at_rest(
             continue
         if look(LEDGER, lease, _link(device)) is DeviceState.NOT_AT_REST:
             return f"{lease.name} is released, but {_named(device)} is not at rest"
+        if device.uid == USER:
+            return f"{lease.name} is released, and its user may open it"
     return None
 
 

@@ -6,7 +6,7 @@ made each device. So an invariant can tell an actor that changes its own device 
 actor that changes the device of another.
 """
 
-from errno import ENODEV, ENOENT, ENXIO
+from errno import ENODEV, ENOENT, ENXIO, EPERM
 from typing import Any, NamedTuple
 
 from explorer.calls import PLACES, Call, Raised, freeze, raised
@@ -27,6 +27,8 @@ CONSTANT_QUERIES = ((BRIDGE,), (LOWER,))
 HOST = "the host"
 """The author of the devices that exist at the start."""
 ADMINISTRATOR = "administrator"
+USER = 4711
+"""The user id of a tap's user, in the scenarios that have one."""
 
 
 class Change(NamedTuple):
@@ -294,6 +296,13 @@ class OtherPrograms:
         ifindex = self._ifindex(name)
         self.hold(ifindex)
         return ifindex
+
+    def hold_as_user(self, name: str, uid: int) -> int:
+        """Open a tap by name as a process of a user: tun_not_capable()."""
+        device = self._space.get(self._ifindex(name))
+        if device.uid not in (None, uid):
+            raise OSError(EPERM, name)
+        return self.hold_by_name(name)
 
     def let_go(self, ifindex: int) -> None:
         """Close a tap that is held open."""

@@ -7,7 +7,7 @@ from typing import Any, Unpack
 
 from explorer.backends import PORTS
 from explorer.calls import Call
-from explorer.kernel_states import ADMINISTRATOR, BRIDGE, LOWER
+from explorer.kernel_states import ADMINISTRATOR, BRIDGE, LOWER, USER
 from explorer.script import (
     USUAL,
     Acquired,
@@ -30,6 +30,8 @@ FIN_WAIT = 5.0
 
 TAP = Tap(bridge=BRIDGE, fin_wait=FIN_WAIT)
 """The usual request."""
+USERS = TAP._replace(uid=USER)
+"""A tap that its user may open by name."""
 AT_ONCE = TAP._replace(fin_wait=0)
 GUARDED = TAP._replace(filter=True)
 PORT = Tap(ovs="ovs0", fin_wait=FIN_WAIT)
@@ -377,6 +379,19 @@ def late_open(owner: str) -> Script:
         _try(actor, "let_go", actor.memory)
 
     return outsider("program", Op("open", take), Op("close", close))
+
+
+def user(owner: str) -> Script:
+    """A program of the user of a stopped VM's tap, which opens it by name if it may."""
+
+    def take(actor: Actor) -> Any:
+        name = actor.ask(Call("vm", "stopped", (owner,)))
+        return _try(actor, "hold_as_user", name, USER) or Failed("refused")
+
+    def close(actor: Actor) -> Any:
+        _try(actor, "let_go", actor.memory)
+
+    return outsider("user", Op("open", take), Op("close", close))
 
 
 def hidden() -> Script:

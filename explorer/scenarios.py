@@ -9,6 +9,7 @@ from explorer.ops import (
     MACVTAP,
     PORT,
     TAP,
+    USERS,
     acquire,
     administrator,
     background_vm,
@@ -37,6 +38,7 @@ from explorer.ops import (
     starter,
     switch,
     target,
+    user,
     vm,
     waiter,
 )
@@ -230,6 +232,24 @@ def of_observations() -> list[Scenario]:
         Scenario(
             "a waiting tap that a program opens, time, a reaper",
             (a, late_open("A"), clock(), _reaper()),
+        ),
+        Scenario(
+            "a user's tap, the user opens it, a crash, recover",
+            (manager("A", USERS), user("A"), _recover(after=1)),
+            1,
+        ),
+        Scenario(
+            "a user's tap, the user opens it, an administrator renames, recover",
+            (
+                manager("A", USERS),
+                user("A"),
+                administrator("rename", "vnet0", "lan0"),
+                ever,
+            ),
+        ),
+        Scenario(
+            "a user's tap, an administrator deletes, a foreign program",
+            (manager("A", USERS), administrator("delete", "vnet0"), foreign()),
         ),
         Scenario(
             "a VM that stops by itself, settle while /proc is hidden for a time",

@@ -79,6 +79,8 @@ class Crashes:
             assert lease.state is not State.RESERVED, where
             active = lease.state is State.ACTIVE
             assert ("UP" in link["flags"]) is active, where
+            data = link["linkinfo"].get("info_data", {})
+            assert active or data.get("user", "root") == "root", where
             assert (link.get("master") == "br0") is (active and not lease.lower), where
 
     def clear(self) -> None:

@@ -162,6 +162,8 @@ def _work(
         with suppress(HostError, ConflictError):
             _repair(operations, report)
         with suppress(HostError, ConflictError):
+            operations.recover.restrict()
+        with suppress(HostError, ConflictError):
             ended = operations.reap()
         if operations.reap.quit_if_idle(lambda: locks.free(REAPER)):
             return None

@@ -5,14 +5,18 @@ The kernel lets any user open a tap that has neither owner nor group, and udev m
 /dev/net/tun open to everybody. So every tap gets an owner.
 """
 
+import fcntl
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import pytest
 
 from lab import iproute, shell
 from tapster import Host, Tap
+from tapster.kernel import tun
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("open_tun")]
 
@@ -74,6 +78,130 @@ def test_another_user_cannot_open_a_waiting_tap(host: Host) -> None:
     lease.close()
     host.release(lease.id)
     assert attach(lease.name) == "Operation not permitted"
+
+
+WAITING = pytest.mark.parametrize(
+    "spec",
+    [
+        Tap(bridge="br0", uid=NOBODY),
+        Tap(bridge="br0", gid=4321),
+        Tap(bridge="br0", uid=NOBODY, gid=4321),
+    ],
+    ids=["user", "group", "both"],
+)
+
+
+@contextmanager
+def held_elsewhere(fds: Sequence[int]) -> Iterator[None]:
+    """Let another process have these descriptors open, too."""
+    process = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=fds)
+    try:
+        yield
+    finally:
+        process.communicate()
+
+
+def attach_as_owner(name: str, *, queues: int = 1) -> str:
+    return attach(name, queues=queues, groups="4321")
+
+
+@WAITING
+@pytest.mark.parametrize("queues", [1, 2])
+def test_a_taps_user_cannot_open_it_while_it_waits(
+    host: Host, spec: Tap, queues: int
+) -> None:
+    lease = host.acquire(spec._replace(queues=queues))
+    lease.close()
+    assert attach_as_owner(lease.name, queues=queues) == "attached"
+    host.release(lease.id)
+    assert attach_as_owner(lease.name, queues=queues) == "Operation not permitted"
+    assert "not permitted" not in attach(lease.name, queues=queues, uid=0)
+
+
+@WAITING
+@pytest.mark.parametrize("queues", [1, 2])
+def test_a_tap_that_is_open_at_its_release_belongs_to_nobody_when_it_is_closed(
+    host: Host, spec: Tap, queues: int
+) -> None:
+    """Another process has it open, as a VM has that its user did not stop."""
+    lease = host.acquire(spec._replace(queues=queues))
+    with held_elsewhere(lease.fds):
+        lease.close()
+        host.release(lease.id)
+    assert attach_as_owner(lease.name, queues=queues) == "Operation not permitted"
+
+
+def test_a_user_that_takes_its_right_back_loses_it_when_the_tap_is_closed(
+    host: Host,
+) -> None:
+    """A process needs no privilege to change the owner of a tap that it has open."""
+    lease = host.acquire(Tap(bridge="br0", uid=NOBODY))
+    host.release(lease.id)
+    fcntl.ioctl(lease.fds[0], tun.TUNSETOWNER, NOBODY)
+    lease.close()
+    assert attach(lease.name) == "attached"
+    host.recover()
+    assert attach(lease.name) == "Operation not permitted"
+    assert host.recover() == []
+
+
+def test_a_renamed_tap_belongs_to_nobody_while_it_waits(host: Host) -> None:
+    lease = host.acquire(Tap(bridge="br0", uid=NOBODY))
+    lease.close()
+    shell.sh(f"ip link set {lease.name} down name web")
+    host.release(lease.id)
+    assert attach("web") == "Operation not permitted"
+
+
+def test_recover_takes_the_right_of_a_half_done_release(host: Host) -> None:
+    lease = host.acquire(Tap(bridge="br0", uid=NOBODY))
+    lease.close()
+    host.release(lease.id)
+    # As if the release had been killed before.
+    fd = tun.join(lease.name, tun.flags(queues=1, vnet_hdr=True))
+    tun.give(fd, uid=NOBODY, gid=None)
+    os.close(fd)
+    (repair,) = host.recover()
+    assert repair.action == "finish"
+    assert attach(lease.name) == "Operation not permitted"
+    assert host.recover() == []
+
+
+def test_a_lasting_lease_whose_user_is_root_is_opened_by_no_attach(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root's taps are not opened at their release: there is nothing to take."""
+    lease = host.acquire(Tap(bridge="br0"))
+    lease.close()
+    monkeypatch.setattr(tun, "join", pytest.fail)
+    host.release(lease.id)
+
+
+@pytest.mark.parametrize("taken", [True, False], ids=["taken", "free"])
+def test_a_foreign_tap_that_gets_the_name_at_that_moment_is_left_alone_I4(
+    host: Host, monkeypatch: pytest.MonkeyPatch, taken: bool
+) -> None:
+    lease = host.acquire(Tap(uid=NOBODY))
+    lease.close()
+    join = tun.join
+
+    def late(name: str, flags: int) -> int:
+        shell.sh(f"ip link delete {name}")
+        if taken:
+            shell.sh(f"ip tuntap add {name} mode tap user 4711 vnet_hdr")
+        return join(name, flags)
+
+    monkeypatch.setattr(tun, "join", late)
+    host.release(lease.id)
+    there = iproute.links().get(lease.name)
+    if taken:
+        assert there is not None
+        data = there["linkinfo"]["info_data"]
+        assert (data["user"], data["persist"]) == (4711, True)
+        assert "ifalias" not in there
+        assert attach(lease.name, uid=4711) == "attached", "it is not held open"
+    else:
+        assert there is None, "none was made"
 
 
 def test_another_user_cannot_open_a_placeholder(host: Host) -> None:

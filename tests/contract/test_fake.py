@@ -206,6 +206,35 @@ def test_a_queue_of_somebody_elses_tap_is_not_taken_I4(
     assert (theirs.alias, theirs.persist) == ("", True)
 
 
+@pytest.mark.parametrize("taken", [True, False], ids=["taken", "free"])
+def test_a_tap_deleted_while_its_user_loses_it_does_no_harm_I4(
+    system: FakeSystem, host: Host, taken: bool
+) -> None:
+    """The name may be a foreign tap's when the kernel is asked for it."""
+    lease = library.acquire(host, Tap(uid=1234))
+
+    def delete(what: str) -> None:
+        if what == "join vnet0":
+            system.step = lambda _: None
+            system.stranger().delete_by_name("vnet0")
+            if taken:
+                system.stranger().add_tap("vnet0")
+
+    system.step = delete
+    host.release(lease.id)
+    there = system.stranger().show("vnet0")
+    if taken:
+        assert there
+        assert (there.uid, there.alias, there.persist) == (None, "", True)
+        assert not system.looked_at().files, "it was closed"
+    else:
+        assert there is None, "none was made"
+        host.recover()
+        placeholder = system.stranger().show("vnet0")
+        assert placeholder
+        assert placeholder.uid == os.geteuid()
+
+
 def test_a_name_taken_just_before_the_device_is_made_is_stepped_over_I4(
     system: FakeSystem, host: Host
 ) -> None:

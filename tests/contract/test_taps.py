@@ -235,3 +235,64 @@ def test_a_foreign_device_is_never_opened_by_its_name_I4(
     with refused(EBADFD):
         namespace.open_tap("vnet0", OURS, multi_queue=False, vnet_hdr=True)
     assert lab.show() == before
+
+
+def given(namespace: Namespace, *, queues: int = 1, gid: int | None = None) -> bool:
+    """Give the tap vnet0 to user 0; what is said of that."""
+    return namespace.give_tap(
+        "vnet0", OURS, multi_queue=queues > 1, vnet_hdr=True, uid=0, gid=gid
+    )
+
+
+def owners(namespace: Namespace) -> tuple[int | None, int | None]:
+    link = namespace.link(OURS)
+    assert link
+    return link.tap_owner, link.tap_group
+
+
+@pytest.mark.parametrize("queues", [1, 2])
+@pytest.mark.parametrize("opened", [True, False], ids=["open", "idle"])
+def test_a_tap_gets_another_owner(
+    lab: ContractLab, namespace: Namespace, queues: int, opened: bool
+) -> None:
+    fds = namespace.create_tap(
+        "vnet0", OURS, queues=queues, vnet_hdr=True, uid=1234, gid=None
+    )
+    if not opened:
+        close(fds)
+    before = lab.show()
+    assert given(namespace, queues=queues)
+    assert owners(namespace) == (0, None)
+    assert given(namespace, queues=queues, gid=5678)
+    assert owners(namespace) == (0, 5678)
+    assert lab.show() == before, "nothing else has changed, and nothing is left open"
+    if opened:
+        close(fds)
+
+
+def test_a_tap_with_as_many_queues_as_can_be_gets_another_owner(
+    namespace: Namespace,
+) -> None:
+    fds = taps(namespace, "vnet0", OURS, MAX_QUEUES)
+    assert given(namespace, queues=MAX_QUEUES)
+    assert owners(namespace) == (0, None)
+    close(fds)
+
+
+def test_a_foreign_tap_of_the_name_keeps_its_owner_I4(
+    lab: ContractLab, namespace: Namespace, others: Stranger
+) -> None:
+    others.add_tap("vnet0")
+    before = lab.show()
+    assert not given(namespace)
+    assert lab.show() == before
+
+
+def test_no_tap_is_made_where_one_was_to_be_opened(
+    lab: ContractLab, namespace: Namespace
+) -> None:
+    before = lab.show()
+    assert not given(namespace)
+    with refused(EBADFD):
+        namespace.open_tap("vnet0", OURS, multi_queue=False, vnet_hdr=True)
+    assert lab.show() == before

@@ -43,6 +43,7 @@ def foreign() -> dict[str, dict[str, Any]]:
 
 
 TAP = Tap(bridge="br0")
+USERS = Tap(bridge="br0", uid=4711)
 PASSTHRU = Macvtap(lower="low", mode=Mode.PASSTHRU)
 
 
@@ -64,7 +65,7 @@ def test_add_killed_anywhere_I5(crashes: Crashes, options: str) -> None:
     assert crashes.kills > 10
 
 
-@pytest.mark.parametrize("spec", [TAP, PASSTHRU])
+@pytest.mark.parametrize("spec", [TAP, USERS, PASSTHRU])
 def test_rm_killed_anywhere_I5(crashes: Crashes, spec: Tap | Macvtap) -> None:
     before = foreign()
     name = crashes.acquire(spec).name

@@ -14,6 +14,7 @@ import pytest
 import tapster
 from lab import iproute, library, shell
 from lab.daemon import ALICE, BOB, Daemon, as_user, companion
+from lab.reapers import wait_for
 from tapster import (
     BadName,
     Client,
@@ -35,6 +36,7 @@ from tapster.rpc import interface
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
 TUNGETIFF = 0x800454D2
+TUNSETOWNER = 0x400454CC
 BR0 = Tap(bridge="br0")
 
 
@@ -71,6 +73,71 @@ def test_a_user_without_privileges_gets_an_open_tap_on_a_bridge(alice: Client) -
     assert alice.leases(all=False) == []
     assert alice.who("vnet0")[0].caller_uid == ALICE
     alice.release(lease.id)
+
+
+def opened_by(uid: int, name: str) -> str:
+    """Let a process of a user open a tap by its name; what the kernel says."""
+    attach = (
+        "import fcntl, os, struct, sys\n"
+        "tun = os.open('/dev/net/tun', os.O_RDWR)\n"
+        "request = struct.pack('16sH22x', sys.argv[1].encode(), 0x5002)\n"
+        "try: fcntl.ioctl(tun, 0x400454CA, request)\n"
+        "except OSError as error: sys.exit(error.strerror)\n"
+        "print('opened')\n"
+    )
+    command = [*as_user(uid), "/usr/bin/python3", "-c", attach, name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return (done.stdout or done.stderr).strip()
+
+
+def test_a_tap_that_is_open_at_its_release_is_the_users_no_more(alice: Client) -> None:
+    opened = alice.acquire(BR0, pid=os.getpid())
+    alice.release(opened.id)
+    opened.close()
+    assert opened_by(ALICE, "vnet0") == "Operation not permitted"
+
+
+def test_recover_of_the_daemon_gives_a_bound_tap_its_owner_back(
+    alice: Client, root: Client
+) -> None:
+    """The daemon is not root: /proc/PID/fd of another user is closed to it."""
+    with alice.acquire(BR0, pid=os.getpid()) as opened:
+        fcntl.ioctl(opened.fds[0], TUNSETOWNER, BOB)
+        root.recover()
+        data = iproute.links()["vnet0"]["linkinfo"]["info_data"]
+        assert data["user"] == ALICE
+
+
+def test_a_lasting_tap_is_the_users_until_it_is_released(alice: Client) -> None:
+    opened = alice.acquire(BR0)
+    opened.close()
+    assert opened_by(ALICE, "vnet0") == "opened"
+    alice.release(opened.id)
+    assert opened_by(ALICE, "vnet0") == "Operation not permitted"
+
+
+def test_a_tap_of_an_unknown_process_is_not_the_users_after_its_close(
+    alice: Client,
+) -> None:
+    """The daemon may not look for the process, and sees the close a moment later."""
+    opened = alice.acquire(BR0)
+    alice.release(opened.id)
+    opened.close()
+    denied = "Operation not permitted"
+    wait_for(lambda: opened_by(ALICE, "vnet0") == denied, "the tap is nobody's")
+
+
+def test_a_users_tap_is_not_the_users_after_the_vms_end(
+    alice: Client, daemon: Daemon
+) -> None:
+    vm = companion(ALICE)
+    events = daemon.events()
+    opened = alice.acquire(BR0, pid=vm.pid)
+    opened.close()
+    assert next(events).event == "acquired"
+    vm.communicate()
+    assert next(events).event == "released"
+    assert opened_by(ALICE, "vnet0") == "Operation not permitted"
 
 
 def test_several_devices_come_all_or_none(alice: Client) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Upkeep on the host in memory: what it reports, mends, releases and retries."""
 
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -500,3 +501,19 @@ def test_a_lease_whose_time_is_over_is_reaped_and_reported(watched: Watched) -> 
     watched.upkeep.find_deadline()
     assert [event.event for event in made.events] == ["ended"]
     assert watched.upkeep.deadline is None
+
+
+def test_a_user_that_takes_a_waiting_tap_back_loses_it_when_it_is_closed(
+    made: Parts,
+) -> None:
+    """A process needs no privilege to change the owner of a tap that it has open."""
+    lease = made.host.acquire(BR0._replace(uid=4711))
+    made.host.release(lease.id)
+    space = made.system.space(made.system.world.own)
+    assert space.devices[lease.ifindex].uid != 4711
+    space.edit(lease.ifindex, uid=4711)
+    made.upkeep.restrict()
+    lease.close()
+    made.upkeep.restrict()
+    device = made.system.space(made.system.world.own).devices[lease.ifindex]
+    assert device.uid == os.geteuid()

@@ -112,6 +112,9 @@ class FaultLab:
                 assert ("UP" in link["flags"]) is backends, f"{where}: {link}"
                 on = row.bridge if backends else None
                 assert link.get("master") == on, f"{where}: {link}"
+                data = link["linkinfo"].get("info_data", {})
+                nobody = data.get("user", "root") == "root"
+                assert backends or nobody, f"{where}: {link}"
                 assert link["ifalias"].endswith(f":{row.id}"), f"{where}: {link}"
         return rows
 

@@ -134,6 +134,8 @@ def test_an_acquire_elsewhere_that_is_refused_a_call_leaves_nothing_I6(
     ("spec", "lost"),
     [
         pytest.param(TAP, False, id="tap"),
+        pytest.param(TAP._replace(uid=4711), False, id="a user's tap"),
+        pytest.param(QUEUES, False, id="a user's multi-queue tap"),
         pytest.param(TAP, True, id="lost tap"),
         pytest.param(TAP._replace(fin_wait=0), False, id="tap, at once"),
         pytest.param(PASSTHRU, False, id="passthru"),

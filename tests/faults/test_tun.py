@@ -52,7 +52,8 @@ def test_without_the_tun_device_nothing_is_made_and_nothing_lost_I5_I6(
     here: FaultLab, wrong: Callable[[], None]
 ) -> None:
     with here.host() as host:
-        to_replace = [acquire(host, TAP), acquire(host, PASSTHRU)]
+        users = TAP._replace(uid=4711)
+        to_replace = [acquire(host, spec) for spec in (TAP, PASSTHRU, users)]
         shell.sh(f"ip link del {to_replace[0].name}")
         before = here.rows()
         shell.sh("mount -t tmpfs tmpfs /dev/net")
@@ -60,7 +61,7 @@ def test_without_the_tun_device_nothing_is_made_and_nothing_lost_I5_I6(
         with pytest.raises(HostError, match=TUN):
             host.acquire(TAP)
         assert here.rows() == before
-        for lease in to_replace:  # by a placeholder, which is a tap
+        for lease in to_replace:  # by a placeholder, or it gets another owner
             with pytest.raises(HostError, match=TUN):
                 host.release(lease.id)
         here.judge(wrong.__name__, settled=False)
@@ -68,7 +69,7 @@ def test_without_the_tun_device_nothing_is_made_and_nothing_lost_I5_I6(
         for lease in to_replace:
             host.release(lease.id)
         here.judge("it is back")
-    assert [row.state for row in here.mend()] == ["fin_wait"] * 2
+    assert [row.state for row in here.mend()] == ["fin_wait"] * 3
 
 
 def test_without_capabilities_nothing_is_made_I6(here: FaultLab) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finished waits are reaped without anybody remembering."""
 
+import fcntl
 import os
 import shutil
 import signal
@@ -14,8 +15,16 @@ import pytest
 
 import tapster
 from lab import iproute, library, shell
-from lab.reapers import Monitor, reapers, wait_dead, wait_for, wait_reaping
+from lab.reapers import (
+    Monitor,
+    kill_reapers,
+    reapers,
+    wait_dead,
+    wait_for,
+    wait_reaping,
+)
 from tapster import Host, HostError, State, Tap
+from tapster.kernel import tun
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
@@ -164,3 +173,20 @@ def follows_processes(leader: int) -> bool:
                 if "Pid:" in info.read_text():
                     return True
     return False
+
+
+def test_the_reaper_takes_the_right_of_a_user_that_took_it_back(ledger: Path) -> None:
+    """A process needs no privilege to change the owner of a tap that it has open."""
+    with Host(ledger) as host:
+        device = host.acquire(Tap(uid=4711, fin_wait=600))
+        host.release(device.id)
+        wait_reaping(ledger)
+        fcntl.ioctl(device.fds[0], tun.TUNSETOWNER, 4711)
+        device.close()
+
+        def is_roots() -> bool:
+            data = iproute.links()[device.name]["linkinfo"]["info_data"]
+            return bool(data["user"] == "root")
+
+        wait_for(is_roots, "the tap is root's")
+        kill_reapers(ledger)

@@ -59,15 +59,14 @@ def after(action: Action, world: World) -> World | None:
         case Action.UNDO | Action.CLOSE:
             return None
         case Action.FINISH:
-            return world._replace(
-                seen=DeviceState.AT_REST, facts=world.facts._replace(backends=False)
-            )
+            facts = world.facts._replace(backends=False, openable=False)
+            return world._replace(seen=DeviceState.AT_REST, facts=facts)
         case Action.REWIRE:
             return world._replace(facts=world.facts._replace(differs=False))
         case Action.RELEASE | Action.HOLD_NAME:
             # The deadline is set now if it was not, so it lies ahead; the device,
             # or the placeholder that took its place, is down.
-            facts = world.facts._replace(due=False, backends=False)
+            facts = world.facts._replace(due=False, backends=False, openable=False)
             return World(State.FIN_WAIT, DeviceState.AT_REST, facts)
 
 
@@ -127,6 +126,12 @@ def test_a_released_device_is_brought_to_rest_and_then_left_alone() -> None:
         decide(State.FIN_WAIT, DeviceState.NOT_AT_REST, Conditions()) is Action.FINISH
     )
     assert decide(State.FIN_WAIT, DeviceState.AT_REST, Conditions()) is Action.LEAVE
+
+
+def test_a_waiting_tap_that_its_user_may_open_is_finished() -> None:
+    openable = Conditions(openable=True)
+    assert decide(State.FIN_WAIT, DeviceState.AT_REST, openable) is Action.FINISH
+    assert decide(State.ACTIVE, DeviceState.AT_REST, openable) is Action.LEAVE
 
 
 @pytest.mark.parametrize("state", [State.ACTIVE, State.FIN_WAIT])

@@ -203,8 +203,15 @@ class VerboseNamespace:
         self.plain.unguard(ifindex)
         self.say("tc", "qdisc", "del", "dev", self.name(ifindex), "clsact")
 
-    def restore_tap(self, ifindex: int, *, uid: int | None, gid: int | None) -> bool:
-        restored = self.plain.restore_tap(ifindex, uid=uid, gid=gid)
+    def give_tap(self, name: str, ifindex: int, **named: Any) -> bool:
+        given = self.plain.give_tap(name, ifindex, **named)
+        if given:
+            # ip(8) cannot change the owner of a tap.
+            self._write(f"# TUNSETOWNER and TUNSETGROUP of {self.name(ifindex)}: root")
+        return given
+
+    def restore_tap(self, ifindex: int, **named: Any) -> bool:
+        restored = self.plain.restore_tap(ifindex, **named)
         if restored:
             # A tap that is open cannot be changed by ip(8).
             name = self.name(ifindex)

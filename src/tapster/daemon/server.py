@@ -188,6 +188,8 @@ class Server:
         self._submit(self._upkeep.follow_new_namespaces)
         if self._upkeep.retries:
             self._submit(self._upkeep.retry)
+        if self._upkeep.deadline is not None:
+            self._submit(self._upkeep.restrict)
 
     def _may_scrape(self, connected: socket.socket) -> bool:
         """Return whether the process at the other end may read all figures. Over TCP

@@ -188,6 +188,10 @@ class Upkeep:
                 self._repair([id], retry.what)
         self._turns.run()
 
+    def restrict(self) -> None:
+        """Take from users the right to open waiting taps that are closed by now."""
+        self.report_repairs(self._operations.recover.restrict())
+
     @property
     def retries(self) -> int:
         """How many leases wait for a retry. Any thread may read it."""

@@ -17,11 +17,15 @@ container has.
 
 import os
 from collections.abc import Collection, Generator, Iterator
+from contextlib import suppress
 from errno import EINVAL, EPERM
+from itertools import islice
 
 from tapster.kernel import netns, tun
 from tapster.kernel.failure import has
 
+MANY = 1024
+"""How many files of another user's process are looked at."""
 _NO_PATH = ("socket:", "pipe:", "anon_inode:")
 """How the targets of links in /proc/PID/fd begin that are no files with a path."""
 
@@ -128,18 +132,40 @@ def holders(devices: Collection[int]) -> dict[int, int]:
     return found
 
 
-def open_taps() -> Generator[int]:
+def open_taps(first: Collection[int] = ()) -> Generator[int]:
     """Yield a copy of each process's descriptors of taps, and close it after.
 
-    Processes that the caller may not look into are left out.
+    The processes `first` come first. Processes that the caller may not look into are
+    left out.
     """
     device = os.stat(tun.DEVICE).st_rdev
-    for pid in filter(str.isdecimal, os.listdir("/proc")):
+    likely = [str(pid) for pid in first]
+    others = [pid for pid in os.listdir("/proc") if pid.isdecimal()]
+    for pid in dict.fromkeys([*likely, *others]):
         try:
-            numbers = [n for n, found in _files(pid) if found.st_rdev == device]
+            try:
+                numbers = [n for n, found in _files(pid) if found.st_rdev == device]
+            except PermissionError:
+                if pid not in likely:
+                    continue
+                numbers = [*_numbers_of_taps(pid)]
             yield from _copies(pid, numbers)
         except (*netns.GONE, PermissionError):
             continue
+
+
+def _numbers_of_taps(pid: str) -> Iterator[str]:
+    """Yield the numbers of a process's descriptors of taps, by what is public.
+
+    /proc/PID/fd is its user's alone, or CAP_DAC_READ_SEARCH is needed. For
+    /proc/PID/fdinfo CAP_SYS_PTRACE is enough since Linux 5.14; tun_chr_show_fdinfo()
+    in drivers/net/tun.c. A user may have very many files open.
+    """
+    with os.scandir(f"/proc/{pid}/fdinfo") as entries:
+        for entry in islice(entries, MANY):
+            with suppress(FileNotFoundError), open(entry.path, "rb") as file:
+                if b"\niff:\t" in file.read():
+                    yield entry.name
 
 
 def _taps(pid: str, numbers: list[str]) -> Iterator[int]:

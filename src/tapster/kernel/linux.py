@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from errno import (
+    E2BIG,
     EAFNOSUPPORT,
     EBADFD,
+    EBUSY,
     EEXIST,
     EINVAL,
     EISDIR,
@@ -250,6 +252,17 @@ class LinuxSystem:
         except OSError as error:
             action = "watching the rules"
             raise failure(error, action, "CAP_NET_BROADCAST") from error
+
+
+def _tun_failure(error: OSError, action: str) -> HostError:
+    """Return the error of a call on /dev/net/tun as an error of Tapster."""
+    if error.errno in _NO_TUN:
+        return HostError(
+            f"{tun.DEVICE} is missing or another device ({error.strerror}): "
+            "modprobe tun, or make it with: mknod /dev/net/tun c 10 200"
+        )
+    opening = error.filename == tun.DEVICE
+    return failure(error, f"opening {tun.DEVICE}" if opening else action)
 
 
 class LinuxNamespace:
@@ -508,14 +521,7 @@ class LinuxNamespace:
                     name, ifindex, queues=queues, flags=flags, uid=uid, gid=gid
                 )
         except OSError as error:
-            if error.errno in _NO_TUN:
-                raise HostError(
-                    f"{tun.DEVICE} is missing or another device ({error.strerror}): "
-                    "modprobe tun, or make it with: mknod /dev/net/tun c 10 200"
-                ) from error
-            opening = error.filename == tun.DEVICE
-            action = f"opening {tun.DEVICE}" if opening else f"making tap {name!r}"
-            raise failure(error, action) from error
+            raise _tun_failure(error, f"making tap {name!r}") from error
 
     def open_tap(
         self, name: str, ifindex: int, *, multi_queue: bool, vnet_hdr: bool
@@ -527,18 +533,66 @@ class LinuxNamespace:
             if self._rtnl.find(name) != ifindex:
                 raise OSError(EBADFD, f"another device is called {name!r}")
             with self.inside(), closing_on_error() as fds:
-                fds.append(tun.join(name, flags))
+                fds.append(self._join(name, ifindex, flags))
                 if self._rtnl.find(tun.name_of(fds[0])) != ifindex:
                     raise OSError(EBADFD, "the tap was renamed while it was opened")
         except OSError as error:
-            raise failure(error, f"opening tap {name!r}") from error
+            raise _tun_failure(error, f"opening tap {name!r}") from error
         return fds[0]
 
-    def restore_tap(self, ifindex: int, *, uid: int | None, gid: int | None) -> bool:
+    def _join(self, name: str, ifindex: int, flags: int) -> int:
+        try:
+            return tun.join(name, flags)
+        except OSError as error:
+            if error.errno == EBUSY and self._rtnl.find(name) != ifindex:
+                raise OSError(EBADFD, f"no tap is called {name!r} any more") from error
+            raise
+
+    def give_tap(
+        self,
+        name: str,
+        ifindex: int,
+        *,
+        multi_queue: bool,
+        vnet_hdr: bool,
+        uid: int,
+        gid: int | None,
+        pids: Collection[int] = (),
+    ) -> bool:
+        try:
+            opened = self.open_tap(
+                name, ifindex, multi_queue=multi_queue, vnet_hdr=vnet_hdr
+            )
+        except KernelError as error:
+            if error.errno == EBADFD:
+                return False
+            if error.errno not in (EBUSY, E2BIG):
+                raise
+            # A process has it open, and as many times as the kernel allows.
+            return self.restore_tap(ifindex, uid=uid, gid=gid, pids=pids)
+        try:
+            tun.give(opened, uid=uid, gid=gid)
+        except OSError as error:
+            if error.errno == EBADFD:
+                return False  # somebody deleted it
+            action = f"giving tap {name!r} another owner"
+            raise failure(error, action) from error
+        finally:
+            os.close(opened)
+        return True
+
+    def restore_tap(
+        self,
+        ifindex: int,
+        *,
+        uid: int | None,
+        gid: int | None,
+        pids: Collection[int] = (),
+    ) -> bool:
         from tapster.kernel.held import open_taps  # rarely needed
 
         try:
-            with closing(open_taps()) as taps:
+            with closing(open_taps([os.getpid(), *pids])) as taps:
                 for tap in taps:
                     if self._is_of(tap, ifindex):
                         tun.restore(tap, uid=uid, gid=gid)

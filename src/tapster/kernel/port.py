@@ -232,15 +232,44 @@ class Namespace(Protocol):
         """Open a tap again. Return a descriptor of a new queue.
 
         Pass the flags with which it was created. EBUSY: the tap has one queue, which
-        is open. EBADFD: another device has the name.
+        is open. EBADFD: another device has the name, or none.
+
+        The kernel opens a tap by name. If a foreign tap gets the name at that moment,
+        it is closed at once. Nothing else is done to it.
         """
 
-    def restore_tap(self, ifindex: int, *, uid: int | None, gid: int | None) -> bool:
+    def give_tap(
+        self,
+        name: str,
+        ifindex: int,
+        *,
+        multi_queue: bool,
+        vnet_hdr: bool,
+        uid: int,
+        gid: int | None,
+        pids: Collection[int] = (),
+    ) -> bool:
+        """Give a tap another owner, and another group unless None.
+
+        The tap is opened for that, as `open_tap` does. If that is impossible, because
+        a process has it open, this is done as `restore_tap` does. False if the tap
+        has another name now, or if no process that has it open may be looked into.
+        """
+
+    def restore_tap(
+        self,
+        ifindex: int,
+        *,
+        uid: int | None,
+        gid: int | None,
+        pids: Collection[int] = (),
+    ) -> bool:
         """Give a tap its owner and group, unless None, and make it persistent.
 
         This is done through a copy of a descriptor that a process has open
         (pidfd_getfd(2)). To open another descriptor would take a queue from the VM, or
-        would fail. False if there is no such process, or if none may be looked into.
+        would fail. `pids` are the processes that are likely to have one; a caller that
+        is not root may look into no others. False if there is no such process.
         """
 
     def create_macvtap(

@@ -8,6 +8,9 @@ Linux's Documentation/networking/tuntap.rst and drivers/net/tun.c. Traps:
 - Only the first queue can be opened with that flag. A further queue is attached by
   name. So its device's name is compared with that of the first queue, which follows
   a rename.
+- If no device has the name, TUNSETIFF makes one. With the index of a device that
+  exists (TUNSETIFINDEX) it fails with EBUSY instead; to attach, it takes no notice of
+  the index.
 - TUNSETIFF cuts a name of 16 bytes and reports no error. Names are checked before.
 - A tap that is not persistent goes with its last descriptor. So it is made persistent
   last: if the process dies before, the kernel deletes the tap.
@@ -16,11 +19,13 @@ Linux's Documentation/networking/tuntap.rst and drivers/net/tun.c. Traps:
 import fcntl
 import os
 import struct
-from errno import EBADFD
+from errno import EBADFD, EBUSY
 
 from tapster.kernel.descriptors import closing_on_error
 
 DEVICE = "/dev/net/tun"
+LOOPBACK = 1
+"""The index of `lo`, which each network namespace has: LOOPBACK_IFINDEX, net/flow.h."""
 
 IFF_TAP = 0x0002
 IFF_NO_PI = 0x1000
@@ -82,10 +87,20 @@ def create(
 
 
 def join(name: str, flags: int) -> int:
-    """Attach to the tap that has this name. The caller checks which tap that is."""
+    """Attach to the tap that has this name. The caller checks which tap that is.
+
+    EBUSY: the tap has one queue, which is open; or no device has the name, for which
+    EBADFD is raised where the kernel can mean nothing else.
+    """
     with closing_on_error() as fds:
         fds.append(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
-        fcntl.ioctl(fds[0], TUNSETIFF, _ifreq(name, flags))
+        fcntl.ioctl(fds[0], TUNSETIFINDEX, struct.pack("I", LOOPBACK))
+        try:
+            fcntl.ioctl(fds[0], TUNSETIFF, _ifreq(name, flags))
+        except OSError as error:
+            if error.errno == EBUSY and flags & IFF_MULTI_QUEUE:
+                raise OSError(EBADFD, f"no tap is called {name!r} any more") from error
+            raise
     return fds[0]
 
 
@@ -94,11 +109,16 @@ def restore(fd: int, *, uid: int | None, gid: int | None) -> None:
 
     The kernel has no call that takes an owner or a group away.
     """
+    give(fd, uid=uid, gid=gid)
+    fcntl.ioctl(fd, TUNSETPERSIST, 1)
+
+
+def give(fd: int, *, uid: int | None, gid: int | None) -> None:
+    """Give an open tap this owner and group, unless None."""
     if uid is not None:
         fcntl.ioctl(fd, TUNSETOWNER, uid)
     if gid is not None:
         fcntl.ioctl(fd, TUNSETGROUP, gid)
-    fcntl.ioctl(fd, TUNSETPERSIST, 1)
 
 
 def name_of(fd: int) -> str:

@@ -247,6 +247,15 @@ def remove(db: sqlite.Connection, ids: Iterable[str]) -> None:
         Allocator(db, netns).free_names(names)
 
 
+def waiting_open(db: sqlite.Connection) -> list[str]:
+    """Return the ids of waiting leases whose users' taps were open at their release."""
+    query = (
+        "SELECT id FROM lease WHERE state = 'fin_wait' AND open_at_release "
+        "AND NOT placeholder AND (tap_owner IS NOT 0 OR tap_group IS NOT NULL)"
+    )
+    return [id for (id,) in db.execute(query)]
+
+
 def processes(db: sqlite.Connection) -> list[Process]:
     """Return the processes to which active leases are bound, each once."""
     query = (

@@ -376,6 +376,12 @@ class Ledger:
         with self.file.changing() as db:
             db.execute("UPDATE lease SET open_at_release = 1 WHERE id = ?", (id,))
 
+    def waiting_open(self) -> list[str]:
+        """Return the ids of waiting leases whose taps belong to users, and were open
+        at their release."""
+        with self.file.reading() as db:
+            return leases.waiting_open(db)
+
     def processes(self) -> list[Process]:
         """Return the processes to which active leases are bound, each once."""
         with self.file.reading() as db:

@@ -68,6 +68,8 @@ class Conditions(NamedTuple):
     """The device exists, but is not connected as requested."""
     backends: bool = False
     """Backends may have something of the lease."""
+    openable: bool = False
+    """A user may open the waiting tap by its name, and no process has it open."""
     name_taken: bool = False
     """The lease's device does not exist, and another device has its name."""
 
@@ -106,7 +108,7 @@ def decide(state: State, device: DeviceState, conditions: Conditions) -> Action:
     if (
         state is State.FIN_WAIT
         and device is DeviceState.AT_REST
-        and conditions.backends
+        and (conditions.backends or conditions.openable)
     ):
         return Action.FINISH
     if state is State.FIN_WAIT and conditions.name_taken and not conditions.backends:

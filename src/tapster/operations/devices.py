@@ -140,7 +140,8 @@ class Devices:
     ) -> bool:
         """Take a device down and off its bridge; False if it must be replaced.
 
-        `released` says that the lease has just been released.
+        `released` says that the lease has just been released. No user may open a
+        resting tap by its name.
 
         A device that is absent must be replaced. So must a passthru macvtap: it
         excludes everything else from its lower device, so a waiting one would keep
@@ -151,7 +152,8 @@ class Devices:
         ledger = self.context.ledger.id
         if exclusive or decision.look(ledger, lease, link) is DeviceState.ABSENT:
             return False
-        if released and link is not None and link.open:
+        openable = link is not None and is_openable(link)
+        if link is not None and link.open and (released or openable):
             self.context.ledger.note_open(lease.id)
         rest = bridge.detach(lease.ifindex)
         stamp = self.stamp(lease)
@@ -169,7 +171,37 @@ class Devices:
             if error.errno != ENODEV:
                 raise
             return False
+        if link is not None and openable:
+            self.restrict(namespace, lease, link)
         return True
+
+    def restrict(self, namespace: Namespace, lease: Lease, link: Link) -> None:
+        """Let no user open a released tap by its name any more.
+
+        A process that has it open keeps it. If that process cannot be looked into, the
+        tap changes its owner when it is closed: see `Recover.restrict`.
+        """
+        for _ in range(ATTEMPTS):
+            if namespace.give_tap(
+                link.name,
+                link.ifindex,
+                multi_queue=link.queues is not None,
+                vnet_hdr=lease.vnet_hdr,
+                uid=os.geteuid(),
+                gid=None if link.tap_group is None else os.getegid(),
+                pids=pids_of(lease),
+            ):
+                return
+            now = namespace.link(link.ifindex)
+            if now is None or not is_openable(now):
+                return
+            if now.open and now.name == link.name:
+                return  # a hidden process has it open
+            link = now  # it was renamed, or closed, at that moment
+        raise ConflictError(
+            f"device {lease.name!r} is at rest, but user {link.tap_owner} may still "
+            "open it by name; to take that right: tapster recover"
+        )
 
     def detach(self, namespace: Namespace | None, lease: Lease) -> None:
         """Let every backend remove what it has of a claimed lease."""
@@ -468,6 +500,23 @@ class Devices:
             if decision.is_restorable(lease, link):
                 differences.setdefault(lease.id, {})[TAP] = link.name
         return differences
+
+
+def pids_of(lease: Lease) -> tuple[int, ...]:
+    """Return the processes that are likely to have a lease's device open."""
+    return () if lease.process is None else (lease.process.pid,)
+
+
+def is_openable(link: Link) -> bool:
+    """Return whether a process without privileges may open a tap by its name.
+
+    Linux asks for the owner and for the group, if both are set; some releases are
+    content with either.
+    """
+    return link.kind == "tun" and (
+        link.tap_owner not in (0, os.geteuid())
+        or link.tap_group not in (None, 0, os.getegid())
+    )
 
 
 def _not_deleted(lease: Lease) -> ConflictError:

@@ -23,7 +23,14 @@ from tapster.model import HistoryEvent, Kind, Lease, Link, Netns, State
 from tapster.operations import decision
 from tapster.operations.context import Context
 from tapster.operations.decision import Action, Conditions, DeviceState, Repair
-from tapster.operations.devices import OWN, RENAMED, TAP, Devices, Differences
+from tapster.operations.devices import (
+    OWN,
+    RENAMED,
+    TAP,
+    Devices,
+    Differences,
+    is_openable,
+)
 from tapster.operations.failures import Failures
 from tapster.operations.orphans import find_orphans
 from tapster.operations.reap import REAP_BATCH
@@ -118,6 +125,16 @@ class Recover:
         with context.gate:
             context.claims.drop_stale()
             return self._repair_and_wake(find_orphans(context))
+
+    def restrict(self) -> list[Repair]:
+        """Take from users the right to open waiting taps that are closed by now.
+
+        A tap that was open at its release may not have lost its user's right then: its
+        process may be hidden, or may have given the right back to itself.
+        """
+        with self.context.gate:
+            ids = self.context.ledger.waiting_open()
+            return self.some(ids, backends=False) if ids else []
 
     def leftovers(self) -> Leftovers:
         """Return what backends have here with the ledger's stamp, and no lease for
@@ -563,6 +580,7 @@ class Recover:
             elsewhere=lease.id in self._elsewhere,
             differs=differs,
             backends=bool(lease.backends),
+            openable=link is not None and not link.open and is_openable(link),
             name_taken=namespace is not None
             and lease.state is State.FIN_WAIT
             and device is DeviceState.ABSENT

@@ -3,8 +3,8 @@
 
 1. The ledger records the release, with the deadline of FIN WAIT. From here on a
    crash loses nothing: reap and recover go on from the record.
-2. The device goes down and off its bridge. If the device is gone, or excludes
-   others, a placeholder takes its place.
+2. The device goes down and off its bridge, and no user may open it by its name any
+   more. If the device is gone, or excludes others, a placeholder takes its place.
 3. Backends remove what they have of the lease. If a service is away, reap tries
    again until the service is back.
 4. A reaper is started, if none runs; it deletes the device after FIN WAIT.
@@ -15,7 +15,7 @@ record when it is done, and brings the device to rest itself.
 
 from contextlib import suppress
 
-from tapster.errors import NoSuchLease, ServiceUnavailable
+from tapster.errors import NoSuchLease, ServiceUnavailable, TapsterError
 from tapster.kernel.port import Namespace
 from tapster.model import Lease
 from tapster.operations.context import Context
@@ -40,12 +40,17 @@ class Release:
                 if context.ledger.ended(id):
                     return
                 raise
+            failures = Failures()
             with context.opened(lease.netns) as namespace:
                 if namespace is not None:
-                    self._rest(namespace, lease)
+                    try:
+                        self._rest(namespace, lease)
+                    except TapsterError as error:
+                        failures.add(error)
                 with suppress(ServiceUnavailable):  # the reaper will try again
                     self._finish(namespace, lease)
             context.wake_reaper()
+            failures.raise_any()
 
     def _rest(self, namespace: Namespace, lease: Lease) -> None:
         """Bring the device to rest, or let a placeholder hold its name."""

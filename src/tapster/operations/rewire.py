@@ -17,7 +17,7 @@ from tapster.errors import (
 from tapster.kernel.port import Namespace
 from tapster.model import Changes, Kind, Lease, State, Wiring
 from tapster.operations.context import Context
-from tapster.operations.devices import Devices
+from tapster.operations.devices import Devices, pids_of
 
 
 class Rewire:
@@ -74,7 +74,10 @@ class Rewire:
         into.
         """
         return namespace.restore_tap(
-            lease.ifindex, uid=lease.tap_owner, gid=lease.tap_group
+            lease.ifindex,
+            uid=lease.tap_owner,
+            gid=lease.tap_group,
+            pids=pids_of(lease),
         )
 
     def rename(self, namespace: Namespace, lease: Lease) -> bool:

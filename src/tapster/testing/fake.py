@@ -9,7 +9,7 @@ ioctl is atomic. Between two steps, another program may act, or the process may 
 import os
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
-from errno import EBADFD, ENODEV, EOPNOTSUPP, EPERM
+from errno import E2BIG, EBADFD, EBUSY, ENODEV, EOPNOTSUPP, EPERM
 from functools import cached_property, partial
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -36,6 +36,7 @@ from tapster.testing.space import (
     Device,
     Space,
     check_length,
+    cut,
     has_ipv6,
     refusal,
 )
@@ -417,9 +418,8 @@ class FakeNamespace:
             )
             for _ in range(queues - 1):
                 file = self._open(fds)
-                joined = self._step(f"join {name}").attach(
-                    file, name, exclusive=False, multi_queue=True, vnet_hdr=vnet_hdr
-                )
+                space = self._step(f"join {name}")
+                joined = _join(space, file, name, multi_queue=True, vnet_hdr=vnet_hdr)
                 if joined.ifindex != self._space().attached(first).ifindex:
                     raise refusal(EBADFD)
             space = self._step(f"persist {name}")
@@ -435,24 +435,57 @@ class FakeNamespace:
             if found is None or found.ifindex != ifindex:
                 raise refusal(EBADFD)
             file = self._open(fds)
-            joined = self._step(f"join {name}").attach(
-                file,
-                name,
-                exclusive=False,
-                multi_queue=multi_queue,
-                vnet_hdr=vnet_hdr,
+            space = self._step(f"join {name}")
+            joined = _join(
+                space, file, name, multi_queue=multi_queue, vnet_hdr=vnet_hdr
             )
             if joined.ifindex != ifindex:
                 raise refusal(EBADFD)
         return fds[0]
 
-    def restore_tap(self, ifindex: int, *, uid: int | None, gid: int | None) -> bool:
+    def give_tap(
+        self,
+        name: str,
+        ifindex: int,
+        *,
+        multi_queue: bool,
+        vnet_hdr: bool,
+        uid: int,
+        gid: int | None,
+        pids: Collection[int] = (),
+    ) -> bool:
+        try:
+            opened = self.open_tap(
+                name, ifindex, multi_queue=multi_queue, vnet_hdr=vnet_hdr
+            )
+        except KernelError as error:
+            if error.errno == EBADFD:
+                return False
+            if error.errno not in (EBUSY, E2BIG):
+                raise
+            return self.restore_tap(ifindex, uid=uid, gid=gid, pids=pids)
+        try:
+            file = self._system.world.descriptors[opened]
+            space = self._step(f"give {name}")
+            if file not in space.queues:
+                return False  # somebody deleted it
+            space.edit(space.attached(file).ifindex, **_owners(uid, gid))
+        finally:
+            self._system.close_fd(opened)
+        return True
+
+    def restore_tap(
+        self,
+        ifindex: int,
+        *,
+        uid: int | None,
+        gid: int | None,
+        pids: Collection[int] = (),
+    ) -> bool:
         space = self._step(f"restore tap {ifindex}")
         if not space.open_queues(ifindex):
             return False
-        wanted = {"uid": uid, "gid": gid}
-        owners = {key: value for key, value in wanted.items() if value is not None}
-        space.edit(ifindex, persist=True, **owners)
+        space.edit(ifindex, persist=True, **_owners(uid, gid))
         return True
 
     def create_macvtap(
@@ -556,6 +589,23 @@ class FakeNamespace:
 
 _PORT = ("isolated", "learning", "root_guard", "bpdu_guard")
 """The fields of a change that only a bridge port has."""
+
+
+def _join(
+    space: Space, file: int, name: str, *, multi_queue: bool, vnet_hdr: bool
+) -> Device:
+    """Attach to the tap that has this name, as tapster.kernel.tun.join does."""
+    if space.find(cut(name)) is None:
+        raise refusal(EBADFD)
+    return space.attach(
+        file, name, exclusive=False, multi_queue=multi_queue, vnet_hdr=vnet_hdr
+    )
+
+
+def _owners(uid: int | None, gid: int | None) -> dict[str, int]:
+    """Return the owner and the group of a tap that are to be set."""
+    wanted = {"uid": uid, "gid": gid}
+    return {key: value for key, value in wanted.items() if value is not None}
 
 
 def _path_of(where: str) -> str:
