@@ -439,6 +439,8 @@ class Link(NamedTuple):
     """Of a bridge: it separates VLANs."""
     no_ipv6: bool = True
     """The kernel gives the device no IPv6 address."""
+    ipv6_disabled: bool = False
+    """The host cannot have an IPv6 address on the device."""
     open: bool = False
     """Of a tap: a process holds it open, whether the tap is up or down."""
     tap_owner: int | None = None

@@ -140,6 +140,19 @@ def test_an_mtu_too_small_for_ipv6_is_no_failure(namespace: Namespace) -> None:
     assert (link.mtu, link.up) == (576, True)
 
 
+def test_ipv6_is_off_whatever_the_address_mode(namespace: Namespace) -> None:
+    idle(namespace, 0)
+    for disabled in (True, False):
+        namespace.set_links([LinkChange(OURS, disable_ipv6=disabled)])
+        link = look(namespace, OURS)
+        assert (link.no_ipv6, link.ipv6_disabled) == (disabled, disabled)
+    # A device with so small an MTU has no IPv6. A larger MTU brings its defaults.
+    namespace.set_links([LinkChange(OURS, mtu=576, disable_ipv6=True)])
+    assert look(namespace, OURS).ipv6_disabled
+    namespace.set_links([LinkChange(OURS, mtu=1500)])
+    assert not look(namespace, OURS).ipv6_disabled
+
+
 # Bridges
 
 

@@ -55,6 +55,7 @@ changes = st.fixed_dictionaries(
         "mtu": mtus,
         "alias": st.sampled_from(["", "one", "two", "x" * 255, "x" * 256]),
         "no_ipv6": st.just(True),
+        "disable_ipv6": st.booleans(),
         "isolated": st.booleans(),
         "up": st.booleans(),
     },

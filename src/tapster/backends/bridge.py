@@ -109,6 +109,16 @@ def _port(lease: Lease) -> LinkChange:
     )
 
 
+def is_routed(lease: Lease) -> bool:
+    """Say whether a device leads to the host alone: its IPv6 may have an address there.
+
+    Frames of any other device go past the host's IP.
+    """
+    wiring = lease.wiring
+    joined = wiring.bridge, wiring.ovs, wiring.redirect
+    return lease.kind is Kind.TAP and not any(joined)
+
+
 MIN_IPV6_MTU = 1280
 """`IPV6_MIN_MTU`: a device with a smaller MTU has no IPv6. When the MTU grows, the
 kernel enables IPv6 with its defaults."""
@@ -122,10 +132,12 @@ def leave(lease: Lease, was: Wiring, link: Link, bridge: int) -> list[LinkChange
     """
     ifindex, wiring = lease.ifindex, lease.wiring.in_force
     stay = stays(lease, was, link, bridge)
+    disabled = not is_routed(lease)
     first = LinkChange(
         ifindex,
         mtu=wiring.mtu,
         no_ipv4=None if link.no_ipv4 == bool(bridge) else bool(bridge),
+        disable_ipv6=None if link.ipv6_disabled == disabled else disabled,
         master=0 if link.master and not stay else None,
         up=False if not wiring.up or (not stay and _has_properties(wiring)) else None,
     )
@@ -133,7 +145,8 @@ def leave(lease: Lease, was: Wiring, link: Link, bridge: int) -> list[LinkChange
     if link.no_ipv6 and not gets_ipv6:
         return [first]
     # The device may have an IPv6 address, which goes when it goes down.
-    return [first._replace(up=False), LinkChange(ifindex, no_ipv6=True)]
+    off = LinkChange(ifindex, no_ipv6=True, disable_ipv6=disabled or None)
+    return [first._replace(up=False), off]
 
 
 def rewire(lease: Lease, was: Wiring, link: Link, bridge: int) -> list[LinkChange]:

@@ -143,6 +143,9 @@ class VerboseNamespace:
             yield ("sysctl", "-q", "-w", f"{sysctl}/arp_ignore={no_answer}")
         if change.no_ipv6:
             yield (*link, "addrgenmode", "none")
+        if change.disable_ipv6 is not None:
+            value = int(change.disable_ipv6)
+            yield ("sysctl", "-q", "-w", f"net/ipv6/conf/{name}/disable_ipv6={value}")
         if change.master is not None:
             where = ("master", self.name(change.master)) if change.master else ()
             yield (*link, *(where or ("nomaster",)))

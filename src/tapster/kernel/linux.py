@@ -714,8 +714,19 @@ class LinuxNamespace:
         # One message at a time: a device that did not get its MAC must not come up.
         for message in rtnl.set_messages(change):
             self._execute([message], f"configuring device {change.ifindex}")
+        if change.disable_ipv6 is not None:
+            self._disable_ipv6(change.ifindex, disabled=change.disable_ipv6)
         if change.neighbour is not None:
             self._add_neighbour(change.ifindex, change.neighbour)
+
+    def _disable_ipv6(self, ifindex: int, *, disabled: bool) -> None:
+        from tapster.kernel import ipv6  # only acquire and set need it
+
+        try:
+            with self.inside():
+                ipv6.set_disabled(lambda: self._rtnl.name(ifindex), disabled=disabled)
+        except OSError as error:
+            raise failure(error, f"configuring device {ifindex}") from error
 
     def _add_neighbour(self, ifindex: int, mac: str) -> None:
         # The new entry replaces an entry that the bridge has learnt, or an earlier one

@@ -57,6 +57,9 @@ class LinkChange(NamedTuple):
     no_ipv6: bool | None = None
     """True: the kernel gives the device no IPv6 link-local address
     (IN6_ADDR_GEN_MODE_NONE in include/uapi/linux/if_link.h)."""
+    disable_ipv6: bool | None = None
+    """True: the host has no IPv6 on the device, where /proc/sys can be written. False:
+    as on a new device (disable_ipv6 in Documentation/networking/ip-sysctl.rst)."""
     no_ipv4: bool | None = None
     """True: the host's IPv4 answers no ARP on the device, and accepts packets only from
     addresses that it would reach through the device. False: the kernel's defaults

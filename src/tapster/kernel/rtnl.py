@@ -7,6 +7,7 @@ ifindex, and ignores the name or renames the device. Only creation and renaming 
 name.
 """
 
+import fcntl
 import os
 import struct
 import sys
@@ -88,8 +89,10 @@ IFLA_INET_CONF = 1
 IPV4_DEVCONF_RP_FILTER, IPV4_DEVCONF_ARP_IGNORE = 8, 19
 STRICT, NO_ANSWER = 1, 8
 """As rp_filter and arp_ignore in Linux's Documentation/networking/ip-sysctl.rst."""
+IFLA_INET6_CONF, DEVCONF_DISABLE_IPV6 = 2, 26
 IFLA_INET6_ADDR_GEN_MODE = 8
 IN6_ADDR_GEN_MODE_NONE = 1
+SIOCGIFNAME = 0x8910
 RTEXT_FILTER_SKIP_STATS = 8
 RTEXT_FILTER_BRVLAN = 2
 LAST_VLAN = 4094
@@ -117,6 +120,7 @@ _ATTR = struct.Struct("HH")  # rtattr: len, type
 _LENGTH, _TYPE = (0, 16) if sys.byteorder == "little" else (16, 0)  # their bits
 _VLAN = struct.Struct("HH")  # bridge_vlan_info: flags, vid
 _VLAN_INFO = struct.Struct("HHHH")  # the same as an attribute
+_IFREQ = struct.Struct("16si20x")  # ifr_name, ifr_ifindex
 _U32 = struct.Struct("I")
 _I32 = struct.Struct("i")
 
@@ -184,6 +188,11 @@ class Rtnl:
         """Return the link with this ifindex, or None."""
         body = self._get(ifinfo(ifindex))
         return None if body is None else link_of(body)
+
+    def name(self, ifindex: int) -> str:
+        """Return a link's name. Raises OSError (ENODEV)."""
+        found = fcntl.ioctl(self._socket, SIOCGIFNAME, _IFREQ.pack(b"", ifindex))
+        return os.fsdecode(_IFREQ.unpack(found)[0].rstrip(b"\0"))
 
     def named(self, name: str) -> Link | None:
         """Return the link that has this name or altname, or None."""
@@ -646,6 +655,7 @@ def link_of(body: bytes) -> Link:
         master = 0
     kind = info.get(IFLA_INFO_KIND, b"").rstrip(b"\0").decode()
     tap = parse_attributes(info.get(IFLA_INFO_DATA, b"")) if kind == "tun" else {}
+    gen_mode, ipv6_disabled = _ipv6(families)
     bridge = _first_of_bridge(info) if kind == "bridge" else {}
     return Link(
         ifindex=ifindex,
@@ -662,7 +672,8 @@ def link_of(body: bytes) -> Link:
         flood=port.get(IFLA_BRPORT_UNICAST_FLOOD) != b"\0",
         vlan_filtering=bridge.get(IFLA_BR_VLAN_FILTERING) == b"\1",
         port_delay=_port_delay(bridge),
-        no_ipv6=_gen_mode(families) in (None, bytes([IN6_ADDR_GEN_MODE_NONE])),
+        no_ipv6=ipv6_disabled or gen_mode == IN6_ADDR_GEN_MODE_NONE,
+        ipv6_disabled=ipv6_disabled,
         # IFF_LOWER_UP needs a device that is up. IFLA_CARRIER does not: the kernel
         # sets a tap's carrier when a file is attached, and clears the carrier when
         # the last one is detached (tun_set_iff(), __tun_detach()).
@@ -737,10 +748,13 @@ def _refuses_ipv4(families: dict[int, bytes]) -> bool:
     return found in ([], [STRICT, NO_ANSWER])
 
 
-def _gen_mode(families: dict[int, bytes]) -> bytes | None:
-    """Return how the kernel makes a link's IPv6 address; None if it has no IPv6."""
-    ipv6 = parse_attributes(families.get(sockets.AF_INET6, b""))
-    return ipv6.get(IFLA_INET6_ADDR_GEN_MODE)
+def _ipv6(families: dict[int, bytes]) -> tuple[int, bool]:
+    """Return how the kernel makes a link's IPv6 address, and whether IPv6 is off."""
+    if sockets.AF_INET6 not in families:
+        return IN6_ADDR_GEN_MODE_NONE, True
+    ipv6 = parse_attributes(families[sockets.AF_INET6])
+    (disabled,) = _I32.unpack_from(ipv6[IFLA_INET6_CONF], 4 * DEVCONF_DISABLE_IPV6)
+    return ipv6[IFLA_INET6_ADDR_GEN_MODE][0], bool(disabled)
 
 
 def _port_vlans(data: bytes) -> Vlans | None:

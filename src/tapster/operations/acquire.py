@@ -312,6 +312,7 @@ class Acquire:
             alias=self.devices.stamp(lease),
             no_ipv6=True,
             no_ipv4=True if plan.bridge else None,
+            disable_ipv6=None if bridge.is_routed(lease) else True,
         )
         self.devices.connect(
             self.context.namespace,

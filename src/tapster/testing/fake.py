@@ -567,6 +567,9 @@ class FakeNamespace:
             self._step(f"change port {ifindex}").change_port(ifindex, **port)
         if change.vlans is not None:
             self._step(f"set VLANs of {ifindex}").set_vlans(ifindex, change.vlans)
+        if change.disable_ipv6 is not None:
+            # Really a step of its own. No promise depends on the moment between.
+            self._space().disable_ipv6(ifindex, disabled=change.disable_ipv6)
         if change.neighbour is not None:
             space = self._step(f"add neighbour of {ifindex}")
             space.add_neighbour(ifindex, change.neighbour)
@@ -627,7 +630,8 @@ def _link(space: Space, device: Device) -> Link:
         learning=device.learning,
         flood=device.learning,
         vlan_filtering=device.vlan_filtering,
-        no_ipv6=device.no_ipv6 or not has_ipv6(device),
+        no_ipv6=device.no_ipv6 or device.ipv6_disabled or not has_ipv6(device),
+        ipv6_disabled=device.ipv6_disabled or not has_ipv6(device),
         open=device.kind == "tun" and space.open_queues(device.ifindex) > 0,
         tap_owner=device.uid,
         tap_group=device.gid,

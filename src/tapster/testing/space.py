@@ -65,6 +65,7 @@ class Device(NamedTuple):
     """Of a bridge port: its VLANs."""
     group: int = 0
     no_ipv6: bool = False
+    ipv6_disabled: bool = False
     no_ipv4: bool = False
     altnames: tuple[str, ...] = ()
     persist: bool = False
@@ -316,6 +317,11 @@ class Space:
         if change.no_ipv4 is not None:
             self.edit(ifindex, no_ipv4=change.no_ipv4)
 
+    def disable_ipv6(self, ifindex: int, *, disabled: bool) -> None:
+        """Write to /proc/sys/net/ipv6/conf. A device without IPv6 has no file there."""
+        if has_ipv6(self.get(ifindex)):
+            self.edit(ifindex, ipv6_disabled=disabled)
+
     def change_port(
         self,
         ifindex: int,
@@ -538,8 +544,8 @@ class Space:
             self._remove(peer)
 
     def _put(self, device: Device) -> None:
-        if device.no_ipv6 and not has_ipv6(device):
-            device = device._replace(no_ipv6=False)
+        if not has_ipv6(device):
+            device = device._replace(no_ipv6=False, ipv6_disabled=False)
         if device.no_ipv4 and device.mtu < MIN_IPV4_MTU:
             device = device._replace(no_ipv4=False)
         self.devices[device.ifindex] = device

@@ -109,10 +109,12 @@ def running(unit: str) -> Iterator[None]:
 
 def kept(link: dict[str, Any]) -> dict[str, Any]:
     """What of a device only Tapster should change."""
-    keys = ("ifindex", "address", "mtu", "master", "inet6_addr_gen_mode")
+    # NetworkManager sets inet6_addr_gen_mode on every device when it stops.
+    keys = ("ifindex", "address", "mtu", "master")
     # The kernel finds out a moment later that a new tap has no carrier.
     flags = {*link["flags"]} - {"NO-CARRIER", "LOWER_UP"}
-    return {"flags": flags, **{key: link.get(key) for key in keys}}
+    ipv6 = sh(f"sysctl -n net.ipv6.conf.{link['ifname']}.disable_ipv6")
+    return {"flags": flags, "ipv6": ipv6, **{key: link.get(key) for key in keys}}
 
 
 @pytest.mark.parametrize("unit", ["NetworkManager.service", "systemd-networkd.service"])
@@ -131,3 +133,8 @@ def test_other_managers_of_networks_leave_taps_alone(unit: str) -> None:
     shown = links()
     assert (kept(shown[before]), kept(shown[beside])) == (first, second)
     assert json.loads(sh("tapster doctor --json"))["problems"] == []
+    # A change of carrier makes the kernel give an address to a device with IPv6.
+    for name in (before, beside):
+        sh(f"ip link set {name} down")
+        sh(f"ip link set {name} up")
+        assert "inet6" not in sh(f"ip -6 addr show dev {name}")

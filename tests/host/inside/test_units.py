@@ -58,6 +58,8 @@ def test_the_first_caller_starts_the_daemon_and_gets_a_device() -> None:
     shown = links()[name]
     assert shown["master"] == "br0"
     assert "UP" in shown["flags"]
+    # The fence of the unit lets the daemon write this.
+    assert sh(f"sysctl -n net.ipv6.conf.{name}.disable_ipv6").strip() == "1"
     sh(f"{AS_ANN} tapster rm --owner web {name}")
     wait_until(lambda: name not in links(), f"{name} is reaped")
 
