@@ -231,3 +231,73 @@ def test_two_domains_can_share_a_device_that_is_not_tapsters(host: Place) -> Non
 def queues(device: str) -> int:
     data = iproute.links()[device]["linkinfo"]["info_data"]
     return int(data["numqueues"] + data.get("numdisabled", 0))
+
+
+def test_what_a_hook_is_given(host: Place) -> None:
+    """The process, its environment, and the whole domain at every phase."""
+    define(host, "given", "dev='given0' bridge='br0'")
+    folder = Path("/run/given")
+    folder.mkdir()
+    note = "{ id -u; echo $PPID; pwd; env; cat; }"
+    with hook(f"{note} >{folder}/$2"):
+        virsh("start --paused given")
+        virsh("destroy given")
+    phases = {"prepare", "start", "started", "stopped", "release"}
+    assert {path.name for path in folder.iterdir()} == phases
+    for phase in phases:
+        uid, parent, place, *rest = (folder / phase).read_text().splitlines()
+        libvirtd = Path("/proc", parent)
+        assert (libvirtd / "comm").read_text() == "libvirtd\n", phase
+        assert (uid, place) == ("0", str((libvirtd / "cwd").readlink())), phase
+        begin = next(n for n, line in enumerate(rest) if line.startswith("<domain"))
+        names = {line.partition("=")[0] for line in rest[:begin]}
+        assert names - {"PWD", "SHLVL", "_"} == {"LC_ALL", "PATH", "HOME"}, phase
+        xml = "\n".join(rest[begin:])
+        assert "urn:tapster:libvirt:1" in xml, phase
+        assert "given0" in xml, phase
+
+
+def test_virsh_shows_the_last_line_of_what_a_hook_complains_of(host: Place) -> None:
+    define(host, "says", "dev='says0' bridge='br0'")
+    with hook("[ $2 != prepare ] || { seq 2000 >&2; echo the reason >&2; exit 1; }"):
+        assert "the reason" in libvirt.refused("start says")
+
+
+def test_libvirt_cannot_open_a_device_of_another_number_of_queues(host: Place) -> None:
+    shell.sh("ip tuntap add single0 mode tap vnet_hdr")
+    nic = (
+        "<interface type='ethernet'><target dev='single0' managed='no'/>"
+        f"<model type='virtio'/>{TWO_QUEUES}<rom enabled='no'/></interface>"
+    )
+    host.libvirt.define(domain("mismatch", nic))
+    assert "Invalid argument" in libvirt.refused("start mismatch")
+
+
+def test_a_device_that_was_plugged_in_ends_with_the_domain(host: Place) -> None:
+    """libvirt calls no hook for it, and it is not in the XML that has the domain's."""
+    define(host, "more", "dev='more0' bridge='br0'")
+    virsh("start --paused more")
+    host.tapster("libvirt attach more --bridge br0 --model usb-net --name more1")
+    nic = "<interface type='ethernet'><target dev='more1' managed='no'/>"
+    mac = f"<mac address='{host.leases()['more1']['mac']}'/></interface>"
+    done = libvirt.call("detach-device", "more", "/dev/stdin", xml=nic + mac)
+    assert done.returncode == 0, done.stderr
+    assert "NO-CARRIER" in iproute.links()["more1"]["flags"]
+    assert host.state("more1") == "active", "nobody told Tapster"
+    virsh("destroy more")
+    assert {host.state("more0"), host.state("more1")} == {"fin_wait"}
+
+
+def test_virt_install_can_be_told_of_an_unmanaged_target_but_not_of_metadata(
+    host: Place,
+) -> None:
+    create = (
+        "virt-install --print-xml --name made --memory 64 --disk none --pxe "
+        "--virt-type qemu --osinfo detect=off,require=off --graphics none "
+    )
+    network = "--network type=ethernet,target.dev=made0,model=virtio"
+    assert "managed" in shell.refused(f"{create} {network},target.managed=no")
+    told = shell.sh(f"{create} {network} --xml ./devices/interface/target/@managed=no")
+    assert '<target dev="made0" managed="no"/>' in told
+    nics = "--xml ./metadata/tapster:nics/tapster:nic/@dev=made0"
+    assert "xmlXPathEval" in shell.refused(f"{create} {network} {nics}")

@@ -13,6 +13,7 @@ from tests.libvirt.system import Place, place
 
 pytestmark = [pytest.mark.kernel, pytest.mark.e2e, pytest.mark.timeout(180)]
 
+TIMEOUT = 60.0
 BRIDGE = """\
     <interface type='bridge'>
       <mac address='52:54:00:00:01:01'/>
@@ -85,6 +86,28 @@ def test_adopt_and_release_change_a_domain_and_restore_it(host: Place) -> None:
     virsh("destroy web")
     host.tapster("libvirt release web")
     assert xml_of("web") == before
+
+
+def test_adopted_guests_get_addresses_on_a_bridge_and_on_a_macvtap(host: Place) -> None:
+    shell.sh("ip link set far master br0 up")
+    boot = "<model type='rtl8139'/><boot order='1'/></interface>"
+    bridged = (
+        f"<interface type='bridge'><mac address='{{}}'/><source bridge='br0'/>{boot}"
+    )
+    direct = (
+        "<interface type='direct'><mac address='{}'/><source dev='low' mode='bridge'/>"
+        + boot
+    )
+    for name, interface in (("bridged", bridged), ("direct", direct)):
+        mac = f"52:54:00:00:02:{len(name):02x}"
+        host.libvirt.define(domain(name, interface.format(mac)))
+        host.tapster(f"libvirt adopt {name}")
+        virsh(f"start {name}")
+        assert host.lab.wire.wait_for_ack(mac, TIMEOUT), name
+    assert host.tapster("doctor") == ""
+    for name in ("bridged", "direct"):
+        virsh(f"destroy {name}")
+        virsh(f"undefine {name}")
 
 
 def test_what_would_be_lost_is_listed_and_nothing_changes(host: Place) -> None:
