@@ -2,9 +2,12 @@
 """The hook by itself: called as libvirt calls it, killed anywhere, and out of time."""
 
 import os
+import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -223,6 +226,37 @@ def test_what_is_wrong_is_said_in_one_line(script: Path, xml: str, wrong: str) -
     assert done.returncode in (1, 2)
     assert wrong in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+IMPATIENT = """
+import sys
+from tapster.cli import libvirt, main
+libvirt.HOOK_SECONDS = libvirt.GRACE_SECONDS = 1
+sys.exit(main(sys.argv[1:]))
+"""
+"""The command, whose hook gives up after a second, or two."""
+
+
+@pytest.mark.parametrize("stuck", ["while-it-waits-for-libvirt", "in-a-call"])
+def test_it_ends_in_time_and_says_so(host: Host, ledger: Path, stuck: str) -> None:
+    command = [sys.executable, "-c", IMPATIENT, "--ledger", str(ledger)]
+    command += ["libvirt", "hook", "web", "prepare", "begin", "-"]
+    pipe = subprocess.PIPE
+    with (
+        closing(sqlite3.connect(ledger, isolation_level=None)) as other,
+        subprocess.Popen(command, stdin=pipe, stderr=pipe, text=True) as hook,
+    ):
+        assert hook.stdin
+        assert hook.stderr
+        if stuck == "in-a-call":
+            # SQLite waits longer, and runs no signal handler of Python's.
+            other.execute("BEGIN IMMEDIATE")
+            hook.stdin.write(WEB)
+            hook.stdin.close()
+        said = hook.stderr.read()
+    assert hook.returncode == 1
+    late = "tapster: prepare took longer than 1 s; tapster doctor may say why\n"
+    assert said == late
 
 
 class HookCrashes(Crashes):

@@ -2,6 +2,8 @@
 """`tapster libvirt`, with a real libvirtd behind it."""
 
 import json
+import shutil
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -190,6 +192,22 @@ def test_uninstall_removes_what_install_made(host: Place) -> None:
     assert not libvirt.HOOK.exists()
     host.tapster("libvirt install")
     assert libvirt.HOOK.stat().st_mode & 0o777 == 0o755
+
+    other = libvirt.HOOK.with_name("98-log")
+    kept = shutil.move(other, "/run/other")
+    removed = host.tapster("libvirt uninstall").split()
+    folders = [libvirt.HOOK.parent.parent, libvirt.HOOK.parent]
+    assert removed == [str(path) for path in (libvirt.HOOK, *reversed(folders))]
+    assert not folders[0].exists()
+    done = subprocess.run(
+        [shell.TAPSTER, "libvirt", "install"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == [str(path) for path in (*folders, libvirt.HOOK)]
+    assert "next: systemctl restart libvirtd" in done.stderr, "it had other hooks"
+    shutil.move(kept, other)
 
 
 @pytest.mark.parametrize("action", ["adopt", "release"])

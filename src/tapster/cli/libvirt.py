@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 HOOK_SECONDS = 20
 """How long the hook may take: libvirt waits for it without a limit."""
 GRACE_SECONDS = 5
-"""After these seconds more, the hook is killed inside a call that does not return."""
+"""After these seconds more, the hook ends inside a call that does not return."""
 
 
 def declare(parser: "Parser") -> None:
@@ -281,20 +281,24 @@ def _hook(options: Options) -> int:
 
 def _bound_time(phase: str) -> None:
     """End the hook in time: with an error, and if it cannot see that, at once."""
-    import faulthandler
     import signal
+    from _thread import allocate_lock, start_new_thread
+
+    never = allocate_lock()
+    never.acquire()
+    late = f"{phase} took longer than {HOOK_SECONDS} s; tapster doctor may say why"
 
     def give_up(*_: object) -> None:
-        raise HostError(
-            f"{phase} took longer than {HOOK_SECONDS} s; tapster doctor may say why"
-        )
+        raise HostError(late)
+
+    def end() -> None:
+        never.acquire(timeout=HOOK_SECONDS + GRACE_SECONDS)
+        os.write(2, f"tapster: {late}\n".encode())
+        os._exit(1)
 
     signal.signal(signal.SIGALRM, give_up)
     signal.alarm(HOOK_SECONDS)
-    null = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
-    faulthandler.dump_traceback_later(
-        HOOK_SECONDS + GRACE_SECONDS, exit=True, file=null
-    )
+    start_new_thread(end, ())
 
 
 class Action(NamedTuple):
