@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Manager: the methods that Host and Client share."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
 from select import select
 from time import CLOCK_BOOTTIME, clock_gettime
 
@@ -16,7 +14,17 @@ from tapster.errors import (
     OwnerRequired,
     RequestError,
 )
-from tapster.light import Protocol, Self, TypeVar, Unpack
+from tapster.light import (
+    AbstractContextManager,
+    Callable,
+    Iterable,
+    Iterator,
+    Protocol,
+    Self,
+    Sequence,
+    TypeVar,
+    Unpack,
+)
 from tapster.model import (
     EVERY_EVENT,
     Changes,
@@ -118,15 +126,11 @@ class Manager(Protocol):
 
         return wait_for_name(self, acquire, wait)
 
-    @contextmanager
-    def holding(self, *specs: Spec) -> Iterator[tuple[OpenDevice, ...]]:
+    def holding(self, *specs: Spec) -> AbstractContextManager[tuple[OpenDevice, ...]]:
         """Acquire devices for a block; then close and release them."""
-        devices = self.acquire_all(specs)
-        with ExitStack() as ending:  # each, even if another fails
-            for opened in devices:
-                ending.callback(self.release, opened.id)
-                ending.callback(opened.close)
-            yield devices
+        from contextlib import contextmanager  # late: no verb holds devices
+
+        return contextmanager(_holding)(self, specs)
 
     def release(self, lease: Reference) -> None:
         """End a lease: its device goes down and off its bridge.
@@ -315,8 +319,23 @@ def wait_for_name(manager: Manager, attempt: Callable[[], T], wait: float) -> T:
             # The first manager that sees a due lease ends it: look again soon.
             left = min(max(error.until - now, NAME_RETRY), end - now)
         select([], [], [], min(left, LONGEST_SLEEP))
-        with suppress(NotAllowed, ConflictError, HostError):
+        try:
             manager.reap()
+        except (NotAllowed, ConflictError, HostError):
+            continue  # acquire says what is wrong
+
+
+def _holding(
+    manager: Manager, specs: Sequence[Spec]
+) -> Iterator[tuple[OpenDevice, ...]]:
+    from contextlib import ExitStack
+
+    devices = manager.acquire_all(specs)
+    with ExitStack() as ending:  # each, even if another fails
+        for opened in devices:
+            ending.callback(manager.release, opened.id)
+            ending.callback(opened.close)
+        yield devices
 
 
 def check_acquire(

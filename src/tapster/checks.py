@@ -6,10 +6,8 @@ what would be right. Without this check, Python would raise an error of its own
 somewhere inside.
 """
 
-from types import NoneType, UnionType
-
 from tapster.errors import RequestError
-from tapster.light import Any, StrEnum, get_args, get_origin
+from tapster.light import Any, NoneType, StrEnum, UnionType, get_args, get_origin
 
 _NAMES = {bool: "True or False", int: "an int", float: "a number", str: "a str"}
 

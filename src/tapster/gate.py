@@ -14,11 +14,10 @@ is held by `with` alone, which has no instruction of Python between lock and blo
 import os
 import sys
 from _thread import RLock  # threading costs as much as all of this
-from collections.abc import Callable
 
 from tapster.errors import RequestError, TapsterError, internal
 from tapster.kernel.signals import raised_by_handler
-from tapster.light import TypeVar
+from tapster.light import Callable, TypeVar
 
 T = TypeVar("T")
 

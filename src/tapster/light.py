@@ -12,7 +12,19 @@ tuples are made.
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from collections.abc import (
+        Callable,
+        Collection,
+        Container,
+        Generator,
+        Iterable,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
+    from contextlib import AbstractContextManager
     from enum import StrEnum
+    from types import NoneType, UnionType
     from typing import (
         Any,
         ClassVar,
@@ -28,6 +40,20 @@ if TYPE_CHECKING:
         get_origin,
     )
 else:
+    # Python's start has imported this; `collections.abc` would import `collections`.
+    from _collections_abc import (
+        Callable,
+        Collection,
+        Container,
+        Generator,
+        Iterable,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
+
+    NoneType, UnionType = type(None), type(int | str)
+
     try:
         from _collections import _tuplegetter
     except ImportError:  # as in Python's own collections
@@ -50,6 +76,9 @@ else:
 
     class ClassVar(_Type):
         """As typing.ClassVar."""
+
+    class AbstractContextManager(_Type):
+        """As contextlib.AbstractContextManager, in annotations."""
 
     class Unpack(_Type):
         """As typing.Unpack."""
@@ -232,15 +261,26 @@ else:
 
 __all__ = [
     "TYPE_CHECKING",
+    "AbstractContextManager",
     "Any",
+    "Callable",
     "ClassVar",
+    "Collection",
+    "Container",
+    "Generator",
+    "Iterable",
+    "Iterator",
+    "Mapping",
     "NamedTuple",
     "NoReturn",
+    "NoneType",
     "Protocol",
     "Self",
+    "Sequence",
     "StrEnum",
     "TypeVar",
     "TypedDict",
+    "UnionType",
     "Unpack",
     "cast",
     "get_args",

@@ -6,8 +6,6 @@ sits in a VM's start path: importing `dataclasses` costs as much time as acquiri
 ten devices.
 """
 
-from operator import itemgetter
-
 from tapster import names
 from tapster.checks import check_record, check_value, shown
 from tapster.errors import RequestError
@@ -209,10 +207,10 @@ class Tap(NamedTuple):
 
     @property
     def wiring(self) -> Wiring:
-        return Wiring._make(_WIRING_OF_TAP(self))
+        return Wiring._make(map(self.__getitem__, _WIRING_OF_TAP))
 
 
-_WIRING_OF_TAP = itemgetter(*map(Tap._fields.index, Wiring._fields))
+_WIRING_OF_TAP = tuple(map(Tap._fields.index, Wiring._fields))
 
 
 class Macvtap(NamedTuple):

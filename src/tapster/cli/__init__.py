@@ -12,8 +12,6 @@ import _signal as signal  # type: ignore[import-not-found] # it has no stub
 import gc
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
 from io import TextIOWrapper
 
 from tapster import __version__
@@ -29,7 +27,7 @@ from tapster.errors import (
     TapsterError,
 )
 from tapster.kernel import failure
-from tapster.light import TYPE_CHECKING, Any, NoReturn
+from tapster.light import TYPE_CHECKING, Any, NoReturn, Sequence
 
 if TYPE_CHECKING:
     from tapster.api import Manager
@@ -217,8 +215,10 @@ def _open(verb: str, options: Options) -> "Manager":
     if verb in EVENT_VERBS and not told and not own:
         from tapster.rpc.client import connect
 
-        with suppress(DaemonError):
+        try:
             return connect(netns=netns)
+        except DaemonError:
+            pass  # no daemon runs
     if not told and failure.has("CAP_NET_ADMIN"):
         from tapster.host import Host
 

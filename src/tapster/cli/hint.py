@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Suggest the word that was probably meant. Pure."""
 
-from collections.abc import Iterable
+from tapster.light import Iterable
 
 
 def hint(wanted: str, known: Iterable[str]) -> str:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The options for one network device, shared by `add` and `run`."""
 
-from collections.abc import Iterable
 from math import inf
 
 from tapster import model
@@ -9,7 +8,7 @@ from tapster.cli import values, wire
 from tapster.cli.defaults import Defaults
 from tapster.cli.options import YES_OR_NO, Options
 from tapster.errors import RequestError
-from tapster.light import TYPE_CHECKING
+from tapster.light import TYPE_CHECKING, Iterable
 from tapster.model import (
     DEFAULT_FIN_WAIT,
     DEFAULT_TEMPLATE,

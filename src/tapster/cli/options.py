@@ -8,9 +8,7 @@ the same declarations go to argparse, which then reads the same words and says w
 wrong.
 """
 
-from collections.abc import Callable, Sequence
-
-from tapster.light import TYPE_CHECKING, Any
+from tapster.light import TYPE_CHECKING, Any, Callable, Sequence
 
 if TYPE_CHECKING:
     from argparse import Namespace

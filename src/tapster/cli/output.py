@@ -7,12 +7,9 @@ added. No field changes its meaning, and none is removed.
 
 import sys
 import time
-from collections.abc import Sequence
 
 from tapster.cli import terminal
-from tapster.kernel.boot import boottime
-from tapster.kernel.netns import NAMED
-from tapster.light import Any
+from tapster.light import Any, Sequence
 from tapster.model import HistoryEntry, HistoryEvent, Lease, Link, Problem, Wiring
 
 VERSION = 1
@@ -220,12 +217,18 @@ def wait_left(lease: Lease) -> float | None:
     """Return the seconds left of a lease's FIN WAIT; None before its release."""
     if lease.deadline is None:
         return None
+    from tapster.kernel.boot import boottime  # late: few leases wait
+
     left = lease.deadline - boottime()
     return round(max(left, 0.0), 3)
 
 
 def netns_name(path: str) -> str:
     """Return how people call the namespace at `path`."""
+    if not path:
+        return ""
+    from tapster.kernel.netns import NAMED  # late: most leases are in the host's
+
     return path.removeprefix(f"{NAMED}/")
 
 

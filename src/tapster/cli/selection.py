@@ -7,12 +7,11 @@ is not enough: it may be another VM's by now.
 """
 
 import sys
-from collections.abc import Iterable, Sequence
 
 from tapster.cli import output
 from tapster.cli.options import Options
 from tapster.errors import NoSuchLease, OwnerRequired, TapsterError
-from tapster.light import TYPE_CHECKING
+from tapster.light import TYPE_CHECKING, Iterable, Sequence
 from tapster.model import Lease, State
 
 if TYPE_CHECKING:

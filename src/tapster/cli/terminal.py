@@ -3,7 +3,6 @@
 
 import os
 import sys
-from contextlib import suppress
 
 BOLD, DIM, RED, GREEN, YELLOW, CYAN = "1", "2", "31", "32", "33", "36"
 """Parameters of the SGR escape sequence."""
@@ -16,11 +15,14 @@ def width() -> int:
     `COLUMNS` takes precedence. A pipe gets the default, so that the columns of a table
     do not depend on the window in which a script was started.
     """
-    with suppress(ValueError):
-        return int(os.environ.get("COLUMNS", ""))
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal():
+        return int(columns)
     if is_terminal():
-        with suppress(OSError):
+        try:
             return os.get_terminal_size(sys.stdout.fileno()).columns or DEFAULT_WIDTH
+        except OSError:
+            pass  # the terminal does not say
     return DEFAULT_WIDTH
 
 

@@ -4,8 +4,6 @@
 # The module `signal` makes an enum member of each signal in a mask that it returns: 60
 # at every end of a block, which takes longer than a system call.
 import _signal as signal  # type: ignore[import-not-found] # it has no stub
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 # A process causes these signals itself. If it blocks them, the kernel kills it.
 _FAULTS = {
@@ -18,8 +16,7 @@ _FAULTS = {
 _DEFERRED = signal.valid_signals() - _FAULTS
 
 
-@contextmanager
-def deferred() -> Iterator[None]:
+class deferred:
     """Deliver no signal to the calling thread before the block has ended.
 
     Python raises KeyboardInterrupt between any two instructions of the main thread,
@@ -29,13 +26,20 @@ def deferred() -> Iterator[None]:
     several threads should handle signals in the main thread (signalfd(2), a wakeup
     descriptor), and call Tapster in another, as the daemon does.
     """
-    # First ask for the mask, then change it. Changing it may already raise.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, _DEFERRED)
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    # A class, because a generator takes as long as the two system calls.
+
+    def __enter__(self) -> None:
+        # First ask for the mask, then change it. Changing it may already raise.
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        try:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _DEFERRED)
+        except BaseException:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
 
 def raised_by_handler(error: BaseException) -> bool:

@@ -9,18 +9,16 @@ recvmsg and sendmsg. Traps:
 - Descriptors end a read. They belong to the message of the last byte.
 """
 
-import array
 import fcntl
 import os
 import select
 import stat
 import struct
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+import sys
 from errno import EEXIST, EMFILE, ENODATA, ENOPROTOOPT, ERANGE, ESRCH
 
 from tapster.kernel import sockets
-from tapster.light import TYPE_CHECKING, NamedTuple
+from tapster.light import TYPE_CHECKING, Callable, Iterable, NamedTuple, Sequence
 
 if TYPE_CHECKING:
     import socket
@@ -34,7 +32,7 @@ SCM_MAX_FD = 253
 """How many descriptors one message can carry (include/net/scm.h)."""
 
 _UCRED = struct.Struct("3i")
-_INT = array.array("i").itemsize
+_INT = struct.calcsize("i")
 
 
 class Peer(NamedTuple):
@@ -103,7 +101,8 @@ def _remove_if_dead(path: str) -> None:
 
 def send(to: sockets.socket, data: bytes | bytearray, fds: Sequence[int] = ()) -> int:
     """Send as much of `data` as fits, with all descriptors. Return its length."""
-    control = [(sockets.SOL_SOCKET, sockets.SCM_RIGHTS, array.array("i", fds))]
+    numbers = struct.pack(f"{len(fds)}i", *fds)
+    control = [(sockets.SOL_SOCKET, sockets.SCM_RIGHTS, numbers)]
     return to.sendmsg([data], control if fds else [], sockets.MSG_NOSIGNAL)
 
 
@@ -124,7 +123,7 @@ def receive(
     for level, kind, content in control:
         if (level, kind) == (sockets.SOL_SOCKET, sockets.SCM_RIGHTS):
             whole = len(content) - len(content) % _INT
-            received += array.array("i", content[:whole])
+            received += memoryview(content[:whole]).cast("i")
     if flags & sockets.MSG_CTRUNC:
         (discard or close)(received)
         raise OSError(EMFILE, "more descriptors came than there is room for")
@@ -151,14 +150,15 @@ def reset(of: sockets.socket) -> bool:
 
 
 def _number(of: sockets.socket, request: int) -> int:
-    (value,) = array.array("i", fcntl.ioctl(of, request, bytes(_INT)))
-    return value
+    return int.from_bytes(fcntl.ioctl(of, request, bytes(_INT)), sys.byteorder)
 
 
 def shut_down(connection: sockets.socket) -> None:
     """Let neither end send any more; what has come stays."""
-    with suppress(OSError):  # the other end has left already
+    try:
         connection.shutdown(sockets.SHUT_RDWR)
+    except OSError:
+        return  # the other end has left already
 
 
 def refuse_descriptors(at: sockets.socket) -> bool:
@@ -213,7 +213,7 @@ def peer(of: sockets.socket) -> Peer:
         if error.errno != ERANGE:
             raise
         groups = b""  # in more groups: only the first counts
-    return Peer(pid, uid, (gid, *array.array("I", groups)))
+    return Peer(pid, uid, (gid, *memoryview(groups).cast("I")))
 
 
 def peer_pidfd(of: sockets.socket) -> int | None:
@@ -227,8 +227,7 @@ def peer_pidfd(of: sockets.socket) -> int | None:
         if error.errno in (ENOPROTOOPT, ENODATA, ESRCH):
             return None
         raise
-    (fd,) = array.array("i", raw)
-    return fd
+    return int.from_bytes(raw, sys.byteorder)
 
 
 def close(fds: Iterable[int]) -> None:

@@ -5,14 +5,13 @@ Small and synchronous, because it sits in the start path of VMs.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from tapster.api import Manager, Reference, check_acquire, id_of, ids_of, names_of
 from tapster.checks import check_record, check_value
 from tapster.errors import DaemonError, RequestError
 from tapster.gate import Gate
 from tapster.kernel import unix
-from tapster.light import Any, TypeVar, Unpack
+from tapster.light import Any, Callable, Iterable, Iterator, Sequence, TypeVar, Unpack
 from tapster.model import (
     EVERY_EVENT,
     Changes,

@@ -12,10 +12,19 @@ from _json import (
     make_encoder,
     make_scanner,
 )
-from collections.abc import Iterator, Mapping
-from types import NoneType, UnionType
 
-from tapster.light import Any, NamedTuple, StrEnum, cast, get_args, get_origin
+from tapster.light import (
+    Any,
+    Iterator,
+    Mapping,
+    NamedTuple,
+    NoneType,
+    StrEnum,
+    UnionType,
+    cast,
+    get_args,
+    get_origin,
+)
 
 SERVICE = "org.varlink.service"
 LARGEST = (1 << 63) - 1
