@@ -15,6 +15,7 @@ from _json import (
 
 from tapster.light import (
     Any,
+    Callable,
     Iterator,
     Mapping,
     NamedTuple,
@@ -154,67 +155,165 @@ def to_json(value: Any) -> Any:
     return value
 
 
-def from_json(
-    kind: Any, data: Any, where: str = "parameters", *, strict: bool = True
-) -> Any:
+def from_json(kind: Any, data: Any, where: str = "", *, strict: bool = True) -> Any:
     """Return the value of type `kind` that JSON data describes. Raise Unfit.
+
+    `where` is what an error calls the value; by default it is all the parameters.
 
     Refuse fields that the type does not have, or, if not `strict`, ignore them. A
     service must not ignore part of a request. A client may ignore part of an answer.
     """
+    try:
+        return _reader(kind)(data, strict)
+    except _Misfit as misfit:
+        place = misfit.inside(where).place if where else misfit.place
+        raise Unfit(place or "parameters", misfit.wanted) from None
+
+
+class _Misfit(ValueError):
+    """A value does not have the declared type. `place` is where it is, from outside."""
+
+    def __init__(self, wanted: str, place: str = "") -> None:
+        super().__init__(wanted)
+        self.wanted = wanted
+        self.place = place
+
+    def inside(self, name: str) -> "_Misfit":
+        """Return the misfit as that of a value which has this one in it."""
+        dot = "" if self.place[:1] in ("", "[") else "."
+        return _Misfit(self.wanted, f"{name}{dot}{self.place}")
+
+
+_Reader = Callable[[Any, bool], Any]
+"""Returns the value that JSON data describes; the flag is `strict` of `from_json`."""
+_readers: dict[Any, _Reader] = {}
+"""The reader of each type that was read before. To look at the annotations of an
+acquire's request each time took 101 us; to read it by its readers takes 12 us."""
+
+
+def _reader(kind: Any) -> _Reader:
+    """Return the function that reads values of a type."""
+    if (reader := _readers.get(kind)) is None:
+        reader = _readers[kind] = _new_reader(kind)
+    return reader
+
+
+def _new_reader(kind: Any) -> _Reader:
     inner, optional = _strip(kind)
-    if data is None and optional:
-        return None
+    if optional:
+        read = _reader(inner)
+        return lambda data, strict: None if data is None else read(data, strict)
     if inner in _SIMPLE:
-        return _simple(inner, data, where)
+        return _SIMPLE_READERS[inner]
     if get_origin(inner) is tuple:
-        if not isinstance(data, list):
-            raise Unfit(where, "an array")
-        item, *rest = get_args(inner)
-        if rest != [Ellipsis] and len(data) != 1 + len(rest):
-            raise Unfit(where, f"an array of {1 + len(rest)}")
-        return tuple(
-            from_json(item, element, f"{where}[{number}]", strict=strict)
-            for number, element in enumerate(data)
-        )
+        return _array_reader(*get_args(inner))
     if issubclass(inner, StrEnum):
-        if not isinstance(data, str) or data not in [*inner]:
-            raise Unfit(where, f"one of {', '.join(inner)}")
-        return inner(data)
-    return _struct(inner, data, where, strict)
+        return _enum_reader(inner)
+    return _struct_reader(inner)
 
 
-def _struct(kind: Any, data: Any, where: str, strict: bool) -> Any:
-    if not isinstance(data, dict):
-        raise Unfit(where, "an object")
-    inside = "" if where == "parameters" else f"{where}."
-    values = {}
-    for name, value in data.items():
-        if name not in kind._fields:
-            if not strict:
-                continue
-            wanted = f"left out: {kind.__name__} has no such field"
-            raise Unfit(f"{inside}{name[:100]}", wanted)
-        if value is not None or name not in kind._field_defaults:
-            annotation = kind.__annotations__[name]
-            values[name] = from_json(annotation, value, inside + name, strict=strict)
-    for name in set(kind._fields) - set(kind._field_defaults) - set(values):
-        if not _strip(kind.__annotations__[name])[1]:
-            raise Unfit(inside + name, "given")
-        values[name] = None
-    return kind(**values)
+def _array_reader(item: Any, *rest: Any) -> _Reader:
+    read_item = _reader(item)
+    length = None if rest == (Ellipsis,) else 1 + len(rest)
+
+    def read(data: Any, strict: bool) -> Any:
+        if not isinstance(data, list):
+            raise _Misfit("an array")
+        if length is not None and len(data) != length:
+            raise _Misfit(f"an array of {length}")
+        values = []
+        for number, element in enumerate(data):
+            try:
+                values.append(read_item(element, strict))
+            except _Misfit as misfit:
+                raise misfit.inside(f"[{number}]") from None
+        return tuple(values)
+
+    return read
 
 
-def _simple(kind: Any, data: Any, where: str) -> Any:
-    if kind is float and type(data) is int and abs(data) <= LARGEST:
-        return float(data)
-    if type(data) is not kind:  # in Python a bool is an int, in Varlink it is not
-        raise Unfit(where, f"of type {_SIMPLE[kind]}")
-    if kind is int and abs(data) > LARGEST:
-        raise Unfit(where, "an int of 64 bits")
-    if kind is str and any("\ud800" <= letter <= "\udfff" for letter in data):
-        raise Unfit(where, "text: it has half of a surrogate pair")
+def _enum_reader(kind: Any) -> _Reader:
+    members = {member.value: member for member in kind}
+
+    def read(data: Any, strict: bool) -> Any:
+        if not isinstance(data, str) or data not in members:
+            raise _Misfit(f"one of {', '.join(kind)}")
+        return members[data]
+
+    return read
+
+
+def _struct_reader(kind: Any) -> _Reader:
+    readers = {name: _reader(inner) for name, inner in kind.__annotations__.items()}
+    defaults = kind._field_defaults
+    # The fields without a default, and whether each may be None.
+    needed = {
+        name: _strip(kind.__annotations__[name])[1]
+        for name in kind._fields
+        if name not in defaults
+    }
+
+    def read(data: Any, strict: bool) -> Any:
+        if not isinstance(data, dict):
+            raise _Misfit("an object")
+        values = {}
+        for name, value in data.items():
+            if name not in readers:
+                if not strict:
+                    continue
+                wanted = f"left out: {kind.__name__} has no such field"
+                raise _Misfit(wanted, name[:100])
+            if value is not None or name not in defaults:
+                try:
+                    values[name] = readers[name](value, strict)
+                except _Misfit as misfit:
+                    raise misfit.inside(name) from None
+        for name, optional in needed.items():
+            if name not in values:
+                if not optional:
+                    raise _Misfit("given", name)
+                values[name] = None
+        return kind(**values)
+
+    return read
+
+
+def _read_bool(data: Any, strict: bool) -> Any:
+    if type(data) is not bool:
+        raise _Misfit("of type bool")
     return data
+
+
+def _read_int(data: Any, strict: bool) -> Any:
+    if type(data) is not int:  # in Python a bool is an int, in Varlink it is not
+        raise _Misfit("of type int")
+    if abs(data) > LARGEST:
+        raise _Misfit("an int of 64 bits")
+    return data
+
+
+def _read_float(data: Any, strict: bool) -> Any:
+    if type(data) is int and abs(data) <= LARGEST:
+        return float(data)
+    if type(data) is not float:
+        raise _Misfit("of type float")
+    return data
+
+
+def _read_str(data: Any, strict: bool) -> Any:
+    if type(data) is not str:
+        raise _Misfit("of type string")
+    if not data.isascii() and any("\ud800" <= letter <= "\udfff" for letter in data):
+        raise _Misfit("text: it has half of a surrogate pair")
+    return data
+
+
+_SIMPLE_READERS: Mapping[Any, _Reader] = {
+    bool: _read_bool,
+    int: _read_int,
+    float: _read_float,
+    str: _read_str,
+}
 
 
 def _strip(kind: Any) -> tuple[Any, bool]:
