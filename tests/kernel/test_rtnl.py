@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Links as the kernel sends them, put together by hand where no kernel here can."""
 
+import gc
 import struct
 
 import pytest
@@ -51,3 +52,19 @@ def test_sequence_numbers_begin_again_after_32_bits(left: int) -> None:
         assert link
         assert (link.mtu, link.up) == (mtu, False)
     opened.close()
+
+
+@pytest.mark.kernel
+@pytest.mark.usefixtures("world")
+def test_asking_for_a_link_that_is_not_there_leaves_no_garbage() -> None:
+    """Each acquire asks for a name that no link has. What is in a cycle, such as an
+    exception and a frame that holds it, is freed in pauses of 20 ms."""
+    opened = rtnl.Rtnl()
+    gc.collect()
+    gc.disable()
+    try:
+        assert opened.find("nothing") == 0
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+        opened.close()

@@ -6,7 +6,7 @@ than the rate allows is not read until the rate allows it again.
 """
 
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from errno import EMFILE, ENFILE
 from functools import partial
 
@@ -71,6 +71,8 @@ class Connections:
         self._throttle = Throttle()
         self._closer = Closer()
         self._open: dict[Connection, None] = {}
+        self._watching: dict[Connection, None] = {}
+        """The open connections whose clients have asked to watch."""
         self._by_user: dict[int, int] = {}
         self._waiting: dict[int, dict[Connection, None]] = {}
         """The paused connections of each user, in the order of their requests."""
@@ -83,11 +85,17 @@ class Connections:
     def __len__(self) -> int:
         return len(self._open)
 
-    def watching(self) -> Iterator[Connection]:
-        """The connections whose clients watch."""
+    def subscribe(self, connection: Connection) -> None:
+        """Let a client watch from now on."""
+        connection.step(ConnectionEvent.SUBSCRIPTION)
+        self._watching[connection] = None
+
+    def watching(self) -> Sequence[Connection]:
+        """Return the connections whose clients watch."""
+        # Each event asks for them. Most of a busy daemon's connections do not watch.
         watching = ConnectionState.WATCHING
-        yield from [
-            connection for connection in self._open if connection.state is watching
+        return [
+            connection for connection in self._watching if connection.state is watching
         ]
 
     # Accepting
@@ -390,6 +398,7 @@ class Connections:
         if connection not in self._open:
             return
         del self._open[connection]
+        self._watching.pop(connection, None)
         user = connection.caller.uid
         self._by_user[user] -= 1
         if not self._by_user[user]:

@@ -193,7 +193,7 @@ class Dispatcher:
     # Events
 
     def _start_watching(self, connection: Connection) -> None:
-        connection.step(ConnectionEvent.SUBSCRIPTION)
+        self._connections.subscribe(connection)
         event = Event(round(time.time(), 3), "watching")
         self._connections.send(connection, _event(event))
 

@@ -209,13 +209,12 @@ class Rtnl:
 
     def _get(self, wanted: bytes) -> bytes | None:
         attributes = attribute(IFLA_EXT_MASK, _U32.pack(RTEXT_FILTER_SKIP_STATS))
-        request = Message(RTM_GETLINK, 0, wanted + attributes)
-        try:
-            return self._only_answer(request, RTM_NEWLINK)
-        except OSError as error:
-            if error.errno == ENODEV:
+        answer = self._answer(Message(RTM_GETLINK, 0, wanted + attributes), RTM_NEWLINK)
+        if isinstance(answer, OSError):
+            if answer.errno == ENODEV:
                 return None
-            raise
+            raise answer
+        return answer
 
     def neighbours(self, ifindex: int) -> set[str]:
         """Return the static MACs of a bridge port, as `bridge fdb show dev` does.
@@ -325,11 +324,23 @@ class Rtnl:
 
     def _only_answer(self, request: Message, type_: int) -> bytes:
         """Send a request that one message of a type answers. Return its body."""
+        answer = self._answer(request, type_)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    def _answer(self, request: Message, type_: int) -> bytes | OSError:
+        """Send a request that one message of a type answers. Return its body, or the
+        kernel's refusal.
+
+        An exception that is raised here and caught above would form a cycle with the
+        frames of the caller. Each acquire asks for a name that no link has.
+        """
         for answer in self._ask([request]):
             if answer.type == type_:
                 return answer.body
             if answer.type == NLMSG_ERROR and (error := _error(answer)):
-                raise error
+                return error
         raise AssertionError("the kernel's answers have no end")
 
     def _ask(self, requests: Sequence[Message]) -> Iterator[Answer]:
