@@ -80,7 +80,7 @@ def _options() -> argparse.Namespace:
     option = parser.add_argument
     option("measurements", nargs="*", metavar="NAME", help=", ".join(MEASUREMENTS))
     option("--rounds", type=int, default=ROUNDS, metavar="N", help="default: 5")
-    option("--small", action="store_true", help="only see that the harness works")
+    option("--small", action="store_true", help="test the bench: tiny sizes")
     option("--previous", metavar="COMMIT", help="an earlier commit to measure, too")
     option("--out", type=Path, default=DOCS, metavar="DIR", help="default: docs")
     options = parser.parse_args()

@@ -38,7 +38,7 @@ Compare within a table: there all ways took turns on one host. A figure is the m
 of the rounds, with the lowest and the highest; a ratio is taken within a round. Each
 section names the day of its measurement: its figures show nothing that changed later.
 
-## What was to be reached
+## Goals
 """
 
 
@@ -81,7 +81,7 @@ def write_page(out: Path, names: Sequence[str]) -> None:
 
 def _page(runs: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield INTRODUCTION
-    yield from _line("", "what", "to reach", "found", "")
+    yield from _line("measurement", "row", "goal", "found", "")
     yield from _line(*["---"] * 5)
     for run in runs:
         for measured in map(table, run["tables"]):

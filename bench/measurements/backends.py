@@ -13,7 +13,7 @@ from bench.clock import timed
 from bench.measurements import Run
 from bench.result import Goal, Row, Table, interleave
 from bench.switch import switch
-from bench.ways.tapster import nobody
+from bench.ways.tapster import no_reaper
 from bench.world import BenchWorld, world
 from tapster import Host, Rate, Tap
 
@@ -72,7 +72,7 @@ def measure(run: Run) -> Iterator[Table]:
 
 
 def _host(place: BenchWorld) -> Host:
-    return Host(place.directory / "ledger.db", reaper=nobody)
+    return Host(place.directory / "ledger.db", reaper=no_reaper)
 
 
 def _added(host: Host, rounds: int, samples: int) -> Iterator[Table]:
@@ -89,7 +89,7 @@ def _added(host: Host, rounds: int, samples: int) -> Iterator[Table]:
             "ms",
             [Row(title, [times[part] for times in of]) for title, of in found.items()],
             base=BRIDGE,
-            about="The median. Open vSwitch's daemons do their part in userspace.",
+            about="The median time. Open vSwitch's daemons do their part in userspace.",
         )
 
 
@@ -125,7 +125,8 @@ def _crowded(
         "Filter and rates on a bridge, among many leases",
         f"x {BRIDGE}",
         rows,
-        about="How many times as long as on a bridge alone, measured together.",
+        about="A start or a stop takes so many times as long as with a bridge alone, "
+        "measured in turns.",
     )
 
 
@@ -164,7 +165,7 @@ def _rates(host: Host, rounds: int, share: float) -> Table:
     )
     return Table(
         "backends-rate",
-        f"What comes through at {ASKED:,} kB/s on a bridge",
+        f"Traffic under a rate of {ASKED:,} kB/s on a bridge",
         "kB/s",
         [Row(title, of) for title, of in found.items()],
         base=FREE,
@@ -173,8 +174,8 @@ def _rates(host: Host, rounds: int, share: float) -> Table:
             for limited in (OUTBOUND, INBOUND)
             for bound, least in ((0.9, True), (1.1, False))
         ],
-        about=f"Frames of {SIZE} bytes from one guest, which sends what it can, to "
-        "another, when the first burst is over.",
+        about=f"One guest sends frames of {SIZE} bytes to another, as fast as it can. "
+        "The measurement begins when the first burst is over.",
     )
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from bench.clock import timed
 from bench.measurements import Run
 from bench.result import Goal, Row, Table, interleave
-from bench.ways.tapster import nobody
+from bench.ways.tapster import no_reaper
 from bench.world import world
 from tapster import Host
 
@@ -35,7 +35,7 @@ def measure(run: Run) -> Iterator[Table]:
     costs = [_costs(run.program, leases) for _ in range(run.rounds)]
     yield Table(
         "lease",
-        f"What a lease takes beside its device, of {leases:,}",
+        f"What each of {leases:,} leases takes without its device",
         "KiB a lease",
         [
             Row(
@@ -83,7 +83,7 @@ def _costs(program: Path, leases: int) -> Costs:
 
 
 def _recover(ledger: Path) -> float:
-    with Host(ledger, reaper=nobody) as host:
+    with Host(ledger, reaper=no_reaper) as host:
         taken, _ = timed(host.recover)
     return taken * 1e3
 

@@ -67,8 +67,8 @@ def measure(run: Run) -> Iterator[Table]:
             for way, rounds in found.items()
         ]
         about = (
-            "Each client is a process and makes two calls a pair. The daemon, and the "
-            "library's reaper, delete what was released."
+            "Each client is a process and makes two calls a pair. The daemon, or the "
+            "library's reaper, deletes the released devices."
         )
         yield Table(key, title, unit, rows, LIBRARY, GOALS.get(field, ()), about=about)
     yield _reaped(run, pairs)
@@ -81,7 +81,7 @@ def measure(run: Run) -> Iterator[Table]:
             run.rounds,
         )
     rows = [Row(title, rounds) for title, rounds in recovered.items()]
-    title = f"Back in agreement with {leases:,} leases"
+    title = f"Recover {leases:,} leases"
     yield Table("daemon-recover", title, "ms", rows)
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from bench.measurements import Run
 from bench.result import Goal, Row, Table
-from bench.ways.tapster import nobody
+from bench.ways.tapster import no_reaper
 from tapster import Host, Lease, Naming, Tap
 from tapster.ledger.history import HISTORY_ROWS
 from tapster.names import MAX_BYTES
@@ -69,8 +69,8 @@ def measure(run: Run) -> Iterator[Table]:
             ],
             goals=[goals[curve] for curve in curves],
             axis="rounds",
-            about="On a host in memory. Each round starts a device and stops the "
-            f"oldest of {LIVE}; the three namings take turns.",
+            about="The host is simulated in memory. Each round starts a device and "
+            f"stops the oldest of {LIVE}. The three namings take turns.",
         )
 
 
@@ -93,7 +93,7 @@ class DriftStorm:
     def __init__(self, ledger: Path) -> None:
         self._ledger = ledger
         self._system = FakeSystem()
-        self._host = Host(ledger, system=self._system, reaper=nobody)
+        self._host = Host(ledger, system=self._system, reaper=no_reaper)
         self._specs = _specs()
         self._live: deque[Lease] = deque()
         self._rounds = 0

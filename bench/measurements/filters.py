@@ -127,7 +127,7 @@ def measure(run: Run) -> Iterator[Table]:
                 for way, rounds in found.items()
             ],
             goals=[Goal(TAPSTER, 0)],
-            about="The kinds of filter.md, sent through real taps.",
+            about="The frames that filter.md lists, sent through real taps.",
         )
 
 

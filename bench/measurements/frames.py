@@ -19,7 +19,7 @@ from typing import Any
 
 from bench.measurements import Run
 from bench.result import Row, Table, interleave
-from bench.ways.tapster import nobody
+from bench.ways.tapster import no_reaper
 from bench.world import world
 from lab import frames
 from lab.frames import IPV4, ether, udp
@@ -85,7 +85,7 @@ def measure(run: Run) -> Iterator[Table]:
             for title in WAYS
             if title != NONE
         ],
-        about="Against no filter in the same round, with as many leases.",
+        about="The difference from no filter, in the same round with as many leases.",
     )
 
 
@@ -106,7 +106,7 @@ def _guests(
     """
     _ip("netns", "add", netns)
     ending.callback(_ip, "netns", "del", netns)
-    host = Host(directory / f"{netns}.db", netns=netns, reaper=nobody)
+    host = Host(directory / f"{netns}.db", netns=netns, reaper=no_reaper)
     ending.enter_context(host)
     bridges = [f"br{number}" for number in range(leases // PORTS + 1)]
     for bridge in bridges:

@@ -18,7 +18,7 @@ from typing import Any
 
 from bench.measurements import Run
 from bench.result import Goal, Row, Table
-from bench.ways.tapster import nobody
+from bench.ways.tapster import no_reaper
 from bench.world import BenchWorld, world
 from tapster import Host, Lease, Tap, doctor
 from tapster.daemon.log import Log
@@ -94,7 +94,7 @@ def _spaces(run: Run) -> dict[str, float]:
         with (
             world(run.program) as place,
             _in_spaces(place, number) as names,
-            Host(place.directory / "ledger.db", reaper=nobody) as host,
+            Host(place.directory / "ledger.db", reaper=no_reaper) as host,
         ):
             found[_sound(number)] = spent(host.recover)
             found[_ended(number)] = _end(host, names[: number // 2])
@@ -108,7 +108,9 @@ def _in_spaces(place: BenchWorld, number: int) -> Iterator[list[str]]:
     _ip(f"netns add {name}" for name in names)
     try:
         for name in names:
-            with Host(place.directory / "ledger.db", netns=name, reaper=nobody) as host:
+            with Host(
+                place.directory / "ledger.db", netns=name, reaper=no_reaper
+            ) as host:
                 host.acquire(Tap()).close()
         yield names
     finally:
@@ -163,7 +165,7 @@ def _filtered(run: Run) -> dict[str, float]:
             bridges = [f"br{one}" for one in range(number // PORTS + 1)]
             for bridge in (*bridges, "plain"):
                 place.bridge(bridge)
-            with Host(place.directory / "ledger.db", reaper=nobody) as host:
+            with Host(place.directory / "ledger.db", reaper=no_reaper) as host:
                 leases = _acquire(
                     host,
                     [
@@ -211,7 +213,7 @@ def _leases(run: Run) -> dict[str, float]:
     sizes = [2] if run.small else LEASES
     with (
         world(run.program) as place,
-        Host(place.directory / "ledger.db", reaper=nobody) as host,
+        Host(place.directory / "ledger.db", reaper=no_reaper) as host,
     ):
         for number in sizes:
             _acquire(host, [Tap()] * (number - len(host.leases())))

@@ -66,8 +66,8 @@ def measure(run: Run) -> Iterator[Table]:
             for crowd in (_leases(naming, sizes[-1]), _foreign(naming, foreign))
         ],
         axis="leases",
-        about="One transaction: the median. A tenth of the leases has ended, here and "
-        "there, so that free numbers are in many places.",
+        about="The median time of one transaction. A tenth of the leases, spread over "
+        "all numbers, has ended, so that free numbers are in many places.",
     )
 
 

@@ -49,8 +49,8 @@ def measure(run: Run) -> Iterator[Table]:
             Goal(Library.title, 1.15, to=floor.Releasing.title),
             Goal(floor.Deleting.title, 20, to=Library.title, least=True),
         ],
-        about=f"Tapster and the floor delete in groups of {floor.BATCH}, of devices "
-        "that are down and off their bridge; the others one by one, of devices in use.",
+        about=f"Tapster and the floor delete groups of {floor.BATCH} devices, which "
+        "are down and off their bridge. The others delete devices in use, one by one.",
     )
 
 

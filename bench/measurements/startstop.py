@@ -71,7 +71,7 @@ def measure(run: Run) -> Iterator[Table]:
                 Goal(TAPSTER, 1.5, to=RECORDED),
                 Goal(TAPSTER, 1, to=best(peers)),
             ],
-            about="Until the device is there, wired and up: the median.",
+            about="The median time until the device exists, is wired and is up.",
         )
         yield Table(
             f"release-{ports}",
@@ -84,8 +84,8 @@ def measure(run: Run) -> Iterator[Table]:
                 Goal(TAPSTER, 1.35, to=RECORDED),
                 Goal(DELETING, 15, to=TAPSTER, least=True),
             ],
-            about="The median time until the call returns; the manager of the VM "
-            "waits for it.",
+            about="The median time until the call returns. The program that stops the "
+            "VM waits for it.",
         )
 
 

@@ -15,7 +15,7 @@ from bench.measurements import Run
 from bench.measurements.daemon import daemon
 from bench.measurements.limits import PORTS, TOGETHER
 from bench.result import Goal, Row, Table, interleave
-from bench.ways.tapster import COMMAND, nobody
+from bench.ways.tapster import COMMAND, no_reaper
 from bench.world import BenchWorld, world
 from tapster import Host, State, Tap
 
@@ -54,7 +54,7 @@ def measure(run: Run) -> Iterator[Table]:
         rows,
         base=LIBRARY,
         goals=[Goal(DAEMON, 1.3, to=LIBRARY)],
-        about="Until the last device is there.",
+        about="The time until the last device exists.",
     )
     yield Table(
         "boot-storm-wait",
@@ -78,7 +78,7 @@ def measure(run: Run) -> Iterator[Table]:
         f"{vms} VMs stop at once",
         "s",
         [Row(way, [storm.last for storm in storms]) for way, storms in stopped.items()],
-        about="Until every device is down and off its bridge.",
+        about="The time until every device is down and off its bridge.",
     )
 
 
@@ -86,7 +86,7 @@ def measure(run: Run) -> Iterator[Table]:
 
 
 def _alone(place: BenchWorld, devices: int) -> Storm:
-    with Host(place.directory / "library.db", reaper=nobody) as host:
+    with Host(place.directory / "library.db", reaper=no_reaper) as host:
         before = time.perf_counter()
         longest = 0.0
         made = []
@@ -163,7 +163,7 @@ def _stop_runs(place: BenchWorld, vms: int) -> Storm:
         subprocess.Popen([*command, "sleep", "infinity"], stdin=subprocess.DEVNULL)
         for _ in range(vms)
     ]
-    with Host(ledger, reaper=nobody) as host:
+    with Host(ledger, reaper=no_reaper) as host:
         _wait_for(host, vms, State.ACTIVE)
         before = time.perf_counter()
         for one in runs:

@@ -70,8 +70,9 @@ def measure(run: Run) -> Iterator[Table]:
         rows,
         base=Library.title,
         goals=[Goal(Library.title, 10, to=best(rows[1:-2], most=True), least=True)],
-        about="Each round starts a device and stops the oldest. One program, one after "
-        "the other; what is deleted later is counted only if it is deleted as fast.",
+        about="Each round starts a device and stops the oldest. One program makes one "
+        "round after the other. A round whose device still waits to be deleted is not "
+        "counted.",
     )
 
 

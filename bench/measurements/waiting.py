@@ -20,7 +20,7 @@ MOST = 300
 """Starts a round. Deleting them all one by one takes longer than can be waited for."""
 GROUP = 7
 
-QUIET = "Tapster, while nobody deletes"
+QUIET = "Tapster, while no program deletes"
 REAP = "Tapster, while tapster reaps"
 GROUPED = "floor, while ip deletes a group"
 SINGLES = "ip -batch, while ip deletes one by one"
@@ -28,7 +28,7 @@ NOTES = {
     QUIET: "for comparison",
     REAP: f"`tapster reap`: {BATCH} devices at a time",
     GROUPED: "`ip link del group`: all devices at once",
-    SINGLES: "`ip -batch`: it holds up nobody, and takes most of a minute",
+    SINGLES: "`ip -batch`: no start waits for it, and it takes most of a minute",
 }
 
 
@@ -52,7 +52,7 @@ def measure(run: Run) -> Iterator[Table]:
         "ms",
         [Row(title, rounds, NOTES[title]) for title, rounds in found.items()],
         goals=[Goal(REAP, 50)],
-        about="The 99th percentile of the starts, one after the other, that begin "
+        about="The 99th percentile of the time of a start. One start follows the other "
         "while another process deletes.",
     )
 

@@ -14,7 +14,7 @@ from tapster.model import DEFAULT_FIN_WAIT
 COMMAND = str(Path(sys.executable).with_name("tapster"))
 
 
-def nobody(_: str) -> None:
+def no_reaper(_: str) -> None:
     """Start no reaper: the measurement says when to reap."""
 
 
@@ -32,7 +32,7 @@ class Library:
         ledger: Path,
         bridge: str,
         *,
-        reaper: Callable[[str], None] | None = nobody,
+        reaper: Callable[[str], None] | None = no_reaper,
         fin_wait: float = DEFAULT_FIN_WAIT,
     ) -> None:
         self.host = Host(ledger, reaper=reaper)

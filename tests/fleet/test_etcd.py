@@ -32,7 +32,7 @@ pytestmark = pytest.mark.kernel
 
 BUDGET = 0.5
 SLACK = 0.25
-"""Of a busy machine."""
+"""Seconds by which a busy host may exceed the budget."""
 ELECTION = 5.0
 
 

@@ -228,12 +228,14 @@ class Service:
     def _check_size(self, asked: interface.Acquire) -> None:
         """Raise RequestError if an answer has no room for the requested descriptors."""
         if not asked.nics:
-            raise RequestError("no device is asked for: give nics")
+            raise RequestError("the request names no device: give nics")
         limits = self.loaded.config.limits
         room = min(limits.descriptors, unix.SCM_MAX_FD)
         queues = sum(interface.spec_of(nic).queues for nic in asked.nics)
         if (wanted := queues * (1 + asked.vhost)) > room:
-            raise RequestError(f"{wanted} descriptors are asked for: at most {room}")
+            raise RequestError(
+                f"the request needs {wanted} descriptors; an answer has room for {room}"
+            )
 
     def _check_netns(self, caller: Caller, netns: str) -> None:
         """Raise NotAllowed unless a rule for the caller lists this namespace."""
@@ -283,8 +285,8 @@ class Service:
         if (waiting := count[State.FIN_WAIT]) + wanted > config.limits.waiting:
             self._metrics.add("refused", "waiting")
             raise QuotaExceeded(
-                f"{caller} has {waiting} devices in FIN WAIT: at most "
-                f"{config.limits.waiting}; wait until some are gone",
+                f"{caller} has {waiting} devices in FIN WAIT and asks for {wanted} "
+                f"more: {config.limits.waiting} are allowed; wait until some are gone",
                 limit=config.limits.waiting,
             )
 

@@ -34,7 +34,7 @@ class Nft:
     """A connection to nftables in the namespace of the thread that opened it."""
 
     def __init__(self) -> None:
-        _see_that_it_can_work()
+        _check_usable()
         self._library = library()
         with _lock:
             # The library opens its socket without close-on-exec.
@@ -58,7 +58,7 @@ class Nft:
         devices take 20 ms, and the library would take the index 7 for a device that
         is called `7`.
         """
-        _see_that_it_can_work()
+        _check_usable()
         with _lock:
             failed = self._library.nft_run_cmd_from_buffer(
                 self._context, commands.encode()
@@ -81,7 +81,7 @@ class Nft:
             self._library.nft_ctx_free(self._context)
 
 
-def _see_that_it_can_work() -> None:
+def _check_usable() -> None:
     if not has("CAP_NET_ADMIN"):
         raise MissingCapability(
             "asking nftables needs CAP_NET_ADMIN: run as root",
