@@ -107,7 +107,7 @@ class DebianHost:
         Debian's kernel, the repair of the file system and all files are those of a
         whole boot. For tests that boot often.
         """
-        self.start("-append", f"{self._arguments()} init={BARE}")
+        self.start("-append", f"{self._arguments()} init={BARE} panic=-1")
         self.run("true", timeout=timeout)
 
     def start(self, *options: str) -> None:

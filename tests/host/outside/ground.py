@@ -6,14 +6,17 @@ from typing import Any
 
 from lab.host.debian import DebianHost
 
-BRIDGE = """\
+BRIDGE = """
+ip link add br0 address 02:00:00:00:00:01 type bridge
+ip link set br0 up
+"""
+UNIT = """\
 [Unit]
 Before=network.target
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-ExecStart=/bin/ip link add br0 address 02:00:00:00:00:01 type bridge
-ExecStart=/bin/ip link set br0 up
+ExecStart=/bin/sh /srv/bridge
 [Install]
 WantedBy=multi-user.target
 """
@@ -27,7 +30,8 @@ def enable(host: DebianHost, unit: str, text: str) -> None:
 
 def add_bridge(host: DebianHost) -> None:
     """Give the host a bridge, now and at every boot."""
-    enable(host, "bridge.service", BRIDGE)
+    host.write("/srv/bridge", BRIDGE)
+    enable(host, "bridge.service", UNIT)
 
 
 def leases(host: DebianHost) -> dict[str, dict[str, Any]]:

@@ -8,7 +8,14 @@ from contextlib import suppress
 from typing import Any
 
 from lab.host.debian import DebianHost
-from tests.host.outside.ground import add_bridge, enable, leases, taps, wait_output
+from tests.host.outside.ground import (
+    BRIDGE,
+    add_bridge,
+    enable,
+    leases,
+    taps,
+    wait_output,
+)
 
 VM = """\
 [Unit]
@@ -80,12 +87,12 @@ def test_a_power_cut_in_a_storm_loses_nothing_that_was_written(
         before = leases(host)
         # A power cut may lose what the kernel has not written back, and nothing else.
         host.sh("sync")
-        _storm(host, names=4 + turn % 7)
-        if turn % WHOLE == 0:
+        _storm(host, names=1 + turn % 5)
+        if turn % WHOLE == WHOLE - 1:
             host.boot()
         else:
             host.boot_bare()
-            host.sh("ip link add br0 type bridge; ip link set br0 up")
+            host.sh(BRIDGE)
         assert host.run("python3", "-c", INTEGRITY).stdout == "ok\n"
         host.sh("tapster recover")
         assert leases(host) == {}
