@@ -2,6 +2,7 @@
 """Options and fixtures of pytest for tests that start hosts: `-p lab.host.plugin`."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -33,9 +34,18 @@ def times(request: pytest.FixtureRequest) -> int:
     return times
 
 
-@pytest.fixture
-def debian_host(debian: Image) -> Iterator[DebianHost]:
-    """A running host with Tapster installed."""
+@pytest.fixture(scope="session")
+def installed(debian: Image, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a host that runs and has Tapster installed, for `resumed`."""
+    folder = tmp_path_factory.mktemp("installed")
     with snapshot.resumed(debian) as host:
         product.install(host)
+        snapshot.keep(host, folder)
+    return folder
+
+
+@pytest.fixture
+def debian_host(debian: Image, installed: Path) -> Iterator[DebianHost]:
+    """A running host with Tapster installed."""
+    with snapshot.resumed(debian, folder=installed) as host:
         yield host

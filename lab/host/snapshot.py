@@ -13,15 +13,17 @@ from lab.host.image import Image
 DISK, STATE = "booted.qcow2", "booted.state"
 
 
-def resumed(image: Image, *, console: str = "") -> DebianHost:
+def resumed(
+    image: Image, *, folder: Path | None = None, console: str = ""
+) -> DebianHost:
     """Return a running host that was booted once, for all; the caller closes it.
 
+    `folder` has a host that `keep` wrote, if not the one that has only been booted.
     `console` is where QEMU's first serial port goes, if not into a file. The host's
     clock is right, but all resumed hosts have the same machine id. Where that matters,
     use `DebianHost.boot`.
     """
-    kind = f"booted-{_suite(image)}"
-    folder = cache.made(kind, _key(image), lambda new: _boot(image, new))
+    folder = folder or _booted(image)
     host = DebianHost(image, disk=folder / DISK, console=console)
     try:
         host.start("-incoming", "defer")
@@ -32,6 +34,22 @@ def resumed(image: Image, *, console: str = "") -> DebianHost:
         host.close()
         raise
     return host
+
+
+def keep(host: DebianHost, folder: Path) -> None:
+    """End a host, and keep its memory and its disk in a folder."""
+    host.run("sync")
+    host.qmp.command("stop")
+    host.qmp.command("migrate-set-parameters", **{"max-bandwidth": 1 << 40})
+    _migrate(host, "migrate", f"exec:cat > {folder / STATE}")
+    host.qmp.command("quit")
+    host.power_cut()
+    shutil.copy(host.disk, folder / DISK)
+
+
+def _booted(image: Image) -> Path:
+    kind = f"booted-{_suite(image)}"
+    return cache.made(kind, _key(image), lambda new: _boot(image, new))
 
 
 def _suite(image: Image) -> str:
@@ -48,13 +66,7 @@ def _key(image: Image) -> str:
 def _boot(image: Image, folder: Path) -> None:
     with DebianHost(image) as host:
         host.boot()
-        host.run("sync")
-        host.qmp.command("stop")
-        host.qmp.command("migrate-set-parameters", **{"max-bandwidth": 1 << 40})
-        _migrate(host, "migrate", f"exec:cat > {folder / STATE}")
-        host.qmp.command("quit")
-        host.power_cut()
-        shutil.copy(host.disk, folder / DISK)
+        keep(host, folder)
 
 
 def _migrate(host: DebianHost, command: str, uri: str) -> None:

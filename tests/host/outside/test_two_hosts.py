@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.host import product, snapshot
+from lab.host import snapshot
 from lab.host.cable import End, cable
 from lab.host.debian import DebianHost
 from lab.host.image import Image
@@ -24,7 +24,6 @@ os.write(int(sys.argv[1]), header + b"\\xff" * 6 + mac + b"\\x88\\xb5" + bytes(4
 
 
 def _prepare(host: DebianHost, end: End) -> None:
-    product.install(host)
     add_bridge(host)
     host.plug_in(end)
     wait_output(host, "ls /sys/class/net", "^en")
@@ -33,11 +32,13 @@ def _prepare(host: DebianHost, end: End) -> None:
 
 
 @pytest.fixture
-def hosts(debian: Image, tmp_path: Path) -> Iterator[tuple[DebianHost, DebianHost]]:
+def hosts(
+    debian: Image, installed: Path, tmp_path: Path
+) -> Iterator[tuple[DebianHost, DebianHost]]:
     """Two hosts with a bridge each, whose network cards a cable joins."""
     with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
-        left = stack.enter_context(snapshot.resumed(debian))
-        right = stack.enter_context(snapshot.resumed(debian))
+        left = stack.enter_context(snapshot.resumed(debian, folder=installed))
+        right = stack.enter_context(snapshot.resumed(debian, folder=installed))
         list(pool.map(_prepare, (left, right), cable(tmp_path)))
         yield left, right
 
