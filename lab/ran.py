@@ -3,13 +3,16 @@
 
 No computer can run all tests. `pytest -p lab.ran --ran FILE` writes what became of each
 test, and the figures that it gave to `record_property`. `python -m lab.ran FILE...`
-fails if a test passed in none of these files.
+fails if a test that one of these files names passed in none of them.
 """
 
 import json
 import os
 import platform
+import re
+import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,7 @@ class Recorder:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._started = time.monotonic()
         self._outcomes: dict[str, str] = {}
         self._figures: dict[str, dict[str, object]] = {}
 
@@ -53,6 +57,7 @@ class Recorder:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         report = {
             "where": where(),
+            "seconds": round(time.monotonic() - self._started),
             "tests": self._outcomes,
             "figures": self._figures,
         }
@@ -62,7 +67,11 @@ class Recorder:
 def where() -> str:
     """Return what tells computers apart: distribution, kernel, systemd, Python."""
     system = platform.freedesktop_os_release()["PRETTY_NAME"]
-    systemd = "systemd" if os.path.exists("/run/systemd/system") else "no systemd"
+    systemd = "no systemd"
+    if os.path.exists("/run/systemd/system"):
+        command = ("systemctl", "--version")
+        shown = subprocess.run(command, capture_output=True, text=True, check=True)
+        systemd = re.sub(r"(?s)(systemd) .*?\(([\d.]+).*", r"\1 \2", shown.stdout)
     kernel, python = platform.release(), platform.python_version()
     return f"{system}, Linux {kernel}, {systemd}, Python {python}"
 
@@ -76,6 +85,19 @@ def outcomes(path: Path) -> dict[str, str]:
 def skipped(path: Path) -> list[str]:
     """Return the tests that one run skipped."""
     return [test for test, outcome in outcomes(path).items() if outcome == "skipped"]
+
+
+def later(path: Path) -> list[Path]:
+    """Return the reports beside one that were written after it."""
+    since = path.stat().st_mtime_ns
+    beside = sorted(path.parent.glob("*.json"))
+    return [other for other in beside if other.stat().st_mtime_ns > since]
+
+
+def missing(path: Path) -> list[str]:
+    """Return the tests that one run skipped and that passed in no later run."""
+    left = set(ran_nowhere(outcomes(report) for report in (path, *later(path))))
+    return [test for test in skipped(path) if test in left]
 
 
 def ran_nowhere(runs: Iterable[dict[str, str]]) -> list[str]:
@@ -100,7 +122,8 @@ def main(arguments: list[str]) -> int:
             for outcome in ("passed", "failed", "skipped")
             if outcome in results
         )
-        print(f"{report['where']}: {counts}")
+        seconds = f" in {report['seconds']} s" if "seconds" in report else ""
+        print(f"{report['where']}: {counts}{seconds}")
         for figures in report.get("figures", {}).values():
             for name, value in figures.items():
                 print(f"  {name}: {value}")

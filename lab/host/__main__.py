@@ -13,28 +13,24 @@ def main() -> int:
     options = _parser().parse_args()
     started = time.monotonic()
     try:
+        plan = _plan(options) if options.verb == "test" else None
+        if plan and not (plan.inside or plan.outside):
+            print("no test is missing")
+            return 0
         built = image.build(options.suite)
-    except archive.Unreachable as error:
+    except (archive.Unreachable, testing.Unplanned) as error:
         print(f"lab.host: {error}", file=sys.stderr)
         return 1
-    with snapshot.resumed(
-        built, console="mon:stdio" if options.verb == "shell" else ""
-    ) as host:
+    if plan:
+        return testing.run(built, plan)
+    console = "mon:stdio" if options.verb == "shell" else ""
+    with snapshot.resumed(built, console=console) as host:
         product.install(host)
         took = time.monotonic() - started
         print(f"Debian {options.suite} runs, after {took:.0f} s", flush=True)
         if options.verb == "shell":
             print('Press Enter for a shell; "poweroff" or Ctrl-A X ends the host.')
             return host.wait()
-        if options.verb == "test":
-            plan = testing.plan(
-                options.suite,
-                options.arguments,
-                skipped=options.skipped,
-                times=options.times,
-                minutes=options.minutes,
-            )
-            return testing.run(host, plan)
         return host.run(
             *options.command,
             folder=product.THERE,
@@ -42,6 +38,16 @@ def main() -> int:
             check=False,
             on_output=testing.show,
         ).status
+
+
+def _plan(options: argparse.Namespace) -> testing.Plan:
+    return testing.plan(
+        options.suite,
+        options.arguments,
+        skipped=options.skipped,
+        times=options.times,
+        minutes=options.minutes,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         "--skipped",
         type=Path,
         metavar="FILE",
-        help="run what another computer skipped, by its --ran",
+        help="run what another computer skipped, and what failed if this is run again",
     )
     test.add_argument("arguments", nargs="*", help="arguments of pytest")
     return parser

@@ -13,8 +13,9 @@ from tempfile import TemporaryFile
 from typing import IO, NamedTuple
 
 from lab import ran
-from lab.host import product
+from lab.host import product, snapshot
 from lab.host.debian import DebianHost
+from lab.host.image import Image
 
 RAN = "/run/lab/ran.json"
 SELECTED = "/run/lab/selected"
@@ -22,9 +23,13 @@ INSIDE = ("tests/host/inside", "tests/rewire", "tests/backends")
 """What runs on a host if nothing is selected."""
 OUTSIDE = "tests/host/outside"
 """Tests that start hosts themselves."""
-TAPS, SHORT_TAPS = 300, 60
+TAPS, SHORT_TAPS = 300, 30
 """Taps to make under udev, which replaced the MAC of 8 of 60 on Debian 13 before the
 hands-off files were there."""
+
+
+class Unplanned(Exception):
+    """No report says which tests to run."""
 
 
 class Plan(NamedTuple):
@@ -36,10 +41,15 @@ class Plan(NamedTuple):
     taps: int
     times: int
     minutes: float
+    kept: list[Path]
+    """Reports on which the plan builds."""
 
     def report(self, part: str) -> Path:
         """Return the file that tells what became of each test of a part."""
-        return Path(".ran", f"{part}-{self.suite}.json")
+        path = Path(".ran", f"{part}-{self.suite}.json")
+        while path in self.kept:
+            path = path.with_name(f"again-{path.name}")
+        return path
 
 
 def plan(
@@ -52,13 +62,18 @@ def plan(
 ) -> Plan:
     """Divide tests between the parts; both parts get the other arguments of pytest.
 
-    The tests are those among the arguments, or what another computer skipped, or all.
+    The tests are those among the arguments, or all. With the report of a computer that
+    skipped tests, they are those that have passed nowhere since. Raises Unplanned if
+    the report is not there.
     """
     tests = [word for word in arguments if word.startswith("tests/")]
     others = [word for word in arguments if word not in tests]
     if skipped:
-        tests = ran.skipped(skipped)
-    tests = tests or [*INSIDE, OUTSIDE]
+        if not skipped.exists():
+            raise Unplanned(f"{skipped} is not there: run make test first")
+        tests = ran.missing(skipped)
+    elif not tests:
+        tests = [*INSIDE, OUTSIDE]
     outside = [test for test in tests if test.startswith(OUTSIDE)]
     inside = [test for test in tests if test not in outside]
     return Plan(
@@ -68,14 +83,18 @@ def plan(
         SHORT_TAPS if skipped else TAPS,
         times,
         minutes,
+        ran.later(skipped) if skipped else [],
     )
 
 
-def run(host: DebianHost, plan: Plan) -> int:
-    """Run both parts, and end the host; show what each prints, one after the other."""
+def run(image: Image, plan: Plan) -> int:
+    """Run both parts; show what each prints, one after the other."""
+    status = 0
     with beside(plan) as outside:
-        status = _inside(host, plan) if plan.inside else 0
-        host.close()  # and leave the processors to the other part
+        if plan.inside:
+            with snapshot.resumed(image) as host:
+                product.install(host)
+                status = _inside(host, plan)
         if outside:
             process, output = outside
             process.wait(plan.minutes * 60)

@@ -2,6 +2,7 @@
 """The parts of the host lab that need no host."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,30 @@ def test_the_short_form_is_what_another_computer_skipped(tmp_path: Path) -> None
     assert short.inside == ["tests/rewire/test_it.py::test_a"]
     assert short.outside == ["tests/host/outside/test_it.py::test_c"]
     assert short.taps == testing.SHORT_TAPS
+
+
+def test_a_computer_that_skipped_nothing_leaves_nothing_to_run(tmp_path: Path) -> None:
+    report = tmp_path / "here.json"
+    outcomes = {"tests/rewire/test_it.py::test_a": "passed"}
+    report.write_text(json.dumps({"where": "here", "tests": outcomes}))
+    short = plan(skipped=report)
+    assert (short.inside, short.outside) == ([], [])
+    with pytest.raises(testing.Unplanned, match="run make test first"):
+        plan(skipped=tmp_path / "nowhere.json")
+
+
+def test_a_second_run_keeps_the_reports_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".ran").mkdir()
+    for number, name in enumerate(("outside-13", "here", "inside-13")):
+        path = tmp_path / ".ran" / f"{name}.json"
+        path.write_text(json.dumps({"where": "here", "tests": {}}))
+        os.utime(path, ns=(number, number))
+    second = plan(skipped=Path(".ran/here.json"))
+    assert second.report("inside") == Path(".ran/again-inside-13.json")
+    assert second.report("outside") == Path(".ran/outside-13.json")
 
 
 def test_what_a_killed_maker_left_is_removed(
