@@ -87,11 +87,11 @@ MAC = {"mac": "52:54:00:00:00:01"}
 
 def only_request(name: str) -> dict[str, str]:
     (request,) = domain.requests_of(adopt(name).xml)
-    return request.wishes
+    return request.attributes
 
 
 @pytest.mark.parametrize(
-    ("name", "wishes"),
+    ("name", "attributes"),
     [
         ("bridge", {"bridge": "br0"}),
         ("e1000", {"bridge": "br0", "vnet-hdr": "no"}),
@@ -121,17 +121,17 @@ def only_request(name: str) -> dict[str, str]:
     ],
 )
 def test_what_the_interface_asked_for_is_asked_of_tapster(
-    name: str, wishes: dict[str, str]
+    name: str, attributes: dict[str, str]
 ) -> None:
-    assert only_request(name) == {**wishes, **MAC}
+    assert only_request(name) == {**attributes, **MAC}
     assert adopt(name).lost == ()
 
 
 def test_a_port_of_open_vswitch_keeps_the_ids_that_libvirt_would_set() -> None:
     nic = only_nic("ovs")
     uuid = domain.uuid_of(DOMAINS["ovs"].read_bytes())
-    assert (nic.wishes["ovs"], nic.wishes["vlan"]) == ("ovs0", "7")
-    assert nic.wishes["external-id"].split() == [
+    assert (nic.attributes["ovs"], nic.attributes["vlan"]) == ("ovs0", "7")
+    assert nic.attributes["external-id"].split() == [
         "attached-mac=52:54:00:00:00:01",
         f"vm-id={uuid}",
         "iface-id=09b11c53-8b5c-4eeb-8f00-d84eaa0aaa4f",
@@ -209,7 +209,7 @@ def test_a_clone_gets_devices_of_its_own_and_keeps_its_mac() -> None:
         b"<mac address='52:54:00:00:00:01'/>", b"<mac address='52:54:00:00:00:09'/>"
     )
     macs = [
-        nic.wishes["mac"]
+        nic.attributes["mac"]
         for nic in domain.requests_of(domain.adopt(new_mac, resolve).xml)
     ]
     assert "52:54:00:00:00:09" in macs
@@ -236,7 +236,9 @@ def test_a_clone_whose_devices_have_lost_their_names_gets_its_own(name: str) -> 
         domain.requests_of(clone)
     adopted = domain.adopt(clone, resolve).nics
     assert {nic.dev[:11] for nic in adopted} == {"tv0badcafe-"}
-    assert [nic.wishes for nic in adopted] == [nic.wishes for nic in adopt(name).nics]
+    assert [nic.attributes for nic in adopted] == [
+        nic.attributes for nic in adopt(name).nics
+    ]
 
 
 def test_an_interface_that_the_metadata_does_not_know_gets_no_name() -> None:
@@ -266,7 +268,7 @@ def test_metadata_and_interface_must_agree(interface: str, wrong: str | None) ->
             domain.requests_of(xml)
         return
     (request,) = domain.requests_of(xml)
-    assert request.wishes == {
+    assert request.attributes == {
         "bridge": "br0",
         "mtu": "1300",
         "mac": "52:54:00:00:00:01",

@@ -144,7 +144,7 @@ def test_a_device_that_was_deleted_while_the_domain_starts(
     shell.sh("ip link del web1")
     done = call(script, "start", WEB)
     assert done.returncode == 1
-    assert "somebody deleted web1" in done.stderr
+    assert "another program deleted web1" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

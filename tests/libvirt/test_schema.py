@@ -47,7 +47,7 @@ def test_it_accepts_what_adopt_writes() -> None:
 
 def test_it_knows_the_attributes_that_the_hook_knows() -> None:
     known = set(re.findall(r'<attribute name="([\w-]+)"', SCHEMA.read_text()))
-    assert known - {"dev"} == nic_attributes.attributes()
+    assert known - {"dev"} == nic_attributes.allowed_attributes()
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def _declare_adopt(parser: "Parser") -> None:
     parser.add_argument(
         "--force",
         action="store_true",
-        help="convert although something that the domain asks for is lost",
+        help="convert a domain although it loses settings",
     )
 
 
@@ -133,7 +133,7 @@ def _release(options: Options) -> int:
 
 
 def _convert(options: Options, convert: "Callable[[bytes], Conversion]") -> int:
-    """Convert each domain that was chosen, by itself; return the exit code."""
+    """Convert each chosen domain on its own; return the exit code."""
     from tapster.libvirt import virsh
 
     if bool(options.domain) == options.all:
@@ -158,9 +158,9 @@ def _convert_one(
     for line in conversion.left:
         print(f"{name}: stays as it is: {line}", file=sys.stderr)
     for line in conversion.lost:
-        print(f"{name}: is lost: {line}", file=sys.stderr)
+        print(f"{name}: not supported: {line}", file=sys.stderr)
     if conversion.lost and not getattr(options, "force", True):
-        raise RequestError("nothing was changed; to change it all the same: --force")
+        raise RequestError("nothing was changed; to convert it without these: --force")
     for nic in conversion.nics:
         print(f"{name}: {_shown(nic)}")
     if conversion.xml == before or options.dry_run:
@@ -171,7 +171,9 @@ def _convert_one(
 
 
 def _shown(nic: "Nic") -> str:
-    return " ".join([nic.dev, *(f"{key}={value}" for key, value in nic.wishes.items())])
+    return " ".join(
+        [nic.dev, *(f"{key}={value}" for key, value in nic.attributes.items())]
+    )
 
 
 def _resolve(network: str) -> dict[str, str]:
@@ -269,7 +271,7 @@ def _hook(options: Options) -> int:
     if options.phase in hook.STARTING:
         nics = domain.requests_of(xml)
         asked = asked._replace(
-            specs=tuple(nic_attributes.request(nic.dev, nic.wishes) for nic in nics)
+            specs=tuple(nic_attributes.request(nic.dev, nic.attributes) for nic in nics)
         )
     with _open(options) as host:
         if hook.call(host, asked, options.phase, os.getppid()):
@@ -301,7 +303,7 @@ def _bound_time(phase: str) -> None:
     start_new_thread(end, ())
 
 
-class Action(NamedTuple):
+class LibvirtAction(NamedTuple):
     """An action of the verb."""
 
     declare: Callable[["Parser"], None]
@@ -313,12 +315,12 @@ def _declare_nothing(_: "Parser") -> None:
 
 
 ACTIONS = {
-    "install": Action(_declare_nothing, _install),
-    "uninstall": Action(_declare_nothing, _uninstall),
-    "adopt": Action(_declare_adopt, _adopt),
-    "release": Action(_declare_domains, _release),
-    "attach": Action(_declare_attach, _attach),
-    "detach": Action(_declare_detach, _detach),
-    "ls": Action(_declare_ls, _ls),
-    "hook": Action(_declare_hook, _hook),
+    "install": LibvirtAction(_declare_nothing, _install),
+    "uninstall": LibvirtAction(_declare_nothing, _uninstall),
+    "adopt": LibvirtAction(_declare_adopt, _adopt),
+    "release": LibvirtAction(_declare_domains, _release),
+    "attach": LibvirtAction(_declare_attach, _attach),
+    "detach": LibvirtAction(_declare_detach, _detach),
+    "ls": LibvirtAction(_declare_ls, _ls),
+    "hook": LibvirtAction(_declare_hook, _hook),
 }

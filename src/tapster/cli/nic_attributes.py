@@ -27,7 +27,7 @@ def _options(parser: Parser) -> dict[str, argparse.Action]:
     }
 
 
-def attributes() -> set[str]:
+def allowed_attributes() -> set[str]:
     """Return the attributes that a NIC may have beside its name."""
     parser = _Parser(add_help=False)
     wire.declare(parser)
@@ -35,18 +35,18 @@ def attributes() -> set[str]:
     return {*NIC_OPTIONS, *wiring}
 
 
-def request(name: str, wishes: Mapping[str, str]) -> Spec:
+def request(name: str, attributes: Mapping[str, str]) -> Spec:
     """Return the request for the device `name`. Raise RequestError."""
     parser = _Parser(prog=name, add_help=False)
     nic.declare(parser)
-    allowed = attributes()
+    allowed = allowed_attributes()
     known = {
         option: action
         for option, action in _options(parser).items()
         if option in allowed
     }
     words = ["--name", name]
-    for option, value in wishes.items():
+    for option, value in attributes.items():
         if option not in known:
             raise RequestError(
                 f"the metadata's NIC {name!r} has an attribute {option!r}, which is "

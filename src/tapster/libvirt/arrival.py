@@ -19,7 +19,7 @@ LONGEST_WATCH = "1"
 
 
 def wait(uuid: str) -> None:
-    """Wait for the VM, then take. Return at once if nothing is on standby."""
+    """Wait for the VM, then take its devices. Return at once if none is on standby."""
     while True:
         with Host() as host:
             waiting = [
@@ -29,13 +29,14 @@ def wait(uuid: str) -> None:
             ]
             if not waiting:
                 return
-            # The domain is asked after the ledger: leases end with the domain.
+            # Ask for the domain's state after reading the ledger: leases end with the
+            # domain.
             if virsh.state(uuid) == "running":
                 for lease in waiting:
                     with suppress(TapsterError):  # the domain has just ended
                         host.set(lease, standby=False)
                 return
-        # It fails if the time is over.
+        # virsh fails if no event comes in time.
         with suppress(HostError):
             virsh.call(
                 *("event", "--domain", uuid, "--event", "lifecycle"),

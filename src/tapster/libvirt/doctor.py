@@ -13,7 +13,7 @@ from tapster.model import Lease, Problem, State
 
 SOCKETS = ("/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock")
 ITS_OWN = {"bandwidth": "inbound and outbound", "filterref": "filter", "vlan": "vlan"}
-"""Elements by which libvirt itself changes the device, and Tapster's attributes."""
+"""Elements by which libvirt changes a device, and the attributes that replace them."""
 
 
 class Known(NamedTuple):
@@ -29,9 +29,8 @@ class Known(NamedTuple):
 
 
 def examine(manager: Manager) -> list[Problem]:
-    """Return every problem that root can see.
-
-    None on a host whose domains have nothing to do with Tapster.
+    """Return every problem that root can see. A host without Tapster's domains has
+    none.
     """
     if os.geteuid() != 0:
         return []
@@ -48,10 +47,10 @@ def examine(manager: Manager) -> list[Problem]:
         if not leases and not os.path.exists(hooks.HOOK):
             return []  # libvirt is not in use
         return [Problem(f"libvirt does not answer: {error}", "start its daemon")]
-    adopted = [one for one in known if one.nics]
+    adopted = [entry for entry in known if entry.nics]
     return [
         *(_hook() if adopted or leases else ()),
-        *(problem for one in adopted for problem in _disagreements(one)),
+        *(problem for entry in adopted for problem in _disagreements(entry)),
         *_shared(adopted),
         *_abandoned(manager, known, leases),
     ]
@@ -126,7 +125,7 @@ def _abandoned(
     manager: Manager, known: Sequence[Known], leases: Sequence[Lease]
 ) -> Iterator[Problem]:
     """Report leases that no domain uses."""
-    owners = {one.owner: one for one in known}
+    owners = {entry.owner: entry for entry in known}
     for lease in leases:
         owner = owners.get(lease.owner)
         remedy = f"tapster rm --owner {lease.owner} {lease.name}"
@@ -135,7 +134,7 @@ def _abandoned(
             problem = f"{lease.name} is leased to domain {name}, which libvirt lacks"
             yield Problem(problem, remedy)
         elif owner.live is None:
-            # libvirt may start the domain at this moment: then QEMU has it open soon.
+            # libvirt may be starting the domain. Then QEMU opens the device soon.
             link = manager.device(lease)
             if link is not None and not link.open:
                 problem = f"{lease.name} is leased to domain {owner.name}, which is off"
@@ -145,6 +144,6 @@ def _abandoned(
                 f"{lease.name} of domain {owner.name}, which runs, is on standby",
                 f"tapster take {lease.id}",
             )
-        elif lease.name not in {one.dev for one in domain.interfaces(owner.live)}:
+        elif lease.name not in {target.dev for target in domain.interfaces(owner.live)}:
             problem = f"{lease.name} is leased to domain {owner.name}, which runs "
             yield Problem(f"{problem}without it", remedy)

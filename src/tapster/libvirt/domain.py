@@ -2,9 +2,9 @@
 """Convert a domain's interfaces to devices that Tapster makes, and back. Pure.
 
 An adopted interface is of type ethernet with an unmanaged target: libvirt then opens
-the device of that name and neither creates, connects nor deletes it. What the device
-shall be connected to stands in the domain's metadata, which libvirt keeps as it is and
-hands to its hooks:
+the device of that name and neither creates, connects nor deletes it. The domain's
+metadata says what the device is connected to. libvirt keeps the metadata unchanged and
+gives it to its hooks:
 
     <metadata>
       <tapster:nics xmlns:tapster="urn:tapster:libvirt:1">
@@ -14,8 +14,8 @@ hands to its hooks:
       </tapster:nics>
     </metadata>
 
-The attributes of a nic are the options of "tapster add". libvirt's documentation of
-the elements: formatdomain, "Network interfaces".
+The attributes of a nic are the options of "tapster add". libvirt documents the elements
+in formatdomain, "Network interfaces".
 """
 
 from collections.abc import Callable
@@ -41,8 +41,8 @@ PLACES = {"bridge", "ovs", "link", "redirect"}
 """The attributes of a nic that say what its device is on."""
 
 Resolve = Callable[[str], dict[str, str]]
-"""What a libvirt network is on: attributes of a nic. RequestError if Tapster cannot
-connect a device to that network."""
+"""Returns what a libvirt network is on, as attributes of a nic. Raises RequestError if
+Tapster cannot connect a device to that network."""
 
 
 WITH_VNET_HDR = ("virtio", "e1000e", "igb", "vmxnet3")
@@ -50,10 +50,10 @@ WITH_VNET_HDR = ("virtio", "e1000e", "igb", "vmxnet3")
 
 
 class Nic(NamedTuple):
-    """One line of the metadata: a device and what it shall be connected to."""
+    """One line of the metadata: a device and what it is connected to."""
 
     dev: str
-    wishes: dict[str, str]
+    attributes: dict[str, str]
     """Options of `tapster add` without their dashes."""
     was: str | None = None
     """The interface element before it was adopted."""
@@ -65,7 +65,7 @@ class Conversion(NamedTuple):
     xml: bytes
     nics: tuple[Nic, ...]
     lost: tuple[str, ...]
-    """What the domain asked for and Tapster cannot give, for people."""
+    """The settings of the domain that Tapster does not support, as text."""
     left: tuple[str, ...]
     """The interfaces that stay as they are, and why."""
 
@@ -86,27 +86,28 @@ class Interface(NamedTuple):
 
 
 def nics_of(xml: bytes) -> list[Nic]:
-    """The devices that a domain's metadata asks Tapster for."""
+    """Return the devices that a domain's metadata requests from Tapster."""
     if NAMESPACE.encode() not in xml:
         return []
     elements = spans(xml)
     found = []
     for span in elements:
         if span.path[-1] == NIC:
-            wishes = dict(span.attributes)
-            dev = wishes.pop("dev", "")
+            attributes = dict(span.attributes)
+            dev = attributes.pop("dev", "")
             if not dev:
                 raise RequestError("a tapster:nic of the metadata has no dev")
-            was = [one.text for one in children(elements, span) if one.path[-1] == WAS]
-            found.append(Nic(dev, wishes, was[0] if was else None))
+            inside = children(elements, span)
+            was = [child.text for child in inside if child.path[-1] == WAS]
+            found.append(Nic(dev, attributes, was[0] if was else None))
     return found
 
 
 def requests_of(xml: bytes) -> list[Nic]:
-    """The devices that a domain needs before it starts.
+    """Return the devices that a domain needs before it starts.
 
-    What the metadata does not say of a device, its interface does: MAC, queues, MTU
-    and whether the model knows the virtio header. Raises RequestError if no interface
+    The interface adds the MAC, the queues, the MTU, and whether the model knows the
+    virtio header, unless the metadata has them. Raises RequestError if no interface
     opens a device, or two do.
     """
     elements = spans(xml)
@@ -128,13 +129,13 @@ def requests_of(xml: bytes) -> list[Nic]:
                 "domain is a clone: tapster libvirt adopt"
             )
         interface = opened[nic.dev]
-        wishes = _properties(interface, linked="link" in nic.wishes) | nic.wishes
-        requests.append(nic._replace(wishes=wishes))
+        properties = _properties(interface, linked="link" in nic.attributes)
+        requests.append(nic._replace(attributes=properties | nic.attributes))
     return requests
 
 
 def uuid_of(xml: bytes) -> str:
-    """The domain's UUID: the owner of its leases, whatever the domain is called."""
+    """Return the domain's UUID, which is the owner of its leases under any name."""
     return _text(xml, "uuid")
 
 
@@ -193,15 +194,15 @@ def adopt(xml: bytes, resolve: Resolve) -> Conversion:
             left.append(f"{mac}: adopted already")
             continue
         try:
-            wishes, missing = _wishes(interface, uuid, resolve)
+            attributes, not_given = _converted(interface, uuid, resolve)
         except RequestError as error:
             left.append(f"{mac}: {error}")
             continue
         dev = free_name(uuid, taken)
         taken.add(dev)
-        lost += [f"{mac}: {what}" for what in missing]
+        lost += [f"{mac}: {what}" for what in not_given]
         was = xml[span.start : span.end].decode()
-        nics.append(Nic(dev, wishes, was))
+        nics.append(Nic(dev, attributes, was))
         changes.append((span.start, span.end, _adopted(xml, interface, dev)))
     if nics:
         changes.append(_metadata(xml, elements, [*known, *nics]))
@@ -211,7 +212,7 @@ def adopt(xml: bytes, resolve: Resolve) -> Conversion:
 def release(
     xml: bytes, *, chosen: Callable[[str], bool] = lambda _: True
 ) -> Conversion:
-    """Put back every interface as it was before it was adopted, byte for byte.
+    """Restore every interface that was adopted, byte for byte.
 
     Only those whose device is `chosen`, by its name.
     """
@@ -255,15 +256,15 @@ def _text(xml: bytes, name: str) -> str:
 
 
 def _interface(elements: list[Span], span: Span) -> Interface:
-    inside = [one for one in elements if span.start < one.start < span.end]
+    inside = [child for child in elements if span.start < child.start < span.end]
     return Interface(
-        span, {one.path[-1]: one for one in children(elements, span)}, inside
+        span, {child.path[-1]: child for child in children(elements, span)}, inside
     )
 
 
 def free_name(uuid: str, taken: set[str]) -> str:
-    """A name from the domain's UUID: the live XML can then not be mistaken, and two
-    domains never ask for the same one."""
+    """Return a free name from the domain's UUID. So a name in the live XML belongs to
+    one domain, and two domains never request the same name."""
     number = 0
     while (name := f"{_prefix(uuid)}{number}") in taken:
         number += 1
@@ -275,16 +276,16 @@ def _prefix(uuid: str) -> str:
 
 
 def _with_devices(xml: bytes) -> bytes:
-    """Name the devices of interfaces again that have lost the name of theirs.
+    """Name the device of each interface whose device has lost its name.
 
-    virt-clone removes the name. The metadata has the interface as it was, and what the
-    guest sees of it tells which one it is: the address on the guest's bus.
+    virt-clone removes the name. The metadata has the former interface element. The
+    address on the guest's bus tells which element belongs to which interface.
     """
     elements = spans(xml)
     adopted = {
         _address(spans(nic.was.encode())): nic.dev for nic in nics_of(xml) if nic.was
     }
-    adopted.pop(frozenset(), None)  # without an address any may be meant
+    adopted.pop(frozenset(), None)  # an element without an address fits any interface
     changes = []
     for span in elements:
         if span.path != INTERFACE:
@@ -298,7 +299,7 @@ def _with_devices(xml: bytes) -> bytes:
 
 
 def _address(inside: list[Span]) -> frozenset[tuple[str, str]]:
-    """The address that an interface has on the guest's bus."""
+    """Return the address of an interface on the guest's bus."""
     return frozenset(
         item
         for span in inside
@@ -310,7 +311,7 @@ def _address(inside: list[Span]) -> frozenset[tuple[str, str]]:
 def _without_clones(xml: bytes, uuid: str) -> bytes:
     """Put back the interfaces that were adopted under another UUID.
 
-    A clone has the devices of its original in its XML. It keeps the MAC that it got.
+    A clone has the devices of its original in its XML. The clone keeps its own MACs.
     """
     shape = len(_prefix(uuid))
     opened = {interface.dev for interface in interfaces(xml)}
@@ -332,7 +333,7 @@ def _without_clones(xml: bytes, uuid: str) -> bytes:
 
 
 def _macs(xml: bytes) -> list[tuple[Span, bytes]]:
-    """The MAC elements of a domain's interfaces, in their order."""
+    """Return the MAC elements of a domain's interfaces, in their order."""
     return [
         (span, xml[span.start : span.end])
         for span in spans(xml)
@@ -340,29 +341,29 @@ def _macs(xml: bytes) -> list[tuple[Span, bytes]]:
     ]
 
 
-# What Tapster is asked for
+# From an interface to the attributes of a nic
 
 
-def _wishes(
+def _converted(
     interface: Interface, uuid: str, resolve: Resolve
 ) -> tuple[dict[str, str], list[str]]:
-    """The attributes of the nic, and what of the interface they do not cover."""
-    wishes = _place(interface, uuid, resolve)
+    """Return the attributes of the nic, and the settings that they do not cover."""
+    attributes = _place(interface, uuid, resolve)
     lost: list[str] = []
     if group := interface.attribute("source", "portgroup"):
         lost.append(f"port group {group!r} of the network")
     if interface.attribute("port", "isolated") == "yes":
-        wishes["isolated"] = "yes"
-    _rates(interface, wishes, lost)
-    _vlans(interface, wishes, lost)
-    _filter(interface, wishes, lost)
+        attributes["isolated"] = "yes"
+    _rates(interface, attributes, lost)
+    _vlans(interface, attributes, lost)
+    _filter(interface, attributes, lost)
     lost += [
         f"<{part}>, which libvirt allows only on its own devices"
         for part in ("coalesce", "script", "downscript", "backenddomain")
         if part in interface.parts
     ]
-    if "link" in wishes:
-        for option in set(wishes) & {
+    if "link" in attributes:
+        for option in set(attributes) & {
             "isolated",
             "vlan",
             "trunk",
@@ -372,23 +373,23 @@ def _wishes(
             "outbound",
         }:
             lost.append(f"{option}, which a macvtap cannot have")
-            del wishes[option]
-    return wishes, lost
+            del attributes[option]
+    return attributes, lost
 
 
 def _properties(interface: Interface, *, linked: bool) -> dict[str, str]:
-    """What the guest's part of the interface says of the device."""
-    wishes = {}
+    """Return the attributes that the guest's part of the interface determines."""
+    attributes = {}
     if mac := interface.attribute("mac", "address"):
-        wishes["mac"] = mac
+        attributes["mac"] = mac
     if mtu := interface.attribute("mtu", "size"):
-        wishes["mtu"] = mtu
+        attributes["mtu"] = mtu
     if queues := interface.attribute("driver", "queues"):
-        wishes["queues"] = queues
+        attributes["queues"] = queues
     model = interface.attribute("model", "type") or ""
     if not linked and not model.startswith(WITH_VNET_HDR):
-        wishes["vnet-hdr"] = "no"
-    return wishes
+        attributes["vnet-hdr"] = "no"
+    return attributes
 
 
 def _place(interface: Interface, uuid: str, resolve: Resolve) -> dict[str, str]:
@@ -423,17 +424,17 @@ def _place(interface: Interface, uuid: str, resolve: Resolve) -> dict[str, str]:
     return place
 
 
-def _rates(interface: Interface, wishes: dict[str, str], lost: list[str]) -> None:
+def _rates(interface: Interface, attributes: dict[str, str], lost: list[str]) -> None:
     for span in interface.within("bandwidth"):
         direction, given = span.path[-1], span.attributes
         if "floor" in given:
             lost.append("the guaranteed rate (floor)")
         if average := given.get("average"):
             numbers = [average, given.get("peak", ""), given.get("burst", "")]
-            wishes[direction] = ":".join(numbers).rstrip(":")
+            attributes[direction] = ":".join(numbers).rstrip(":")
 
 
-def _vlans(interface: Interface, wishes: dict[str, str], lost: list[str]) -> None:
+def _vlans(interface: Interface, attributes: dict[str, str], lost: list[str]) -> None:
     trunk = interface.attribute("vlan", "trunk") == "yes"
     tags = interface.within("vlan")
     trunks = []
@@ -442,11 +443,11 @@ def _vlans(interface: Interface, wishes: dict[str, str], lost: list[str]) -> Non
         if native == "tagged":
             lost.append(f"native VLAN {vlan} that stays tagged")
         elif native == "untagged" or not (trunk or len(tags) > 1):
-            wishes["vlan"] = vlan
+            attributes["vlan"] = vlan
         else:
             trunks.append(vlan)
     if trunks:
-        wishes["trunk"] = ",".join(trunks)
+        attributes["trunk"] = ",".join(trunks)
 
 
 WITH_ADDRESSES = {
@@ -464,7 +465,7 @@ MAC_ALONE = {
 }
 
 
-def _filter(interface: Interface, wishes: dict[str, str], lost: list[str]) -> None:
+def _filter(interface: Interface, attributes: dict[str, str], lost: list[str]) -> None:
     name = interface.attribute("filterref", "filter")
     if name is None:
         return
@@ -475,10 +476,10 @@ def _filter(interface: Interface, wishes: dict[str, str], lost: list[str]) -> No
         if parameter.get("name") in ("IP", "IPV6")
     ]
     if name in MAC_ALONE:
-        wishes["filter"] = "yes"
+        attributes["filter"] = "yes"
     elif name in WITH_ADDRESSES and addresses:
-        wishes["filter"] = "yes"
-        wishes["address"] = ",".join(addresses)
+        attributes["filter"] = "yes"
+        attributes["address"] = ",".join(addresses)
     elif name in WITH_ADDRESSES:
         lost.append(f"filter {name} that learns the guest's address: give it IP")
     else:
@@ -490,7 +491,7 @@ def _filter(interface: Interface, wishes: dict[str, str], lost: list[str]) -> No
     ]
 
 
-# What libvirt is told
+# From a nic to the XML
 
 REPLACED = (
     "source",
@@ -508,14 +509,14 @@ REPLACED = (
 
 
 def _target(dev: str) -> bytes:
-    """The element by which libvirt opens a device and does not make it."""
+    """Return the element that lets libvirt open a device and not make it."""
     from xml.sax.saxutils import quoteattr  # slow to import: not in the hook
 
     return f"<target dev={quoteattr(dev)} managed='no'/>".encode()
 
 
 def _adopted(xml: bytes, interface: Interface, dev: str) -> bytes:
-    """The interface element of an adopted device."""
+    """Return the interface element of an adopted device."""
     span = interface.span
     cuts = [
         with_line(xml, part.start, part.end)
@@ -533,7 +534,8 @@ def _adopted(xml: bytes, interface: Interface, dev: str) -> bytes:
 def _metadata(
     xml: bytes, elements: list[Span], nics: list[Nic]
 ) -> tuple[int, int, bytes]:
-    """The change that makes the metadata ask for these devices and no others."""
+    """Return the change after which the metadata requests these devices and no
+    others."""
     now = [span for span in elements if span.path[-1] == NICS]
     metadata = [span for span in elements if span.path == ("domain", "metadata")]
     (domain,) = [span for span in elements if span.path == ("domain",)]
@@ -564,9 +566,9 @@ def _nics(nics: list[Nic], margin: bytes) -> bytes:
 
     lines = [f'<tapster:nics xmlns:tapster="{NAMESPACE}">'.encode()]
     for nic in nics:
-        wishes = {"dev": nic.dev, **nic.wishes}
+        named = {"dev": nic.dev, **nic.attributes}
         attributes = " ".join(
-            f"{key}={quoteattr(value)}" for key, value in wishes.items()
+            f"{key}={quoteattr(value)}" for key, value in named.items()
         )
         if nic.was is None:
             lines.append(margin + f"  <tapster:nic {attributes}/>".encode())

@@ -73,7 +73,7 @@ def qemu_pid(name: str) -> int | None:
 
 
 STARTING = ("migrate", "prepare")
-"""The phases in which devices are made: what is asked for must be right."""
+"""The phases in which devices are made: an invalid request fails them."""
 
 
 def call(host: Host, domain: Domain, phase: str, libvirtd: int) -> bool:
@@ -140,7 +140,9 @@ def _explained(host: Host, domain: Domain, error: NameTaken) -> NameTaken:
     owner = error.owner or ""
     if error.lease is None or not owner.startswith(PREFIX) or owner == domain.owner:
         return error
-    labels = next((one.labels for one in host.leases() if one.id == error.lease), ())
+    labels = next(
+        (lease.labels for lease in host.leases() if lease.id == error.lease), ()
+    )
     other = dict(labels).get(LABEL, error.owner)
     return NameTaken(
         f"device {error.name!r} belongs to domain {other!r}; if this domain is its "
@@ -172,8 +174,8 @@ def _refuse_missing(host: Host, domain: Domain) -> None:
     there = {lease.name for lease in leases_of(host, domain.owner)}
     if missing := sorted({*domain.devs} - there):
         raise ConflictError(
-            f"somebody deleted {', '.join(missing)} while domain {domain.name!r} "
-            "started: start it again"
+            f"another program deleted {', '.join(missing)} while domain "
+            f"{domain.name!r} started: start the domain again"
         )
 
 

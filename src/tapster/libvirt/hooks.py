@@ -15,7 +15,7 @@ FOLDER = "/etc/libvirt/hooks"
 HOOK = f"{FOLDER}/qemu.d/50-tapster"
 TEMPLATE = os.path.join(os.path.dirname(__file__), "hook.sh")
 CALL = "exec /usr/bin/env "
-"""How the line of the template begins that calls the command."""
+"""The beginning of the template's line that calls the command."""
 DAEMONS = ("virtqemud", "libvirtd")
 """The daemons that call the hook: the modular one, and that of all drivers."""
 

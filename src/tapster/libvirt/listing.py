@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""List the devices that libvirt's domains have or want from Tapster."""
+"""List the devices that libvirt's domains have or request from Tapster."""
 
 from collections.abc import Iterator
 
@@ -43,8 +43,10 @@ def rows(host: Host) -> list[Row]:
             if lease:
                 found.append(_leased(name, state, lease))
             else:
-                on = next(map(nic.wishes.get, domain.PLACES & nic.wishes.keys()), None)
-                mac = nic.wishes.get("mac")
+                on = next(
+                    map(nic.attributes.get, domain.PLACES & nic.attributes.keys()), None
+                )
+                mac = nic.attributes.get("mac")
                 found.append(Row(name, state, nic.dev, on, mac, None, None))
         plugged = [key for key in leases if key[0] == owner]
         found += [_leased(name, state, leases.pop(key)) for key in plugged]

@@ -9,7 +9,7 @@ OWN = ("", "bridge", "nat", "open", "route")
 DIRECT = {"vepa": "vepa", "private": "private", "passthrough": "passthru"}
 """The forward modes of a network of macvtaps, and the modes of these."""
 PORT = ("bandwidth", "port", "portgroup", "vlan")
-"""What a network may ask of each of its ports, and Tapster is not told of."""
+"""Settings that a network has for all its ports, and that Tapster does not read."""
 
 
 def place(xml: bytes) -> dict[str, str]:

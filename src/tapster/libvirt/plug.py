@@ -58,16 +58,17 @@ def detach(host: Host, name: str, nic: str) -> None:
                 xml=element,
             )
     # libvirt waits a while for the guest, and then reports success either way.
-    if any(one.dev == lease.name for one in domain.interfaces(virsh.live(name))):
+    targets = domain.interfaces(virsh.live(name))
+    if any(target.dev == lease.name for target in targets):
         raise HostError(
-            f"the guest of {name!r} has not let go of {lease.name}: try again when its "
+            f"the guest of {name!r} still uses {lease.name}: try again when its "
             "operating system runs"
         )
     host.release(lease)
 
 
 def _chosen(host: Host, uuid: str, nic: str) -> Iterator[Lease]:
-    """Yield the one lease that is meant."""
+    """Yield the lease of the device that `nic` names, by its name or its MAC."""
     leases = leases_of(host, owner_of(uuid))
     for lease in leases:
         if nic.lower() in (lease.name.lower(), lease.mac):

@@ -20,17 +20,17 @@ class Span(NamedTuple):
     in a namespace is "URI name"."""
     attributes: dict[str, str]
     start: int
-    """Of its first byte."""
+    """The offset of its first byte."""
     end: int
-    """Of the byte after its last."""
+    """The offset of the byte after its last byte."""
     inner: int
-    """Of the byte after its start tag; `end` if the element has no content."""
+    """The offset of the byte after its start tag; `end` if the element is empty."""
     text: str
     """The characters directly in it."""
 
 
 def spans(data: bytes) -> list[Span]:
-    """Every element of an XML text, in the order in which they begin.
+    """Return every element of an XML text, in the order in which they begin.
 
     Raises RequestError if the text is not well-formed.
     """
@@ -76,7 +76,7 @@ def spans(data: bytes) -> list[Span]:
 
 
 def _after_quotes(data: bytes, start: int) -> int:
-    """A place before the end of the start tag, behind every quoted value of it."""
+    """Return a place before the end of the start tag and after all its values."""
     place = start
     while True:
         end = data.index(b">", place)
@@ -92,7 +92,7 @@ def _after_quotes(data: bytes, start: int) -> int:
 
 
 def children(elements: list[Span], parent: Span) -> list[Span]:
-    """The elements directly inside another."""
+    """Return the elements directly inside another element."""
     depth = len(parent.path) + 1
     return [
         span
@@ -102,7 +102,7 @@ def children(elements: list[Span], parent: Span) -> list[Span]:
 
 
 def replaced(data: bytes, changes: list[tuple[int, int, bytes]]) -> bytes:
-    """The text with some parts of it replaced; they must not overlap."""
+    """Return the text with some parts replaced. The parts must not overlap."""
     parts, place = [], 0
     for start, end, new in sorted(changes):
         assert start >= place, "two changes overlap"
@@ -112,7 +112,7 @@ def replaced(data: bytes, changes: list[tuple[int, int, bytes]]) -> bytes:
 
 
 def with_line(data: bytes, start: int, end: int) -> tuple[int, int]:
-    """A span with the white space before it, up to the end of the line before."""
+    """Return a span with the white space before it, and the end of the line before."""
     while start and data[start - 1] in b" \t":
         start -= 1
     if start and data[start - 1] == ord("\n"):
@@ -121,6 +121,6 @@ def with_line(data: bytes, start: int, end: int) -> tuple[int, int]:
 
 
 def indent(data: bytes, start: int) -> bytes:
-    """The white space before a place in its line."""
+    """Return the white space before a place in its line."""
     line = data.rfind(b"\n", 0, start) + 1
     return data[line:start] if not data[line:start].strip() else b""

@@ -82,7 +82,7 @@ def state(domain: str) -> str:
 
 
 def define(xml: bytes) -> None:
-    """Let a domain be as this XML says from its next start on."""
+    """Change the definition of a domain to this XML, from the next start on."""
     call("define", "/dev/stdin", xml=xml)
 
 
