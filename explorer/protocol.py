@@ -9,8 +9,10 @@ beside `operations/claims.py`, `reaper.py`, `operations/context.py` (wake_reaper
 makes atomic: a transaction, a lock call, the end of a process.
 
 `explore` walks every interleaving of the steps, with a bounded number of kills, and
-checks the promises in every state. A process that is stopped (SIGSTOP) is one that
-takes no step for a while, so every such case is among the interleavings.
+checks the promises in every state. A manager that is stopped (SIGSTOP) is one that
+takes no step for a while, so every such case is among the interleavings. A reaper that
+is stopped, or frozen with its cgroup, is seen to be so: by its standby, and by a
+command, to which it has not been awake for a time. It may go on at any time.
 
 Each `Rules` field is one protection. Without it a promise is broken, and the shortest
 way there is found.
@@ -34,10 +36,14 @@ class Rules(NamedTuple):
     """A release is recorded before its process looks for a reaper."""
     quit_inside: bool = True
     """A reaper gives up its lock inside the transaction that finds no work."""
-    own_lock_file: bool = True
-    """The standby closes the lock file that it shares with the leader."""
     standby: bool = True
-    """A reaper has a standby."""
+    """A reaper has a standby, which forks another if it is killed."""
+    guards: bool = True
+    """The standby kills a leader that is stopped."""
+    progress: bool = True
+    """A reaper that has not been awake for a time counts as none."""
+    yields_inside: bool = True
+    """A reaper gives up its lock to another inside a transaction."""
     survives: bool = True
     """A lease that cannot be judged does not end the reaper."""
     one_request: bool = True
@@ -65,9 +71,21 @@ class ModelProcess(NamedTuple):
     kind: str
     at: str
     number: int = 0
-    """A manager's number, or which reaper it is."""
+    """A manager's number, or which leader or standby it is."""
     parent: int = 0
-    """Of a standby: the leader whose lock file it shares."""
+    """Of a leader: its standby, which has forked it."""
+    halted: bool = False
+    """It is stopped, or frozen."""
+
+
+class Disturbances(NamedTuple):
+    """What is done to processes, and how often."""
+
+    kills: int = 0
+    stops: int = 0
+    """Of one leader or standby."""
+    freezes: int = 0
+    """Of all leaders and standbys together."""
 
 
 class ProtocolState(NamedTuple):
@@ -77,11 +95,13 @@ class ProtocolState(NamedTuple):
     processes: tuple[ModelProcess, ...] = ()
     locks: frozenset[int] = frozenset()
     """The managers' locks that are held, by number."""
-    reaper_lock: int = 0
-    """The number of the reaper that holds the reaper's lock, or 0."""
-    kills: int = 0
+    reaper_locks: tuple[int, int] = (0, 0)
+    """The leaders that hold the reaper's lock, and the lock of one that replaces it."""
+    done: Disturbances = Disturbances()
     reapers: int = 0
-    """How many reapers were started or forked."""
+    """How many leaders and standbys there were."""
+    killed: frozenset[int] = frozenset()
+    """The standbys whose leader was killed, and that have not seen it."""
     alone: bool = False
     """A process was killed when no other process was going to end the lease. This is
     left open: the next command starts a reaper."""
@@ -108,7 +128,7 @@ class ProtocolResult(NamedTuple):
 class ProtocolScenario(NamedTuple):
     name: str
     start: ProtocolState
-    kills: int
+    most: Disturbances = Disturbances()
 
 
 def manager(number: int) -> ModelProcess:
@@ -117,38 +137,59 @@ def manager(number: int) -> ModelProcess:
 
 
 RELEASER = ModelProcess("releaser", "begin")
+COMMAND = ModelProcess("releaser", "look")
+"""Any other command: it looks for a reaper, too."""
+LATE = ModelProcess("late", "begin")
 CLIENT = ModelProcess("client", "begin")
 CALLER = ModelProcess("caller", "begin", 1)
 """A client whose first call may be interrupted, and which then makes a second call."""
 SERVICE = ModelProcess("service", "begin")
 
 ACTIVE = ModelLease("active")
+KILL, STOP = Disturbances(kills=1), Disturbances(stops=1)
+FREEZE = Disturbances(freezes=1)
 SCENARIOS = (
     ProtocolScenario(
         "two managers change one lease, a kill",
         ProtocolState(ACTIVE, (manager(1), manager(2))),
-        1,
+        KILL,
     ),
     ProtocolScenario(
         "a release, a reaper that goes, another release",
-        ProtocolState(ACTIVE, (RELEASER, ModelProcess("late", "begin"))),
-        0,
+        ProtocolState(ACTIVE, (RELEASER, LATE)),
     ),
     ProtocolScenario(
-        "a release, a reaper, a kill", ProtocolState(ACTIVE, (RELEASER,)), 1
+        "a release, a reaper, a kill", ProtocolState(ACTIVE, (RELEASER,)), KILL
     ),
     ProtocolScenario(
         "a release, a reaper that goes, another release, a kill",
-        ProtocolState(ACTIVE, (RELEASER, ModelProcess("late", "begin"))),
-        1,
+        ProtocolState(ACTIVE, (RELEASER, LATE)),
+        KILL,
     ),
     ProtocolScenario(
-        "a client acquires and dies", ProtocolState(ModelLease(), (CLIENT,)), 1
+        "a client acquires and dies", ProtocolState(ModelLease(), (CLIENT,)), KILL
     ),
     ProtocolScenario(
         "a client's call is interrupted, and it calls again",
         ProtocolState(processes=(CALLER, SERVICE)),
-        0,
+    ),
+    ProtocolScenario(
+        "a release, a reaper that is stopped", ProtocolState(ACTIVE, (RELEASER,)), STOP
+    ),
+    ProtocolScenario(
+        "a release, reapers that are frozen, a command, another release",
+        ProtocolState(ACTIVE, (RELEASER, COMMAND, LATE)),
+        FREEZE,
+    ),
+    ProtocolScenario(
+        "a release, a reaper that is stopped, a command, a kill",
+        ProtocolState(ACTIVE, (RELEASER, COMMAND)),
+        Disturbances(kills=1, stops=1),
+    ),
+    ProtocolScenario(
+        "a release, reapers that are frozen, a command, a kill",
+        ProtocolState(ACTIVE, (RELEASER, COMMAND)),
+        Disturbances(kills=1, freezes=1),
     ),
 )
 
@@ -158,39 +199,82 @@ VARIANTS = (
     ("where a manager lives for ever", Rules(lives_by_lock=False), 0),
     ("where the reaper is looked for before the record", Rules(record_first=False), 1),
     ("where the reaper's lock goes after the transaction", Rules(quit_inside=False), 1),
-    ("where the standby keeps the leader's lock", Rules(own_lock_file=False), 2),
     ("without a standby", Rules(standby=False), 2),
+    ("where the standby takes no notice of a stop", Rules(guards=False), 6),
+    ("where a reaper that is stopped counts as one", Rules(progress=False), 7),
+    ("where a reaper yields outside of a transaction", Rules(yields_inside=False), 7),
     ("where one lease ends the reaper", Rules(survives=False), 1),
     ("where acquire is two requests", Rules(one_request=False), 4),
     ("where an interrupted client keeps its connection", Rules(closes=False), 5),
 )
 """Tapster without one protection, and the scenario that shows what that breaks."""
 
-UNCOVERED = {
-    ("releaser", "look"),
-    ("reaper", "enter"),
-    ("reaper", "first"),
-    ("reaper", "fork"),
-}
-"""Where a release is recorded, and where a reaper has no standby yet."""
+UNCOVERED = {("releaser", "look"), ("standby", "fork")}
+"""Where a release is recorded, and where a standby has forked no leader yet."""
+REAPING = ("reaper", "standby")
+CLAIM = 100
+"""The number of a leader's manager is that of the leader, and so much more."""
 ALL = Rules()
 Step = tuple[str, ProtocolState]
 
 
-def steps(state: ProtocolState, rules: Rules, kills: int) -> Iterator[Step]:
-    """Yield every step that is possible: what it is, and the state after it."""
+def steps(
+    state: ProtocolState, rules: Rules, most: Disturbances, *, go_on: bool = True
+) -> Iterator[Step]:
+    """Yield every step that is possible: what it is, and the state after it.
+
+    With `go_on`, what was stopped may go on.
+    """
     for place, process in enumerate(state.processes):
-        moves = MOVES[process.kind]
-        for name, after in moves(state, place, process, rules):
-            yield f"{process.kind} {process.number or ''}: {name}", after
-        if state.kills < kills and process.kind != "late":
-            dead = _end(state, place)
-            left = any(other.kind == "reaper" for other in dead.processes)
+        who = f"{process.kind} {process.number or ''}"
+        if not process.halted:
+            for name, after in MOVES[process.kind](state, place, process, rules):
+                yield f"{who}: {name}", after
+        elif go_on:
+            yield f"{who} goes on", _go(state, place, process._replace(halted=False))
+    yield from _disturbances(state, most)
+
+
+def _disturbances(state: ProtocolState, most: Disturbances) -> Iterator[Step]:
+    done = state.done
+    for place, process in enumerate(state.processes):
+        who = f"{process.kind} {process.number or ''}"
+        reaps = process.kind in REAPING and not process.halted
+        if done.stops < most.stops and reaps:
+            stopped = _go(state, place, process._replace(halted=True))
+            yield (
+                f"{who} is stopped",
+                stopped._replace(done=done._replace(stops=done.stops + 1)),
+            )
+        if done.kills < most.kills and process.kind != "late":
+            dead = _kill(state, place)
+            left = any(_will_reap(dead, other) for other in dead.processes)
             alone = not left and (process.kind, process.at) in UNCOVERED
             yield (
-                f"{process.kind} {process.number or ''} is killed",
-                dead._replace(kills=state.kills + 1, alone=state.alone or alone),
+                f"{who} is killed",
+                dead._replace(
+                    done=done._replace(kills=done.kills + 1), alone=state.alone or alone
+                ),
             )
+    if done.freezes < most.freezes:
+        frozen = tuple(
+            process._replace(halted=process.halted or process.kind in REAPING)
+            for process in state.processes
+        )
+        if frozen != state.processes:
+            yield (
+                "the reapers are frozen",
+                state._replace(
+                    processes=frozen, done=done._replace(freezes=done.freezes + 1)
+                ),
+            )
+
+
+def _will_reap(state: ProtocolState, process: ModelProcess) -> bool:
+    """Return whether a process is a leader, or a standby that will fork one."""
+    if process.kind == "standby":
+        return process.at == "fork" or process.number in state.killed
+    return process.kind == "reaper"
 
 
 def _go(state: ProtocolState, place: int, process: ModelProcess) -> ProtocolState:
@@ -205,19 +289,34 @@ def _end(state: ProtocolState, place: int) -> ProtocolState:
     """The state in which a process has ended: the kernel drops its locks."""
     process = state.processes[place]
     processes = state.processes[:place] + state.processes[place + 1 :]
-    locks, reaper_lock = state.locks, state.reaper_lock
+    locks, reaper_locks = state.locks, state.reaper_locks
     if process.kind == "manager":
         locks -= {process.number}
-    if process.kind == "reaper" and reaper_lock in (process.number, process.parent):
-        # The lock belongs to the open file: it goes with the last that shares it.
-        sharing = [
-            other
-            for other in processes
-            if other.kind == "reaper" and reaper_lock in (other.number, other.parent)
-        ]
-        if not sharing:
-            reaper_lock = 0
-    return state._replace(processes=processes, locks=locks, reaper_lock=reaper_lock)
+    if process.kind == "reaper":
+        first, second = (0 if by == process.number else by for by in reaper_locks)
+        reaper_locks = first, second
+    return state._replace(processes=processes, locks=locks, reaper_locks=reaper_locks)
+
+
+def _kill(state: ProtocolState, place: int) -> ProtocolState:
+    """The state in which a process was killed."""
+    process = state.processes[place]
+    killed = state.killed | ({process.parent} if process.kind == "reaper" else set())
+    return _end(state, place)._replace(killed=killed)
+
+
+def _leader(state: ProtocolState, number: int) -> int | None:
+    """Return the place of a leader."""
+    for place, process in enumerate(state.processes):
+        if process.kind == "reaper" and process.number == number:
+            return place
+    return None
+
+
+def _is_awake(state: ProtocolState, number: int, rules: Rules) -> bool:
+    """Return whether a leader, if there is one, is seen to be awake."""
+    place = _leader(state, number)
+    return place is not None and not (state.processes[place].halted and rules.progress)
 
 
 def _manager(
@@ -267,7 +366,8 @@ def _releaser(
     looks = "look" if rules.record_first else "begin"
     records = "begin" if rules.record_first else "record"
     if process.at == looks:
-        after = "started" if state.reaper_lock else "start"
+        awake = any(_is_awake(state, by, rules) for by in state.reaper_locks)
+        after = "started" if awake else "start"
         if rules.record_first:
             yield from _start(state, place, process, after == "start")
         else:
@@ -298,10 +398,12 @@ def _start(
     if not needed:
         yield "sees a reaper", ended
         return
-    reaper = ModelProcess("reaper", "enter", state.reapers + 1)
+    standby = ModelProcess("standby", "fork", state.reapers + 1)
     yield (
         "starts a reaper",
-        ended._replace(processes=(*ended.processes, reaper), reapers=state.reapers + 1),
+        ended._replace(
+            processes=(*ended.processes, standby), reapers=state.reapers + 1
+        ),
     )
 
 
@@ -314,44 +416,96 @@ def _late(
         yield "acquires again", _go(again, place, RELEASER)
 
 
+def _standby(
+    state: ProtocolState, place: int, process: ModelProcess, rules: Rules
+) -> Iterator[Step]:
+    number = process.number
+    if process.at == "fork":
+        if not rules.standby:
+            alone = ModelProcess("reaper", "enter", number)
+            yield "leads itself", _go(state, place, alone)
+            return
+        leader = ModelProcess("reaper", "enter", state.reapers + 1, number)
+        waits = _go(state, place, process._replace(at="wait"))
+        yield (
+            "forks a leader",
+            waits._replace(
+                processes=(*waits.processes, leader), reapers=state.reapers + 1
+            ),
+        )
+        return
+    again = process._replace(at="fork")
+    for at, other in enumerate(state.processes):
+        if other.kind == "reaper" and other.parent == number:
+            if other.halted and rules.guards:
+                forks = _end(_go(state, place, again), at)
+                yield "kills its stopped leader", forks
+            return
+    if number in state.killed:
+        seen = state._replace(killed=state.killed - {number})
+        yield "sees that its leader was killed", _go(seen, place, again)
+    else:
+        yield "ends with its leader", _end(state, place)
+
+
 def _reaper(
     state: ProtocolState, place: int, process: ModelProcess, rules: Rules
 ) -> Iterator[Step]:
-    number, held = process.number, state.reaper_lock
-    if process.at in ("enter", "wait"):
-        if held == 0:
-            entered = _go(state, place, process._replace(at="first", parent=0))
-            yield "takes the reaper's lock", entered._replace(reaper_lock=number)
-        elif process.at == "enter":
-            yield "ends: another reaper runs", _end(state, place)
+    number, lease = process.number, state.lease
+    own = CLAIM + number
+    if process.at == "enter":
+        yield from _enter(state, place, process, rules)
     elif process.at == "first":
-        yield from _quit_or(state, place, process, rules, "fork")
-    elif process.at == "fork":
-        leads = _go(state, place, process._replace(at="lead"))
-        if not rules.standby or state.reapers >= 4:
-            yield "goes on alone", leads
-            return
-        shared = 0 if rules.own_lock_file else number
-        standby = ModelProcess("reaper", "wait", state.reapers + 1, shared)
-        yield (
-            "forks a standby",
-            leads._replace(
-                processes=(*leads.processes, standby), reapers=state.reapers + 1
-            ),
-        )
+        yield from _quit_or(state, place, process, rules, "lead")
     elif process.at == "lead":
-        if state.lease.state == "fin_wait" and state.lease.claim == 0:
+        if state.reaper_locks[0] == number and _is_awake(
+            state, state.reaper_locks[1], rules
+        ):
+            if rules.yields_inside:
+                yield "gives its lock up to another reaper", _end(state, place)
+            else:
+                yields = _go(state, place, process._replace(at="free"))
+                yield "sees another reaper", yields
+            return
+        owner = _leader(state, lease.claim - CLAIM)
+        if lease.state == "fin_wait" and owner in (None, place):
             if not rules.survives:
-                yield "ends: a lease cannot be judged", _end_all(state, place)
+                yield "ends: a lease cannot be judged", _end(state, place)
                 return
-            ended = state._replace(lease=ModelLease("ended"))
-            yield "ends the lease", _go(ended, place, process._replace(at="quit"))
+            claimed = state._replace(lease=lease._replace(claim=own))
+            yield "claims the lease", _go(claimed, place, process._replace(at="work"))
         else:
             yield from _quit_or(state, place, process, rules, None)
+    elif process.at == "work":
+        overlap = state.overlap or lease.claim != own
+        ended = state._replace(lease=ModelLease("ended"), overlap=overlap)
+        yield "ends the lease", _go(ended, place, process._replace(at="quit"))
     elif process.at == "quit":
         yield from _quit_or(state, place, process, rules, "lead")
     elif process.at == "free":
-        yield "gives its lock up", _end_all(state, place)
+        yield "gives its lock up", _end(state, place)
+
+
+def _enter(
+    state: ProtocolState, place: int, process: ModelProcess, rules: Rules
+) -> Iterator[Step]:
+    """Take the first lock that no other reaper has, unless a reaper is awake.
+
+    A reaper that is stopped is killed; its process may be hidden, so that it is not.
+    """
+    for which, holder in enumerate(state.reaper_locks):
+        at = _leader(state, holder)
+        if at is None:
+            locks = [*state.reaper_locks]
+            locks[which] = process.number
+            entered = state._replace(reaper_locks=(locks[0], locks[1]))
+            yield "takes a lock", _go(entered, place, process._replace(at="first"))
+            return
+        if _is_awake(state, holder, rules):
+            yield "ends: another reaper is awake", _end(state, place)
+            return
+        yield "kills a stopped reaper", _kill(state, at)
+    yield "ends: there is no further lock", _end(state, place)
 
 
 def _quit_or(
@@ -366,18 +520,9 @@ def _quit_or(
         if otherwise is not None:
             yield "has work", _go(state, place, process._replace(at=otherwise))
     elif rules.quit_inside:
-        yield "has no work, and gives its lock up", _end_all(state, place)
+        yield "has no work, and gives its lock up", _end(state, place)
     else:
         yield "has no work", _go(state, place, process._replace(at="free"))
-
-
-def _end_all(state: ProtocolState, place: int) -> ProtocolState:
-    """The leader ends in order. Its standby gets the lock, and sees for itself."""
-    number = state.processes[place].number
-    after = _end(state, place)
-    if after.reaper_lock == number:
-        after = after._replace(reaper_lock=0)  # an unlock ends it for all sharers
-    return after
 
 
 def _client(
@@ -433,6 +578,7 @@ MOVES: dict[str, Move] = {
     "manager": _manager,
     "releaser": _releaser,
     "late": _late,
+    "standby": _standby,
     "reaper": _reaper,
     "client": _client,
     "caller": _caller,
@@ -446,16 +592,31 @@ def broken(state: ProtocolState, rules: Rules) -> str:
         return "I3: two living managers work on one lease"
     if state.mistaken:
         return "I3: a client has the answer to another request"
-    if any(True for _ in steps(state, rules, state.kills)):
+    if any(steps(state, rules, state.done, go_on=False)):
         return ""
     # No process goes on by itself: what is left now stays.
-    if state.lease.claim and state.processes:
+    if 0 < state.lease.claim < CLAIM and state.processes:
         return "I5: a dead manager's claim keeps a living manager waiting"
-    if state.lease.state == "fin_wait" and not state.alone and state.reapers:
+    if state.lease.state == "fin_wait" and state.reapers and not _is_open(state, rules):
         return "I5: a lease waits, and no process will end it"
     if state.lease.state == "active" and state.lease.client and not state.lease.bound:
         return "I5: a client has died, and its lease ends with no process"
     return ""
+
+
+def _is_open(state: ProtocolState, rules: Rules) -> bool:
+    """Return whether it is left open that a lease waits.
+
+    The next command starts a reaper. Or a reaper has claimed the lease, and is stopped.
+    """
+    if state.alone or _leader(state, state.lease.claim - CLAIM) is not None:
+        return True
+    halted = any(process.halted for process in state.processes)
+    guarded = any(
+        process.kind == "standby" and not process.halted for process in state.processes
+    )
+    awake = any(_is_awake(state, number, rules) for number in state.reaper_locks)
+    return halted and not guarded and not awake
 
 
 def explore(scenario: ProtocolScenario, rules: Rules = ALL) -> ProtocolResult:
@@ -466,7 +627,7 @@ def explore(scenario: ProtocolScenario, rules: Rules = ALL) -> ProtocolResult:
         state = queue.popleft()
         if wrong := broken(state, rules):
             return ProtocolResult(len(came), wrong, _way(came, state))
-        for name, after in steps(state, rules, scenario.kills):
+        for name, after in steps(state, rules, scenario.most):
             if after not in came:
                 came[after] = state, name
                 queue.append(after)

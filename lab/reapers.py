@@ -66,14 +66,14 @@ class Monitor:
 
 
 def reapers(ledger: Path) -> list[int]:
-    """Return the pids of a ledger's reapers, oldest first."""
+    """Return the pids of a ledger's reapers: the leader, then its standby."""
     done = subprocess.run(
         ["pgrep", "-f", f"tapster.reaper {ledger}"],
         capture_output=True,
         text=True,
         check=False,
     )
-    return sorted(int(pid) for pid in done.stdout.split())
+    return sorted((int(pid) for pid in done.stdout.split()), reverse=True)
 
 
 def kill_reapers(ledger: Path) -> None:

@@ -250,7 +250,9 @@ def _names(netns: str) -> set[str]:
 def _reapers(ledger: str) -> list[int]:
     """Return the processes that reap for this ledger, the leader first."""
     wanted = ["-m", "tapster.reaper", ledger_path(ledger)]
-    return sorted(pid for pid in _others() if _command(pid)[-3:] == wanted)
+    return sorted(
+        (pid for pid in _others() if _command(pid)[-3:] == wanted), reverse=True
+    )
 
 
 def _others() -> list[int]:

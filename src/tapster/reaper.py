@@ -6,9 +6,12 @@ processes that have ended and of taps that were closed, and replaces waiting dev
 that somebody deleted. A release, and an acquire that binds a lease, start the reaper
 unless one runs. It ends when no lease waits or is bound.
 
-The reaper is two processes: a leader that works, and a standby that waits for the
-leader's lock, and takes over if the leader is killed. If both are killed, the next
-command starts a reaper again.
+The reaper is two processes: a leader that works, and its parent, the standby. If the
+leader is killed or stopped (SIGSTOP), the standby kills it for good and forks another.
+If the standby is killed, the leader takes its place, and forks another leader. If both
+are killed, or stopped, or frozen with their cgroup, the next command starts a reaper
+again: see kernel/lock.py. A reaper that goes on afterwards does no harm: other reapers
+leave alone what it has claimed, and it ends when it sees that another is awake.
 
 The leader does not poll. It sleeps until the next FIN WAIT ends, a process ends
 (pidfd_open(2)), or the kernel reports a change of a device. Only leases in other
@@ -31,8 +34,9 @@ from contextlib import suppress
 from tapster.errors import ConflictError, HostError, LedgerError, TapsterError
 from tapster.kernel.boot import boottime
 from tapster.kernel.linux import LinuxSystem
-from tapster.kernel.lock import REAPER, LockFile
+from tapster.kernel.lock import REAPERS, LockFile
 from tapster.kernel.port import HERE, Watch
+from tapster.kernel.process import is_halted
 from tapster.ledger import FIRST_IFINDEX
 from tapster.light import NamedTuple
 from tapster.model import Process, State
@@ -44,6 +48,8 @@ LEDGER_RETRY = 2.0
 """Seconds until a ledger that is locked, or whose disk is full, is tried again."""
 LONGEST_WATCH = 5.0
 """Seconds that the reaper waits for a report while leases are bound."""
+KILLING = 1.0
+"""Seconds to wait for the end of a stopped reaper that was killed."""
 
 
 class Report(NamedTuple):
@@ -53,6 +59,34 @@ class Report(NamedTuple):
     """Whether a process may have ended."""
     changed: set[int] | None
     """The ifindexes of the devices that changed here; None: any may have changed."""
+    alone: bool = False
+    """Whether the standby has ended."""
+
+
+class Lock:
+    """The leader's lock."""
+
+    def __init__(self, file: LockFile, byte: int, own: Process) -> None:
+        self.file = file
+        self.byte = byte
+        self._own = own
+
+    def awake(self) -> None:
+        """Write that this reaper is awake."""
+        self.file.awake(self.byte, *self._own)
+
+    def is_replaced(self) -> bool:
+        """Return whether a reaper with a higher byte is awake."""
+        return self.file.is_reaper_awake(besides=self.byte)
+
+    def free(self) -> None:
+        self.file.free(self.byte)
+
+    def free_if_replaced(self) -> bool:
+        """Give the lock up if another reaper is awake; return whether it is."""
+        if replaced := self.is_replaced():
+            self.free()
+        return replaced
 
 
 class Processes:
@@ -84,34 +118,76 @@ class Processes:
 
 def run(ledger: str) -> None:
     """Work until no lease waits or is bound, unless another reaper runs."""
-    locks = LockFile(ledger)
-    if not locks.try_enter(REAPER):
-        return
     os.chdir("/")
-    while not _done(ledger, locks):
-        standby = os.fork()
-        if standby:
-            done = False
-            try:
-                done = _lead(ledger, locks)
-            finally:
-                if not done:
-                    # The same failure would stop the standby too. The next command
-                    # tries again, and shows the reason to its user.
-                    os.kill(standby, signal.SIGKILL)
-            return
-        # The lock belongs to the open file that the leader shares with this
-        # process. So close it, and wait for the lock with a file of our own.
-        locks.leave()
-        locks = LockFile(ledger)
-        locks.wait_enter(REAPER)
+    guarding = True
+    while guarding:
+        standby = os.pidfd_open(os.getpid())
+        leader = os.fork()
+        if leader:
+            os.close(standby)
+            guarding = _was_killed(leader)
+        else:
+            # If the standby ends before the work does, this process is the standby.
+            guarding = _lead(ledger, standby)
+            os.close(standby)
 
 
-def _done(ledger: str, locks: LockFile) -> bool:
+def _was_killed(leader: int) -> bool:
+    """Wait for the end of the leader; kill it if it is stopped. Say if it was killed.
+
+    If it ends by itself there is no work, or the ledger cannot be used. The next
+    command tries again, and shows the reason to its user.
+    """
+    while True:
+        _, status = os.waitpid(leader, os.WUNTRACED)
+        if not os.WIFSTOPPED(status):
+            return os.WIFSIGNALED(status)
+        os.kill(leader, signal.SIGKILL)
+
+
+def _enter(ledger: str) -> Lock | None:
+    """Take the lock of the ledger's reaper; None if another reaper is awake."""
+    file = LockFile(ledger)
+    own = LinuxSystem().process(os.getpid()) or Process(os.getpid(), 0, 0)
+    for byte in REAPERS:
+        if file.try_enter(byte):
+            return Lock(file, byte, own)
+        if file.is_reaper_awake(besides=byte - 1):
+            break
+        if _kill_halted(file, byte) and file.try_enter(byte):
+            return Lock(file, byte, own)
+    file.leave()
+    return None
+
+
+def _kill_halted(file: LockFile, byte: int) -> bool:
+    """Kill a reaper that is stopped or frozen, so that its claims end with it.
+
+    Return whether it has ended. Its standby, if that goes on, finds its lock taken.
+    """
+    waking = file.waking(byte)
+    if waking is None:
+        return False
+    process = Process(waking.pid, waking.start, waking.pidns)
+    if not is_halted(process):
+        return False
+    with suppress(HostError, OSError):
+        pidfd = LinuxSystem().open_process(process)
+        if pidfd is None:
+            return True
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            return bool(select.select([pidfd], [], [], KILLING)[0])
+        finally:
+            os.close(pidfd)
+    return False
+
+
+def _done(ledger: str, lock: Lock) -> bool:
     """Return whether there is no work, or the ledger cannot be used."""
     try:
         with _open(ledger) as operations:
-            return operations.reap.quit_if_idle(lambda: locks.free(REAPER))
+            return operations.reap.quit_if_idle(lock.free)
     except LedgerError as error:
         return not _may_pass(error, ledger)
     except TapsterError:
@@ -123,8 +199,21 @@ def _may_pass(error: LedgerError, ledger: str) -> bool:
     return type(error) is LedgerError and os.path.exists(ledger)
 
 
-def _lead(ledger: str, locks: LockFile) -> bool:
-    """Work until there is no work; False if the ledger cannot be used."""
+def _lead(ledger: str, standby: int) -> bool:
+    """Work until there is no work, or until the ledger cannot be used.
+
+    Return True if the standby has ended before. `standby` is its pidfd.
+    """
+    lock = _enter(ledger)
+    if lock is None:
+        return False
+    try:
+        return not _done(ledger, lock) and _work_on(ledger, lock, standby)
+    finally:
+        lock.file.leave()
+
+
+def _work_on(ledger: str, lock: Lock, standby: int) -> bool:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a pidfd for each VM
     system = LinuxSystem()
@@ -133,29 +222,40 @@ def _lead(ledger: str, locks: LockFile) -> bool:
     report = Report(settle=True, changed=None)
     try:
         while True:
+            lock.awake()
+            failed = False
             try:
-                nap = _work(ledger, locks, processes, report)
+                nap = _work(ledger, lock, processes, report)
             except LedgerError as error:
                 if not _may_pass(error, ledger):
                     return False
-                _wait(watch, processes, LEDGER_RETRY)
-                report = Report(settle=True, changed=None)
-                continue
+                nap, failed = LEDGER_RETRY, True
             if nap is None:
+                return False
+            lock.awake()
+            report = _wait(watch, processes, standby, nap)
+            if failed:
+                report = report._replace(settle=True, changed=None)
+            if report.alone:
                 return True
-            report = _wait(watch, processes, nap)
     except TapsterError:
-        return False
+        pass  # the next command tries again, and shows the reason to its user
     finally:
+        processes.follow([])
         watch.close()
+    return False
 
 
 def _work(
-    ledger: str, locks: LockFile, processes: Processes, report: Report
+    ledger: str, lock: Lock, processes: Processes, report: Report
 ) -> float | None:
     """Do what is to be done; return the seconds to wait, or None if all is done."""
     # Opened again each time: a process that naps should hold no ledger open.
     with _open(ledger) as operations:
+        # The other one gives up its lock inside a transaction, too.
+        call_alone = operations.context.ledger.call_alone
+        if lock.is_replaced() and call_alone(lock.free_if_replaced):
+            return None
         # One lease that cannot be judged or ended now hinders no other: a service
         # comes back, a process closes a device.
         ended = 0
@@ -165,7 +265,7 @@ def _work(
             operations.recover.restrict()
         with suppress(HostError, ConflictError):
             ended = operations.reap()
-        if operations.reap.quit_if_idle(lambda: locks.free(REAPER)):
+        if operations.reap.quit_if_idle(lock.free):
             return None
         deadline = operations.reap.next_deadline()
         processes.follow(operations.context.ledger.processes())
@@ -198,16 +298,16 @@ def _nap(deadline: float | None, ended: int) -> float:
     return min(max(left, 0), LONGEST_NAP)
 
 
-def _wait(watch: Watch, processes: Processes, seconds: float) -> Report:
+def _wait(watch: Watch, processes: Processes, standby: int, seconds: float) -> Report:
     """Wait for a change of a device, or the end of a process, for so long at most."""
     poll = select.poll()
-    for fd in (watch.fileno(), *processes.fds()):
+    for fd in (watch.fileno(), standby, *processes.fds()):
         poll.register(fd, select.POLLIN)
     ready = {fd for fd, _ in poll.poll(seconds * 1000)}
     processes.forget(ready - {watch.fileno()})
     changes = watch.changes()
     changed = None if changes is None else set(changes.links.get(HERE, ()))
-    return Report(settle=ready != {watch.fileno()}, changed=changed)
+    return Report(ready != {watch.fileno()}, changed, standby in ready)
 
 
 def _open(ledger: str) -> Operations:

@@ -6,7 +6,17 @@ import pytest
 from explorer.protocol import SCENARIOS, VARIANTS, ProtocolScenario, Rules, explore
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        pytest.param(
+            scenario,
+            id=scenario.name,
+            marks=[pytest.mark.slow] if scenario.most.freezes else [],
+        )
+        for scenario in SCENARIOS
+    ],
+)
 def test_every_interleaving_keeps_the_promises(scenario: ProtocolScenario) -> None:
     found = explore(scenario)
     assert not found.broken, found.steps

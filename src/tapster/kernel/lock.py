@@ -7,6 +7,11 @@ means another process in another pid namespace.
 
 The lock belongs to the open file description, which a forked child shares. So a child
 that lives on without exec keeps its parent's locks.
+
+A reaper that is stopped, or frozen with its cgroup, keeps its lock. So a reaper writes
+into the file when it was awake last. A reaper that has not been awake for a time counts
+as none. The next reaper then takes another byte. If both are awake again, the one with
+the lower byte ends. Until then they share the work, by their claims.
 """
 
 import fcntl
@@ -16,6 +21,8 @@ from contextlib import suppress
 
 from tapster.errors import LedgerError
 from tapster.kernel import files
+from tapster.kernel.boot import boottime
+from tapster.light import NamedTuple
 
 # include/uapi/asm-generic/fcntl.h; the fcntl module has no names for them.
 F_OFD_GETLK = 36
@@ -26,6 +33,26 @@ _FLOCK = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, len, pid
 
 REAPER = 0
 """The byte of a ledger's reaper. Managers are numbered from 1."""
+_FURTHER = range(1 << 62, (1 << 62) + 7)
+REAPERS = (REAPER, *_FURTHER)
+"""The bytes of reapers: the usual one, and those of the reapers that replace others."""
+AWAKE = 15.0
+"""Seconds for which a reaper counts as awake. It wakes every 5 seconds at least."""
+
+_WAKING = struct.Struct("=dQQQ")  # CLOCK_BOOTTIME; a pid, its start, its pid namespace
+
+
+class Waking(NamedTuple):
+    """When a reaper was awake last, and the process that it is."""
+
+    when: float
+    pid: int
+    start: int
+    pidns: int
+
+    def is_recent(self) -> bool:
+        """Return whether the reaper counts as awake."""
+        return 0 <= boottime() - self.when < AWAKE
 
 
 class LockFile:
@@ -62,9 +89,43 @@ class LockFile:
         """Unlock `byte`."""
         self._call(F_OFD_SETLK, fcntl.F_UNLCK, byte)
 
-    def alive(self, byte: int) -> bool:
-        """Return whether another open file description has locked `byte`."""
-        return self._call(F_OFD_GETLK, fcntl.F_WRLCK, byte) != fcntl.F_UNLCK
+    def alive(self, byte: int, count: int = 1) -> bool:
+        """Return whether another open file description has locked `byte`.
+
+        With `count`, whether it has locked one of so many bytes.
+        """
+        return self._call(F_OFD_GETLK, fcntl.F_WRLCK, byte, count) != fcntl.F_UNLCK
+
+    def is_reaper_awake(self, besides: int = -1) -> bool:
+        """Return whether a reaper has its lock and is awake, apart from one byte.
+
+        A reaper that has written nothing yet has just begun.
+        """
+        further = self.alive(_FURTHER.start, len(_FURTHER))
+        for byte in REAPERS if further else (REAPER,):
+            if byte > besides and self.alive(byte):
+                waking = self.waking(byte)
+                if waking is None or waking.is_recent():
+                    return True
+        return False
+
+    def awake(self, byte: int, pid: int, start: int, pidns: int) -> None:
+        """Write that the reaper with this byte is awake."""
+        place = REAPERS.index(byte) * _WAKING.size
+        with suppress(OSError):  # a full disk: it counts as asleep
+            waking = _WAKING.pack(boottime(), pid, start, pidns)
+            os.pwrite(self._fd, waking, place)
+
+    def waking(self, byte: int) -> Waking | None:
+        """Return what the reaper with this byte wrote last; None if it never did."""
+        place = REAPERS.index(byte) * _WAKING.size
+        try:
+            written = os.pread(self._fd, _WAKING.size, place)
+        except OSError as error:
+            raise self._failure(error) from error
+        if len(written) < _WAKING.size or not any(written):
+            return None
+        return Waking(*_WAKING.unpack(written))
 
     def leave(self) -> None:
         """Close the file. That drops every lock."""
@@ -72,9 +133,9 @@ class LockFile:
             os.close(self._fd)
         self._fd = -1
 
-    def _call(self, command: int, kind: int, byte: int) -> int:
-        """Call fcntl(2) for one byte. Return the kind of lock in the answer."""
-        request = _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0)
+    def _call(self, command: int, kind: int, byte: int, count: int = 1) -> int:
+        """Call fcntl(2) for so many bytes. Return the kind of lock in the answer."""
+        request = _FLOCK.pack(kind, os.SEEK_SET, byte, count, 0)
         try:
             answer = fcntl.fcntl(self._fd, command, request)
         except (BlockingIOError, PermissionError):

@@ -504,5 +504,8 @@ class Managers(Protocol):
     def alive(self, manager: int) -> bool:
         """Return whether this manager lives."""
 
+    def is_reaper_awake(self) -> bool:
+        """Return whether a reaper runs, and is neither stopped nor frozen."""
+
     def leave(self) -> None:
         """Be no manager any more."""

@@ -26,6 +26,9 @@ from tapster.model import Life, Process
 
 _STATE, _START = 0, 19
 """Where fields 3 and 22 are, after the closing parenthesis of the command."""
+_FROZEN = ("do_freezer_trap", "get_signal")
+"""Where a process of a frozen cgroup v2 waits, in kernel/signal.c; the compiler may
+have put the first function into the second."""
 _ROUNDED = 1
 """Clock ticks by which two readers of one start time may differ."""
 
@@ -65,6 +68,26 @@ def life(process: Process) -> Life:
         return Life.ENDED
     os.close(pidfd)
     return Life.LIVES
+
+
+def is_halted(process: Process) -> bool:
+    """Return whether a process is stopped, or frozen with its cgroup.
+
+    False if that cannot be told. A process that is frozen by the freezer of cgroup v1
+    is not killed before it goes on.
+    """
+    if process.pidns != netns.pidns():
+        return False
+    fields = _stat(process.pid)
+    if not fields or not _is_start(process, fields):
+        return False
+    if fields[_STATE] == "T":
+        return True
+    try:
+        with open(f"/proc/{process.pid}/wchan") as file:
+            return file.read() in _FROZEN
+    except OSError:
+        return False
 
 
 def open_process(wanted: Process) -> int | None:

@@ -382,6 +382,11 @@ class Ledger:
         with self.file.reading() as db:
             return leases.waiting_open(db)
 
+    def call_alone(self, ask: Callable[[], bool]) -> bool:
+        """Return what `ask` says while no other process can change the ledger."""
+        with self.file.changing():
+            return ask()
+
     def processes(self) -> list[Process]:
         """Return the processes to which active leases are bound, each once."""
         with self.file.reading() as db:

@@ -10,7 +10,7 @@ relied on.
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from tapster.kernel.lock import REAPER, LockFile
+from tapster.kernel.lock import LockFile
 from tapster.kernel.port import Managers
 from tapster.ledger import Ledger
 from tapster.model import Lease
@@ -54,9 +54,9 @@ class Claims:
         """Return whether a manager lives."""
         return manager == self.number or self._lock_file().alive(manager)
 
-    def reaper_is_alive(self) -> bool:
-        """Return whether a reaper of the ledger runs."""
-        return self._lock_file().alive(REAPER)
+    def is_reaper_awake(self) -> bool:
+        """Return whether a reaper of the ledger runs, and is not stopped or frozen."""
+        return self._lock_file().is_reaper_awake()
 
     def claim(self, id: str) -> Lease:
         """Claim one lease. Raises NoSuchLease, and LeaseBusy if another has it."""

@@ -139,7 +139,7 @@ class Context:
         the process end, or the tap closed.
         """
         # The lock is asked first: to read the ledger costs more.
-        if self.claims.reaper_is_alive():
+        if self.claims.is_reaper_awake():
             return
         if self.ledger.next_deadline() is None and not self.ledger.is_any_bound():
             return
