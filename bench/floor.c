@@ -15,14 +15,17 @@
 //     delete IFINDEX                          delete one
 //     ledger PATH                             record in this ledger from now on
 //     acquire-recorded ...                    as Tapster does: look at the bridge,
-//                                             record the lease, make and connect the
-//                                             tap in two steps, record that it is active
+//                                             ask for the name, record the lease, make
+//                                             the tap, keep the host's IPv4 and IPv6
+//                                             off it, connect it, record that it is
+//                                             active
 //     release-recorded IFINDEX                record it, look, down and off its bridge
 
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/if_link.h>
 #include <linux/if_tun.h>
+#include <linux/ip.h>
 #include <linux/rtnetlink.h>
 #include <linux/sockios.h>
 #include <net/if.h>
@@ -281,6 +284,59 @@ static int change(int number, const char *id)
 	       run(COMMIT, 0, 0, 0);
 }
 
+// The device that has a name: none, for a name that is free.
+static int look_for(const char *name)
+{
+	static char answer[1 << 16];
+	struct nlmsghdr *head = (struct nlmsghdr *)packet;
+	begin(RTM_GETLINK, 0);
+	head->nlmsg_flags = NLM_F_REQUEST;
+	attribute(IFLA_IFNAME, name, strlen(name) + 1);
+	if (send(rtnl, packet, head->nlmsg_len, 0) < 0)
+		return -1;
+	return recv(rtnl, answer, sizeof answer, 0) < 0 ? -1 : 0;
+}
+
+// The host's IPv4 is to take nothing from it, and to answer nothing.
+static void no_ipv4_and_ipv6(unsigned ifindex)
+{
+	struct {
+		struct rtattr family, settings, filter;
+		unsigned strict;
+		struct rtattr ignore;
+		unsigned all;
+		struct rtattr family6, mode;
+		unsigned char value, padding[3];
+	} nest = {
+		{ 24, AF_INET | NLA_F_NESTED },
+		{ 20, IFLA_INET_CONF | NLA_F_NESTED },
+		{ RTA_LENGTH(4), IPV4_DEVCONF_RP_FILTER }, 1,
+		{ RTA_LENGTH(4), IPV4_DEVCONF_ARP_IGNORE }, 8,
+		{ 12, AF_INET6 | NLA_F_NESTED },
+		{ RTA_LENGTH(1), IFLA_INET6_ADDR_GEN_MODE },
+		IN6_ADDR_GEN_MODE_NONE, {},
+	};
+	begin(RTM_SETLINK, ifindex);
+	attribute(IFLA_AF_SPEC | NLA_F_NESTED, &nest, sizeof nest);
+	end();
+}
+
+// Switch IPv6 off on it, by its name, which is looked up before and after.
+static int switch_ipv6_off(unsigned ifindex)
+{
+	struct ifreq asked = { .ifr_ifindex = ifindex };
+	char path[64 + IFNAMSIZ];
+	if (ioctl(rtnl, SIOCGIFNAME, &asked))
+		return -1;
+	snprintf(path, sizeof path, "/proc/sys/net/ipv6/conf/%s/disable_ipv6",
+		 asked.ifr_name);
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -1;
+	int written = ioctl(rtnl, SIOCGIFNAME, &asked) ? -1 : write(fd, "1", 1);
+	return close(fd) || written != 1 ? -1 : 0;
+}
+
 // The ports of a bridge, as `brctl show` asks for them.
 static int count_ports(const char *bridge)
 {
@@ -294,13 +350,15 @@ static int count_ports(const char *bridge)
 static int acquire_recorded(char **words, const unsigned char *mac, const char *on)
 {
 	unsigned ifindex = atoi(words[1]), bridge = atoi(words[3]);
-	if (settle(bridge) || count_ports(on) || reserve(words[1], words[0], words[2]))
+	if (settle(bridge) || count_ports(on) || look_for(words[0]) ||
+	    reserve(words[1], words[0], words[2]))
 		return -1;
 	int fd = make(words[0], ifindex);
 	if (fd < 0)
 		return -1;
-	no_ipv6(ifindex);
-	if (submit() || wire(ifindex, mac, bridge, words[4]) || change(ACTIVATE, words[1])) {
+	no_ipv4_and_ipv6(ifindex);
+	if (ioctl(fd, TUNSETOWNER, geteuid()) || submit() || switch_ipv6_off(ifindex) ||
+	    wire(ifindex, mac, bridge, words[4]) || change(ACTIVATE, words[1])) {
 		close(fd);
 		return -1;
 	}

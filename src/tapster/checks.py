@@ -24,8 +24,10 @@ def check_record(record: Any) -> None:
             field: _plain_types(annotation)
             for field, annotation in kind.__annotations__.items()
         }
+    defaults = kind._field_defaults
     for field, value in zip(plain, record, strict=True):
-        if type(value) not in plain[field]:
+        # A default is right, and most fields have theirs.
+        if type(value) not in plain[field] and value is not defaults.get(field, plain):
             check_value(kind.__annotations__[field], value, field)
 
 

@@ -727,7 +727,7 @@ PURE = {
     "tapster.checks": set(),
     "tapster.names": {"hashlib"},
     "tapster.model": {"ipaddress"},
-    "tapster.ledger.rows": {"collections.abc"},
+    "tapster.ledger.rows": {"collections.abc", "functools"},
     "tapster.operations.decision": set(),
     "tapster.fleet.claim": set(),
     "tapster.fleet.keys": {"collections.abc", "json"},

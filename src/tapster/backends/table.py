@@ -224,6 +224,8 @@ class TableBackend:
     def _differences(
         self, listing: _Listing, present: set[Element], wanted: Sequence[Element]
     ) -> str:
+        if not wanted and not present:
+            return ""
         expected = set(_with_witness(wanted)) if wanted else set()
         texts = []
         if wanted and listing.problem:

@@ -41,7 +41,7 @@ from tapster.kernel.port import (
     Vlans,
     Watch,
 )
-from tapster.light import TYPE_CHECKING, Any
+from tapster.light import TYPE_CHECKING, AbstractContextManager, Any
 from tapster.model import Life, Link, Netns, Process
 
 if TYPE_CHECKING:
@@ -287,10 +287,8 @@ class LinuxNamespace:
     def netns(self) -> Netns:
         return self._netns
 
-    @contextmanager
-    def inside(self) -> Iterator[None]:
-        with netns.inside(self.fd):
-            yield
+    def inside(self) -> AbstractContextManager[None]:
+        return netns.inside(self.fd)
 
     def close(self) -> None:
         for opened in (self._rtnl, self._watch):

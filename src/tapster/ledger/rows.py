@@ -2,6 +2,7 @@
 """Leases as rows of the ledger's tables, and back."""
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 from tapster.light import Any
 from tapster.model import (
@@ -66,7 +67,8 @@ def lease_of(row: tuple[Any, ...]) -> Lease:
         labels,
         *others,
     ) = row
-    netns, process, wiring = others[:4], others[4:7], _wiring_of(others[7:])
+    netns, process = others[:4], others[4:7]
+    wiring = _wiring_of(tuple(others[7:]))
     if not 0 < ifindex <= MAX_IFINDEX:
         raise ValueError(f"lease {id} has the ifindex {ifindex}")
     if not 0 < len(name.encode()) <= MAX_BYTES or "/" in name or "\0" in name:
@@ -75,7 +77,8 @@ def lease_of(row: tuple[Any, ...]) -> Lease:
         raise ValueError(f"lease {id} has {queues} queues")
     if not 0 <= (wiring.mtu or 0) <= MAX_MTU:
         raise ValueError(f"lease {id} has the MTU {wiring.mtu}")
-    if any(not 0 < vlan <= MAX_VLAN for vlan in (wiring.vlan or 1, *wiring.trunks)):
+    vlans = (wiring.vlan, *wiring.trunks) if wiring.vlan else wiring.trunks
+    if vlans and any(not 0 < vlan <= MAX_VLAN for vlan in vlans):
         raise ValueError(f"lease {id} has the VLANs {wiring.vlan}, {wiring.trunks}")
     if len(mac) != MAC_LENGTH or len(bytes.fromhex(mac.replace(":", ""))) != 6:
         raise ValueError(f"lease {id} has the MAC {mac!r}")
@@ -121,7 +124,9 @@ def columns_of(wiring: Wiring) -> dict[str, Any]:
     }
 
 
-def _wiring_of(columns: list[Any]) -> Wiring:
+# Most leases of a host are wired alike.
+@lru_cache(maxsize=64)
+def _wiring_of(columns: tuple[Any, ...]) -> Wiring:
     (
         bridge,
         ovs,
@@ -173,6 +178,8 @@ def text_of_pairs(pairs: Iterable[tuple[str, str]]) -> str:
 
 def pairs_of(text: str) -> tuple[tuple[str, str], ...]:
     """Return the KEY=VALUE pairs of a column."""
+    if not text:
+        return ()
     pairs = [line.partition("=") for line in text.split("\n") if line]
     return tuple((key, value) for key, _, value in pairs)
 

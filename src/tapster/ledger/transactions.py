@@ -74,6 +74,9 @@ class Ledger:
         self.path = os.path.realpath(path)
         self._clock = clock
         self._randomness = randomness
+        self._schema: int | None = None
+        """The schema's version when the ledger was last asked about a fleet."""
+        self._has_fleet = False
         self.file = Database(
             self.path,
             lambda db: settings.populate(db, randomness),
@@ -237,8 +240,13 @@ class Ledger:
     def in_fleet(self) -> bool:
         """Return whether the host of this ledger has joined a fleet."""
         with self.file.reading() as db:
-            query = "SELECT 1 FROM sqlite_schema WHERE name = 'fleet_record'"
-            return db.execute(query).fetchone() is not None
+            (schema,) = db.execute("PRAGMA schema_version").fetchone()
+            if schema != self._schema:
+                # To look through the whole schema takes as long as to reserve a name.
+                query = "SELECT 1 FROM sqlite_schema WHERE name = 'fleet_record'"
+                self._has_fleet = db.execute(query).fetchone() is not None
+                self._schema = schema
+            return self._has_fleet
 
     def check(self) -> list[str]:
         """Return the faults that SQLite finds in the file. This reads all of it."""

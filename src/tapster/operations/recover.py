@@ -8,7 +8,6 @@ repaired.
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from math import inf
 
 from tapster.backends.backend import Backend, Leftover
 from tapster.errors import (
@@ -569,13 +568,13 @@ class Recover:
         differs: bool = False,
     ) -> Action:
         context = self.context
-        deadline = inf if lease.deadline is None else lease.deadline
         device = decision.look(context.ledger.id, lease, link)
         conditions = Conditions(
             worked_on=lease.manager is not None
             and context.claims.is_alive(lease.manager),
             namespace_gone=namespace is None,
-            due=deadline <= context.system.boottime(),
+            due=lease.deadline is not None
+            and lease.deadline <= context.system.boottime(),
             owner_gone=self._owner_gone(lease, link),
             elsewhere=lease.id in self._elsewhere,
             differs=differs,
