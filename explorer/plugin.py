@@ -125,7 +125,7 @@ def _run(
     verb: str, actor: Actor, container: str, plugin: type[Plugin], **more: Any
 ) -> Plugin | Failed:
     """Run a verb of the plugin on the actor's operations."""
-    call = protocol.Call(verb, container, "/run/netns/pod", IFNAME)
+    call = protocol.CniCall(verb, container, "/run/netns/pod", IFNAME)
     configuration = {**NETWORK, **more}
     network = config.read_network(call, configuration, protocol.NEWEST)
     opened: list[Plugin] = []
@@ -136,6 +136,6 @@ def _run(
 
     try:
         VERBS[verb](call, network, configuration, open_manager)
-    except (TapsterError, protocol.Failure) as error:
+    except (TapsterError, protocol.CniFailure) as error:
         return Failed(type(error).__name__)
     return opened[0]

@@ -13,7 +13,15 @@ import pytest
 from lab.library import close
 from tapster.daemon import policy
 from tapster.daemon.config import check, load
-from tapster.daemon.policy import Caller, Device, Need, Rule, allows, judge, needs
+from tapster.daemon.policy import (
+    Caller,
+    DeviceRequest,
+    Need,
+    Rule,
+    allows,
+    judge,
+    needs,
+)
 from tapster.daemon.service import Call
 from tapster.errors import NotAllowed, RequestError
 from tapster.integrate import acl
@@ -28,13 +36,13 @@ BR0 = Tap("br0")
 
 
 def permits(rule: Rule, spec: Tap | Macvtap, caller: Caller = ALICE) -> bool:
-    return judge((rule,), caller, Device(spec)) is None
+    return judge((rule,), caller, DeviceRequest(spec)) is None
 
 
 def test_only_root_may_do_what_no_rule_allows() -> None:
-    assert judge((), ROOT, Device(BR0)) is None
+    assert judge((), ROOT, DeviceRequest(BR0)) is None
     assert "no rule of the policy is for user alice" in (
-        judge((), ALICE, Device(BR0)) or ""
+        judge((), ALICE, DeviceRequest(BR0)) or ""
     )
 
 
@@ -84,7 +92,7 @@ def test_a_field_that_the_policy_does_not_know_needs_a_rule_that_names_it() -> N
         other: Any = {field: f"not {default}"}
         spec = Tap("br0")._replace(**other)
         feature = field.replace("_", "-")
-        assert Need("features", feature) in needs(Device(spec), ALICE)
+        assert Need("features", feature) in needs(DeviceRequest(spec), ALICE)
         assert feature in policy.FEATURES
 
 
@@ -100,7 +108,7 @@ def test_a_rule_can_require_what_a_request_must_ask_for() -> None:
     rule = BASIC._replace(require=("filter", "isolated"))
     assert permits(rule, Tap("br0", filter=True, isolated=True))
     assert not permits(rule, Tap("br0", filter=True))
-    said = judge((rule,), ALICE, Device(BR0))
+    said = judge((rule,), ALICE, DeviceRequest(BR0))
     assert said == "the policy requires filter, isolated of user alice (uid 1000): " + (
         "ask for it"
     )
@@ -131,14 +139,16 @@ def test_a_pattern_stands_for_names_of_namespaces_and_never_for_paths() -> None:
         "/srv/ns/../x": False,
         "LAB7": False,
     }.items():
-        assert (judge((rule,), ALICE, Device(BR0, netns)) is None) is allowed, netns
+        assert (judge((rule,), ALICE, DeviceRequest(BR0, netns)) is None) is allowed, (
+            netns
+        )
     everything = BASIC._replace(netns=("*",))
-    assert judge((everything,), ALICE, Device(BR0, "/proc/1/ns/net")) is not None
+    assert judge((everything,), ALICE, DeviceRequest(BR0, "/proc/1/ns/net")) is not None
 
 
 def test_an_mtu_that_lowers_the_bridges_needs_its_own_permission() -> None:
     rule = BASIC._replace(features=("mtu",))
-    lowering = Device(Tap("br0", mtu=1000), lowers_bridge=True)
+    lowering = DeviceRequest(Tap("br0", mtu=1000), lowers_bridge=True)
     assert permits(rule, Tap("br0", mtu=1000))
     assert judge((rule,), ALICE, lowering) is not None
     both = rule._replace(features=("mtu", "lower-bridge-mtu"))
@@ -147,12 +157,12 @@ def test_an_mtu_that_lowers_the_bridges_needs_its_own_permission() -> None:
 
 def test_two_half_rules_do_not_add_up() -> None:
     halves = (BASIC, Rule(("1000",), features=("queues",)))
-    assert judge(halves, ALICE, Device(Tap("br0", queues=2)))
+    assert judge(halves, ALICE, DeviceRequest(Tap("br0", queues=2)))
 
 
 def test_a_refusal_says_the_rule_that_is_needed() -> None:
     spec = Tap('br"1', name="ci%d", queues=2)
-    said = judge((BASIC,), ALICE, Device(spec)) or ""
+    said = judge((BASIC,), ALICE, DeviceRequest(spec)) or ""
     content = tomllib.loads(said.partition("needed:\n")[2])
     (rule,) = content["allow"]
     assert rule.pop("users") == ["alice"]
@@ -324,7 +334,7 @@ def test_a_change_is_judged_as_the_device_that_results(tmp_path: Path) -> None:
             made.service.loaded = loaded
             for mac, name, bridge in product(MACS, ("vnet%d", "ci%d"), BRIDGES):
                 spec = Tap(bridge, name=name, mac=mac, filter=chance.random() < 0.5)
-                if judge(rules, ALICE, Device(spec)) is not None:
+                if judge(rules, ALICE, DeviceRequest(spec)) is not None:
                     assert acquire(made, spec) is None
                     continue
                 id = acquire(made, spec)
@@ -332,7 +342,9 @@ def test_a_change_is_judged_as_the_device_that_results(tmp_path: Path) -> None:
                 for change in chance.sample(CHANGES, 4):
                     wanted = spec._replace(**change)
                     lowers = wanted.mtu is not None
-                    expected = judge(rules, ALICE, Device(wanted, None, False, lowers))
+                    expected = judge(
+                        rules, ALICE, DeviceRequest(wanted, None, False, lowers)
+                    )
                     assert change_it(made, id, change) is (expected is None)
                     if expected is None:
                         spec = wanted

@@ -16,7 +16,7 @@ from tapster.daemon.closer import Closer
 from tapster.daemon.links import PAUSE, Links
 from tapster.daemon.loop import READ, Loop
 from tapster.daemon.metrics import Metrics
-from tapster.daemon.processes import RETRY, Processes
+from tapster.daemon.processes import RETRY, WatchedProcesses
 from tapster.daemon.schedule import (
     ASIDE,
     FAILED_PAUSE,
@@ -185,7 +185,7 @@ def loop() -> Iterator[Loop]:
 def test_the_end_of_a_process_is_reported_once(loop: Loop) -> None:
     log = RecordingLog()
     system, ended = FakeSystem(), list[Process]()
-    processes = Processes(loop, system, ended.append, log)
+    processes = WatchedProcesses(loop, system, ended.append, log)
     seven, eight = system.start(7), system.start(8)
     processes.watch(seven)
     processes.watch(seven)
@@ -206,7 +206,7 @@ def test_processes_that_cannot_be_watched_yet_are_tried_again_and_logged_once(
 ) -> None:
     log = RecordingLog()
     system, ended = FakeSystem(), list[Process]()
-    processes = Processes(loop, system, ended.append, log)
+    processes = WatchedProcesses(loop, system, ended.append, log)
     seven, eight = system.start(7), system.start(8)
     opened = system.open_process
 

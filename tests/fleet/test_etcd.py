@@ -21,7 +21,7 @@ from lab.shell import sh
 from tapster import Lease
 from tapster.fleet import keys
 from tapster.fleet.claim import Claim
-from tapster.fleet.etcd import Etcd, Refused
+from tapster.fleet.etcd import Etcd, EtcdRefusal
 from tapster.fleet.fleet import Overview
 from tapster.fleet.keys import Keys
 from tapster.fleet.store import FleetUnavailable, FleetUnclear, MacClaimed
@@ -202,7 +202,7 @@ def test_the_leader_has_a_slow_disk(hosts: Hosts) -> None:
 def test_the_store_is_full(net: None, tmp_path: Path) -> None:
     with cluster(tmp_path, 1, options=["--quota-backend-bytes=2097152"]) as etcd:
         hosts = Hosts(etcd, tmp_path)
-        with pytest.raises(Refused, match="database space exceeded"):
+        with pytest.raises(EtcdRefusal, match="database space exceeded"):
             fill(hosts.store)
         assert hosts.store.alarms() == ["NOSPACE"]
         check_that_vms_start_and_end(hosts.a)

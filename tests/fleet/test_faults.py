@@ -17,7 +17,7 @@ import pytest
 
 from tapster import RequestError
 from tapster.fleet import macs
-from tapster.fleet.etcd import Endpoint, Etcd, Login, Refused, parse_endpoint
+from tapster.fleet.etcd import Endpoint, Etcd, EtcdRefusal, Login, parse_endpoint
 from tapster.fleet.keys import Keys
 from tapster.fleet.member import open_store
 from tapster.fleet.settings import Settings
@@ -203,14 +203,14 @@ def test_no_endpoint_listens(etcd: Stores) -> None:
 def test_a_refusal_is_clear(etcd: Stores, status: int, code: int, message: str) -> None:
     with serving(says(refusal(status, code, message))) as server:
         store = etcd(server.endpoint, server.endpoint, timeout=TIMEOUT)
-        with pytest.raises(Refused, match=message.removeprefix("etcdserver: ")):
+        with pytest.raises(EtcdRefusal, match=message.removeprefix("etcdserver: ")):
             store.commit({}, {"/a": "1"})
         assert len(server.requests) == 1
 
 
 def test_the_answer_of_an_endpoint_is_fit_to_print(etcd: Stores) -> None:
     with serving(says(refusal(403, 7, "\x1b[2J" + "x" * 5000))) as server:
-        with pytest.raises(Refused) as error:
+        with pytest.raises(EtcdRefusal) as error:
             etcd(server.endpoint, timeout=TIMEOUT).read(["/a"])
         assert str(error.value).isprintable()
         assert len(str(error.value)) < 600
@@ -246,7 +246,7 @@ def test_a_wrong_password_is_asked_for_once(etcd: Stores) -> None:
     said = "etcdserver: authentication failed, invalid user ID or password"
     with serving(says(refusal(400, 3, said))) as server:
         store = etcd(server.endpoint, login=Login("host", lambda: "wrong"))
-        with pytest.raises(Refused, match="invalid user ID or password"):
+        with pytest.raises(EtcdRefusal, match="invalid user ID or password"):
             store.commit({}, {"/a": "1"})
         assert len(server.requests) == 1
 

@@ -13,7 +13,7 @@ from lab.namespaces import namespaces
 from lab.shell import sh
 from tapster.cli import fleet as verbs
 from tapster.fleet import doctor
-from tapster.fleet.etcd import Certificates, Etcd, Login, Refused, parse_endpoint
+from tapster.fleet.etcd import Certificates, Etcd, EtcdRefusal, Login, parse_endpoint
 from tapster.fleet.fleet import Overview
 from tapster.fleet.keys import Keys
 from tapster.fleet.store import FleetUnavailable
@@ -101,9 +101,9 @@ def test_a_host_has_the_rights_that_it_needs_and_no_more(
     host.host.release(lease.id)
     host.member.sync()
     for key in (Keys().gate("b"), Keys().row("b", "1"), Keys().fleet, "/else"):
-        with pytest.raises(Refused, match="permission denied"):
+        with pytest.raises(EtcdRefusal, match="permission denied"):
             store.commit({}, {key: "x"})
-    with pytest.raises(Refused, match="permission denied"):
+    with pytest.raises(EtcdRefusal, match="permission denied"):
         store.read([Keys().row("b", "1")])
     # The token that the store has kept is over: it logs in once more.
     assert "auth-token-ttl=2" in " ".join(etcd.nodes[0].options)
@@ -148,7 +148,7 @@ def test_without_a_password_nothing_is_read(
     store = store_of(etcd, authority)
     assert not store.is_open_to_all(Keys().fleet)
     stranger = store_of(etcd, authority, None)
-    with pytest.raises(Refused):
+    with pytest.raises(EtcdRefusal):
         stranger.read(["/a"])
     for opened in (store, stranger):
         opened.close()

@@ -21,7 +21,7 @@ from tapster.backends.ovsdb import (
     Condition,
     Inserted,
     Operation,
-    Refused,
+    OvsdbRefusal,
     Row,
     TooLate,
     Uuid,
@@ -47,7 +47,7 @@ from tapster.light import TYPE_CHECKING, TypeVar
 from tapster.model import Lease, State, Wiring
 
 if TYPE_CHECKING:
-    from tapster.backends.ovsrpc import Connection
+    from tapster.backends.ovsrpc import OvsdbConnection
 
 T = TypeVar("T")
 
@@ -153,8 +153,8 @@ class Ovs:
 
     # Attach
 
-    def write_port(self, db: "Connection", lease: Lease) -> tuple[bool, int]:
-        """Insert or mend a port; return whether it is new, and the new `next_cfg`."""
+    def write_port(self, db: "OvsdbConnection", lease: Lease) -> tuple[bool, int]:
+        """Insert or repair a port; return whether it is new, and the new `next_cfg`."""
         stamp = self._stamp(lease.id)
         wanted = ovsport.wanted(lease, stamp)
         (bridge,) = wanted.bridge
@@ -233,7 +233,7 @@ class Ovs:
                 if self._vswitchd_runs():
                     raise
 
-    def _delete(self, db: "Connection", lease: str) -> int:
+    def _delete(self, db: "OvsdbConnection", lease: str) -> int:
         """Delete the rows with a lease's stamp; return the new `next_cfg`."""
         stamp = self._stamp(lease)
         ports, qos, queues, config = db.transact(
@@ -270,10 +270,10 @@ class Ovs:
         return model.stamp(self._ledger, lease)
 
     @contextmanager
-    def _open(self) -> Iterator["Connection"]:
+    def _open(self) -> Iterator["OvsdbConnection"]:
         """Connect to the database. Wait less if Open vSwitch is known to hang."""
         try:
-            from tapster.backends.ovsrpc import Connection
+            from tapster.backends.ovsrpc import OvsdbConnection
         except ModuleNotFoundError as error:
             if error.name != "ovs":
                 raise
@@ -283,7 +283,7 @@ class Ovs:
             ) from error
         seconds = HURRIED_SECONDS if self._late else PATIENT_SECONDS
         try:
-            with Connection(self._socket, seconds) as db:
+            with OvsdbConnection(self._socket, seconds) as db:
                 yield db
         except TooLate:
             self._late = True
@@ -295,13 +295,13 @@ class Ovs:
 def _retry(change: Callable[[], T]) -> T:
     """Make a change; retry while it is refused because others change the rows."""
     for _ in range(ATTEMPTS - 1):
-        with suppress(Refused):
+        with suppress(OvsdbRefusal):
             return change()
     return change()
 
 
 def _commit(
-    db: "Connection", owners: Sequence[str], changes: Sequence[Operation]
+    db: "OvsdbConnection", owners: Sequence[str], changes: Sequence[Operation]
 ) -> int:
     """Make changes, and delete the limits of these stamps; return `next_cfg`."""
     limits = [
@@ -309,7 +309,7 @@ def _commit(
     ]
     try:
         return _do(db, [*(delete(*limit) for limit in limits), *changes])
-    except Refused as error:
+    except OvsdbRefusal as error:
         if error.error != "referential integrity violation":
             raise
     # Another owner's port uses our limits too. Leave them to that port.
@@ -317,7 +317,7 @@ def _commit(
     return _do(db, [*(mutate(*limit, unstamp) for limit in limits), *changes])
 
 
-def _do(db: "Connection", changes: Sequence[Operation]) -> int:
+def _do(db: "OvsdbConnection", changes: Sequence[Operation]) -> int:
     *_, config = db.transact(
         *changes,
         mutate("Open_vSwitch", [], ("next_cfg", "+=", 1)),
@@ -331,17 +331,17 @@ def _number(config: Sequence[Row]) -> int:
     return max((row["next_cfg"] for row in config), default=0)
 
 
-def wait_done(db: "Connection", config: int) -> None:
+def wait_done(db: "OvsdbConnection", config: int) -> None:
     """Wait until ovs-vswitchd has done what the database said at this `next_cfg`."""
     _wait(db, "Open_vSwitch", [("cur_cfg", "<", config)])
 
 
-def _wait(db: "Connection", table: str, undone: Sequence[Condition]) -> None:
+def _wait(db: "OvsdbConnection", table: str, undone: Sequence[Condition]) -> None:
     """Wait until ovs-vswitchd has left no row that fits."""
     try:
         db.transact(wait(table, undone, seconds=db.seconds))
         db.kept_up = True
-    except Refused as error:
+    except OvsdbRefusal as error:
         if error.error != "timed out":
             raise
         raise TooLate(
@@ -350,7 +350,7 @@ def _wait(db: "Connection", table: str, undone: Sequence[Condition]) -> None:
         ) from error
 
 
-def _check_in_use(db: "Connection", lease: Lease) -> None:
+def _check_in_use(db: "OvsdbConnection", lease: Lease) -> None:
     """Check that Open vSwitch uses the device. Raises HostError, ConflictError."""
     (rows,) = db.transact(
         select("Interface", _named(lease.name), "ofport", "error", "ifindex")

@@ -23,7 +23,7 @@ class Inserted(str):
     __slots__ = ()
 
 
-class Refused(ServiceUnavailable):
+class OvsdbRefusal(ServiceUnavailable):
     """The server refused a transaction and did none of it.
 
     Either the rows were not as the transaction expected, or the server cannot work,

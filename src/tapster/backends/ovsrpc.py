@@ -18,7 +18,7 @@ import ovs.poller
 import ovs.stream
 import ovs.timeval
 
-from tapster.backends.ovsdb import Operation, Refused, Row, TooLate, decoded
+from tapster.backends.ovsdb import Operation, OvsdbRefusal, Row, TooLate, decoded
 from tapster.errors import ServiceUnavailable
 from tapster.light import Any, Self
 
@@ -27,7 +27,7 @@ ANSWER_SECONDS = 0.5
 CHUNK = 1 << 16
 
 
-class Connection:
+class OvsdbConnection:
     """A connection. Its constructor and its methods raise ServiceUnavailable."""
 
     def __init__(self, socket: str, seconds: float) -> None:
@@ -54,7 +54,7 @@ class Connection:
         self.close()
 
     def transact(self, *operations: Operation) -> list[list[Row]]:
-        """Do all operations or none; return the rows of each. Raises Refused."""
+        """Do all operations or none; return the rows of each. Raises OvsdbRefusal."""
         self._requests += 1
         self._deadline = ovs.timeval.msec() + self._limit * 1000
         request = {
@@ -65,10 +65,10 @@ class Connection:
         self._send(json.dumps(request).encode())
         reply = self._reply()
         if reply["error"]:
-            raise Refused(str(reply["error"]))
+            raise OvsdbRefusal(str(reply["error"]))
         for result in reply["result"]:
             if result and "error" in result:
-                raise Refused(result["error"], result.get("details", ""))
+                raise OvsdbRefusal(result["error"], result.get("details", ""))
         return [
             [decoded(row) for row in result.get("rows", ())]
             for result in reply["result"]

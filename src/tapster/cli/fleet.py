@@ -14,7 +14,7 @@ from tapster.cli.options import Options
 from tapster.cli.output import Column
 from tapster.errors import NoSuchLease, RequestError
 from tapster.fleet import settings
-from tapster.fleet.book import Entry
+from tapster.fleet.book import BookEntry
 from tapster.fleet.claim import Claim
 from tapster.fleet.fleet import Overview
 from tapster.fleet.keys import InventoryRow, Keys, Session
@@ -139,7 +139,7 @@ def _epoch(options: Options, loaded: Settings) -> int:
     return _say(options, str(entry.record.epoch))
 
 
-def _entry(member: Member, name_or_id: str) -> Entry:
+def _entry(member: Member, name_or_id: str) -> BookEntry:
     entries = member.book.entries("WHERE name = ? OR id = ?", name_or_id, name_or_id)
     if not entries:
         raise NoSuchLease(

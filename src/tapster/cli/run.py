@@ -31,7 +31,7 @@ from tapster.api import wait_for_name
 from tapster.cli import handover, nic, template, values
 from tapster.cli.options import Options, read
 from tapster.cli.supervise import Child, living_children, signals_blocked
-from tapster.cli.template import Template
+from tapster.cli.template import ConfigTemplate
 from tapster.errors import NoSuchLease, TapsterError
 from tapster.kernel import libc
 from tapster.light import TYPE_CHECKING, Any
@@ -101,7 +101,7 @@ def run(options: Options, host: "Manager") -> int:
 
 def _run(
     command: Sequence[str],
-    templates: Sequence[Template],
+    templates: Sequence[ConfigTemplate],
     specs: Sequence[Spec],
     host: "Manager",
     wait_forwarding: float | None,

@@ -11,14 +11,14 @@ from tapster.light import NamedTuple
 MAX_SIZE = 1 << 22
 
 
-class Template(NamedTuple):
+class ConfigTemplate(NamedTuple):
     """The text of a template, and where the filled-in file belongs."""
 
     text: str
     destination: str
 
 
-def read(pairs: Sequence[str]) -> list[Template]:
+def read(pairs: Sequence[str]) -> list[ConfigTemplate]:
     """Read the templates that are given as IN=OUT. Raises RequestError."""
     templates = [_read(pair) for pair in pairs]
     for number, template in enumerate(templates):
@@ -29,7 +29,7 @@ def read(pairs: Sequence[str]) -> list[Template]:
     return templates
 
 
-def _read(pair: str) -> Template:
+def _read(pair: str) -> ConfigTemplate:
     source, equals, destination = pair.partition("=")
     if not source or not destination or not equals:
         raise RequestError(f"--template {pair!r} is not IN=OUT, the paths of two files")
@@ -43,7 +43,7 @@ def _read(pair: str) -> Template:
         raise RequestError(f"--template would write over itself: {source!r}")
     if len(text) > MAX_SIZE:
         raise RequestError(f"--template {source!r} has more than {MAX_SIZE} bytes")
-    return Template(text, os.path.abspath(destination))
+    return ConfigTemplate(text, os.path.abspath(destination))
 
 
 def write(path: str, text: str, owner: int | None) -> Callable[[], None]:

@@ -10,7 +10,7 @@ import os
 import sys
 
 from tapster.cni import config, protocol, verbs
-from tapster.cni.protocol import Code, Failure
+from tapster.cni.protocol import CniFailure, Code
 from tapster.errors import TapsterError, internal
 from tapster.light import Any, NoReturn
 
@@ -37,28 +37,28 @@ def main() -> int:
         if answer is not None:
             _print(answer)
         return 0
-    except Failure as error:
+    except CniFailure as error:
         notes = "; ".join(getattr(error, "__notes__", ()))
         error.details = "; ".join(filter(None, [error.details, notes]))
         _print(error.to_json(protocol.version_to_answer_in(configuration)))
     except Exception as error:
         if os.environ.get("TAPSTER_DEBUG"):
             raise
-        failure = Failure(Code.INTERNAL, str(internal(error)))
+        failure = CniFailure(Code.INTERNAL, str(internal(error)))
         _print(failure.to_json(protocol.version_to_answer_in(configuration)))
     return 1
 
 
 def _read() -> bytes:
-    """Read the configuration. Raises Failure."""
+    """Read the configuration. Raises CniFailure."""
     try:
         text = sys.stdin.buffer.read(MAX_INPUT + 1)
     except OSError as error:
-        raise Failure(
+        raise CniFailure(
             Code.IO, f"reading the configuration on standard input: {error.strerror}"
         ) from error
     if len(text) > MAX_INPUT:
-        raise Failure(
+        raise CniFailure(
             Code.DECODING,
             f"the configuration on standard input has more than {MAX_INPUT} bytes",
         )

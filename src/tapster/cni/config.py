@@ -3,7 +3,7 @@
 
 from collections.abc import Mapping
 
-from tapster.cni.protocol import Attachment, Call, Code, Failure, is_identifier
+from tapster.cni.protocol import Attachment, CniCall, CniFailure, Code, is_identifier
 from tapster.light import Any, NamedTuple
 from tapster.model import DEFAULT_TEMPLATE, Macvtap, Mode, Rate, Spec, Tap
 
@@ -85,15 +85,17 @@ class Network(NamedTuple):
         return "bridge" not in self.keys
 
 
-def read_network(call: Call, configuration: Mapping[str, Any], version: str) -> Network:
-    """Check a configuration. Raises Failure.
+def read_network(
+    call: CniCall, configuration: Mapping[str, Any], version: str
+) -> Network:
+    """Check a configuration. Raises CniFailure.
 
     DEL and GC accept keys and values that ADD refuses: the configuration may have
     changed since, and what it made has to go.
     """
     name = configuration.get("name")
     if not isinstance(name, str) or not is_identifier(name):
-        raise Failure(
+        raise CniFailure(
             Code.CONFIGURATION,
             f"name {name!r} is not letters, digits, '_', '.' and '-', beginning with "
             "a letter or digit",
@@ -106,7 +108,7 @@ def read_network(call: Call, configuration: Mapping[str, Any], version: str) -> 
     plugin = ipam.get("type") if isinstance(ipam, dict) else None
     if ipam and (not isinstance(plugin, str) or not plugin or "/" in plugin):
         if not ending:
-            raise Failure(
+            raise CniFailure(
                 Code.CONFIGURATION,
                 f"ipam.type is {plugin!r}, not the name of a plugin such as host-local",
             )
@@ -133,13 +135,13 @@ def _check_keys(configuration: Mapping[str, Any]) -> None:
         kind = KEYS.get(key) or COMMON.get(key)
         if kind is None:
             if "/" not in key:
-                raise Failure(
+                raise CniFailure(
                     Code.FIELD,
                     f"unsupported field {key!r} with the value {value!r}",
                     f"fields of tapster-cni are {', '.join(KEYS)}",
                 )
         elif isinstance(value, bool) != (kind is bool) or not isinstance(value, kind):
-            raise Failure(
+            raise CniFailure(
                 Code.CONFIGURATION, f"{key} must be {_described(kind)}, not {value!r}"
             )
 
@@ -156,20 +158,20 @@ def _check_combination(network: Network) -> None:
     if "link" in keys:
         for key in TAP_KEYS:
             if key in keys:
-                raise Failure(
+                raise CniFailure(
                     Code.CONFIGURATION, f"{key} does not go with link: {keys[key]!r}"
                 )
         return
     if network.redirects and "bridge" in keys:
-        raise Failure(
+        raise CniFailure(
             Code.CONFIGURATION, f"bridge does not go with redirect: {keys['bridge']!r}"
         )
     for key in ("mode", "linkInContainer"):
         if key in keys:
-            raise Failure(Code.CONFIGURATION, f"{key} needs link: {keys[key]!r}")
+            raise CniFailure(Code.CONFIGURATION, f"{key} needs link: {keys[key]!r}")
     for key in WIRING_KEYS:
         if key in keys and "bridge" not in keys:
-            raise Failure(Code.CONFIGURATION, f"{key} needs bridge: {keys[key]!r}")
+            raise CniFailure(Code.CONFIGURATION, f"{key} needs bridge: {keys[key]!r}")
 
 
 def _check_previous(previous: Mapping[str, Any]) -> None:
@@ -178,13 +180,13 @@ def _check_previous(previous: Mapping[str, Any]) -> None:
         if not isinstance(items, list) or not all(
             isinstance(item, dict) for item in items
         ):
-            raise Failure(
+            raise CniFailure(
                 Code.CONFIGURATION,
                 f"prevResult.{key} must be a list of objects, not {items!r}",
             )
     for address in previous.get("ips", ()):
         if not isinstance(address.get("address"), str):
-            raise Failure(
+            raise CniFailure(
                 Code.CONFIGURATION, f"prevResult.ips has {address!r}, without address"
             )
 
@@ -193,7 +195,7 @@ def _valid(configuration: Mapping[str, Any]) -> tuple[Attachment, ...]:
     listed = configuration.get(VALID)
     if not isinstance(listed, list):
         # An absent list must not read as "no attachment is valid".
-        raise Failure(
+        raise CniFailure(
             Code.CONFIGURATION, f"GC needs {VALID}, a list of attachments: {listed!r}"
         )
     valid = []
@@ -201,7 +203,7 @@ def _valid(configuration: Mapping[str, Any]) -> tuple[Attachment, ...]:
         container = item.get("containerID") if isinstance(item, dict) else None
         ifname = item.get("ifname") if isinstance(item, dict) else None
         if not isinstance(container, str) or not isinstance(ifname, str):
-            raise Failure(
+            raise CniFailure(
                 Code.CONFIGURATION,
                 f"{VALID} has {item!r}, not an object with containerID and ifname",
             )
@@ -228,8 +230,8 @@ def attachment_of(
     return Attachment(found[CONTAINER], found[IFNAME])
 
 
-def spec_of(network: Network, call: Call) -> Spec:
-    """Return the request for the device of an attachment. Raises Failure."""
+def spec_of(network: Network, call: CniCall) -> Spec:
+    """Return the request for the device of an attachment. Raises CniFailure."""
     keys = network.keys
     common: dict[str, Any] = {
         "owner": call.container,
@@ -261,12 +263,12 @@ def spec_of(network: Network, call: Call) -> Spec:
             **common,
         )
     if inbound or outbound:
-        raise Failure(
+        raise CniFailure(
             Code.CONFIGURATION, "runtimeConfig.bandwidth does not go with link"
         )
     mode = keys.get("mode", Mode.BRIDGE)
     if mode not in [str(known) for known in Mode]:
-        raise Failure(
+        raise CniFailure(
             Code.CONFIGURATION, f"mode {mode!r} is not one of {', '.join(Mode)}"
         )
     return Macvtap(
@@ -277,10 +279,10 @@ def spec_of(network: Network, call: Call) -> Spec:
     )
 
 
-def _mac(network: Network, call: Call) -> str | None:
+def _mac(network: Network, call: CniCall) -> str | None:
     mac = network.runtime.get("mac") or dict(call.arguments).get("MAC")
     if mac is not None and not isinstance(mac, str):
-        raise Failure(Code.CONFIGURATION, f"runtimeConfig.mac must be text: {mac!r}")
+        raise CniFailure(Code.CONFIGURATION, f"runtimeConfig.mac must be text: {mac!r}")
     return mac or network.keys.get("mac")
 
 
@@ -288,7 +290,7 @@ def _rates(network: Network) -> tuple[Rate | None, Rate | None]:
     """Return the rates for both directions. What the runtime asks for comes first."""
     bandwidth = network.runtime.get("bandwidth") or {}
     if not isinstance(bandwidth, dict):
-        raise Failure(
+        raise CniFailure(
             Code.CONFIGURATION,
             f"runtimeConfig.bandwidth must be an object, not {bandwidth!r}",
         )
@@ -303,7 +305,7 @@ def _runtime_rate(bandwidth: Mapping[str, Any], direction: str) -> Rate | None:
     burst = bandwidth.get(f"{direction}Burst", 0)
     for key, value in (("Rate", rate), ("Burst", burst)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise Failure(
+            raise CniFailure(
                 Code.CONFIGURATION,
                 f"runtimeConfig.bandwidth.{direction}{key} must be a number of bits, "
                 f"not {value!r}",
@@ -322,7 +324,7 @@ def _rate(network: Network, key: str) -> Rate | None:
     unknown = given.keys() - set(Rate._fields)
     good = all(type(value) is int for value in given.values())
     if unknown or not good or "average" not in given:
-        raise Failure(
+        raise CniFailure(
             Code.CONFIGURATION,
             f"{key} must be an object with average and, if wanted, peak and burst, "
             f"not {given!r}",

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 
-from tapster.cni.protocol import SINCE, VERSIONS, Attachment, Call, Code, Failure
+from tapster.cni.protocol import SINCE, VERSIONS, Attachment, CniCall, CniFailure, Code
 from tapster.light import Any
 
 
@@ -18,16 +18,16 @@ class Ipam:
     """An IPAM plugin."""
 
     def __init__(
-        self, plugin: str, call: Call, configuration: Mapping[str, Any]
+        self, plugin: str, call: CniCall, configuration: Mapping[str, Any]
     ) -> None:
-        """Find the program. Raises Failure."""
+        """Find the program. Raises CniFailure."""
         self._call = call
         self._configuration = configuration
         for folder in call.path:
             self._program = os.path.join(folder, plugin)
             if os.access(self._program, os.X_OK):
                 return
-        raise Failure(
+        raise CniFailure(
             Code.IPAM,
             f"there is no IPAM plugin {plugin!r} in CNI_PATH {':'.join(call.path)!r}",
         )
@@ -38,7 +38,7 @@ class Ipam:
         """Run a command, for another attachment than the call's if one is given.
 
         Return the result. None: the plugin is for a version of the specification that
-        has no such command. Raises Failure.
+        has no such command. Raises CniFailure.
         """
         version = str(self._configuration["cniVersion"])
         if command in SINCE and SINCE[command] not in self._versions():
@@ -48,18 +48,18 @@ class Ipam:
             answer = _decode(output)
             if not status:
                 if command == "ADD" and not answer.get("ips"):
-                    raise Failure(Code.IPAM, f"{self._program} gave no address")
+                    raise CniFailure(Code.IPAM, f"{self._program} gave no address")
                 return answer
             code = answer.get("code")
             if code == Code.VERSION:
                 continue  # the plugin is older than the configuration
             message = answer.get("msg") or output.decode(errors="replace").strip()
-            raise Failure(
+            raise CniFailure(
                 code if isinstance(code, int) and code else Code.IPAM,
                 f"{self._program}: {message or f'exit status {status}'}",
                 str(answer.get("details", "")),
             )
-        raise Failure(
+        raise CniFailure(
             Code.VERSION, f"{self._program} supports none of {', '.join(VERSIONS)}"
         )
 
@@ -90,7 +90,7 @@ class Ipam:
             finally:
                 os.close(given)
         except OSError as error:
-            raise Failure(
+            raise CniFailure(
                 Code.IPAM, f"running {self._program}: {error.strerror}"
             ) from error
 

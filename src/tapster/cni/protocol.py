@@ -46,7 +46,7 @@ class Code(IntEnum):
     """A fault of Tapster's own."""
 
 
-class Failure(Exception):
+class CniFailure(Exception):
     """An error for the runtime."""
 
     def __init__(self, code: int, message: str, details: str = "") -> None:
@@ -68,7 +68,7 @@ class Attachment(NamedTuple):
     ifname: str
 
 
-class Call(NamedTuple):
+class CniCall(NamedTuple):
     """The parameters in the environment."""
 
     command: str
@@ -85,15 +85,15 @@ class Call(NamedTuple):
         return Attachment(self.container, self.ifname)
 
 
-def read_call(environment: Mapping[str, str]) -> Call:
-    """Read the parameters. Raises Failure, with every variable that is wrong."""
+def read_call(environment: Mapping[str, str]) -> CniCall:
+    """Read the parameters. Raises CniFailure, with every variable that is wrong."""
     command = environment.get("CNI_COMMAND", "")
     if command not in COMMANDS:
-        raise Failure(
+        raise CniFailure(
             Code.ENVIRONMENT,
             f"CNI_COMMAND is {command!r}, not one of {', '.join(COMMANDS)}",
         )
-    call = Call(
+    call = CniCall(
         command,
         environment.get("CNI_CONTAINERID", ""),
         environment.get("CNI_NETNS", ""),
@@ -116,7 +116,7 @@ def read_call(environment: Mapping[str, str]) -> Call:
             wrong.append(f"CNI_ARGS: {pair!r} is not KEY=VALUE")
         arguments.append((key, value))
     if wrong:
-        raise Failure(Code.ENVIRONMENT, "; ".join(wrong))
+        raise CniFailure(Code.ENVIRONMENT, "; ".join(wrong))
     return call._replace(arguments=tuple(arguments))
 
 
@@ -142,15 +142,15 @@ def check_ifname(name: str) -> None:
 
 
 def read_configuration(text: bytes) -> dict[str, Any]:
-    """Decode the configuration. Raises Failure."""
+    """Decode the configuration. Raises CniFailure."""
     try:
         configuration = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise Failure(
+        raise CniFailure(
             Code.DECODING, f"the configuration on standard input is not JSON: {error}"
         ) from None
     if not isinstance(configuration, dict):
-        raise Failure(
+        raise CniFailure(
             Code.DECODING,
             "the configuration on standard input is not a JSON object but "
             f"{type(configuration).__name__}",
@@ -158,21 +158,21 @@ def read_configuration(text: bytes) -> dict[str, Any]:
     return configuration
 
 
-def check_version(call: Call, configuration: Mapping[str, Any]) -> str:
-    """Return the version that the runtime speaks. Raises Failure."""
+def check_version(call: CniCall, configuration: Mapping[str, Any]) -> str:
+    """Return the version that the runtime speaks. Raises CniFailure."""
     version = configuration.get("cniVersion")
     supported = f"tapster-cni supports {', '.join(VERSIONS)}"
     if not isinstance(version, str):
-        raise Failure(
+        raise CniFailure(
             Code.VERSION, f"cniVersion is {json.dumps(version)}, not text", supported
         )
     if version not in VERSIONS:
-        raise Failure(
+        raise CniFailure(
             Code.VERSION, "incompatible cniVersion " + repr(version), supported
         )
     since = SINCE.get(call.command, version)
     if VERSIONS.index(version) < VERSIONS.index(since):
-        raise Failure(
+        raise CniFailure(
             Code.VERSION,
             f"{call.command} needs cniVersion {since}, not {version!r}",
             supported,

@@ -8,7 +8,7 @@ was killed, also with IPAM plugins that have no GC.
 
 import os
 
-from tapster.cni.protocol import Attachment, Code, Failure
+from tapster.cni.protocol import Attachment, CniFailure, Code
 
 FOLDER = "/var/lib/cni/tapster"
 
@@ -20,32 +20,32 @@ class Reservations:
         self._folder = os.path.join(folder or FOLDER, network)
 
     def add(self, attachment: Attachment) -> None:
-        """Record an attachment. Raises Failure."""
+        """Record an attachment. Raises CniFailure."""
         path = self._path(attachment)
         try:
             os.makedirs(self._folder, mode=0o700, exist_ok=True)
             os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
         except OSError as error:
-            raise Failure(Code.IO, f"making {path!r}: {error.strerror}") from error
+            raise CniFailure(Code.IO, f"making {path!r}: {error.strerror}") from error
 
     def remove(self, attachment: Attachment) -> None:
-        """Forget an attachment. May be repeated. Raises Failure."""
+        """Forget an attachment. May be repeated. Raises CniFailure."""
         path = self._path(attachment)
         try:
             os.unlink(path)
         except FileNotFoundError:
             return
         except OSError as error:
-            raise Failure(Code.IO, f"removing {path!r}: {error.strerror}") from error
+            raise CniFailure(Code.IO, f"removing {path!r}: {error.strerror}") from error
 
     def list(self) -> list[Attachment]:
-        """Return every attachment. Raises Failure."""
+        """Return every attachment. Raises CniFailure."""
         try:
             names = sorted(os.listdir(self._folder))
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise Failure(
+            raise CniFailure(
                 Code.IO, f"reading {self._folder!r}: {error.strerror}"
             ) from error
         split = [name.partition(":") for name in names]

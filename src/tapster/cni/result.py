@@ -4,7 +4,7 @@
 from collections.abc import Mapping, Sequence
 
 from tapster.cni.config import Network
-from tapster.cni.protocol import Call
+from tapster.cni.protocol import CniCall
 from tapster.light import Any
 from tapster.model import Kind, Lease, host_mac
 
@@ -15,7 +15,7 @@ WITH_IP_VERSION = "0.4.0"
 
 
 def of_add(
-    network: Network, call: Call, lease: Lease, ipam: Mapping[str, Any] | None
+    network: Network, call: CniCall, lease: Lease, ipam: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Return the result: what plugins before this one made, the device, addresses."""
     previous = network.previous or {}
@@ -47,7 +47,7 @@ def of_add(
 
 
 def _moved(
-    network: Network, call: Call, ip: Mapping[str, Any], guest: int
+    network: Network, call: CniCall, ip: Mapping[str, Any], guest: int
 ) -> Mapping[str, Any]:
     """Give the guest an address of the interface whose place its tap takes."""
     interfaces = (network.previous or {}).get("interfaces", ())
@@ -61,7 +61,7 @@ def _moved(
     return ip
 
 
-def _device(network: Network, call: Call, lease: Lease) -> dict[str, Any]:
+def _device(network: Network, call: CniCall, lease: Lease) -> dict[str, Any]:
     mac = host_mac(lease.mac) if lease.kind is Kind.TAP else lease.mac
     device: dict[str, Any] = {"name": lease.name, "mac": mac}
     if network.version >= WITH_MTU and lease.wiring.mtu is not None:

@@ -14,7 +14,7 @@ from tapster.backends import bridge, lower
 from tapster.cni import config, result
 from tapster.cni.config import Network
 from tapster.cni.ipam import Ipam
-from tapster.cni.protocol import NEWEST, VERSIONS, Attachment, Call, Code, Failure
+from tapster.cni.protocol import NEWEST, VERSIONS, Attachment, CniCall, CniFailure, Code
 from tapster.cni.reservations import Reservations
 from tapster.errors import (
     ConflictError,
@@ -71,7 +71,7 @@ OpenManager = Callable[..., "Manager"]
 
 
 def add(
-    call: Call,
+    call: CniCall,
     network: Network,
     configuration: Configuration,
     open_manager: OpenManager = open_manager,
@@ -112,12 +112,12 @@ def _undo(
             ipam.run("DEL")
             reservations.remove(attachment)
         manager.release(lease)
-    except (Failure, TapsterError) as second:
+    except (CniFailure, TapsterError) as second:
         error.add_note(f"undoing it failed too ({second}); DEL or GC will do it")
 
 
 def delete(
-    call: Call,
+    call: CniCall,
     network: Network,
     configuration: Configuration,
     open_manager: OpenManager = open_manager,
@@ -134,10 +134,12 @@ def delete(
     return None
 
 
-def check(call: Call, network: Network, configuration: Configuration) -> Answer:
+def check(call: CniCall, network: Network, configuration: Configuration) -> Answer:
     """Compare the device with its lease, and the lease with the result of ADD."""
     if network.previous is None:
-        raise Failure(Code.CONFIGURATION, "CHECK needs prevResult, the result of ADD")
+        raise CniFailure(
+            Code.CONFIGURATION, "CHECK needs prevResult, the result of ADD"
+        )
     with open_manager(network) as manager:
         leases = [
             lease
@@ -145,7 +147,7 @@ def check(call: Call, network: Network, configuration: Configuration) -> Answer:
             if attachment == call.attachment and lease.state is State.ACTIVE
         ]
         if not leases:
-            raise Failure(
+            raise CniFailure(
                 Code.DIFFERS,
                 f"container {call.container!r} has no lease for {call.ifname!r} on "
                 f"network {network.name!r}",
@@ -159,16 +161,16 @@ def check(call: Call, network: Network, configuration: Configuration) -> Answer:
 
 def _check_lease(manager: "Manager", network: Network, lease: Lease) -> None:
     if not result.lists(network.previous or {}, network, lease):
-        raise Failure(Code.DIFFERS, f"prevResult has no interface {lease.name!r}")
+        raise CniFailure(Code.DIFFERS, f"prevResult has no interface {lease.name!r}")
     if manager.device(lease) is None:
-        raise Failure(Code.DIFFERS, f"device {lease.name!r} is gone")
+        raise CniFailure(Code.DIFFERS, f"device {lease.name!r} is gone")
     if wrong := manager.differences(lease):
         shown = "; ".join(f"{part}: {text}" for part, text in wrong.items())
-        raise Failure(Code.DIFFERS, f"device {lease.name!r} differs: {shown}")
+        raise CniFailure(Code.DIFFERS, f"device {lease.name!r} differs: {shown}")
 
 
 def collect_garbage(
-    call: Call,
+    call: CniCall,
     network: Network,
     configuration: Configuration,
     open_manager: OpenManager = open_manager,
@@ -203,23 +205,23 @@ def collect_garbage(
     return None
 
 
-def status(call: Call, network: Network, configuration: Configuration) -> Answer:
+def status(call: CniCall, network: Network, configuration: Configuration) -> Answer:
     """Say whether ADD can work."""
     keys = network.keys
     if "link" not in keys and not os.path.exists(TUN):
-        raise Failure(Code.UNAVAILABLE, f"{TUN} is missing: modprobe tun")
+        raise CniFailure(Code.UNAVAILABLE, f"{TUN} is missing: modprobe tun")
     try:
         with open_manager(network) as manager:
             manager.leases()
     except TapsterError as error:
-        raise Failure(Code.UNAVAILABLE, str(error)) from error
+        raise CniFailure(Code.UNAVAILABLE, str(error)) from error
     _check_links(keys)
     if network.ipam:
         try:
             _forward(network, call, configuration, "STATUS")
-        except Failure as error:
+        except CniFailure as error:
             code = error.code if error.code in (50, 51) else Code.UNAVAILABLE
-            raise Failure(code, error.message, error.details) from error
+            raise CniFailure(code, error.message, error.details) from error
     return None
 
 
@@ -232,7 +234,7 @@ def _check_links(keys: Mapping[str, Any]) -> None:
             if "link" in keys and not keys.get("linkInContainer"):
                 lower.find(namespace, Macvtap(keys["link"]))
         except TapsterError as error:
-            raise Failure(Code.LIMITED, str(error)) from error
+            raise CniFailure(Code.LIMITED, str(error)) from error
 
 
 def version(requested: object) -> dict[str, Any]:
@@ -241,7 +243,7 @@ def version(requested: object) -> dict[str, Any]:
     return {"cniVersion": spoken, "supportedVersions": [*VERSIONS]}
 
 
-VERBS: dict[str, Callable[[Call, Network, Configuration], Answer]] = {
+VERBS: dict[str, Callable[[CniCall, Network, Configuration], Answer]] = {
     "ADD": add,
     "DEL": delete,
     "CHECK": check,
@@ -267,7 +269,10 @@ def _leases(manager: "Manager", network: Network) -> Iterable[tuple[Lease, Attac
 
 
 def _give_back(
-    network: Network, call: Call, configuration: Configuration, attachment: Attachment
+    network: Network,
+    call: CniCall,
+    configuration: Configuration,
+    attachment: Attachment,
 ) -> None:
     """Let the IPAM plugin take back the addresses of an attachment."""
     assert network.ipam
@@ -277,7 +282,7 @@ def _give_back(
 
 
 def _forward(
-    network: Network, call: Call, configuration: Configuration, command: str
+    network: Network, call: CniCall, configuration: Configuration, command: str
 ) -> None:
     assert network.ipam
     Ipam(network.ipam, call, configuration).run(command)
@@ -289,7 +294,7 @@ def _collect(
     """Do something; keep its failure, which hinders nothing else."""
     try:
         act(*arguments)
-    except (Failure, TapsterError) as error:
+    except (CniFailure, TapsterError) as error:
         failures.append(error)
 
 
@@ -299,23 +304,25 @@ def _raise_all(failures: list[Exception]) -> None:
         return
     first, *others = [_failure(error) for error in failures]
     details = [first.details, *(other.message for other in others)]
-    raise Failure(first.code, first.message, "; ".join(filter(None, details)))
+    raise CniFailure(first.code, first.message, "; ".join(filter(None, details)))
 
 
-def failure_of(error: TapsterError, call: Call) -> Failure:
+def failure_of(error: TapsterError, call: CniCall) -> CniFailure:
     """Return an error of Tapster's as one of the protocol's."""
     message = "; ".join([str(error), *getattr(error, "__notes__", ())])
     if isinstance(error, NameTaken):
         if error.until is not None:
-            return Failure(Code.TRY_AGAIN, message)
+            return CniFailure(Code.TRY_AGAIN, message)
         if error.name == call.ifname:
-            return Failure(Code.ENVIRONMENT, f"CNI_IFNAME {call.ifname!r}: {message}")
+            return CniFailure(
+                Code.ENVIRONMENT, f"CNI_IFNAME {call.ifname!r}: {message}"
+            )
     if isinstance(error, NoSuchLink) and call.netns and call.netns in message:
-        return Failure(Code.ENVIRONMENT, f"CNI_NETNS: {message}")
+        return CniFailure(Code.ENVIRONMENT, f"CNI_NETNS: {message}")
     for kinds, code in _CODES:
         if isinstance(error, kinds):
-            return Failure(code, message)
-    return Failure(Code.CONFIGURATION, message)
+            return CniFailure(code, message)
+    return CniFailure(Code.CONFIGURATION, message)
 
 
 _CODES: tuple[tuple[tuple[type[TapsterError], ...], Code], ...] = (
@@ -327,8 +334,8 @@ _CODES: tuple[tuple[tuple[type[TapsterError], ...], Code], ...] = (
 """The code of each kind of error: the first that fits."""
 
 
-def _failure(error: Exception) -> Failure:
-    if isinstance(error, Failure):
+def _failure(error: Exception) -> CniFailure:
+    if isinstance(error, CniFailure):
         return error
     assert isinstance(error, TapsterError)
-    return failure_of(error, Call(""))
+    return failure_of(error, CniCall(""))

@@ -107,7 +107,7 @@ class Config(NamedTuple):
     defaults: CommandDefaults = CommandDefaults()
 
 
-class Fault(NamedTuple):
+class ConfigFault(NamedTuple):
     """A mistake in the file."""
 
     line: int | None
@@ -163,7 +163,7 @@ def load(path: str, *, must_exist: bool = False) -> Loaded:
     return loaded
 
 
-def check(path: str) -> tuple[Loaded | None, list[Fault]]:
+def check(path: str) -> tuple[Loaded | None, list[ConfigFault]]:
     """Read the file, and report every fault.
 
     A user or group that does not exist is a fault, but the file can still be used.
@@ -172,13 +172,13 @@ def check(path: str) -> tuple[Loaded | None, list[Fault]]:
         text = _read(path)
         content = tomllib.loads(text)
     except OSError as error:
-        return None, [Fault(None, "", error.strerror or str(error))]
+        return None, [ConfigFault(None, "", error.strerror or str(error))]
     except UnicodeDecodeError as error:
-        return None, [Fault(None, "", f"not UTF-8: {error.reason}")]
+        return None, [ConfigFault(None, "", f"not UTF-8: {error.reason}")]
     except RecursionError:
-        return None, [Fault(None, "", "nested too deeply")]
+        return None, [ConfigFault(None, "", "nested too deeply")]
     except ValueError as error:  # tomllib.TOMLDecodeError says the line
-        return None, [Fault(None, "", str(error))]
+        return None, [ConfigFault(None, "", str(error))]
     reader = _Reader(text)
     config = reader.config(content)
     listed: Acl = ()
@@ -195,7 +195,9 @@ def check(path: str) -> tuple[Loaded | None, list[Fault]]:
         return None, reader.faults
     loaded = resolve(Loaded(config, listed))
     unknown = [
-        Fault(reader.line_of(name), "allow", f"{name!r} does not exist on this host")
+        ConfigFault(
+            reader.line_of(name), "allow", f"{name!r} does not exist on this host"
+        )
         for name in loaded.unknown
     ]
     return loaded, unknown
@@ -215,7 +217,7 @@ class _Reader:
     """Makes a configuration from parsed TOML, and notes every fault."""
 
     def __init__(self, text: str) -> None:
-        self.faults: list[Fault] = []
+        self.faults: list[ConfigFault] = []
         self._lines = text.splitlines()
 
     def config(self, content: dict[str, Any]) -> Config:
@@ -346,7 +348,7 @@ class _Reader:
     def add(self, where: str, key: str, problem: str, value: str | None = None) -> None:
         """Note a fault of a key of a table, or of one value of its list."""
         place = ".".join(filter(None, (where, key)))
-        self.faults.append(Fault(self._line(where, key, value), place, problem))
+        self.faults.append(ConfigFault(self._line(where, key, value), place, problem))
 
     def line_of(self, value: str) -> int | None:
         """Return the first line that has this text in quotes."""

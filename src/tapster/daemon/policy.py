@@ -71,7 +71,7 @@ class Need(NamedTuple):
     value: str
 
 
-class Device(NamedTuple):
+class DeviceRequest(NamedTuple):
     """A requested device, with everything that a rule can allow or forbid."""
 
     spec: Spec
@@ -128,12 +128,12 @@ REQUIRABLE = frozenset(
 """The fields that a rule can require."""
 
 
-def needs(device: Device, caller: Caller) -> tuple[Need, ...]:
+def needs(device: DeviceRequest, caller: Caller) -> tuple[Need, ...]:
     """Return the values that a rule must list to allow this device to this caller."""
     return tuple(dict.fromkeys(_needs(device, caller)))
 
 
-def _needs(device: Device, caller: Caller) -> Iterator[Need]:
+def _needs(device: DeviceRequest, caller: Caller) -> Iterator[Need]:
     spec = device.spec
     yield Need("kinds", spec.kind)
     yield Need("templates", spec.name)
@@ -159,7 +159,7 @@ def _needs(device: Device, caller: Caller) -> Iterator[Need]:
         yield Need("features", "lower-bridge-mtu")
 
 
-def judge(rules: tuple[Rule, ...], caller: Caller, device: Device) -> str | None:
+def judge(rules: tuple[Rule, ...], caller: Caller, device: DeviceRequest) -> str | None:
     """Return None if the caller may have this device; else the reason, and the rule
     that would allow it."""
     if caller.root:

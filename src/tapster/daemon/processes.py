@@ -15,7 +15,7 @@ RETRY = 1.0
 """Seconds until the next attempt to watch a process after descriptors ran out."""
 
 
-class Processes:
+class WatchedProcesses:
     """One descriptor for each process that is watched."""
 
     def __init__(

@@ -22,7 +22,7 @@ from tapster.daemon.log import ERROR, INFO, WARNING, Log
 from tapster.daemon.loop import READ, Loop
 from tapster.daemon.metrics import Metrics
 from tapster.daemon.policy import Caller
-from tapster.daemon.processes import Processes
+from tapster.daemon.processes import WatchedProcesses
 from tapster.daemon.schedule import ReapSchedule
 from tapster.daemon.service import Service
 from tapster.daemon.upkeep import Upkeep
@@ -82,7 +82,7 @@ class Server:
         self._service = Service(
             operations, ledger, loaded, self._metrics, log, self._upkeep
         )
-        self._processes = Processes(self._loop, system, self._process_ended, log)
+        self._processes = WatchedProcesses(self._loop, system, self._process_ended, log)
         self._connections = Connections(
             self._loop,
             lambda: self._service.loaded.config.limits,

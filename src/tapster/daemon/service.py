@@ -14,7 +14,7 @@ from tapster.daemon import config, policy
 from tapster.daemon.config import Loaded
 from tapster.daemon.log import WARNING, Log
 from tapster.daemon.metrics import Metrics
-from tapster.daemon.policy import Caller, Device, Need
+from tapster.daemon.policy import Caller, DeviceRequest, Need
 from tapster.daemon.upkeep import EXIT, Upkeep
 from tapster.errors import (
     LedgerError,
@@ -262,7 +262,7 @@ class Service:
         rules = self.rules
         if request.bind is Binding.CLOSE and isinstance(spec, Tap):
             rules = self.loaded.rules_for_bridge(spec.bridge)
-        device = Device(spec, request.netns, request.vhost, lowers)
+        device = DeviceRequest(spec, request.netns, request.vhost, lowers)
         if reason := policy.judge(rules, caller, device):
             self._metrics.add("refused", "policy")
             raise NotAllowed(reason)

@@ -30,7 +30,7 @@ UNASKED = "unasked: "
 """What the problem of a record begins with if the store could not be asked."""
 
 
-class Entry(NamedTuple):
+class BookEntry(NamedTuple):
     """A record, with its line of the inventory and the number of its last change."""
 
     record: Record
@@ -153,19 +153,19 @@ class Book:
                 (vm, term, step, sent, lease),
             )
 
-    def entries(self, where: str = "", *values: object) -> list[Entry]:
+    def entries(self, where: str = "", *values: object) -> list[BookEntry]:
         """Records, in the order of their changes; `where` is SQL."""
         with self._file.reading() as db:
             rows = db.execute(f"{_ENTRIES} {where} ORDER BY serial", values).fetchall()
         return [_entry(row) for row in rows]
 
-    def dirty(self) -> list[Entry]:
+    def dirty(self) -> list[BookEntry]:
         """Return the records that are to be pushed."""
         return self.entries(
             "WHERE dirty AND fleet_record.state NOT IN ('reserved', 'standby')"
         )
 
-    def of_lease(self, lease: str) -> Entry | None:
+    def of_lease(self, lease: str) -> BookEntry | None:
         """Return the latest record of a lease."""
         return next(
             iter(self.entries("WHERE fleet_record.lease = ?", lease)[-1:]), None
@@ -201,24 +201,24 @@ class Book:
                 [(problem, lease) for lease in leases],
             )
 
-    def settle(self, done: Iterable[tuple[Entry, Outcome]], now: float) -> None:
+    def settle(self, done: Iterable[tuple[BookEntry, Outcome]], now: float) -> None:
         """Record the outcomes of pushes."""
         with self._file.changing() as db:
             for entry, outcome in done:
                 _settle(db, entry, outcome, now)
 
-    def rested(self, now: float) -> list[Entry]:
+    def rested(self, now: float) -> list[BookEntry]:
         """Ended records whose MAC can be given to another VM."""
         return self.entries(
             "WHERE NOT dirty AND fleet_record.state = 'ended' AND abs(? - changed) > ?",
             *(now, REST),
         )
 
-    def parked(self) -> list[Entry]:
+    def parked(self) -> list[BookEntry]:
         """Records of VMs that no host runs, as far as this host knows."""
         return self.entries("WHERE NOT dirty AND fleet_record.state = 'parked'")
 
-    def forget(self, entry: Entry) -> None:
+    def forget(self, entry: BookEntry) -> None:
         """Remove a record, unless it has changed."""
         with self._file.changing() as db:
             db.execute(
@@ -287,7 +287,7 @@ def _in_use(db: Any, mac: str, now: float) -> bool:
     return db.execute(query, (mac, now, REST)).fetchone() is not None
 
 
-def _settle(db: Any, entry: Entry, outcome: Outcome, now: float) -> None:
+def _settle(db: Any, entry: BookEntry, outcome: Outcome, now: float) -> None:
     record = entry.record
     which = (record.lease, record.domain)
     if outcome.epoch is not None:
@@ -339,7 +339,7 @@ def describe(outcome: Outcome) -> str:
     return f"it is reserved for VM {found.vm}, last on host {found.host}"
 
 
-def _entry(row: Sequence[Any]) -> Entry:
+def _entry(row: Sequence[Any]) -> BookEntry:
     lease, domain, mac, vm, term, step, state, since, sent, serial, *others = row
     problem, changed, name, owner, kind, on = others
     record = Record(
@@ -353,4 +353,4 @@ def _entry(row: Sequence[Any]) -> Entry:
         bool(sent),
     )
     row_ = InventoryRow(name, mac, domain, vm, owner, kind, on, state, since)
-    return Entry(record, row_, serial, problem, changed)
+    return BookEntry(record, row_, serial, problem, changed)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from tapster.errors import TapsterError
 from tapster.fleet import claim, keys, steps
 from tapster.fleet.claim import ClaimAction, ClaimState
-from tapster.fleet.etcd import Etcd, Refused
+from tapster.fleet.etcd import Etcd, EtcdRefusal
 from tapster.fleet.fleet import Overview
 from tapster.fleet.member import LOW, Member
 from tapster.fleet.store import FleetUnavailable
@@ -116,7 +116,7 @@ def _inventory(overview: Overview) -> Iterator[Problem]:
     seen: dict[tuple[str, str], str] = {}
     try:
         rows = [*overview.rows()]
-    except Refused as error:
+    except EtcdRefusal as error:
         if error.code != PERMISSION_DENIED:
             raise
         return

@@ -54,7 +54,7 @@ class Certificates(NamedTuple):
 NO_CERTIFICATES = Certificates()
 
 
-class Refused(FleetUnavailable):
+class EtcdRefusal(FleetUnavailable):
     """The store has read the request and refused it."""
 
     def __init__(self, status: int, code: int, problem: str) -> None:
@@ -199,7 +199,7 @@ class Etcd:
         )
         try:
             stranger.call("kv/range", {"key": _coded(prefix)})
-        except Refused:
+        except EtcdRefusal:
             return False
         finally:
             stranger.close()
@@ -241,7 +241,7 @@ class Etcd:
                 answer = self._ask_with_login(
                     endpoint, path, text, window, writes=writes
                 )
-            except Refused as error:
+            except EtcdRefusal as error:
                 if error.status < 500:
                     raise
                 problem = error
@@ -270,7 +270,7 @@ class Etcd:
             fresh = True
         try:
             return self._ask(endpoint, path, text, window, writes=writes)
-        except Refused as error:
+        except EtcdRefusal as error:
             # 16 is gRPC's "unauthenticated": the token has expired. etcd gives the
             # same message with 3 or 2 after a restart or a change of its users.
             expired = error.code == 16 or "auth token" in str(error)
@@ -290,7 +290,7 @@ class Etcd:
                 json.dumps(body).encode(),
                 Window(until, until),
             )
-        except Refused as error:
+        except EtcdRefusal as error:
             if error.code == 9:  # authentication is not enabled: no token is needed
                 return
             raise
@@ -347,7 +347,7 @@ class Etcd:
         code = answer.get("code", 0)
         if writes and (status >= 500 or status == 408):
             raise FleetUnclear(f"{problem}; it may be applied")
-        raise Refused(status, code if isinstance(code, int) else 0, problem)
+        raise EtcdRefusal(status, code if isinstance(code, int) else 0, problem)
 
     # Connections
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from tapster.errors import RequestError
-from tapster.fleet.book import UNASKED, Book, Entry, describe
+from tapster.fleet.book import UNASKED, Book, BookEntry, describe
 from tapster.fleet.claim import (
     ClaimAction,
     ClaimState,
@@ -137,7 +137,7 @@ class FleetMacs:
         self,
         settings: "Settings",
         questions: Sequence[Asked],
-        entries: Sequence[Entry],
+        entries: Sequence[BookEntry],
     ) -> "list[Outcome]":
         """Ask the store, and wait no longer than the budget."""
         from tapster.fleet.steps import Push

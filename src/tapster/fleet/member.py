@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from tapster.errors import ConflictError, RequestError
 from tapster.fleet import claim, keys, steps
-from tapster.fleet.book import Book, Entry
+from tapster.fleet.book import Book, BookEntry
 from tapster.fleet.claim import RELEASED, ClaimAction, Standing
 from tapster.fleet.keys import Block, Fleet, Keys, Session, encode
 from tapster.fleet.settings import CACHE, Settings
@@ -31,7 +31,7 @@ class Synced(NamedTuple):
     """What a sync did."""
 
     pushed: int = 0
-    problems: tuple[Entry, ...] = ()
+    problems: tuple[BookEntry, ...] = ()
     """Records that conflict with another host or VM."""
     block: str = ""
     """The block that was taken."""
@@ -168,7 +168,7 @@ class Member:
             self.book.all_dirty()
         block = self._keep_blocks()
         pushed = 0
-        problems: list[Entry] = []
+        problems: list[BookEntry] = []
         entries = self.book.dirty()
         for first in range(0, len(entries), BATCH):
             done = self._push(entries[first : first + BATCH])
@@ -179,7 +179,7 @@ class Member:
         self._sweep(everything=everything)
         return Synced(pushed, tuple(problems), block)
 
-    def superseded(self) -> list[Entry]:
+    def superseded(self) -> list[BookEntry]:
         """Return the running leases of VMs that another host has taken over."""
         found = []
         for entry in self.book.entries("WHERE fleet_record.state = 'active'"):
@@ -190,7 +190,7 @@ class Member:
                 found.append(entry)
         return found
 
-    def _push(self, entries: list[Entry]) -> list[tuple[Entry, Outcome]]:
+    def _push(self, entries: list[BookEntry]) -> list[tuple[BookEntry, Outcome]]:
         pushes = [Push(entry.record, entry.row) for entry in entries]
         outcomes = self._run(
             steps.push_all(self.where, self.me, pushes, self.book.running())

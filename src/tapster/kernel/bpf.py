@@ -32,7 +32,7 @@ _STRUCTURE, _INTEGER, _RETURNS_INTEGER = 3, 4, 5
 _INFO_SIZE = 232
 
 
-class Member(NamedTuple):
+class StructMember(NamedTuple):
     """A member of one of the kernel's structures."""
 
     name: str
@@ -57,7 +57,7 @@ class Program(NamedTuple):
     instructions: bytes
     structure: str
     """The kernel's structure, as `sk_buff`."""
-    members: tuple[Member, ...]
+    members: tuple[StructMember, ...]
     references: tuple[Reference, ...]
     state: int = 0
     """Bytes that the program keeps from frame to frame; 0 if it keeps none."""

@@ -30,9 +30,9 @@ from tapster.kernel.bpf import (
     MEMBER_OFFSET,
     SHIFT_LEFT,
     SHIFT_RIGHT,
-    Member,
     Program,
     Reference,
+    StructMember,
     offset_of,
 )
 from tapster.kernel.port import GuardLimit
@@ -55,11 +55,11 @@ LINK_LOCAL = 0x0180C200
 DHCP_SERVER = 67
 
 _MEMBERS = (
-    Member("ip_summed", 2),
-    Member("csum_start", 16),
-    Member("csum_offset", 16),
-    Member("mac_header", 16),
-    Member("transport_header", 16),
+    StructMember("ip_summed", 2),
+    StructMember("csum_start", 16),
+    StructMember("csum_offset", 16),
+    StructMember("mac_header", 16),
+    StructMember("transport_header", 16),
 )
 _IP_SUMMED, _START, _OFFSET, _MAC_HEADER, _TRANSPORT_HEADER = range(5)
 _LEN, _PROTOCOL, _GSO_SIZE = 0, 16, 176

@@ -10,7 +10,7 @@ from tapster.light import NamedTuple
 from tapster.model import Lease
 
 
-class Row(NamedTuple):
+class DomainDevice(NamedTuple):
     """A device of a domain."""
 
     domain: str
@@ -26,14 +26,14 @@ class Row(NamedTuple):
     """The id of the lease."""
 
 
-def rows(host: Host) -> list[Row]:
+def rows(host: Host) -> list[DomainDevice]:
     """Return a row for each device of each domain, also of domains that are gone."""
     leases = {
         (lease.owner, lease.name): lease
         for lease in host.leases()
         if lease.owner.startswith(PREFIX)
     }
-    found: list[Row] = []
+    found: list[DomainDevice] = []
     for name in virsh.domains():
         state = virsh.state(name)
         xml = virsh.definition(name)
@@ -47,18 +47,20 @@ def rows(host: Host) -> list[Row]:
                     map(nic.attributes.get, domain.PLACES & nic.attributes.keys()), None
                 )
                 mac = nic.attributes.get("mac")
-                found.append(Row(name, state, nic.dev, on, mac, None, None))
+                found.append(DomainDevice(name, state, nic.dev, on, mac, None, None))
         plugged = [key for key in leases if key[0] == owner]
         found += [_leased(name, state, leases.pop(key)) for key in plugged]
     return [*found, *_of_gone_domains([*leases.values()])]
 
 
-def _of_gone_domains(leases: list[Lease]) -> Iterator[Row]:
+def _of_gone_domains(leases: list[Lease]) -> Iterator[DomainDevice]:
     for lease in leases:
         name = dict(lease.labels).get(LABEL, lease.owner.removeprefix(PREFIX))
         yield _leased(name, "gone", lease)
 
 
-def _leased(name: str, state: str, lease: Lease) -> Row:
+def _leased(name: str, state: str, lease: Lease) -> DomainDevice:
     on = lease.wiring.bridge or lease.wiring.ovs or lease.lower
-    return Row(name, state, lease.name, on, lease.mac, str(lease.state), lease.id)
+    return DomainDevice(
+        name, state, lease.name, on, lease.mac, str(lease.state), lease.id
+    )
