@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the daemon costs beside the library, and how soon it answers after a restart."""
 
-import json
 import os
 import signal
 import socket
@@ -14,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from bench.clients import Report, together
 from bench.measurements import Run
 from bench.result import Goal, Row, Table, interleave
 from bench.world import BenchWorld, world
@@ -175,33 +175,12 @@ def _together(
     spec: Tap,
 ) -> DaemonFigures:
     each = max(pairs // clients, 2)
-    before = time.perf_counter()
-    pipes = [_client(manager, each, spec) for _ in range(clients)]
-    taken: list[float] = []
-    for pipe in pipes:
-        with os.fdopen(pipe) as answer:
-            taken += json.load(answer)
-    spent = time.perf_counter() - before
-    for _ in pipes:
-        os.wait()
-    return _found(taken, spent)
 
+    def work(host: Manager, report: Report) -> None:
+        report(_pairs(host, each, spec))
 
-def _client(
-    manager: Callable[[], AbstractContextManager[Manager]], pairs: int, spec: Tap
-) -> int:
-    """Start a client; a pipe on which it says how long each acquire took."""
-    reader, writer = os.pipe()
-    if os.fork():
-        os.close(writer)
-        return reader
-    try:
-        with manager() as host:
-            answer = json.dumps(_pairs(host, pairs, spec)).encode()
-        while answer:
-            answer = answer[os.write(writer, answer) :]
-    finally:
-        os._exit(0)
+    spent, found = together(manager, [work] * clients)
+    return _found([seconds for taken in found for seconds in taken], spent)
 
 
 def _found(taken: list[float], spent: float) -> DaemonFigures:

@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Storms: many clients want devices at once, and many VMs stop at once."""
 
-import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import tapster
+from bench.clients import Report, together
 from bench.measurements import Run
 from bench.measurements.daemon import daemon
 from bench.measurements.limits import PORTS, TOGETHER
 from bench.result import Goal, Row, Table, interleave
 from bench.ways.tapster import COMMAND, no_reaper
 from bench.world import BenchWorld, world
-from tapster import Host, State, Tap
+from tapster import Host, Manager, State, Tap
 
 CLIENTS, DEVICES = 64, 1000
 VMS = 300
@@ -104,47 +104,30 @@ def _alone(place: BenchWorld, devices: int) -> Storm:
 
 def _boot(path: Path, clients: int, devices: int) -> Storm:
     """Let clients ask at once; they release their devices when all have theirs."""
-    go, begin = os.pipe()
-    pipes = []
-    for client in range(clients):
-        numbers = range(client, devices, clients)
-        pipes.append(_client(path, [number // PORTS for number in numbers], go, begin))
-    before = time.perf_counter()
-    os.close(begin)  # every client sees the end of the pipe
-    os.close(go)
-    longest = [float(os.read(pipe, 100)) for pipe in pipes]
-    last = time.perf_counter() - before
-    for pipe in pipes:
-        os.close(pipe)
-    for _ in pipes:
-        os.wait()
+    works = [
+        partial(
+            _boot_one, [number // PORTS for number in range(client, devices, clients)]
+        )
+        for client in range(clients)
+    ]
+    storm = together(partial(tapster.connect, path), works)
     with tapster.connect(path) as host:
         host.reap(now=True)
-    return Storm(last, max(longest))
+    return Storm(storm.seconds, max(storm.found))
 
 
-def _client(path: Path, bridges: list[int], go: int, begin: int) -> int:
-    """Start a client; a pipe on which it says how long its slowest acquire took."""
-    reader, writer = os.pipe()
-    if os.fork():
-        os.close(writer)
-        return reader
-    try:
-        os.close(begin)
-        with tapster.connect(path) as host:
-            made = []
-            longest = 0.0
-            os.read(go, 1)
-            for bridge in bridges:
-                start = time.perf_counter()
-                made.append(host.acquire(Tap(bridge=f"br{bridge}", fin_wait=0.5)))
-                longest = max(longest, time.perf_counter() - start)
-            os.write(writer, str(longest).encode())
-            for opened in made:
-                opened.close()
-                host.release(opened)
-    finally:
-        os._exit(0)
+def _boot_one(bridges: Sequence[int], host: Manager, report: Report) -> None:
+    """Acquire a device on each of these bridges; report how long the slowest took."""
+    made = []
+    longest = 0.0
+    for bridge in bridges:
+        start = time.perf_counter()
+        made.append(host.acquire(Tap(bridge=f"br{bridge}", fin_wait=0.5)))
+        longest = max(longest, time.perf_counter() - start)
+    report(longest)
+    for opened in made:
+        opened.close()
+        host.release(opened)
 
 
 def _overruns(path: Path) -> int:

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clients in processes of their own, which begin at the same moment."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+from tapster import Manager, Tap
+
+Report = Callable[[Any], None]
+"""Ends the clock of a client, and says what the client found, as JSON can hold it."""
+Work = Callable[[Manager, Report], None]
+
+READY = b"-"
+
+
+class Together(NamedTuple):
+    """What clients found."""
+
+    seconds: float
+    """From the moment at which all began, to the last report."""
+    found: list[Any]
+
+
+def together(
+    manager: Callable[[], AbstractContextManager[Manager]], works: Sequence[Work]
+) -> Together:
+    """Let a process do each work with a manager of its own.
+
+    The clock begins when each has its manager and has made one device with it: what a
+    process takes to start is no part of a call.
+    """
+    going, go = os.pipe()
+    pipes = [_client(manager, work, going, go) for work in works]
+    os.close(going)
+    for pipe in pipes:
+        assert os.read(pipe, 1) == READY, "a client has failed"
+    before = time.monotonic()
+    os.close(go)  # every client sees the end of the pipe
+    reports = []
+    for pipe in pipes:
+        with os.fdopen(pipe) as answer:
+            reports.append(json.load(answer))
+    for _ in pipes:
+        os.wait()
+    last = max(moment for moment, _ in reports)
+    return Together(last - before, [found for _, found in reports])
+
+
+def _client(
+    manager: Callable[[], AbstractContextManager[Manager]],
+    work: Work,
+    going: int,
+    go: int,
+) -> int:
+    """Start a client; a pipe on which it says that it is ready, and reports."""
+    reader, writer = os.pipe()
+    if os.fork():
+        os.close(writer)
+        return reader
+
+    def report(found: Any) -> None:
+        answer = json.dumps([time.monotonic(), found]).encode()
+        while answer:
+            answer = answer[os.write(writer, answer) :]
+        os.close(writer)
+
+    try:
+        os.close(go)
+        with manager() as host:
+            first = host.acquire(Tap())
+            first.close()
+            host.release(first)
+            os.write(writer, READY)
+            os.read(going, 1)
+            work(host, report)
+    finally:
+        os._exit(0)
