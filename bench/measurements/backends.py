@@ -5,12 +5,13 @@ import os
 import select
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from statistics import median
 
 from bench.clock import timed
 from bench.measurements import Run
+from bench.processes import run as run_process
 from bench.result import Goal, Row, Table, interleave
 from bench.switch import switch
 from bench.ways.tapster import no_reaper
@@ -20,6 +21,8 @@ from tapster import Host, Rate, Tap
 SAMPLES = 20
 """A round, of each wiring."""
 CROWDS = (1, 100, 900)
+PORTS = (1, 300)
+"""Ports of Open vSwitch's bridge."""
 FOREIGN = 10_000
 
 TAP = Tap(bridge="br0")
@@ -60,6 +63,8 @@ def measure(run: Run) -> Iterator[Table]:
         place.bridge("br0")
         with _host(place) as host:
             yield from _added(host, run.rounds, samples)
+            ports = (1, 3) if run.small else PORTS
+            yield from _switched(host, run.rounds, samples, ports)
     with world(run.program) as place:
         place.bridge("br0")
         with _host(place) as host:
@@ -91,6 +96,85 @@ def _added(host: Host, rounds: int, samples: int) -> Iterator[Table]:
             base=BRIDGE,
             about="The median time. Open vSwitch's daemons do their part in userspace.",
         )
+
+
+OURS, THEIRS = "Tapster", "ovs-vsctl"
+OWN = "of that, Tapster's processor time"
+NOTES = {
+    OURS: "",
+    OWN: "the rest is the switch's and the kernel's: Tapster waits for an answer",
+    THEIRS: "adds a tap that exists, and removes it; with the start of its process",
+}
+
+
+def _switched(
+    host: Host, rounds: int, samples: int, crowds: Sequence[int]
+) -> Iterator[Table]:
+    """Tell which part of a start and of a stop is the switch's."""
+    ways: dict[str, Callable[[], tuple[float, ...]]] = {
+        OURS: partial(_parts, host, samples),
+        THEIRS: partial(_plugged, samples),
+    }
+    rows: dict[str, list[Row]] = {"start": [], "stop": []}
+    there = 0
+    for crowd in crowds:
+        for _ in range(there, crowd):
+            host.acquire(PORT).close()
+        there = crowd
+        found = interleave(ways, rounds)
+        columns = {
+            ("start", OURS): [times[0] for times in found[OURS]],
+            ("start", OWN): [times[2] for times in found[OURS]],
+            ("start", THEIRS): [times[0] for times in found[THEIRS]],
+            ("stop", OURS): [times[1] for times in found[OURS]],
+            ("stop", OWN): [times[3] for times in found[OURS]],
+            ("stop", THEIRS): [times[1] for times in found[THEIRS]],
+        }
+        for (verb, title), values in columns.items():
+            rows[verb].append(Row(_among(title, crowd), values, NOTES[title]))
+    few, many = _among(OWN, crowds[0]), _among(OWN, crowds[-1])
+    for verb, of in rows.items():
+        yield Table(
+            f"switch-{verb}",
+            f"A {verb} at Open vSwitch, as its ports grow",
+            "ms",
+            of,
+            goals=[Goal(many, 1.5, to=few)],
+            about="The median. The bridge is in userspace.",
+        )
+
+
+def _among(title: str, ports: int) -> str:
+    return f"{title}, {ports} ports" if ports > 1 else f"{title}, 1 port"
+
+
+def _parts(host: Host, samples: int) -> tuple[float, ...]:
+    """Return the medians of an acquire, a release, and the processor's part of each."""
+    times = []
+    for _ in range(samples):
+        begin = time.process_time()
+        acquired, lease = timed(partial(host.acquire, PORT))
+        starting = time.process_time() - begin
+        lease.close()
+        host.device(lease)  # the kernel has noticed the close
+        begin = time.process_time()
+        released, _ = timed(partial(host.release, lease.id))
+        stopping = time.process_time() - begin
+        times.append((acquired, released, starting, stopping))
+    host.reap(now=True)
+    return tuple(median(column) * 1e3 for column in zip(*times, strict=True))
+
+
+def _plugged(samples: int) -> Times:
+    """Return the medians of adding and removing a tap by the switch's own tool."""
+    subprocess.run(["ip", "tuntap", "add", "plug", "mode", "tap"], check=True)
+    times = []
+    for _ in range(samples):
+        added = run_process("ovs-vsctl", "add-port", "ovs0", "plug")
+        times.append((added * 1e3, run_process("ovs-vsctl", "del-port", "plug") * 1e3))
+    subprocess.run(["ip", "link", "del", "plug"], check=True)
+    adding, removing = zip(*times, strict=True)
+    return median(adding), median(removing)
 
 
 def _crowded(

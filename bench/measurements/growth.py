@@ -14,7 +14,7 @@ from bench.ways.tapster import Library
 from bench.world import BenchWorld, world
 from tapster import Tap
 
-SIZES = (100, 1_000, 4_000)
+SIZES = (100, 1_000, 4_000, 10_000)
 PORTS = 500
 """Of each further bridge. The one that is measured on has as many as at the start."""
 SAMPLES = 40
@@ -31,7 +31,7 @@ class Point(NamedTuple):
 
 
 def measure(run: Run) -> Iterator[Table]:
-    sizes = (2, 4, 6) if run.small else SIZES
+    sizes = (2, 4, 6, 8) if run.small else SIZES
     samples = run.size(SAMPLES, 2)
     rounds = [_grow(run, sizes, samples) for _ in range(run.rounds)]
     for verb in Point._fields:

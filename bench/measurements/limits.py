@@ -26,7 +26,7 @@ from tapster.daemon.metrics import Metrics
 from tapster.daemon.upkeep import Upkeep
 from tapster.ledger import FIRST_IFINDEX
 
-SPACES, OTHER_SPACES = 600, 100
+SPACES, OTHER_SPACES = 600, (100, 1000)
 FILTERED, OTHER_FILTERED = 2000, 100
 LEASES = 1000, 4000, 10_000
 PORTS = 900
@@ -90,7 +90,8 @@ def spent(call: Callable[[], object]) -> float:
 
 def _spaces(run: Run) -> dict[str, float]:
     found = {}
-    for number in (run.size(OTHER_SPACES, 2), run.size(SPACES, 4)):
+    others = (2, 6) if run.small else OTHER_SPACES
+    for number in (run.size(SPACES, 4), *others):
         with (
             world(run.program) as place,
             _in_spaces(place, number) as names,

@@ -46,7 +46,7 @@ def measure(run: Run) -> Iterator[Table]:
         [Row(title, rounds, NOTES[title]) for title, rounds in found.items()],
         base=floor.Releasing.title,
         goals=[
-            Goal(Library.title, 1.15, to=floor.Releasing.title),
+            Goal(Library.title, 1.3, to=floor.Releasing.title),
             Goal(floor.Deleting.title, 20, to=Library.title, least=True),
         ],
         about=f"Tapster and the floor delete groups of {floor.BATCH} devices, which "

@@ -78,7 +78,8 @@ def measure(run: Run) -> Iterator[Table]:
         f"{vms} VMs stop at once",
         "s",
         [Row(way, [storm.last for storm in storms]) for way, storms in stopped.items()],
-        about="The time until every device is down and off its bridge.",
+        about="The time until every device is down and off its bridge. All VMs are "
+        "told to stop at once, so this is the longest wait of a VM, too.",
     )
 
 

@@ -51,7 +51,7 @@ def measure(run: Run) -> Iterator[Table]:
         f"Acquire while {devices:,} devices are deleted",
         "ms",
         [Row(title, rounds, NOTES[title]) for title, rounds in found.items()],
-        goals=[Goal(REAP, 50)],
+        goals=[Goal(REAP, 15)],
         about="The 99th percentile of the time of a start. One start follows the other "
         "while another process deletes.",
     )
