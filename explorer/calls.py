@@ -179,6 +179,10 @@ class NamespaceStandIn(StandIn):
 class SystemStandIn(StandIn):
     """Stands for the host."""
 
+    def udev_interferes(self) -> bool:
+        """Return False: the daemon's upkeep is what repairs MACs here."""
+        return False
+
     def namespaces(self) -> Generator[Any]:
         """Yield no namespace: there is one, and the caller has looked there."""
         yield from ()

@@ -5,21 +5,18 @@ These are equal MACs, a spanning tree, a firewall that judges bridged frames, an
 programs that configure new devices.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from tapster.backends.bridge import MAX_PORTS
 from tapster.errors import HostError
+from tapster.kernel import udev
 from tapster.kernel.port import Namespace
 from tapster.model import Lease, Link, Mode, Problem, State
 
 NEARLY_FULL = MAX_PORTS * 9 // 10
 """A bridge with at least this many ports is reported."""
 CALLS_IPTABLES = "/proc/sys/net/bridge/bridge-nf-call-iptables"
-UDEV, HANDS_OFF = "/run/udev/control", "systemd/network/10-tapster.link"
-LIBRARIES = ("/etc", "/run", "/usr/local/lib", "/usr/lib", "/lib")
-"""Where systemd looks for its files."""
 
 
 def find(
@@ -110,9 +107,7 @@ def _firewall(namespace: Namespace) -> Iterator[Problem]:
 
 
 def _udev() -> Iterator[Problem]:
-    if os.path.exists(UDEV) and not any(
-        os.path.exists(f"{library}/{HANDS_OFF}") for library in LIBRARIES
-    ):
+    if udev.interferes():
         yield Problem(
             "udev is not told to keep its hands off Tapster's devices: it gives some "
             "of them another MAC",

@@ -2,9 +2,11 @@
 """The reaper: a process that ends leases when no other process does.
 
 It deletes released devices when their FIN WAIT is over, releases the leases of
-processes that have ended and of taps that were closed, and replaces waiting devices
-that somebody deleted. A release, and an acquire that binds a lease, start the reaper
-unless one runs. It ends when no lease waits or is bound.
+processes that have ended and of taps that were closed, replaces waiting devices
+that somebody deleted, and puts back MACs and aliases that somebody changed. A release,
+and an acquire that binds a lease, start the reaper unless one runs; where udev changes
+MACs, so does every acquire. The reaper ends when no lease waits or is bound, and none
+is new.
 
 The reaper is two processes: a leader that works, and its parent, the standby. If the
 leader is killed or stopped (SIGSTOP), the standby kills it for good and forks another.
@@ -52,6 +54,11 @@ KILLING = 1.0
 """Seconds to wait for the end of a stopped reaper that was killed."""
 
 
+IDENTIFY_TIMES, IDENTIFY_SECONDS = 10, 60.0
+"""A foreign MAC or alias is put back at once, at most so many times in so many seconds;
+after that once a second. The program that changes it may do so again and again."""
+
+
 class Report(NamedTuple):
     """The devices and processes that the reaper has to look at."""
 
@@ -87,6 +94,53 @@ class Lock:
         if replaced := self.is_replaced():
             self.free()
         return replaced
+
+
+class Identities:
+    """The devices whose foreign MAC or alias is put back, and how often it was."""
+
+    def __init__(self) -> None:
+        self.pending: set[int] = set()
+        """The ifindexes of devices to look at again, soon."""
+        self._times: dict[str, tuple[float, int, float]] = {}
+        """Since when, how often and when last a device was restored, by lease."""
+
+    def restore(self, operations: Operations, changed: set[int] | None) -> None:
+        """Put back what was changed of these devices; None: of all that are here.
+
+        With another VM's MAC in the host, a bridge delivers that VM's frames to the
+        host. udev changes MACs of new devices, and a VMM may change its own.
+        """
+        context, look = operations.context, operations.look
+        netns = context.namespace.netns
+        if changed is None:
+            leases = [one for one in look.leases() if context.is_here(one.netns)]
+        else:
+            leases = context.ledger.at(netns, changed | self.pending)
+        self.pending.clear()
+        active = [lease for lease in leases if lease.state is State.ACTIVE]
+        links = operations.devices.links(context.namespace, active) if active else {}
+        ids = []
+        for lease in active:
+            link = links.get(lease.ifindex)
+            if link is None or look.misidentified(lease, link) is None:
+                continue
+            if lease.manager is None and self._is_allowed(lease.id):
+                ids.append(lease.id)
+            else:
+                self.pending.add(lease.ifindex)
+        if ids:
+            operations.recover.some(ids, wiring=True, backends=False)
+
+    def _is_allowed(self, id: str) -> bool:
+        now = boottime()
+        since, times, last = self._times.get(id, (now, 0, now))
+        if now - since >= IDENTIFY_SECONDS:
+            since, times = now, 0
+        if times >= IDENTIFY_TIMES and now - last < LONGEST_NAP:
+            return False
+        self._times[id] = since, times + 1, now
+        return True
 
 
 class Processes:
@@ -218,6 +272,7 @@ def _work_on(ledger: str, lock: Lock, standby: int) -> bool:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a pidfd for each VM
     system = LinuxSystem()
     processes = Processes(system)
+    identities = Identities()
     watch = system.watch(first=FIRST_IFINDEX)
     report = Report(settle=True, changed=None)
     try:
@@ -225,7 +280,7 @@ def _work_on(ledger: str, lock: Lock, standby: int) -> bool:
             lock.awake()
             failed = False
             try:
-                nap = _work(ledger, lock, processes, report)
+                nap = _work(ledger, lock, processes, identities, report)
             except LedgerError as error:
                 if not _may_pass(error, ledger):
                     return False
@@ -247,7 +302,11 @@ def _work_on(ledger: str, lock: Lock, standby: int) -> bool:
 
 
 def _work(
-    ledger: str, lock: Lock, processes: Processes, report: Report
+    ledger: str,
+    lock: Lock,
+    processes: Processes,
+    identities: Identities,
+    report: Report,
 ) -> float | None:
     """Do what is to be done; return the seconds to wait, or None if all is done."""
     # Opened again each time: a process that naps should hold no ledger open.
@@ -262,6 +321,8 @@ def _work(
         with suppress(HostError, ConflictError):
             _repair(operations, report)
         with suppress(HostError, ConflictError):
+            identities.restore(operations, report.changed)
+        with suppress(HostError, ConflictError):
             operations.recover.restrict()
         with suppress(HostError, ConflictError):
             ended = operations.reap()
@@ -269,7 +330,8 @@ def _work(
             return None
         deadline = operations.reap.next_deadline()
         processes.follow(operations.context.ledger.processes())
-    return _nap(deadline, ended)
+    nap = _nap(deadline, ended)
+    return min(nap, LONGEST_NAP) if identities.pending else nap
 
 
 def _repair(operations: Operations, report: Report) -> None:

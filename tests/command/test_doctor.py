@@ -11,6 +11,7 @@ from lab import iproute, reapers, shell
 from lab.library import no_reaper
 from lab.strangers import foreign_tap
 from tapster import Host, Tap, doctor, hazards
+from tapster.kernel import udev
 from tapster.kernel.boot import boottime
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
@@ -85,15 +86,15 @@ def test_udev_that_is_not_told_to_keep_its_hands_off() -> None:
     for directory in ("/etc", "/run"):
         shell.sh(f"mount -t tmpfs tmpfs {directory}")
     assert problems() == []
-    Path(hazards.UDEV).parent.mkdir()
-    Path(hazards.UDEV).touch()
-    if any(Path(f"{one}/{hazards.HANDS_OFF}").exists() for one in hazards.LIBRARIES):
+    Path(udev.CONTROL).parent.mkdir()
+    Path(udev.CONTROL).touch()
+    if any(Path(f"{one}/{udev.HANDS_OFF}").exists() for one in udev.LIBRARIES):
         assert problems() == []
         return
     ((problem, remedy),) = problems()
     assert "udev is not told" in problem
     assert remedy == "tapster install-service"
-    hands_off = Path(f"/etc/{hazards.HANDS_OFF}")
+    hands_off = Path(f"/etc/{udev.HANDS_OFF}")
     hands_off.parent.mkdir(parents=True)
     hands_off.touch()
     assert problems() == []

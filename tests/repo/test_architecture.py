@@ -446,6 +446,7 @@ ROOMS = [
             "tapster.backends.bridge",
             "tapster.errors",
             "tapster.kernel.port",
+            "tapster.kernel.udev",
             "tapster.model",
         ),
         "it looks at a namespace, and at files of other programs",

@@ -82,6 +82,11 @@ class LinuxSystem:
         # No finer than it is printed. So a printed time can be used in a query.
         return round(time.time(), 3)
 
+    def udev_interferes(self) -> bool:
+        from tapster.kernel import udev
+
+        return udev.interferes()
+
     def netns(self, where: str | None) -> "LinuxNamespace":
         path = "" if where is None else netns.path_of(where)
         opened = path or netns.OWN

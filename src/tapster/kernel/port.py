@@ -427,6 +427,9 @@ class System(Protocol):
     def wallclock(self) -> float:
         """Return the wall clock, as in `tapster.ledger.Clock`."""
 
+    def udev_interferes(self) -> bool:
+        """Return whether udev may give a new device another MAC; see udev.py."""
+
     def netns(self, where: str | None) -> Namespace:
         """Open the namespace with this name or path. None: the caller's own.
 

@@ -278,6 +278,12 @@ def is_any_bound(db: sqlite.Connection) -> bool:
     return any(db.execute(query).fetchone())
 
 
+def is_any_new(db: sqlite.Connection, since: float) -> bool:
+    """Return whether an active lease was created after a moment of the wall clock."""
+    query = "SELECT EXISTS (SELECT 1 FROM lease WHERE state = 'active' AND created > ?)"
+    return any(db.execute(query, (since,)).fetchone())
+
+
 def next_deadline(db: sqlite.Connection) -> float | None:
     """Return when the next FIN WAIT ends, or None if no lease waits."""
     query = "SELECT min(deadline) FROM lease WHERE state = 'fin_wait'"

@@ -533,13 +533,18 @@ class Ledger:
         with self.file.changing() as db:
             claims.release(db, manager)
 
-    def call_if_idle(self, action: Callable[[], None]) -> bool:
+    def call_if_idle(
+        self, action: Callable[[], None], *, since: float | None = None
+    ) -> bool:
         """Call `action` if no lease is in FIN WAIT or bound. Return whether it was.
 
+        With `since`, only if no active lease was created after that moment, either.
         No other process can release or bind a lease before `action` has returned.
         """
         with self.file.changing() as db:
             if leases.next_deadline(db) is not None or leases.is_any_bound(db):
+                return False
+            if since is not None and leases.is_any_new(db, since):
                 return False
             namespaces.forget_unused(db)
             action()

@@ -115,8 +115,9 @@ class Acquire:
                 active = context.ledger.activate(
                     [opened.lease for opened in made], process
                 )
-                if process is not None or on_close:
-                    context.wake_reaper()
+                new = context.system.udev_interferes()
+                if new or process is not None or on_close:
+                    context.wake_reaper(new=new)
                 if hand_over is not None:
                     hand_over.enter_context(deferred())
                 return [

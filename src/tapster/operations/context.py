@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+WATCHED = 60.0
+"""Seconds for which the reaper watches a new device where udev may change it."""
+
 
 class Context:
     """A ledger, a network namespace, and the means to work on leases."""
@@ -132,16 +135,23 @@ class Context:
         """Whether a process has ended for certain."""
         return self.system.life(process) is Life.ENDED
 
-    def wake_reaper(self) -> None:
+    def watched_since(self) -> float | None:
+        """Return since when new devices are watched, because udev may change them."""
+        if not self.system.udev_interferes():
+            return None
+        return self.system.wallclock() - WATCHED
+
+    def wake_reaper(self, *, new: bool = False) -> None:
         """Start a reaper if there is work for one, and no reaper runs.
 
         There is work while a lease waits, or is bound: then the reaper has to see
-        the process end, or the tap closed.
+        the process end, or the tap closed; or if a `new` device has to be watched.
         """
         # The lock is asked first: to read the ledger costs more.
         if self.claims.is_reaper_awake():
             return
-        if self.ledger.next_deadline() is None and not self.ledger.is_any_bound():
+        ledger = self.ledger
+        if not new and ledger.next_deadline() is None and not ledger.is_any_bound():
             return
         self._start_reaper(self.ledger.path)
 

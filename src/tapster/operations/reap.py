@@ -129,7 +129,8 @@ class Reap:
     def quit_if_idle(self, on_idle: Callable[[], None]) -> bool:
         """Call `on_idle` if no lease waits, while no process can release a lease."""
         with self.context.gate:
-            return self.context.ledger.call_if_idle(on_idle)
+            since = self.context.watched_since()
+            return self.context.ledger.call_if_idle(on_idle, since=since)
 
     def _reap(self, batch: Sequence[Lease], failures: Failures) -> list[Lease]:
         """End the claimed leases of one namespace; postpone those that cannot end."""

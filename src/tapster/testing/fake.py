@@ -93,6 +93,9 @@ class FakeSystem:
     def wallclock(self) -> float:
         return self.world.wallclock
 
+    def udev_interferes(self) -> bool:
+        return False  # the host in memory has no udev
+
     def netns(self, where: str | None) -> "FakeNamespace":
         self.begin("open namespace")
         if where is None:
