@@ -107,7 +107,7 @@ def attach_as_owner(name: str, *, queues: int = 1) -> str:
 
 @WAITING
 @pytest.mark.parametrize("queues", [1, 2])
-def test_a_taps_user_cannot_open_it_while_it_waits(
+def test_a_user_cannot_open_the_users_waiting_tap(
     host: Host, spec: Tap, queues: int
 ) -> None:
     lease = host.acquire(spec._replace(queues=queues))
@@ -120,7 +120,7 @@ def test_a_taps_user_cannot_open_it_while_it_waits(
 
 @WAITING
 @pytest.mark.parametrize("queues", [1, 2])
-def test_a_tap_that_is_open_at_its_release_belongs_to_nobody_when_it_is_closed(
+def test_a_tap_that_is_open_at_its_release_belongs_to_root_after_its_close(
     host: Host, spec: Tap, queues: int
 ) -> None:
     """Another process has it open, as a VM has that its user did not stop."""
@@ -131,7 +131,7 @@ def test_a_tap_that_is_open_at_its_release_belongs_to_nobody_when_it_is_closed(
     assert attach_as_owner(lease.name, queues=queues) == "Operation not permitted"
 
 
-def test_a_user_that_takes_its_right_back_loses_it_when_the_tap_is_closed(
+def test_a_user_that_takes_its_tap_back_loses_it_after_the_close(
     host: Host,
 ) -> None:
     """A process needs no privilege to change the owner of a tap that it has open."""
@@ -145,7 +145,7 @@ def test_a_user_that_takes_its_right_back_loses_it_when_the_tap_is_closed(
     assert host.recover() == []
 
 
-def test_a_renamed_tap_belongs_to_nobody_while_it_waits(host: Host) -> None:
+def test_a_renamed_tap_belongs_to_root_while_it_waits(host: Host) -> None:
     lease = host.acquire(Tap(bridge="br0", uid=NOBODY))
     lease.close()
     shell.sh(f"ip link set {lease.name} down name web")
@@ -153,7 +153,7 @@ def test_a_renamed_tap_belongs_to_nobody_while_it_waits(host: Host) -> None:
     assert attach("web") == "Operation not permitted"
 
 
-def test_recover_takes_the_right_of_a_half_done_release(host: Host) -> None:
+def test_recover_gives_the_tap_of_a_half_done_release_to_root(host: Host) -> None:
     lease = host.acquire(Tap(bridge="br0", uid=NOBODY))
     lease.close()
     host.release(lease.id)
@@ -167,7 +167,7 @@ def test_recover_takes_the_right_of_a_half_done_release(host: Host) -> None:
     assert host.recover() == []
 
 
-def test_a_lasting_lease_whose_user_is_root_is_opened_by_no_attach(
+def test_no_attach_opens_the_tap_of_a_lasting_lease_of_root(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Root's taps are not opened at their release: there is nothing to take."""
@@ -178,7 +178,7 @@ def test_a_lasting_lease_whose_user_is_root_is_opened_by_no_attach(
 
 
 @pytest.mark.parametrize("taken", [True, False], ids=["taken", "free"])
-def test_a_foreign_tap_that_gets_the_name_at_that_moment_is_left_alone_I4(
+def test_a_foreign_tap_that_gets_the_name_before_the_opening_is_left_alone_I4(
     host: Host, monkeypatch: pytest.MonkeyPatch, taken: bool
 ) -> None:
     lease = host.acquire(Tap(uid=NOBODY))

@@ -146,7 +146,7 @@ def test_a_device_is_redirected_once(host: Host, tmp_path: Path) -> None:
 
 @redirecting
 @pytest.mark.parametrize("device", ["eth0", "tap0"])
-def test_recover_restores_what_somebody_deleted(host: Host, device: str) -> None:
+def test_recover_restores_what_another_program_deleted(host: Host, device: str) -> None:
     with acquire(host) as opened:
         sh(f"tc -n {POD} qdisc del dev {device} clsact")
         assert "redirections" in host.differences(opened)["redirect"]
@@ -209,7 +209,7 @@ def test_the_veth_is_free_again_when_the_tap_was_deleted(host: Host) -> None:
 
 @redirecting
 @pytest.mark.parametrize("change", ["link del outside", f"-n {POD} link set eth0 down"])
-def test_release_works_whatever_became_of_the_veth(host: Host, change: str) -> None:
+def test_release_works_after_any_change_of_the_veth(host: Host, change: str) -> None:
     with acquire(host) as opened:
         sh(f"ip {change}")
         host.release(opened)

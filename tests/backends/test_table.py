@@ -436,7 +436,7 @@ def test_a_difference_is_described_with_both_values(lab: GuestBridge) -> None:
     assert lab.host.differences(lease) == {"filter": said}
 
 
-def test_a_release_takes_with_it_what_was_added_by_hand_if_recover_saw_it(
+def test_a_release_deletes_elements_that_were_added_by_hand(
     lab: GuestBridge,
 ) -> None:
     lease = taken(lab.host, FILTERED)

@@ -245,7 +245,7 @@ def test_run_fills_in_and_exits_with_the_commands_status(tapster: Run) -> None:
         (["/etc/passwd"], 126),
     ],
 )
-def test_run_releases_whatever_way_the_command_ends(
+def test_run_releases_after_every_kind_of_end(
     tapster: Run, command: list[str], status: int
 ) -> None:
     tapster("run", "--bridge", "br0", "--", *command, status=status)

@@ -104,7 +104,7 @@ def test_a_user_namespace_is_named_as_what_lacks_the_privilege(network: str) -> 
         ("setns", "add --netns pod", "entering network namespace"),
     ],
 )
-def test_a_call_that_a_filter_forbids_is_told_from_a_privilege(
+def test_an_error_tells_a_forbidden_system_call_from_a_missing_privilege(
     call: str, verb: str, named: str
 ) -> None:
     """As a container's seccomp profile does, with EPERM or ENOSYS."""

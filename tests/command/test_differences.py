@@ -162,7 +162,7 @@ def test_what_a_vmm_can_change_through_its_descriptor_is_reported(
         assert "rewire" not in tapster("recover")
 
 
-def test_the_owner_of_a_tap_that_nobody_has_open_is_left_as_it_is() -> None:
+def test_the_owner_of_a_tap_that_no_process_has_open_stays() -> None:
     """To open it would keep a VMM that starts now from opening it."""
     tapster("add", "--bridge", "br0", "--owner", "web")
     with opened("vnet0") as fd:

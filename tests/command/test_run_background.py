@@ -188,7 +188,7 @@ def test_cloud_hypervisors_list_of_descriptors() -> None:
     assert first != second
 
 
-def test_a_waiting_device_that_somebody_deletes_is_replaced_at_once(
+def test_a_waiting_device_that_another_program_deletes_is_replaced_at_once(
     ledger: Path,
 ) -> None:
     command = [TAPSTER, "add", "--bridge", "br0", "--name", "held", "--fin-wait", "60"]

@@ -193,9 +193,7 @@ def _renaming(system: FakeSystem, name: str) -> Callable[[str], None]:
     return step
 
 
-def test_a_queue_of_somebody_elses_tap_is_not_taken_I4(
-    system: FakeSystem, host: Host
-) -> None:
+def test_no_queue_of_a_foreign_tap_is_taken_I4(system: FakeSystem, host: Host) -> None:
     system.step = _renaming(system, "vnet0")
     with pytest.raises(tapster.KernelError, match="vnet0"):
         host.acquire(Tap(queues=2))

@@ -140,7 +140,7 @@ def test_an_mtu_too_small_for_ipv6_is_no_failure(namespace: Namespace) -> None:
     assert (link.mtu, link.up) == (576, True)
 
 
-def test_ipv6_is_off_whatever_the_address_mode(namespace: Namespace) -> None:
+def test_ipv6_is_off_in_every_address_mode(namespace: Namespace) -> None:
     idle(namespace, 0)
     for disabled in (True, False):
         namespace.set_links([LinkChange(OURS, disable_ipv6=disabled)])

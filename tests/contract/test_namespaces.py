@@ -126,7 +126,7 @@ def test_a_namespace_is_found_by_a_tap_of_it_that_is_open(
     assert lab.system.find(blue) is None
 
 
-def test_of_many_namespaces_it_is_told_at_once_which_have_ended(
+def test_one_look_finds_the_ended_of_many_namespaces(
     lab: ContractLab, namespace: Namespace, blue: Netns
 ) -> None:
     lab.add_netns("green")

@@ -137,7 +137,7 @@ def test_any_other_tap_goes_with_its_last_descriptor(
 
 
 @pytest.mark.parametrize("name", ["vnet0", "other"])
-def test_an_idle_tap_is_hijacked_by_who_does_not_ask_for_a_new_one(
+def test_a_program_that_requests_no_new_tap_gets_an_idle_one_of_the_name(
     lab: ContractLab, namespace: Namespace, others: Stranger, name: str
 ) -> None:
     os.close(tap(namespace, "vnet0", OURS))
@@ -288,7 +288,7 @@ def test_a_foreign_tap_of_the_name_keeps_its_owner_I4(
     assert lab.show() == before
 
 
-def test_no_tap_is_made_where_one_was_to_be_opened(
+def test_opening_an_absent_tap_makes_none(
     lab: ContractLab, namespace: Namespace
 ) -> None:
     before = lab.show()

@@ -144,7 +144,7 @@ def test_a_slow_writer_and_a_slow_reader_are_dropped(daemon: Daemon) -> None:
     assert dropped["stalled"] == 2
 
 
-def test_a_flood_of_pings_starves_nobody(daemon: Daemon) -> None:
+def test_a_flood_of_pings_starves_no_other_client(daemon: Daemon) -> None:
     with plain(daemon) as flood:
         flood.setblocking(False)
         ping = encode({"method": "io.tapster.Ping"}) * 1000
@@ -163,7 +163,7 @@ def test_a_flood_of_pings_starves_nobody(daemon: Daemon) -> None:
 # Connections and descriptors
 
 
-def test_thousands_of_idle_connections_keep_nobody_out(daemon: Daemon) -> None:
+def test_thousands_of_idle_connections_exclude_no_client(daemon: Daemon) -> None:
     with ExitStack() as many:
         clients = [many.enter_context(plain(daemon)) for _ in range(2000)]
         serves(daemon)
@@ -201,7 +201,7 @@ def test_idle_connections_are_closed(daemon: Daemon) -> None:
         assert all_of(client) == b""
 
 
-def test_descriptors_that_nobody_asked_for_are_closed(daemon: Daemon) -> None:
+def test_unrequested_descriptors_are_closed(daemon: Daemon) -> None:
     with daemon.connect() as root:
         root.ping()
         _, before = usage(daemon.pid)

@@ -269,7 +269,9 @@ def test_a_file_that_is_missing_is_a_fault_and_allows_nothing(tmp_path: Path) ->
         load(path, must_exist=True)
 
 
-def test_a_file_that_is_no_file_keeps_nobody_waiting(tmp_path: Path) -> None:
+def test_a_policy_that_is_no_regular_file_is_read_without_waiting(
+    tmp_path: Path,
+) -> None:
     os.mkfifo(tmp_path / "fifo")
     assert load(str(tmp_path / "fifo")).rules == ()
     with pytest.raises(RequestError, match="Is a directory"):
@@ -279,7 +281,7 @@ def test_a_file_that_is_no_file_keeps_nobody_waiting(tmp_path: Path) -> None:
         load(str(tmp_path / "huge"))
 
 
-def test_names_become_ids_and_what_does_not_exist_matches_nobody(
+def test_names_become_ids_and_an_unknown_name_matches_no_user(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "tapster.toml"
@@ -378,7 +380,7 @@ def change_it(made: Parts, id: str, change: dict[str, Any]) -> bool:
     return True
 
 
-def test_a_bridge_is_judged_by_its_name_whatever_it_is_called(tmp_path: Path) -> None:
+def test_a_bridge_is_judged_by_its_name_and_not_by_an_altname(tmp_path: Path) -> None:
     with parts(tmp_path) as made:
         stranger = made.system.stranger()
         stranger.add_bridge("secret")

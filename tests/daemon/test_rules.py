@@ -110,7 +110,9 @@ def test_what_tapster_does_to_rules_is_no_event(daemon: Daemon, root: Client) ->
     last.close()
 
 
-def test_a_stranger_in_its_own_table_is_no_event(daemon: Daemon, root: Client) -> None:
+def test_a_change_of_another_programs_table_is_no_event(
+    daemon: Daemon, root: Client
+) -> None:
     lease = root.acquire(SPEC)
     events = daemon.events()
     subprocess.run(

@@ -90,7 +90,7 @@ def opened_by(uid: int, name: str) -> str:
     return (done.stdout or done.stderr).strip()
 
 
-def test_a_tap_that_is_open_at_its_release_is_the_users_no_more(alice: Client) -> None:
+def test_a_tap_that_is_open_at_its_release_becomes_roots(alice: Client) -> None:
     opened = alice.acquire(BR0, pid=os.getpid())
     alice.release(opened.id)
     opened.close()
@@ -116,7 +116,7 @@ def test_a_lasting_tap_is_the_users_until_it_is_released(alice: Client) -> None:
     assert opened_by(ALICE, "vnet0") == "Operation not permitted"
 
 
-def test_a_tap_of_an_unknown_process_is_not_the_users_after_its_close(
+def test_a_tap_of_an_unknown_process_becomes_roots_after_its_close(
     alice: Client,
 ) -> None:
     """The daemon may not look for the process, and sees the close a moment later."""
@@ -127,7 +127,7 @@ def test_a_tap_of_an_unknown_process_is_not_the_users_after_its_close(
     wait_for(lambda: opened_by(ALICE, "vnet0") == denied, "the tap is nobody's")
 
 
-def test_a_users_tap_is_not_the_users_after_the_vms_end(
+def test_a_users_tap_becomes_roots_after_the_vms_end(
     alice: Client, daemon: Daemon
 ) -> None:
     vm = companion(ALICE)
@@ -455,7 +455,7 @@ def test_a_lease_of_the_command_in_another_namespace_is_watched(
     assert next(one for one in events if one.event == "held").name == "vnet0"
 
 
-def test_a_number_of_its_own_makes_it_no_stranger_to_itself(
+def test_the_daemon_hears_of_its_own_namespace_when_that_has_a_number(
     daemon: Daemon, root: Client
 ) -> None:
     """Up to Linux 7.0 what happens at home then comes under that number, too."""

@@ -117,7 +117,7 @@ def wait_until_empty(daemon: Daemon, root: Client) -> None:
 
 
 @pytest.mark.timeout(900 + PAIRS)
-def test_a_storm_of_clients_leaks_nothing_and_mixes_up_nobody_I1_I2(
+def test_a_storm_of_clients_leaks_nothing_and_mixes_up_no_devices_I1_I2(
     world: None,
 ) -> None:
     with Daemon(policy=POLICY) as daemon:

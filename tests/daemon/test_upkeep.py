@@ -356,7 +356,7 @@ def namespaces_with_a_lease_each(made: Parts, ledger: Path) -> list[str]:
     return names
 
 
-def test_of_many_namespaces_that_end_at_once_each_is_looked_for_with_the_others(
+def test_one_look_finds_all_namespaces_that_end_at_once(
     watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = watched.made

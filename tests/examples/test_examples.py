@@ -151,7 +151,7 @@ def test_ansible(ansible: Ansible, environment: dict[str, str]) -> None:
     assert not active(environment)
 
 
-def test_ansible_is_told_why_something_failed(ansible: Ansible) -> None:
+def test_ansible_gets_the_reason_of_a_failure(ansible: Ansible) -> None:
     result = ansible.run(owner="db", bridge="br7")
     assert result["failed"]
     assert "there is no bridge 'br7'" in result["msg"]

@@ -88,7 +88,7 @@ def test_without_etcd_init_prints_what_makes_its_users(
 @pytest.mark.parametrize(
     "verb", ["sync", "sync --dry-run", "leave", "leave --dry-run", "epoch x", "doctor"]
 )
-def test_a_host_that_has_not_joined_is_told_so(
+def test_an_error_says_that_a_host_has_not_joined(
     world: None, tmp_path: Path, verb: str
 ) -> None:
     config = tmp_path / "tapster.toml"

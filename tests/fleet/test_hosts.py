@@ -480,7 +480,7 @@ def test_figures_need_no_store(pair: Pair) -> None:
     assert shown["block_free"] == keys.BLOCK_SIZE
 
 
-def test_a_conflict_is_a_figure_and_a_mac_that_was_not_checked_is_none(
+def test_figures_count_conflicts_and_unchecked_macs_apart(
     pair: Pair,
 ) -> None:
     pair.a.add(MAC, X)

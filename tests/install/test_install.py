@@ -59,7 +59,7 @@ def test_uninstall_removes_exactly_what_install_placed(
     )
 
 
-def test_an_installed_program_runs_whatever_the_caller_has_in_its_environment(
+def test_an_installed_program_runs_in_any_environment(
     tmp_path: Path,
 ) -> None:
     trap = tmp_path / "trap"

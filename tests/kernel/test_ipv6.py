@@ -122,7 +122,7 @@ def name_of(ifindex: int, before_second: Callable[[], None]) -> Callable[[], str
 
 
 @pytest.mark.usefixtures("pair")
-def test_a_foreign_device_that_takes_the_name_meanwhile_keeps_its_ipv6() -> None:
+def test_a_foreign_device_that_takes_the_name_before_the_write_keeps_its_ipv6() -> None:
     ours = iproute.links()["ours"]["ifindex"]
 
     def swap() -> None:

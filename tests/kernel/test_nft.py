@@ -87,7 +87,7 @@ def open_fds() -> list[str]:
     ).stdout.split()
 
 
-def test_nothing_of_it_is_open_to_what_is_executed_nor_when_it_is_closed() -> None:
+def test_its_descriptors_are_not_inherited_and_are_closed_with_it() -> None:
     before, inherited = os.listdir("/proc/self/fd"), open_fds()
     namespace = LinuxSystem().netns(None)
     namespace.nft("add table bridge t")

@@ -56,7 +56,7 @@ def test_sequence_numbers_begin_again_after_32_bits(left: int) -> None:
 
 @pytest.mark.kernel
 @pytest.mark.usefixtures("world")
-def test_asking_for_a_link_that_is_not_there_leaves_no_garbage() -> None:
+def test_asking_for_an_absent_link_leaves_no_garbage() -> None:
     """Each acquire asks for a name that no link has. What is in a cycle, such as an
     exception and a frame that holds it, is freed in pauses of 20 ms."""
     opened = rtnl.Rtnl()

@@ -271,7 +271,7 @@ def test_stable_refuses_a_name_that_a_foreign_device_has(ns: Namespace) -> None:
 # Plain names
 
 
-def test_a_plain_name_is_given_if_nobody_has_it(ns: Namespace) -> None:
+def test_a_plain_name_is_given_if_it_is_free(ns: Namespace) -> None:
     assert ns.lease("mytap") == "mytap"
 
 

@@ -257,7 +257,7 @@ def test_what_a_hook_is_given(host: Place) -> None:
         assert "given0" in xml, phase
 
 
-def test_virsh_shows_the_last_line_of_what_a_hook_complains_of(host: Place) -> None:
+def test_virsh_shows_the_last_line_that_a_hook_writes(host: Place) -> None:
     define(host, "says", "dev='says0' bridge='br0'")
     with hook("[ $2 != prepare ] || { seq 2000 >&2; echo the reason >&2; exit 1; }"):
         assert "the reason" in libvirt.refused("start says")
@@ -288,7 +288,7 @@ def test_a_device_that_was_plugged_in_ends_with_the_domain(host: Place) -> None:
     assert {host.state("more0"), host.state("more1")} == {"fin_wait"}
 
 
-def test_virt_install_can_be_told_of_an_unmanaged_target_but_not_of_metadata(
+def test_virt_install_accepts_an_unmanaged_target_but_no_metadata(
     host: Place,
 ) -> None:
     create = (

@@ -67,7 +67,7 @@ def test_a_namespace_that_was_entered_is_known_by_its_name(
         assert host.recover() == []
 
 
-def test_a_path_that_leads_nowhere_hinders_nobody_else(
+def test_a_path_that_leads_nowhere_hinders_no_other_namespace(
     blue: None, ledger: Path
 ) -> None:
     with Host(ledger, netns="blue", reaper=library.no_reaper) as there:

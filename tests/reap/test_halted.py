@@ -120,7 +120,7 @@ def test_a_leader_whose_standby_is_killed_becomes_the_standby(
     wait_dead(both)
 
 
-def test_a_standby_that_is_stopped_keeps_nobody_from_reaping(
+def test_reaping_goes_on_while_a_standby_is_stopped(
     waiting: Host, ledger: Path
 ) -> None:
     leader, standby = reapers(ledger)

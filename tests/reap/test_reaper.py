@@ -113,7 +113,7 @@ def test_a_program_that_brings_tapster_along_has_a_reaper(
         monitor.wait_deleted("vnet0")
 
 
-def test_a_program_without_an_interpreter_is_told_how_to_reap(
+def test_an_error_tells_a_program_without_an_interpreter_how_to_reap(
     ledger: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "frozen", True, raising=False)
@@ -174,7 +174,9 @@ def count_pidfds(leader: int) -> int:
     return count
 
 
-def test_the_reaper_takes_the_right_of_a_user_that_took_it_back(ledger: Path) -> None:
+def test_the_reaper_gives_a_tap_to_root_again_after_its_user_took_it(
+    ledger: Path,
+) -> None:
     """A process needs no privilege to change the owner of a tap that it has open."""
     with Host(ledger) as host:
         device = host.acquire(Tap(uid=4711, fin_wait=600))

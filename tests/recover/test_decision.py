@@ -143,7 +143,7 @@ def test_the_name_of_a_lost_device_is_held(state: State) -> None:
 
 
 @pytest.mark.parametrize("name", ["vnet0", "renamed"])
-def test_a_device_with_our_stamp_is_ours_whatever_its_name(name: str) -> None:
+def test_a_device_with_our_stamp_is_ours_under_any_name(name: str) -> None:
     assert is_ours(LEDGER, LEASE, LINK._replace(name=name))
 
 

@@ -70,14 +70,14 @@ def test_a_value_of_the_wrong_type_is_refused_with_its_place(
     assert caught.value.parameter.startswith(parameter)
 
 
-def test_a_value_of_the_wrong_type_is_refused_by_the_name_that_it_is_given() -> None:
+def test_an_error_names_the_place_of_a_value_of_the_wrong_type() -> None:
     for data, place in ((["x"], "vlans[0]"), ("x", "vlans")):
         with pytest.raises(Unfit) as caught:
             from_json(tuple[int, ...], data, "vlans")
         assert caught.value.parameter == place
 
 
-def test_a_client_passes_over_what_a_later_daemon_says() -> None:
+def test_a_client_ignores_fields_of_a_later_daemon() -> None:
     data = {"flag": True, "later": 1, "inner": [{"number": 1, "later": 2}]}
     assert from_json(Outer, data, strict=False).inner == (Inner(1),)
 

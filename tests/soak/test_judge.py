@@ -369,7 +369,7 @@ def test_the_same_ledger_may_not(row: Sequence) -> None:
     assert row.found == [TOO_SOON, BY_STRANGER]
 
 
-def test_a_vm_that_an_administrator_gave_a_name_may_be_cleaned_up_by_it(
+def test_a_cleanup_by_a_name_that_an_administrator_gave_is_no_finding(
     row: Sequence,
 ) -> None:
     token = row.begin()
