@@ -288,3 +288,25 @@ def test_a_hook_that_is_killed_anywhere_can_be_called_again_I5(
         assert active == ["web0", "web1"], where
         crashes.clear()
     assert crashes.kills
+
+
+@pytest.mark.crash
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("phase", ["start", "started", "release"])
+def test_a_later_phase_that_is_killed_anywhere_can_be_called_again_I5(
+    crashes: HookCrashes, script: Path, phase: str
+) -> None:
+    pids = Path("/run/libvirt/qemu")
+    pids.mkdir(parents=True)
+    (pids / "web.pid").write_text(str(os.getpid()))
+    assert call(script, "prepare", WEB).returncode == 0
+    for where in crashes.killed("libvirt", "hook", "web", phase, "begin", "-"):
+        crashes.mend(where)
+        assert call(script, phase, WEB).returncode == 0, where
+        active = [one.name for one in leases(crashes.host)]
+        if phase == "release":
+            assert active == [], where
+            assert call(script, "prepare", WEB).returncode == 0, where
+        else:
+            assert active == ["web0", "web1"], where
+    assert crashes.kills
