@@ -183,16 +183,19 @@ def host(installed: Installed) -> Iterator[DebianHost]:
         yield host
 
 
-def test_a_domain_is_adopted_and_starts_and_ends_and_starts_with_the_host(
-    host: DebianHost,
-) -> None:
+def start_adopted(host: DebianHost) -> tuple[str, str]:
+    """Define a domain, adopt it and start it; return its device and its lease."""
     define(host, guest("web", WEB))
-    before = host.run("virsh", "dumpxml", "web").stdout
     device = adopt(host, "web")
     host.sh("virsh start web")
-    first = assert_on_the_network(host, "web", device)
-    address = address_of(host, WEB)
-    wait_answers(host, address)
+    return device, assert_on_the_network(host, "web", device)
+
+
+def test_a_domain_is_adopted_and_starts_and_ends_and_starts(host: DebianHost) -> None:
+    define(host, guest("web", WEB))
+    before = host.run("virsh", "dumpxml", "web").stdout
+    device, first = start_adopted(host)
+    wait_answers(host, address_of(host, WEB))
     libvirtd = int(host.read("/run/libvirtd.pid"))
     qemu = int(host.read("/run/libvirt/qemu/web.pid"))
     assert confinement(host, libvirtd) == "libvirtd (enforce)"
@@ -208,11 +211,21 @@ def test_a_domain_is_adopted_and_starts_and_ends_and_starts_with_the_host(
     index = link(host, device)["ifindex"]
     host.sh("virsh destroy web; virsh start web")
     assert link(host, device)["ifindex"] != index
-    former = assert_on_the_network(host, "web", device)
+    assert_on_the_network(host, "web", device)
     assert has_ended(host, first)
 
-    # The host is rebooted in good order: libvirt saves the guest and restores it. Then
-    # the host's power is cut: the guest starts again.
+    host.sh("virsh destroy web; tapster libvirt release web")
+    assert host.run("virsh", "dumpxml", "web").stdout == before
+
+
+def test_a_domain_starts_with_the_host(host: DebianHost) -> None:
+    """Once after a shutdown, once after a power cut.
+
+    In the first libvirt saves the guest, and restores it; after the second the guest
+    starts again.
+    """
+    device, former = start_adopted(host)
+    address = address_of(host, WEB)
     host.sh("virsh autostart web")
     for end in (host.power_off, host.power_cut):
         host.sh("sync")
@@ -224,9 +237,6 @@ def test_a_domain_is_adopted_and_starts_and_ends_and_starts_with_the_host(
         former = now
         wait_answers(host, address)
         assert_nothing_is_wrong(host)
-
-    host.sh("virsh destroy web; tapster libvirt release web")
-    assert host.run("virsh", "dumpxml", "web").stdout == before
 
 
 @pytest.fixture
