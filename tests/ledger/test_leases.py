@@ -4,6 +4,7 @@
 import os
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from itertools import chain, repeat
 from math import inf
 from pathlib import Path
@@ -505,8 +506,8 @@ def test_stable_gives_a_key_its_mac_again(path: Path) -> None:
         end(ledger, *hold(ledger, Tap(), Tap()))
         ledger.close()
     assert len(set(macs)) == 1
-    other = Ledger(path, Clock())
-    assert stable(other, "db").mac != macs[0]
+    with closing(Ledger(path, Clock())) as other:
+        assert stable(other, "db").mac != macs[0]
 
 
 def test_a_mac_that_was_given_is_not_the_keys(ledger: Ledger) -> None:
@@ -525,12 +526,12 @@ def test_no_other_lease_gets_the_mac_of_a_key(path: Path) -> None:
     def randomness(size: int) -> bytes:
         return next(drawn) if size == 3 else os.urandom(size)
 
-    ledger = Ledger(path, Clock(), randomness=randomness)
-    web = stable(ledger, "web")
-    end(ledger, web)
-    assert web.mac == "52:54:00:00:00:01"
-    (other,) = reserve(ledger, Tap())
-    assert other.mac == "52:54:00:00:00:02"
+    with closing(Ledger(path, Clock(), randomness=randomness)) as ledger:
+        web = stable(ledger, "web")
+        end(ledger, web)
+        assert web.mac == "52:54:00:00:00:01"
+        (other,) = reserve(ledger, Tap())
+        assert other.mac == "52:54:00:00:00:02"
 
 
 def test_two_namespaces_do_not_share_the_mac_of_a_key(ledger: Ledger) -> None:
