@@ -8,21 +8,6 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package, built from a copy so that the checkout stays as it is."""
-    copy = tmp_path_factory.mktemp("deb") / "tree"
-    subprocess.run(["git", "clone", "--quiet", ROOT, copy], check=True)
-    done = subprocess.run(
-        ["make", "deb"], cwd=copy, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    (built,) = (copy / "dist" / "deb").glob("*.deb")
-    return built
-
 
 def test_the_package_holds_what_a_host_needs(package: Path) -> None:
     listing = subprocess.run(

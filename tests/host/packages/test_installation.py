@@ -15,6 +15,7 @@ import pytest
 from lab.host import product, snapshot
 from lab.host.debian import DebianHost
 from lab.host.image import Image
+from lab.packages import later_version
 from tests.host.outside.ground import add_bridge, leases, taps, wait_gone
 
 POLICY = '[[allow]]\ngroups = ["kvm"]\nbridges = ["br0"]\nfeatures = ["fin-wait"]\n'
@@ -81,20 +82,6 @@ def use(host: DebianHost, path: str = "/usr/bin") -> None:
     assert json.loads(shown)["problems"] == []
 
 
-def later_version(package: Path, folder: Path) -> bytes:
-    """The same package as of a later version."""
-    tree = folder / "tree"
-    subprocess.run(["dpkg-deb", "--raw-extract", package, tree], check=True)
-    control = tree / "DEBIAN" / "control"
-    control.write_text(control.read_text().replace("\nVersion: ", "\nVersion: 9"))
-    subprocess.run(
-        ["dpkg-deb", "--root-owner-group", "--build", tree, folder / "later.deb"],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    return (folder / "later.deb").read_bytes()
-
-
 def test_a_debian_package_from_its_installation_to_its_purge(
     bare_host: DebianHost, package: Path, tmp_path: Path
 ) -> None:
@@ -111,7 +98,7 @@ def test_a_debian_package_from_its_installation_to_its_purge(
     lease = leases(host)[name]
     main_pid = "systemctl show --value --property MainPID tapsterd.service"
     pid = host.sh(main_pid)
-    host.write(DEB, later_version(package, tmp_path))
+    host.write(DEB, later_version(package, tmp_path).read_bytes())
     host.sh(f"dpkg --install {DEB}", timeout=300)
     assert host.sh(main_pid) != pid
     assert host.read("/etc/tapster/tapster.toml") == POLICY
