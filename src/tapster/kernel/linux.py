@@ -592,7 +592,7 @@ class LinuxNamespace:
         gid: int | None,
         pids: Collection[int] = (),
     ) -> bool:
-        from tapster.kernel.held import open_taps  # rarely needed
+        from tapster.kernel.open_files import open_taps  # rarely needed
 
         try:
             with closing(open_taps([os.getpid(), *pids])) as taps:
@@ -688,7 +688,7 @@ class LinuxNamespace:
         return tuple(fds)
 
     def macvtap_holders(self, ifindexes: Collection[int]) -> dict[int, int]:
-        from tapster.kernel.held import holders  # rarely needed
+        from tapster.kernel.open_files import holders  # rarely needed
 
         devices: dict[int, int] = {}
         try:

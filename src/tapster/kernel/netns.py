@@ -215,7 +215,7 @@ def everywhere() -> Iterator[int]:
     does not tell. Raise PermissionError at the end if there is a namespace that the
     caller may not open.
     """
-    from tapster.kernel.held import held  # rarely needed
+    from tapster.kernel.held_namespaces import held_namespaces  # rarely needed
 
     # To open /proc/PID/ns/net one needs every capability that the process has, which
     # may be more than root has. /proc/PID/net/dev can be looked at without them, and
@@ -243,7 +243,7 @@ def everywhere() -> Iterator[int]:
             yield fd
         finally:
             os.close(fd)
-    yield from held()
+    yield from held_namespaces()
     for inode, refusal in refused.items():
         if inode not in opened:
             raise refusal

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tapster.kernel.held import open_if_namespace
+from tapster.kernel.held_namespaces import open_if_namespace
 from tapster.kernel.netns import OWN
 
 TRY_LOCK = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'a'), 6)"  # EX and NB

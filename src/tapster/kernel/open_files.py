@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds the processes that have a device open, and copies their descriptors.
+
+Only /proc says which processes have a device open.
+"""
+
+import os
+from collections.abc import Collection, Generator, Iterator
+from contextlib import suppress
+from itertools import islice
+
+from tapster.kernel import netns, tun
+
+MANY = 1024
+"""How many files of another user's process are looked at."""
+_NO_PATH = ("socket:", "pipe:", "anon_inode:")
+"""The beginnings of the links in /proc/PID/fd that lead to no path."""
+
+
+def holders(devices: Collection[int]) -> dict[int, int]:
+    """Return, by device number, the pid of a process that has the device open.
+
+    Processes that the caller may not look into are left out.
+    """
+    found: dict[int, int] = {}
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            for _, opened in files_of(pid):
+                if opened.st_rdev in devices:
+                    found[opened.st_rdev] = int(pid)
+        except (*netns.GONE, PermissionError):
+            continue
+    return found
+
+
+def open_taps(first: Collection[int] = ()) -> Generator[int]:
+    """Yield a copy of each process's descriptors of taps, and close it after.
+
+    The processes `first` come first. Processes that the caller may not look into are
+    left out.
+    """
+    device = os.stat(tun.DEVICE).st_rdev
+    likely = [str(pid) for pid in first]
+    others = [pid for pid in os.listdir("/proc") if pid.isdecimal()]
+    for pid in dict.fromkeys([*likely, *others]):
+        try:
+            try:
+                numbers = [n for n, found in files_of(pid) if found.st_rdev == device]
+            except PermissionError:
+                if pid not in likely:
+                    continue
+                numbers = [*_numbers_of_taps(pid)]
+            yield from copies(pid, numbers)
+        except (*netns.GONE, PermissionError):
+            continue
+
+
+def _numbers_of_taps(pid: str) -> Iterator[str]:
+    """Yield the numbers of a process's descriptors of taps, from /proc/PID/fdinfo.
+
+    Only the process's user, or CAP_DAC_READ_SEARCH, may list /proc/PID/fd. For
+    /proc/PID/fdinfo CAP_SYS_PTRACE is enough since Linux 5.14; see
+    tun_chr_show_fdinfo() in drivers/net/tun.c. A user may have very many files open.
+    """
+    with os.scandir(f"/proc/{pid}/fdinfo") as entries:
+        for entry in islice(entries, MANY):
+            with suppress(FileNotFoundError), open(entry.path, "rb") as file:
+                if b"\niff:\t" in file.read():
+                    yield entry.name
+
+
+def files_of(pid: str) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield the number and the stat of each open file of a process that has a path."""
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        path = f"/proc/{pid}/fd/{number}"
+        try:
+            if not os.readlink(path).startswith(_NO_PATH):
+                yield number, os.stat(path)
+        except netns.GONE:
+            continue  # it was closed
+
+
+def copies(pid: str, numbers: list[str]) -> Iterator[int]:
+    """Yield a copy of each of these descriptors of a process, and close it after."""
+    if not numbers:
+        return
+    from tapster.kernel.libc import pidfd_getfd  # rarely needed
+
+    pidfd = os.pidfd_open(int(pid))
+    try:
+        for number in numbers:
+            try:
+                copy = pidfd_getfd(pidfd, int(number))
+            except PermissionError:
+                raise
+            except OSError:
+                continue  # it was closed
+            try:
+                yield copy
+            finally:
+                os.close(copy)
+    finally:
+        os.close(pidfd)
