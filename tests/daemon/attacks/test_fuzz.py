@@ -11,20 +11,21 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from types import UnionType
+from types import SimpleNamespace, UnionType
 from typing import Any, get_args, get_origin
 
 import pytest
 
 from lab.library import close
-from tapster.daemon import config
+from tapster import model
+from tapster.daemon import config, policy
 from tapster.daemon.config import Config, check
 from tapster.daemon.policy import FEATURES, REQUIRABLE, Rule
 from tapster.daemon.service import Call, Unfinished
 from tapster.errors import InternalError, RequestError, TapsterError
 from tapster.integrate import acl
 from tapster.rpc import varlink
-from tapster.rpc.interface import METHODS
+from tapster.rpc.interface import METHODS, Nic
 from tests.daemon.parts import ALICE, BOB, ROOT, Parts, parts
 
 pytestmark = pytest.mark.slow
@@ -64,21 +65,53 @@ def anything(chance: random.Random) -> Any:
     return chance.choice((*NUMBERS, *TEXTS, *OTHERS))
 
 
-def value_of(kind: Any, chance: random.Random, depth: int = 0) -> Any:
-    """A value of a type, mostly: somewhere in it is something else."""
-    if chance.random() < 0.04 or depth > 6:
+LIKELY: dict[str, tuple[Any, ...]] = {
+    "bridge": ("br0", "br1", None),
+    "ovs": (None,),
+    "redirect": (None, None, "eth0"),
+    "lower": ("eth0",),
+    "name": ("vnet%d", "vnet0", "ci%3d"),
+    "mac": ("52:54:00:00:00:01", "52:54:00:00:00:02", None),
+    "vlan": (*range(1, 4), None, -5, 4095),
+    "mtu": (1500, 1300, None),
+    "queues": (1, 1, 2),
+    "fin_wait": (0, 5.0),
+    "uid": (0, 1000, None),
+    "netns": (None,),
+    "bind": ("nothing",),
+}
+"""Values by the name of a field, so that many requests get as far as the policy, and
+some make a device."""
+
+
+def value_of(
+    kind: Any, chance: random.Random, name: str = "", noise: float = 0.04
+) -> Any:
+    """A value of a type, for a field of this name. So often it is something else."""
+    if chance.random() < noise:
         return anything(chance)
+    if name in LIKELY and chance.random() < 0.8:
+        return chance.choice(LIKELY[name])
     if isinstance(kind, UnionType):
         inner = [one for one in get_args(kind) if one is not type(None)]
-        return None if chance.random() < 0.3 else value_of(inner[0], chance, depth + 1)
+        return None if chance.random() < 0.3 else value_of(inner[0], chance, "", noise)
     if get_origin(kind) is tuple:
         inner = get_args(kind)[0]
-        return [value_of(inner, chance, depth + 1) for _ in range(chance.randrange(4))]
+        least = 1 if inner is Nic and chance.random() < 0.95 else 0
+        number = chance.randrange(least, 4)
+        return [value_of(inner, chance, "", noise) for _ in range(number)]
+    if kind is Nic and chance.random() < 0.95:
+        one = chance.choice(("tap", "tap", "macvtap"))
+        (spec, _) = get_args(Nic.__annotations__[one])
+        return {one: value_of(spec, chance, "", noise)}
     if hasattr(kind, "_fields"):
+        given = chance.choice((0.03, 0.1, 0.3))
         return {
-            name: value_of(annotation, chance, depth + 1)
-            for name, annotation in kind.__annotations__.items()
-            if name not in kind._field_defaults or chance.random() < 0.3
+            field: value_of(annotation, chance, field, noise)
+            for field, annotation in kind.__annotations__.items()
+            if field not in kind._field_defaults
+            or field in ("bridge", "bind")
+            or chance.random() < given
         }
     if kind is str:
         return chance.choice(TEXTS)
@@ -114,6 +147,42 @@ def made(tmp_path: Path) -> Iterator[Parts]:
 
 @pytest.mark.timeout(900)
 def test_no_request_meets_a_fault_of_the_daemon(made: Parts) -> None:
+    answers = answers_to_requests(made)
+    sys.stderr.write(f"seed {SEED}: {dict(answers)}\n")
+    assert answers["none"] > ROUNDS // 20
+    assert answers["RequestError"] > ROUNDS // 50
+
+
+@pytest.mark.timeout(900)
+def test_a_fault_of_the_policy_would_be_met_if_requests_were_not_checked_first(
+    made: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`vlan: -5` met a fault of the policy, which was asked before the check."""
+    judge = policy.judge
+
+    def judge_as_formerly(
+        rules: tuple[Rule, ...],
+        caller: policy.Caller,
+        device: policy.DeviceRequest,
+    ) -> str | None:
+        vlan = getattr(device.spec, "vlan", None)
+        if vlan is not None and vlan < 0:
+            raise ValueError(f"{vlan} is no range")
+        return judge(rules, caller, device)
+
+    monkeypatch.setattr(policy, "judge", judge_as_formerly)
+    answers_to_requests(made)
+    unchecked = SimpleNamespace(**vars(model) | {"check_spec": lambda _: None})
+    monkeypatch.setattr("tapster.daemon.service.model", unchecked)
+    with pytest.raises(ValueError, match="is no range"):
+        answers_to_requests(made)
+
+
+def answers_to_requests(made: Parts) -> Counter[str]:
+    """Call methods with what their parameters may be, and with what they may not be.
+
+    Count the answers by the error's name, or "none".
+    """
     chance = random.Random(SEED)
     methods = [one for one in METHODS if not one.more and one.name != "Ping"]
     answers: Counter[str] = Counter()
@@ -121,7 +190,8 @@ def test_no_request_meets_a_fault_of_the_daemon(made: Parts) -> None:
         method = chance.choice(
             [*methods, *[one for one in methods if one.name == "Acquire"] * 6]
         )
-        given = value_of(method.takes, chance)
+        noise = chance.choice((0, 0, 0.01, 0.04))
+        given = value_of(method.takes, chance, noise=noise)
         if isinstance(given, dict) and "lease" in given and chance.random() < 0.7:
             leases = made.host.leases()
             given["lease"] = chance.choice(leases).id if leases else "vnet0"
@@ -149,9 +219,7 @@ def test_no_request_meets_a_fault_of_the_daemon(made: Parts) -> None:
             for lease in made.host.leases():
                 made.host.release(lease)
             made.host.reap(now=True)
-    sys.stderr.write(f"seed {SEED}: {dict(answers)}\n")
-    assert answers["none"] > ROUNDS // 20
-    assert answers["RequestError"] > ROUNDS // 50
+    return answers
 
 
 def line_of(key: str, value: Any, chance: random.Random) -> str:
