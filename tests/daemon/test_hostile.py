@@ -19,10 +19,14 @@ import pytest
 from lab import iproute, library, shell
 from lab.daemon import ALICE, BOB, SERVICE, Daemon, capabilities, user
 from tapster import InternalError, Macvtap, Overloaded, Tap, TapsterError, connect
+from tapster.kernel.unix import refuse_descriptors
 from tapster.rpc import interface
 from tapster.rpc.interface import METHODS
 from tapster.rpc.varlink import encode
 from tests.daemon.test_storm import usage
+
+NOBODY = 61098
+"""A user for whom there is no rule."""
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
@@ -232,6 +236,29 @@ def test_unrequested_descriptors_are_closed(daemon: Daemon) -> None:
             if (after := usage(daemon.pid)[1]) <= before:
                 break
         assert after <= before
+
+
+def test_the_kernel_refuses_descriptors_from_a_user_for_whom_there_is_no_rule(
+    daemon: Daemon,
+) -> None:
+    """Where it can, since Linux 6.16. A user with a rule may hand over a process."""
+    theirs, ours = socket.socketpair()
+    refuses = refuse_descriptors(theirs)
+    ping = encode({"method": "io.tapster.Ping"})
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, fds(ours.fileno(), 1))
+    for uid, refused in ((NOBODY, refuses), (ALICE, False)):
+        with plain(daemon, uid) as client:
+            client.sendall(ping)
+            assert client.recv(100), "it has been admitted"
+            if refused:
+                with pytest.raises(PermissionError):
+                    client.sendmsg([ping], [rights])
+                client.sendall(ping)
+            else:
+                client.sendmsg([ping], [rights])
+            assert client.recv(100)
+    theirs.close()
+    ours.close()
 
 
 def fds(fd: int, number: int) -> bytes:
