@@ -208,13 +208,13 @@ def _enter(ledger: str) -> Lock | None:
             return Lock(file, byte, own)
         if file.is_reaper_awake(besides=byte - 1):
             break
-        if _kill_halted(file, byte) and file.try_enter(byte):
+        if _kill_halted(ledger, file, byte) and file.try_enter(byte):
             return Lock(file, byte, own)
     file.leave()
     return None
 
 
-def _kill_halted(file: LockFile, byte: int) -> bool:
+def _kill_halted(ledger: str, file: LockFile, byte: int) -> bool:
     """Kill a reaper that is stopped or frozen, so that its claims end with it.
 
     Return whether it has ended. Its standby, if that goes on, finds its lock taken.
@@ -226,6 +226,9 @@ def _kill_halted(file: LockFile, byte: int) -> bool:
     if not is_halted(process):
         return False
     with suppress(HostError, OSError):
+        with open(f"/proc/{process.pid}/cmdline", "rb") as command:
+            if ledger.encode() not in command.read().split(b"\0"):
+                return False  # not what a reaper wrote
         pidfd = LinuxSystem().open_process(process)
         if pidfd is None:
             return True

@@ -7,6 +7,7 @@ The kernel lets any user open a tap that has neither owner nor group, and udev m
 
 import fcntl
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,8 @@ from tapster.kernel import tun
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("open_tun")]
 
 NOBODY = 65534
+TUNSETQUEUE = 0x400454D9
+IFF_DETACH_QUEUE = 0x0400
 
 ATTACH = """
 import fcntl, os, struct, sys
@@ -71,6 +74,31 @@ def test_another_user_cannot_add_a_queue_to_a_running_vms_tap(host: Host) -> Non
         assert iproute.links()[lease.name]["linkinfo"]["info_data"]["numqueues"] == 2
     finally:
         lease.close()
+
+
+@pytest.mark.parametrize("disable", [False, True], ids=["attached", "detached"])
+def test_a_queue_that_another_process_attaches_to_a_new_tap_is_not_left(
+    host: Host, monkeypatch: pytest.MonkeyPatch, disable: bool
+) -> None:
+    """As a process does that tries again and again, until the tap has an owner."""
+    intruders: list[int] = []
+    join = tun.join
+
+    def late(name: str, flags: int) -> int:
+        if not intruders:
+            intruders.append(join(name, flags))
+            if disable:
+                request = struct.pack("16sH22x", b"", IFF_DETACH_QUEUE)
+                fcntl.ioctl(intruders[0], TUNSETQUEUE, request)
+        return join(name, flags)
+
+    monkeypatch.setattr(tun, "join", late)
+    with host.acquire(Tap(bridge="br0", queues=2)) as opened:
+        data = iproute.links()[opened.name]["linkinfo"]["info_data"]
+        assert (data["numqueues"], data["numdisabled"]) == (2, 0)
+        with pytest.raises(OSError, match="File descriptor in bad state"):
+            tun.name_of(intruders[0])
+    os.close(intruders[0])
 
 
 def test_another_user_cannot_open_a_waiting_tap(host: Host) -> None:

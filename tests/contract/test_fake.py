@@ -193,6 +193,27 @@ def _renaming(system: FakeSystem, name: str) -> Callable[[str], None]:
     return step
 
 
+@pytest.mark.parametrize("times", [1, 10])
+def test_a_queue_that_somebody_attaches_to_a_new_tap_is_not_left(
+    system: FakeSystem, host: Host, times: int
+) -> None:
+    left = times
+
+    def attach(what: str) -> None:
+        nonlocal left
+        if what == "join vnet0" and left:
+            left -= 1
+            system.stranger().open_tap("vnet0", multi_queue=True)
+
+    system.step = attach
+    with host.acquire(Tap(queues=2)) as opened:
+        assert opened.name == ("vnet0" if times < 10 else "vnet1")
+        world = system.looked_at()
+        attached = world.spaces[world.own].queues.values()
+        assert list(attached) == [opened.ifindex] * 2
+    assert left == 0
+
+
 def test_no_queue_of_a_foreign_tap_is_taken_I4(system: FakeSystem, host: Host) -> None:
     system.step = _renaming(system, "vnet0")
     with pytest.raises(tapster.KernelError, match="vnet0"):

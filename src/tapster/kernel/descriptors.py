@@ -2,7 +2,7 @@
 """Opens descriptors for a block, and closes them if the block fails."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -13,6 +13,11 @@ def closing_on_error() -> Iterator[list[int]]:
     try:
         yield fds
     except BaseException:
-        for fd in fds:
-            os.close(fd)
+        close_all(fds)
         raise
+
+
+def close_all(fds: Iterable[int]) -> None:
+    """Close these descriptors."""
+    for fd in fds:
+        os.close(fd)

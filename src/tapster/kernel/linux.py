@@ -28,10 +28,11 @@ from functools import cached_property
 
 from tapster.errors import HostError, KernelError, MissingCapability, NoSuchLink
 from tapster.kernel import boot, netns, process, rtnl, tun
-from tapster.kernel.descriptors import closing_on_error
+from tapster.kernel.descriptors import close_all, closing_on_error
 from tapster.kernel.failure import failure, has, in_user_namespace
 from tapster.kernel.port import (
     HERE,
+    INTRUSIONS,
     GuardLimit,
     LinkChange,
     Namespace,
@@ -518,13 +519,36 @@ class LinuxNamespace:
         gid: int | None,
     ) -> tuple[int, ...]:
         flags = tun.flags(queues=queues, vnet_hdr=vnet_hdr)
-        try:
-            with self.inside():
-                return tun.create(
-                    name, ifindex, queues=queues, flags=flags, uid=uid, gid=gid
-                )
-        except OSError as error:
-            raise _tun_failure(error, f"making tap {name!r}") from error
+        action = f"making tap {name!r}"
+        for _ in range(INTRUSIONS):
+            try:
+                with self.inside():
+                    fds = tun.create(
+                        name, ifindex, queues=queues, flags=flags, uid=uid, gid=gid
+                    )
+            except OSError as error:
+                raise _tun_failure(error, action) from error
+            try:
+                if queues == 1 or not self._is_intruded(ifindex, queues):
+                    return fds
+                self.delete_links([ifindex])
+            except BaseException:
+                with suppress(HostError):
+                    self.delete_links([ifindex])
+                close_all(fds)
+                raise
+            close_all(fds)
+        raise KernelError(EBUSY, action, "other processes open it before it has a user")
+
+    def _is_intruded(self, ifindex: int, queues: int) -> bool:
+        """Return whether another process has a queue of a new tap.
+
+        Until the tap has an owner, any process may attach a queue by the tap's name.
+        The kernel has no call that makes a tap with an owner. If a process detached its
+        queue for a time (TUNSETQUEUE), the queue still counts.
+        """
+        link = self.link(ifindex)
+        return link is not None and (link.queues or 0) > queues
 
     def open_tap(
         self, name: str, ifindex: int, *, multi_queue: bool, vnet_hdr: bool

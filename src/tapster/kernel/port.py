@@ -108,6 +108,8 @@ class Redirection(NamedTuple):
     filter."""
 
 
+INTRUSIONS = 10
+"""How often to make a tap that another process opens before the tap has an owner."""
 HERE = -1
 """The number that `Namespace.number` returns for the namespace itself."""
 ALL, REDIRECTED = 0, -1
@@ -226,7 +228,8 @@ class Namespace(Protocol):
         """Create a persistent tap, exclusively and down. Return a descriptor a queue.
 
         EBUSY: another device has the name or the index (TUNSETIFF with IFF_TUN_EXCL).
-        If this raises, there is no tap.
+        Or other processes attach queues each time, before the tap has an owner. No such
+        queue is left. If this raises, there is no tap.
         """
 
     def open_tap(

@@ -73,7 +73,8 @@ def create(
         fds.append(first)
         fcntl.ioctl(first, TUNSETIFINDEX, struct.pack("I", ifindex))
         fcntl.ioctl(first, TUNSETIFF, _ifreq(name, flags | IFF_TUN_EXCL))
-        # At once: until a tap has an owner or a group, any user may attach a queue.
+        # At once: until a tap has an owner or a group, any user may attach a queue. The
+        # caller counts the queues afterwards.
         if uid is not None:
             fcntl.ioctl(first, TUNSETOWNER, uid)
         if gid is not None:
@@ -99,7 +100,8 @@ def join(name: str, flags: int) -> int:
             fcntl.ioctl(fds[0], TUNSETIFF, _ifreq(name, flags))
         except OSError as error:
             if error.errno == EBUSY and flags & IFF_MULTI_QUEUE:
-                raise OSError(EBADFD, f"no tap is called {name!r} any more") from error
+                gone = f"{error.strerror}: no tap is called {name!r} any more"
+                raise OSError(EBADFD, gone) from error
             raise
     return fds[0]
 

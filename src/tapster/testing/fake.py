@@ -19,6 +19,7 @@ from tapster.errors import HostError, KernelError, NoSuchLink
 from tapster.kernel.descriptors import closing_on_error
 from tapster.kernel.port import (
     HERE,
+    INTRUSIONS,
     GuardLimit,
     LinkChange,
     Namespace,
@@ -399,6 +400,30 @@ class FakeNamespace:
         """Do nothing: there is no redirection."""
 
     def create_tap(
+        self,
+        name: str,
+        ifindex: int,
+        *,
+        queues: int,
+        vnet_hdr: bool,
+        uid: int | None,
+        gid: int | None,
+    ) -> tuple[int, ...]:
+        for _ in range(INTRUSIONS):
+            fds = self._create_tap(
+                name, ifindex, queues=queues, vnet_hdr=vnet_hdr, uid=uid, gid=gid
+            )
+            if (
+                queues == 1
+                or self._step(f"get {ifindex}").open_queues(ifindex) <= queues
+            ):
+                return fds
+            for fd in fds:
+                self._system.close_fd(fd)
+            self.delete_links([ifindex])
+        raise KernelError(EBUSY, f"making tap {name!r}")
+
+    def _create_tap(
         self,
         name: str,
         ifindex: int,
