@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model of the protocol between processes: claims, locks, reaper, hand-over, client.
 
-The explorer runs Tapster's code. This file models what lies between processes, and so
-in no function: which process holds which lock, who starts a reaper, who takes over when
-a process is killed, and what a client leaves when it dies. It is small enough to read
-beside `operations/claims.py`, `reaper.py`, `operations/context.py` (wake_reaper) and
-`rpc/client.py`, which it follows step by step. Each step is what the kernel or SQLite
-makes atomic: a transaction, a lock call, the end of a process.
+The explorer runs Tapster's code. This file models decisions that lie between processes,
+and so in no function: which process holds which lock, which process starts a reaper,
+which process takes over after a kill, and what a client leaves when it dies. It is
+small enough to read beside `operations/claims.py`, `reaper.py`, `operations/context.py`
+(wake_reaper) and `rpc/client.py`, which it follows step by step. Each step is what the
+kernel or SQLite makes atomic: a transaction, a lock call, the end of a process.
 
 `explore` walks every interleaving of the steps, with a bounded number of kills, and
-checks the promises in every state. A manager that is stopped (SIGSTOP) is one that
-takes no step for a while, so every such case is among the interleavings. A reaper that
-is stopped, or frozen with its cgroup, is seen to be so: by its standby, and by a
-command, to which it has not been awake for a time. It may go on at any time.
+checks the promises in every state. A stopped manager (SIGSTOP) takes no step for a
+while, so every such case is among the interleavings. Two processes notice that a reaper
+is stopped or frozen with its cgroup: its standby, and a command, which sees that the
+reaper has not been awake for a time. The reaper may go on at any time.
 
 Each `Rules` field is one protection. Without it a promise is broken, and the shortest
 way there is found.
@@ -31,17 +31,17 @@ class Rules(NamedTuple):
     take_over: bool = True
     """The claim of a dead manager may be taken over."""
     lives_by_lock: bool = True
-    """A manager counts as alive while its lock is held; without this rule, always."""
+    """A manager counts as alive while it holds its lock; without this rule, always."""
     record_first: bool = True
     """A release is recorded before its process looks for a reaper."""
     quit_inside: bool = True
     """A reaper gives up its lock inside the transaction that finds no work."""
     standby: bool = True
-    """A reaper has a standby, which forks another if it is killed."""
+    """A reaper has a standby, which forks another reaper if the first is killed."""
     guards: bool = True
     """The standby kills a leader that is stopped."""
     progress: bool = True
-    """A reaper that has not been awake for a time counts as none."""
+    """A reaper that has not been awake for a time is replaced."""
     yields_inside: bool = True
     """A reaper gives up its lock to another inside a transaction."""
     survives: bool = True
@@ -58,7 +58,7 @@ class ModelLease(NamedTuple):
     state: str = "none"
     """none, active, fin_wait or ended."""
     claim: int = 0
-    """The number of the manager that has claimed it, or 0."""
+    """The number of the manager that has claimed the lease, or 0."""
     client: bool = False
     """Whether a client asked for a lease that ends with the client."""
     bound: bool = False
@@ -71,21 +71,21 @@ class ModelProcess(NamedTuple):
     kind: str
     at: str
     number: int = 0
-    """A manager's number, or which leader or standby it is."""
+    """The number of the manager, of the leader or of the standby."""
     parent: int = 0
-    """Of a leader: its standby, which has forked it."""
+    """For a leader: the number of its standby, which has forked it."""
     halted: bool = False
-    """It is stopped, or frozen."""
+    """The process is stopped, or frozen."""
 
 
 class Disturbances(NamedTuple):
-    """What is done to processes, and how often."""
+    """How often processes are killed, stopped and frozen."""
 
     kills: int = 0
     stops: int = 0
-    """Of one leader or standby."""
+    """How often one leader or standby is stopped."""
     freezes: int = 0
-    """Of all leaders and standbys together."""
+    """How often all leaders and standbys are frozen together."""
 
 
 class ProtocolState(NamedTuple):
@@ -99,9 +99,9 @@ class ProtocolState(NamedTuple):
     """The leaders that hold the reaper's lock, and the lock of one that replaces it."""
     done: Disturbances = Disturbances()
     reapers: int = 0
-    """How many leaders and standbys there were."""
+    """How many leaders and standbys have started."""
     killed: frozenset[int] = frozenset()
-    """The standbys whose leader was killed, and that have not seen it."""
+    """The standbys whose leaders were killed, and that have not noticed that yet."""
     alone: bool = False
     """A process was killed when no other process was going to end the lease. This is
     left open: the next command starts a reaper."""
@@ -120,9 +120,9 @@ class ProtocolResult(NamedTuple):
 
     states: int
     broken: str
-    """Which promise is broken, or ""."""
+    """The broken promise, or ""."""
     steps: tuple[str, ...]
-    """The shortest way there."""
+    """The shortest way to the broken promise."""
 
 
 class ProtocolScenario(NamedTuple):
@@ -138,7 +138,7 @@ def manager(number: int) -> ModelProcess:
 
 RELEASER = ModelProcess("releaser", "begin")
 COMMAND = ModelProcess("releaser", "look")
-"""Any other command: it looks for a reaper, too."""
+"""A command that changes no lease. It also looks for a reaper."""
 LATE = ModelProcess("late", "begin")
 CLIENT = ModelProcess("client", "begin")
 CALLER = ModelProcess("caller", "begin", 1)
@@ -210,10 +210,10 @@ VARIANTS = (
 """Tapster without one protection, and the scenario that shows what that breaks."""
 
 UNCOVERED = {("releaser", "look"), ("standby", "fork")}
-"""Where a release is recorded, and where a standby has forked no leader yet."""
+"""The places at which a release is recorded, and a standby has forked no leader yet."""
 REAPING = ("reaper", "standby")
 CLAIM = 100
-"""The number of a leader's manager is that of the leader, and so much more."""
+"""The difference between the number of a leader and the number of its manager."""
 ALL = Rules()
 Step = tuple[str, ProtocolState]
 
@@ -221,9 +221,9 @@ Step = tuple[str, ProtocolState]
 def steps(
     state: ProtocolState, rules: Rules, most: Disturbances, *, go_on: bool = True
 ) -> Iterator[Step]:
-    """Yield every step that is possible: what it is, and the state after it.
+    """Yield every possible step: its name, and the state after it.
 
-    With `go_on`, what was stopped may go on.
+    With `go_on`, stopped processes may go on.
     """
     for place, process in enumerate(state.processes):
         who = f"{process.kind} {process.number or ''}"
@@ -278,7 +278,7 @@ def _will_reap(state: ProtocolState, process: ModelProcess) -> bool:
 
 
 def _go(state: ProtocolState, place: int, process: ModelProcess) -> ProtocolState:
-    """The state in which one process is further."""
+    """Return the state after a step of one process."""
     processes = state.processes
     return state._replace(
         processes=(*processes[:place], process, *processes[place + 1 :])
@@ -286,7 +286,7 @@ def _go(state: ProtocolState, place: int, process: ModelProcess) -> ProtocolStat
 
 
 def _end(state: ProtocolState, place: int) -> ProtocolState:
-    """The state in which a process has ended: the kernel drops its locks."""
+    """Return the state after the end of a process: the kernel drops its locks."""
     process = state.processes[place]
     processes = state.processes[:place] + state.processes[place + 1 :]
     locks, reaper_locks = state.locks, state.reaper_locks
@@ -299,7 +299,7 @@ def _end(state: ProtocolState, place: int) -> ProtocolState:
 
 
 def _kill(state: ProtocolState, place: int) -> ProtocolState:
-    """The state in which a process was killed."""
+    """Return the state after a process was killed."""
     process = state.processes[place]
     killed = state.killed | ({process.parent} if process.kind == "reaper" else set())
     return _end(state, place)._replace(killed=killed)
@@ -314,7 +314,7 @@ def _leader(state: ProtocolState, number: int) -> int | None:
 
 
 def _is_awake(state: ProtocolState, number: int, rules: Rules) -> bool:
-    """Return whether a leader, if there is one, is seen to be awake."""
+    """Return whether there is a leader that other processes see awake."""
     place = _leader(state, number)
     return place is not None and not (state.processes[place].halted and rules.progress)
 
@@ -491,7 +491,7 @@ def _enter(
 ) -> Iterator[Step]:
     """Take the first lock that no other reaper has, unless a reaper is awake.
 
-    A reaper that is stopped is killed; its process may be hidden, so that it is not.
+    A stopped reaper is killed, unless its process is hidden.
     """
     for which, holder in enumerate(state.reaper_locks):
         at = _leader(state, holder)
@@ -587,14 +587,14 @@ MOVES: dict[str, Move] = {
 
 
 def broken(state: ProtocolState, rules: Rules) -> str:
-    """Return which promise does not hold in a state, or ""."""
+    """Return the promise that a state breaks, or ""."""
     if state.overlap:
         return "I3: two living managers work on one lease"
     if state.mistaken:
         return "I3: a client has the answer to another request"
     if any(steps(state, rules, state.done, go_on=False)):
         return ""
-    # No process goes on by itself: what is left now stays.
+    # No process takes another step, so the present leases and claims stay.
     if 0 < state.lease.claim < CLAIM and state.processes:
         return "I5: a dead manager's claim keeps a living manager waiting"
     if state.lease.state == "fin_wait" and state.reapers and not _is_open(state, rules):
@@ -605,9 +605,9 @@ def broken(state: ProtocolState, rules: Rules) -> str:
 
 
 def _is_open(state: ProtocolState, rules: Rules) -> bool:
-    """Return whether it is left open that a lease waits.
+    """Return whether a lease may wait in this state.
 
-    The next command starts a reaper. Or a reaper has claimed the lease, and is stopped.
+    Either the next command starts a reaper, or a stopped reaper has claimed the lease.
     """
     if state.alone or _leader(state, state.lease.claim - CLAIM) is not None:
         return True

@@ -26,7 +26,7 @@ def check_record(record: Any) -> None:
         }
     defaults = kind._field_defaults
     for field, value in zip(plain, record, strict=True):
-        # A default is right, and most fields have theirs.
+        # Most fields have their default, which needs no check.
         if type(value) not in plain[field] and value is not defaults.get(field, plain):
             check_value(kind.__annotations__[field], value, field)
 
@@ -43,12 +43,12 @@ def check_value(kind: Any, value: Any, where: str) -> None:
 
 
 def shown(value: object) -> str:
-    """Return a value for people: what was written, and not how Python holds an enum."""
+    """Return a value as its user wrote it: the text of an enum, not its repr."""
     return repr(value.value if isinstance(value, StrEnum) else value)
 
 
 def described(kind: Any) -> str:
-    """Return a type for people, after "must be"."""
+    """Return the words that follow "must be" in an error about this type."""
     options = get_args(kind) if isinstance(kind, UnionType) else (kind,)
     return " or ".join(_described(option) for option in options)
 

@@ -115,7 +115,7 @@ else:
         return getattr(kind, "__origin__", None)
 
     FEW = 20
-    """So many tuples of a class are made without a compiled constructor."""
+    """How many tuples of a class are made without a compiled constructor."""
 
     class _NamedTupleType(type):
         """Makes the subclasses of NamedTuple: tuples whose fields have names."""
@@ -164,14 +164,14 @@ else:
         __slots__ = ()
 
         def __new__(cls, *values, **named):
-            # To compile a constructor takes as long as this takes for fifty tuples.
+            # To compile a constructor takes as long as to make fifty tuples this way.
             cls._made += 1
             others = cls._fields[len(values) :]
             given = {**cls._field_defaults, **named}
             wrong = not named.keys() <= {*others} or not given.keys() >= {*others}
             if wrong or len(values) > len(cls._fields) or cls._made > FEW:
                 cls.__new__ = staticmethod(_constructor(cls))
-                return cls(*values, **named)  # this one says what is wrong
+                return cls(*values, **named)  # raises if they do not fit
             return tuple.__new__(cls, (*values, *[given[name] for name in others]))
 
         @classmethod
@@ -203,7 +203,7 @@ else:
             return f"{type(self).__name__}({shown})"
 
     class _StrEnumType(type):
-        """Makes the subclasses of StrEnum: texts that are each one of a few."""
+        """Makes the subclasses of StrEnum. Each value of a subclass is a text."""
 
         def __new__(mcs, name, bases, body):
             texts = {

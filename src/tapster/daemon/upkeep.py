@@ -234,7 +234,7 @@ class Upkeep:
         Return those that were not followed before or have ended.
         """
         look = self._operations.look
-        new = [one for one in look.namespaces() if one.cookie not in self._followed]
+        new = [n for n in look.namespaces() if n.cookie not in self._followed]
         # One look at all processes tells of all namespaces that have ended. `follow`
         # would look at all processes for each.
         ended = look.ended_namespaces(new)
@@ -296,7 +296,7 @@ class Upkeep:
         Their numbers may belong to other namespaces by now.
         """
         if self._suspects:
-            suspects = {one for one in self._suspects if one.cookie in self._followed}
+            suspects = {n for n in self._suspects if n.cookie in self._followed}
             self._suspects.clear()
             self._next_survey = self._clock() + SURVEY_PAUSE
             self._forget_ended([*suspects])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Network namespaces that no name and no process leads to, and that are still in use.
+"""Finds network namespaces that only open files or mounts keep in use.
 
 A namespace lives while a file of it is open, or while it is mounted. So this module
 looks, in every process and every mount namespace, at

@@ -4,12 +4,12 @@
 Two settings keep IPv6 off. `addrgenmode none` comes by netlink, with the other
 properties, before the device is up. But NetworkManager sets `addrgenmode eui64` on
 every device, also on those that it does not manage, when it stops (dispose() in its
-nm-device.c). It leaves `disable_ipv6` alone, for which no netlink message exists.
+nm-device.c). It does not change `disable_ipv6`. No netlink message sets `disable_ipv6`.
 
 A file of /proc/sys belongs to one device for as long as the device has its name: when
 the kernel renames or deletes the device, a write to the open file fails with ENOENT
 (addrconf_sysctl_unregister() in net/ipv6/addrconf.c). So if the device still has the
-name after the file was opened, the file is that device's.
+name after the file was opened, the open file belongs to that device.
 """
 
 import os
@@ -19,13 +19,13 @@ from errno import EACCES, EPERM, EROFS
 
 CONF = "/proc/sys/net/ipv6/conf"
 _RENAMES = 3
-"""How often a device may be renamed meanwhile."""
+"""How often the write is tried, if the device is renamed each time."""
 _FORBIDDEN = (EACCES, EPERM, EROFS)
 """The errors in a container whose /proc/sys may not be written."""
 
 
 def set_disabled(name_of: Callable[[], str], *, disabled: bool) -> None:
-    """Switch IPv6 off on a device, or set it as on a new device.
+    """Switch IPv6 off on a device, or restore the setting of a new device.
 
     `name_of` returns the device's name. The calling thread is in the device's
     namespace. Where /proc/sys may not be written, and where the device has no IPv6,
@@ -43,7 +43,7 @@ def set_disabled(name_of: Callable[[], str], *, disabled: bool) -> None:
 
 
 def _default() -> bytes:
-    """Return the setting of a new device."""
+    """Return the setting that a new device gets."""
     try:
         with open(f"{CONF}/default/disable_ipv6", "rb") as file:
             return file.read()

@@ -9,9 +9,9 @@ The lock belongs to the open file description, which a forked child shares. So a
 that lives on without exec keeps its parent's locks.
 
 A reaper that is stopped, or frozen with its cgroup, keeps its lock. So a reaper writes
-into the file when it was awake last. A reaper that has not been awake for a time counts
-as none. The next reaper then takes another byte. If both are awake again, the one with
-the lower byte ends. Until then they share the work, by their claims.
+the time into the file whenever it wakes. A reaper that has not been awake for a time is
+replaced. The new reaper takes another byte. If both are awake again, the one with the
+lower byte ends. Until then they share the work, by their claims.
 """
 
 import fcntl
@@ -43,7 +43,7 @@ _WAKING = struct.Struct("=dQQQ")  # CLOCK_BOOTTIME; a pid, its start, its pid na
 
 
 class Waking(NamedTuple):
-    """When a reaper was awake last, and the process that it is."""
+    """The time at which a reaper was last awake, and the reaper's process."""
 
     when: float
     pid: int
@@ -97,9 +97,10 @@ class LockFile:
         return self._call(F_OFD_GETLK, fcntl.F_WRLCK, byte, count) != fcntl.F_UNLCK
 
     def is_reaper_awake(self, besides: int = -1) -> bool:
-        """Return whether a reaper has its lock and is awake, apart from one byte.
+        """Return whether a reaper has its lock and is awake.
 
-        A reaper that has written nothing yet has just begun.
+        Bytes up to `besides` are ignored. A reaper that has written nothing yet has
+        just begun.
         """
         further = self.alive(_FURTHER.start, len(_FURTHER))
         for byte in REAPERS if further else (REAPER,):

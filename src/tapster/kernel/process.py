@@ -12,7 +12,7 @@ its pid namespace. Evidence must not depend on the process that asks:
 - A pid of another pid namespace means nothing here. From the initial pid namespace
   every process can be seen, with its pids in all namespaces it belongs to.
 
-Where the evidence does not suffice, the answer is that it cannot be told.
+Where the evidence does not suffice, the functions say so (`Life.CANNOT_TELL`, OSError).
 """
 
 import os
@@ -56,7 +56,7 @@ def process(pid: int, *, ended: bool = False) -> Process | None:
 def life(process: Process) -> Life:
     """Return whether a process lives. A zombie without a running thread has ended."""
     try:
-        # The usual case, at the cost of one small file: thousands may be asked about.
+        # The usual case reads one small file. There may be thousands of processes.
         if process.pidns == netns.pidns() != 0:
             fields = _stat(process.pid)
             if fields and fields[_STATE] not in "ZX" and _is_start(process, fields):
@@ -73,8 +73,8 @@ def life(process: Process) -> Life:
 def is_halted(process: Process) -> bool:
     """Return whether a process is stopped, or frozen with its cgroup.
 
-    False if that cannot be told. A process that is frozen by the freezer of cgroup v1
-    is not killed before it goes on.
+    False if that is unknown. SIGKILL does not end a process in the freezer of cgroup v1
+    until the process is thawed.
     """
     if process.pidns != netns.pidns():
         return False

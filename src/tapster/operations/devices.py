@@ -27,13 +27,13 @@ ATTEMPTS = 100
 """How often to try again to make a device that other programs prevent."""
 
 FEW = 8
-"""Up to so many devices are asked for one by one; more are listed at once."""
+"""The largest number of devices that are read one by one; more are listed at once."""
 
 LINK, RENAMED, TAP = OWN = "link", "name", "tap"
-"""The differences of a device itself. Others have the names of backends."""
+"""The kinds of differences of a device itself. Other kinds are names of backends."""
 
 Differences = dict[str, dict[str, str]]
-"""How leases are not connected as requested: by id, then by backend."""
+"""How leases differ from their requests: by id, then by backend."""
 
 
 class Opened(NamedTuple):
@@ -123,7 +123,7 @@ class Devices:
             raise
 
     def check_backends(self, namespace: Namespace, wiring: Wiring) -> tuple[str, ...]:
-        """Return the names of the backends that a wiring needs, if each can be had."""
+        """Return the names of the backends that a wiring needs. Raise if one fails."""
         needed = []
         for backend in self.context.backends:
             if backend.concerns(wiring):
@@ -143,8 +143,8 @@ class Devices:
         `released` says that the lease has just been released. No user may open a
         resting tap by its name.
 
-        A device that is absent must be replaced. So must a passthru macvtap: it
-        excludes everything else from its lower device, so a waiting one would keep
+        An absent device must be replaced. A passthru macvtap must be replaced, too: it
+        excludes every other device from its lower device, so a waiting one would keep
         the next VM from starting.
         """
         exclusive = lease.mode is Mode.PASSTHRU and not lease.placeholder
@@ -178,8 +178,8 @@ class Devices:
     def restrict(self, namespace: Namespace, lease: Lease, link: Link) -> None:
         """Let no user open a released tap by its name any more.
 
-        A process that has it open keeps it. If that process cannot be looked into, the
-        tap changes its owner when it is closed: see `Recover.restrict`.
+        A process that has the tap open keeps it. If Tapster cannot look into that
+        process, the tap gets its new owner after the close: see `Recover.restrict`.
         """
         for _ in range(ATTEMPTS):
             if namespace.give_tap(
@@ -321,8 +321,8 @@ class Devices:
     def _lost(self, namespace: Namespace, leases: Sequence[Lease]) -> list[Lease]:
         """Return the leases whose devices may be in other namespaces.
 
-        A passthru macvtap has a placeholder in any case. If its device was not there
-        when the placeholder was made, it was looked for then.
+        A waiting passthru macvtap always has a placeholder. Tapster looked for its
+        device when it made the placeholder.
         """
         return [
             lease
@@ -385,9 +385,9 @@ class Devices:
     def moved(self, leases: Collection[Lease]) -> dict[str, list[tuple[Netns, Link]]]:
         """Return where devices are that another program moved, by the lease's id.
 
-        A device that is moved to another network namespace keeps its stamp. A lease may
-        have several: its placeholders can be moved, too. This looks into every
-        namespace. Raises HostError if that is impossible.
+        A device keeps its stamp when it is moved to another network namespace. A lease
+        may have several such devices, because its placeholders can be moved, too. This
+        looks into every namespace. Raises HostError if that is impossible.
         """
         stamps = {self.stamp(lease): lease for lease in leases}
         found: dict[str, list[tuple[Netns, Link]]] = {}
@@ -427,7 +427,7 @@ class Devices:
                             there.delete_links([link.ifindex])
 
     def state(self, namespace: Namespace, lease: Lease) -> DeviceState:
-        """Return how the lease's device looks now."""
+        """Return the present state of the lease's device."""
         link = namespace.link(lease.ifindex)
         return decision.look(self.context.ledger.id, lease, link)
 
@@ -449,14 +449,14 @@ class Devices:
     ) -> Differences:
         """Return how active leases are not connected as requested.
 
-        With `leftovers` every backend is asked, and adds what belongs to none of the
-        leases; else only those that may have a part of a lease. A backend that cannot
-        tell hinders no other.
+        With `leftovers`, ask every backend; each adds its parts that belong to none of
+        the leases. Otherwise, ask only the backends that may have a part of a lease. A
+        backend that fails hinders no other.
         """
         if namespace is None:
             return {}
         differences = self.link_differences(namespace, leases, links)
-        # To ask costs as much for one lease as for all, and in each namespace.
+        # In each namespace a backend takes as long for one lease as for all.
         for backend in self.context.backends:
             if leftovers is None and not any(
                 _may_have(backend, lease) for lease in leases
@@ -479,7 +479,7 @@ class Devices:
         leases: Sequence[Lease],
         links: dict[int, Link],
     ) -> Differences:
-        """Return how the devices alone of active leases are not as requested."""
+        """Return the differences of active leases' devices, without their backends."""
         if namespace is None:
             return {}
         differences: Differences = {}

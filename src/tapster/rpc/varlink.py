@@ -59,7 +59,7 @@ class Method(NamedTuple):
     more: bool = False
     """The method answers repeatedly, and only a call with `more`."""
     pages: bool = False
-    """The method answers a call with `more` in several parts, if there is much to say.
+    """The method answers a call with `more` in several parts if the answer is long.
     A call without `more` must have an answer of one part."""
 
 
@@ -111,8 +111,7 @@ def _refuse(constant: str) -> None:
 
 
 def _load(text: str) -> Any:
-    """Return the value in a text that is not plainly one JSON value; say what is
-    wrong."""
+    """Decode a text that the fast decoder refused. Raise ValueError with the reason."""
     import json
 
     return json.loads(text, parse_constant=_refuse)
@@ -123,7 +122,7 @@ def _refuse_value(value: object) -> None:
 
 
 class _Decoding:
-    """How JSON is read: what json.JSONDecoder sets for its C part."""
+    """The settings of the C decoder, as json.JSONDecoder makes them."""
 
     def __init__(self) -> None:
         self.strict = True
@@ -171,7 +170,7 @@ def from_json(kind: Any, data: Any, where: str = "", *, strict: bool = True) -> 
 
 
 class _Misfit(ValueError):
-    """A value does not have the declared type. `place` is where it is, from outside."""
+    """A value does not have the declared type. `place` is the path to the value."""
 
     def __init__(self, wanted: str, place: str = "") -> None:
         super().__init__(wanted)
@@ -179,16 +178,16 @@ class _Misfit(ValueError):
         self.place = place
 
     def inside(self, name: str) -> "_Misfit":
-        """Return the misfit as that of a value which has this one in it."""
+        """Return the misfit with the path from the enclosing value."""
         dot = "" if self.place[:1] in ("", "[") else "."
         return _Misfit(self.wanted, f"{name}{dot}{self.place}")
 
 
 _Reader = Callable[[Any, bool], Any]
-"""Returns the value that JSON data describes; the flag is `strict` of `from_json`."""
+"""Returns the value that JSON data describes. The flag is `strict` of `from_json`."""
 _readers: dict[Any, _Reader] = {}
-"""The reader of each type that was read before. To look at the annotations of an
-acquire's request each time took 101 us; to read it by its readers takes 12 us."""
+"""The reader of each type that was read before. A reader reads an acquire's request in
+12 us; without it, looking at the annotations took 101 us."""
 
 
 def _reader(kind: Any) -> _Reader:
