@@ -27,14 +27,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     path = config.getoption("--ran")
     if path and not hasattr(config, "workerinput"):  # the others are pytest-xdist's
-        config.pluginmanager.register(Recorder(path))
+        hosts = config.getoption("--suite", None)  # of lab.host.plugin
+        there = f", with hosts of Debian {hosts}" if hosts else ""
+        config.pluginmanager.register(Recorder(path, where() + there))
 
 
 class Recorder:
     """Keeps the outcome of each test, and writes all of them at the end."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, where: str) -> None:
         self._path = path
+        self._where = where
         self._started = time.monotonic()
         self._outcomes: dict[str, str] = {}
         self._figures: dict[str, dict[str, object]] = {}
@@ -56,7 +59,7 @@ class Recorder:
     def pytest_sessionfinish(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         report = {
-            "where": where(),
+            "where": self._where,
             "seconds": round(time.monotonic() - self._started),
             "tests": self._outcomes,
             "figures": self._figures,

@@ -3,7 +3,7 @@
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -56,7 +56,9 @@ def number(name: str) -> int:
 
 
 def test_a_reboot_ends_leases_and_keeps_names_and_counters(
-    debian_host: DebianHost, times: int
+    debian_host: DebianHost,
+    times: int,
+    record_property: Callable[[str, object], None],
 ) -> None:
     host = debian_host
     add_bridge(host)
@@ -74,10 +76,13 @@ def test_a_reboot_ends_leases_and_keeps_names_and_counters(
         following = number(host.sh(NEXT).strip())
         assert following > last
         last = following
+    record_property("reboots", times)
 
 
 def test_a_power_cut_in_a_storm_loses_nothing_that_was_written(
-    debian_host: DebianHost, times: int
+    debian_host: DebianHost,
+    times: int,
+    record_property: Callable[[str, object], None],
 ) -> None:
     host = debian_host
     add_bridge(host)
@@ -103,6 +108,7 @@ def test_a_power_cut_in_a_storm_loses_nothing_that_was_written(
         for kind, last in written.items():
             written[kind] = _next(host, kind)
             assert written[kind] > last, "a name that was given out came again"
+    record_property("power cuts in a storm", times)
 
 
 def _assert_ended(host: DebianHost, lease: Mapping[str, Any]) -> None:
