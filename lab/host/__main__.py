@@ -14,7 +14,7 @@ def main() -> int:
     started = time.monotonic()
     try:
         plan = _plan(options) if options.verb == "test" else None
-        if plan and not (plan.inside or plan.outside):
+        if plan and not plan.parts:
             print("no test is missing")
             return 0
         built = image.build(options.suite)
@@ -47,6 +47,7 @@ def _plan(options: argparse.Namespace) -> testing.Plan:
         skipped=options.skipped,
         times=options.times,
         minutes=options.minutes,
+        ran_file=options.ran,
     )
 
 
@@ -65,6 +66,9 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE",
         help="run what another computer skipped, and what failed if this is run again",
+    )
+    test.add_argument(
+        "--ran", type=Path, metavar="FILE", help="write there what became of each test"
     )
     test.add_argument("arguments", nargs="*", help="arguments of pytest")
     return parser

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run tests on a host and, beside them, the tests that start hosts themselves.
+"""Run tests on hosts, and beside them the tests that start hosts themselves.
 
-A host without KVM keeps one processor busy, so the two parts run at once.
+A host without KVM keeps one processor busy, so the parts run at once.
 """
 
+import itertools
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, NamedTuple
@@ -19,10 +20,9 @@ from lab.host.image import Image
 
 RAN = "/run/lab/ran.json"
 SELECTED = "/run/lab/selected"
-INSIDE = ("tests/host/inside", "tests/rewire", "tests/backends")
-"""What runs on a host if nothing is selected."""
 OUTSIDE = "tests/host/outside"
-"""Tests that start hosts themselves."""
+DEFAULT = ("tests/host/inside", OUTSIDE, "tests/rewire", "tests/backends")
+"""What runs if nothing is selected."""
 TAPS, SHORT_TAPS = 300, 30
 """Taps to make under udev, which replaced the MAC of 8 of 60 on Debian 13 before the
 hands-off files were there."""
@@ -36,17 +36,20 @@ class Plan(NamedTuple):
     """What runs where, and how often a test repeats what may or may not go wrong."""
 
     suite: str
-    inside: list[str]
-    outside: list[str]
+    parts: dict[str, list[str]]
+    """The arguments of pytest, by part: "inside" changes its host, "isolated" works in
+    namespaces on another host, "outside" starts hosts itself."""
     taps: int
     times: int
     minutes: float
     kept: list[Path]
     """Reports on which the plan builds."""
+    ran: Path | None
+    """Where the only part reports, if not below .ran."""
 
     def report(self, part: str) -> Path:
         """Return the file that tells what became of each test of a part."""
-        path = Path(".ran", f"{part}-{self.suite}.json")
+        path = self.ran or Path(".ran", f"{part}-{self.suite}.json")
         while path in self.kept:
             path = path.with_name(f"again-{path.name}")
         return path
@@ -59,8 +62,9 @@ def plan(
     skipped: Path | None,
     times: int,
     minutes: float,
+    ran_file: Path | None = None,
 ) -> Plan:
-    """Divide tests between the parts; both parts get the other arguments of pytest.
+    """Divide tests into parts; each part gets the other arguments of pytest.
 
     The tests are those among the arguments, or all. With the report of a computer that
     skipped tests, they are those that have passed nowhere since. Raises Unplanned if
@@ -73,49 +77,68 @@ def plan(
             raise Unplanned(f"{skipped} is not there: run make test first")
         tests = ran.missing(skipped)
     elif not tests:
-        tests = [*INSIDE, OUTSIDE]
-    outside = [test for test in tests if test.startswith(OUTSIDE)]
-    inside = [test for test in tests if test not in outside]
+        tests = [*DEFAULT]
     return Plan(
         suite,
-        inside and [*inside, *others],
-        outside and [*outside, *others],
+        {
+            part: [*chosen, *others]
+            for part, chosen in itertools.groupby(sorted(tests, key=_part), _part)
+        },
         SHORT_TAPS if skipped else TAPS,
         times,
         minutes,
         ran.later(skipped) if skipped else [],
+        ran_file,
     )
 
 
+def _part(test: str) -> str:
+    """Return the part to which a test belongs."""
+    if test.startswith(OUTSIDE):
+        return "outside"
+    return "inside" if test.startswith("tests/host") else "isolated"
+
+
 def run(image: Image, plan: Plan) -> int:
-    """Run both parts; show what each prints, one after the other."""
+    """Run all parts; show what each prints, one after the other."""
+    here = next((part for part in plan.parts if part != "outside"), None)
     status = 0
-    with beside(plan) as outside:
-        if plan.inside:
+    with ExitStack() as stack:
+        others = [
+            stack.enter_context(_beside(_command(plan, part)))
+            for part in plan.parts
+            if part != here
+        ]
+        if here:
             with snapshot.resumed(image) as host:
                 product.install(host)
-                status = _inside(host, plan)
-        if outside:
-            process, output = outside
+                status = _on_host(host, plan, here)
+        for process, output in others:
             process.wait(plan.minutes * 60)
             output.seek(0)
-            sys.stdout.buffer.write(output.read())
-            sys.stdout.flush()
+            show(output.read())
             status = status or process.returncode
     return status
 
 
-@contextmanager
-def beside(plan: Plan) -> "Iterator[tuple[subprocess.Popen[bytes], IO[bytes]] | None]":
-    """Start the tests that start hosts; end them if this part ends early."""
-    if not plan.outside:
-        yield None
-        return
-    command = [
+def _command(plan: Plan, part: str) -> list[str]:
+    """Return a command that runs one part."""
+    arguments, report = plan.parts[part], str(plan.report(part))
+    if part != "outside":
+        command = [sys.executable, "-m", "lab.host", "--suite", plan.suite]
+        return [*command, "test", "--ran", report, "--", *arguments]
+    return [
         *(sys.executable, "-m", "pytest", "--durations=10"),
         *("-p", "lab.host.plugin", "--suite", plan.suite, "--times", str(plan.times)),
-        *("-p", "lab.ran", "--ran", str(plan.report("outside")), *plan.outside),
+        *("-p", "lab.ran", "--ran", report, *arguments),
     ]
+
+
+@contextmanager
+def _beside(
+    command: Sequence[str],
+) -> "Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]":
+    """Start a command, and end it if this part ends early."""
     with (
         TemporaryFile() as output,
         subprocess.Popen(command, stdout=output, stderr=output) as process,
@@ -126,8 +149,8 @@ def beside(plan: Plan) -> "Iterator[tuple[subprocess.Popen[bytes], IO[bytes]] | 
             process.terminate()
 
 
-def _inside(host: DebianHost, plan: Plan) -> int:
-    host.write(SELECTED, "\n".join(plan.inside))
+def _on_host(host: DebianHost, plan: Plan, part: str) -> int:
+    host.write(SELECTED, "\n".join(plan.parts[part]))
     status = host.run(
         *("env", f"LAB_TAPS={plan.taps}"),
         *("python3", "-m", "pytest", "--durations=10"),
@@ -137,7 +160,7 @@ def _inside(host: DebianHost, plan: Plan) -> int:
         check=False,
         on_output=show,
     ).status
-    report = plan.report("inside")
+    report = plan.report(part)
     report.parent.mkdir(exist_ok=True)
     report.write_text(host.read(RAN))
     return status

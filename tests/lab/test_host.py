@@ -16,23 +16,24 @@ def plan(*arguments: str, skipped: Path | None = None) -> testing.Plan:
 
 def test_all_tests_run_if_none_is_selected() -> None:
     whole = plan("-x")
-    assert whole.inside == [*testing.INSIDE, "-x"]
-    assert whole.outside == ["tests/host/outside", "-x"]
+    assert whole.parts == {
+        "inside": ["tests/host/inside", "-x"],
+        "isolated": ["tests/rewire", "tests/backends", "-x"],
+        "outside": ["tests/host/outside", "-x"],
+    }
     assert whole.taps == testing.TAPS
 
 
 @pytest.mark.parametrize(
-    ("test", "inside", "outside"),
+    ("test", "part"),
     [
-        ("tests/rewire", ["tests/rewire", "-x"], []),
-        ("tests/host/outside", [], ["tests/host/outside", "-x"]),
+        ("tests/rewire", "isolated"),
+        ("tests/host/inside/test_units.py", "inside"),
+        ("tests/host/outside", "outside"),
     ],
 )
-def test_only_the_part_that_has_the_selected_tests_runs(
-    test: str, inside: list[str], outside: list[str]
-) -> None:
-    chosen = plan(test, "-x")
-    assert (chosen.inside, chosen.outside) == (inside, outside)
+def test_only_the_part_that_has_the_selected_tests_runs(test: str, part: str) -> None:
+    assert plan(test, "-x").parts == {part: [test, "-x"]}
 
 
 def test_the_short_form_is_what_another_computer_skipped(tmp_path: Path) -> None:
@@ -44,8 +45,10 @@ def test_the_short_form_is_what_another_computer_skipped(tmp_path: Path) -> None
     }
     report.write_text(json.dumps({"where": "here", "tests": outcomes}))
     short = plan(skipped=report)
-    assert short.inside == ["tests/rewire/test_it.py::test_a"]
-    assert short.outside == ["tests/host/outside/test_it.py::test_c"]
+    assert short.parts == {
+        "isolated": ["tests/rewire/test_it.py::test_a"],
+        "outside": ["tests/host/outside/test_it.py::test_c"],
+    }
     assert short.taps == testing.SHORT_TAPS
 
 
@@ -53,8 +56,7 @@ def test_a_computer_that_skipped_nothing_leaves_nothing_to_run(tmp_path: Path) -
     report = tmp_path / "here.json"
     outcomes = {"tests/rewire/test_it.py::test_a": "passed"}
     report.write_text(json.dumps({"where": "here", "tests": outcomes}))
-    short = plan(skipped=report)
-    assert (short.inside, short.outside) == ([], [])
+    assert plan(skipped=report).parts == {}
     with pytest.raises(testing.Unplanned, match="run make test first"):
         plan(skipped=tmp_path / "nowhere.json")
 
