@@ -220,7 +220,8 @@ def test_release_works_after_any_change_of_the_veth(host: Host, change: str) -> 
 @redirecting
 def test_release_finds_a_veth_that_was_renamed(host: Host) -> None:
     with acquire(host) as opened:
-        sh(f"ip -n {POD} link set eth0 down name lan0")
+        sh(f"ip -n {POD} link set eth0 down")
+        sh(f"ip -n {POD} link set eth0 name lan0")  # a message of its own before 6.2
         host.release(opened)
     assert not filters("lan0", POD)
     assert not qdiscs("lan0", POD)
