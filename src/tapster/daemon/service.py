@@ -150,8 +150,7 @@ class Service:
         self._check_size(asked)
         operations = self._operations
         if asked.netns is not None:
-            self._check_netns(call.caller, asked.netns)
-            operations = self._inside(asked.netns)
+            operations = self._inside(call.caller, asked.netns)
         try:
             namespace = operations.context.namespace
             try:
@@ -236,14 +235,6 @@ class Service:
             raise RequestError(
                 f"the request needs {wanted} descriptors; an answer has room for {room}"
             )
-
-    def _check_netns(self, caller: Caller, netns: str) -> None:
-        """Raise NotAllowed unless a rule for the caller lists this namespace."""
-        if not netns.isprintable():
-            raise RequestError(f"netns {netns!r} is not text that can be printed")
-        self._permit_rule(caller, Need("netns", netns))
-        if not caller.root and "/" in netns and netns_of_process.leads_elsewhere(netns):
-            raise NotAllowed(f"{netns!r} leads elsewhere: a link is not followed")
 
     def _checked(
         self, caller: Caller, namespace: Namespace, request: interface.Acquire
@@ -413,8 +404,7 @@ class Service:
         asked: interface.Get = call.parameters
         operations = self._operations
         if asked.netns is not None:
-            self._check_netns(call.caller, asked.netns)
-            operations = self._inside(asked.netns)
+            operations = self._inside(call.caller, asked.netns)
         try:
             lease = self._seen(call.caller, asked.lease, operations, asked.owner)
             differences = _differences(operations.look, lease)
@@ -638,10 +628,25 @@ class Service:
             self._metrics.add("refused", "policy")
             raise NotAllowed(reason)
 
-    def _inside(self, netns: str) -> Operations:
+    def _inside(self, caller: Caller, netns: str) -> Operations:
         """Open the operations of another namespace for a block: an open namespace
-        cannot end."""
-        return open_operations(self._ledger, netns=netns, reaper=lambda _: None)
+        cannot end. Raise NotAllowed unless a rule for the caller lists it."""
+        if not netns.isprintable():
+            raise RequestError(f"netns {netns!r} is not text that can be printed")
+        self._permit_rule(caller, Need("netns", netns))
+        listed = "/" in netns and not caller.root
+        if listed and netns_of_process.leads_elsewhere(netns):
+            raise NotAllowed(f"{netns!r} leads elsewhere: a link is not followed")
+        operations = open_operations(self._ledger, netns=netns, reaper=lambda _: None)
+        try:
+            # A link may have come after the look, and may be gone by now.
+            cookie = operations.context.namespace.netns.cookie
+            if listed and not netns_of_process.is_at(netns, cookie):
+                raise NotAllowed(f"{netns!r} led elsewhere when it was opened")
+        except BaseException:
+            operations.close()
+            raise
+        return operations
 
 
 def _history_limit(limit: int | None) -> int:

@@ -103,6 +103,31 @@ def leads_elsewhere(path: str) -> bool:
         os.close(fd)
 
 
+def is_at(path: str, wanted: int) -> bool:
+    """Return whether the namespace with a cookie is at `path`, with no link on the way.
+
+    The path may change at any time. All of the answer is about one file.
+    """
+    try:
+        there = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        itself = f"/proc/self/fd/{there}"
+        if os.readlink(itself) != path:
+            return False
+        opened = open_netns(itself)
+    except OSError:
+        return False  # it is something else
+    finally:
+        os.close(there)
+    try:
+        with inside(opened):
+            return cookie() == wanted
+    finally:
+        os.close(opened)
+
+
 def cookie() -> int:
     """Return the cookie of the calling thread's namespace."""
     probe = sockets.socket(sockets.AF_UNIX, sockets.SOCK_DGRAM | sockets.SOCK_CLOEXEC)
