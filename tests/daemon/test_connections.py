@@ -369,3 +369,30 @@ def test_a_reap_of_everything_lets_other_calls_run_between_two_batches(
     assert other.received() == [{"parameters": {"leases": []}}]
     made.serve()
     assert reaping.received() == [{"parameters": {"reaped": 5}}]
+
+
+# Answers in parts
+
+
+@pytest.mark.parametrize(
+    ("method", "field"), [("List", "leases"), ("History", "entries")]
+)
+def test_a_long_answer_comes_in_parts_and_only_to_a_client_that_takes_them(
+    made: Parts, monkeypatch: pytest.MonkeyPatch, method: str, field: str
+) -> None:
+    monkeypatch.setattr("tapster.daemon.service.PAGE", 3)
+    for _ in range(7):
+        made.host.acquire(Tap(bridge="br0")).close()
+    peer = made.connect(ROOT)
+    peer.send(f"io.tapster.{method}")
+    made.serve()
+    assert [one["error"] for one in peer.received()] == [
+        "org.varlink.service.ExpectedMore"
+    ]
+    peer.send(f"io.tapster.{method}", more=True)
+    made.serve()
+    messages = peer.received()
+    assert [len(one["parameters"][field]) for one in messages] == [3, 3, 1]
+    assert [one.get("continues", False) for one in messages] == [True, True, False]
+    names = [one["name"] for part in messages for one in part["parameters"][field]]
+    assert sorted(names) == [f"vnet{number}" for number in range(7)]

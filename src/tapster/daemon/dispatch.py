@@ -32,7 +32,7 @@ _METHODS = {f"{NAME}.{method.name}": method for method in METHODS}
 _DROPPABLE = frozenset(
     {
         *("Acquire", "Bind", "Set", "Reopen"),
-        *("Get", "List", "History", "Examine", "GetStatistics"),
+        *("Get", "List", "History", "Events", "Examine", "GetStatistics"),
     }
 )
 """The methods that are not begun for a client that has left. The client did not wait

@@ -52,13 +52,11 @@ from tapster.rpc.interface import Binding
 from tapster.rpc.varlink import Nothing, decode, encode, from_json, to_json
 
 PAGE = 100
-"""Leases, or entries of the history, in one part of an answer."""
-
+"""Leases, entries of the history, or events, in one part of an answer."""
 LABELS = 500
 """Labels by which the figures count leases."""
 HISTORY_LIMIT = 1000
 """Entries of the history, or events, in one answer."""
-
 
 REFUSAL_PAUSE = 1.0
 """Seconds between two refusals of one user that are recorded."""
@@ -443,8 +441,8 @@ class Service:
             self._only(call),
             _history_limit(asked.limit),
         )
-        entries = tuple(self._operations.look.history(query))
-        return Answer(interface.HistoryEntries(entries))
+        entries = self._operations.look.history(query)
+        return _paged(entries, interface.HistoryEntries)
 
     def _events(self, call: Call) -> Answer:
         asked: interface.Events = call.parameters
@@ -459,7 +457,7 @@ class Service:
             _history_limit(asked.limit),
         )
         events = self._operations.look.events(query)
-        return Answer(interface.HistoryEvents(tuple(events)))
+        return _paged(events, interface.HistoryEvents)
 
     def _only(self, call: Call) -> int | None:
         """Return the user id whose leases the caller may see; None if the caller may
@@ -647,6 +645,15 @@ class Service:
             operations.close()
             raise
         return operations
+
+
+def _paged(values: Sequence[Any], part: Callable[[tuple[Any, ...]], Any]) -> Answer:
+    """Return an answer with the first of these values; `part` makes each part of it."""
+    rest = values[PAGE:]
+    return Answer(
+        part(tuple(values[:PAGE])),
+        next_page=partial(_paged, rest, part) if rest else None,
+    )
 
 
 def _history_limit(limit: int | None) -> int:

@@ -265,7 +265,8 @@ class Client(Manager):
             query.until,
             query.limit,
         )
-        return list(self.call("History", asked)[0].entries)
+        parts = self._pages("History", asked)
+        return [entry for part in parts for entry in part.entries]
 
     def events(self, query: EventQuery = EVERY_EVENT) -> list[HistoryEvent]:
         check_record(query)
@@ -278,7 +279,8 @@ class Client(Manager):
             query.lease,
             query.limit,
         )
-        return list(self.call("Events", asked)[0].events)
+        parts = self._pages("Events", asked)
+        return [event for part in parts for event in part.events]
 
     # Look after
 

@@ -283,14 +283,17 @@ METHODS = (
         History,
         HistoryEntries,
         """List the leases that fit every parameter, active ones too, the latest first.
-        label is a key and a value.""",
+        label is a key and a value. Many come in several parts: call with more.""",
+        pages=True,
     ),
     Method(
         "Events",
         Events,
         HistoryEvents,
         """List the recorded events that fit every parameter, the earliest first: what
-        happened to devices, and requests that the policy refused.""",
+        happened to devices, and requests that the policy refused. Many come in several
+        parts: call with more.""",
+        pages=True,
     ),
     Method(
         "Watch",
