@@ -239,13 +239,8 @@ def of_observations() -> list[Scenario]:
             1,
         ),
         Scenario(
-            "a user's tap, the user opens it, an administrator renames, recover",
-            (
-                manager("A", USERS),
-                user("A"),
-                administrator("rename", "vnet0", "lan0"),
-                ever,
-            ),
+            "a user's tap, the user opens it, an administrator renames",
+            (manager("A", USERS), user("A"), administrator("rename", "vnet0", "lan0")),
         ),
         Scenario(
             "a user's tap, an administrator deletes, a foreign program",
@@ -437,6 +432,15 @@ def full() -> list[Scenario]:
             "a target on standby that takes over, a crash, settle, recover any time",
             (target("A"), _settler(), ever._replace(mortal=False)),
             1,
+        ),
+        Scenario(
+            "a user's tap, the user opens it, an administrator renames, recover",
+            (
+                manager("A", USERS),
+                user("A"),
+                administrator("rename", "vnet0", "lan0"),
+                ever,
+            ),
         ),
         *(
             scenario

@@ -32,11 +32,12 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from math import inf
 
 from tapster.errors import ConflictError, HostError, LedgerError, TapsterError
 from tapster.kernel.boot import boottime
 from tapster.kernel.linux import LinuxSystem
-from tapster.kernel.lock import REAPERS, LockFile
+from tapster.kernel.lock import AWAKE, REAPERS, LockFile
 from tapster.kernel.port import HERE, Watch
 from tapster.kernel.process import is_halted
 from tapster.ledger import FIRST_IFINDEX
@@ -77,10 +78,14 @@ class Lock:
         self.file = file
         self.byte = byte
         self._own = own
+        self._written = -inf
 
     def awake(self) -> None:
-        """Write that this reaper is awake."""
-        self.file.awake(self.byte, *self._own)
+        """Write that this reaper is awake, unless that was written a moment ago."""
+        now = boottime()
+        if now - self._written >= AWAKE / 4:
+            self.file.awake(self.byte, *self._own)
+            self._written = now
 
     def is_replaced(self) -> bool:
         """Return whether a reaper with a higher byte is awake."""

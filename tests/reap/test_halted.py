@@ -20,7 +20,8 @@ from lab.reapers import (
     wait_reaping,
 )
 from tapster import Host, Tap
-from tapster.kernel.lock import REAPER, LockFile
+from tapster.kernel.boot import boottime
+from tapster.kernel.lock import REAPER, REAPERS, LockFile
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
@@ -81,6 +82,30 @@ def wait_replaced(ledger: Path, former: list[int]) -> list[int]:
     """Wait until a leader and a standby are there beside the former ones."""
     wait_for(lambda: len(other_reapers(ledger, former)) == 2, "another reaper comes up")
     return other_reapers(ledger, former)
+
+
+def test_a_reaper_is_awake_while_it_says_so(ledger: Path) -> None:
+    looking, reaping, other = (LockFile(str(ledger)) for _ in range(3))
+    assert not looking.is_reaper_awake()
+    reaping.enter(REAPERS[1])
+    assert looking.is_reaper_awake(), "it has just begun"
+    reaping.awake(REAPERS[1], 1, 2, 3)
+    waking = looking.waking(REAPERS[1])
+    assert waking
+    assert waking[1:] == (1, 2, 3)
+    assert waking.when == pytest.approx(boottime(), abs=60)
+    assert looking.is_reaper_awake()
+    assert looking.is_reaper_awake(besides=REAPERS[0])
+    assert not looking.is_reaper_awake(besides=REAPERS[1])
+    assert not reaping.is_reaper_awake(), "its own lock does not count"
+    with open(f"{ledger}.lock", "r+b") as file:
+        file.seek(32)
+        file.write(bytes(8))
+    assert not looking.is_reaper_awake(), "that was at the boot"
+    other.enter(REAPER)
+    assert looking.is_reaper_awake()
+    for locks in (looking, reaping, other):
+        locks.leave()
 
 
 def test_a_leader_that_is_stopped_is_killed_and_replaced(

@@ -25,6 +25,7 @@ from lab.reapers import (
 )
 from tapster import Host, HostError, State, Tap
 from tapster.kernel import tun
+from tapster.operations.operations import open_operations
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
@@ -172,6 +173,33 @@ def count_pidfds(leader: int) -> int:
         with suppress(OSError):
             count += "Pid:" in info.read_text()
     return count
+
+
+def ticks_of(pid: int) -> int:
+    """Return the processor time of a process, in hundredths of a second."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def test_a_due_lease_that_a_stopped_manager_has_claimed_costs_no_time(
+    ledger: Path,
+) -> None:
+    """The manager lives, so its claim stands: Ctrl-Z in `tapster set`, say."""
+    with Host(ledger) as host, open_operations(ledger, reaper=library.no_reaper) as by:
+        claimed = library.acquire(host, Tap(fin_wait=0.1))
+        by.context.claims.claim(claimed.id)
+        host.release(claimed.id)
+        wait_reaping(ledger)
+        leader, _ = reapers(ledger)
+        with Monitor() as monitor:
+            before = ticks_of(leader)
+            other = library.acquire(host, Tap(fin_wait=3.0))
+            host.release(other.id)
+            monitor.wait_index_deleted(other.ifindex)
+            assert ticks_of(leader) - before < 20, "of some 300"
+            assert claimed.name in iproute.links()
+            by.context.claims.release()
+            monitor.wait_index_deleted(claimed.ifindex)
 
 
 def test_the_reaper_gives_a_tap_to_root_again_after_its_user_took_it(
