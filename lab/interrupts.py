@@ -66,7 +66,7 @@ def moments(function: Callable[[], object]) -> list[Moment]:
                 last = now
             return on_event
 
-        frame.f_trace_opcodes = True
+        _trace_instructions(frame, on_event)
         return on_event
 
     _traced(on_call, function)
@@ -99,7 +99,7 @@ def act_at(
                     act()
             return on_event
 
-        frame.f_trace_opcodes = True
+        _trace_instructions(frame, on_event)
         return on_event
 
     _traced(on_call, function)
@@ -119,6 +119,12 @@ def _handler_at(code: CodeType, offset: int) -> int | None:
         if entry.start <= offset < entry.end:
             return int(entry.target)
     return None
+
+
+def _trace_instructions(frame: FrameType, on_event: Any) -> None:
+    # Python 3.13 ignores the flag of a frame that has no function for its events yet.
+    frame.f_trace = on_event
+    frame.f_trace_opcodes = True
 
 
 def _traced(trace: Any, function: Callable[[], object]) -> None:
