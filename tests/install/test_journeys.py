@@ -136,11 +136,17 @@ def test_the_wheel_in_a_bare_venv_and_its_units(system: Copied, tmp_path: Path) 
     system.sh("/usr/bin/python3 -m venv --without-pip /srv/venv")
     install = "python -m pip install --quiet --no-index --disable-pip-version-check"
     system.sh(f"PYTHONPATH=/run/pip /srv/venv/bin/{install} /run/{wheel.name}")
+    # The daemon's unit hides homes, so nothing is installed for a program in one.
+    system.sh("cp -a /srv/venv ~/venv")
+    refused = system.run("~/venv/bin/python -m tapster install-service")
+    assert "/venv/bin': its unit hides all homes" in refused.stderr
+    system.sh("rm -r ~/venv")
     # Root has a ledger before the daemon's user exists.
-    system.sh("/srv/venv/bin/tapster add --bridge br0 --owner first")
+    first = system.sh("/srv/venv/bin/tapster add --bridge br0 --owner first").strip()
     system.sh("/srv/venv/bin/tapster install-service; systemd-sysusers tapster.conf")
     use(system, "/srv/venv/bin")
     system.sh("/srv/venv/bin/tapster rm --owner first")
+    wait_gone(first)  # a reaper that starts late would make a ledger again
     system.sh("/srv/venv/bin/tapster install-service --remove")
     system.sh("rm -r /etc/tapster /var/lib/tapster /srv/venv")
     assert system.files() ^ before == set()

@@ -28,6 +28,10 @@ AFTERWARDS = (
 """What makes systemd and udev read the files."""
 
 
+HOMES = ("/home", "/root", "/run/user")
+"""What ProtectHome= in tapsterd.service hides."""
+
+
 def declare(parser: "Parser") -> None:
     parser.add_argument(
         "--remove", action="store_true", help="remove what this verb placed"
@@ -45,6 +49,8 @@ def run(options: Options, host: "Manager | None") -> int:
         return 0
     if os.geteuid() != 0:
         raise RequestError("install-service writes below /etc: run it as root")
+    if not options.remove:
+        _check_place(bindir)
     if options.remove:
         changed = place.remove(file.destination for file in files)
     else:
@@ -68,6 +74,18 @@ def _installation() -> tuple[str, str]:
     if not os.access(os.path.join(bindir, "tapsterd"), os.X_OK):
         raise HostError(f"there is no program 'tapsterd' beside tapster, in {bindir!r}")
     return os.path.dirname(bindir), bindir
+
+
+def _check_place(bindir: str) -> None:
+    """Raise RequestError if the daemon's unit could not start the programs there."""
+    for path in (bindir, os.path.realpath(sys.executable)):
+        if path.startswith(tuple(f"{home}/" for home in HOMES)):
+            raise RequestError(
+                f"tapsterd cannot start from {path!r}: its unit hides all homes "
+                "(ProtectHome=). Install Tapster elsewhere, for example with: "
+                "sudo env PIPX_HOME=/opt/pipx PIPX_BIN_DIR=/usr/local/bin pipx install "
+                "--python /usr/bin/python3 tapster"
+            )
 
 
 def _call(*command: str) -> None:
