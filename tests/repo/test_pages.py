@@ -106,6 +106,17 @@ def test_readme_names_only_what_the_library_has() -> None:
     assert [name for name in named if not hasattr(tapster, name)] == []
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda p: p.name)
+def test_every_method_of_the_library_that_a_page_names_exists(page: Path) -> None:
+    text = page.read_text("utf-8")
+    wrong = [
+        f"{kind}.{name}"
+        for kind, name in re.findall(r"\b(Host|Client|Manager)\.([a-z]\w*)", text)
+        if not hasattr(getattr(tapster, kind), name)
+    ]
+    assert wrong == []
+
+
 def test_the_completion_of_fish_is_up_to_date() -> None:
     assert fish.PAGE.read_text("utf-8") == fish.text(), (
         "to update it: .venv/bin/python -m tests.repo.pages"
