@@ -573,10 +573,10 @@ def _without(what: str, parts: Parts, *more: Script) -> Scenario:
     manager = Script(
         "A", (acquire(parts=parts), STOP, release(parts=parts)), mortal=True
     )
-    mending = Script("recover", (recover(parts=parts),))
+    repairing = Script("recover", (recover(parts=parts),))
     return Scenario(
         f"Tapster without {what}",
-        (manager, mending, *more),
+        (manager, repairing, *more),
         kills=1,
         checks=STEP,
         end=ending(parts),

@@ -158,7 +158,7 @@ class DeviceChange(NamedTuple):
     attribute: str
     act: ActRecord | None
     """The act that accounts for the change."""
-    mends: bool
+    repairs: bool
     """The change restores a running VM's device."""
 
     @property
@@ -210,18 +210,18 @@ class Account:
     def _attribute(
         self, event: LinkEvent, device: DeviceRecord, attribute: str
     ) -> DeviceChange:
-        """Find the act behind a change, and spend it unless the change mends."""
+        """Find the act behind a change. Spend it unless the change is a repair."""
         vm = device.vm
-        mends = vm is not None and (
+        repairs = vm is not None and (
             vm.running and vm.is_mended(attribute, device.look, event.look)
         )
         becomes = True if attribute == GONE else getattr(event.look, attribute)
-        act = self._cause(event.ifindex, attribute, becomes, spend=not mends)
+        act = self._cause(event.ifindex, attribute, becomes, spend=not repairs)
         if act is not None:
             device.touched[attribute] = act
-        elif mends:
+        elif repairs:
             device.touched.pop(attribute, None)
-        return DeviceChange(event.ifindex, device, attribute, act, mends)
+        return DeviceChange(event.ifindex, device, attribute, act, repairs)
 
     def _cause(
         self, ifindex: int, attribute: str, becomes: object, *, spend: bool

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A VM manager that uses the command, and sometimes kills it.
 
-Each of its threads starts VMs with `tapster add` or `tapster run`, and mends with
+Each of its threads starts VMs with `tapster add` or `tapster run`, and repairs with
 `recover` and `reap`. What is killed is drawn at random: the command itself, at a random
 moment; the VM that `run` started; `run` but not its VM; or both.
 """

@@ -132,7 +132,7 @@ class Judge:
         vm, act = change.vm, change.act
         if vm is None:
             self._charge_foreign(change)
-        elif change.mends:
+        elif change.repairs:
             self.tally["changes of running VMs by Tapster, as wanted"] += 1
         elif vm.running:
             name = change.device.look.name

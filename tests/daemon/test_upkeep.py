@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Upkeep on the host in memory: what it reports, mends, releases and retries."""
+"""Upkeep on the host in memory: what it reports, repairs, releases and retries."""
 
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence

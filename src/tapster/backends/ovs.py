@@ -5,8 +5,8 @@ Open vSwitch knows devices by name only: a row that outlives its device takes in
 next device of that name. So each row carries the lease's stamp and is found by the
 stamp alone, and Tapster holds the name until the rows are gone.
 
-One transaction makes, mends or deletes a port. It fails if the rows have changed since
-they were read. Then Tapster waits for ovs-vswitchd, as ovs-vsctl does: ovs-vswitchd
+One transaction makes, repairs or deletes a port. It fails if the rows have changed
+since they were read. Then Tapster waits for ovs-vswitchd, as ovs-vsctl does: ovs-vswitchd
 copies `next_cfg` to `cur_cfg` when it has done what the database says.
 """
 
@@ -101,7 +101,7 @@ class Ovs:
             )
 
     def attach(self, namespace: Namespace, lease: Lease) -> None:
-        """Insert or mend the lease's port, and wait until it works."""
+        """Insert or repair the lease's port, and wait until it works."""
         with self._open() as db:
             inserted, config = _retry(lambda: self.write_port(db, lease))
             try:

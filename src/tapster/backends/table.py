@@ -178,7 +178,7 @@ class TableBackend:
 
     def observe(self, namespace: Namespace, leases: Sequence[Lease]) -> Observation:
         try:
-            listing = self._list(namespace, mend=False)
+            listing = self._list(namespace, repair=False)
         except HostError as error:
             if not any(self.name in lease.backends for lease in leases):
                 return Observation({})  # without nftables the backend made nothing
@@ -234,8 +234,8 @@ class TableBackend:
         texts += [f"has {each}" for each in sorted(present - expected, key=str)]
         return "; ".join(texts)
 
-    def _list(self, namespace: Namespace, *, mend: bool = True) -> _Listing:
-        """List the table. If nft cannot read it and `mend` is set, mend it first."""
+    def _list(self, namespace: Namespace, *, repair: bool = True) -> _Listing:
+        """List the table. With `repair`, first repair a table that nft cannot read."""
         chains = namespace.nft_list(CHAINS)
         if not any(
             listed.get("chain", {}).get("table") == self.table for listed in chains
@@ -244,7 +244,7 @@ class TableBackend:
         try:
             objects = namespace.nft_list(f"table bridge {self.table}")
         except HostError as error:
-            if not mend or not _unreadable(error):
+            if not repair or not _unreadable(error):
                 raise
             namespace.nft("\n".join(self._rules))
             objects = namespace.nft_list(f"table bridge {self.table}")

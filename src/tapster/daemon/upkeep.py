@@ -40,7 +40,7 @@ seconds; after that once a second. The program, or the guest's VMM, that changes
 do so again and again."""
 LOOK_BATCH = 32
 """Reported devices that are compared with their leases in one piece of work."""
-MEND_BATCH = 8
+REPAIR_BATCH = 8
 """Leases that are repaired in one piece of work: each takes about a millisecond."""
 
 
@@ -59,7 +59,7 @@ class Repairing(NamedTuple):
         One transaction restores the rules of all leases, and a list of a table takes
         as long for one lease as for all.
         """
-        return None if self.backends else MEND_BATCH
+        return None if self.backends else REPAIR_BATCH
 
 
 PLAIN = Repairing()

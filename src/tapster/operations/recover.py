@@ -35,7 +35,7 @@ from tapster.operations.orphans import find_orphans
 from tapster.operations.reap import REAP_BATCH
 from tapster.operations.rewire import Rewire
 
-MEND_BATCH = 16
+REPAIR_BATCH = 16
 """Leases that are claimed at a time to be repaired one after the other. Each claim
 costs a transaction, and a lease that is claimed cannot be changed by its owner."""
 
@@ -438,7 +438,7 @@ class Recover:
                 ending.append(lease)
             elif claimed or action is not Action.LEAVE:
                 others.append(lease)
-        for group, size in ((ending, REAP_BATCH), (others, MEND_BATCH)):
+        for group, size in ((ending, REAP_BATCH), (others, REPAIR_BATCH)):
             for start in range(0, len(group), size):
                 yield group[start : start + size]
 
