@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changing a live lease, and repairing foreign changes of it: in memory and for real."""
+"""Changing a live lease, repairing foreign changes of it: in memory and for real."""
 
 from collections.abc import Iterator
 from errno import EOPNOTSUPP

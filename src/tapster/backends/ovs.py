@@ -6,8 +6,8 @@ next device of that name. So each row carries the lease's stamp and is found by 
 stamp alone, and Tapster holds the name until the rows are gone.
 
 One transaction makes, repairs or deletes a port. It fails if the rows have changed
-since they were read. Then Tapster waits for ovs-vswitchd, as ovs-vsctl does: ovs-vswitchd
-copies `next_cfg` to `cur_cfg` when it has done what the database says.
+since they were read. Then Tapster waits for ovs-vswitchd, as ovs-vsctl does:
+ovs-vswitchd copies `next_cfg` to `cur_cfg` when it has done what the database says.
 """
 
 import os
