@@ -3,6 +3,7 @@
 
 import gc
 import struct
+from random import Random
 
 import pytest
 
@@ -35,6 +36,41 @@ def test_a_port_of_open_vswitch_in_the_kernel_is_on_no_linux_bridge(
     link = rtnl.link_of(body)
     assert (link.ifindex, link.name, link.kind) == (42, "vnet0", "tun")
     assert link.master == master
+
+
+def walked(data: bytes, offset: int, wanted: frozenset[int] | None) -> dict[int, bytes]:
+    """Parse attributes one after the other, with no memory of earlier lists."""
+    found = {}
+    while offset + 4 <= len(data):
+        length, kind = struct.unpack_from("=HH", data, offset)
+        if length < 4:
+            break
+        if wanted is None or kind & 0x3FFF in wanted:
+            found[kind & 0x3FFF] = data[offset + 4 : offset + length]
+        offset += length + 3 & ~3
+    return found
+
+
+@pytest.mark.parametrize("wanted", [None, frozenset({1, 3})])
+@pytest.mark.parametrize("offset", [0, 16])
+def test_attributes_are_found_whatever_lists_of_the_same_length_came_before(
+    offset: int, wanted: frozenset[int] | None
+) -> None:
+    random = Random(1)
+    lengths = [[4, 4, 8, 4], [4, 8, 4, 4], [8, 4, 4, 4], [4, 4, 4, 4, 0], [24, 0]]
+    for _ in range(3000):
+        first = attribute(1, bytes(4))  # most lists begin alike
+        parts = [first] + [
+            attribute(random.choice((1, 2, 3, 1 << 15 | 3)), random.randbytes(length))
+            for length in random.choice(lengths)
+        ]
+        data = bytes(offset) + b"".join(parts)
+        if random.random() < 0.2:  # a header that says anything
+            at = random.randrange(offset, len(data) - 4, 4)
+            header = struct.pack("=HH", random.choice((0, 3, 9, 100)), 3)
+            data = data[:at] + header + data[at + 4 :]
+        expected = walked(data, offset, wanted)
+        assert rtnl.parse_attributes(data, offset, wanted) == expected
 
 
 @pytest.mark.kernel
