@@ -55,7 +55,7 @@ libvirt-test: root deps setup ## Domains of libvirt on Debian hosts: SUITE=12|13
 	$(VENV)/bin/python -m pytest -p lab.host.plugin --suite $(SUITE) \
 	    -p lab.ran --ran .ran/libvirt-$(SUITE).json tests/host/libvirt
 
-explore: setup ## Run Tapster through every schedule; BOUND=full takes an hour or more
+explore: setup ## Run Tapster through every schedule; BOUND=full takes most of an hour
 	$(VENV)/bin/python -m explorer --bound $(or $(BOUND),small)
 	$(VENV)/bin/python -m explorer.fleet
 
