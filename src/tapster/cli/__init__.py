@@ -206,20 +206,20 @@ def _run(options: Options, words: Sequence[str]) -> int:
 def _open(verb: str, options: Options) -> "Manager":
     """Open the ledger, or a connection to the daemon."""
     netns = getattr(options, "netns", None)
-    told = options.socket is not None or bool(
+    socket_given = options.socket is not None or bool(
         os.environ.get("TAPSTER_SOCKET") and options.ledger is None
     )
-    if told and options.ledger is not None:
+    if socket_given and options.ledger is not None:
         top_parser().error("--socket and --ledger do not go together")
-    own = options.ledger or os.environ.get("TAPSTER_LEDGER")
-    if verb in EVENT_VERBS and not told and not own:
+    ledger = options.ledger or os.environ.get("TAPSTER_LEDGER")
+    if verb in EVENT_VERBS and not socket_given and not ledger:
         from tapster.rpc.client import connect
 
         try:
             return connect(netns=netns)
         except DaemonError:
             pass  # no daemon runs
-    if not told and failure.has("CAP_NET_ADMIN"):
+    if not socket_given and failure.has("CAP_NET_ADMIN"):
         from tapster.host import Host
 
         if options.verbose:
@@ -235,7 +235,7 @@ def _open(verb: str, options: Options) -> "Manager":
             host.close()
             raise
         return host
-    if not told and own:
+    if not socket_given and ledger:
         raise MissingCapability(
             f"tapster {verb}, on a ledger of its own, needs "
             f"{failure.lacks('CAP_NET_ADMIN')}",
