@@ -296,6 +296,9 @@ class SeesNoOpenTap(NamespaceStandIn):
     def links(self) -> Any:
         return [link._replace(open=False) for link in self._put("links", (), {})]
 
+    def is_held(self, *_: object, **__: object) -> bool:
+        return False
+
 
 class OpensWithoutSecondLook(NamespaceStandIn):
     """The number of a macvtap is not read again when its node is open."""

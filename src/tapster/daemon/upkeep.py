@@ -464,6 +464,8 @@ class Upkeep:
                 self._retries.pop(id, None)
             if what.reason == EXIT:
                 self._follow_holders(ids)
+            if what.reason in (EXIT, CLOSE):
+                self._look_later(ids, what)
 
     def _follow_holders(self, ids: Sequence[str]) -> None:
         """Watch the processes that go on with the macvtaps of ended ones."""
@@ -472,6 +474,19 @@ class Upkeep:
                 lease = self._operations.context.ledger.lease(id)
                 if lease is not None and lease.state is State.ACTIVE:
                     self.bind(lease)
+
+    def _look_later(self, ids: Sequence[str], what: Repairing) -> None:
+        """Try again to end leases whose taps are open, and have no carrier.
+
+        The kernel does not report the close of such a tap.
+        """
+        for id in ids:
+            with suppress(TapsterError):
+                lease = self._operations.look.lease(id)
+                link = self._operations.look.device(lease)
+                if lease.state is State.ACTIVE and link is not None and not link.open:
+                    when = self._clock() + LAST_RETRY
+                    self._retries[id] = Retry(when, LAST_RETRY, what)
 
     def report_repairs(
         self, repairs: Iterable[Repair], reason: str | None = None

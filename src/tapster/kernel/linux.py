@@ -575,6 +575,15 @@ class LinuxNamespace:
                 raise OSError(EBADFD, f"no tap is called {name!r} any more") from error
             raise
 
+    def is_held(self, name: str, ifindex: int, *, vnet_hdr: bool) -> bool:
+        try:
+            os.close(self.open_tap(name, ifindex, multi_queue=False, vnet_hdr=vnet_hdr))
+        except KernelError as error:
+            if error.errno not in (EBUSY, EBADFD):
+                raise
+            return error.errno == EBUSY
+        return False
+
     def give_tap(
         self,
         name: str,

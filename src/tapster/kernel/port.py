@@ -244,6 +244,13 @@ class Namespace(Protocol):
         it is closed at once. Nothing else is done to it.
         """
 
+    def is_held(self, name: str, ifindex: int, *, vnet_hdr: bool) -> bool:
+        """Return whether a process has a tap of one queue open.
+
+        The tap is opened for that, and closed: the carrier, which `Link.open` tells,
+        may have been switched off by the VM or a person. False if it is gone.
+        """
+
     def give_tap(
         self,
         name: str,

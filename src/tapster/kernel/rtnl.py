@@ -738,8 +738,9 @@ def link_of(body: bytes) -> Link:
         ipv6_disabled=ipv6_disabled,
         # IFF_LOWER_UP needs a device that is up. IFLA_CARRIER does not: the kernel
         # sets a tap's carrier when a file is attached, and clears the carrier when
-        # the last one is detached (tun_set_iff(), __tun_detach()).
-        open=bool(tap) and found.get(IFLA_CARRIER) == b"\1",
+        # the last one is detached (tun_set_iff(), __tun_detach()). But others may
+        # change the carrier; the kernel counts queues only of multi-queue taps.
+        open=bool(tap) and (found.get(IFLA_CARRIER) == b"\1" or bool(_queues(tap))),
         tap_owner=_optional_number(tap.get(IFLA_TUN_OWNER)),
         tap_group=_optional_number(tap.get(IFLA_TUN_GROUP)),
         persistent=tap.get(IFLA_TUN_PERSIST) != b"\0",

@@ -499,6 +499,14 @@ class Recover:
             again = self.devices.differences(namespace, [lease], links, Failures())
             wrong = again.get(lease.id, {})
         action = self._decide(namespace, unclaimed, link, differs=bool(wrong))
+        if (
+            action is Action.RELEASE
+            and namespace is not None
+            and link is not None
+            and decision.is_ours(self.context.ledger.id, lease, link)
+            and _may_be_held(namespace, lease, link)
+        ):
+            action = Action.LEAVE
         # Backends may have something that the ledger does not know of.
         there = [part for part in wrong if part not in OWN]
         backends = tuple(dict.fromkeys([*lease.backends, *there]))
@@ -599,6 +607,13 @@ class Recover:
         if lease.process is not None and self.context.has_ended(lease.process):
             return True
         return lease.on_close and link is not None
+
+
+def _may_be_held(namespace: Namespace, lease: Lease, link: Link) -> bool:
+    """Return whether a process has a tap open although the tap has no carrier."""
+    if link.kind != "tun" or link.queues is not None:
+        return False
+    return namespace.is_held(link.name, link.ifindex, vnet_hdr=lease.vnet_hdr)
 
 
 def _is_same(lease: Lease, before: Lease) -> bool:

@@ -471,6 +471,9 @@ class FakeNamespace:
                 raise refusal(EBADFD)
         return fds[0]
 
+    def is_held(self, name: str, ifindex: int, *, vnet_hdr: bool) -> bool:
+        return self._step(f"is {name} held").open_queues(ifindex) > 0
+
     def give_tap(
         self,
         name: str,
