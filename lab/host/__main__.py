@@ -2,6 +2,7 @@
 """`python -m lab.host`: a shell, a command or tests on a whole Debian host."""
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from lab.host import archive, image, product, snapshot, testing
 
 def main() -> int:
     options = _parser().parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C ends it
     started = time.monotonic()
     try:
         plan = _plan(options) if options.verb == "test" else None

@@ -5,6 +5,7 @@ A host without KVM keeps one processor busy, so the parts run at once.
 """
 
 import itertools
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -138,7 +139,7 @@ def _command(plan: Plan, part: str) -> list[str]:
 def _beside(
     command: Sequence[str],
 ) -> "Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]":
-    """Start a command, and end it if this part ends early."""
+    """Start a command; if this part ends early, interrupt it, so that its hosts end."""
     with (
         TemporaryFile() as output,
         subprocess.Popen(command, stdout=output, stderr=output) as process,
@@ -146,7 +147,7 @@ def _beside(
         try:
             yield process, output
         finally:
-            process.terminate()
+            process.send_signal(signal.SIGINT)
 
 
 def _on_host(host: DebianHost, plan: Plan, part: str) -> int:
