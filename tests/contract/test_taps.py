@@ -296,3 +296,18 @@ def test_opening_an_absent_tap_makes_none(
     with refused(EBADFD):
         namespace.open_tap("vnet0", OURS, multi_queue=False, vnet_hdr=True)
     assert lab.show() == before
+
+
+def test_a_tap_of_one_queue_is_held_while_a_process_has_it_open(
+    lab: ContractLab, namespace: Namespace, others: Stranger
+) -> None:
+    fd = tap(namespace, "vnet0", OURS)
+    assert namespace.is_held("vnet0", OURS, vnet_hdr=True)
+    os.close(fd)
+    before = lab.show()
+    assert not namespace.is_held("vnet0", OURS, vnet_hdr=True)
+    assert lab.show() == before, "it is closed again"
+    others.add_tap("vnet1")
+    before = lab.show()
+    assert not namespace.is_held("vnet1", OURS, vnet_hdr=True)
+    assert lab.show() == before
