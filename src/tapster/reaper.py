@@ -51,6 +51,9 @@ LEDGER_RETRY = 2.0
 """Seconds until a ledger that is locked, or whose disk is full, is tried again."""
 LONGEST_WATCH = 5.0
 """Seconds that the reaper waits for a report while leases are bound."""
+FAILURES = 20
+"""How many leaders in a row may be killed in their first second (a seccomp filter).
+Then the standby ends; the next command starts a reaper again."""
 KILLING = 1.0
 """Seconds to wait for the end of a stopped reaper that was killed."""
 
@@ -178,14 +181,17 @@ class Processes:
 def run(ledger: str) -> None:
     """Work until no lease waits or is bound, unless another reaper runs."""
     os.chdir("/")
-    guarding = True
-    while guarding:
+    guarding, failures = True, 0
+    while guarding and failures < FAILURES:
         standby = os.pidfd_open(os.getpid())
+        began = boottime()
         leader = os.fork()
         if leader:
             os.close(standby)
             guarding = _was_killed(leader)
+            failures = failures + 1 if boottime() - began < 1 else 0
         else:
+            failures = 0
             # If the standby ends before the work does, this process is the standby.
             guarding = _lead(ledger, standby)
             os.close(standby)
@@ -209,12 +215,14 @@ def _enter(ledger: str) -> Lock | None:
     file = LockFile(ledger)
     own = LinuxSystem().process(os.getpid()) or Process(os.getpid(), 0, 0)
     for byte in REAPERS:
-        if file.try_enter(byte):
-            return Lock(file, byte, own)
-        if file.is_reaper_awake(besides=byte - 1):
-            break
-        if _kill_halted(ledger, file, byte) and file.try_enter(byte):
-            return Lock(file, byte, own)
+        if not file.try_enter(byte):
+            if file.is_reaper_awake(besides=byte - 1):
+                break
+            if not _kill_halted(ledger, file, byte) or not file.try_enter(byte):
+                continue
+        lock = Lock(file, byte, own)
+        lock.awake()  # at once: the former entry is old
+        return lock
     file.leave()
     return None
 

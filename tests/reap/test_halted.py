@@ -2,6 +2,7 @@
 """Reapers that are stopped or frozen are replaced, and do no harm."""
 
 import os
+import select
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -157,6 +158,22 @@ def test_reaping_goes_on_while_a_standby_is_stopped(
     go_on([standby])
     wait_dead([standby])
     assert len(reapers(ledger)) == 2
+
+
+def test_a_standby_gives_up_if_each_leader_is_killed_at_once(
+    waiting: Host, ledger: Path
+) -> None:
+    _, standby = reapers(ledger)
+    ended = os.pidfd_open(standby)
+    while not select.select([ended], [], [], 0)[0]:
+        for pid in reapers(ledger):
+            if pid != standby:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+    os.close(ended)
+    command(ledger)
+    wait_reaping(ledger)
+    assert waiting.leases()
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["killed", "hidden"])
