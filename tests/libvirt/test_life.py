@@ -259,16 +259,26 @@ def booting(request: pytest.FixtureRequest) -> Iterator[Place]:
         yield made
 
 
-def test_domains_that_start_with_the_host_get_their_devices(booting: Place) -> None:
-    """A reboot: nothing runs, /run is empty, and the boot has another id."""
+@pytest.mark.parametrize("saved", [False, True], ids=["after-a-cut", "saved-before"])
+def test_domains_that_start_with_the_host_get_their_devices(
+    booting: Place, saved: bool
+) -> None:
+    """A reboot: nothing runs, /run is empty, and the boot has another id.
+
+    libvirt-guests saves guests before a shutdown; libvirt restores them.
+    """
     start(booting, "auto", "dev='auto0' bridge='br0'")
     virsh("autostart auto")
     booting.libvirt.hooks.wait_for("auto", "started")
     former = booting.leases()["auto0"]["id"]
+    guests = [qemu_pid("auto")]
+    if saved:
+        virsh("managedsave --paused auto")
+        guests.clear()
     booting.libvirt.stop(signal.SIGKILL)
     if booting.tapsterd:
         booting.tapsterd.stop(signal.SIGKILL)
-    kill(*reapers(booting.ledger), qemu_pid("auto"))
+    kill(*reapers(booting.ledger), *guests)
     kill_reapers(booting.ledger)
     shell.sh("ip link del auto0")
     shutil.rmtree("/run/libvirt")
