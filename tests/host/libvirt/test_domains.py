@@ -19,7 +19,7 @@ import pytest
 from lab import libvirt
 from lab.host import cache, image, product
 from lab.host.cable import cable
-from lab.host.debian import DebianHost
+from lab.host.debian import DebianHost, Failed
 from lab.host.image import Image
 from lab.vm_network import DNSMASQ, FILES, STAY
 from tests.host.outside.ground import add_bridge, enable, leases, wait_output
@@ -145,6 +145,17 @@ def wait_answers(host: DebianHost, address: str) -> None:
     wait_output(host, f"ping -c 1 {address}", " 1 received", SLOW)
 
 
+def wait_runs(host: DebianHost, name: str) -> None:
+    """Wait until a domain runs with its lease; if it does not, say what libvirt did."""
+    try:
+        wait_output(host, "tapster libvirt ls", f"{name} .*running.*active", SLOW)
+    except Failed as error:
+        shown = "virsh list --all --managed-save; tapster ls --all; journalctl --boot "
+        shown += "--no-pager | grep -iE 'libvirt|tapster|denied' | tail -n 60"
+        error.add_note(host.run("bash", "-c", shown, check=False).stdout)
+        raise
+
+
 def confinement(host: DebianHost, pid: int) -> str:
     """Return the AppArmor profile of a process, and its mode."""
     return host.read(f"/proc/{pid}/attr/current").strip("\0\n")
@@ -231,7 +242,7 @@ def test_a_domain_starts_with_the_host(host: DebianHost) -> None:
         host.sh("sync")
         end()
         host.boot()
-        wait_output(host, "tapster libvirt ls", "web .*running.*active", SLOW)
+        wait_runs(host, "web")
         now = assert_on_the_network(host, "web", device)
         assert has_ended(host, former)
         former = now
