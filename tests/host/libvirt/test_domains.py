@@ -237,6 +237,8 @@ def test_a_domain_starts_with_the_host(host: DebianHost) -> None:
     """
     device, former = start_adopted(host)
     address = address_of(host, WEB)
+    # Firmware that is saved while it asks for its boot file may ask in vain later.
+    wait_answers(host, address)
     host.sh("virsh autostart web")
     for end in (host.power_off, host.power_cut):
         host.sh("sync")
