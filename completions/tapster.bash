@@ -101,7 +101,7 @@ _tapster() {
         --mode) operands='bridge vepa private passthru' ;;
         --naming) operands='lowest next stable' ;;
         --state) operands='reserved active fin_wait' ;;
-        --event) operands='refused lost held moved renamed down changed sound mended set reopened' ;;
+        --event) operands='refused lost held moved renamed down changed sound repaired set reopened' ;;
         --sort) operands='age name owner state on' ;;
         --bridge) operands=$(_tapster_links '/\1' type bridge) ;;
         --link | --redirect) operands=$(_tapster_links '/\1' up) ;;

@@ -268,7 +268,7 @@ complete -c tapster -n '__tapster_is who events report' -l since -x -d 'only fro
 complete -c tapster -n '__tapster_is who events report' -l until -x -d 'only up to this time'
 complete -c tapster -n '__tapster_is who' -l limit -x -d 'at most N entries, the latest; default: 1000'
 complete -c tapster -n '__tapster_is who events' -a '(__tapster_leased)'
-complete -c tapster -n '__tapster_is events' -l event -x -a 'refused lost held moved renamed down changed sound mended set reopened' -d 'one of refused, lost, held, moved, renamed, down, changed, sound, mended, set, reopened'
+complete -c tapster -n '__tapster_is events' -l event -x -a 'refused lost held moved renamed down changed sound repaired set reopened' -d 'one of refused, lost, held, moved, renamed, down, changed, sound, repaired, set, reopened'
 complete -c tapster -n '__tapster_is events' -l owner -x -d 'events of leases of this owner'
 complete -c tapster -n '__tapster_is events' -l lease -x -d 'events of the lease with this id'
 complete -c tapster -n '__tapster_is events' -l limit -x -d 'at most N events, the latest; default: 1000'

@@ -23,7 +23,7 @@ from lab.vm_network import BRIDGE, VmNetwork, open_lab
 
 REPAIR_SECONDS = 1.0
 """Time that a way has to repair what the cleanup did, if it can."""
-POLICY = "[watch]\nmend = true\n"
+POLICY = "[watch]\nrepair = true\n"
 """tapsterd repairs what others do to devices, if it is told to."""
 LEDGER = Path("/var/lib/tapster/ledger.db")
 

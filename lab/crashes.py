@@ -57,7 +57,7 @@ class Crashes:
         lease = library.acquire(self.host, spec)
         return lease
 
-    def mend(self, where: str) -> None:
+    def repair(self, where: str) -> None:
         """Recover, check, and see that a second recover finds nothing to do."""
         self.host.recover()
         self.check(where)

@@ -31,7 +31,7 @@ def crashes(ledger: Path) -> Iterator[Crashes]:
 
 def see(crashes: Crashes, where: str) -> None:
     """All is as it should be after recover, and after the end of all leases."""
-    crashes.mend(where)
+    crashes.repair(where)
     for lease in crashes.host.leases(all=False):
         assert crashes.host.differences(lease) == {}, where
     assert crashes.host.operations.recover.leftovers() == [], where

@@ -67,7 +67,7 @@ def crashes(ledger: Path, switch: OpenVswitch) -> Iterator[OvsCrashes]:
 
 def test_add_killed_anywhere_I5(crashes: OvsCrashes) -> None:
     for where in crashes.killed("add", *OPTIONS):
-        crashes.mend(where)
+        crashes.repair(where)
         crashes.clear()
         crashes.check(where)
     crashes.clear()
@@ -77,7 +77,7 @@ def test_add_killed_anywhere_I5(crashes: OvsCrashes) -> None:
 def test_rm_killed_anywhere_I5(crashes: OvsCrashes) -> None:
     name = crashes.acquire(FULL).name
     for where in crashes.killed("rm", name):
-        crashes.mend(where)
+        crashes.repair(where)
         crashes.clear()
         assert crashes.acquire(FULL).name == name, where
     crashes.clear()
@@ -89,7 +89,7 @@ def test_set_killed_anywhere_I5(crashes: OvsCrashes) -> None:
     name = crashes.acquire(FULL).name
     change = ["set", "--ovs", "ovs1", "--vlan", "8", "--outbound", "2000", name]
     for where in crashes.killed(*change):
-        crashes.mend(where)
+        crashes.repair(where)
         crashes.clear()
         assert crashes.acquire(FULL).name == name, where
     crashes.clear()

@@ -59,7 +59,7 @@ PASSTHRU = Macvtap(lower="low", mode=Mode.PASSTHRU)
 def test_add_killed_anywhere_I5(crashes: Crashes, options: str) -> None:
     before = foreign()
     for where in crashes.killed("add", *options.split()):
-        crashes.mend(where)
+        crashes.repair(where)
         crashes.clear()
         assert foreign() == before, where
     assert crashes.kills > 10
@@ -70,7 +70,7 @@ def test_rm_killed_anywhere_I5(crashes: Crashes, spec: Tap | Macvtap) -> None:
     before = foreign()
     name = crashes.acquire(spec).name
     for where in crashes.killed("rm", name):
-        crashes.mend(where)
+        crashes.repair(where)
         crashes.clear()
         assert crashes.acquire(spec).name == name, where
     crashes.clear()
@@ -86,7 +86,7 @@ def test_rm_of_a_lost_device_killed_anywhere_I5(crashes: Crashes) -> None:
 
     name = lose()
     for where in crashes.killed("rm", name):
-        crashes.mend(where)
+        crashes.repair(where)
         crashes.clear()
         assert lose() == name, where
     assert crashes.kills > 5
@@ -105,7 +105,7 @@ def test_reap_and_recover_killed_anywhere_I5_I7(
 
     prepare()
     for where in crashes.killed(*verb):
-        crashes.mend(where)
+        crashes.repair(where)
         crashes.clear()
         prepare()
     crashes.clear()
@@ -117,7 +117,7 @@ def test_run_killed_anywhere_I5(crashes: Crashes) -> None:
     before = foreign()
     run = ["run", "--nic", "bridge=br0", "--nic", "link=low", "--", "true"]
     for where in crashes.killed(*run):
-        crashes.mend(where)
+        crashes.repair(where)
         crashes.clear()
         assert foreign() == before, where
     assert crashes.kills > 20

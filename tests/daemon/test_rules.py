@@ -91,7 +91,7 @@ def test_deleted_rules_are_put_back_at_once(
         assert (told.event, told.detail) == ("restored", RULES)
         names.remove(told.name or "")
     assert rules(netns) == before
-    assert [item.event for item in root.events()] == ["mended"] * (
+    assert [item.event for item in root.events()] == ["repaired"] * (
         2 if "nft" in deletion else 1
     )
     close_all(lease, other)

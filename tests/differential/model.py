@@ -99,7 +99,7 @@ class Model:
         return len(waiting)
 
     def recover(self) -> set[str]:
-        """Mend all; return the ids of the leases that needed it."""
+        """Repair all; return the ids of the leases that needed it."""
         repaired = set()
         for id, lease in [*self.leases.items()]:
             if lease.active and not lease.device:

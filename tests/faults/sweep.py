@@ -118,7 +118,7 @@ class FaultLab:
                 assert link["ifalias"].endswith(f":{row.id}"), f"{where}: {link}"
         return rows
 
-    def mend(self, then: Operation = Host.leases) -> list[RecordedLease]:
+    def repair(self, then: Operation = Host.leases) -> list[RecordedLease]:
         """Recover, and judge that all is in order; then do some more."""
         with self.there() as host:
             host.recover()
@@ -168,7 +168,7 @@ class Before:
     def remember(self) -> None:
         self._rows = self._lab.rows()
         if len(self._rows) > MANY:
-            self._lab.mend(clear)
+            self._lab.repair(clear)
             self._rows = []
 
     def check(self, where: str, error: Exception | None) -> None:

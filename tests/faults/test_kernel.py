@@ -150,7 +150,7 @@ def test_a_release_that_is_refused_a_call_can_be_repeated_I5(
             shell.sh(f"ip link del {name}")
 
     def prepare() -> None:
-        rows = here.mend(make)
+        rows = here.repair(make)
         assert all(row.state == "fin_wait" for row in rows)
 
     def check(where: str, error: Exception | None) -> None:
@@ -163,7 +163,7 @@ def test_a_release_from_elsewhere_that_is_refused_a_call_can_be_repeated_I5(
     blue: FaultLab,
 ) -> None:
     def prepare() -> None:
-        rows = blue.mend(lambda host: acquire(host, TAP))
+        rows = blue.repair(lambda host: acquire(host, TAP))
         assert all(row.state == "fin_wait" for row in rows)
 
     def check(where: str, error: Exception | None) -> None:
@@ -181,7 +181,7 @@ def test_a_reap_that_is_refused_a_call_can_be_repeated_I5_I7(blue: FaultLab) -> 
         host.reap(now=True)
 
     def prepare() -> None:
-        assert blue.mend(make) == []
+        assert blue.repair(make) == []
 
     def check(where: str, error: Exception | None) -> None:
         rows = blue.judge(where, settled=error is None)
@@ -218,7 +218,7 @@ def test_a_mending_that_is_refused_a_call_can_be_repeated_I5_I7(
                 verb(host)
                 assert host.leases()[1].state == "fin_wait"
 
-    sweep(lab.host, verb, errnos, check, prepare=lambda: lab.mend(make))
+    sweep(lab.host, verb, errnos, check, prepare=lambda: lab.repair(make))
 
 
 def test_a_change_that_is_refused_a_call_is_made_wholly_or_not(here: FaultLab) -> None:
@@ -235,7 +235,7 @@ def test_a_change_that_is_refused_a_call_is_made_wholly_or_not(here: FaultLab) -
         (row,) = here.judge(where)
         assert row.bridge == ("br0" if error else "br1"), where
 
-    sweep(here.host, change, CALLS, check, prepare=lambda: here.mend(go_back))
+    sweep(here.host, change, CALLS, check, prepare=lambda: here.repair(go_back))
 
 
 @pytest.mark.parametrize("spec", [QUEUES, MACVTAP], ids=["tap", "macvtap"])
@@ -312,13 +312,13 @@ def test_recover_repairs_what_a_failed_acquire_left_I5(
         left = any(row.state != "active" for row in rows)
         assert left == bool(getattr(error, "__notes__", ())), where
 
-    sweep(here.host, operate, LASTING, check, prepare=here.mend, lasting=True)
+    sweep(here.host, operate, LASTING, check, prepare=here.repair, lasting=True)
 
 
 @pytest.mark.usefixtures("few_attempts")
 def test_recover_repairs_what_a_failed_release_left_I5(here: FaultLab) -> None:
     def prepare() -> None:
-        here.mend(lambda host: acquire(host, PASSTHRU))
+        here.repair(lambda host: acquire(host, PASSTHRU))
 
     def check(where: str, error: Exception | None) -> None:
         here.judge(where, settled=error is None)

@@ -62,7 +62,7 @@ def test_recover_repairs_what_a_full_disk_left_I5(here: FaultLab) -> None:
         here.judge(where, settled=error is None)
 
     def prepare() -> None:
-        here.mend(clear)
+        here.repair(clear)
 
     sweep(here.host, add, FULL, check, prepare=prepare, lasting=True)
 
@@ -80,7 +80,7 @@ def test_an_operation_whose_write_failed_can_be_repeated_I5_I7(
     def check(where: str, _: Exception | None) -> None:
         here.judge(where, settled=False)
 
-    sweep(here.host, operate, WRITES, check, prepare=lambda: here.mend(make))
+    sweep(here.host, operate, WRITES, check, prepare=lambda: here.repair(make))
 
 
 @pytest.mark.parametrize("errnos", [WRITES, FULL], ids=["I/O error", "full"])
@@ -155,7 +155,7 @@ def test_a_file_that_may_not_grow_is_an_error_and_no_loss_I5(here: FaultLab) -> 
                 break
             assert_clear(error, EFBIG, f"{size} bytes")
     assert size > 0
-    assert len(here.mend()) == 1
+    assert len(here.repair()) == 1
 
 
 def test_a_read_only_file_system_is_an_error_and_no_loss_I5(small: Path) -> None:
@@ -168,7 +168,7 @@ def test_a_read_only_file_system_is_an_error_and_no_loss_I5(small: Path) -> None
                 operate(host)
         shell.sh(f"mount -o remount,rw {small.parent}")
         assert len(lab.judge("it can be written again")) == 1
-        lab.mend(clear)
+        lab.repair(clear)
 
 
 def test_a_ledger_of_others_is_an_error(here: FaultLab) -> None:

@@ -124,8 +124,8 @@ def test_an_operation_that_ran_out_of_descriptors_can_be_repeated_I5(
     def check(where: str, _: Exception | None) -> None:
         lab.judge(where, settled=False)
 
-    starve(lab.host, operate, check, lambda: lab.mend(make))
-    lab.mend()
+    starve(lab.host, operate, check, lambda: lab.repair(make))
+    lab.repair()
 
 
 def test_a_host_out_of_descriptors_is_not_opened(blue: FaultLab) -> None:

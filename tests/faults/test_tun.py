@@ -69,7 +69,7 @@ def test_without_the_tun_device_nothing_is_made_and_nothing_lost_I5_I6(
         for lease in to_replace:
             host.release(lease.id)
         here.judge("it is back")
-    assert [row.state for row in here.mend()] == ["fin_wait"] * 3
+    assert [row.state for row in here.repair()] == ["fin_wait"] * 3
 
 
 def test_without_capabilities_nothing_is_made_I6(here: FaultLab) -> None:

@@ -282,7 +282,7 @@ def test_a_hook_that_is_killed_anywhere_can_be_called_again_I5(
     crashes: HookCrashes, script: Path
 ) -> None:
     for where in crashes.killed("libvirt", "hook", "web", "prepare", "begin", "-"):
-        crashes.mend(where)
+        crashes.repair(where)
         assert call(script, "prepare", WEB).returncode == 0, where
         active = [one.name for one in leases(crashes.host)]
         assert active == ["web0", "web1"], where
@@ -301,7 +301,7 @@ def test_a_later_phase_that_is_killed_anywhere_can_be_called_again_I5(
     (pids / "web.pid").write_text(str(os.getpid()))
     assert call(script, "prepare", WEB).returncode == 0
     for where in crashes.killed("libvirt", "hook", "web", phase, "begin", "-"):
-        crashes.mend(where)
+        crashes.repair(where)
         assert call(script, phase, WEB).returncode == 0, where
         active = [one.name for one in leases(crashes.host)]
         if phase == "release":

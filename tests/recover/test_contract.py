@@ -88,6 +88,10 @@ def test_a_repair_is_in_the_history(host: Host, others: Stranger) -> None:
     host.recover(dry_run=True)
     assert host.events() == []
     host.recover()
-    mended, held = host.events()
-    assert (mended.event, mended.lease, mended.owner) == ("mended", first.id, "web")
+    repaired, held = host.events()
+    assert (repaired.event, repaired.lease, repaired.owner) == (
+        "repaired",
+        first.id,
+        "web",
+    )
     assert (held.event, held.name) == ("held", "vnet1")

@@ -204,7 +204,7 @@ def test_a_bridge_that_tells_no_vlans_apart_is_refused(
     assert host.leases() == [lease]
 
 
-# Mending
+# Repairing
 
 
 def taken_off(others: Stranger) -> None:

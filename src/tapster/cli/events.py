@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 LIMIT = 1000
 EVENTS = (
     *("refused", "lost", "held", "moved", "renamed", "down", "changed", "sound"),
-    *("mended", "set", "reopened"),
+    *("repaired", "set", "reopened"),
 )
 """The events that are recorded."""
 

@@ -34,7 +34,7 @@ COLOURS = {
     "down": terminal.RED,
     "refused": terminal.RED,
     "held": terminal.YELLOW,
-    "mended": terminal.GREEN,
+    "repaired": terminal.GREEN,
 }
 
 

@@ -64,7 +64,7 @@ class Watching(NamedTuple):
     """`[watch]`: whether to restore a device that another program renamed, took down or
     took off its bridge, or only to report the change."""
 
-    mend: bool = False
+    repair: bool = False
 
 
 class MetricsConfig(NamedTuple):

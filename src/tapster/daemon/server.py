@@ -259,7 +259,7 @@ class Server:
     def _use(self, loaded: Loaded) -> None:
         self._service.loaded = loaded
         self._names = dict(loaded.names)
-        self._upkeep.reconnect = loaded.config.watch.mend
+        self._upkeep.reconnect = loaded.config.watch.repair
         for name in loaded.unknown:
             self._log(WARNING, "unknown-user-or-group", name=name)
 

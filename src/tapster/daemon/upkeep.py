@@ -75,7 +75,7 @@ class Retry(NamedTuple):
 
 
 LIFE = ("acquired", "released", "ended", "restored")
-"""Events that the history already records: of leases, and of repairs as `mended`."""
+"""Events that the history already records: of leases, and of repairs as `repaired`."""
 
 
 class Upkeep:
@@ -454,7 +454,7 @@ class Upkeep:
                 ids, wiring=what.wiring, backends=what.backends, on_repaired=report
             )
         except TapsterError as error:
-            self._log(WARNING, "not-mended", leases=" ".join(ids), error=error)
+            self._log(WARNING, "not-repaired", leases=" ".join(ids), error=error)
             for id in ids:
                 last = self._retries.get(id)
                 wait = min(2 * last.wait, LAST_RETRY) if last else FIRST_RETRY
@@ -494,7 +494,7 @@ class Upkeep:
         """Report repairs of leases. `reason` says why a lease was released."""
         for lease, action in repairs:
             self._metrics.add("recovered", action)
-            self._log(INFO, "mended", lease=lease.id, name=lease.name, action=action)
+            self._log(INFO, "repaired", lease=lease.id, name=lease.name, action=action)
             if action is not Action.REWIRE:
                 self.unbind(lease.id)
             elif reason == RULES:

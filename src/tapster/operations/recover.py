@@ -252,7 +252,7 @@ class Recover:
         """
         for lease, action in repairs:
             if action is Action.REWIRE:
-                event, detail = "mended", "the device is connected as requested again"
+                event, detail = "repaired", "the device is connected as requested again"
             elif action is Action.HOLD_NAME and not reported:
                 event, detail = "held", "a placeholder holds the name"
             else:
