@@ -39,8 +39,9 @@ gc.disable()  # the collector of garbage comes at random
 from tapster.host import Host
 from tapster.model import Tap
 host = Host(sys.argv[1], reaper=lambda _: None)
+names = sys.argv[4]  # no device of another loop is in the way
 def acquire():
-    opened = host.acquire(Tap(bridge="br0", owner="x", fin_wait=3600))
+    opened = host.acquire(Tap(name=names, bridge="br0", owner="x", fin_wait=3600))
     opened.close() if hasattr(opened, "close") else [os.close(fd) for fd in opened.fds]
     return opened.id
 ids = [acquire() for _ in range(int(sys.argv[2]))]
@@ -112,7 +113,8 @@ def _pairs(place: BenchWorld, suffix: str, tree: Path) -> list[Row]:
         made += 1
         ledger = place.directory / f"loop{suffix}{made}.db"
         counts = str(acquires), str(releases)
-        return _python("-c", LOOP, str(tree / "src"), str(ledger), *counts)
+        names = f"l{made}x{len(suffix)}n%d"
+        return _python("-c", LOOP, str(tree / "src"), str(ledger), *counts, names)
 
     def each(more: Callable[[], int], less: Callable[[], int]) -> float:
         return (more() - less()) / (MANY - FEW) / 1e3
