@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from tapster.errors import MacTaken, NoSuchLease
 from tapster.ledger import rows, settings, sqlite
 from tapster.ledger.database import Damage
-from tapster.light import Any, NamedTuple, StrEnum
+from tapster.light import NamedTuple
 from tapster.model import (
     Lease,
     Macvtap,
@@ -109,24 +109,12 @@ def insert(
         "labels": rows.text_of_pairs(spec.labels),
         "manager": manager,
     }
-    # What is left out is NULL. Python's sqlite3 takes as long for a None, a bool or an
-    # enumeration as SQLite takes for ten columns.
-    given = {
-        column: _plain(value) for column, value in columns.items() if value is not None
-    }
     db.execute(
-        f"INSERT INTO lease ({', '.join(given)}) "  # noqa: S608 - our names
-        f"VALUES ({', '.join('?' * len(given))})",
-        [*given.values()],
+        f"INSERT INTO lease ({', '.join(columns)}) "  # noqa: S608 - our names
+        f"VALUES ({', '.join('?' * len(columns))})",
+        [*columns.values()],
     )
     return id
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as SQLite stores it."""
-    if isinstance(value, bool):
-        return int(value)
-    return value.value if isinstance(value, StrEnum) else value
 
 
 def refuse_same_mac(

@@ -432,7 +432,7 @@ class Ledger:
                 db.execute(
                     "UPDATE lease SET state = ?, deadline = ?, released = ? "
                     "WHERE id = ?",
-                    (lease.state.value, lease.deadline, lease.released, id),
+                    (lease.state, lease.deadline, lease.released, id),
                 )
             return lease
 
