@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who may do what: the rules, by themselves."""
 
+import grp
 import os
+import pwd
 import random
+import socket
 import tomllib
 from itertools import combinations, product
 from pathlib import Path
@@ -11,7 +14,7 @@ from typing import Any
 import pytest
 
 from lab.library import close
-from tapster.daemon import policy
+from tapster.daemon import callers, config, policy
 from tapster.daemon.config import check, load
 from tapster.daemon.policy import (
     Caller,
@@ -478,3 +481,24 @@ def test_a_line_of_bridge_conf_that_is_none_is_refused(
     path.write_text(f"allow br0\n{text}")
     with pytest.raises(ValueError, match="line 2"):
         acl.read(str(path))
+
+
+def test_a_caller_is_judged_without_a_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server of users and groups that does not answer would stop the thread that
+    serves all users."""
+
+    def look_up(*_: object) -> None:
+        raise AssertionError("it looks up a name")
+
+    for module, names in ((pwd, ("getpwuid", "getpwnam")), (grp, ("getgrnam",))):
+        for name in names:
+            monkeypatch.setattr(module, name, look_up)
+            monkeypatch.setattr(config, name, look_up)
+    monkeypatch.setattr(os, "getgrouplist", look_up)
+    theirs, ours = socket.socketpair()
+    with theirs, ours:
+        caller, pidfd = callers.identify(ours, {os.geteuid(): "me"})
+    os.close(pidfd)
+    assert (caller.uid, caller.pid) == (os.geteuid(), os.getpid())
+    user = caller._replace(uid=1000)
+    assert judge((Rule(("1000",), bridges=("br0",)),), user, DeviceRequest(BR0)) is None
