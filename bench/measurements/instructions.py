@@ -18,7 +18,7 @@ PYTHON = (sys.executable, "-I", "-S")
 BARE = "python3 -I -S -c pass"
 VERBS = {
     "ls": ("ls",),
-    "add": ("add", "--bridge", "br0", "--fin-wait", "1h", "--name"),
+    "add": ("add", "--bridge", "br0", "--fin-wait", "3600", "--name"),
     "rm": ("rm",),
 }
 FEW, MANY = 40, 80
@@ -95,8 +95,8 @@ def _verbs(suffix: str, tree: Path, *options: str) -> list[Row]:
     # Then everything is compiled, and a reaper runs: valgrind cannot start one.
     environment = {**os.environ, "PYTHONPATH": str(tree / "src")}  # the reaper's
     for verb in VERBS:
-        name = "first" if verb != "ls" else "*"
-        run_process(*PYTHON, *words(verb, name), environment=environment)
+        name = () if verb == "ls" else ("first",)
+        run_process(*PYTHON, *words(verb, *name), environment=environment)
     rows = [
         Row(f"{verb}{suffix}", [_python(*words(verb, *name)) / 1e6])
         for verb, *name in (("ls",), ("add", "second"), ("rm", "second"))
