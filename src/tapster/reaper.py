@@ -274,7 +274,7 @@ def _lead(ledger: str, standby: int) -> bool:
 
     Return True if the standby has ended before. `standby` is its pidfd.
     """
-    lock = _enter(ledger)
+    lock = _enter(ledger) if os.path.exists(ledger) else None
     if lock is None:
         return False
     try:
@@ -389,7 +389,12 @@ def _wait(watch: Watch, processes: Processes, standby: int, seconds: float) -> R
 
 
 def _open(ledger: str) -> Operations:
-    """Return the operations of a reaper, which starts no reaper."""
+    """Return the operations of a reaper, which starts no reaper and makes no ledger.
+
+    A purge may have deleted the ledger. Raises LedgerError then.
+    """
+    if not os.path.exists(ledger):
+        raise LedgerError(f"{ledger} is missing")
     return open_operations(ledger, reaper=lambda _: None)
 
 

@@ -145,6 +145,16 @@ def test_the_reaper_ends_with_a_deleted_ledger(released: Host, ledger: Path) -> 
     wait_dead(both)
 
 
+def test_a_reaper_that_starts_after_a_purge_makes_nothing(tmp_path: Path) -> None:
+    purged = tmp_path / "tapster" / "ledger.db"
+    purged.parent.mkdir()
+    subprocess.run([sys.executable, "-m", "tapster.reaper", purged], check=True)
+    assert list(purged.parent.iterdir()) == []
+    purged.parent.rmdir()
+    subprocess.run([sys.executable, "-m", "tapster.reaper", purged], check=True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_disk_that_is_full_for_a_time_loses_no_release(tmp_path: Path) -> None:
     """The process of a lease ends while the ledger cannot be changed."""
     shell.sh(f"mount -t tmpfs -o size=300k none {tmp_path}")
