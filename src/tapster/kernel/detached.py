@@ -8,7 +8,7 @@ from contextlib import suppress
 from errno import EAGAIN, ENOTSUP
 
 _OWN_UNIT = """\
-timeout 10 systemd-run --quiet --collect --same-dir \
+timeout 10 systemd-run --quiet --collect --same-dir --property=KillMode=process \
     ${PYTHONPATH+--setenv=PYTHONPATH} -- "$@" || { "$@" & }"""
 
 
@@ -17,7 +17,8 @@ def start(module: str, argument: str) -> None:
 
     The process becomes a child of init. So the caller has no zombie to collect. If the
     caller is in a service of systemd, the process gets a unit of its own: systemd kills
-    what a service leaves behind. Raise OSError.
+    what a service leaves behind. If the process is killed, its children go on. Raise
+    OSError.
     """
     if getattr(sys, "frozen", False) or not sys.executable:
         raise OSError(

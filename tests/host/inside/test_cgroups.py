@@ -104,3 +104,28 @@ def test_the_end_of_the_unit_that_started_the_reaper_does_not_end_reaping(
     )
     sh("systemctl stop vm.service")
     wait_until(lambda: not {name, other} & links().keys(), "both are reaped")
+
+
+def reapers(ledger: Path) -> list[int]:
+    """The pids of the standby and the leader."""
+    return sorted(map(int, run(f"pgrep -f tapster.reaper.*{ledger}").stdout.split()))
+
+
+@pytest.mark.parametrize("how", ["KILL", "STOP"])
+@pytest.mark.parametrize("which", [0, 1], ids=["standby", "leader"])
+@pytest.mark.usefixtures("bridge")
+def test_a_reaper_in_a_unit_of_its_own_outlives_the_loss_of_a_process(
+    ledger: Path, how: str, which: int
+) -> None:
+    name = sh("tapster add --bridge br0 --fin-wait 20").strip()
+    sh(
+        f"systemd-run --quiet --wait --collect --setenv TAPSTER_LEDGER={ledger} "
+        f"tapster rm {name}"
+    )
+    wait_until(lambda: len(reapers(ledger)) == 2, "a leader and a standby run")
+    both = reapers(ledger)
+    assert ".service" in Path(f"/proc/{both[0]}/cgroup").read_text()
+    sh(f"kill -{how} {both[which]}")
+    wait_until(lambda: name not in links(), f"{name} is reaped")
+    run(f"kill -CONT {both[0]}")
+    wait_until(lambda: not reapers(ledger), "the reapers end")
