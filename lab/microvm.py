@@ -36,6 +36,10 @@ TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_UFO = 1, 2, 4, 16
 VNET_HDR_LEN = 12
 """struct virtio_net_hdr_v1."""
 TUN = "/dev/net/tun"
+RTMGRP_LINK = 1
+"""Changes of devices and of bridge ports, include/uapi/linux/rtnetlink.h."""
+FORWARDING = "3"
+"""BR_STATE_FORWARDING, include/uapi/linux/if_bridge.h."""
 _IFREQ = struct.Struct("16sH22x")
 
 
@@ -159,6 +163,20 @@ def _send(fd: int, mac: str) -> None:
     os.write(fd, bytes(VNET_HDR_LEN) + frame)
 
 
+def _wait_forwarding(name: str) -> None:
+    """Wait until the bridge forwards what comes from this device, if it is on one.
+
+    The kernel looks at a port some time after its tap was opened: net/core/link_watch.c
+    lets a second pass between two looks. A guest's own start takes longer.
+    """
+    state = Path(f"/sys/class/net/{name}/brport/state")
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as changes:
+        changes.bind((0, RTMGRP_LINK))
+        changes.settimeout(10)
+        while state.exists() and state.read_text().strip() != FORWARDING:
+            changes.recv(1 << 16)
+
+
 def main(vmm: str, *arguments: str) -> None:
     """Open what the arguments say, send a frame through each queue, and wait."""
     devices = []
@@ -178,6 +196,8 @@ def main(vmm: str, *arguments: str) -> None:
                 assert len(fds) == pairs
             devices.append({"name": net.get("tap"), "mac": net["mac"], "fds": fds})
     for device in devices:
+        if device["name"]:
+            _wait_forwarding(device["name"])
         for fd in device["fds"]:
             _send(fd, device["mac"] or "02:00:00:00:00:01")
     print(json.dumps({"uid": os.geteuid(), "devices": devices}), flush=True)

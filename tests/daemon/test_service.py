@@ -538,7 +538,7 @@ def test_the_end_of_a_namespace_ends_its_leases(
 
 
 def test_a_device_is_put_back_where_the_policy_says_so(world: None) -> None:
-    with Daemon(policy="[watch]\nmend = true\n") as daemon:
+    with Daemon(policy="[watch]\nrepair = true\n") as daemon:
         daemon.start()
         events = daemon.events()
         with daemon.connect() as root:
