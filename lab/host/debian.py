@@ -254,7 +254,8 @@ class DebianHost:
         """Return the kernel's command line."""
         machine_id = cache.digest([self.name]) * 2
         return (
-            "root=/dev/vda rw console=ttyS0 quiet systemd.show_status=0 "
+            # The initramfs gives the disk 30 seconds to appear: TCG may take longer.
+            "root=/dev/vda rootdelay=300 rw console=ttyS0 quiet systemd.show_status=0 "
             "mitigations=off "
             f"systemd.hostname={self.name} systemd.machine_id={machine_id}"
         )
@@ -306,7 +307,9 @@ class DebianHost:
         data = b""
         while len(data) < length:
             self._agent.settimeout(max(0.1, deadline - time.monotonic()))
-            piece = self._agent.recv(length - len(data))
+            piece = b""
+            with suppress(ConnectionResetError):  # it had read none of the request
+                piece = self._agent.recv(length - len(data))
             if not piece:
                 last = self.console.read_text(errors="replace")[-2000:]
                 raise EOFError(f"the host has ended; its console:\n{last}")
