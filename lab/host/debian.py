@@ -254,8 +254,7 @@ class DebianHost:
         """Return the kernel's command line."""
         machine_id = cache.digest([self.name]) * 2
         return (
-            # The initramfs gives the disk 30 seconds to appear: TCG may take longer.
-            "root=/dev/vda rootdelay=300 rw console=ttyS0 quiet systemd.show_status=0 "
+            "root=/dev/vda rw console=ttyS0 quiet systemd.show_status=0 "
             "mitigations=off "
             f"systemd.hostname={self.name} systemd.machine_id={machine_id}"
         )
