@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bench.floor import Floor
 from lab.namespaces import namespaces
+from lab.reapers import kill_reapers
 
 SYSFS = Path("/sys/class/net")
 GROUP = 200
@@ -58,7 +59,12 @@ def world(program: Path) -> Iterator[BenchWorld]:
         _ip("link", "set", "lo", "up")
         with Floor(program) as floor:
             made = BenchWorld(Path(directory), floor)
-            yield made
+            try:
+                yield made
+            finally:
+                # A reaper would make files where the directory is being deleted.
+                for ledger in made.directory.glob("*.db"):
+                    kill_reapers(ledger)
             made.clear()
 
 
