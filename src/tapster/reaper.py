@@ -44,6 +44,7 @@ from tapster.ledger import FIRST_IFINDEX
 from tapster.light import NamedTuple
 from tapster.model import Process, State
 from tapster.operations.operations import Operations, open_operations
+from tapster.operations.pace import Pace
 
 LONGEST_NAP = 1.0
 """Seconds. A lease that is released during a nap may have a shorter FIN WAIT."""
@@ -56,11 +57,6 @@ FAILURES = 20
 Then the standby ends; the next command starts a reaper again."""
 KILLING = 1.0
 """Seconds to wait for the end of a stopped reaper that was killed."""
-
-
-IDENTIFY_TIMES, IDENTIFY_SECONDS = 10, 60.0
-"""A foreign MAC or alias is put back at once, at most so many times in so many seconds;
-after that once a second. The program that changes it may do so again and again."""
 
 
 class Report(NamedTuple):
@@ -105,13 +101,12 @@ class Lock:
 
 
 class Identities:
-    """The devices whose foreign MAC or alias is put back, and how often it was."""
+    """Puts foreign MACs and aliases back."""
 
     def __init__(self) -> None:
         self.pending: set[int] = set()
         """The ifindexes of devices to look at again, soon."""
-        self._times: dict[str, tuple[float, int, float]] = {}
-        """Since when, how often and when last a device was restored, by lease."""
+        self._pace = Pace()
 
     def restore(self, operations: Operations, changed: set[int] | None) -> None:
         """Put back what was changed of these devices; None: of all that are here.
@@ -133,22 +128,12 @@ class Identities:
             link = links.get(lease.ifindex)
             if link is None or look.misidentified(lease, link) is None:
                 continue
-            if lease.manager is None and self._is_allowed(lease.id):
+            if lease.manager is None and self._pace.allows(lease.id, boottime()):
                 ids.append(lease.id)
             else:
                 self.pending.add(lease.ifindex)
         if ids:
             operations.recover.some(ids, wiring=True, backends=False)
-
-    def _is_allowed(self, id: str) -> bool:
-        now = boottime()
-        since, times, last = self._times.get(id, (now, 0, now))
-        if now - since >= IDENTIFY_SECONDS:
-            since, times = now, 0
-        if times >= IDENTIFY_TIMES and now - last < LONGEST_NAP:
-            return False
-        self._times[id] = since, times + 1, now
-        return True
 
 
 class Processes:

@@ -13,13 +13,12 @@ from lab.library import no_reaper
 from tapster import Host, KernelError, OpenDevice, Repair, State, Tap
 from tapster.daemon.upkeep import (
     FIRST_RETRY,
-    IDENTIFY_SECONDS,
-    IDENTIFY_TIMES,
     NAMESPACE_RETRY,
 )
 from tapster.errors import HostError
 from tapster.ledger import FIRST_IFINDEX
 from tapster.model import Netns
+from tapster.operations.pace import AT_ONCE, SECONDS
 from tapster.testing import FakeSystem
 from tests.daemon.parts import Parts, parts
 
@@ -130,7 +129,7 @@ def test_who_changes_a_mac_again_and_again_is_answered_once_a_second(
     lease = acquire(watched.made.host)
     stranger = watched.made.system.stranger()
     before = stranger.show("vnet0")
-    for _ in range(IDENTIFY_TIMES):
+    for _ in range(AT_ONCE):
         stranger.set_by_name("vnet0", mac="02:00:00:00:00:01")
         assert watched.hear() == ["changed"]
         assert stranger.show("vnet0") == before
@@ -142,7 +141,7 @@ def test_who_changes_a_mac_again_and_again_is_answered_once_a_second(
     watched.upkeep.retry()
     assert stranger.show("vnet0") == before
     assert watched.hear() == ["sound"]
-    watched.made.clock.advance(IDENTIFY_SECONDS)
+    watched.made.clock.advance(SECONDS)
     stranger.set_by_name("vnet0", mac="02:00:00:00:00:01")
     watched.hear()
     assert stranger.show("vnet0") == before, "a minute later it is put back at once"

@@ -12,7 +12,7 @@ from tapster import Host, Lease, Tap
 from tapster.kernel import udev
 from tapster.operations.context import WATCHED
 from tapster.operations.operations import open_operations
-from tapster.reaper import IDENTIFY_TIMES
+from tapster.operations.pace import AT_ONCE
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
@@ -52,7 +52,7 @@ def wait_restored(lease: Lease) -> None:
 
 def test_a_foreign_mac_is_put_back_while_the_reaper_runs(waiting: Host) -> None:
     lease = library.acquire(waiting, Tap(bridge="br0"))
-    for _ in range(IDENTIFY_TIMES + 2):  # and again, if more slowly
+    for _ in range(AT_ONCE + 2):  # and again, if more slowly
         shell.sh(f"ip link set {lease.name} address {FOREIGN}")
         wait_restored(lease)
 

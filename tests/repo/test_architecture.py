@@ -145,6 +145,7 @@ ROOMS = [
     ),
     Room("tapster.daemon.throttle", (), "arithmetic"),
     Room("tapster.operations.decision", ("tapster.model",), "a pure table"),
+    Room("tapster.operations.pace", (), "a pure count"),
     Room(
         "tapster.kernel",
         ("tapster.errors", "tapster.kernel.files", "tapster.model"),

@@ -18,6 +18,7 @@ from tapster.light import NamedTuple
 from tapster.model import HistoryEvent, Lease, Link, Netns, Process, State
 from tapster.operations.decision import Action, Repair
 from tapster.operations.operations import Operations
+from tapster.operations.pace import Pace
 from tapster.rpc.interface import Event, event_of
 
 EXIT = "the process that the lease was bound to has ended"
@@ -33,11 +34,6 @@ FIRST_RETRY, LAST_RETRY = 1.0, 30.0
 """Seconds until a repair that failed is tried again. The wait doubles from the first
 value to the last."""
 
-
-IDENTIFY_TIMES, IDENTIFY_SECONDS = 10, 60.0
-"""A foreign MAC, alias or name is put back at once, at most so many times in so many
-seconds; after that once a second. The program, or the guest's VMM, that changes it may
-do so again and again."""
 LOOK_BATCH = 32
 """Reported devices that are compared with their leases in one piece of work."""
 REPAIR_BATCH = 8
@@ -127,8 +123,8 @@ class Upkeep:
         self._worked_on: set[str] = set()
         """The leases that changed while another manager worked on them, which may not
         have seen the change."""
-        self._identified: dict[str, tuple[float, int]] = {}
-        """How often since when a foreign MAC, alias or name was put back, by lease."""
+        self._pace = Pace()
+        """Of putting back a foreign MAC, alias or name."""
         self._suspects: list[Netns] = []
         """Namespaces that were reported as ended, and not looked for yet."""
         self._next_survey = 0.0
@@ -148,7 +144,6 @@ class Upkeep:
         self._metrics.add("reaped", by=len(leases))
         for lease in leases:
             self._problems.pop(lease.id, None)
-            self._identified.pop(lease.id, None)
             self.report("ended", lease)
 
     def find_deadline(self) -> bool:
@@ -393,11 +388,7 @@ class Upkeep:
     def _answer(self, lease: Lease) -> None:
         """Restore what another program changed, but not again and again at once."""
         now = self._clock()
-        since, times = self._identified.get(lease.id, (now, 0))
-        if now - since >= IDENTIFY_SECONDS:
-            since, times = now, 0
-        self._identified[lease.id] = since, times + 1
-        if times < IDENTIFY_TIMES:
+        if self._pace.allows(lease.id, now):
             self._repair([lease.id], Repairing(wiring=True))
         else:
             retry = Retry(now + FIRST_RETRY, FIRST_RETRY, Repairing(wiring=True))
@@ -510,7 +501,6 @@ class Upkeep:
                     self.report("held", lease, "a placeholder holds the name")
             elif action is Action.CLOSE:
                 self._problems.pop(lease.id, None)
-                self._identified.pop(lease.id, None)
                 self.report("ended", lease)
 
     # Processes
