@@ -113,6 +113,7 @@ class Shelf:
             manager=1,
             holder_of=self._namespace.ifindex,
             changed_links=self._namespace.changed_links,
+            list_holders=self._namespace.names,
         )
 
 

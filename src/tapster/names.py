@@ -51,8 +51,9 @@ class Template(NamedTuple):
         digits = name[len(self.prefix) : len(name) - len(self.suffix)]
         if not (self.numbered and digits.isascii() and digits.isdecimal()):
             return None
-        number = int(digits)
-        return number if self.name(number) == name else None
+        if digits[0] == "0" and digits != "0":
+            return None
+        return int(digits)
 
 
 def parse(text: str) -> Template:

@@ -313,15 +313,19 @@ class Rtnl:
         drain(self._socket)
         bodies: list[bytes] = []
         whole = True
-        for answer in self._ask([Message(type_, NLM_F_DUMP, wanted)]):
-            whole = whole and not answer.flags & NLM_F_DUMP_INTR
-            if answer.type not in (NLMSG_DONE, NLMSG_ERROR):
-                bodies.append(answer.body)
-            elif error := _error(answer):
-                raise error
-            else:
-                break
-        return bodies, whole
+        sequence = self._send([Message(type_, NLM_F_DUMP, wanted)])
+        while True:
+            for kind, flags, answered, body in self._receive():
+                if answered != sequence:
+                    continue
+                if flags & NLM_F_DUMP_INTR:
+                    whole = False
+                if kind not in (NLMSG_DONE, NLMSG_ERROR):
+                    bodies.append(body)
+                elif error := _error(Answer(0, kind, flags, body)):
+                    raise error
+                else:
+                    return bodies, whole
 
     def _only_answer(self, request: Message, type_: int) -> bytes:
         """Send a request that one message of a type answers. Return its body."""
@@ -352,11 +356,15 @@ class Rtnl:
         """
         first = self._send(requests)
         while True:
-            length = self._socket.recv_into(self._buffer)
-            for type_, flags, sequence, body in messages(bytes(self._buffer[:length])):
+            for type_, flags, sequence, body in self._receive():
                 place = (sequence - first) & _SEQUENCES
                 if place < len(requests):
                     yield Answer(place, type_, flags, body)
+
+    def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
+        """Return an iterator over the messages of the next datagram."""
+        length = self._socket.recv_into(self._buffer)
+        return messages(bytes(self._buffer[:length]))
 
     def _send(self, messages: Sequence[Message]) -> int:
         """Send requests. Return the sequence number of the first."""
