@@ -71,7 +71,7 @@ def _changed(change: Callable[[PushPlan, Record, str, str], PushPlan]) -> Any:
         lost: bool = False,
     ) -> PushPlan:
         made = make_plan(where, me, one, running, values, lost=lost)
-        key = where.claim(one.record.domain, one.record.mac)
+        key = where.claim(one.record.segment, one.record.mac)
         return change(made, one.record, key, where.gate(me.host))
 
     return plan

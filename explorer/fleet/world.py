@@ -14,7 +14,7 @@ from tapster.fleet.steps import Commit, Me, Outcome, Push, Read, Sending
 from tapster.fleet.store import Committed
 
 WHERE = Keys("")
-DOMAIN = "default"
+SEGMENT = "default"
 MAC = "0a:54:00:00:00:01"
 ROUNDS = 8
 """How many pushes of every host may be needed until nothing changes."""
@@ -269,7 +269,7 @@ def _begin(world: FleetState, event: Event) -> FleetState:
     match event.do:
         case "start" | "restart":
             record = Record(
-                event.lease, DOMAIN, MAC, _vm(event), None, ClaimState.RESERVED, 0.0
+                event.lease, SEGMENT, MAC, _vm(event), None, ClaimState.RESERVED, 0.0
             )
             host = host._replace(items=(*host.items, Item(record)))
             one = Push(
@@ -286,7 +286,7 @@ def _begin(world: FleetState, event: Event) -> FleetState:
                 if source and source.record.epoch:
                     epoch = claim.handed_over(source.record.epoch)
             record = Record(
-                event.lease, DOMAIN, MAC, _vm(event), epoch, ClaimState.STANDBY, 0.0
+                event.lease, SEGMENT, MAC, _vm(event), epoch, ClaimState.STANDBY, 0.0
             )
             return world.with_host(host._replace(items=(*host.items, Item(record))))
         case "take":
@@ -322,18 +322,18 @@ def _begin(world: FleetState, event: Event) -> FleetState:
                 closed = closed._replace(ledger="", fenced="")
             return _put(world, key, keys.encode(closed))
         case "forget":
-            return _put(world, WHERE.claim(DOMAIN, MAC), None)
+            return _put(world, WHERE.claim(SEGMENT, MAC), None)
         case "give claims away":  # as `Overview.evict` does, after the gate is closed
             found = _claim(world)
             assert found is not None
             parked = keys.encode(found._replace(state=ClaimState.PARKED))
             kept = found.vm != claim.own_vm(found.lease)
-            return _put(world, WHERE.claim(DOMAIN, MAC), parked if kept else None)
+            return _put(world, WHERE.claim(SEGMENT, MAC), parked if kept else None)
     raise AssertionError(event.do)
 
 
 def _claim(world: FleetState) -> claim.Claim | None:
-    key = WHERE.claim(DOMAIN, MAC)
+    key = WHERE.claim(SEGMENT, MAC)
     return keys.claim_of(key, dict(world.store).get(key))
 
 
@@ -400,7 +400,7 @@ def _generator(me: Me, operation: Operation) -> steps.Steps[list[Outcome]]:
         yield from steps.enter(WHERE, me, joins=True)
         return []
     if operation.event.do == "sweep":
-        yield from steps.sweep(WHERE, me, DOMAIN, MAC)
+        yield from steps.sweep(WHERE, me, SEGMENT, MAC)
         return []
     (one,) = operation.pushes
     gate = keys.encode(keys.HostGate(me.ledger, 1))  # the first one, or an old one
@@ -608,7 +608,7 @@ def _all_dirty(world: FleetState) -> FleetState:
 
 
 def _check_store(world: FleetState) -> None:
-    key = WHERE.claim(DOMAIN, MAC)
+    key = WHERE.claim(SEGMENT, MAC)
     found = keys.claim_of(key, dict(world.store).get(key))
     holder = None
     if found is not None and found.state is ClaimState.ACTIVE:

@@ -141,8 +141,8 @@ class Pair(ExitStack):
             self.callback(host.host.close)
             host.member.join()
 
-    def claim(self, mac: str = MAC, domain: str = "default") -> Claim | None:
-        key = Keys().claim(domain, mac)
+    def claim(self, mac: str = MAC, segment: str = "default") -> Claim | None:
+        key = Keys().claim(segment, mac)
         return keys.claim_of(key, self.store.values.get(key))
 
     def holder(self, mac: str = MAC) -> str:

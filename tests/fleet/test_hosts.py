@@ -98,7 +98,7 @@ def test_segments_have_claims_of_their_own(pair: Pair) -> None:
     lease = pair.b.add(MAC, bridge="br1")
     assert pair.claim(MAC, "lab") is not None
     pair.b.host.set(lease.id, bridge="br0")
-    assert pair.b.member.sync().problems[0].record.domain == "default"
+    assert pair.b.member.sync().problems[0].record.segment == "default"
     ended = pair.claim(MAC, "lab")
     assert ended is not None
     assert ended.state == "ended"
@@ -109,11 +109,11 @@ def test_claims_follow_a_changed_configuration_of_segments(pair: Pair) -> None:
     own = pair.a.add()
     lease = pair.a.add(MAC, X)
     pair.a.member.sync()
-    for domains, here, there in (
+    for segments, here, there in (
         ({"br0": "prod"}, "prod", "default"),
         ({}, "default", "prod"),
     ):
-        pair.a.settings = pair.a.settings._replace(domains=domains)
+        pair.a.settings = pair.a.settings._replace(segments=segments)
         pair.a.start().sync()
         for mac, left in ((MAC, "parked"), (own.mac, "ended")):
             begun, ended = pair.claim(mac, here), pair.claim(mac, there)

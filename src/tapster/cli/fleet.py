@@ -34,12 +34,12 @@ ROW_COLUMNS = (
     Column("KIND", 1),
     Column("ON", cut=True),
     Column("MAC"),
-    Column("DOMAIN", 2),
+    Column("SEGMENT", 2),
     Column("VM", cut=True),
     Column("OWNER", cut=True),
 )
 CLAIM_COLUMNS = tuple(
-    map(Column, ("VM", "MAC", "DOMAIN", "STATE", "HOST", "EPOCH", "LEASE"))
+    map(Column, ("VM", "MAC", "SEGMENT", "STATE", "HOST", "EPOCH", "LEASE"))
 )
 HOST_COLUMNS = tuple(map(Column, ("HOST", "SESSION", "LEDGER", "FENCED")))
 
@@ -272,7 +272,7 @@ def _print_rows(options: Options, rows: Sequence[tuple[str, str, InventoryRow]])
                 (
                     host,
                     *(row.name or "-", row.state, row.kind or "-", row.on or "-"),
-                    *(row.mac, row.domain, row.vm, row.owner or "-"),
+                    *(row.mac, row.segment, row.vm, row.owner or "-"),
                 )
                 for host, _, row in rows
             ],
@@ -287,7 +287,7 @@ def _where(options: Options, loaded: Settings) -> int:
             claims=[
                 {
                     "mac": located.mac,
-                    "domain": located.domain,
+                    "segment": located.segment,
                     **_json(located.claim),
                     "epoch": str(located.claim.epoch),
                 }
@@ -299,7 +299,7 @@ def _where(options: Options, loaded: Settings) -> int:
             CLAIM_COLUMNS,
             [
                 (
-                    *(located.claim.vm, located.mac, located.domain),
+                    *(located.claim.vm, located.mac, located.segment),
                     *(located.claim.state, located.claim.host),
                     *(str(located.claim.epoch), located.claim.lease),
                 )

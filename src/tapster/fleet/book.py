@@ -46,7 +46,7 @@ class BookEntry(NamedTuple):
 
 
 _ENTRIES = """
-SELECT fleet_record.lease, fleet_record.domain, fleet_record.mac, vm, term, step,
+SELECT fleet_record.lease, fleet_record.segment, fleet_record.mac, vm, term, step,
        fleet_record.state, since, sent, serial, problem, changed,
        coalesce(name, ''), coalesce(owner, ''), coalesce(kind, ''),
        coalesce(bridge, ovs, lower, '')
@@ -63,19 +63,19 @@ class Book:
 
     # Joining and leaving
 
-    def open(self, domains: Mapping[str, str]) -> None:
+    def open(self, segments: Mapping[str, str]) -> None:
         """Add the tables, unless they are there, and set the segments."""
         with self._file.changing() as db:
             known = db.execute(
-                "SELECT 1 FROM sqlite_schema WHERE name = 'fleet_domain'"
+                "SELECT 1 FROM sqlite_schema WHERE name = 'fleet_segment'"
             ).fetchone()
             if not known:
                 statements = _statements()
                 db.execute(statements[0])
-                _set_domains(db, domains)  # the last statement needs them
+                _set_segments(db, segments)  # the last statement needs them
                 for statement in statements[1:]:
                     db.execute(statement)
-            elif _set_domains(db, domains):
+            elif _set_segments(db, segments):
                 for statement in _MOVE:
                     db.execute(statement)
 
@@ -223,8 +223,8 @@ class Book:
         with self._file.changing() as db:
             db.execute(
                 "DELETE FROM fleet_record "
-                "WHERE lease = ? AND domain = ? AND serial = ?",
-                (entry.record.lease, entry.record.domain, entry.serial),
+                "WHERE lease = ? AND segment = ? AND serial = ?",
+                (entry.record.lease, entry.record.segment, entry.serial),
             )
 
 
@@ -235,13 +235,13 @@ def _statements() -> list[str]:
     return statements
 
 
-def _set_domains(db: Any, domains: Mapping[str, str]) -> bool:
+def _set_segments(db: Any, segments: Mapping[str, str]) -> bool:
     """Set the segments. Return whether they have changed."""
-    before = dict(db.execute("SELECT device, domain FROM fleet_domain").fetchall())
-    if before == {**domains}:
+    before = dict(db.execute("SELECT device, segment FROM fleet_segment").fetchall())
+    if before == {**segments}:
         return False
-    db.execute("DELETE FROM fleet_domain")
-    db.executemany("INSERT INTO fleet_domain VALUES (?, ?)", [*domains.items()])
+    db.execute("DELETE FROM fleet_segment")
+    db.executemany("INSERT INTO fleet_segment VALUES (?, ?)", [*segments.items()])
     return True
 
 
@@ -251,21 +251,21 @@ _MOVE = (
         state = CASE vm WHEN 'lease/' || lease THEN 'ended' ELSE 'parked' END,
         serial = (SELECT max(serial) + 1 FROM fleet_record),
         changed = CAST(strftime('%s', 'now') AS REAL)
-    WHERE state IN ('reserved', 'standby', 'active') AND domain !=
-        (SELECT domain FROM fleet_lease WHERE id = fleet_record.lease)
+    WHERE state IN ('reserved', 'standby', 'active') AND segment !=
+        (SELECT segment FROM fleet_lease WHERE id = fleet_record.lease)
     """,
     """
     INSERT INTO fleet_record
-        (lease, domain, mac, vm, state, since, dirty, serial, changed)
-    SELECT id, domain, lower(mac),
+        (lease, segment, mac, vm, state, since, dirty, serial, changed)
+    SELECT id, segment, lower(mac),
         (SELECT vm FROM fleet_record WHERE lease = id ORDER BY serial DESC),
         CASE WHEN standby THEN 'standby' WHEN state = 'active' THEN 'active'
             ELSE 'reserved' END, created,
         1, (SELECT max(serial) + 1 FROM fleet_record), created
     FROM fleet_lease WHERE state IN ('reserved', 'active') AND NOT EXISTS
-        (SELECT 1 FROM fleet_record WHERE lease = id AND domain = fleet_lease.domain
+        (SELECT 1 FROM fleet_record WHERE lease = id AND segment = fleet_lease.segment
             AND fleet_record.state IN ('reserved', 'standby', 'active'))
-    ON CONFLICT (lease, domain) DO UPDATE SET
+    ON CONFLICT (lease, segment) DO UPDATE SET
         term = NULL, step = NULL, state = excluded.state, dirty = 1,
         serial = excluded.serial
     """,
@@ -289,22 +289,22 @@ def _in_use(db: Any, mac: str, now: float) -> bool:
 
 def _settle(db: Any, entry: BookEntry, outcome: Outcome, now: float) -> None:
     record = entry.record
-    which = (record.lease, record.domain)
+    which = (record.lease, record.segment)
     if outcome.epoch is not None:
         db.execute(
-            "UPDATE fleet_record SET term = ?, step = ? WHERE lease = ? AND domain = ? "
-            "AND (term IS NULL OR (term, step) < (?, ?))",
+            "UPDATE fleet_record SET term = ?, step = ? "
+            "WHERE lease = ? AND segment = ? AND (term IS NULL OR (term, step) < (?, ?))",
             (*outcome.epoch, *which, *outcome.epoch),
         )
     if outcome.action is ClaimAction.REPORT:
         db.execute(
-            "UPDATE fleet_record SET problem = ? WHERE lease = ? AND domain = ?",
+            "UPDATE fleet_record SET problem = ? WHERE lease = ? AND segment = ?",
             (describe(outcome), *which),
         )
         return
     db.execute(
         "UPDATE fleet_record SET dirty = 0, problem = '' "
-        "WHERE lease = ? AND domain = ? AND serial = ?",
+        "WHERE lease = ? AND segment = ? AND serial = ?",
         (*which, entry.serial),
     )
 
@@ -340,11 +340,11 @@ def describe(outcome: Outcome) -> str:
 
 
 def _entry(row: Sequence[Any]) -> BookEntry:
-    lease, domain, mac, vm, term, step, state, since, sent, serial, *others = row
+    lease, segment, mac, vm, term, step, state, since, sent, serial, *others = row
     problem, changed, name, owner, kind, on = others
     record = Record(
         lease,
-        domain,
+        segment,
         mac,
         vm,
         None if term is None else Epoch(term, step),
@@ -352,5 +352,5 @@ def _entry(row: Sequence[Any]) -> BookEntry:
         since,
         bool(sent),
     )
-    row_ = InventoryRow(name, mac, domain, vm, owner, kind, on, state, since)
+    row_ = InventoryRow(name, mac, segment, vm, owner, kind, on, state, since)
     return BookEntry(record, row_, serial, problem, changed)

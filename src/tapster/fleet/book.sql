@@ -4,9 +4,9 @@
 -- that changes its lease, whichever release or process does it, so no crash can
 -- separate the two. Statements are separated by empty lines.
 
-CREATE TABLE fleet_domain (       -- which segment a bridge or lower device is on
+CREATE TABLE fleet_segment (      -- which segment a bridge or lower device is on
     device TEXT PRIMARY KEY,
-    domain TEXT NOT NULL
+    segment TEXT NOT NULL
 ) STRICT, WITHOUT ROWID
 
 CREATE TABLE fleet_block (
@@ -17,7 +17,7 @@ CREATE TABLE fleet_block (
 
 CREATE TABLE fleet_record (
     lease   TEXT NOT NULL,
-    domain  TEXT NOT NULL,
+    segment TEXT NOT NULL,
     mac     TEXT NOT NULL,
     vm      TEXT NOT NULL,
     term    INTEGER,              -- its epoch; NULL while it is unordered
@@ -29,7 +29,7 @@ CREATE TABLE fleet_record (
     serial  INTEGER NOT NULL,     -- grows with each change
     changed REAL NOT NULL,        -- wall clock of the last change of state
     problem TEXT NOT NULL DEFAULT '',
-    PRIMARY KEY (lease, domain)
+    PRIMARY KEY (lease, segment)
 ) STRICT, WITHOUT ROWID
 
 CREATE INDEX fleet_serial ON fleet_record (serial)
@@ -40,13 +40,13 @@ CREATE INDEX fleet_mac ON fleet_record (mac)
 
 CREATE VIEW fleet_lease AS        -- where each lease is
 SELECT lease.id, lease.mac, lease.state, lease.standby, lease.created, coalesce(
-    (SELECT domain FROM fleet_domain WHERE device = coalesce(bridge, ovs, lower)),
-    'default') AS domain
+    (SELECT segment FROM fleet_segment WHERE device = coalesce(bridge, ovs, lower)),
+    'default') AS segment
 FROM lease
 
 CREATE TRIGGER fleet_reserve AFTER INSERT ON lease BEGIN
-    INSERT INTO fleet_record (lease, domain, mac, vm, state, since, serial, changed)
-    SELECT id, domain, lower(mac), 'lease/' || id, 'reserved', created,
+    INSERT INTO fleet_record (lease, segment, mac, vm, state, since, serial, changed)
+    SELECT id, segment, lower(mac), 'lease/' || id, 'reserved', created,
         (SELECT coalesce(max(serial), 0) + 1 FROM fleet_record), created
     FROM fleet_lease WHERE id = NEW.id;
 END
@@ -98,16 +98,16 @@ BEGIN
         serial = (SELECT max(serial) + 1 FROM fleet_record),
         changed = CAST(strftime('%s', 'now') AS REAL)
     WHERE lease = NEW.id AND state IN ('reserved', 'standby', 'active')
-        AND domain != (SELECT domain FROM fleet_lease WHERE id = NEW.id);
+        AND segment != (SELECT segment FROM fleet_lease WHERE id = NEW.id);
     INSERT INTO fleet_record
-        (lease, domain, mac, vm, state, since, dirty, serial, changed)
-    SELECT id, domain, lower(mac),
+        (lease, segment, mac, vm, state, since, dirty, serial, changed)
+    SELECT id, segment, lower(mac),
         (SELECT vm FROM fleet_record WHERE lease = NEW.id),
         CASE WHEN standby THEN 'standby' WHEN state = 'active' THEN 'active'
             ELSE 'reserved' END, created,
         1, (SELECT max(serial) + 1 FROM fleet_record), created
     FROM fleet_lease WHERE id = NEW.id AND state IN ('reserved', 'active')
-    ON CONFLICT (lease, domain) DO UPDATE SET
+    ON CONFLICT (lease, segment) DO UPDATE SET
         dirty = 1, serial = excluded.serial,
         term = CASE WHEN state IN ('ended', 'parked') THEN NULL ELSE term END,
         step = CASE WHEN state IN ('ended', 'parked') THEN NULL ELSE step END,
@@ -115,8 +115,8 @@ BEGIN
             THEN excluded.state ELSE state END;
 END
 
-INSERT INTO fleet_record (lease, domain, mac, vm, state, since, dirty, serial, changed)
-SELECT id, domain, lower(mac), 'lease/' || id,
+INSERT INTO fleet_record (lease, segment, mac, vm, state, since, dirty, serial, changed)
+SELECT id, segment, lower(mac), 'lease/' || id,
     CASE WHEN standby THEN 'standby' WHEN state = 'active' THEN 'active'
         ELSE 'reserved' END, created,
     state = 'active', row_number() OVER (ORDER BY created), created

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decide what a host does with a MAC claim. Pure.
 
-A *claim* is the store's entry for a MAC in a domain: which VM has the MAC, on which
+A *claim* is the store's entry for a MAC in a segment: which VM has the MAC, on which
 host, by which lease. A *record* is the entry of a host's ledger for the same MAC.
 A host pushes the state of a record, never a list of operations. So a push can be
 repeated, merged with a later one, or arrive late.
@@ -79,7 +79,7 @@ class Record(NamedTuple):
     """The entry of a host's ledger for a MAC."""
 
     lease: str
-    domain: str
+    segment: str
     mac: str
     vm: str
     epoch: Epoch | None

@@ -92,7 +92,7 @@ def _claims(member: Member) -> Iterator[Problem]:
     entries = member.book.entries("WHERE fleet_record.state = 'active' AND NOT dirty")
     for entry in entries:
         record = entry.record
-        key = member.where.claim(record.domain, record.mac)
+        key = member.where.claim(record.segment, record.mac)
         found = keys.claim_of(key, member.store.read([key]).get(key))
         found = claim.settled(host, found, running)
         standing = claim.stand(host, record, found, lost=False)
@@ -122,12 +122,12 @@ def _inventory(overview: Overview) -> Iterator[Problem]:
         return
     for host, _, row in rows:
         here = f"{row.name} on {host} (VM {row.vm}, owner {row.owner or '-'})"
-        if other := seen.get((row.domain, row.mac)):
+        if other := seen.get((row.segment, row.mac)):
             yield Problem(
-                f"MAC {row.mac} is in domain {row.domain} twice: {other} and {here}",
+                f"MAC {row.mac} is in segment {row.segment} twice: {other} and {here}",
                 _ONE_OF_TWO,
             )
-        seen[row.domain, row.mac] = here
+        seen[row.segment, row.mac] = here
 
 
 def _hosts(overview: Overview) -> Iterator[Problem]:

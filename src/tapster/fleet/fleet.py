@@ -41,7 +41,7 @@ class Located(NamedTuple):
     """A MAC claim and where it is in the store."""
 
     key: str
-    domain: str
+    segment: str
     mac: str
     claim: Claim
     text: str
@@ -97,8 +97,8 @@ class Overview:
     def claims(self) -> Iterator[Located]:
         """Yield every MAC claim."""
         for key, text in self.store.scan(self.where.claims):
-            domain, _, mac = key.removeprefix(self.where.claims).partition("/")
-            yield Located(key, domain, mac, value_of(Claim, key, text), text)
+            segment, _, mac = key.removeprefix(self.where.claims).partition("/")
+            yield Located(key, segment, mac, value_of(Claim, key, text), text)
 
     def blocks(self) -> Iterator[tuple[str, Block]]:
         """Yield every block that a host has."""

@@ -56,7 +56,7 @@ class InventoryRow(NamedTuple):
 
     name: str
     mac: str
-    domain: str
+    segment: str
     vm: str
     owner: str
     kind: str
@@ -95,8 +95,8 @@ class Keys(NamedTuple):
     def block(self, block: str) -> str:
         return f"{self.root}/block/{block}"
 
-    def claim(self, domain: str, mac: str) -> str:
-        return f"{self.root}/mac/{domain}/{mac}"
+    def claim(self, segment: str, mac: str) -> str:
+        return f"{self.root}/mac/{segment}/{mac}"
 
     @property
     def gates(self) -> str:

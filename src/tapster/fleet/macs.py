@@ -118,7 +118,7 @@ class FleetMacs:
         for entry, outcome in zip(entries, outcomes, strict=True):
             if outcome.action is ClaimAction.REPORT:
                 raise MacClaimed(
-                    f"MAC {entry.record.mac} in domain {entry.record.domain!r} is "
+                    f"MAC {entry.record.mac} in segment {entry.record.segment!r} is "
                     f"refused to VM {entry.record.vm}: {describe(outcome)}"
                 )
 

@@ -111,7 +111,7 @@ class Member:
         """Enter the fleet: open the gate, take a block, push the running leases."""
         self._fleet()
         self._run(steps.enter(self.where, self.me, joins=True))
-        self.book.open(self.settings.domains)
+        self.book.open(self.settings.segments)
         for block in self._own_blocks():
             self.book.set_block(block)
         return self.sync(everything=True)
@@ -135,7 +135,7 @@ class Member:
             if entry.record.state in RELEASED:
                 self._run(
                     steps.sweep(
-                        self.where, self.me, entry.record.domain, entry.record.mac
+                        self.where, self.me, entry.record.segment, entry.record.mac
                     )
                 )
         # From here on no request of this host can be applied.
@@ -162,7 +162,7 @@ class Member:
         self.check_joined()
         self._run(steps.enter(self.where, self.me))
         self._keep_session()
-        self.book.open(self.settings.domains)
+        self.book.open(self.settings.segments)
         if everything:
             self._check_blocks()
             self.book.all_dirty()
@@ -183,7 +183,7 @@ class Member:
         """Return the running leases of VMs that another host has taken over."""
         found = []
         for entry in self.book.entries("WHERE fleet_record.state = 'active'"):
-            key = self.where.claim(entry.record.domain, entry.record.mac)
+            key = self.where.claim(entry.record.segment, entry.record.mac)
             held = keys.claim_of(key, self.store.read([key]).get(key))
             standing = claim.stand(self.me.host, entry.record, held, lost=False)
             if standing is Standing.NEWER:
@@ -203,11 +203,11 @@ class Member:
         """Delete the claims of VMs that are gone, after their MACs have rested."""
         for entry in self.book.rested(self._wallclock()):
             record = entry.record
-            self._run(steps.sweep(self.where, self.me, record.domain, record.mac))
+            self._run(steps.sweep(self.where, self.me, record.segment, record.mac))
             self.book.forget(entry)
         if everything:
             for entry in self.book.parked():
-                key = self.where.claim(entry.record.domain, entry.record.mac)
+                key = self.where.claim(entry.record.segment, entry.record.mac)
                 if key not in self.store.read([key]):  # it was forgotten
                     self.book.forget(entry)
 

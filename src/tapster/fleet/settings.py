@@ -34,7 +34,7 @@ class Settings(NamedTuple):
     on_fenced: str = "report"
     """What happens to a VM that another host has taken over after this host was
     declared dead: "report" it, or take its device "down"."""
-    domains: Mapping[str, str] = {}
+    segments: Mapping[str, str] = {}
     """The segment that a bridge or lower device is on, where it is not "default"."""
 
 
@@ -113,12 +113,12 @@ def _checked(field: str, value: Any) -> Any:
         if not isinstance(value, list) or not value:
             raise problem
         return tuple(_text(url, problem) for url in value)
-    if field == "domains":
+    if field == "segments":
         if not isinstance(value, dict):
             raise problem
         return {
-            device: keys.check_name("domain", _text(domain, problem))
-            for device, domain in value.items()
+            device: keys.check_name("segment", _text(segment, problem))
+            for device, segment in value.items()
         }
     if field == "budget":
         number = isinstance(value, (int, float)) and not isinstance(value, bool)

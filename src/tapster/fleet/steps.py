@@ -104,7 +104,7 @@ def push(
     enough.
     """
     record = pending.record
-    key, gate_key = where.claim(record.domain, record.mac), where.gate(me.host)
+    key, gate_key = where.claim(record.segment, record.mac), where.gate(me.host)
     for _ in range(TRIES):
         if guess is None:
             asked = [gate_key, key]
@@ -159,7 +159,7 @@ def _push_batch(
 ) -> Steps[list[Outcome] | None]:
     """Push records in one commit; None if they must be pushed singly."""
     claims = [
-        where.claim(pending.record.domain, pending.record.mac) for pending in batch
+        where.claim(pending.record.segment, pending.record.mac) for pending in batch
     ]
     rows = [
         where.row(me.host, pending.record.lease)
@@ -190,7 +190,7 @@ def _batches(pushes: Iterable[Push]) -> Iterator[list[Push]]:
     batch: list[Push] = []
     macs: set[tuple[str, str]] = set()
     for pending in pushes:
-        mac = (pending.record.domain, pending.record.mac)
+        mac = (pending.record.segment, pending.record.mac)
         if mac in macs or len(batch) == (MAX_KEYS - 1) // 2:
             yield batch
             batch, macs = [], set()
@@ -221,7 +221,7 @@ def make_plan(
     lost: bool = False,
 ) -> PushPlan:
     record = pending.record
-    key, gate_key = where.claim(record.domain, record.mac), where.gate(me.host)
+    key, gate_key = where.claim(record.segment, record.mac), where.gate(me.host)
     gate = own_gate(where, me, values)
     stored = keys.claim_of(key, values.get(key))
     found = claim.settled(me.host, stored, running)
@@ -287,13 +287,13 @@ def _is_lost(
     return given_up and where.session(found.host) not in seen
 
 
-def sweep(where: Keys, me: Me, domain: str, mac: str) -> Steps[bool]:
+def sweep(where: Keys, me: Me, segment: str, mac: str) -> Steps[bool]:
     """Delete an ended claim of this host; False if there is none.
 
     A request that expects no claim may still be under way from an earlier lease. The
     release of that lease has changed the gate of its host, so the request fails.
     """
-    key, gate_key = where.claim(domain, mac), where.gate(me.host)
+    key, gate_key = where.claim(segment, mac), where.gate(me.host)
     values = yield Read((gate_key, key))
     own_gate(where, me, values)
     found = keys.claim_of(key, values.get(key))
