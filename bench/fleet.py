@@ -4,8 +4,8 @@ handover [TIMES SEED]` (root).
 
 `acquire` starts 20 VMs in turn on a host in no fleet, on one with a healthy etcd of
 three nodes, and on one whose etcd swallows every packet. Before each round it commits
-20 claims to etcd without Tapster. `size` lets one process play many hosts against a
-real etcd: each joins, pushes its leases, and restarts its VMs.
+20 registrations to etcd without Tapster. `size` lets one process play many hosts
+against a real etcd: each joins, pushes its leases, and restarts its VMs.
 `handover` moves a talking guest between three hosts, and kills each command on the way.
 """
 
@@ -26,11 +26,11 @@ from lab.namespaces import namespaces
 from lab.shell import sh
 from tapster import Host, Lease, Tap
 from tapster.fleet import steps
-from tapster.fleet.claim import ClaimState, Record, own_vm, released_state
 from tapster.fleet.etcd import Etcd, parse_endpoint
 from tapster.fleet.fleet import Overview
 from tapster.fleet.keys import Block, InventoryRow, Keys, encode
 from tapster.fleet.member import Member
+from tapster.fleet.registration import Record, RecordState, own_vm, released_state
 from tapster.fleet.settings import Settings
 from tapster.fleet.steps import Me, Push
 from tapster.fleet.sync_loop import INTERVAL
@@ -99,10 +99,14 @@ def cost(folder: Path) -> None:
         for first in range(0, ROUNDS, BLOCK):
             numbers = range(first, first + BLOCK)
             for number in numbers:
-                claim = f"/bench/{number}"
-                expected = {"/bench/gate": None, "/bench/block": None, claim: None}
+                registration = f"/bench/{number}"
+                expected = {
+                    "/bench/gate": None,
+                    "/bench/block": None,
+                    registration: None,
+                }
                 began = time.perf_counter()
-                bare.commit(expected, {claim: "x" * 150})
+                bare.commit(expected, {registration: "x" * 150})
                 made = time.perf_counter()
                 ask()
                 note("no fleet", "query", time.perf_counter() - made)
@@ -167,7 +171,7 @@ def size(folder: Path, hosts: int, vms: int) -> None:
         Overview(store, where).init("0a:54:00")
         say(f"{hosts} hosts with {vms} VMs each")
         timed("join", hosts, lambda n: enter(store, where, n))
-        push = lambda n: push_host(store, where, n, vms, ClaimState.ACTIVE)  # noqa: E731
+        push = lambda n: push_host(store, where, n, vms, RecordState.ACTIVE)  # noqa: E731
         pushing = timed("first push", hosts, push)
         keys, full = etcd_size(store)
         again = timed("push of all again", hosts, push)
@@ -178,7 +182,8 @@ def size(folder: Path, hosts: int, vms: int) -> None:
         timed("sync without news", hosts, lambda n: idle(store, where, n, session[n]))
         overview = Overview(store, where)
         timed("reading the inventory", 1, lambda _: sum(1 for _ in overview.rows()))
-        timed("reading the claims", 1, lambda _: sum(1 for _ in overview.claims()))
+        registered = overview.registrations
+        timed("reading the registrations", 1, lambda _: sum(1 for _ in registered()))
         memory = max(rss(node.process.pid) for node in etcd.nodes if node.process)
         store.close()
     say(f"memory of a node: {memory >> 20} MiB")
@@ -236,11 +241,11 @@ def enter(store: Etcd, where: Keys, number: int) -> None:
     store.commit({}, {where.block(block_of(number)): value})
 
 
-def record_of(number: int, vm: int, state: ClaimState, life: int = 0) -> Push:
+def record_of(number: int, vm: int, state: RecordState, life: int = 0) -> Push:
     lease = f"{number:08x}{vm:06x}{life:02x}"
     mac = f"{block_of(number)}:{vm:02x}"
     state = (
-        released_state(own_vm(lease), lease) if state != ClaimState.ACTIVE else state
+        released_state(own_vm(lease), lease) if state != RecordState.ACTIVE else state
     )
     record = Record(lease, "default", mac, own_vm(lease), None, state, 1.8e9, True)
     row = InventoryRow(
@@ -250,7 +255,7 @@ def record_of(number: int, vm: int, state: ClaimState, life: int = 0) -> Push:
 
 
 def push_host(
-    store: Etcd, where: Keys, number: int, vms: int, state: ClaimState
+    store: Etcd, where: Keys, number: int, vms: int, state: RecordState
 ) -> None:
     pushes = [record_of(number, vm, state) for vm in range(vms)]
     running = frozenset(pending.record.lease for pending in pushes)
@@ -265,8 +270,8 @@ def idle(store: Etcd, where: Keys, number: int, session: int) -> None:
 
 
 def restart(store: Etcd, where: Keys, number: int) -> None:
-    ended = record_of(number, 0, ClaimState.ENDED)
-    begun = record_of(number, 0, ClaimState.ACTIVE, life=1)
+    ended = record_of(number, 0, RecordState.ENDED)
+    begun = record_of(number, 0, RecordState.ACTIVE, life=1)
     running = frozenset({begun.record.lease})
     steps.run(steps.push_all(where, me(number), [ended, begun], running), store)
 
@@ -292,7 +297,7 @@ def report(guest: Relay) -> None:
     kills = ", ".join(f"{verb} {n}" for verb, n in sorted(figures.kills.items()))
     say(f"{figures.handed_over} hand-overs, {figures.cancelled} cancelled ones")
     say(f"commands killed: {sum(figures.kills.values())} ({kills})")
-    say(f"claims checked at rest: {figures.at_rest}, all right")
+    say(f"registrations checked at rest: {figures.at_rest}, all right")
     say(f"questions: {talk.asked}, answers: {talk.answered}")
     say(f"frames at the wrong host: {len(talk.faults)} {talk.faults[:1] or ''}")
     for what, silences in (

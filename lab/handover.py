@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 from lab import frames
 from lab.etcd import Cluster
 from lab.switched import SwitchedHost, join_hosts
-from tapster.fleet.claim import Epoch, parse_epoch
 from tapster.fleet.keys import Keys
+from tapster.fleet.registration import Epoch, parse_epoch
 
 HOSTS = ("a", "b", "c")
 X_MAC = "52:54:00:aa:bb:cc"
@@ -362,10 +362,17 @@ class Relay:
         """Compare etcd with the truth, if each host has pushed all that it knows."""
         if self._unsynced:
             return
-        (claim,) = self._etcd.values(Keys().claim("default", X_MAC)).values()
-        shown = (claim["vm"], claim["host"], claim["lease"], claim["epoch"])
+        (registration,) = self._etcd.values(
+            Keys().registration("default", X_MAC)
+        ).values()
+        shown = (
+            registration["vm"],
+            registration["host"],
+            registration["lease"],
+            registration["epoch"],
+        )
         right = ("X", self._at.name, self._lease["id"], str(self._epoch))
-        assert (*shown, claim["state"]) == (*right, "active")
+        assert (*shown, registration["state"]) == (*right, "active")
         rows = self._etcd.values(Keys().rows())
         found = {key for key, row in rows.items() if row["mac"] == X_MAC}
         assert found == {Keys().row(self._at.name, self._lease["id"])}

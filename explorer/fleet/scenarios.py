@@ -141,7 +141,7 @@ SCENARIOS = (
         blocks={"0a:54:00:00:00": "A"},
     ),
     FleetScenario(
-        "claims of VMs that are gone are deleted",
+        "registrations of VMs that are gone are deleted",
         ("A", "B"),
         (
             (_start("A", "x", "a1"), _release("A", "x", "a1"), Event("sweep", "A")),
@@ -176,14 +176,14 @@ SCENARIOS = (
         ),
     ),
     FleetScenario(
-        "the claims of an evicted host go to other VMs",
+        "the registrations of an evicted host go to other VMs",
         ("A", "B"),
         (
             (
                 _start("A", "x", "a1"),
                 Event("die", "A"),
                 Event("evict", "A"),
-                Event("give claims away", "A"),
+                Event("give registrations away", "A"),
             ),
             (_start("B", "z", "b1"),),
             (Event("back", "A"), Event("join", "A")),

@@ -6,27 +6,27 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-from tapster.fleet import claim, steps
-from tapster.fleet.claim import (
+from tapster.fleet import registration, steps
+from tapster.fleet.keys import Keys
+from tapster.fleet.registration import (
     RELEASED,
-    Claim,
-    ClaimAction,
-    ClaimState,
+    PushAction,
     Record,
+    RecordState,
+    Registration,
     Standing,
 )
-from tapster.fleet.keys import Keys
 from tapster.fleet.steps import Me, Push
 
-_stand = claim.stand
-_wanted = claim.wanted
+_stand = registration.stand
+_wanted = registration.wanted
 make_plan = steps.make_plan
 
 PushPlan = steps.PushPlan
 
 
 def _release_by_host(
-    host: str, record: Record, found: Claim | None, *, lost: bool
+    host: str, record: Record, found: Registration | None, *, lost: bool
 ) -> Standing:
     if found is not None and record.state in RELEASED and found.host == host:
         return Standing.OURS
@@ -34,7 +34,7 @@ def _release_by_host(
 
 
 def _epoch_from_the_store(
-    host: str, record: Record, found: Claim | None, *, lost: bool
+    host: str, record: Record, found: Registration | None, *, lost: bool
 ) -> Standing:
     standing = _stand(host, record, found, lost=lost)
     if record.epoch is not None and standing is Standing.NEWER:
@@ -43,20 +43,20 @@ def _epoch_from_the_store(
 
 
 def _next_step(
-    host: str, record: Record, action: ClaimAction, found: Claim | None
-) -> Claim | None:
+    host: str, record: Record, action: PushAction, found: Registration | None
+) -> Registration | None:
     new = _wanted(host, record, action, found)
     if new is not None and found is not None and found.lease != new.lease:
-        return new._replace(epoch=claim.handed_over(found.epoch))
+        return new._replace(epoch=registration.handed_over(found.epoch))
     return new
 
 
 def _step_as_term(
-    host: str, record: Record, action: ClaimAction, found: Claim | None
-) -> Claim | None:
+    host: str, record: Record, action: PushAction, found: Registration | None
+) -> Registration | None:
     new = _wanted(host, record, action, found)
-    if new is not None and action is ClaimAction.NEW_TERM and found is not None:
-        return new._replace(epoch=claim.handed_over(found.epoch))
+    if new is not None and action is PushAction.NEW_TERM and found is not None:
+        return new._replace(epoch=registration.handed_over(found.epoch))
     return new
 
 
@@ -71,7 +71,7 @@ def _changed(change: Callable[[PushPlan, Record, str, str], PushPlan]) -> Any:
         lost: bool = False,
     ) -> PushPlan:
         made = make_plan(where, me, one, running, values, lost=lost)
-        key = where.claim(one.record.segment, one.record.mac)
+        key = where.registration(one.record.segment, one.record.mac)
         return change(made, one.record, key, where.gate(me.host))
 
     return plan
@@ -106,8 +106,8 @@ class Variant(NamedTuple):
     scenario: str
     """The scenario that shows the violation."""
     functions: Mapping[str, Any] = {}
-    """The replacements of functions of `claim` and `steps`."""
-    lines: Mapping[tuple[ClaimState, Standing], ClaimAction] = {}
+    """The replacements of functions of `registration` and `steps`."""
+    lines: Mapping[tuple[RecordState, Standing], PushAction] = {}
     """The replacements of lines of the table."""
 
 
@@ -115,7 +115,7 @@ class Variant(NamedTuple):
 def applied(variant: Variant) -> Iterator[None]:
     """Apply the wrong rules during a block."""
     with ExitStack() as stack:
-        stack.enter_context(patch.dict(claim.TABLE, variant.lines))
+        stack.enter_context(patch.dict(registration.TABLE, variant.lines))
         for name, function in variant.functions.items():
             stack.enter_context(patch(f"tapster.fleet.{name}", function))
         yield
@@ -125,35 +125,38 @@ VARIANTS = (
     Variant(
         "a release compares the host alone",
         "a VM without a name of its own, twice",
-        {"claim.stand": _release_by_host},
+        {"registration.stand": _release_by_host},
     ),
     Variant(
-        "a release deletes the claim",
+        "a release deletes the registration",
         "start and stop beside a clone",
         {"steps.make_plan": _changed(_deletes)},
     ),
     Variant(
-        "a release deletes its own claim",
+        "a release deletes its own registration",
         "a move beside a clone",
         {"steps.make_plan": _changed(_deletes_its_own)},
     ),
     Variant(
         "a later epoch does not stop a take",
         "there and back",
-        lines={(ClaimState.ACTIVE, Standing.NEWER): ClaimAction.PUT},
+        lines={(RecordState.ACTIVE, Standing.NEWER): PushAction.PUT},
     ),
     Variant(
         "the target derives its epoch from the store",
         "start goes on without an answer",
-        {"claim.stand": _epoch_from_the_store, "claim.wanted": _next_step},
+        {
+            "registration.stand": _epoch_from_the_store,
+            "registration.wanted": _next_step,
+        },
     ),
     Variant(
         "a restart takes the next step instead of a new term",
         "a host dies with a hand-over that it never pushed",
-        {"claim.wanted": _step_as_term},
+        {"registration.wanted": _step_as_term},
     ),
     Variant(
-        "a commit does not compare the claim",
+        "a commit does not compare the registration",
         "start and stop beside a clone",
         {"steps.make_plan": _changed(_without_compare)},
     ),
@@ -168,24 +171,24 @@ VARIANTS = (
         {"steps.make_plan": _changed(_gate_unchanged)},
     ),
     Variant(
-        "a claim of another VM is no obstacle",
+        "a registration of another VM is no obstacle",
         "start and stop beside a clone",
-        lines={(ClaimState.ACTIVE, Standing.OTHER): ClaimAction.NEW_TERM},
+        lines={(RecordState.ACTIVE, Standing.OTHER): PushAction.NEW_TERM},
     ),
     Variant(
         "a VM that runs elsewhere is no obstacle",
         "start goes on without an answer",
-        lines={(ClaimState.ACTIVE, Standing.HELD): ClaimAction.NEW_TERM},
+        lines={(RecordState.ACTIVE, Standing.HELD): PushAction.NEW_TERM},
     ),
     Variant(
         "a VM that no host runs is reported",
         "start goes on without an answer",
-        lines={(ClaimState.ACTIVE, Standing.VACANT): ClaimAction.REPORT},
+        lines={(RecordState.ACTIVE, Standing.VACANT): PushAction.REPORT},
     ),
     Variant(
         "a release of an older lease counts",
         "start goes on without an answer",
-        lines={(ClaimState.PARKED, Standing.NEWER): ClaimAction.PUT},
+        lines={(RecordState.PARKED, Standing.NEWER): PushAction.PUT},
     ),
     Variant(
         "the block of another host is not looked at",

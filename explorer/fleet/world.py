@@ -7,9 +7,9 @@ from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 from tapster.errors import TapsterError
-from tapster.fleet import claim, keys, steps
-from tapster.fleet.claim import RELEASED, ClaimAction, ClaimState, Record
+from tapster.fleet import keys, registration, steps
 from tapster.fleet.keys import Keys
+from tapster.fleet.registration import RELEASED, PushAction, Record, RecordState
 from tapster.fleet.steps import Commit, Me, Outcome, Push, Read, Sending
 from tapster.fleet.store import Committed
 
@@ -219,8 +219,8 @@ def _writes(writes: Items) -> str:
 
 def _pushable(item: Item) -> bool:
     return item.dirty and item.record.state not in (
-        ClaimState.RESERVED,
-        ClaimState.STANDBY,
+        RecordState.RESERVED,
+        RecordState.STANDBY,
     )
 
 
@@ -242,10 +242,10 @@ def _enabled(world: FleetState, event: Event) -> bool:
         case "sweep" | "join":
             return host.operation is None and not host.dead
         case "forget":
-            found = _claim(world)
+            found = _registration(world)
             return found is not None and found.state in RELEASED
-        case "give claims away":
-            found = _claim(world)
+        case "give registrations away":
+            found = _registration(world)
             return found is not None and found.host == event.host
         case "die":
             return not host.dead
@@ -269,11 +269,11 @@ def _begin(world: FleetState, event: Event) -> FleetState:
     match event.do:
         case "start" | "restart":
             record = Record(
-                event.lease, SEGMENT, MAC, _vm(event), None, ClaimState.RESERVED, 0.0
+                event.lease, SEGMENT, MAC, _vm(event), None, RecordState.RESERVED, 0.0
             )
             host = host._replace(items=(*host.items, Item(record)))
             one = Push(
-                record._replace(state=ClaimState.ACTIVE),
+                record._replace(state=RecordState.ACTIVE),
                 given_up=event.given_up,
                 given=event.given,
             )
@@ -284,16 +284,16 @@ def _begin(world: FleetState, event: Event) -> FleetState:
             for other in world.hosts:
                 source = _item(other, event.source)
                 if source and source.record.epoch:
-                    epoch = claim.handed_over(source.record.epoch)
+                    epoch = registration.handed_over(source.record.epoch)
             record = Record(
-                event.lease, SEGMENT, MAC, _vm(event), epoch, ClaimState.STANDBY, 0.0
+                event.lease, SEGMENT, MAC, _vm(event), epoch, RecordState.STANDBY, 0.0
             )
             return world.with_host(host._replace(items=(*host.items, Item(record))))
         case "take":
             runs = {run for run in world.runs if run.vm != event.vm}
             runs.add(RunningVM(event.vm, event.host, event.lease))
             world = world._replace(runs=frozenset(runs))
-            return world.with_host(_changed(host, event.lease, ClaimState.ACTIVE))
+            return world.with_host(_changed(host, event.lease, RecordState.ACTIVE))
         case "release":
             runs = {run for run in world.runs if run.lease != event.lease}
             return world._replace(runs=frozenset(runs)).with_host(
@@ -322,19 +322,23 @@ def _begin(world: FleetState, event: Event) -> FleetState:
                 closed = closed._replace(ledger="", fenced="")
             return _put(world, key, keys.encode(closed))
         case "forget":
-            return _put(world, WHERE.claim(SEGMENT, MAC), None)
-        case "give claims away":  # as `Overview.evict` does, after the gate is closed
-            found = _claim(world)
+            return _put(world, WHERE.registration(SEGMENT, MAC), None)
+        case (
+            "give registrations away"
+        ):  # as `Overview.evict` does, after the gate is closed
+            found = _registration(world)
             assert found is not None
-            parked = keys.encode(found._replace(state=ClaimState.PARKED))
-            kept = found.vm != claim.own_vm(found.lease)
-            return _put(world, WHERE.claim(SEGMENT, MAC), parked if kept else None)
+            parked = keys.encode(found._replace(state=RecordState.PARKED))
+            kept = found.vm != registration.own_vm(found.lease)
+            return _put(
+                world, WHERE.registration(SEGMENT, MAC), parked if kept else None
+            )
     raise AssertionError(event.do)
 
 
-def _claim(world: FleetState) -> claim.Claim | None:
-    key = WHERE.claim(SEGMENT, MAC)
-    return keys.claim_of(key, dict(world.store).get(key))
+def _registration(world: FleetState) -> registration.Registration | None:
+    key = WHERE.registration(SEGMENT, MAC)
+    return keys.registration_of(key, dict(world.store).get(key))
 
 
 def _put(world: FleetState, key: str, value: str | None) -> FleetState:
@@ -342,10 +346,10 @@ def _put(world: FleetState, key: str, value: str | None) -> FleetState:
 
 
 def _vm(event: Event) -> str:
-    return event.vm if event.vm.isupper() else claim.own_vm(event.lease)
+    return event.vm if event.vm.isupper() else registration.own_vm(event.lease)
 
 
-def _changed(host: HostState, lease: str, state: ClaimState) -> HostState:
+def _changed(host: HostState, lease: str, state: RecordState) -> HostState:
     return host._replace(
         items=tuple(
             Item(item.record._replace(state=state))
@@ -360,10 +364,10 @@ def _released(host: HostState, lease: str) -> HostState:
     item = _item(host, lease)
     if item is None or item.record.state in RELEASED:
         return host
-    if item.record.state is ClaimState.STANDBY:  # it was never pushed
+    if item.record.state is RecordState.STANDBY:  # it was never pushed
         kept = tuple(other for other in host.items if other is not item)
         return host._replace(items=kept)
-    state = claim.released_state(item.record.vm, lease)
+    state = registration.released_state(item.record.vm, lease)
     return _changed(host, lease, state)
 
 
@@ -534,17 +538,17 @@ def _end(
         for outcome in outcomes or ():
             host = _settle(host, operation, outcome)
         return world.with_host(host)
-    if outcomes is not None and outcomes[0].action is not ClaimAction.REPORT:
+    if outcomes is not None and outcomes[0].action is not PushAction.REPORT:
         (outcome,) = outcomes
         item = _item(host, event.lease)
         assert item is not None
         _check_granted(world, event)
-        record = item.record._replace(state=ClaimState.ACTIVE, epoch=outcome.epoch)
+        record = item.record._replace(state=RecordState.ACTIVE, epoch=outcome.epoch)
         host = host._replace(
             items=tuple(Item(record) if o is item else o for o in host.items)
         )
     elif outcomes is None and event.goes_on:
-        host = _changed(host, event.lease, ClaimState.ACTIVE)
+        host = _changed(host, event.lease, RecordState.ACTIVE)
     else:
         return world.with_host(_released(host, event.lease))
     known = outcomes is not None
@@ -561,7 +565,7 @@ def _settle(host: HostState, operation: Operation, outcome: Outcome) -> HostStat
     kept = [other for other in host.items if other is not item]
     if unchanged and item.record.state in RELEASED:
         return host._replace(items=tuple(kept))
-    dirty = not unchanged or outcome.action is ClaimAction.REPORT
+    dirty = not unchanged or outcome.action is PushAction.REPORT
     record = item.record._replace(epoch=item.record.epoch or outcome.epoch)
     items = [Item(record, dirty) if other is item else other for other in host.items]
     return host._replace(items=tuple(items))
@@ -608,10 +612,10 @@ def _all_dirty(world: FleetState) -> FleetState:
 
 
 def _check_store(world: FleetState) -> None:
-    key = WHERE.claim(SEGMENT, MAC)
-    found = keys.claim_of(key, dict(world.store).get(key))
+    key = WHERE.registration(SEGMENT, MAC)
+    found = keys.registration_of(key, dict(world.store).get(key))
     holder = None
-    if found is not None and found.state is ClaimState.ACTIVE:
+    if found is not None and found.state is RecordState.ACTIVE:
         holder = (found.host, found.lease)
     reported = any(item.dirty for host in world.hosts for item in host.items)
     if len(world.runs) > 1:
@@ -630,7 +634,7 @@ def _check_store(world: FleetState) -> None:
 
 
 def _is_unreleased(world: FleetState, name: str, lease: str) -> bool:
-    """Return whether only the host itself can release a claim, and has not done so."""
+    """Return whether only the host itself can release a registration, and has not."""
     host = world.host(name)
     return host.dead or _is_fenced(world, name) or lease in host.running
 

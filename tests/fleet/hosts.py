@@ -13,11 +13,11 @@ import tapster
 from lab import library
 from tapster import Lease, Tap
 from tapster.fleet import keys
-from tapster.fleet.claim import Claim
 from tapster.fleet.fleet import Overview
 from tapster.fleet.keys import Keys
 from tapster.fleet.member import Member
 from tapster.fleet.memory import MemoryStore
+from tapster.fleet.registration import Registration
 from tapster.fleet.settings import Settings
 from tapster.fleet.store import Committed, FleetUnavailable, FleetUnclear, Store
 from tapster.model import Vm
@@ -141,14 +141,20 @@ class Pair(ExitStack):
             self.callback(host.host.close)
             host.member.join()
 
-    def claim(self, mac: str = MAC, segment: str = "default") -> Claim | None:
-        key = Keys().claim(segment, mac)
-        return keys.claim_of(key, self.store.values.get(key))
+    def registration(
+        self, mac: str = MAC, segment: str = "default"
+    ) -> Registration | None:
+        key = Keys().registration(segment, mac)
+        return keys.registration_of(key, self.store.values.get(key))
 
     def holder(self, mac: str = MAC) -> str:
         """Who has a MAC, in short: VM, host and state."""
-        claim = self.claim(mac)
-        return f"{claim.vm} {claim.host} {claim.state}" if claim else "-"
+        registration = self.registration(mac)
+        return (
+            f"{registration.vm} {registration.host} {registration.state}"
+            if registration
+            else "-"
+        )
 
 
 @contextmanager

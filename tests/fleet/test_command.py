@@ -104,8 +104,12 @@ def test_a_mac_is_refused_and_a_vm_is_found(shells: Shells) -> None:
     shells.run("a", "fleet sync")
     (row,) = shells.json("b", f"fleet who {MAC}")["rows"]
     assert (row["host"], row["name"], row["on"]) == ("a", name, "br0")
-    (claim,) = shells.json("b", "fleet where X")["claims"]
-    assert (claim["host"], claim["epoch"], claim["state"]) == ("a", "0.0", "active")
+    (registration,) = shells.json("b", "fleet where X")["registrations"]
+    assert (registration["host"], registration["epoch"], registration["state"]) == (
+        "a",
+        "0.0",
+        "active",
+    )
     assert name in shells.run("b", "fleet ls")
     assert shells.run("b", "fleet ls --host b").count("\n") == 1
     hosts = shells.json("b", "fleet hosts")["hosts"]
@@ -140,13 +144,17 @@ def test_a_vm_moves(shells: Shells) -> None:
         f"add --bridge br0 --vm X --mac {MAC} --incoming {epoch} --standby",
     ).strip()
     shells.run("b", "fleet sync")
-    assert shells.json("a", "fleet where X")["claims"][0]["host"] == "a"
+    assert shells.json("a", "fleet where X")["registrations"][0]["host"] == "a"
     shells.run("b", f"take {target}")
     shells.run("b", "fleet sync")
     shells.run("a", f"rm {source}")
     shells.run("a", "fleet sync")
-    (claim,) = shells.json("a", "fleet where X")["claims"]
-    assert (claim["host"], claim["epoch"], claim["state"]) == ("b", "0.1", "active")
+    (registration,) = shells.json("a", "fleet where X")["registrations"]
+    assert (registration["host"], registration["epoch"], registration["state"]) == (
+        "b",
+        "0.1",
+        "active",
+    )
     shown = shells.etcd.values(Keys().rows())
     assert [row["name"] for row in shown.values()] == [target]
 

@@ -169,6 +169,6 @@ def test_the_daemon_syncs(etcd: Cluster) -> None:
         assert shown["fleet", "conflicts"] == 0
         assert shown["fleet", "block_free"] == BLOCK_SIZE - 1
         assert shown["fleet", "up"] == 1
-        assert shown["fleet_claims", "ok"] == 1
+        assert shown["fleet_registrations", "ok"] == 1
         assert shown["fleet_request_seconds_count", None] == 1
         sh(f"{TAPSTER} --ledger {daemon.ledger} rm {name}")

@@ -20,11 +20,11 @@ from lab.namespaces import namespaces
 from lab.shell import sh
 from tapster import Lease
 from tapster.fleet import keys
-from tapster.fleet.claim import Claim
 from tapster.fleet.etcd import Etcd, EtcdRefusal
 from tapster.fleet.fleet import Overview
 from tapster.fleet.keys import Keys
-from tapster.fleet.store import FleetUnavailable, FleetUnclear, MacClaimed
+from tapster.fleet.registration import Registration
+from tapster.fleet.store import FleetUnavailable, FleetUnclear, MacRegistered
 from tests.fleet.clusters import seconds_until, store_of
 from tests.fleet.hosts import MAC, FleetHost, X
 
@@ -64,9 +64,9 @@ class Hosts:
         for host in (self.a, self.b):
             host.member.join()
 
-    def claim(self, mac: str = MAC) -> Claim | None:
-        key = Keys().claim("default", mac)
-        return keys.claim_of(key, self.store.read([key]).get(key))
+    def registration(self, mac: str = MAC) -> Registration | None:
+        key = Keys().registration("default", mac)
+        return keys.registration_of(key, self.store.read([key]).get(key))
 
     def close(self) -> None:
         for host in (self.a, self.b):
@@ -109,15 +109,15 @@ def check_that_the_store_is_right(hosts: Hosts) -> None:
     """The one who asked first has the MAC; the other is refused."""
     for host in (hosts.a, hosts.b):
         synced(host)
-    claim = hosts.claim()
-    assert claim is None or claim.state != "active"
+    registration = hosts.registration()
+    assert registration is None or registration.state != "active"
     lease = hosts.b.add(MAC, X)
-    claim = hosts.claim()
-    assert claim is not None
-    assert (claim.host, claim.lease) == ("b", lease.id)
-    with pytest.raises(MacClaimed):
+    registration = hosts.registration()
+    assert registration is not None
+    assert (registration.host, registration.lease) == ("b", lease.id)
+    with pytest.raises(MacRegistered):
         hosts.a.add(MAC)
-    shown = hosts.etcd.values(Keys().claim("default", MAC))
+    shown = hosts.etcd.values(Keys().registration("default", MAC))
     assert [value["host"] for value in shown.values()] == ["b"]
 
 
@@ -174,7 +174,7 @@ def test_the_disks_are_slow(hosts: Hosts) -> None:
 
 
 def test_the_disks_are_slower_than_the_budget(hosts: Hosts) -> None:
-    """etcd may apply the claim when its lease has ended."""
+    """etcd may apply the registration when its lease has ended."""
     with slow_disks(hosts, 1.5 * BUDGET):
         hasty = store_of(hosts.etcd, timeout=BUDGET)
         with pytest.raises(FleetUnclear):
@@ -234,14 +234,14 @@ def test_the_store_is_set_back_to_a_backup(
         shutil.rmtree(node.data)
         restore(node, backup)
     etcd.start()
-    assert hosts.claim() is None
+    assert hosts.registration() is None
     for host in (hosts.a, hosts.b):
         synced(host)
-    claim = hosts.claim()
-    assert claim is not None
-    assert (claim.host, claim.lease) == ("b", moved.id)
-    assert str(claim.epoch) == "1.0"
-    owned = hosts.claim(made_up.mac)
+    registration = hosts.registration()
+    assert registration is not None
+    assert (registration.host, registration.lease) == ("b", moved.id)
+    assert str(registration.epoch) == "1.0"
+    owned = hosts.registration(made_up.mac)
     assert owned is not None
     assert owned.host == "a"
     assert {owner.host for _, owner in hosts.fleet.blocks()} == {"a", "b"}

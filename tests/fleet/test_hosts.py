@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What two hosts of a fleet do: blocks, claims, hand-over, fences, an absent store."""
+"""What two hosts of a fleet do: blocks, registrations, hand-over, fences, no store."""
 
 import sqlite3
 import subprocess
@@ -19,7 +19,7 @@ from tapster.fleet.store import (
     Committed,
     FleetUnavailable,
     FleetUnclear,
-    MacClaimed,
+    MacRegistered,
 )
 from tapster.model import Vm
 from tests.fleet.hosts import MAC, Pair, X
@@ -51,7 +51,7 @@ def test_a_mac_rests_before_another_vm_gets_it(pair: Pair) -> None:
     assert given == {*keys.macs_of(block)} - {lease.mac}
     pair.a.late = REST + 10
     pair.a.member.sync()
-    assert pair.claim(lease.mac) is None
+    assert pair.registration(lease.mac) is None
     given = {book.next_mac(1e12) for _ in range(keys.BLOCK_SIZE)}
     assert lease.mac in given
 
@@ -85,27 +85,27 @@ def test_a_host_without_macs_makes_up_random_ones(pair: Pair) -> None:
 
 def test_a_mac_that_a_vm_has_is_refused_to_another(pair: Pair) -> None:
     pair.a.add(MAC, X)
-    with pytest.raises(MacClaimed, match=r"VM X has it on host a \(epoch 0\.0\)"):
+    with pytest.raises(MacRegistered, match=r"VM X has it on host a \(epoch 0\.0\)"):
         pair.b.add(MAC)
     assert pair.b.host.leases() == []
     assert pair.b.member.sync().problems == ()
     assert pair.holder() == "X a active"
 
 
-def test_segments_have_claims_of_their_own(pair: Pair) -> None:
+def test_segments_have_registrations_of_their_own(pair: Pair) -> None:
     pair.b.member.book.open({"br1": "lab"})
     pair.a.add(MAC, X)
     lease = pair.b.add(MAC, bridge="br1")
-    assert pair.claim(MAC, "lab") is not None
+    assert pair.registration(MAC, "lab") is not None
     pair.b.host.set(lease.id, bridge="br0")
     assert pair.b.member.sync().problems[0].record.segment == "default"
-    ended = pair.claim(MAC, "lab")
+    ended = pair.registration(MAC, "lab")
     assert ended is not None
     assert ended.state == "ended"
     assert pair.holder() == "X a active"
 
 
-def test_claims_follow_a_changed_configuration_of_segments(pair: Pair) -> None:
+def test_registrations_follow_a_changed_configuration_of_segments(pair: Pair) -> None:
     own = pair.a.add()
     lease = pair.a.add(MAC, X)
     pair.a.member.sync()
@@ -116,7 +116,7 @@ def test_claims_follow_a_changed_configuration_of_segments(pair: Pair) -> None:
         pair.a.settings = pair.a.settings._replace(segments=segments)
         pair.a.start().sync()
         for mac, left in ((MAC, "parked"), (own.mac, "ended")):
-            begun, ended = pair.claim(mac, here), pair.claim(mac, there)
+            begun, ended = pair.registration(mac, here), pair.registration(mac, there)
             assert begun is not None
             assert ended is not None
             assert (begun.host, begun.state, ended.state) == ("a", "active", left)
@@ -129,8 +129,8 @@ def test_a_mac_of_another_hosts_block_is_refused_before_that_host_has_pushed(
     pair: Pair,
 ) -> None:
     mac = pair.a.add().mac
-    assert pair.claim(mac) is None
-    with pytest.raises(MacClaimed, match="a block of host a"):
+    assert pair.registration(mac) is None
+    with pytest.raises(MacRegistered, match="a block of host a"):
         pair.b.add(mac)
 
 
@@ -139,7 +139,7 @@ def test_a_vm_keeps_its_mac_while_no_host_runs_it(pair: Pair) -> None:
     pair.a.host.release(lease.id)
     pair.a.member.sync()
     assert pair.holder() == "X a parked"
-    with pytest.raises(MacClaimed, match="reserved for VM X"):
+    with pytest.raises(MacRegistered, match="reserved for VM X"):
         pair.b.add(MAC)
     again = pair.b.add(MAC, X)
     assert pair.b.epoch(again) == "1.0"
@@ -179,9 +179,13 @@ def test_a_hand_over_ends_the_same_in_every_order_of_the_pushes(
     hosts = [pair.b, pair.a] if first == "take" else [pair.a, pair.b]
     for host in hosts:
         assert host.member.sync().problems == ()
-    claim = pair.claim()
-    assert claim is not None
-    assert (claim.host, claim.lease, str(claim.epoch)) == ("b", target.id, "0.1")
+    registration = pair.registration()
+    assert registration is not None
+    assert (registration.host, registration.lease, str(registration.epoch)) == (
+        "b",
+        target.id,
+        "0.1",
+    )
 
 
 def test_a_cancelled_hand_over_leaves_no_trace(pair: Pair) -> None:
@@ -189,10 +193,10 @@ def test_a_cancelled_hand_over_leaves_no_trace(pair: Pair) -> None:
     target = pair.b.add(MAC, Vm("X", incoming=pair.a.epoch(source)), standby=True)
     pair.b.host.release(target.id)
     pair.b.member.sync()
-    claim = pair.claim()
-    assert claim is not None
-    assert claim.lease == source.id
-    assert claim.state == "active"
+    registration = pair.registration()
+    assert registration is not None
+    assert registration.lease == source.id
+    assert registration.state == "active"
 
 
 def test_a_hand_over_without_an_epoch_waits_for_the_release(pair: Pair) -> None:
@@ -215,7 +219,7 @@ def test_an_epoch_is_for_a_device_on_standby(pair: Pair) -> None:
 
 def test_without_an_epoch_a_vm_that_runs_elsewhere_is_refused(pair: Pair) -> None:
     pair.a.add(MAC, X)
-    with pytest.raises(MacClaimed, match="on host a"):
+    with pytest.raises(MacRegistered, match="on host a"):
         pair.b.add(MAC, X)
 
 
@@ -260,7 +264,7 @@ def test_an_acquire_can_be_refused_without_the_store(pair: Pair) -> None:
     assert pair.b.add().mac  # one of its own block needs no question
 
 
-def test_a_claim_whose_answer_was_lost_is_no_obstacle(pair: Pair) -> None:
+def test_a_registration_whose_answer_was_lost_is_no_obstacle(pair: Pair) -> None:
     pair.store.loses = True
     lease = pair.a.add(MAC, X)
     pair.store.loses = False
@@ -277,9 +281,9 @@ def test_a_sync_whose_answers_are_lost_can_be_repeated(pair: Pair) -> None:
     pair.store.loses = False
     pair.a.host.release(lease.id)
     pair.a.start().sync()
-    claim = pair.claim(lease.mac)
-    assert claim is not None
-    assert claim.state == "ended"
+    registration = pair.registration(lease.mac)
+    assert registration is not None
+    assert registration.state == "ended"
 
 
 def test_ending_a_lease_never_asks_the_store(pair: Pair) -> None:
@@ -340,9 +344,9 @@ def test_an_old_store_learns_what_is_newer(pair: Pair) -> None:
     pair.store.values = old
     for host in (pair.a, pair.b):
         host.start().sync(everything=True)
-    claim = pair.claim()
-    assert claim is not None
-    assert (claim.host, claim.lease) == ("b", moved.id)
+    registration = pair.registration()
+    assert registration is not None
+    assert (registration.host, registration.lease) == ("b", moved.id)
 
 
 def test_a_block_that_an_old_store_gave_away_is_used_no_more(pair: Pair) -> None:
@@ -376,10 +380,10 @@ def test_a_vm_of_a_fenced_host_starts_elsewhere(pair: Pair) -> None:
 def test_a_silent_host_is_given_up_by_the_user_alone(pair: Pair) -> None:
     pair.a.add(MAC, X)
     gone = Vm("X", takeover=True)
-    with pytest.raises(MacClaimed):
+    with pytest.raises(MacRegistered):
         pair.b.add(MAC, gone)  # its session lives
     del pair.store.values[Keys().session("a")]
-    with pytest.raises(MacClaimed):
+    with pytest.raises(MacRegistered):
         pair.b.add(MAC, X)
     pair.b.add(MAC, gone)
     (problem,) = pair.a.member.sync(everything=True).problems
@@ -405,7 +409,7 @@ def test_an_evicted_host_changes_nothing_and_its_vms_are_free(pair: Pair) -> Non
     done = pair.fleet.evict("a")
     assert any("parked" in line for line in done)
     assert pair.holder() == "X a parked"
-    assert pair.claim(other.mac) is None
+    assert pair.registration(other.mac) is None
     assert [owner.host for _, owner in pair.fleet.blocks()] == ["b"]
     pair.a.host.release(named.id)
     with pytest.raises(GateClosed, match="evicted"):
@@ -420,7 +424,7 @@ def test_a_host_leaves_when_it_has_no_leases(pair: Pair) -> None:
     pair.a.host.release(lease.id)
     pair.a.member.leave()
     assert [owner.host for _, owner in pair.fleet.blocks()] == ["b"]
-    assert pair.claim() is None
+    assert pair.registration() is None
     assert pair.a.add().mac.startswith("52:54:00:")
     with sqlite3.connect(pair.a.ledger) as db:
         left = db.execute("SELECT name FROM sqlite_schema WHERE name LIKE 'fleet_%'")
@@ -445,9 +449,9 @@ def test_a_vm_that_no_host_runs_can_be_forgotten(pair: Pair) -> None:
         pair.fleet.forget("X")
     pair.a.host.release(lease.id)
     pair.a.member.sync()
-    assert pair.fleet.forget("X") == [f"deleted claim of {MAC} by X"]
-    assert pair.claim() is None
-    with pytest.raises(RequestError, match="no claim"):
+    assert pair.fleet.forget("X") == [f"deleted registration of {MAC} by X"]
+    assert pair.registration() is None
+    with pytest.raises(RequestError, match="no registration"):
         pair.fleet.forget("X")
 
 
@@ -463,7 +467,7 @@ def test_the_inventory_shows_running_vms(pair: Pair) -> None:
     ((name, _, row),) = pair.fleet.who(MAC)
     assert (name, row.name, row.on, row.vm) == ("a", lease.name, "br0", "X")
     (located,) = pair.fleet.where_is("X")
-    assert located.claim.host == "a"
+    assert located.registration.host == "a"
     pair.a.host.release(lease.id)
     pair.a.member.sync()
     assert pair.fleet.who(MAC) == []
@@ -476,7 +480,7 @@ def test_figures_need_no_store(pair: Pair) -> None:
     shown = figures(pair.a.member.book, 1e12)
     assert shown["dirty_rows"] == 1
     assert shown["conflicts"] == 0  # the MAC was not checked, and may be free
-    assert shown["unclaimed"] == 1
+    assert shown["unregistered"] == 1
     assert shown["block_free"] == keys.BLOCK_SIZE
 
 
@@ -491,7 +495,7 @@ def test_figures_count_conflicts_and_unchecked_macs_apart(
     pair.store.away = False
     pair.b.member.sync()
     shown = figures(pair.b.member.book, time.time())
-    assert (shown["conflicts"], shown["unclaimed"]) == (1, 1)
+    assert (shown["conflicts"], shown["unregistered"]) == (1, 1)
     problems = doctor.examine(pair.b.member, time.time())
     assert any("end one of the VMs" in problem.remedy for problem in problems)
 

@@ -119,11 +119,11 @@ def test_a_token_that_the_store_has_forgotten_is_renewed(
     etcd: Cluster, authority: Authority
 ) -> None:
     store = store_of(etcd, authority)
-    store.commit({}, {Keys().claim("default", "x"): "1"})
+    store.commit({}, {Keys().registration("default", "x"): "1"})
     token = store.token
     etcd.ctl("auth disable", "--user=root:root", *client_of(authority))
     etcd.ctl("auth enable", *client_of(authority))
-    store.commit({}, {Keys().claim("default", "x"): "2"})
+    store.commit({}, {Keys().registration("default", "x"): "2"})
     assert store.token != token
     store.close()
 
@@ -132,12 +132,12 @@ def test_a_token_that_was_not_used_for_too_long_is_renewed(
     etcd: Cluster, authority: Authority
 ) -> None:
     store = store_of(etcd, authority)
-    store.commit({}, {Keys().claim("default", "x"): "1"})
+    store.commit({}, {Keys().registration("default", "x"): "1"})
     token = store.token
     etcd.nodes[0].wait_log(
         f'"deleted a simple token","user-name":"a","token":"{token}"'
     )
-    store.commit({}, {Keys().claim("default", "x"): "2"})
+    store.commit({}, {Keys().registration("default", "x"): "2"})
     assert store.token != token
     store.close()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tapster.fleet.store import FleetUnavailable, MacClaimed
+from tapster.fleet.store import FleetUnavailable, MacRegistered
 from tapster.model import Lease, Vm
 from tests.fleet.hosts import MAC, FleetHost, Pair, X, pair_of_hosts
 
@@ -44,7 +44,7 @@ class Walk:
         # A VM that runs or whose source is not released is not started: its user knows.
         if self.runs is None and not self.left and not self.pair.store.away:
             host = self.host()
-            with suppress(MacClaimed):
+            with suppress(MacRegistered):
                 self.runs = host, host.add(MAC, X)
 
     def move(self) -> None:
@@ -87,14 +87,14 @@ class Walk:
         for _ in range(3):
             for host in (self.pair.a, self.pair.b):
                 host.start().sync()
-        claim = self.pair.claim()
+        registration = self.pair.registration()
         if self.runs is None:
-            assert claim is None or claim.state != "active"
+            assert registration is None or registration.state != "active"
             return
         host, lease = self.runs
-        assert claim is not None
-        assert (claim.host, claim.lease) == (host.settings.name, lease.id)
-        assert claim.state == "active"
+        assert registration is not None
+        assert (registration.host, registration.lease) == (host.settings.name, lease.id)
+        assert registration.state == "active"
 
 
 @pytest.mark.slow

@@ -15,10 +15,10 @@ from tapster.cli.output import Column
 from tapster.errors import NoSuchLease, RequestError
 from tapster.fleet import settings
 from tapster.fleet.book import BookEntry
-from tapster.fleet.claim import Claim
 from tapster.fleet.fleet import Overview
 from tapster.fleet.keys import InventoryRow, Keys, Session
 from tapster.fleet.member import Member, Synced, open_store
+from tapster.fleet.registration import Registration
 from tapster.fleet.settings import Settings
 from tapster.fleet.steps import Fenced
 from tapster.fleet.store import FleetUnavailable
@@ -38,7 +38,7 @@ ROW_COLUMNS = (
     Column("VM", cut=True),
     Column("OWNER", cut=True),
 )
-CLAIM_COLUMNS = tuple(
+REGISTRATION_COLUMNS = tuple(
     map(Column, ("VM", "MAC", "SEGMENT", "STATE", "HOST", "EPOCH", "LEASE"))
 )
 HOST_COLUMNS = tuple(map(Column, ("HOST", "SESSION", "LEDGER", "FENCED")))
@@ -193,7 +193,7 @@ def host_rights(where: Keys, host: str) -> list[tuple[str, str]]:
         ("readwrite", where.gate(host)),
         ("readwrite", where.session(host)),
         ("readwrite", where.rows(host)),
-        ("readwrite", where.claims),
+        ("readwrite", where.registrations),
         ("readwrite", where.blocks),
     ]
 
@@ -252,7 +252,7 @@ def _who(options: Options, loaded: Settings) -> int:
     return _print_rows(options, _overview(options, loaded).who(options.wanted))
 
 
-def _json(record: InventoryRow | Claim | Session) -> dict[str, Any]:
+def _json(record: InventoryRow | Registration | Session) -> dict[str, Any]:
     """Return a record of the store as --json shows it."""
     return record._asdict() | {"since": output.timestamp(record.since)}
 
@@ -284,24 +284,24 @@ def _where(options: Options, loaded: Settings) -> int:
     found = _overview(options, loaded).where_is(options.wanted)
     if options.json:
         output.print_json(
-            claims=[
+            registrations=[
                 {
                     "mac": located.mac,
                     "segment": located.segment,
-                    **_json(located.claim),
-                    "epoch": str(located.claim.epoch),
+                    **_json(located.registration),
+                    "epoch": str(located.registration.epoch),
                 }
                 for located in found
             ]
         )
     else:
         output.print_table(
-            CLAIM_COLUMNS,
+            REGISTRATION_COLUMNS,
             [
                 (
-                    *(located.claim.vm, located.mac, located.segment),
-                    *(located.claim.state, located.claim.host),
-                    *(str(located.claim.epoch), located.claim.lease),
+                    *(located.registration.vm, located.mac, located.segment),
+                    *(located.registration.state, located.registration.host),
+                    *(str(located.registration.epoch), located.registration.lease),
                 )
                 for located in found
             ],
@@ -335,13 +335,13 @@ def _evict(options: Options, loaded: Settings) -> int:
     return _say(options, *_overview(options, loaded).evict(options.host))
 
 
-def _confirm(options: Options, claim: str) -> None:
+def _confirm(options: Options, statement: str) -> None:
     """Let the user confirm a fact that Tapster cannot know."""
     if options.yes or options.dry_run:
         return
     if not sys.stdin.isatty():
-        raise RequestError(f"is it so that {claim}? If it is, say --yes")
-    print(f"{claim}. Is this so? [y/N] ", end="", file=sys.stderr, flush=True)
+        raise RequestError(f"is it so that {statement}? If it is, say --yes")
+    print(f"{statement}. Is this so? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise RequestError("nothing was changed")
 

@@ -37,7 +37,7 @@ FAMILIES: Mapping[str, Family] = {
     "reaped": Family("Leases whose FIN WAIT was ended.", "counter"),
     "recovered": Family("What recover did, by action.", "counter", "action"),
     "fleet": Family("The part of this host in its fleet.", "gauge", "figure"),
-    "fleet_claims": Family(
+    "fleet_registrations": Family(
         "MACs that the fleet was asked for, by result.", "counter", "result"
     ),
 }

@@ -112,7 +112,7 @@ class Service:
         self._upkeep = upkeep
         self._refused: dict[int, float] = {}
         """When a refusal was last recorded, by user id."""
-        operations.context.watch_fleet(self._count_claims)
+        operations.context.watch_fleet(self._count_registrations)
         self._methods: dict[str, Callable[[Call], Answer | Unfinished]] = {
             "Acquire": self._acquire,
             "Bind": self._bind,
@@ -604,9 +604,9 @@ class Service:
         found.sort(key=lambda item: (-item[1], item[0]))
         return {f"{key}={value}": n for (key, value), n in found[:LABELS]}
 
-    def _count_claims(self, results: Sequence[str], seconds: float) -> None:
+    def _count_registrations(self, results: Sequence[str], seconds: float) -> None:
         for result in results:
-            self._metrics.add("fleet_claims", result)
+            self._metrics.add("fleet_registrations", result)
         self._metrics.observe("fleet_request_seconds", seconds)
 
     # Helpers

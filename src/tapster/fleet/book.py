@@ -10,13 +10,13 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 
 from tapster.fleet import keys
-from tapster.fleet.claim import (
-    ClaimAction,
-    ClaimState,
-    Epoch,
-    Record,
-)
 from tapster.fleet.keys import BLOCK_SIZE, InventoryRow
+from tapster.fleet.registration import (
+    Epoch,
+    PushAction,
+    Record,
+    RecordState,
+)
 from tapster.fleet.steps import Outcome
 from tapster.ledger import Ledger
 from tapster.light import Any, NamedTuple
@@ -186,7 +186,7 @@ class Book:
             db.execute("UPDATE fleet_record SET dirty = 1")
 
     def sending(self, leases: Sequence[str]) -> None:
-        """Remember that requests that activate these claims may be under way."""
+        """Remember that requests that activate these registrations may be under way."""
         with self._file.changing() as db:
             db.executemany(
                 "UPDATE fleet_record SET sent = 1 WHERE lease = ?",
@@ -270,7 +270,7 @@ _MOVE = (
         serial = excluded.serial
     """,
 )
-"""The devices are on other segments now: claims end there, and others begin here."""
+"""The devices are on other segments now: registrations end there and begin here."""
 
 
 def _in_use(db: Any, mac: str, now: float) -> bool:
@@ -293,10 +293,11 @@ def _settle(db: Any, entry: BookEntry, outcome: Outcome, now: float) -> None:
     if outcome.epoch is not None:
         db.execute(
             "UPDATE fleet_record SET term = ?, step = ? "
-            "WHERE lease = ? AND segment = ? AND (term IS NULL OR (term, step) < (?, ?))",
+            "WHERE lease = ? AND segment = ? "
+            "AND (term IS NULL OR (term, step) < (?, ?))",
             (*outcome.epoch, *which, *outcome.epoch),
         )
-    if outcome.action is ClaimAction.REPORT:
+    if outcome.action is PushAction.REPORT:
         db.execute(
             "UPDATE fleet_record SET problem = ? WHERE lease = ? AND segment = ?",
             (describe(outcome), *which),
@@ -319,7 +320,7 @@ def figures(book: Book, now: float) -> Mapping[str, float]:
             (now - entry.changed for entry in dirty), default=0.0
         ),
         "conflicts": sum(entry.conflicts for entry in dirty),
-        "unclaimed": sum(entry.record.epoch is None for entry in running),
+        "unregistered": sum(entry.record.epoch is None for entry in running),
         "block_free": book.free_macs(now),
     }
 
@@ -334,7 +335,7 @@ def describe(outcome: Outcome) -> str:
     found = outcome.against
     if found is None:
         return ""
-    if found.state is ClaimState.ACTIVE:
+    if found.state is RecordState.ACTIVE:
         return f"VM {found.vm} has it on host {found.host} (epoch {found.epoch})"
     return f"it is reserved for VM {found.vm}, last on host {found.host}"
 
@@ -348,7 +349,7 @@ def _entry(row: Sequence[Any]) -> BookEntry:
         mac,
         vm,
         None if term is None else Epoch(term, step),
-        ClaimState(state),
+        RecordState(state),
         since,
         bool(sent),
     )

@@ -92,7 +92,7 @@ END
 CREATE TRIGGER fleet_move AFTER UPDATE OF bridge, ovs, name ON lease
 WHEN NEW.bridge IS NOT OLD.bridge OR NEW.ovs IS NOT OLD.ovs OR NEW.name != OLD.name
 BEGIN
-    -- Another segment: the claim there ends, and another begins here.
+    -- Another segment: the registration there ends, and another begins here.
     UPDATE fleet_record SET dirty = 1,
         state = CASE vm WHEN 'lease/' || lease THEN 'ended' ELSE 'parked' END,
         serial = (SELECT max(serial) + 1 FROM fleet_record),

@@ -7,11 +7,11 @@ Looks, and changes nothing. No clock of another host is believed.
 from collections.abc import Iterator
 
 from tapster.errors import TapsterError
-from tapster.fleet import claim, keys, steps
-from tapster.fleet.claim import ClaimAction, ClaimState
+from tapster.fleet import keys, registration, steps
 from tapster.fleet.etcd import Etcd, EtcdRefusal
 from tapster.fleet.fleet import Overview
 from tapster.fleet.member import LOW, Member
+from tapster.fleet.registration import PushAction, RecordState
 from tapster.fleet.store import FleetUnavailable
 from tapster.model import Problem
 
@@ -31,7 +31,7 @@ def examine(member: Member, now: float) -> list[Problem]:
     problems = [*_ledger(member, now)]
     try:
         problems += _gate(member)
-        problems += _claims(member)
+        problems += _registrations(member)
         overview = Overview(member.store, member.where)
         problems += _hosts(overview)
         problems += _inventory(overview)
@@ -86,27 +86,27 @@ def _gate(member: Member) -> Iterator[Problem]:
         yield Problem(str(error), "until then, no change of this host is pushed")
 
 
-def _claims(member: Member) -> Iterator[Problem]:
-    """Find running leases whose claims the store gives to another host."""
+def _registrations(member: Member) -> Iterator[Problem]:
+    """Find running leases whose registrations the store gives to another host."""
     host, running = member.me.host, member.book.running()
     entries = member.book.entries("WHERE fleet_record.state = 'active' AND NOT dirty")
     for entry in entries:
         record = entry.record
-        key = member.where.claim(record.segment, record.mac)
-        found = keys.claim_of(key, member.store.read([key]).get(key))
-        found = claim.settled(host, found, running)
-        standing = claim.stand(host, record, found, lost=False)
-        action = claim.decide(ClaimState.ACTIVE, standing)
-        if action is ClaimAction.REPORT and found is not None:
+        key = member.where.registration(record.segment, record.mac)
+        found = keys.registration_of(key, member.store.read([key]).get(key))
+        found = registration.known_here(host, found, running)
+        standing = registration.stand(host, record, found, lost=False)
+        action = registration.decide(RecordState.ACTIVE, standing)
+        if action is PushAction.REPORT and found is not None:
             yield Problem(
                 f"{entry.row.name} has MAC {record.mac} of VM {record.vm}, and the "
                 f"store says: VM {found.vm} on host {found.host} ({found.state})",
                 "no device is touched; end the VM where it should not run",
             )
-        elif standing is not claim.Standing.OURS:
+        elif standing is not registration.Standing.OURS:
             yield Problem(
-                f"{entry.row.name} has MAC {record.mac}, and the store has no claim of "
-                "it any more",
+                f"{entry.row.name} has MAC {record.mac}, and the store has no "
+                "registration of it any more",
                 "tapster fleet sync --all",
             )
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 
 from tapster.errors import ConflictError, RequestError
 from tapster.fleet import keys, steps
-from tapster.fleet.claim import RELEASED, Claim, ClaimState, own_vm
 from tapster.fleet.keys import (
     Block,
     Fleet,
@@ -17,6 +16,7 @@ from tapster.fleet.keys import (
     encode,
     value_of,
 )
+from tapster.fleet.registration import RELEASED, RecordState, Registration, own_vm
 from tapster.fleet.store import Store
 from tapster.light import Any, NamedTuple
 
@@ -38,14 +38,14 @@ class HostStatus(NamedTuple):
 
 
 class Located(NamedTuple):
-    """A MAC claim and where it is in the store."""
+    """A MAC registration and where it is in the store."""
 
     key: str
     segment: str
     mac: str
-    claim: Claim
+    registration: Registration
     text: str
-    """The claim as the store holds it."""
+    """The registration as the store holds it."""
 
 
 class Overview:
@@ -94,11 +94,11 @@ class Overview:
             name, _, lease = key.removeprefix(self.where.rows()).partition("/")
             yield name, lease, value_of(InventoryRow, key, text)
 
-    def claims(self) -> Iterator[Located]:
-        """Yield every MAC claim."""
-        for key, text in self.store.scan(self.where.claims):
-            segment, _, mac = key.removeprefix(self.where.claims).partition("/")
-            yield Located(key, segment, mac, value_of(Claim, key, text), text)
+    def registrations(self) -> Iterator[Located]:
+        """Yield every MAC registration."""
+        for key, text in self.store.scan(self.where.registrations):
+            segment, _, mac = key.removeprefix(self.where.registrations).partition("/")
+            yield Located(key, segment, mac, value_of(Registration, key, text), text)
 
     def blocks(self) -> Iterator[tuple[str, Block]]:
         """Yield every block that a host has."""
@@ -106,12 +106,12 @@ class Overview:
             yield key.removeprefix(self.where.blocks), value_of(Block, key, text)
 
     def where_is(self, wanted: str) -> list[Located]:
-        """Return the claims of a VM, or of a MAC."""
+        """Return the registrations of a VM, or of a MAC."""
         mac = wanted.lower()
         return [
             located
-            for located in self.claims()
-            if located.mac == mac or located.claim.vm == wanted
+            for located in self.registrations()
+            if located.mac == mac or located.registration.vm == wanted
         ]
 
     def who(self, wanted: str) -> list[tuple[str, str, InventoryRow]]:
@@ -180,39 +180,43 @@ class Overview:
         for block, owner in [*self.blocks()]:
             if owner.host == host:
                 done += self._delete(self.where.block(block), f"block {block}")
-        for located in [*self.claims()]:
-            if located.claim.host == host:
+        for located in [*self.registrations()]:
+            if located.registration.host == host:
                 done += self._end(located)
         for _, lease, row in [*self.rows(host)]:
             done += self._delete(self.where.row(host, lease), f"row of {row.name}")
         return done + self._delete(self.where.session(host), "session")
 
     def forget(self, wanted: str) -> list[str]:
-        """Delete the parked and ended claims of a VM or a MAC. Return what was done."""
+        """Delete the parked and ended registrations of a VM or a MAC.
+
+        Return what was done.
+        """
         found = self.where_is(wanted)
         if not found:
-            raise RequestError(f"no claim is of a VM or a MAC {wanted!r}")
+            raise RequestError(f"no registration is of a VM or a MAC {wanted!r}")
         done: list[str] = []
         for located in found:
-            claim = located.claim
-            if claim.state not in RELEASED:
+            registration = located.registration
+            if registration.state not in RELEASED:
                 raise ConflictError(
-                    f"VM {claim.vm} runs on host {claim.host} with MAC {located.mac}: "
-                    "only a VM that no host runs can be forgotten"
+                    f"VM {registration.vm} runs on host {registration.host} with MAC "
+                    f"{located.mac}: only a VM that no host runs can be forgotten"
                 )
-            done += self._delete(located.key, f"claim of {located.mac} by {claim.vm}")
+            done += self._delete(
+                located.key, f"registration of {located.mac} by {registration.vm}"
+            )
         return done
 
     def _end(self, located: Located) -> list[str]:
-        """End the claims of an evicted host. Only VMs with names of their own keep a
-        MAC."""
-        claim = located.claim
-        what = f"claim of {located.mac} by {claim.vm}"
-        if claim.vm == own_vm(claim.lease):
+        """End a registration of an evicted host. A VM with a name keeps its MAC."""
+        registration = located.registration
+        what = f"registration of {located.mac} by {registration.vm}"
+        if registration.vm == own_vm(registration.lease):
             return self._delete(located.key, what)
-        if claim.state is not ClaimState.ACTIVE:
+        if registration.state is not RecordState.ACTIVE:
             return []
-        parked = encode(claim._replace(state=ClaimState.PARKED))
+        parked = encode(registration._replace(state=RecordState.PARKED))
         self._commit({located.key: located.text}, {located.key: parked})
         return [f"parked the {what}"]
 

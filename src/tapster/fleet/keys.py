@@ -9,7 +9,13 @@ import json
 from collections.abc import Callable
 
 from tapster.errors import RequestError
-from tapster.fleet.claim import RELEASED, Claim, ClaimState, Epoch, parse_epoch
+from tapster.fleet.registration import (
+    RELEASED,
+    Epoch,
+    RecordState,
+    Registration,
+    parse_epoch,
+)
 from tapster.fleet.store import FleetDamaged
 from tapster.light import Any, NamedTuple, TypeVar
 
@@ -95,7 +101,7 @@ class Keys(NamedTuple):
     def block(self, block: str) -> str:
         return f"{self.root}/block/{block}"
 
-    def claim(self, segment: str, mac: str) -> str:
+    def registration(self, segment: str, mac: str) -> str:
         return f"{self.root}/mac/{segment}/{mac}"
 
     @property
@@ -111,7 +117,7 @@ class Keys(NamedTuple):
         return f"{self.root}/block/"
 
     @property
-    def claims(self) -> str:
+    def registrations(self) -> str:
         return f"{self.root}/mac/"
 
     def rows(self, host: str = "") -> str:
@@ -159,24 +165,27 @@ def macs_of(block: str) -> list[str]:
 # Values
 
 
-Value = Claim | HostGate | Session | Block | InventoryRow | Fleet
+Value = Registration | HostGate | Session | Block | InventoryRow | Fleet
 T = TypeVar("T", bound=Value)
 
 
 def encode(value: Value) -> str:
     """Return the JSON of a value."""
     content = value._asdict()
-    if isinstance(value, Claim):
+    if isinstance(value, Registration):
         content["epoch"] = str(value.epoch)
     return json.dumps(content, separators=(",", ":"), sort_keys=True)
 
 
-def claim_of(key: str, text: str | None) -> Claim | None:
-    """Return the claim that a value describes; None for no value."""
-    claim = None if text is None else value_of(Claim, key, text)
-    if claim is not None and claim.state not in (ClaimState.ACTIVE, *RELEASED):
-        raise _damaged(key, f"no claim is {claim.state}")
-    return claim
+def registration_of(key: str, text: str | None) -> Registration | None:
+    """Return the registration that a value describes; None for no value."""
+    registration = None if text is None else value_of(Registration, key, text)
+    if registration is not None and registration.state not in (
+        RecordState.ACTIVE,
+        *RELEASED,
+    ):
+        raise _damaged(key, f"no registration is {registration.state}")
+    return registration
 
 
 def gate_of(key: str, text: str | None) -> HostGate | None:
@@ -228,5 +237,5 @@ _PARSERS: dict[Any, Callable[[str, Any], Any]] = {
     float: _number,
     int: lambda field, value: int(_number(field, value)),
     Epoch: lambda field, value: parse_epoch(_text(field, value)),
-    ClaimState: lambda field, value: ClaimState(_text(field, value)),
+    RecordState: lambda field, value: RecordState(_text(field, value)),
 }

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fleet's part of an acquire: choose a MAC from a block, or claim a given MAC.
+"""The fleet's part of an acquire: choose a MAC from a block, or register a given MAC.
 
-A MAC of a block needs no call of the store. A MAC that the user gives is claimed before
-the device is made, so a refusal undoes nothing in the kernel. The call takes no longer
-than the budget, whatever the store, the network or a name server does.
+A MAC of a block needs no call of the store. A MAC that the user gives is registered
+before the device is made, so a refusal undoes nothing in the kernel. The call takes no
+longer than the budget, whatever the store, the network or a name server does.
 """
 
 import time
@@ -11,14 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 from tapster.errors import RequestError
 from tapster.fleet.book import UNASKED, Book, BookEntry, describe
-from tapster.fleet.claim import (
-    ClaimAction,
-    ClaimState,
+from tapster.fleet.registration import (
+    PushAction,
+    RecordState,
     handed_over,
     own_vm,
     parse_epoch,
 )
-from tapster.fleet.store import FleetUnavailable, FleetUnclear, MacClaimed
+from tapster.fleet.store import FleetUnavailable, FleetUnclear, MacRegistered
 from tapster.ledger import Ledger
 from tapster.light import TYPE_CHECKING
 from tapster.model import Lease, Spec
@@ -35,7 +35,7 @@ ANXIOUS = 5.0
 budget: in the daemon, operations wait for each other."""
 WAITING = 0.98
 """The part of the budget for which an acquire waits: each wait ends some milliseconds
-late, and the claim that was not answered is recorded."""
+late, and the registration that was not answered is recorded."""
 Asked = tuple[Lease, Spec]
 """A reserved lease, and how the user asked for it."""
 
@@ -65,9 +65,9 @@ class FleetMacs:
         return self._book.next_mac(self._wallclock())
 
     def check(self, asked: Sequence[Asked]) -> None:
-        """Record the VMs of the leases, and claim the MACs that were given.
+        """Record the VMs of the leases, and register the MACs that were given.
 
-        Raises MacClaimed. Without an answer it goes on, unless `when_away` says
+        Raises MacRegistered. Without an answer it goes on, unless `when_away` says
         "refuse".
         """
         questions = []
@@ -116,8 +116,8 @@ class FleetMacs:
             self.on_asked(results, time.perf_counter() - began)
         self._book.settle(zip(entries, outcomes, strict=True), self._wallclock())
         for entry, outcome in zip(entries, outcomes, strict=True):
-            if outcome.action is ClaimAction.REPORT:
-                raise MacClaimed(
+            if outcome.action is PushAction.REPORT:
+                raise MacRegistered(
                     f"MAC {entry.record.mac} in segment {entry.record.segment!r} is "
                     f"refused to VM {entry.record.vm}: {describe(outcome)}"
                 )
@@ -156,7 +156,7 @@ class FleetMacs:
             outcomes = [
                 asking.push(
                     Push(
-                        entry.record._replace(state=ClaimState.ACTIVE),
+                        entry.record._replace(state=RecordState.ACTIVE),
                         given_up=spec.vm is not None and spec.vm.takeover,
                         given=True,
                     ),
@@ -176,7 +176,7 @@ class FleetMacs:
 
 
 def _result(outcome: "Outcome") -> str:
-    return "taken" if outcome.action is ClaimAction.REPORT else "ok"
+    return "taken" if outcome.action is PushAction.REPORT else "ok"
 
 
 class Asking:
@@ -197,7 +197,7 @@ class Asking:
         self._gate: dict[str, str] = {}
 
     def push(self, pending: "Push", running: frozenset[str]) -> "Outcome":
-        """Ask for a claim."""
+        """Register a MAC."""
         key = self._where.gate(self._me.host)
         if not self._gate:
             self._gate = {**self.read([key])}

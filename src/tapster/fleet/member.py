@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 
 from tapster.errors import ConflictError, RequestError
-from tapster.fleet import claim, keys, steps
+from tapster.fleet import keys, registration, steps
 from tapster.fleet.book import Book, BookEntry
-from tapster.fleet.claim import RELEASED, ClaimAction, Standing
 from tapster.fleet.keys import Block, Fleet, Keys, Session, encode
+from tapster.fleet.registration import RELEASED, PushAction, Standing
 from tapster.fleet.settings import CACHE, Settings
 from tapster.fleet.steps import Me, Outcome, Push, Steps
 from tapster.fleet.store import FleetUnavailable, Store
@@ -124,7 +124,7 @@ class Member:
             )
 
     def leave(self) -> None:
-        """Leave the fleet, and give claims and blocks back. No lease may be left."""
+        """Leave the fleet: give up registrations and blocks. No lease may be left."""
         self.check_joined()
         if running := self.book.running():
             raise ConflictError(
@@ -173,7 +173,7 @@ class Member:
         for first in range(0, len(entries), BATCH):
             done = self._push(entries[first : first + BATCH])
             pushed += sum(
-                outcome.action is not ClaimAction.REPORT for _, outcome in done
+                outcome.action is not PushAction.REPORT for _, outcome in done
             )
         problems = [e for e in self.book.dirty() if e.problem]
         self._sweep(everything=everything)
@@ -183,9 +183,9 @@ class Member:
         """Return the running leases of VMs that another host has taken over."""
         found = []
         for entry in self.book.entries("WHERE fleet_record.state = 'active'"):
-            key = self.where.claim(entry.record.segment, entry.record.mac)
-            held = keys.claim_of(key, self.store.read([key]).get(key))
-            standing = claim.stand(self.me.host, entry.record, held, lost=False)
+            key = self.where.registration(entry.record.segment, entry.record.mac)
+            held = keys.registration_of(key, self.store.read([key]).get(key))
+            standing = registration.stand(self.me.host, entry.record, held, lost=False)
             if standing is Standing.NEWER:
                 found.append(entry)
         return found
@@ -200,14 +200,14 @@ class Member:
         return done
 
     def _sweep(self, *, everything: bool) -> None:
-        """Delete the claims of VMs that are gone, after their MACs have rested."""
+        """Delete registrations of VMs that are gone, after their MACs have rested."""
         for entry in self.book.rested(self._wallclock()):
             record = entry.record
             self._run(steps.sweep(self.where, self.me, record.segment, record.mac))
             self.book.forget(entry)
         if everything:
             for entry in self.book.parked():
-                key = self.where.claim(entry.record.segment, entry.record.mac)
+                key = self.where.registration(entry.record.segment, entry.record.mac)
                 if key not in self.store.read([key]):  # it was forgotten
                     self.book.forget(entry)
 

@@ -16,9 +16,16 @@ request is still wanted.
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
 from tapster.errors import RequestError
-from tapster.fleet import claim, keys
-from tapster.fleet.claim import Claim, ClaimAction, ClaimState, Epoch, Record, Standing
+from tapster.fleet import keys, registration
 from tapster.fleet.keys import Block, HostGate, InventoryRow, Keys, encode
+from tapster.fleet.registration import (
+    Epoch,
+    PushAction,
+    Record,
+    RecordState,
+    Registration,
+    Standing,
+)
 from tapster.fleet.store import MAX_KEYS, Committed, FleetUnavailable, Transactions
 from tapster.light import Any, NamedTuple, TypeVar
 
@@ -40,8 +47,7 @@ class Commit(NamedTuple):
 
 
 class Sending(NamedTuple):
-    """Ask the book to remember that requests that activate these claims are being
-    sent."""
+    """Ask the book to remember that requests which activate registrations are sent."""
 
     leases: tuple[str, ...]
 
@@ -65,7 +71,7 @@ class Push(NamedTuple):
     record: Record
     row: InventoryRow | None = None
     given_up: bool = False
-    """The user says that the host that has the claim is gone."""
+    """The user says that the host that has the registration is gone."""
     given: bool = False
     """The user chose the MAC: it may be in the block of another host."""
 
@@ -74,11 +80,11 @@ class Outcome(NamedTuple):
     """What became of a push."""
 
     lease: str
-    action: ClaimAction
+    action: PushAction
     epoch: Epoch | None
     """The epoch that the record has now."""
-    against: Claim | None = None
-    """With REPORT: the claim that is in the way."""
+    against: Registration | None = None
+    """With REPORT: the registration that is in the way."""
     block: Block | None = None
     """With REPORT: the block of another host that the MAC is in."""
 
@@ -104,7 +110,7 @@ def push(
     enough.
     """
     record = pending.record
-    key, gate_key = where.claim(record.segment, record.mac), where.gate(me.host)
+    key, gate_key = where.registration(record.segment, record.mac), where.gate(me.host)
     for _ in range(TRIES):
         if guess is None:
             asked = [gate_key, key]
@@ -120,7 +126,7 @@ def push(
         if (
             plan.standing is Standing.HELD
             and found
-            and record.state is ClaimState.ACTIVE
+            and record.state is RecordState.ACTIVE
         ):
             others = (where.gate(found.host), where.session(found.host))
             seen = yield Read(others)
@@ -158,15 +164,16 @@ def _push_batch(
     where: Keys, me: Me, batch: Sequence[Push], running: frozenset[str]
 ) -> Steps[list[Outcome] | None]:
     """Push records in one commit; None if they must be pushed singly."""
-    claims = [
-        where.claim(pending.record.segment, pending.record.mac) for pending in batch
+    registrations = [
+        where.registration(pending.record.segment, pending.record.mac)
+        for pending in batch
     ]
     rows = [
         where.row(me.host, pending.record.lease)
         for pending in batch
         if pending.row is not None
     ]
-    values = yield Read((where.gate(me.host), *claims, *rows))
+    values = yield Read((where.gate(me.host), *registrations, *rows))
     plans = [make_plan(where, me, pending, running, values) for pending in batch]
     expected: dict[str, str | None] = {}
     writes: dict[str, str | None] = {}
@@ -208,7 +215,7 @@ class PushPlan(NamedTuple):
     expected: dict[str, str | None]
     writes: dict[str, str | None]
     activates: bool
-    """It writes an active claim."""
+    """It writes an active registration."""
 
 
 def make_plan(
@@ -221,23 +228,23 @@ def make_plan(
     lost: bool = False,
 ) -> PushPlan:
     record = pending.record
-    key, gate_key = where.claim(record.segment, record.mac), where.gate(me.host)
+    key, gate_key = where.registration(record.segment, record.mac), where.gate(me.host)
     gate = own_gate(where, me, values)
-    stored = keys.claim_of(key, values.get(key))
-    found = claim.settled(me.host, stored, running)
-    standing = claim.stand(me.host, record, found, lost=lost)
-    action = claim.decide(record.state, standing)
+    stored = keys.registration_of(key, values.get(key))
+    found = registration.known_here(me.host, stored, running)
+    standing = registration.stand(me.host, record, found, lost=lost)
+    action = registration.decide(record.state, standing)
     block = _foreign_block(where, me, pending, found, values)
     if block is not None:
-        action = ClaimAction.REPORT
-    new = claim.wanted(me.host, record, action, found)
+        action = PushAction.REPORT
+    new = registration.wanted(me.host, record, action, found)
     writes: dict[str, str | None] = {}
     expected: dict[str, str | None]
     if new is not None and new != stored:
         writes[key] = encode(new)
     if pending.row is not None:
         row_key = where.row(me.host, record.lease)
-        shown = None if record.state in claim.RELEASED else encode(pending.row)
+        shown = None if record.state in registration.RELEASED else encode(pending.row)
         # Each write stays in the history of etcd.
         if shown is None or values.get(row_key) != shown:
             writes[row_key] = shown
@@ -245,29 +252,33 @@ def make_plan(
     if pending.given:
         block_key = where.block(keys.block_of(record.mac))
         expected[block_key] = values.get(block_key)
-    if record.state in claim.RELEASED and record.sent:
+    if record.state in registration.RELEASED and record.sent:
         writes[gate_key] = encode(gate._replace(number=gate.number + 1))
     return PushPlan(
         standing,
         Outcome(
             record.lease,
-            ClaimAction.KEEP if new is not None and new == stored else action,
+            PushAction.KEEP if new is not None and new == stored else action,
             new.epoch if new else record.epoch,
-            found if action is ClaimAction.REPORT else None,
+            found if action is PushAction.REPORT else None,
             block,
         ),
         expected,
         writes,
-        key in writes and record.state is ClaimState.ACTIVE,
+        key in writes and record.state is RecordState.ACTIVE,
     )
 
 
 def _foreign_block(
-    where: Keys, me: Me, pending: Push, found: Claim | None, values: Mapping[str, str]
+    where: Keys,
+    me: Me,
+    pending: Push,
+    found: Registration | None,
+    values: Mapping[str, str],
 ) -> Block | None:
     """Return the block of another host that a given MAC is in, if that host may use it.
 
-    That host need not have pushed its claim yet.
+    That host need not have pushed its registration yet.
     """
     if found is not None and found.vm == pending.record.vm:
         return None
@@ -277,9 +288,9 @@ def _foreign_block(
 
 
 def _is_lost(
-    where: Keys, found: Claim, seen: Mapping[str, str], *, given_up: bool
+    where: Keys, found: Registration, seen: Mapping[str, str], *, given_up: bool
 ) -> bool:
-    """Return whether a claim may be replaced although its host has not released it."""
+    """Return whether a registration may be replaced that its host has not released."""
     key = where.gate(found.host)
     gate = keys.gate_of(key, seen.get(key))
     if gate is None or gate.fenced or not gate.ledger:
@@ -288,16 +299,16 @@ def _is_lost(
 
 
 def sweep(where: Keys, me: Me, segment: str, mac: str) -> Steps[bool]:
-    """Delete an ended claim of this host; False if there is none.
+    """Delete an ended registration of this host; False if there is none.
 
-    A request that expects no claim may still be under way from an earlier lease. The
-    release of that lease has changed the gate of its host, so the request fails.
+    A request that expects no registration may still be under way from an earlier lease.
+    The release of that lease has changed the gate of its host, so the request fails.
     """
-    key, gate_key = where.claim(segment, mac), where.gate(me.host)
+    key, gate_key = where.registration(segment, mac), where.gate(me.host)
     values = yield Read((gate_key, key))
     own_gate(where, me, values)
-    found = keys.claim_of(key, values.get(key))
-    if found is None or found.host != me.host or found.state is not ClaimState.ENDED:
+    found = keys.registration_of(key, values.get(key))
+    if found is None or found.host != me.host or found.state is not RecordState.ENDED:
         return False
     expected = {gate_key: values[gate_key], key: values[key]}
     answer: Committed = yield Commit(expected, {key: None})

@@ -27,7 +27,7 @@ class FleetDamaged(FleetUnavailable):
     """The store has a value that no release of Tapster writes."""
 
 
-class MacClaimed(ConflictError):
+class MacRegistered(ConflictError):
     """The store says that another VM, or another host, has the MAC."""
 
 

@@ -1,26 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decide what a host does with a MAC claim. Pure.
+"""Decide what a host does with a MAC registration. Pure.
 
-A *claim* is the store's entry for a MAC in a segment: which VM has the MAC, on which
-host, by which lease. A *record* is the entry of a host's ledger for the same MAC.
+A *registration* is the store's entry for a MAC in a segment: which VM has the MAC, on
+which host, by which lease. A *record* is the entry of a host's ledger for the same MAC.
 A host pushes the state of a record, never a list of operations. So a push can be
 repeated, merged with a later one, or arrive late.
 
-Rule 1: an *epoch*, `term.step`, orders the claims of a MAC. A hand-over from host to
-host raises the step: the target gets the epoch of the source and adds 1, without the
-store. Every other start of a VM raises the term, and only the store knows which term
-is next. A record without an epoch is *unordered*: the store has not answered yet.
-Rule 2: a host replaces a claim only by a claim of a higher epoch, and only in a
-transaction that fails if the claim has changed since the host read it.
-Rule 3: the end of a lease does not delete its claim. It parks the claim of a VM that
-has a name of its own in the fleet (`--vm`), and ends the claim of any other.
+Rule 1: an *epoch*, `term.step`, orders the registrations of a MAC. A hand-over from
+host to host raises the step: the target gets the epoch of the source and adds 1,
+without the store. Every other start of a VM raises the term, and only the store knows
+which term is next. A record without an epoch is *unordered*: the store has not answered
+yet.
+Rule 2: a host replaces a registration only by one of a higher epoch, and only in a
+transaction that fails if the registration has changed since the host read it.
+Rule 3: the end of a lease does not delete its registration. It parks the registration
+of a VM that has a name of its own in the fleet (`--vm`), and ends any other.
 """
 
 from tapster.light import NamedTuple, StrEnum
 
 
 class Epoch(NamedTuple):
-    """The place of a claim in the order of all claims of its MAC."""
+    """The place of a registration in the order of all registrations of its MAC."""
 
     term: int
     step: int
@@ -45,8 +46,8 @@ def handed_over(epoch: Epoch) -> Epoch:
     return epoch._replace(step=epoch.step + 1)
 
 
-class ClaimState(StrEnum):
-    """The state of a record. A claim has one of the last three."""
+class RecordState(StrEnum):
+    """The state of a record. A registration has one of the last three."""
 
     RESERVED = "reserved"
     """The device is being made."""
@@ -60,17 +61,17 @@ class ClaimState(StrEnum):
     """The VM is gone. Another VM can have the MAC, by a new term."""
 
 
-RELEASED = (ClaimState.PARKED, ClaimState.ENDED)
+RELEASED = (RecordState.PARKED, RecordState.ENDED)
 
 
-class Claim(NamedTuple):
+class Registration(NamedTuple):
     """The store's entry for a MAC."""
 
     vm: str
     host: str
     lease: str
     epoch: Epoch
-    state: ClaimState
+    state: RecordState
     since: float
     """Wall clock of the host, for people."""
 
@@ -84,11 +85,11 @@ class Record(NamedTuple):
     vm: str
     epoch: Epoch | None
     """None while the record is unordered."""
-    state: ClaimState
+    state: RecordState
     since: float
     sent: bool = False
-    """A request that activates the claim was sent at some time. If it got no answer,
-    the store can still apply it."""
+    """A request that activates the registration was sent at some time. If it got no
+    answer, the store can still apply it."""
 
 
 def own_vm(lease: str) -> str:
@@ -96,18 +97,18 @@ def own_vm(lease: str) -> str:
     return f"lease/{lease}"
 
 
-def released_state(vm: str, lease: str) -> ClaimState:
+def released_state(vm: str, lease: str) -> RecordState:
     """Return the state of a record after the release of its lease."""
-    return ClaimState.ENDED if vm == own_vm(lease) else ClaimState.PARKED
+    return RecordState.ENDED if vm == own_vm(lease) else RecordState.PARKED
 
 
 class Standing(StrEnum):
-    """How the claim in the store stands to the record of a host."""
+    """How the registration in the store stands to the record of a host."""
 
     ABSENT = "absent"
-    """There is no claim."""
+    """There is no registration."""
     OURS = "ours"
-    """It is the claim of this record."""
+    """It is the registration of this record."""
     OLDER = "older"
     """The same VM by a lower epoch."""
     NEWER = "newer"
@@ -126,7 +127,7 @@ class Standing(StrEnum):
     """Another VM."""
 
 
-class ClaimAction(StrEnum):
+class PushAction(StrEnum):
     """An action of the host."""
 
     PUT = "put"
@@ -141,30 +142,32 @@ class ClaimAction(StrEnum):
     """Nothing: the record is over, and the store has gone on without it."""
 
 
-TABLE: dict[tuple[ClaimState, Standing], ClaimAction] = {
-    (ClaimState.ACTIVE, Standing.ABSENT): ClaimAction.PUT,
-    (ClaimState.ACTIVE, Standing.OURS): ClaimAction.PUT,
-    (ClaimState.ACTIVE, Standing.OLDER): ClaimAction.PUT,
-    (ClaimState.ACTIVE, Standing.NEWER): ClaimAction.REPORT,
-    (ClaimState.ACTIVE, Standing.RIVAL): ClaimAction.REPORT,
-    (ClaimState.ACTIVE, Standing.VACANT): ClaimAction.NEW_TERM,
-    (ClaimState.ACTIVE, Standing.HELD): ClaimAction.REPORT,
-    (ClaimState.ACTIVE, Standing.LOST): ClaimAction.NEW_TERM,
-    (ClaimState.ACTIVE, Standing.FREE): ClaimAction.NEW_TERM,
-    (ClaimState.ACTIVE, Standing.OTHER): ClaimAction.REPORT,
+TABLE: dict[tuple[RecordState, Standing], PushAction] = {
+    (RecordState.ACTIVE, Standing.ABSENT): PushAction.PUT,
+    (RecordState.ACTIVE, Standing.OURS): PushAction.PUT,
+    (RecordState.ACTIVE, Standing.OLDER): PushAction.PUT,
+    (RecordState.ACTIVE, Standing.NEWER): PushAction.REPORT,
+    (RecordState.ACTIVE, Standing.RIVAL): PushAction.REPORT,
+    (RecordState.ACTIVE, Standing.VACANT): PushAction.NEW_TERM,
+    (RecordState.ACTIVE, Standing.HELD): PushAction.REPORT,
+    (RecordState.ACTIVE, Standing.LOST): PushAction.NEW_TERM,
+    (RecordState.ACTIVE, Standing.FREE): PushAction.NEW_TERM,
+    (RecordState.ACTIVE, Standing.OTHER): PushAction.REPORT,
     **{
-        (released, standing): ClaimAction.DROP
+        (released, standing): PushAction.DROP
         for released in RELEASED
         for standing in Standing
     },
-    **{(released, Standing.OURS): ClaimAction.PUT for released in RELEASED},
-    **{(released, Standing.OLDER): ClaimAction.PUT for released in RELEASED},
+    **{(released, Standing.OURS): PushAction.PUT for released in RELEASED},
+    **{(released, Standing.OLDER): PushAction.PUT for released in RELEASED},
 }
 """A record that is reserved or in standby is never pushed, so it has no line here."""
 
 
-def settled(host: str, found: Claim | None, running: frozenset[str]) -> Claim | None:
-    """Return the claim as this host knows it to be.
+def known_here(
+    host: str, found: Registration | None, running: frozenset[str]
+) -> Registration | None:
+    """Return the registration as this host knows it to be.
 
     If the store still says that a lease of this host runs, and the ledger says that
     the lease is over, then the ledger is right. `running` are the leases of this host
@@ -172,15 +175,18 @@ def settled(host: str, found: Claim | None, running: frozenset[str]) -> Claim | 
     """
     if found is None or found.host != host or found.lease in running:
         return found
-    if found.state is not ClaimState.ACTIVE:
+    if found.state is not RecordState.ACTIVE:
         return found
     return found._replace(state=released_state(found.vm, found.lease))
 
 
-def stand(host: str, record: Record, found: Claim | None, *, lost: bool) -> Standing:
-    """Return how the claim in the store, after `settled`, stands to a record of `host`.
+def stand(
+    host: str, record: Record, found: Registration | None, *, lost: bool
+) -> Standing:
+    """Return how the store's registration, after `known_here`, stands to a record.
 
-    `lost`: the host of the claim is fenced, or the user has given it up.
+    `host` has the record. `lost`: the host of the registration is fenced, or the user
+    has given it up.
     """
     if found is None:
         return Standing.ABSENT
@@ -189,34 +195,36 @@ def stand(host: str, record: Record, found: Claim | None, *, lost: bool) -> Stan
         known = record.epoch is not None and found.epoch < record.epoch
         return Standing.OLDER if known else Standing.OURS
     if found.vm != record.vm:
-        return Standing.FREE if found.state is ClaimState.ENDED else Standing.OTHER
+        return Standing.FREE if found.state is RecordState.ENDED else Standing.OTHER
     if record.epoch is None:
-        if found.state is not ClaimState.ACTIVE:
+        if found.state is not RecordState.ACTIVE:
             return Standing.VACANT
         return Standing.LOST if lost else Standing.HELD
     if found.epoch < record.epoch:
         return Standing.OLDER
-    if found.state is not ClaimState.ACTIVE:
+    if found.state is not RecordState.ACTIVE:
         return Standing.VACANT
     return Standing.RIVAL if found.epoch == record.epoch else Standing.NEWER
 
 
-def decide(state: ClaimState, standing: Standing) -> ClaimAction:
-    """Return what a host does with the claim of a record in `state`."""
+def decide(state: RecordState, standing: Standing) -> PushAction:
+    """Return what a host does with the registration of a record in `state`."""
     return TABLE[state, standing]
 
 
 def wanted(
-    host: str, record: Record, action: ClaimAction, found: Claim | None
-) -> Claim | None:
-    """Return the claim that `action` writes; None if it writes none."""
-    if action is ClaimAction.NEW_TERM:
+    host: str, record: Record, action: PushAction, found: Registration | None
+) -> Registration | None:
+    """Return the registration that `action` writes; None if it writes none."""
+    if action is PushAction.NEW_TERM:
         assert found is not None, "a new term follows an old one"
         epoch = Epoch(found.epoch.term + 1, 0)
-    elif action is ClaimAction.PUT:
+    elif action is PushAction.PUT:
         epoch = record.epoch or FIRST
         if found is not None and found.lease == record.lease:
             epoch = max(epoch, found.epoch)
     else:
         return None
-    return Claim(record.vm, host, record.lease, epoch, record.state, record.since)
+    return Registration(
+        record.vm, host, record.lease, epoch, record.state, record.since
+    )

@@ -1,23 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules of MAC claims, by themselves."""
+"""The rules of MAC registrations, by themselves."""
 
 from itertools import product
 
 import pytest
 
 from tapster.errors import RequestError
-from tapster.fleet import claim, keys
-from tapster.fleet.claim import (
-    FIRST,
-    RELEASED,
-    Claim,
-    ClaimAction,
-    ClaimState,
-    Epoch,
-    Record,
-    Standing,
-    parse_epoch,
-)
+from tapster.fleet import keys, registration
 from tapster.fleet.keys import (
     Block,
     Fleet,
@@ -28,27 +17,38 @@ from tapster.fleet.keys import (
     encode,
     value_of,
 )
+from tapster.fleet.registration import (
+    FIRST,
+    RELEASED,
+    Epoch,
+    PushAction,
+    Record,
+    RecordState,
+    Registration,
+    Standing,
+    parse_epoch,
+)
 from tapster.fleet.store import FleetDamaged
 
 RECORD = Record(
-    "a1", "default", "0a:54:00:00:00:01", "X", Epoch(0, 3), ClaimState.ACTIVE, 1.0
+    "a1", "default", "0a:54:00:00:00:01", "X", Epoch(0, 3), RecordState.ACTIVE, 1.0
 )
-CLAIM = Claim("X", "A", "a1", Epoch(0, 3), ClaimState.ACTIVE, 1.0)
+REGISTRATION = Registration("X", "A", "a1", Epoch(0, 3), RecordState.ACTIVE, 1.0)
 NOBODY: frozenset[str] = frozenset()
 
 
-def stand(found: Claim | None, record: Record = RECORD) -> Standing:
-    return claim.stand("A", record, found, lost=False)
+def stand(found: Registration | None, record: Record = RECORD) -> Standing:
+    return registration.stand("A", record, found, lost=False)
 
 
 def test_the_table_says_something_for_each_state_that_is_pushed() -> None:
-    pushed = (ClaimState.ACTIVE, *RELEASED)
-    assert set(claim.TABLE) == set(product(pushed, Standing))
+    pushed = (RecordState.ACTIVE, *RELEASED)
+    assert set(registration.TABLE) == set(product(pushed, Standing))
 
 
-def test_a_release_writes_only_its_own_claim_or_a_later_one() -> None:
+def test_a_release_writes_only_its_own_registration_or_a_later_one() -> None:
     for state, standing in product(RELEASED, Standing):
-        puts = claim.decide(state, standing) is ClaimAction.PUT
+        puts = registration.decide(state, standing) is PushAction.PUT
         assert puts == (standing in (Standing.OURS, Standing.OLDER))
 
 
@@ -56,64 +56,83 @@ def test_a_release_writes_only_its_own_claim_or_a_later_one() -> None:
     ("found", "standing"),
     [
         (None, Standing.ABSENT),
-        (CLAIM, Standing.OURS),
-        (CLAIM._replace(epoch=Epoch(1, 0)), Standing.OURS),
-        (CLAIM._replace(epoch=Epoch(0, 2)), Standing.OLDER),
-        (CLAIM._replace(host="B", lease="b1", epoch=Epoch(0, 2)), Standing.OLDER),
-        (CLAIM._replace(host="B", lease="b1", epoch=Epoch(0, 4)), Standing.NEWER),
-        (CLAIM._replace(host="B", lease="b1", epoch=Epoch(1, 0)), Standing.NEWER),
-        (CLAIM._replace(host="B", lease="b1"), Standing.RIVAL),
+        (REGISTRATION, Standing.OURS),
+        (REGISTRATION._replace(epoch=Epoch(1, 0)), Standing.OURS),
+        (REGISTRATION._replace(epoch=Epoch(0, 2)), Standing.OLDER),
         (
-            CLAIM._replace(host="B", epoch=Epoch(9, 0), state=ClaimState.PARKED),
+            REGISTRATION._replace(host="B", lease="b1", epoch=Epoch(0, 2)),
+            Standing.OLDER,
+        ),
+        (
+            REGISTRATION._replace(host="B", lease="b1", epoch=Epoch(0, 4)),
+            Standing.NEWER,
+        ),
+        (
+            REGISTRATION._replace(host="B", lease="b1", epoch=Epoch(1, 0)),
+            Standing.NEWER,
+        ),
+        (REGISTRATION._replace(host="B", lease="b1"), Standing.RIVAL),
+        (
+            REGISTRATION._replace(
+                host="B", epoch=Epoch(9, 0), state=RecordState.PARKED
+            ),
             Standing.VACANT,
         ),
-        (CLAIM._replace(vm="Y"), Standing.OURS),
-        (CLAIM._replace(vm="Y", host="B"), Standing.OTHER),
-        (CLAIM._replace(vm="Y", host="B", state=ClaimState.PARKED), Standing.OTHER),
-        (CLAIM._replace(vm="Y", host="B", state=ClaimState.ENDED), Standing.FREE),
+        (REGISTRATION._replace(vm="Y"), Standing.OURS),
+        (REGISTRATION._replace(vm="Y", host="B"), Standing.OTHER),
+        (
+            REGISTRATION._replace(vm="Y", host="B", state=RecordState.PARKED),
+            Standing.OTHER,
+        ),
+        (
+            REGISTRATION._replace(vm="Y", host="B", state=RecordState.ENDED),
+            Standing.FREE,
+        ),
     ],
 )
-def test_how_a_claim_stands_to_a_record(
-    found: Claim | None, standing: Standing
+def test_how_a_registration_stands_to_a_record(
+    found: Registration | None, standing: Standing
 ) -> None:
     assert stand(found) is standing
 
 
 def test_an_unordered_record_asks_whether_the_vm_runs() -> None:
     unordered = RECORD._replace(lease="a2", epoch=None)
-    elsewhere = CLAIM._replace(host="B", lease="b1")
+    elsewhere = REGISTRATION._replace(host="B", lease="b1")
     assert stand(elsewhere, unordered) is Standing.HELD
-    assert claim.stand("A", unordered, elsewhere, lost=True) is Standing.LOST
-    parked = elsewhere._replace(state=ClaimState.PARKED)
+    assert registration.stand("A", unordered, elsewhere, lost=True) is Standing.LOST
+    parked = elsewhere._replace(state=RecordState.PARKED)
     assert stand(parked, unordered) is Standing.VACANT
-    assert stand(CLAIM, RECORD._replace(epoch=None)) is Standing.OURS
+    assert stand(REGISTRATION, RECORD._replace(epoch=None)) is Standing.OURS
 
 
 def test_a_ledger_knows_that_a_lease_of_its_own_is_over() -> None:
-    parked = claim.settled("A", CLAIM, NOBODY)
-    assert parked == CLAIM._replace(state=ClaimState.PARKED)
-    own = CLAIM._replace(vm=claim.own_vm("a1"))
-    ended = claim.settled("A", own, NOBODY)
-    assert ended == own._replace(state=ClaimState.ENDED)
-    assert claim.settled("A", CLAIM, frozenset({"a1"})) == CLAIM
-    assert claim.settled("B", CLAIM, NOBODY) == CLAIM
+    parked = registration.known_here("A", REGISTRATION, NOBODY)
+    assert parked == REGISTRATION._replace(state=RecordState.PARKED)
+    own = REGISTRATION._replace(vm=registration.own_vm("a1"))
+    ended = registration.known_here("A", own, NOBODY)
+    assert ended == own._replace(state=RecordState.ENDED)
+    assert registration.known_here("A", REGISTRATION, frozenset({"a1"})) == REGISTRATION
+    assert registration.known_here("B", REGISTRATION, NOBODY) == REGISTRATION
 
 
 def test_a_new_term_is_above_every_step_of_the_old_one() -> None:
-    found = CLAIM._replace(host="B", lease="b1", epoch=Epoch(4, 9))
+    found = REGISTRATION._replace(host="B", lease="b1", epoch=Epoch(4, 9))
     unordered = RECORD._replace(epoch=None)
-    new = claim.wanted("A", unordered, ClaimAction.NEW_TERM, found)
+    new = registration.wanted("A", unordered, PushAction.NEW_TERM, found)
     assert new is not None
     assert new.epoch == Epoch(5, 0)
-    assert claim.handed_over(found.epoch) < new.epoch
+    assert registration.handed_over(found.epoch) < new.epoch
 
 
 def test_a_push_after_a_lost_answer_keeps_the_epoch_of_the_store() -> None:
     for epoch in (None, FIRST):
-        new = claim.wanted("A", RECORD._replace(epoch=epoch), ClaimAction.PUT, CLAIM)
+        new = registration.wanted(
+            "A", RECORD._replace(epoch=epoch), PushAction.PUT, REGISTRATION
+        )
         assert new is not None
-        assert new.epoch == CLAIM.epoch
-    first = claim.wanted("A", RECORD._replace(epoch=None), ClaimAction.PUT, None)
+        assert new.epoch == REGISTRATION.epoch
+    first = registration.wanted("A", RECORD._replace(epoch=None), PushAction.PUT, None)
     assert first is not None
     assert first.epoch == FIRST
 
@@ -131,7 +150,7 @@ def test_epochs_are_ordered_by_numbers() -> None:
 
 
 VALUES = [
-    CLAIM,
+    REGISTRATION,
     HostGate("5f", 3, fenced="boot", by="ha", why="no heartbeat", at=2.5),
     Session("boot", "5f", 3.0),
     Block("A", "5f", 4.0),
@@ -171,10 +190,10 @@ def test_a_damaged_value_names_its_key(value: keys.Value, damage: str) -> None:
     ],
 )
 def test_text_of_other_hosts_is_checked(old: str, new: str) -> None:
-    text = encode(CLAIM)
+    text = encode(REGISTRATION)
     assert old in text
     with pytest.raises(FleetDamaged):
-        keys.claim_of("key", text.replace(old, new))
+        keys.registration_of("key", text.replace(old, new))
 
 
 def test_names_that_become_part_of_a_key() -> None:
