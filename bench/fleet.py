@@ -101,7 +101,7 @@ def cost(folder: Path) -> None:
             for number in numbers:
                 registration = f"/bench/{number}"
                 expected = {
-                    "/bench/gate": None,
+                    "/bench/permit": None,
                     "/bench/block": None,
                     registration: None,
                 }

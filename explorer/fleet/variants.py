@@ -72,33 +72,35 @@ def _changed(change: Callable[[PushPlan, Record, str, str], PushPlan]) -> Any:
     ) -> PushPlan:
         made = make_plan(where, me, one, running, values, lost=lost)
         key = where.registration(one.record.segment, one.record.mac)
-        return change(made, one.record, key, where.gate(me.host))
+        return change(made, one.record, key, where.permit(me.host))
 
     return plan
 
 
-def _deletes(plan: PushPlan, record: Record, key: str, gate: str) -> PushPlan:
+def _deletes(plan: PushPlan, record: Record, key: str, permit: str) -> PushPlan:
     if record.state in RELEASED:
         return plan._replace(writes=plan.writes | {key: None})
     return plan
 
 
-def _deletes_its_own(plan: PushPlan, record: Record, key: str, gate: str) -> PushPlan:
+def _deletes_its_own(plan: PushPlan, record: Record, key: str, permit: str) -> PushPlan:
     if record.state in RELEASED and key in plan.writes:
         return plan._replace(writes=plan.writes | {key: None})
     return plan
 
 
-def _without_compare(plan: PushPlan, record: Record, key: str, gate: str) -> PushPlan:
-    return plan._replace(expected={gate: plan.expected[gate]})
+def _without_compare(plan: PushPlan, record: Record, key: str, permit: str) -> PushPlan:
+    return plan._replace(expected={permit: plan.expected[permit]})
 
 
-def _without_gate(plan: PushPlan, record: Record, key: str, gate: str) -> PushPlan:
+def _without_permit(plan: PushPlan, record: Record, key: str, permit: str) -> PushPlan:
     return plan._replace(expected={key: plan.expected[key]})
 
 
-def _gate_unchanged(plan: PushPlan, record: Record, key: str, gate: str) -> PushPlan:
-    return plan._replace(writes={k: v for k, v in plan.writes.items() if k != gate})
+def _permit_unchanged(
+    plan: PushPlan, record: Record, key: str, permit: str
+) -> PushPlan:
+    return plan._replace(writes={k: v for k, v in plan.writes.items() if k != permit})
 
 
 class Variant(NamedTuple):
@@ -161,14 +163,14 @@ VARIANTS = (
         {"steps.make_plan": _changed(_without_compare)},
     ),
     Variant(
-        "a commit does not compare the gate",
+        "a commit does not compare the permit",
         "start and stop beside a clone",
-        {"steps.make_plan": _changed(_without_gate)},
+        {"steps.make_plan": _changed(_without_permit)},
     ),
     Variant(
-        "a release leaves the gate as it was",
+        "a release leaves the permit as it was",
         "start and stop beside a clone",
-        {"steps.make_plan": _changed(_gate_unchanged)},
+        {"steps.make_plan": _changed(_permit_unchanged)},
     ),
     Variant(
         "a registration of another VM is no obstacle",

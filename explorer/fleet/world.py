@@ -177,7 +177,7 @@ def _way(
 def _start(scenario: FleetScenario) -> FleetState:
     hosts = tuple(HostState(name) for name in scenario.hosts)
     store = {
-        WHERE.gate(host.name): keys.encode(keys.HostGate(host.me.ledger, 1))
+        WHERE.permit(host.name): keys.encode(keys.Permit(host.me.ledger, 1))
         for host in hosts
     }
     for block, owner in scenario.blocks.items():
@@ -312,10 +312,10 @@ def _begin(world: FleetState, event: Event) -> FleetState:
             operation = Operation(event, (), frozenset())
             return world.with_host(host._replace(operation=operation))
         case "fence" | "evict":
-            key = WHERE.gate(event.host)
-            gate = keys.gate_of(key, dict(world.store)[key])
-            assert gate is not None
-            closed = gate._replace(number=gate.number + 1)
+            key = WHERE.permit(event.host)
+            permit = keys.permit_of(key, dict(world.store)[key])
+            assert permit is not None
+            closed = permit._replace(number=permit.number + 1)
             if event.do == "fence":
                 closed = closed._replace(fenced=host.me.boot)
             else:
@@ -325,7 +325,7 @@ def _begin(world: FleetState, event: Event) -> FleetState:
             return _put(world, WHERE.registration(SEGMENT, MAC), None)
         case (
             "give registrations away"
-        ):  # as `Overview.evict` does, after the gate is closed
+        ):  # as `Overview.evict` does, after the permit is withdrawn
             found = _registration(world)
             assert found is not None
             parked = keys.encode(found._replace(state=RecordState.PARKED))
@@ -407,9 +407,9 @@ def _generator(me: Me, operation: Operation) -> steps.Steps[list[Outcome]]:
         yield from steps.sweep(WHERE, me, SEGMENT, MAC)
         return []
     (one,) = operation.pushes
-    gate = keys.encode(keys.HostGate(me.ledger, 1))  # the first one, or an old one
+    permit = keys.encode(keys.Permit(me.ledger, 1))  # the first one, or an old one
     outcome = yield from steps.push(
-        WHERE, me, one, operation.running, {WHERE.gate(me.host): gate}
+        WHERE, me, one, operation.running, {WHERE.permit(me.host): permit}
     )
     return [outcome]
 
@@ -640,9 +640,9 @@ def _is_unreleased(world: FleetState, name: str, lease: str) -> bool:
 
 
 def _is_fenced(world: FleetState, name: str) -> bool:
-    gate = keys.gate_of(WHERE.gate(name), dict(world.store)[WHERE.gate(name)])
-    assert gate is not None
-    return not gate.ledger or gate.fenced == world.host(name).me.boot
+    permit = keys.permit_of(WHERE.permit(name), dict(world.store)[WHERE.permit(name)])
+    assert permit is not None
+    return not permit.ledger or permit.fenced == world.host(name).me.boot
 
 
 def _finish(world: FleetState, name: str) -> FleetState:

@@ -67,7 +67,7 @@ def test_init_prints_what_it_would_and_changes_nothing(
         printed = shells.run("a", "fleet init --host a --host b")
         assert "etcdctl user grant-role b b" in printed
         assert "--prefix=true readwrite /tapster/v1/if/a/" in printed
-        assert "readwrite /tapster/v1/gate/a\n" in printed
+        assert "readwrite /tapster/v1/permit/a\n" in printed
         assert etcd.values("/tapster") == {}
         assert "52:54:00" in shells.run("a", "fleet init --mac-prefix 52:54:00", 2)
         assert "tapster fleet init" in shells.run("a", "fleet join", 2)

@@ -302,8 +302,8 @@ def test_keys_are_coded_for_the_gateway(etcd: Stores) -> None:
 
 
 def test_the_budget_is_for_all_requests_of_an_acquire(etcd: Stores, pair: Pair) -> None:
-    gate = Keys().gate("b")
-    kv = {"key": code(gate), "value": code(pair.store.values[gate])}
+    permit = Keys().permit("b")
+    kv = {"key": code(permit), "value": code(pair.store.values[permit])}
     body = {"responses": [{"response_range": {"kvs": [kv]}}]}
     ended = threading.Event()
 

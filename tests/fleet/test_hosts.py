@@ -12,9 +12,9 @@ import pytest
 from tapster import ConflictError, RequestError, Tap
 from tapster.fleet import doctor, keys
 from tapster.fleet.book import REST, figures
-from tapster.fleet.keys import HostGate, Keys
+from tapster.fleet.keys import Keys, Permit
 from tapster.fleet.member import LOW
-from tapster.fleet.steps import GateClosed
+from tapster.fleet.steps import NoPermit
 from tapster.fleet.store import (
     Committed,
     FleetUnavailable,
@@ -366,7 +366,7 @@ def test_a_vm_of_a_fenced_host_starts_elsewhere(pair: Pair) -> None:
     pair.fleet.fence("a", by="ha", why="no heartbeat", boot="boot-a")
     lease = pair.b.add(MAC, X)
     assert pair.b.epoch(lease) == "1.0"
-    with pytest.raises(GateClosed, match="declared dead by 'ha'"):
+    with pytest.raises(NoPermit, match="declared dead by 'ha'"):
         pair.a.start().sync()
     assert [e.record.vm for e in pair.a.member.superseded()] == ["X"]
     # Host a has rebooted, and its recover has ended the lease.
@@ -398,7 +398,7 @@ def test_a_fence_can_be_lifted(pair: Pair) -> None:
 
 def test_two_ledgers_cannot_have_one_name(pair: Pair) -> None:
     pair.b.settings = pair.b.settings._replace(name="a")
-    with pytest.raises(GateClosed, match="belongs to ledger"):
+    with pytest.raises(NoPermit, match="belongs to ledger"):
         pair.b.start().join()
 
 
@@ -412,7 +412,7 @@ def test_an_evicted_host_changes_nothing_and_its_vms_are_free(pair: Pair) -> Non
     assert pair.registration(other.mac) is None
     assert [owner.host for _, owner in pair.fleet.blocks()] == ["b"]
     pair.a.host.release(named.id)
-    with pytest.raises(GateClosed, match="evicted"):
+    with pytest.raises(NoPermit, match="evicted"):
         pair.a.member.sync()
     assert pair.b.add(MAC, X)
 
@@ -512,8 +512,8 @@ def test_a_dry_run_changes_nothing(pair: Pair) -> None:
     assert pair.store.values == before
 
 
-def test_a_gate_never_goes_back(pair: Pair) -> None:
-    key = Keys().gate("a")
+def test_a_permit_never_goes_back(pair: Pair) -> None:
+    key = Keys().permit("a")
     numbers = []
     for change in (
         lambda: pair.a.host.release(pair.a.add().id),
@@ -523,9 +523,9 @@ def test_a_gate_never_goes_back(pair: Pair) -> None:
         lambda: pair.a.start().join(),
     ):
         change()
-        gate = keys.gate_of(key, pair.store.values[key])
-        assert isinstance(gate, HostGate)
-        numbers.append(gate.number)
+        permit = keys.permit_of(key, pair.store.values[key])
+        assert isinstance(permit, Permit)
+        numbers.append(permit.number)
     assert numbers == sorted(numbers)
 
 

@@ -10,9 +10,9 @@ from tapster.fleet import keys, registration
 from tapster.fleet.keys import (
     Block,
     Fleet,
-    HostGate,
     InventoryRow,
     Keys,
+    Permit,
     Session,
     encode,
     value_of,
@@ -151,7 +151,7 @@ def test_epochs_are_ordered_by_numbers() -> None:
 
 VALUES = [
     REGISTRATION,
-    HostGate("5f", 3, fenced="boot", by="ha", why="no heartbeat", at=2.5),
+    Permit("5f", 3, fenced="boot", by="ha", why="no heartbeat", at=2.5),
     Session("boot", "5f", 3.0),
     Block("A", "5f", 4.0),
     InventoryRow(

@@ -100,7 +100,7 @@ def test_a_host_has_the_rights_that_it_needs_and_no_more(
     assert doctor.examine(host.member, time.time()) == []
     host.host.release(lease.id)
     host.member.sync()
-    for key in (Keys().gate("b"), Keys().row("b", "1"), Keys().fleet, "/else"):
+    for key in (Keys().permit("b"), Keys().row("b", "1"), Keys().fleet, "/else"):
         with pytest.raises(EtcdRefusal, match="permission denied"):
             store.commit({}, {key: "x"})
     with pytest.raises(EtcdRefusal, match="permission denied"):

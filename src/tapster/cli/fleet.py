@@ -188,9 +188,9 @@ def host_rights(where: Keys, host: str) -> list[tuple[str, str]]:
     prefix."""
     return [
         ("read", where.fleet),
-        ("read", where.gates),
+        ("read", where.permits),
         ("read", where.sessions),
-        ("readwrite", where.gate(host)),
+        ("readwrite", where.permit(host)),
         ("readwrite", where.session(host)),
         ("readwrite", where.rows(host)),
         ("readwrite", where.registrations),

@@ -30,7 +30,7 @@ def examine(member: Member, now: float) -> list[Problem]:
     """Return everything that is wrong."""
     problems = [*_ledger(member, now)]
     try:
-        problems += _gate(member)
+        problems += _permit(member)
         problems += _registrations(member)
         overview = Overview(member.store, member.where)
         problems += _hosts(overview)
@@ -78,11 +78,11 @@ def _ledger(member: Member, now: float) -> Iterator[Problem]:
         )
 
 
-def _gate(member: Member) -> Iterator[Problem]:
-    key = member.where.gate(member.me.host)
+def _permit(member: Member) -> Iterator[Problem]:
+    key = member.where.permit(member.me.host)
     try:
-        steps.own_gate(member.where, member.me, member.store.read([key]))
-    except steps.GateClosed as error:
+        steps.own_permit(member.where, member.me, member.store.read([key]))
+    except steps.NoPermit as error:
         yield Problem(str(error), "until then, no change of this host is pushed")
 
 

@@ -9,9 +9,9 @@ from tapster.fleet import keys, steps
 from tapster.fleet.keys import (
     Block,
     Fleet,
-    HostGate,
     InventoryRow,
     Keys,
+    Permit,
     Session,
     encode,
     value_of,
@@ -73,17 +73,17 @@ class Overview:
             for key, text in self.store.scan(self.where.sessions)
         }
         found = []
-        for key, text in self.store.scan(self.where.gates):
-            name = keys.check_name("host", key.removeprefix(self.where.gates))
-            gate = value_of(HostGate, key, text)
+        for key, text in self.store.scan(self.where.permits):
+            name = keys.check_name("host", key.removeprefix(self.where.permits))
+            permit = value_of(Permit, key, text)
             found.append(
                 HostStatus(
                     name,
-                    gate.ledger,
+                    permit.ledger,
                     sessions.get(name),
-                    gate.fenced,
-                    gate.by,
-                    gate.why,
+                    permit.fenced,
+                    permit.by,
+                    permit.why,
                 )
             )
         return found
@@ -159,13 +159,13 @@ class Overview:
                 )
             boot = status.session.boot
         at = self._wallclock()
-        self._gate(host, {"fenced": boot, "by": by, "why": why, "at": at})
+        self._change_permit(host, {"fenced": boot, "by": by, "why": why, "at": at})
         return self._host(host)
 
     def lift(self, host: str) -> None:
         """Take a fence back."""
         self._host(host)
-        self._gate(host, {"fenced": "", "by": "", "why": "", "at": 0.0})
+        self._change_permit(host, {"fenced": "", "by": "", "why": "", "at": 0.0})
 
     def evict(self, host: str) -> list[str]:
         """Give up a host that never comes back. Return what was done, in words.
@@ -175,8 +175,8 @@ class Overview:
         """
         self._host(host)
         # First: from then on nothing that the host has sent is applied.
-        self._gate(host, {"ledger": "", "fenced": ""})
-        done = [f"closed the gate of {host}"]
+        self._change_permit(host, {"ledger": "", "fenced": ""})
+        done = [f"withdrew the permit of {host}"]
         for block, owner in [*self.blocks()]:
             if owner.host == host:
                 done += self._delete(self.where.block(block), f"block {block}")
@@ -226,9 +226,9 @@ class Overview:
                 return status
         raise RequestError(f"no host of the fleet is called {host!r}")
 
-    def _gate(self, host: str, change: Mapping[str, Any]) -> None:
+    def _change_permit(self, host: str, change: Mapping[str, Any]) -> None:
         if not self._dry_run:
-            steps.run(steps.change_gate(self.where, host, change), self.store)
+            steps.run(steps.change_permit(self.where, host, change), self.store)
 
     def _delete(self, key: str, what: str) -> list[str]:
         values = self.store.read([key])

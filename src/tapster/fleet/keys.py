@@ -25,11 +25,11 @@ BLOCK_SIZE = 256
 MAX_NAME = 64
 
 
-class HostGate(NamedTuple):
+class Permit(NamedTuple):
     """Says whether the store accepts writes of a host, and of which ledger.
 
-    Each write of a host fails unless the gate still has the value that the host has
-    read. So a change of the gate ends every request of the host that is under way.
+    Each write of a host fails unless the permit still has the value that the host has
+    read. So a change of the permit ends every request of the host that is under way.
     """
 
     ledger: str
@@ -89,8 +89,8 @@ class Keys(NamedTuple):
     def fleet(self) -> str:
         return f"{self.root}/fleet"
 
-    def gate(self, host: str) -> str:
-        return f"{self.root}/gate/{host}"
+    def permit(self, host: str) -> str:
+        return f"{self.root}/permit/{host}"
 
     def session(self, host: str) -> str:
         return f"{self.root}/session/{host}"
@@ -105,8 +105,8 @@ class Keys(NamedTuple):
         return f"{self.root}/mac/{segment}/{mac}"
 
     @property
-    def gates(self) -> str:
-        return f"{self.root}/gate/"
+    def permits(self) -> str:
+        return f"{self.root}/permit/"
 
     @property
     def sessions(self) -> str:
@@ -165,7 +165,7 @@ def macs_of(block: str) -> list[str]:
 # Values
 
 
-Value = Registration | HostGate | Session | Block | InventoryRow | Fleet
+Value = Registration | Permit | Session | Block | InventoryRow | Fleet
 T = TypeVar("T", bound=Value)
 
 
@@ -188,9 +188,9 @@ def registration_of(key: str, text: str | None) -> Registration | None:
     return registration
 
 
-def gate_of(key: str, text: str | None) -> HostGate | None:
-    """Return the gate that a value describes; None for no value."""
-    return None if text is None else value_of(HostGate, key, text)
+def permit_of(key: str, text: str | None) -> Permit | None:
+    """Return the permit that a value describes; None for no value."""
+    return None if text is None else value_of(Permit, key, text)
 
 
 def block_value_of(key: str, text: str | None) -> Block | None:

@@ -194,16 +194,16 @@ class Asking:
         self._me = steps.Me(settings.name, ledger, boot_id())
         self._where = Keys(settings.prefix)
         self._store = open_store(settings)
-        self._gate: dict[str, str] = {}
+        self._permit: dict[str, str] = {}
 
     def push(self, pending: "Push", running: frozenset[str]) -> "Outcome":
         """Register a MAC."""
-        key = self._where.gate(self._me.host)
-        if not self._gate:
-            self._gate = {**self.read([key])}
-        # The gate may be out of date. Then the commit fails, and its answer has the
-        # new gate: as many round trips as reading the gate first.
-        guess = self._gate if key in self._gate else None
+        key = self._where.permit(self._me.host)
+        if not self._permit:
+            self._permit = {**self.read([key])}
+        # The permit may be out of date. Then the commit fails, and its answer has the
+        # new permit: as many round trips as reading the permit first.
+        guess = self._permit if key in self._permit else None
         asking = self._steps.push(self._where, self._me, pending, running, guess)
         return self._steps.run(asking, self)
 
@@ -218,11 +218,11 @@ class Asking:
         *,
         session: int = 0,
     ) -> "Committed":
-        """As in `Store`; remembers the gate that the answer shows."""
+        """As in `Store`; remembers the permit that the answer shows."""
         answer = self._in_time().commit(expected, writes, session=session)
-        key = self._where.gate(self._me.host)
+        key = self._where.permit(self._me.host)
         if key in answer.found:
-            self._gate = {key: answer.found[key]}
+            self._permit = {key: answer.found[key]}
         return answer
 
     def _in_time(self) -> "Store":

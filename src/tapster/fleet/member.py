@@ -108,7 +108,7 @@ class Member:
     # Joining and leaving
 
     def join(self) -> Synced:
-        """Enter the fleet: open the gate, take a block, push the running leases."""
+        """Enter the fleet: get a permit, take a block, push the running leases."""
         self._fleet()
         self._run(steps.enter(self.where, self.me, joins=True))
         self.book.open(self.settings.segments)
@@ -139,7 +139,7 @@ class Member:
                     )
                 )
         # From here on no request of this host can be applied.
-        self._run(steps.change_gate(self.where, self.me.host, {"ledger": ""}))
+        self._run(steps.change_permit(self.where, self.me.host, {"ledger": ""}))
         for block in self.book.blocks():
             self._give_back(block)
         self.store.commit({}, {self.where.session(self.me.host): None})

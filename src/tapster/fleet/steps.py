@@ -7,17 +7,17 @@ after its sender has given up, and stops a generator at any step.
 
 A request that got no answer can be applied at any later time. So a record remembers
 (`Sending`) that it is about to send one. When the lease is over, the last commit of
-such a record also changes the gate of the host, and the store takes a commit of the
-host only if the gate is what the host has read. From then on, no earlier request of the
-host can be applied. The host repeats a request that the changed gate refused, if the
-request is still wanted.
+such a record also changes the permit of the host, and the store takes a commit of the
+host only if the permit is what the host has read. From then on, no earlier request of
+the host can be applied. The host repeats a request that the changed permit refused, if
+the request is still wanted.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
 from tapster.errors import RequestError
 from tapster.fleet import keys, registration
-from tapster.fleet.keys import Block, HostGate, InventoryRow, Keys, encode
+from tapster.fleet.keys import Block, InventoryRow, Keys, Permit, encode
 from tapster.fleet.registration import (
     Epoch,
     PushAction,
@@ -89,11 +89,11 @@ class Outcome(NamedTuple):
     """With REPORT: the block of another host that the MAC is in."""
 
 
-class GateClosed(FleetUnavailable):
+class NoPermit(FleetUnavailable):
     """The store takes no writes of this host: it is fenced, evicted or unknown."""
 
 
-class Fenced(GateClosed):
+class Fenced(NoPermit):
     """This host was declared dead, and runs."""
 
 
@@ -110,10 +110,13 @@ def push(
     enough.
     """
     record = pending.record
-    key, gate_key = where.registration(record.segment, record.mac), where.gate(me.host)
+    key, permit_key = (
+        where.registration(record.segment, record.mac),
+        where.permit(me.host),
+    )
     for _ in range(TRIES):
         if guess is None:
-            asked = [gate_key, key]
+            asked = [permit_key, key]
             if pending.given:
                 asked.append(where.block(keys.block_of(record.mac)))
             if pending.row is not None:
@@ -128,7 +131,7 @@ def push(
             and found
             and record.state is RecordState.ACTIVE
         ):
-            others = (where.gate(found.host), where.session(found.host))
+            others = (where.permit(found.host), where.session(found.host))
             seen = yield Read(others)
             if _is_lost(where, found, seen, given_up=pending.given_up):
                 expected = {other: seen.get(other) for other in others}
@@ -173,13 +176,13 @@ def _push_batch(
         for pending in batch
         if pending.row is not None
     ]
-    values = yield Read((where.gate(me.host), *registrations, *rows))
+    values = yield Read((where.permit(me.host), *registrations, *rows))
     plans = [make_plan(where, me, pending, running, values) for pending in batch]
     expected: dict[str, str | None] = {}
     writes: dict[str, str | None] = {}
     for plan in plans:
         if plan.standing is Standing.HELD:
-            return None  # the gate of another host must be read first
+            return None  # the permit of another host must be read first
         if plan.writes:
             expected |= plan.expected
             writes |= plan.writes
@@ -228,8 +231,11 @@ def make_plan(
     lost: bool = False,
 ) -> PushPlan:
     record = pending.record
-    key, gate_key = where.registration(record.segment, record.mac), where.gate(me.host)
-    gate = own_gate(where, me, values)
+    key, permit_key = (
+        where.registration(record.segment, record.mac),
+        where.permit(me.host),
+    )
+    permit = own_permit(where, me, values)
     stored = keys.registration_of(key, values.get(key))
     found = registration.known_here(me.host, stored, running)
     standing = registration.stand(me.host, record, found, lost=lost)
@@ -248,12 +254,12 @@ def make_plan(
         # Each write stays in the history of etcd.
         if shown is None or values.get(row_key) != shown:
             writes[row_key] = shown
-    expected = {gate_key: values[gate_key], key: values.get(key)}
+    expected = {permit_key: values[permit_key], key: values.get(key)}
     if pending.given:
         block_key = where.block(keys.block_of(record.mac))
         expected[block_key] = values.get(block_key)
     if record.state in registration.RELEASED and record.sent:
-        writes[gate_key] = encode(gate._replace(number=gate.number + 1))
+        writes[permit_key] = encode(permit._replace(number=permit.number + 1))
     return PushPlan(
         standing,
         Outcome(
@@ -291,9 +297,9 @@ def _is_lost(
     where: Keys, found: Registration, seen: Mapping[str, str], *, given_up: bool
 ) -> bool:
     """Return whether a registration may be replaced that its host has not released."""
-    key = where.gate(found.host)
-    gate = keys.gate_of(key, seen.get(key))
-    if gate is None or gate.fenced or not gate.ledger:
+    key = where.permit(found.host)
+    permit = keys.permit_of(key, seen.get(key))
+    if permit is None or permit.fenced or not permit.ledger:
         return True
     return given_up and where.session(found.host) not in seen
 
@@ -302,15 +308,15 @@ def sweep(where: Keys, me: Me, segment: str, mac: str) -> Steps[bool]:
     """Delete an ended registration of this host; False if there is none.
 
     A request that expects no registration may still be under way from an earlier lease.
-    The release of that lease has changed the gate of its host, so the request fails.
+    The release of that lease has changed the permit of its host, so the request fails.
     """
-    key, gate_key = where.registration(segment, mac), where.gate(me.host)
-    values = yield Read((gate_key, key))
-    own_gate(where, me, values)
+    key, permit_key = where.registration(segment, mac), where.permit(me.host)
+    values = yield Read((permit_key, key))
+    own_permit(where, me, values)
     found = keys.registration_of(key, values.get(key))
     if found is None or found.host != me.host or found.state is not RecordState.ENDED:
         return False
-    expected = {gate_key: values[gate_key], key: values[key]}
+    expected = {permit_key: values[permit_key], key: values[key]}
     answer: Committed = yield Commit(expected, {key: None})
     return answer.done
 
@@ -318,55 +324,54 @@ def sweep(where: Keys, me: Me, segment: str, mac: str) -> Steps[bool]:
 # Gates
 
 
-def own_gate(where: Keys, me: Me, values: Mapping[str, str]) -> HostGate:
-    """Return the gate of this host. Raises GateClosed if it is not open for this
-    ledger."""
-    key = where.gate(me.host)
-    gate = keys.gate_of(key, values.get(key))
-    if gate is None:
-        raise GateClosed(
+def own_permit(where: Keys, me: Me, values: Mapping[str, str]) -> Permit:
+    """Return the permit of this host. Raises NoPermit if this ledger has none."""
+    key = where.permit(me.host)
+    permit = keys.permit_of(key, values.get(key))
+    if permit is None:
+        raise NoPermit(
             f"host {me.host!r} is not in the fleet, or its store was restored from "
             "an earlier state: tapster fleet join"
         )
-    if not gate.ledger:
-        raise GateClosed(f"host {me.host!r} was evicted: tapster fleet join")
-    if gate.ledger != me.ledger:
-        raise GateClosed(
-            f"host name {me.host!r} belongs to ledger {gate.ledger}, and this is "
+    if not permit.ledger:
+        raise NoPermit(f"host {me.host!r} was evicted: tapster fleet join")
+    if permit.ledger != me.ledger:
+        raise NoPermit(
+            f"host name {me.host!r} belongs to ledger {permit.ledger}, and this is "
             f"ledger {me.ledger}; give this host another name, or if that ledger is "
             f"lost: tapster fleet evict {me.host}"
         )
-    _refuse_fenced(me, gate)
-    return gate
+    _refuse_fenced(me, permit)
+    return permit
 
 
-def _refuse_fenced(me: Me, gate: HostGate) -> None:
-    if gate.fenced:
+def _refuse_fenced(me: Me, permit: Permit) -> None:
+    if permit.fenced:
         raise Fenced(
-            f"host {me.host!r} was declared dead by {gate.by!r} ({gate.why}); if it "
-            "has rebooted since, tapster fleet sync opens its gate"
+            f"host {me.host!r} was declared dead by {permit.by!r} ({permit.why}); "
+            "if it has rebooted since, tapster fleet sync renews its permit"
         )
 
 
 def enter(where: Keys, me: Me, *, joins: bool = False) -> Steps[bool]:
-    """Open the gate of this host; False if it is open already.
+    """Get a permit for this host; False if it has one.
 
-    A fence is lifted only if this host has rebooted since. A gate that is missing,
-    or was closed for good, is opened only for a host that `joins`.
+    A fence is lifted only if this host has rebooted since. A host that has no permit,
+    or was evicted, gets one only if it `joins`.
     """
-    key = where.gate(me.host)
+    key = where.permit(me.host)
     for _ in range(TRIES):
         values = yield Read((key,))
-        gate = keys.gate_of(key, values.get(key))
-        if gate is None and joins:
-            new = HostGate(me.ledger, 1)
-        elif gate is not None and (
-            (not gate.ledger and joins)
-            or (gate.ledger == me.ledger and gate.fenced not in ("", me.boot))
+        permit = keys.permit_of(key, values.get(key))
+        if permit is None and joins:
+            new = Permit(me.ledger, 1)
+        elif permit is not None and (
+            (not permit.ledger and joins)
+            or (permit.ledger == me.ledger and permit.fenced not in ("", me.boot))
         ):
-            new = HostGate(me.ledger, gate.number + 1)
+            new = Permit(me.ledger, permit.number + 1)
         else:
-            own_gate(where, me, values)
+            own_permit(where, me, values)
             return False
         answer: Committed = yield Commit({key: values.get(key)}, {key: encode(new)})
         if answer.done:
@@ -374,15 +379,15 @@ def enter(where: Keys, me: Me, *, joins: bool = False) -> Steps[bool]:
     raise FleetUnavailable(f"{key} changes too often: {TRIES} tries failed")
 
 
-def change_gate(where: Keys, host: str, change: Mapping[str, Any]) -> Steps[HostGate]:
-    """Change fields of a host's gate, and end all its requests under way."""
-    key = where.gate(host)
+def change_permit(where: Keys, host: str, change: Mapping[str, Any]) -> Steps[Permit]:
+    """Change fields of a host's permit, and end all its requests under way."""
+    key = where.permit(host)
     for _ in range(TRIES):
         values = yield Read((key,))
-        gate = keys.gate_of(key, values.get(key))
-        if gate is None:
+        permit = keys.permit_of(key, values.get(key))
+        if permit is None:
             raise RequestError(f"no host of the fleet is called {host!r}")
-        new = gate._replace(number=gate.number + 1, **change)
+        new = permit._replace(number=permit.number + 1, **change)
         answer: Committed = yield Commit({key: values[key]}, {key: encode(new)})
         if answer.done:
             return new
@@ -400,18 +405,18 @@ def take_block(
     A block that the store already gives to this host counts as free: an earlier
     request may have been applied without an answer.
     """
-    gate_key = where.gate(me.host)
+    permit_key = where.permit(me.host)
     mine = Block(me.host, me.ledger, now)
     for block in candidates:
         key = where.block(block)
-        values = yield Read((gate_key, key))
-        own_gate(where, me, values)
+        values = yield Read((permit_key, key))
+        own_permit(where, me, values)
         owner = keys.block_value_of(key, values.get(key))
         if owner is not None:
             if owner[:2] == mine[:2]:
                 return block
             continue
-        expected = {gate_key: values[gate_key], key: None}
+        expected = {permit_key: values[permit_key], key: None}
         answer: Committed = yield Commit(expected, {key: encode(mine)})
         if answer.done:
             return block
