@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scenarios of each bound."""
+"""The scenarios of each bound: `full` has all, `small` leaves the large ones out."""
 
 from explorer.calls import TwoNamespaces
 from explorer.daemon import daemon
@@ -60,58 +60,157 @@ def _settler(parts: Parts = USUAL) -> Script:
 
 
 def small() -> list[Scenario]:
-    """Return the scenarios that take about a minute."""
-    a, b = manager("A"), manager("B")
-    once, ever = _recover(after=1), _recover()
+    """Return the scenarios that are not large. They take about a minute."""
+    return [scenario for scenario in full() if not scenario.large]
+
+
+def full() -> list[Scenario]:
+    """Return all scenarios. They take most of an hour."""
     return [
-        Scenario("two managers, a late cleanup", (a, b, late_cleanup("A"))),
+        *of_managers(),
+        *of_recover(),
+        *of_reapers(),
+        *of_administrators(),
+        *of_ended_vms(),
+        *of_given_names(),
+        *of_changes(),
+        *of_users(),
+        *of_hidden_things(),
+        *of_pods(),
+        *of_upkeep(),
+        *of_backends(),
+    ]
+
+
+def of_managers() -> list[Scenario]:
+    """Return scenarios of VMs that start and stop beside other programs."""
+    a, b, c = manager("A"), manager("B"), manager("C")
+    once, late = _recover(after=1), late_cleanup("A")
+    two_macvtaps = (manager("A", MACVTAP), manager("B", MACVTAP))
+    return [
+        Scenario("two managers, a late cleanup", (a, b, late)),
         Scenario("two managers, a foreign program", (a, b, foreign())),
         Scenario("two managers, a crash, recover", (a, b, once), 1),
+        Scenario("two VMs with macvtaps", two_macvtaps),
         Scenario(
-            "a manager, recover any time, a crash, a late delete",
-            (a, ever, late_cleanup("A", "delete")),
+            "a VM with a tap and a macvtap, a foreign program, a crash, recover",
+            (manager("A", TAP, MACVTAP), foreign(), once),
             1,
         ),
         Scenario(
-            "a manager, a reaper, time, a late delete",
-            (a, _reaper(), clock(), late_cleanup("A", "delete")),
+            "two VMs without FIN WAIT, a late rm of one by name and owner",
+            (manager("A", AT_ONCE), starter("B", AT_ONCE, after="A"), late_remove("A")),
+        ),
+        Scenario(
+            "a signal handler uses the same Host, an administrator deletes",
+            (
+                Script("A", (acquire(),)),
+                administrator("delete", "vnet0"),
+                handler("recover", lambda do: do.recover()),
+                signal("recover"),
+            ),
+        ),
+        Scenario("three managers", (a, b, c), large=True),
+        Scenario(
+            "two managers, a foreign program, a late cleanup",
+            (a, b, foreign(), late),
+            large=True,
+        ),
+        Scenario(
+            "two managers, a foreign program, a crash, recover",
+            (a, b, foreign(), once),
+            1,
+            large=True,
+        ),
+        Scenario(
+            "two managers, a late cleanup, a crash, recover",
+            (a, b, late, once),
+            1,
+            large=True,
+        ),
+        Scenario(
+            "two VMs with macvtaps, a foreign program, a crash, recover",
+            (*two_macvtaps, foreign(), once),
+            1,
+            large=True,
+        ),
+    ]
+
+
+def of_recover() -> list[Scenario]:
+    """Return scenarios of recover: at any time, twice, and killed."""
+    a, once, ever = manager("A"), _recover(after=1), _recover()
+    late, delete = late_cleanup("A"), late_cleanup("A", "delete")
+    return [
+        Scenario(
+            "a manager, recover any time, a crash, a late delete", (a, ever, delete), 1
+        ),
+        Scenario(
+            "a manager, two late deletes, recover",
+            (a, delete, late_cleanup("A", "delete", by="another"), ever),
+        ),
+        Scenario("a manager, a late cleanup, recover", (a, late, ever)),
+        Scenario(
+            "a crash, and one in recover", (a, once, _recover("second", after=2)), 2
+        ),
+        Scenario(
+            "two recovers, a late delete, time",
+            (a, ever, _recover("other"), delete, clock()),
+            large=True,
+        ),
+        Scenario(
+            "a crash, and one in recover, a late delete, a foreign program",
+            (a, ever, _recover("second", after=1), delete, foreign()),
+            2,
+            large=True,
+        ),
+    ]
+
+
+def of_reapers() -> list[Scenario]:
+    """Return scenarios of a reaper, and of time that passes."""
+    a, b, ever = manager("A"), manager("B"), _recover()
+    late, delete = late_cleanup("A"), late_cleanup("A", "delete")
+    return [
+        Scenario(
+            "a manager, a reaper, time, a late delete", (a, _reaper(), clock(), delete)
         ),
         Scenario("a manager, a reaper, recover, time", (a, _reaper(), ever, clock())),
         Scenario(
+            "a waiting tap that a program opens, time, a reaper",
+            (a, late_open("A"), clock(), _reaper()),
+        ),
+        Scenario(
+            "a recover, a reaper, a late delete, time, a foreign program",
+            (a, ever, _reaper(), delete, clock(), foreign()),
+            large=True,
+        ),
+        Scenario(
+            "two managers, a late cleanup, time, a reaper",
+            (a, b, late, clock(), _reaper()),
+            large=True,
+        ),
+        Scenario(
+            "a manager, a late cleanup, time, a reaper, a crash, recover",
+            (a, late, clock(), _reaper(), _recover(after=1)),
+            1,
+            large=True,
+        ),
+    ]
+
+
+def of_administrators() -> list[Scenario]:
+    """Return scenarios of people who change devices of Tapster."""
+    a, b, ever = manager("A"), manager("B"), _recover()
+    delete = administrator("delete", "vnet0")
+    return [
+        Scenario(
             "a manager, an administrator deletes, a foreign program",
-            (a, administrator("delete", "vnet0"), foreign()),
+            (a, delete, foreign()),
         ),
         Scenario(
             "a manager, an administrator renames, recover",
             (a, administrator("rename", "vnet0", "lan0"), ever),
-        ),
-        Scenario(
-            "one name, two managers, a late delete, time, a reaper",
-            (
-                manager("A", TAP._replace(name="web")),
-                manager("B", TAP._replace(name="web")),
-                late_cleanup("A", "delete"),
-                clock(),
-                _reaper(),
-            ),
-        ),
-        Scenario(
-            "a VM that stops by itself, settle, a crash, a late delete",
-            (bound("A"), vm("A"), _settler(), late_cleanup("A", "delete")),
-            1,
-        ),
-        Scenario(
-            "a manager, two late deletes, recover",
-            (
-                a,
-                late_cleanup("A", "delete"),
-                late_cleanup("A", "delete", by="another"),
-                ever,
-            ),
-        ),
-        Scenario("a manager, a late cleanup, recover", (a, late_cleanup("A"), ever)),
-        Scenario(
-            "a crash, and one in recover", (a, once, _recover("second", after=2)), 2
         ),
         Scenario(
             "an administrator takes a device off its bridge, recover",
@@ -123,21 +222,96 @@ def small() -> list[Scenario]:
             1,
         ),
         Scenario(
+            "an isolated port off its bridge, recover, a crash",
+            (
+                manager("A", TAP._replace(isolated=True)),
+                administrator("nomaster", "vnet0"),
+                ever,
+            ),
+            1,
+        ),
+        Scenario(
+            "a macvtap is opened again, an administrator deletes, another VM",
+            (reopener("A", MACVTAP), delete, manager("B", MACVTAP)),
+        ),
+        Scenario(
+            "two managers, an administrator deletes, a foreign program",
+            (a, b, delete, foreign()),
+            large=True,
+        ),
+        Scenario(
+            "two managers, an administrator deletes, time, a reaper",
+            (a, b, delete, clock(), _reaper()),
+            large=True,
+        ),
+    ]
+
+
+def of_ended_vms() -> list[Scenario]:
+    """Return scenarios of VMs that end by themselves, or go on in the background."""
+    ended, ever = (bound("A"), vm("A")), _recover()
+    delete = late_cleanup("A", "delete")
+    return [
+        Scenario(
+            "a VM that stops by itself, settle, a crash, a late delete",
+            (*ended, _settler(), delete),
+            1,
+        ),
+        Scenario(
+            "a VM in the background, its run ends, settle, recover",
+            (runner("A"), background_vm("A"), _settler(), ever),
+        ),
+        Scenario(
+            "a VM in the background, its run is killed, settle",
+            (runner("A"), background_vm("A"), _settler()),
+            1,
+        ),
+        Scenario(
+            "a VM that stops by itself, settle, recover, two crashes",
+            (*ended, _settler(), ever),
+            2,
+            large=True,
+        ),
+        Scenario(
+            "a VM that stops by itself, settle, recover, a late delete, time",
+            (*ended, _settler(), ever, delete, clock()),
+            large=True,
+        ),
+    ]
+
+
+def of_given_names() -> list[Scenario]:
+    """Return scenarios of managers that want one and the same name."""
+    web, delete = TAP._replace(name="web"), late_cleanup("A", "delete")
+    return [
+        Scenario(
+            "one name, two managers, a late delete, time, a reaper",
+            (manager("A", web), manager("B", web), delete, clock(), _reaper()),
+        ),
+        Scenario(
+            "one name, a manager that waits for it, time, a late delete",
+            (manager("A", web), waiter("B"), clock(), delete),
+        ),
+        Scenario(
+            "one name, a manager that reclaims, another that does not",
+            (reclaimer("A"), manager("B", web)),
+        ),
+        Scenario(
+            "a name that its owner reclaims, a foreign program, a crash, recover",
+            (reclaimer("A"), foreign("web"), _recover(after=1)),
+            1,
+        ),
+    ]
+
+
+def of_changes() -> list[Scenario]:
+    """Return scenarios of `set`, and of devices on standby."""
+    once, ever = _recover(after=1), _recover()
+    return [
+        Scenario(
             "a change while the VM stops, a crash, recover",
-            (a, setter("A"), once),
+            (manager("A"), setter("A"), once),
             1,
-        ),
-        Scenario(
-            "two VMs with macvtaps", (manager("A", MACVTAP), manager("B", MACVTAP))
-        ),
-        Scenario(
-            "a VM with a tap and a macvtap, a foreign program, a crash, recover",
-            (manager("A", TAP, MACVTAP), foreign(), once),
-            1,
-        ),
-        Scenario(
-            "two VMs without FIN WAIT, a late rm of one by name and owner",
-            (manager("A", AT_ONCE), starter("B", AT_ONCE, after="A"), late_remove("A")),
         ),
         Scenario(
             "a target on standby that takes over, a crash, recover",
@@ -150,26 +324,74 @@ def small() -> list[Scenario]:
             1,
         ),
         Scenario(
-            "a name that its owner reclaims, a foreign program, a crash, recover",
-            (reclaimer("A"), foreign("web"), once),
+            "a change while the VM stops, recover any time, a crash",
+            (manager("A"), setter("A"), ever),
+            1,
+            large=True,
+        ),
+        Scenario(
+            "a target on standby that takes over, a crash, settle, recover any time",
+            (target("A"), _settler(), ever._replace(mortal=False)),
+            1,
+            large=True,
+        ),
+    ]
+
+
+def of_users() -> list[Scenario]:
+    """Return scenarios of a tap that a user without privileges may open."""
+    a = manager("A", USERS)
+    rename = administrator("rename", "vnet0", "lan0")
+    return [
+        Scenario(
+            "a user's tap, the user opens it, a crash, recover",
+            (a, user("A"), _recover(after=1)),
             1,
         ),
         Scenario(
-            "an isolated port off its bridge, recover, a crash",
-            (
-                manager("A", TAP._replace(isolated=True)),
-                administrator("nomaster", "vnet0"),
-                ever,
-            ),
+            "a user's tap, the user opens it, an administrator renames",
+            (a, user("A"), rename),
+        ),
+        Scenario(
+            "a user's tap, an administrator deletes, a foreign program",
+            (a, administrator("delete", "vnet0"), foreign()),
+        ),
+        Scenario(
+            "a user's tap, the user opens it, an administrator renames, recover",
+            (a, user("A"), rename, _recover()),
+            large=True,
+        ),
+    ]
+
+
+def of_hidden_things() -> list[Scenario]:
+    """Return scenarios of processes and namespaces that cannot be seen for a time."""
+    two = USUAL._replace(system=TwoNamespaces)
+    return [
+        Scenario(
+            "a VM that stops by itself, settle while /proc is hidden for a time",
+            (bound("A"), vm("A"), _settler(), hidden()),
             1,
         ),
-        *of_observations(),
-        *of_pods()[1:],
-        of_upkeep()[0],
-        *(
-            scenario
-            for scenario in with_backends()
-            if scenario.name in SMALL_WITH_BACKENDS
+        Scenario(
+            "recover from another namespace, namespaces hidden for a time, a crash",
+            (manager("A"), hidden(), _recover(parts=two._replace(place="pod"))),
+            1,
+        ),
+        Scenario(
+            "an administrator moves a device, recover, namespaces hidden for a time",
+            (manager("A", parts=two), mover("A"), _recover(parts=two), hidden()),
+            end=ending(two),
+        ),
+        Scenario(
+            "an administrator moves a device, a reaper, time",
+            (
+                manager("A", parts=two),
+                administrator("move", "vnet0"),
+                _reaper(two),
+                clock(),
+            ),
+            end=ending(two),
         ),
     ]
 
@@ -179,7 +401,11 @@ def of_pods() -> list[Scenario]:
     a, b = pod("A"), pod("B")._replace(mortal=False)
     ever = _recover()._replace(mortal=False)
     return [
-        Scenario("two pods, ADD and DEL, a late second DEL", (a, b, late_delete("A"))),
+        Scenario(
+            "two pods, ADD and DEL, a late second DEL",
+            (a, b, late_delete("A")),
+            large=True,
+        ),
         Scenario(
             "two pods, the plugin is killed, GC",
             (a, b, collector("A", valid=["B"])),
@@ -196,163 +422,73 @@ def of_pods() -> list[Scenario]:
 def of_upkeep() -> list[Scenario]:
     """Return scenarios of the daemon's repairs."""
     a = Script("A", (acquire(),), mortal=True)
+    nomaster = administrator("nomaster", "vnet0")
+    down = administrator("down", "vnet0")
+    address = administrator("address", "vnet0", "02:00:00:00:00:99")
+    delete = administrator("delete", "vnet0")
     return [
         Scenario(
-            f"a daemon, an administrator {does}",
-            (a, administrator(verb, "vnet0", *more), daemon()),
-        )
-        for does, verb, more in (
-            ("takes a device off its bridge", "nomaster", ()),
-            ("takes a device down", "down", ()),
-            ("changes a MAC", "address", ("02:00:00:00:00:99",)),
-            ("deletes a device", "delete", ()),
-        )
-    ] + [
+            "a daemon, an administrator takes a device off its bridge",
+            (a, nomaster, daemon()),
+        ),
+        Scenario(
+            "a daemon, an administrator takes a device down",
+            (a, down, daemon()),
+            large=True,
+        ),
+        Scenario(
+            "a daemon, an administrator changes a MAC",
+            (a, address, daemon()),
+            large=True,
+        ),
+        Scenario(
+            "a daemon, an administrator deletes a device",
+            (a, delete, daemon()),
+            large=True,
+        ),
         Scenario(
             "a daemon, an administrator takes a device down, reports are lost",
-            (a, administrator("down", "vnet0"), overrun(), daemon()),
-        )
-    ]
-
-
-def of_observations() -> list[Scenario]:
-    """Return scenarios of what is open, hidden, elsewhere or interrupted."""
-    a, ever = manager("A"), _recover()
-    two = USUAL._replace(system=TwoNamespaces)
-    return [
-        Scenario(
-            "a VM in the background, its run ends, settle, recover",
-            (runner("A"), background_vm("A"), _settler(), ever),
-        ),
-        Scenario(
-            "a VM in the background, its run is killed, settle",
-            (runner("A"), background_vm("A"), _settler()),
-            1,
-        ),
-        Scenario(
-            "a waiting tap that a program opens, time, a reaper",
-            (a, late_open("A"), clock(), _reaper()),
-        ),
-        Scenario(
-            "a user's tap, the user opens it, a crash, recover",
-            (manager("A", USERS), user("A"), _recover(after=1)),
-            1,
-        ),
-        Scenario(
-            "a user's tap, the user opens it, an administrator renames",
-            (manager("A", USERS), user("A"), administrator("rename", "vnet0", "lan0")),
-        ),
-        Scenario(
-            "a user's tap, an administrator deletes, a foreign program",
-            (manager("A", USERS), administrator("delete", "vnet0"), foreign()),
-        ),
-        Scenario(
-            "a VM that stops by itself, settle while /proc is hidden for a time",
-            (bound("A"), vm("A"), _settler(), hidden()),
-            1,
-        ),
-        Scenario(
-            "recover from another namespace, namespaces hidden for a time, a crash",
-            (a, hidden(), _recover(parts=two._replace(place="pod"))),
-            1,
-        ),
-        Scenario(
-            "an administrator moves a device, recover, namespaces hidden for a time",
-            (
-                manager("A", parts=two),
-                mover("A"),
-                _recover(parts=two),
-                hidden(),
-            ),
-            end=ending(two),
-        ),
-        Scenario(
-            "an administrator moves a device, a reaper, time",
-            (
-                manager("A", parts=two),
-                administrator("move", "vnet0"),
-                _reaper(two),
-                clock(),
-            ),
-            end=ending(two),
-        ),
-        Scenario(
-            "a macvtap is opened again, an administrator deletes, another VM",
-            (
-                reopener("A", MACVTAP),
-                administrator("delete", "vnet0"),
-                manager("B", MACVTAP),
-            ),
-        ),
-        Scenario(
-            "one name, a manager that waits for it, time, a late delete",
-            (
-                manager("A", TAP._replace(name="web")),
-                waiter("B"),
-                clock(),
-                late_cleanup("A", "delete"),
-            ),
-        ),
-        Scenario(
-            "one name, a manager that reclaims, another that does not",
-            (reclaimer("A"), manager("B", TAP._replace(name="web"))),
-        ),
-        Scenario(
-            "a signal handler uses the same Host, an administrator deletes",
-            (
-                Script("A", (acquire(),)),
-                administrator("delete", "vnet0"),
-                handler("recover", lambda do: do.recover()),
-                signal("recover"),
-            ),
+            (a, down, overrun(), daemon()),
+            large=True,
         ),
     ]
 
 
-SMALL_WITH_BACKENDS = (
-    "two ports of a switch, a late cleanup by name",
-    "a port, a crash, recover",
-    "rules, a crash, recover",
-    "a port, its switch goes and comes, a reaper, time",
-    "two ports without FIN WAIT",
-)
-
-
-def with_backends() -> list[Scenario]:
+def of_backends() -> list[Scenario]:
     """Return scenarios of devices with parts in backends."""
-    a, b = (
-        manager("A", PORT, parts=WITH_BACKENDS),
-        manager("B", PORT, parts=WITH_BACKENDS),
-    )
+    scenarios = [*_of_ports(), *_of_rules()]
+    return [scenario._replace(end=ending(WITH_BACKENDS)) for scenario in scenarios]
+
+
+def _of_ports() -> list[Scenario]:
+    a, b = (manager(name, PORT, parts=WITH_BACKENDS) for name in "AB")
     at_once = PORT._replace(fin_wait=0)
-    a0, b0 = (
-        manager("A", at_once, parts=WITH_BACKENDS),
-        manager("B", at_once, parts=WITH_BACKENDS),
-    )
-    guarded = manager("A", GUARDED, parts=WITH_BACKENDS)
+    two = [manager(name, at_once, parts=WITH_BACKENDS) for name in "AB"]
     once = _recover(after=1, parts=WITH_BACKENDS)
-    reaper, end = _reaper(WITH_BACKENDS), ending(WITH_BACKENDS)
-    scenarios = [
+    return [
         Scenario(
             "two ports of a switch, a late cleanup by name",
             (a, b, late_port_cleanup("A")),
         ),
         Scenario("a port, a crash, recover", (a, once), 1),
-        Scenario("rules, a crash, recover", (guarded, once), 1),
         Scenario(
             "a port, its switch goes and comes, a reaper, time",
-            (a, switch(), reaper, clock()),
+            (a, switch(), _reaper(WITH_BACKENDS), clock()),
         ),
-        Scenario("two ports without FIN WAIT", (a0, b0)),
-        Scenario("two ports without FIN WAIT, a crash, recover", (a0, b0, once), 1),
+        Scenario("two ports without FIN WAIT", (*two,)),
+        Scenario(
+            "two ports without FIN WAIT, a crash, recover", (*two, once), 1, large=True
+        ),
         Scenario(
             "two ports without FIN WAIT, the switch goes and comes",
-            (a0, b0, switch()),
+            (*two, switch()),
+            large=True,
         ),
         Scenario(
             "a port, its switch goes and comes, a crash, recover",
             (a, switch(), once),
             1,
+            large=True,
         ),
         Scenario(
             "a port, an administrator deletes, a foreign port, recover",
@@ -362,106 +498,20 @@ def with_backends() -> list[Scenario]:
                 foreign_port(),
                 _recover(parts=WITH_BACKENDS),
             ),
+            large=True,
         ),
+    ]
+
+
+def _of_rules() -> list[Scenario]:
+    guarded = manager("A", GUARDED, parts=WITH_BACKENDS)
+    once = _recover(after=1, parts=WITH_BACKENDS)
+    return [
+        Scenario("rules, a crash, recover", (guarded, once), 1),
         Scenario(
             "rules, a change while the VM stops, a crash, recover",
             (guarded, setter("A", parts=WITH_BACKENDS, filter=False), once),
             1,
-        ),
-    ]
-    return [scenario._replace(end=end) for scenario in scenarios]
-
-
-def full() -> list[Scenario]:
-    """Return all scenarios. They take most of an hour."""
-    a, b, c = manager("A"), manager("B"), manager("C")
-    once, ever = _recover(after=1), _recover()
-    late, delete = late_cleanup("A"), late_cleanup("A", "delete")
-    return [
-        *small(),
-        Scenario("three managers", (a, b, c)),
-        Scenario(
-            "two managers, a foreign program, a late cleanup",
-            (a, b, foreign(), late),
-        ),
-        Scenario(
-            "two managers, a foreign program, a crash, recover",
-            (a, b, foreign(), once),
-            1,
-        ),
-        Scenario(
-            "two managers, a late cleanup, a crash, recover",
-            (a, b, late, once),
-            1,
-        ),
-        Scenario(
-            "two recovers, a late delete, time",
-            (a, ever, _recover("other"), delete, clock()),
-        ),
-        Scenario(
-            "a VM that stops by itself, settle, recover, two crashes",
-            (bound("A"), vm("A"), _settler(), ever),
-            2,
-        ),
-        Scenario(
-            "a VM that stops by itself, settle, recover, a late delete, time",
-            (bound("A"), vm("A"), _settler(), ever, delete, clock()),
-        ),
-        Scenario(
-            "a recover, a reaper, a late delete, time, a foreign program",
-            (a, ever, _reaper(), delete, clock(), foreign()),
-        ),
-        Scenario(
-            "a crash, and one in recover, a late delete, a foreign program",
-            (a, ever, _recover("second", after=1), delete, foreign()),
-            2,
-        ),
-        Scenario(
-            "two managers, an administrator deletes, a foreign program",
-            (a, b, administrator("delete", "vnet0"), foreign()),
-        ),
-        Scenario(
-            "two managers, an administrator deletes, time, a reaper",
-            (a, b, administrator("delete", "vnet0"), clock(), _reaper()),
-        ),
-        Scenario(
-            "two managers, a late cleanup, time, a reaper",
-            (a, b, late, clock(), _reaper()),
-        ),
-        Scenario(
-            "a manager, a late cleanup, time, a reaper, a crash, recover",
-            (a, late, clock(), _reaper(), once),
-            1,
-        ),
-        Scenario(
-            "a change while the VM stops, recover any time, a crash",
-            (a, setter("A"), ever),
-            1,
-        ),
-        Scenario(
-            "two VMs with macvtaps, a foreign program, a crash, recover",
-            (manager("A", MACVTAP), manager("B", MACVTAP), foreign(), once),
-            1,
-        ),
-        of_pods()[0],
-        *of_upkeep()[1:],
-        Scenario(
-            "a target on standby that takes over, a crash, settle, recover any time",
-            (target("A"), _settler(), ever._replace(mortal=False)),
-            1,
-        ),
-        Scenario(
-            "a user's tap, the user opens it, an administrator renames, recover",
-            (
-                manager("A", USERS),
-                user("A"),
-                administrator("rename", "vnet0", "lan0"),
-                ever,
-            ),
-        ),
-        *(
-            scenario
-            for scenario in with_backends()
-            if scenario.name not in SMALL_WITH_BACKENDS
+            large=True,
         ),
     ]

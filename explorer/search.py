@@ -37,6 +37,8 @@ class Scenario(NamedTuple):
     """The checks after each step."""
     end: Script | None = ending()
     """What is done when no actor can continue."""
+    large: bool = False
+    """It has too many schedules for the small bound."""
 
 
 class Counterexample(NamedTuple):
