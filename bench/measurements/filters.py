@@ -17,8 +17,9 @@ from bench.measurements import Run
 from bench.result import Goal, Row, Table, interleave
 from bench.world import world
 from lab import guests, shell
+from lab.frame_kinds import frame_kinds
+from lab.frame_kinds.kind import ADDRESSES, MINE4, MINE6, OTHER_MAC, FrameKind
 from lab.guests import GuestBridge, Leased
-from lab.kinds import ADDRESSES, MINE4, MINE6, OTHER_MAC, Kind, kinds
 
 TAPSTER_MAC, TAPSTER = "Tapster, MAC", "Tapster, MAC and addresses"
 NONE, INCUS, CNI, NEUTRON = "no filter", "Incus", "CNI bridge", "Neutron"
@@ -131,9 +132,9 @@ def measure(run: Run) -> Iterator[Table]:
         )
 
 
-def _bridged(mac: str) -> list[Kind]:
+def _bridged(mac: str) -> list[FrameKind]:
     """Return the kinds that a bridge forwards without a filter."""
-    return [kind for kind in kinds(mac or OTHER_MAC) if kind.bridged]
+    return [kind for kind in frame_kinds(mac or OTHER_MAC) if kind.bridged]
 
 
 def _count(run: Run, wiring: dict[str, Any], rules: str) -> Counts:

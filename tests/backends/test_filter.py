@@ -12,9 +12,10 @@ import pytest
 
 import tapster
 from lab import frames, guests, shell
+from lab.frame_kinds import frame_kinds
+from lab.frame_kinds.kind import ADDRESSES, MINE4, MINE6, OTHER4, STRANGE6, FrameKind
 from lab.frames import BROADCAST, ether, tagged
 from lab.guests import GuestBridge, Leased
-from lab.kinds import ADDRESSES, MINE4, MINE6, OTHER4, STRANGE6, Kind, kinds
 from tapster import Tap
 from tapster.backends import filter
 from tapster.backends.table import TableBackend
@@ -28,11 +29,11 @@ def lab(ledger: Path) -> Iterator[GuestBridge]:
         yield lab
 
 
-def cases(me: str) -> dict[str, Kind]:
+def cases(me: str) -> dict[str, FrameKind]:
     """The kinds of frames whose bytes do not change on their way."""
     return {
         f"{kind.group}: {kind.name}": kind
-        for kind in kinds(me)
+        for kind in frame_kinds(me)
         if not any(kind.request)
     }
 

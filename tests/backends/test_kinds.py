@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from lab import guests, shell
+from lab.frame_kinds import frame_kinds
+from lab.frame_kinds.kind import ADDRESSES, OTHER_MAC, FrameKind
+from lab.frame_kinds.page import PAGE, page
 from lab.guests import GuestBridge, Leased
-from lab.kinds import ADDRESSES, OTHER_MAC, PAGE, Kind, kinds, page
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
@@ -25,7 +27,7 @@ def lab(ledger: Path) -> Iterator[GuestBridge]:
 
 def wrong(lab: GuestBridge, guest: Leased, passes: str) -> list[str]:
     """The kinds that do not arrive as they should: in the column that is named."""
-    every = kinds(guest.mac)
+    every = frame_kinds(guest.mac)
     expected = Counter(
         kind.frame for kind in every if _should(kind, passes) and not any(kind.request)
     )
@@ -46,7 +48,7 @@ def wrong(lab: GuestBridge, guest: Leased, passes: str) -> list[str]:
     ]
 
 
-def _should(kind: Kind, column: str) -> bool:
+def _should(kind: FrameKind, column: str) -> bool:
     if column == "bridged":
         return kind.bridged
     return kind.passes[column == "addresses"]
@@ -77,7 +79,7 @@ def test_each_kind_passes_or_not(lab: GuestBridge, mode: str, netfilter: bool) -
 
 def test_the_bridge_learns_no_forged_mac_from_any_of_them(lab: GuestBridge) -> None:
     guest = lab.guest(filter=True)
-    for kind in kinds(guest.mac):
+    for kind in frame_kinds(guest.mac):
         guest.send(kind.frame, kind.request)
     assert OTHER_MAC not in shell.sh("bridge fdb show br br0")
 
@@ -86,18 +88,20 @@ def test_every_kind_reaches_a_filtered_guest(lab: GuestBridge) -> None:
     guest = lab.guest(filter=True, addresses=ADDRESSES)
     sent = [
         kind.frame
-        for kind in kinds(lab.peer.mac)
+        for kind in frame_kinds(lab.peer.mac)
         if kind.bridged and not any(kind.request)
     ]
     assert lab.arrive(lab.peer, sent, guest) == sent
 
 
 def test_there_are_many_kinds_and_each_has_a_name() -> None:
-    every = kinds("52:54:00:12:34:56")
+    every = frame_kinds("52:54:00:12:34:56")
     assert len(every) >= 300
     names = Counter((kind.group, kind.name) for kind in every)
     assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_the_page_shows_this_table() -> None:
-    assert PAGE.read_text("utf-8") == page(), "to update it: python -m lab.kinds"
+    assert PAGE.read_text("utf-8") == page(), (
+        "to update it: python -m lab.frame_kinds.page"
+    )
