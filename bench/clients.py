@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
-from tapster import Manager, Tap
+from tapster import AnyHost, Tap
 
 Report = Callable[[Any], None]
 """Ends the clock of a client, and says what the client found, as JSON can hold it."""
-Work = Callable[[Manager, Report], None]
+Work = Callable[[AnyHost, Report], None]
 
 READY = b"-"
 
@@ -26,15 +26,15 @@ class Together(NamedTuple):
 
 
 def together(
-    manager: Callable[[], AbstractContextManager[Manager]], works: Sequence[Work]
+    opening: Callable[[], AbstractContextManager[AnyHost]], works: Sequence[Work]
 ) -> Together:
-    """Let a process do each work with a manager of its own.
+    """Let a process do each work with a Host or a Client of its own.
 
-    The clock begins when each has its manager and has made one device with it: what a
+    The clock begins when each has opened it and has made one device with it: what a
     process takes to start is no part of a call.
     """
     going, go = os.pipe()
-    pipes = [_client(manager, work, going, go) for work in works]
+    pipes = [_client(opening, work, going, go) for work in works]
     os.close(going)
     for pipe in pipes:
         assert os.read(pipe, 1) == READY, "a client has failed"
@@ -51,7 +51,7 @@ def together(
 
 
 def _client(
-    manager: Callable[[], AbstractContextManager[Manager]],
+    opening: Callable[[], AbstractContextManager[AnyHost]],
     work: Work,
     going: int,
     go: int,
@@ -70,7 +70,7 @@ def _client(
 
     try:
         os.close(go)
-        with manager() as host:
+        with opening() as host:
             first = host.acquire(Tap())
             first.close()
             host.release(first)

@@ -199,7 +199,7 @@ def reclaimer(name: str, *, parts: Parts = USUAL) -> Script:
 
 
 def waiter(name: str) -> Script:
-    """A manager that waits until the name is free: see `Manager.acquire_waiting`.
+    """A manager that waits until the name is free: see `AnyHost.acquire_waiting`.
 
     It tries three times.
     """

@@ -41,7 +41,7 @@ class Plugin:
         self.acquired: Lease | None = None
         self._operations = operations
         if self.settles:
-            with suppress(HostError, ConflictError):  # as verbs.open_manager
+            with suppress(HostError, ConflictError):  # as verbs.open_host
                 operations.recover.settle()
 
     def __enter__(self) -> Self:
@@ -130,12 +130,12 @@ def _run(
     network = config.read_network(call, configuration, protocol.NEWEST)
     opened: list[Plugin] = []
 
-    def open_manager(*_: object) -> Plugin:
+    def open_host(*_: object) -> Plugin:
         opened.append(plugin(actor.operations(USUAL)))
         return opened[0]
 
     try:
-        VERBS[verb](call, network, configuration, open_manager)
+        VERBS[verb](call, network, configuration, open_host)
     except (TapsterError, protocol.CniFailure) as error:
         return Failed(type(error).__name__)
     return opened[0]

@@ -4,16 +4,16 @@
 import os
 from collections.abc import Iterable
 
-from tapster import Lease, Manager, OpenDevice, Spec
+from tapster import AnyHost, Lease, OpenDevice, Spec
 
 
 def no_reaper(_: str) -> None:
     """Start no reaper: the test decides when to reap."""
 
 
-def acquire(manager: Manager, spec: Spec, *, pid: int | None = None) -> Lease:
+def acquire(host: AnyHost, spec: Spec, *, pid: int | None = None) -> Lease:
     """Acquire a device and close its descriptors; the lease."""
-    with manager.acquire(spec, pid=pid) as opened:
+    with host.acquire(spec, pid=pid) as opened:
         return opened.lease
 
 

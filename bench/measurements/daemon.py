@@ -17,7 +17,7 @@ from bench.clients import Report, together
 from bench.measurements import Run
 from bench.result import Goal, Row, Table, interleave
 from bench.world import BenchWorld, world
-from tapster import Host, Manager, Tap, connect
+from tapster import AnyHost, Host, Tap, connect
 
 PAIRS = 400
 LEASES = 4000
@@ -151,7 +151,7 @@ def _start(place: BenchWorld) -> subprocess.Popen[bytes]:
     return process
 
 
-def _pairs(host: Manager, number: int, spec: Tap) -> list[float]:
+def _pairs(host: AnyHost, number: int, spec: Tap) -> list[float]:
     """Acquire and release so often; the seconds of each acquire."""
     taken = []
     for _ in range(number):
@@ -169,17 +169,17 @@ def _alone(host: Host, number: int) -> DaemonFigures:
 
 
 def _together(
-    manager: Callable[[], AbstractContextManager[Manager]],
+    opening: Callable[[], AbstractContextManager[AnyHost]],
     clients: int,
     pairs: int,
     spec: Tap,
 ) -> DaemonFigures:
     each = max(pairs // clients, 2)
 
-    def work(host: Manager, report: Report) -> None:
+    def work(host: AnyHost, report: Report) -> None:
         report(_pairs(host, each, spec))
 
-    spent, found = together(manager, [work] * clients)
+    spent, found = together(opening, [work] * clients)
     return _found([seconds for taken in found for seconds in taken], spent)
 
 

@@ -17,7 +17,7 @@ from bench.measurements.limits import PORTS, TOGETHER
 from bench.result import Goal, Row, Table, interleave
 from bench.ways.tapster import COMMAND, no_reaper
 from bench.world import BenchWorld, world
-from tapster import Host, Manager, State, Tap
+from tapster import AnyHost, Host, State, Tap
 
 CLIENTS, DEVICES = 64, 1000
 VMS = 300
@@ -117,7 +117,7 @@ def _boot(path: Path, clients: int, devices: int) -> Storm:
     return Storm(storm.seconds, max(storm.found))
 
 
-def _boot_one(bridges: Sequence[int], host: Manager, report: Report) -> None:
+def _boot_one(bridges: Sequence[int], host: AnyHost, report: Report) -> None:
     """Acquire a device on each of these bridges; report how long the slowest took."""
     made = []
     longest = 0.0
@@ -182,6 +182,6 @@ def _stop_bound(path: Path, vms: int) -> Storm:
     return Storm(last, last)
 
 
-def _wait_for(host: tapster.Manager, number: int, state: State) -> None:
+def _wait_for(host: tapster.AnyHost, number: int, state: State) -> None:
     while sum(lease.state is state for lease in host.leases()) != number:
         pass

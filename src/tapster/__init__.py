@@ -13,7 +13,7 @@ with tapster.Host() as host:
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from tapster.api import Manager, Reference
+    from tapster.api import AnyHost, Reference
     from tapster.backends.backend import Backend
     from tapster.errors import (
         BadName,
@@ -74,6 +74,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Action",
+    "AnyHost",
     "Backend",
     "BadName",
     "BridgeFull",
@@ -100,7 +101,6 @@ __all__ = [
     "Link",
     "MacTaken",
     "Macvtap",
-    "Manager",
     "MissingCapability",
     "Mode",
     "NameTaken",
@@ -137,7 +137,7 @@ _HOMES = {
     "Count": "tapster.rpc.interface",
     "Event": "tapster.rpc.interface",
     "Host": "tapster.host",
-    "Manager": "tapster.api",
+    "AnyHost": "tapster.api",
     "OpenDevice": "tapster.open_device",
     "Reference": "tapster.api",
     "Repair": "tapster.operations.decision",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Manager: the methods that Host and Client share."""
+"""AnyHost: the methods that Host and Client share."""
 
 from select import select
 from time import CLOCK_BOOTTIME, clock_gettime
@@ -53,15 +53,15 @@ LONGEST_SLEEP = 3600.0
 T = TypeVar("T")
 
 
-class Manager(Protocol):
+class AnyHost(Protocol):
     """Acquires, releases and looks after network devices for VMs.
 
     `Host` does this itself and needs privileges. `connect()` gives a `Client`, for
-    which the daemon does it. Close a manager, or use it as a context manager; that
+    which the daemon does it. Close either, or use it as a context manager; that
     ends no lease.
 
     Every method raises RequestError if the request is impossible, ConflictError if
-    another lease, manager or program holds what is needed, HostError if the host
+    another lease, process or program holds what is needed, HostError if the host
     refuses, LedgerError if the ledger cannot be used, and InternalError at a fault of
     Tapster's own.
     """
@@ -167,7 +167,7 @@ class Manager(Protocol):
     def find(self, name_or_id: str, *, owner: str | None = None) -> Lease:
         """Return the lease with this id, or of this name and owner.
 
-        A name in the manager's own network namespace comes first, then a name
+        A name in the host's own network namespace comes first, then a name
         anywhere. Raises NoSuchLease, and OwnerRequired if a name is given and its
         lease has an owner, but no owner is given: the name of a lease that has ended
         may be another VM's by now.
@@ -239,7 +239,7 @@ class Manager(Protocol):
     def recover(self, *, dry_run: bool = False) -> list[Repair]:
         """Bring ledger and kernel into agreement; return what was, or would be, done.
 
-        Leases that a living manager works on are left alone. May be repeated.
+        Leases that a living process works on are left alone. May be repeated.
         """
 
     def examine(self) -> list[Problem]:
@@ -251,7 +251,7 @@ class Manager(Protocol):
         """Delete the devices that carry the stamp of a lost ledger.
 
         Only the caller can know that a ledger is lost. A device with a lease in the
-        manager's own ledger stays. So does a tap that a process has open. Return the
+        host's own ledger stays. So does a tap that a process has open. Return the
         devices' names.
 
         With `names`, delete these devices alone; if one of them must stay, delete none
@@ -298,7 +298,7 @@ def names_of(names: Iterable[str] | None) -> tuple[str, ...] | None:
     return chosen
 
 
-def wait_for_name(manager: Manager, attempt: Callable[[], T], wait: float) -> T:
+def wait_for_name(host: AnyHost, attempt: Callable[[], T], wait: float) -> T:
     """Call `attempt` again while it fails because a name is in FIN WAIT.
 
     Wait at most `wait` seconds, or ENDING_SECONDS if FIN WAIT is over. Raise the
@@ -316,24 +316,22 @@ def wait_for_name(manager: Manager, attempt: Callable[[], T], wait: float) -> T:
             end = start + (max(wait, ENDING_SECONDS) if is_over else wait)
             if now >= end:
                 raise
-            # The first manager that sees a due lease ends it: look again soon.
+            # The first process that sees a due lease ends it: look again soon.
             left = min(max(error.until - now, NAME_RETRY), end - now)
         select([], [], [], min(left, LONGEST_SLEEP))
         try:
-            manager.reap()
+            host.reap()
         except (NotAllowed, ConflictError, HostError):
             continue  # acquire says what is wrong
 
 
-def _holding(
-    manager: Manager, specs: Sequence[Spec]
-) -> Iterator[tuple[OpenDevice, ...]]:
+def _holding(host: AnyHost, specs: Sequence[Spec]) -> Iterator[tuple[OpenDevice, ...]]:
     from contextlib import ExitStack
 
-    devices = manager.acquire_all(specs)
+    devices = host.acquire_all(specs)
     with ExitStack() as ending:  # each, even if another fails
         for opened in devices:
-            ending.callback(manager.release, opened.id)
+            ending.callback(host.release, opened.id)
             ending.callback(opened.close)
         yield devices
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Host: does what a Manager does, in the caller's own process.
+"""Host: does what an AnyHost does, in the caller's own process.
 
 Each method is an operation with a file of its own in `tapster.operations`.
 """
@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 
-from tapster.api import Manager, Reference, check_acquire, id_of, ids_of, names_of
+from tapster.api import AnyHost, Reference, check_acquire, id_of, ids_of, names_of
 from tapster.backends import MakeBackends
 from tapster.checks import check_record, check_value
 from tapster.kernel.port import System
@@ -34,7 +34,7 @@ from tapster.operations.operations import Operations, open_operations
 T = TypeVar("T")
 
 
-class Host(Manager):
+class Host(AnyHost):
     """The devices of one ledger on this host.
 
     Needs CAP_NET_ADMIN. Threads may share a Host, which lets one in at a time. A forked

@@ -20,10 +20,10 @@ from lab.namespaces import inside
 from lab.redirect import filters, kernel_redirects, qdiscs, redirections
 from lab.shell import sh
 from tapster import (
+    AnyHost,
     ConflictError,
     Host,
     HostError,
-    Manager,
     OpenDevice,
     RequestError,
     Tap,
@@ -61,7 +61,7 @@ def host(pod: str, ledger: Path) -> Iterator[Host]:
         yield host
 
 
-def acquire(host: Manager, name: str = "tap0", redirect: str = "eth0") -> OpenDevice:
+def acquire(host: AnyHost, name: str = "tap0", redirect: str = "eth0") -> OpenDevice:
     return host.acquire(Tap(name=name, redirect=redirect, owner="vm", fin_wait=0))
 
 

@@ -11,13 +11,13 @@ import pytest
 from lab import iproute, library
 from lab.daemon import Daemon
 from tapster import Host, RequestError, State, Tap, connect
-from tapster.api import Manager
+from tapster.api import AnyHost
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
 
 @pytest.fixture(params=["library", "daemon"])
-def manager(request: pytest.FixtureRequest, ledger: Path) -> Iterator[Manager]:
+def host(request: pytest.FixtureRequest, ledger: Path) -> Iterator[AnyHost]:
     if request.param == "library":
         with Host(ledger, reaper=library.no_reaper) as host:
             yield host
@@ -36,44 +36,42 @@ def ended() -> Iterator[int]:
         yield child.pid
 
 
-def test_a_child_that_has_ended_releases_the_lease(
-    manager: Manager, ended: int
-) -> None:
-    device = manager.acquire(Tap(bridge="br0"))
+def test_a_child_that_has_ended_releases_the_lease(host: AnyHost, ended: int) -> None:
+    device = host.acquire(Tap(bridge="br0"))
     device.close()
-    manager.bind([device], ended)
-    assert manager.find(device.id).state is State.FIN_WAIT
+    host.bind([device], ended)
+    assert host.find(device.id).state is State.FIN_WAIT
     assert iproute.ports() == set()
 
 
 def test_a_child_that_has_ended_releases_no_tap_that_another_process_has_open(
-    manager: Manager, ended: int
+    host: AnyHost, ended: int
 ) -> None:
     """It may have started the VM, as QEMU's -daemonize does."""
-    device = manager.acquire(Tap(bridge="br0"))
-    manager.bind([device], ended)
-    assert manager.find(device.id).state is State.ACTIVE
+    device = host.acquire(Tap(bridge="br0"))
+    host.bind([device], ended)
+    assert host.find(device.id).state is State.ACTIVE
     assert iproute.ports() == {device.name}
     device.close()
-    if isinstance(manager, Host):
-        manager.settle()
-        assert manager.find(device.id).state is State.FIN_WAIT
+    if isinstance(host, Host):
+        host.settle()
+        assert host.find(device.id).state is State.FIN_WAIT
 
 
-def test_a_lease_without_fin_wait_ends(manager: Manager, ended: int) -> None:
-    device = manager.acquire(Tap(bridge="br0", fin_wait=0))
+def test_a_lease_without_fin_wait_ends(host: AnyHost, ended: int) -> None:
+    device = host.acquire(Tap(bridge="br0", fin_wait=0))
     device.close()
-    manager.bind([device], ended)
-    assert manager.leases() == []
+    host.bind([device], ended)
+    assert host.leases() == []
     assert device.name not in iproute.links()
 
 
-def test_a_pid_of_no_process_is_refused(manager: Manager) -> None:
+def test_a_pid_of_no_process_is_refused(host: AnyHost) -> None:
     with subprocess.Popen(["true"]) as child:
         pass
-    device = manager.acquire(Tap(bridge="br0"))
+    device = host.acquire(Tap(bridge="br0"))
     device.close()
     with pytest.raises(RequestError, match=f"there is no process {child.pid}"):
-        manager.bind([device], child.pid)
-    assert manager.find(device.id).state is State.ACTIVE
-    manager.release(device)
+        host.bind([device], child.pid)
+    assert host.find(device.id).state is State.ACTIVE
+    host.release(device)

@@ -57,6 +57,6 @@ def test_an_example_runs(world: None, tmp_path: Path, section: str, code: str) -
 
 def test_every_method_of_a_manager_is_on_the_page() -> None:
     text = PAGE.read_text("utf-8")
-    for name in dir(tapster.Manager):
+    for name in dir(tapster.AnyHost):
         if not name.startswith("_") and name != "close":
             assert f"`{name}" in text, name

@@ -560,7 +560,7 @@ ROOMS = [
             "tapster.model",
             "tapster.rpc.client",
         ),
-        "a container runtime starts it for each pod: it does what a Manager can do",
+        "a container runtime starts it for each pod: it does what an AnyHost can do",
     ),
     Room("tapster.cni.protocol", ("tapster.errors", "tapster.names"), "text"),
     Room(

@@ -30,7 +30,7 @@ from tapster.kernel import failure
 from tapster.light import TYPE_CHECKING, Any, NoReturn, Sequence
 
 if TYPE_CHECKING:
-    from tapster.api import Manager
+    from tapster.api import AnyHost
     from tapster.cli.parser import Parser
     from tapster.host import Host
 
@@ -203,7 +203,7 @@ def _run(options: Options, words: Sequence[str]) -> int:
         return int(module.run(chosen, host))
 
 
-def _open(verb: str, options: Options) -> "Manager":
+def _open(verb: str, options: Options) -> "AnyHost":
     """Open the ledger, or a connection to the daemon."""
     netns = getattr(options, "netns", None)
     socket_given = options.socket is not None or bool(

@@ -12,7 +12,7 @@ from tapster.cli.options import Options
 from tapster.light import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tapster.api import Manager
+    from tapster.api import AnyHost
     from tapster.cli.parser import Parser
 
 
@@ -39,7 +39,7 @@ def declare(parser: "Parser") -> None:
     parser.add_argument("--json", action="store_true", help="print the lease as JSON")
 
 
-def run(options: Options, host: "Manager") -> int:
+def run(options: Options, host: "AnyHost") -> int:
     if options.format is not None:
         from tapster.cli import ls  # rarely needed
 

@@ -13,7 +13,7 @@ from tapster.errors import RequestError
 from tapster.light import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tapster.api import Manager
+    from tapster.api import AnyHost
     from tapster.cli.parser import Parser
 
 
@@ -40,7 +40,7 @@ def declare(parser: "Parser") -> None:
     )
 
 
-def run(options: Options, host: "Manager") -> int:
+def run(options: Options, host: "AnyHost") -> int:
     if options.device and not options.remove:
         raise RequestError(
             f"a device ({options.device[0]!r}) is only named with --remove LEDGER-ID; "

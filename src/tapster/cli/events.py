@@ -15,7 +15,7 @@ from tapster.light import TYPE_CHECKING
 from tapster.model import EventQuery, HistoryEvent
 
 if TYPE_CHECKING:
-    from tapster.api import Manager
+    from tapster.api import AnyHost
     from tapster.cli.parser import Parser
 
 LIMIT = 1000
@@ -37,7 +37,7 @@ def declare(parser: "Parser") -> None:
     option("--json", action="store_true", help="print JSON")
 
 
-def run(options: Options, host: "Manager") -> int:
+def run(options: Options, host: "AnyHost") -> int:
     times.check(options)
     now = datetime.now()
     query = EventQuery(

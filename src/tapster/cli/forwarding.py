@@ -17,7 +17,7 @@ from tapster.model import Spec, Tap
 from tapster.open_device import OpenDevice
 
 if TYPE_CHECKING:
-    from tapster.api import Manager
+    from tapster.api import AnyHost
 
 PAUSE = 0.05
 """Seconds between two looks."""
@@ -45,7 +45,7 @@ def check(specs: Sequence[Spec], command: Sequence[str], texts: Sequence[str]) -
             )
 
 
-def wait(host: "Manager", devices: Sequence[OpenDevice], seconds: float) -> None:
+def wait(host: "AnyHost", devices: Sequence[OpenDevice], seconds: float) -> None:
     """Wait until the ports of all devices forward.
 
     Raises HostError after `seconds`, and KeyboardInterrupt at a signal to stop.

@@ -16,7 +16,7 @@ from tapster.install.manifest import service_files
 from tapster.light import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tapster.api import Manager
+    from tapster.api import AnyHost
     from tapster.cli.parser import Parser
 
 AFTERWARDS = (
@@ -41,7 +41,7 @@ def declare(parser: "Parser") -> None:
     )
 
 
-def run(options: Options, host: "Manager | None") -> int:
+def run(options: Options, host: "AnyHost | None") -> int:
     prefix, bindir = _installation()
     files = service_files(prefix)
     if options.dry_run:

@@ -16,7 +16,7 @@ from tapster.light import TYPE_CHECKING, Any
 from tapster.model import Lease, State
 
 if TYPE_CHECKING:
-    from tapster.api import Manager
+    from tapster.api import AnyHost
     from tapster.cli.parser import Parser
 
 DIFFERS = "differs"
@@ -64,7 +64,7 @@ def declare(parser: "Parser") -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run(options: Options, host: "Manager") -> int:
+def run(options: Options, host: "AnyHost") -> int:
     parts = None if options.format is None else parts_of(options.format)
     chosen = selection.choose(options, host, all=options.all)
     leases = sorted(chosen.leases, key=key(options.sort))
@@ -79,7 +79,7 @@ def run(options: Options, host: "Manager") -> int:
     return int(selection.report(chosen.missing))
 
 
-def _show(options: Options, host: "Manager", leases: list[Lease]) -> None:
+def _show(options: Options, host: "AnyHost", leases: list[Lease]) -> None:
     differing = host.differing(leases)
     if options.json:
         output.print_json(

@@ -23,7 +23,7 @@ from tapster.cli.supervise import become
 from tapster.light import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tapster.api import Manager
+    from tapster.api import AnyHost
     from tapster.cli.parser import Parser
 
 
@@ -34,7 +34,7 @@ def declare(parser: "Parser") -> None:
     parser.set_defaults(command=[])
 
 
-def run(options: Options, host: "Manager") -> int:
+def run(options: Options, host: "AnyHost") -> int:
     command = handover.command_of(options, "open")
     handover.check_places(command, 1)
     with host.reopen(selection.one(options, host)) as opened:

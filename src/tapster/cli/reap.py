@@ -13,7 +13,7 @@ from tapster.light import TYPE_CHECKING
 from tapster.model import State
 
 if TYPE_CHECKING:
-    from tapster.api import Manager
+    from tapster.api import AnyHost
     from tapster.cli.parser import Parser
 
 
@@ -24,7 +24,7 @@ def declare(parser: "Parser") -> None:
     )
 
 
-def run(options: Options, host: "Manager") -> int:
+def run(options: Options, host: "AnyHost") -> int:
     if not selection.is_given(options):
         print(f"reaped {host.reap(now=options.now)}")
         return 0

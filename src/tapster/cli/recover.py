@@ -10,7 +10,7 @@ from tapster.light import TYPE_CHECKING
 from tapster.operations.decision import UNREPAIRED
 
 if TYPE_CHECKING:
-    from tapster.api import Manager
+    from tapster.api import AnyHost
     from tapster.cli.parser import Parser
 
 
@@ -19,7 +19,7 @@ def declare(parser: "Parser") -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run(options: Options, host: "Manager") -> int:
+def run(options: Options, host: "AnyHost") -> int:
     repairs = host.recover(dry_run=options.dry_run)
     _report_the_rest(host)
     if options.json:
@@ -35,7 +35,7 @@ def run(options: Options, host: "Manager") -> int:
     return 0
 
 
-def _report_the_rest(host: "Manager") -> None:
+def _report_the_rest(host: "AnyHost") -> None:
     """Print the differences from the requests that recover does not restore."""
     leases = host.leases(all=False)
     differing = host.differing(leases)

@@ -18,7 +18,7 @@ from tapster.light import TYPE_CHECKING, Any
 from tapster.model import EventQuery, HistoryEntry, HistoryEvent, HistoryQuery
 
 if TYPE_CHECKING:
-    from tapster.api import Manager
+    from tapster.api import AnyHost
     from tapster.cli.parser import Parser
 
 LIMIT = 10_000
@@ -35,7 +35,7 @@ def declare(parser: "Parser") -> None:
     times.declare(parser, LIMIT, "leases")
 
 
-def run(options: Options, host: "Manager") -> int:
+def run(options: Options, host: "AnyHost") -> int:
     times.check(options)
     now = datetime.now()
     since, until = (times.parse(text, now) for text in (options.since, options.until))

@@ -11,7 +11,7 @@ from tapster.errors import RequestError, TapsterError
 from tapster.light import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tapster.api import Manager
+    from tapster.api import AnyHost
     from tapster.cli.parser import Parser
 
 
@@ -28,7 +28,7 @@ def declare(parser: "Parser") -> None:
     )
 
 
-def run(options: Options, host: "Manager") -> int:
+def run(options: Options, host: "AnyHost") -> int:
     if options.all and selection.is_given(options):
         raise RequestError("--all releases every lease: give it alone")
     if not options.all and not selection.is_given(options):

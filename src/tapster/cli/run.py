@@ -39,7 +39,7 @@ from tapster.model import Spec
 from tapster.open_device import OpenDevice
 
 if TYPE_CHECKING:
-    from tapster.api import Manager
+    from tapster.api import AnyHost
     from tapster.cli.parser import Parser
 
 FORWARDING_SECONDS = 60.0
@@ -80,7 +80,7 @@ def declare(parser: "Parser") -> None:
     )
 
 
-def run(options: Options, host: "Manager") -> int:
+def run(options: Options, host: "AnyHost") -> int:
     command = handover.command_of(options, "run")
     specs = [nic.spec(options) for options in _nics(options)]
     handover.check_places(command, len(specs))
@@ -103,7 +103,7 @@ def _run(
     command: Sequence[str],
     templates: Sequence[ConfigTemplate],
     specs: Sequence[Spec],
-    host: "Manager",
+    host: "AnyHost",
     wait_forwarding: float | None,
 ) -> int:
     with signals_blocked() as mask, ExitStack() as ending:
@@ -145,7 +145,7 @@ def _run(
             return status
 
 
-def _release(host: "Manager", opened: OpenDevice) -> None:
+def _release(host: "AnyHost", opened: OpenDevice) -> None:
     """Release; report a failure, but keep the command's status."""
     try:
         host.release(opened)
@@ -153,7 +153,7 @@ def _release(host: "Manager", opened: OpenDevice) -> None:
         print(f"tapster: {error}", file=sys.stderr)
 
 
-def _goes_on(host: "Manager", devices: Sequence[OpenDevice]) -> bool:
+def _goes_on(host: "AnyHost", devices: Sequence[OpenDevice]) -> bool:
     """Return whether the command continues in the background; then its leases last too.
 
     They end with the process in the background, or when no process has the tap open.

@@ -15,7 +15,7 @@ from tapster.light import TYPE_CHECKING, Iterable, Sequence
 from tapster.model import Lease, State
 
 if TYPE_CHECKING:
-    from tapster.api import Manager
+    from tapster.api import AnyHost
     from tapster.cli.parser import Parser
 
 FILTERS = ("owner", "bridge", "state", "in_netns", "label")
@@ -58,7 +58,7 @@ def declare_one(parser: "Parser") -> None:
     )
 
 
-def one(options: Options, host: "Manager") -> Lease:
+def one(options: Options, host: "AnyHost") -> Lease:
     """Return the lease that the options of `declare_one` choose, to be changed.
 
     Raises NoSuchLease and OwnerRequired.
@@ -139,7 +139,7 @@ class Chosen:
         self.missing = missing
 
 
-def choose(options: Options, host: "Manager", *, all: bool = True) -> Chosen:
+def choose(options: Options, host: "AnyHost", *, all: bool = True) -> Chosen:
     """Return the leases that the options choose, in the order of their creation.
 
     Without `all`, a lease in FIN WAIT is chosen only by its exact name or id, or by
@@ -174,7 +174,7 @@ def choose(options: Options, host: "Manager", *, all: bool = True) -> Chosen:
     return Chosen([lease for lease in leases if lease.id in ids], missing)
 
 
-def _find_each(names: Sequence[str], owner: str | None, host: "Manager") -> Chosen:
+def _find_each(names: Sequence[str], owner: str | None, host: "AnyHost") -> Chosen:
     """Find leases by name or id, without a list of all: for a VM's start and stop."""
     found: dict[str, Lease] = {}
     missing: list[NoSuchLease] = []
@@ -187,7 +187,7 @@ def _find_each(names: Sequence[str], owner: str | None, host: "Manager") -> Chos
     return Chosen(list(found.values()), missing)
 
 
-def _with_hint(error: NoSuchLease, name: str, host: "Manager") -> NoSuchLease:
+def _with_hint(error: NoSuchLease, name: str, host: "AnyHost") -> NoSuchLease:
     """Return an error with the nearest name, unless a lease has the name."""
     leases = host.leases()
     names = {lease.name for lease in leases}

@@ -7,7 +7,7 @@ from tapster.errors import RequestError
 from tapster.light import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tapster.api import Manager
+    from tapster.api import AnyHost
     from tapster.cli.parser import Parser
 
 
@@ -17,7 +17,7 @@ def declare(parser: "Parser") -> None:
     parser.add_argument("--json", action="store_true", help="print the lease as JSON")
 
 
-def run(options: Options, host: "Manager") -> int:
+def run(options: Options, host: "AnyHost") -> int:
     changes = wire.changes(options)
     if not changes:
         raise RequestError("nothing to change was given; see: tapster set --help")

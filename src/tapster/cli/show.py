@@ -9,7 +9,7 @@ from tapster.model import Lease
 from tapster.operations.decision import UNREPAIRED
 
 if TYPE_CHECKING:
-    from tapster.api import Manager
+    from tapster.api import AnyHost
     from tapster.cli.parser import Parser
 
 
@@ -18,7 +18,7 @@ def declare(parser: "Parser") -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run(options: Options, host: "Manager") -> int:
+def run(options: Options, host: "AnyHost") -> int:
     if not selection.is_given(options):
         raise RequestError("nothing was chosen: give a NAME or ID, or a filter")
     chosen = selection.choose(options, host)
@@ -42,7 +42,7 @@ def run(options: Options, host: "Manager") -> int:
     return int(selection.report(chosen.missing))
 
 
-def _look(host: "Manager", lease: Lease) -> dict[str, Any]:
+def _look(host: "AnyHost", lease: Lease) -> dict[str, Any]:
     link = host.device(lease)
     try:
         differences = host.differences(lease)

@@ -27,7 +27,7 @@ ENTER, LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 """The other screen of a terminal, without a cursor: the scrollback stays as it is."""
 
 if TYPE_CHECKING:
-    from tapster.api import Manager
+    from tapster.api import AnyHost
     from tapster.cli.parser import Parser
 
 
@@ -47,7 +47,7 @@ def declare(parser: "Parser") -> None:
     )
 
 
-def run(options: Options, host: "Manager") -> int:
+def run(options: Options, host: "AnyHost") -> int:
     other_screen = terminal.is_terminal()
     if other_screen:
         sys.stdout.write(ENTER)
@@ -59,7 +59,7 @@ def run(options: Options, host: "Manager") -> int:
             sys.stdout.flush()
 
 
-def _watch(options: Options, host: "Manager") -> int:
+def _watch(options: Options, host: "AnyHost") -> int:
     events: deque[Event] = deque(maxlen=EVENTS)
     before: dict[str, float] = {}
     last = time.monotonic()
@@ -85,7 +85,7 @@ def _sorted(leases: list[Lease], sort: str | None) -> list[Lease]:
     return sorted(leases, key=ls.key(sort)) if sort else leases[::-1]
 
 
-def _counts(host: "Manager") -> dict[str, float]:
+def _counts(host: "AnyHost") -> dict[str, float]:
     """Return the figures of interest; none if the user may not see them, or if there
     is no daemon."""
     from tapster.rpc.client import Client

@@ -16,7 +16,7 @@ from tapster.model import Lease
 from tapster.rpc.interface import Event
 
 if TYPE_CHECKING:
-    from tapster.api import Manager
+    from tapster.api import AnyHost
     from tapster.cli.observer import Observer
     from tapster.cli.parser import Parser
     from tapster.rpc.client import Client
@@ -45,7 +45,7 @@ def declare(parser: "Parser") -> None:
     )
 
 
-def run(options: Options, host: "Manager") -> int:
+def run(options: Options, host: "AnyHost") -> int:
     filter_ = EventFilter(options, host)
     with source(host) as events:
         for event in events.watch():
@@ -59,7 +59,7 @@ def run(options: Options, host: "Manager") -> int:
     return 0
 
 
-def source(host: "Manager") -> "Client | Observer":
+def source(host: "AnyHost") -> "Client | Observer":
     """Return what reports events: a connection to the daemon, or the host itself."""
     from tapster.host import Host
 
@@ -76,7 +76,7 @@ def source(host: "Manager") -> "Client | Observer":
 class EventFilter:
     """Lets the events of chosen leases pass."""
 
-    def __init__(self, options: Options, host: "Manager") -> None:
+    def __init__(self, options: Options, host: "AnyHost") -> None:
         self._options = options
         self._host = host
         self._leases: dict[str, Lease] = {}

@@ -16,7 +16,7 @@ from tapster.light import TYPE_CHECKING
 from tapster.model import HistoryEntry, HistoryQuery
 
 if TYPE_CHECKING:
-    from tapster.api import Manager
+    from tapster.api import AnyHost
     from tapster.cli.parser import Parser
 
 COLUMNS = (
@@ -44,7 +44,7 @@ def declare(parser: "Parser") -> None:
     option("--json", action="store_true", help="print JSON")
 
 
-def run(options: Options, host: "Manager") -> int:
+def run(options: Options, host: "AnyHost") -> int:
     now = datetime.now()
     at, since, until = (
         times.parse(text, now) for text in (options.at, options.since, options.until)

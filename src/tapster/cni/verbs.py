@@ -35,7 +35,7 @@ from tapster.light import TYPE_CHECKING, Any
 from tapster.model import Lease, Macvtap, State
 
 if TYPE_CHECKING:
-    from tapster.api import Manager
+    from tapster.api import AnyHost
 
 TUN = "/dev/net/tun"
 
@@ -43,7 +43,7 @@ Answer = dict[str, Any] | None
 Configuration = Mapping[str, Any]
 
 
-def open_manager(network: Network, netns: str | None = None) -> "Manager":
+def open_host(network: Network, netns: str | None = None) -> "AnyHost":
     """Open the ledger, or a connection to the daemon if there is no privilege."""
     ledger = network.keys.get("ledger")
     socket = network.keys.get("socket")
@@ -66,22 +66,22 @@ def open_manager(network: Network, netns: str | None = None) -> "Manager":
     return connect(socket, netns=netns)
 
 
-OpenManager = Callable[..., "Manager"]
-"""Opens a manager for a network, and for the namespace of a pod."""
+OpenHost = Callable[..., "AnyHost"]
+"""Opens a Host or a Client for a network, and for the namespace of a pod."""
 
 
 def add(
     call: CniCall,
     network: Network,
     configuration: Configuration,
-    open_manager: OpenManager = open_manager,
+    open_host: OpenHost = open_host,
 ) -> Answer:
     """Make the device of an attachment, and get its addresses."""
     spec = config.spec_of(network, call)
     ipam = Ipam(network.ipam, call, configuration) if network.ipam else None
     reservations = _reservations(network)
-    with open_manager(network, call.netns if network.in_pod else None) as manager:
-        with manager.acquire(spec) as opened:
+    with open_host(network, call.netns if network.in_pod else None) as host:
+        with host.acquire(spec) as opened:
             lease = opened.lease
         given: dict[str, Any] | None = None
         try:
@@ -91,15 +91,15 @@ def add(
             allowed = result.addresses(given, network)
             if lease.wiring.filter and allowed:
                 # No VMM has the device yet.
-                lease = manager.set(lease, addresses=allowed)
+                lease = host.set(lease, addresses=allowed)
             return result.of_add(network, call, lease, given)
         except BaseException as error:
-            _undo(manager, lease, ipam, reservations, call.attachment, error)
+            _undo(host, lease, ipam, reservations, call.attachment, error)
             raise
 
 
 def _undo(
-    manager: "Manager",
+    host: "AnyHost",
     lease: Lease,
     ipam: Ipam | None,
     reservations: Reservations,
@@ -111,7 +111,7 @@ def _undo(
         if ipam is not None:
             ipam.run("DEL")
             reservations.remove(attachment)
-        manager.release(lease)
+        host.release(lease)
     except (CniFailure, TapsterError) as second:
         error.add_note(f"undoing it failed too ({second}); DEL or GC will do it")
 
@@ -120,16 +120,16 @@ def delete(
     call: CniCall,
     network: Network,
     configuration: Configuration,
-    open_manager: OpenManager = open_manager,
+    open_host: OpenHost = open_host,
 ) -> Answer:
     """Give the addresses back, and release the device. There may be neither."""
     failures: list[Exception] = []
     if network.ipam:
         _collect(failures, _give_back, network, call, configuration, call.attachment)
-    with open_manager(network) as manager:
-        for lease, attachment in _leases(manager, network):
+    with open_host(network) as host:
+        for lease, attachment in _leases(host, network):
             if attachment == call.attachment and lease.state is State.ACTIVE:
-                _collect(failures, manager.release, lease)
+                _collect(failures, host.release, lease)
     _raise_all(failures)
     return None
 
@@ -140,10 +140,10 @@ def check(call: CniCall, network: Network, configuration: Configuration) -> Answ
         raise CniFailure(
             Code.CONFIGURATION, "CHECK needs prevResult, the result of ADD"
         )
-    with open_manager(network) as manager:
+    with open_host(network) as host:
         leases = [
             lease
-            for lease, attachment in _leases(manager, network)
+            for lease, attachment in _leases(host, network)
             if attachment == call.attachment and lease.state is State.ACTIVE
         ]
         if not leases:
@@ -153,18 +153,18 @@ def check(call: CniCall, network: Network, configuration: Configuration) -> Answ
                 f"network {network.name!r}",
             )
         for lease in leases:
-            _check_lease(manager, network, lease)
+            _check_lease(host, network, lease)
     if network.ipam:
         Ipam(network.ipam, call, configuration).run("CHECK")
     return None
 
 
-def _check_lease(manager: "Manager", network: Network, lease: Lease) -> None:
+def _check_lease(host: "AnyHost", network: Network, lease: Lease) -> None:
     if not result.lists(network.previous or {}, network, lease):
         raise CniFailure(Code.DIFFERS, f"prevResult has no interface {lease.name!r}")
-    if manager.device(lease) is None:
+    if host.device(lease) is None:
         raise CniFailure(Code.DIFFERS, f"device {lease.name!r} is gone")
-    if wrong := manager.differences(lease):
+    if wrong := host.differences(lease):
         shown = "; ".join(f"{part}: {text}" for part, text in wrong.items())
         raise CniFailure(Code.DIFFERS, f"device {lease.name!r} differs: {shown}")
 
@@ -173,15 +173,15 @@ def collect_garbage(
     call: CniCall,
     network: Network,
     configuration: Configuration,
-    open_manager: OpenManager = open_manager,
+    open_host: OpenHost = open_host,
 ) -> Answer:
     """End the leases, and give back the addresses, of no valid attachment."""
     valid = {*(network.valid or ())}
     failures: list[Exception] = []
-    with open_manager(network) as manager:
+    with open_host(network) as host:
         stale = [
             (lease, attachment)
-            for lease, attachment in _leases(manager, network)
+            for lease, attachment in _leases(host, network)
             if attachment not in valid
         ]
         # Every lease of a network without IPAM: its configuration may have had one.
@@ -196,7 +196,7 @@ def collect_garbage(
         for lease, _ in stale:
             if lease.state is State.ACTIVE:
                 try:
-                    manager.release(lease)
+                    host.release(lease)
                 except LeaseBusy:
                     pass  # another process works on it: the next GC looks again
                 except TapsterError as error:
@@ -211,8 +211,8 @@ def status(call: CniCall, network: Network, configuration: Configuration) -> Ans
     if "link" not in keys and not os.path.exists(TUN):
         raise CniFailure(Code.UNAVAILABLE, f"{TUN} is missing: modprobe tun")
     try:
-        with open_manager(network) as manager:
-            manager.leases()
+        with open_host(network) as host:
+            host.leases()
     except TapsterError as error:
         raise CniFailure(Code.UNAVAILABLE, str(error)) from error
     _check_links(keys)
@@ -256,13 +256,13 @@ def _reservations(network: Network) -> Reservations:
     return Reservations(network.name, network.keys.get("dataDir"))
 
 
-def _leases(manager: "Manager", network: Network) -> Iterable[tuple[Lease, Attachment]]:
+def _leases(host: "AnyHost", network: Network) -> Iterable[tuple[Lease, Attachment]]:
     """Yield the leases of a network, with their attachments.
 
     A user of the daemon can put the same labels on a lease: that lease is that user's.
     """
     own = (None, os.getuid())
-    for lease in manager.leases():
+    for lease in host.leases():
         attachment = config.attachment_of(network, lease.labels)
         if attachment is not None and lease.caller_uid in own:
             yield lease, attachment

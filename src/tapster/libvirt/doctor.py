@@ -4,7 +4,7 @@
 import os
 from collections.abc import Iterator, Sequence
 
-from tapster.api import Manager
+from tapster.api import AnyHost
 from tapster.errors import HostError, RequestError, TapsterError
 from tapster.libvirt import domain, hooks, virsh
 from tapster.libvirt.hook import LABEL, PREFIX, owner_of
@@ -28,7 +28,7 @@ class Known(NamedTuple):
     """The XML of a domain that runs."""
 
 
-def examine(manager: Manager) -> list[Problem]:
+def examine(host: AnyHost) -> list[Problem]:
     """Return every problem that root can see. A host without Tapster's domains has
     none.
     """
@@ -36,7 +36,7 @@ def examine(manager: Manager) -> list[Problem]:
         return []
     leases = [
         lease
-        for lease in manager.leases(all=False)
+        for lease in host.leases(all=False)
         if lease.owner.startswith(PREFIX) and lease.state is State.ACTIVE
     ]
     if not (leases or os.path.exists(hooks.HOOK) or any(map(os.path.exists, SOCKETS))):
@@ -52,7 +52,7 @@ def examine(manager: Manager) -> list[Problem]:
         *(_hook() if adopted or leases else ()),
         *(problem for entry in adopted for problem in _disagreements(entry)),
         *_shared(adopted),
-        *_abandoned(manager, known, leases),
+        *_abandoned(host, known, leases),
     ]
 
 
@@ -122,7 +122,7 @@ def _shared(adopted: Sequence[Known]) -> Iterator[Problem]:
 
 
 def _abandoned(
-    manager: Manager, known: Sequence[Known], leases: Sequence[Lease]
+    host: AnyHost, known: Sequence[Known], leases: Sequence[Lease]
 ) -> Iterator[Problem]:
     """Report leases that no domain uses."""
     owners = {entry.owner: entry for entry in known}
@@ -135,7 +135,7 @@ def _abandoned(
             yield Problem(problem, remedy)
         elif owner.live is None:
             # libvirt may be starting the domain. Then QEMU opens the device soon.
-            link = manager.device(lease)
+            link = host.device(lease)
             if link is not None and not link.open:
                 problem = f"{lease.name} is leased to domain {owner.name}, which is off"
                 yield Problem(problem, remedy)

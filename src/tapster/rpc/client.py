@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Client: a Manager for which the daemon does the work.
+"""Client: an AnyHost for which the daemon does the work.
 
 Small and synchronous, because it sits in the start path of VMs.
 """
 
 import os
 
-from tapster.api import Manager, Reference, check_acquire, id_of, ids_of, names_of
+from tapster.api import AnyHost, Reference, check_acquire, id_of, ids_of, names_of
 from tapster.checks import check_record, check_value
 from tapster.errors import DaemonError, RequestError
 from tapster.gate import Gate
@@ -94,7 +94,7 @@ def connect(
     return Client(socket_path(path), netns, timeout)
 
 
-class Client(Manager):
+class Client(AnyHost):
     """The devices that the daemon manages for the caller.
 
     Threads may share it; it lets one in at a time. A forked child connects by itself. A
@@ -155,7 +155,7 @@ class Client(Manager):
         on_close: bool = False,
         vhost: bool = False,
     ) -> tuple[OpenDevice, ...]:
-        """As Manager's. `pid` must be of the caller's own user."""
+        """As AnyHost's. `pid` must be of the caller's own user."""
         check_acquire(specs, pid, on_close, vhost)
         if pid not in (None, os.getpid()):
             return self._acquire_for(pid, specs, on_close, vhost)
@@ -201,7 +201,7 @@ class Client(Manager):
         self.call("Release", interface.Release(id_of(lease)))
 
     def bind(self, leases: Iterable[Reference], pid: int | None) -> None:
-        """As Manager's. The process must be of the caller's own user."""
+        """As AnyHost's. The process must be of the caller's own user."""
         check_value(int | None, pid, "pid")
         ids = tuple(ids_of(leases))
         if pid is None:
@@ -242,11 +242,11 @@ class Client(Manager):
         return device
 
     def differences(self, lease: Reference) -> dict[str, str]:
-        """As Manager's. The key "service" has the reason if a backend cannot tell."""
+        """As AnyHost's. The key "service" has the reason if a backend cannot tell."""
         return dict(self.call("Get", interface.Get(id_of(lease)))[0].differences)
 
     def differing(self, leases: Iterable[Lease]) -> frozenset[str]:
-        """As Manager's, for up to 100 active leases: each takes a call."""
+        """As AnyHost's, for up to 100 active leases: each takes a call."""
         active = [lease for lease in leases if lease.state is State.ACTIVE]
         if len(active) > DIFFERING_LEASES:
             return frozenset()

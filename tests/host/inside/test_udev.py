@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import tapster
-from tapster import Host, Manager, Tap
+from tapster import AnyHost, Host, Tap
 from tests.host.inside.world import EVENT_SECONDS, links, run, sh, wait_until
 
 TAPS = int(os.environ.get("LAB_TAPS", "300"))
@@ -34,7 +34,7 @@ def hands_on(tmp_path: Path) -> Iterator[None]:
     sh("udevadm control --reload")
 
 
-def add_taps(host: Manager) -> dict[str, str]:
+def add_taps(host: AnyHost) -> dict[str, str]:
     """Make taps; return the MAC that each must have in the host."""
     macs = {}
     for _ in range(TAPS):
