@@ -59,8 +59,8 @@ class LedgerStates:
         self._db = self._ledger.file.connection
         # An image in the mode of the rollback journal can be opened in memory. Small
         # pages make small images.
-        for settle in ("journal_mode = DELETE", "page_size = 512"):
-            self._db.execute(f"PRAGMA {settle}")
+        for setting in ("journal_mode = DELETE", "page_size = 512"):
+            self._db.execute(f"PRAGMA {setting}")
         self._db.execute("VACUUM")
         self._open(self._db.serialize())
         self._tables = self._find_tables()

@@ -166,9 +166,9 @@ class Judge:
         else:
             act.harm.append((vm, f"{what}, {vm}'s, changed by {act}"))
             if act.over is not None:
-                self._settle(act, act.over)
+                self._judge_harm(act, act.over)
 
-    def _settle(self, act: ActRecord, over: float) -> None:
+    def _judge_harm(self, act: ActRecord, over: float) -> None:
         """Judge a stranger's harm: did it come before FIN WAIT was over?"""
         for vm, text in act.harm:
             if act.late_for is not None and over > act.late_for.until:
@@ -333,7 +333,7 @@ class Judge:
                 bridge.foreign = GROUND
         verb = act.verb if act.did else "in vain"
         self.tally[f"{act.kind}: {verb}"] += 1
-        self._settle(act, mark.time)
+        self._judge_harm(act, mark.time)
 
     def _take(self, mark: Mark, take: Take) -> None:
         device = self._account.devices.get(take.ifindex)

@@ -536,7 +536,7 @@ def _end(
     event = operation.event
     if event.do in ("push", "sweep", "join"):
         for outcome in outcomes or ():
-            host = _settle(host, operation, outcome)
+            host = _record_outcome(host, operation, outcome)
         return world.with_host(host)
     if outcomes is not None and outcomes[0].action is not PushAction.REPORT:
         (outcome,) = outcomes
@@ -556,7 +556,9 @@ def _end(
     return world._replace(runs=runs).with_host(host)
 
 
-def _settle(host: HostState, operation: Operation, outcome: Outcome) -> HostState:
+def _record_outcome(
+    host: HostState, operation: Operation, outcome: Outcome
+) -> HostState:
     item = _item(host, outcome.lease)
     pushed = next(o.record for o in operation.pushes if o.record.lease == outcome.lease)
     if item is None:

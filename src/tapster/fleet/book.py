@@ -201,11 +201,13 @@ class Book:
                 [(problem, lease) for lease in leases],
             )
 
-    def settle(self, done: Iterable[tuple[BookEntry, Outcome]], now: float) -> None:
+    def record_outcomes(
+        self, done: Iterable[tuple[BookEntry, Outcome]], now: float
+    ) -> None:
         """Record the outcomes of pushes."""
         with self._file.changing() as db:
             for entry, outcome in done:
-                _settle(db, entry, outcome, now)
+                _record_outcome(db, entry, outcome, now)
 
     def rested(self, now: float) -> list[BookEntry]:
         """Ended records whose MAC can be given to another VM."""
@@ -287,7 +289,7 @@ def _in_use(db: Any, mac: str, now: float) -> bool:
     return db.execute(query, (mac, now, REST)).fetchone() is not None
 
 
-def _settle(db: Any, entry: BookEntry, outcome: Outcome, now: float) -> None:
+def _record_outcome(db: Any, entry: BookEntry, outcome: Outcome, now: float) -> None:
     record = entry.record
     which = (record.lease, record.segment)
     if outcome.epoch is not None:

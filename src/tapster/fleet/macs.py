@@ -114,7 +114,9 @@ class FleetMacs:
             return
         finally:
             self.on_asked(results, time.perf_counter() - began)
-        self._book.settle(zip(entries, outcomes, strict=True), self._wallclock())
+        self._book.record_outcomes(
+            zip(entries, outcomes, strict=True), self._wallclock()
+        )
         for entry, outcome in zip(entries, outcomes, strict=True):
             if outcome.action is PushAction.REPORT:
                 raise MacRegistered(

@@ -196,7 +196,7 @@ class Member:
             steps.push_all(self.where, self.me, pushes, self.book.running())
         )
         done = [*zip(entries, outcomes, strict=True)]
-        self.book.settle(done, self._wallclock())
+        self.book.record_outcomes(done, self._wallclock())
         return done
 
     def _sweep(self, *, everything: bool) -> None:
