@@ -40,7 +40,7 @@ class Result(NamedTuple):
     """Why a new VM did not start, each time."""
 
 
-class Host(NamedTuple):
+class LibvirtHost(NamedTuple):
     """The host, and how its domains get their devices."""
 
     lab: VmNetwork
@@ -65,7 +65,7 @@ def tapsters(name: str, device: str | None) -> str:
 
 
 @contextmanager
-def host(way: str) -> Iterator[Host]:
+def host(way: str) -> Iterator[LibvirtHost]:
     """Be on a host where domains get their devices in one of the WAYS."""
     with ExitStack() as stack:
         lab = stack.enter_context(open_lab())
@@ -80,17 +80,17 @@ def host(way: str) -> Iterator[Host]:
         if way != "libvirt":
             sh(f"{TAPSTER} --ledger {ledger} libvirt install")
         daemon.start()
-        yield Host(lab, daemon, libvirts_own if way == "libvirt" else tapsters)
+        yield LibvirtHost(lab, daemon, libvirts_own if way == "libvirt" else tapsters)
 
 
-def ends_and_another_starts(host: Host, running: str, next: str) -> str:
+def ends_and_another_starts(host: LibvirtHost, running: str, next: str) -> str:
     """Destroy the running domain while the next starts. Return why that failed."""
     starting = _virsh("start", "--paused", next)
     ending = _virsh("destroy", running)
     return _complaint(ending, starting)
 
 
-def dies_while_libvirtd_restarts(host: Host, running: str, next: str) -> str:
+def dies_while_libvirtd_restarts(host: LibvirtHost, running: str, next: str) -> str:
     """Kill the running VM while there is no libvirtd, as in an upgrade of it."""
     host.libvirt.stop(signal.SIGTERM)
     kill(qemu_pid(running))
@@ -98,7 +98,7 @@ def dies_while_libvirtd_restarts(host: Host, running: str, next: str) -> str:
     return _complaint(_virsh("start", "--paused", next))
 
 
-def is_started_again(host: Host, running: str, next: str) -> str:
+def is_started_again(host: LibvirtHost, running: str, next: str) -> str:
     """Destroy a domain, and start the same domain at once."""
     virsh(f"destroy {running}")
     return _complaint(_virsh("start", "--paused", running))
@@ -112,7 +112,7 @@ SITUATIONS = {
 WAYS = ("libvirt", "hook", "tapsterd")
 
 
-def race(host: Host, situation: str, rounds: int) -> Result:
+def race(host: LibvirtHost, situation: str, rounds: int) -> Result:
     """Run some rounds and count the harm."""
     play = SITUATIONS[situation]
     again = play is is_started_again

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from lab import vm
 from lab.shell import TAPSTER
-from lab.vm import Vm
+from lab.vm import QemuVm
 from lab.vm_network import BRIDGE, VmNetwork, wait_until_ended
 
 _TUNSETIFF = 0x400454CA
@@ -22,11 +22,11 @@ _NOTICE_SECONDS = 10.0
 class TapProvider(Protocol):
     """What differs between the two runs."""
 
-    def start(self, name: str, mac: str) -> Vm:
+    def start(self, name: str, mac: str) -> QemuVm:
         """Start a VM on a tap that is a port of the bridge; return when it runs."""
         ...
 
-    def wait_until_gone(self, dead: Vm, tap: str) -> str:
+    def wait_until_gone(self, dead: QemuVm, tap: str) -> str:
         """Wait until the killed VM's tap is handled; return a sentence about it."""
         ...
 
@@ -38,7 +38,7 @@ class KernelNames:
         self._lab = lab
         self._changes = lab.watch("ip", "-o", "monitor", "link")
 
-    def start(self, name: str, mac: str) -> Vm:
+    def start(self, name: str, mac: str) -> QemuVm:
         """Open a tap that lives as long as the VM, and hand it over."""
         fd, tap = open_tap("vnet%d")
         try:
@@ -48,7 +48,7 @@ class KernelNames:
         finally:
             os.close(fd)
 
-    def wait_until_gone(self, dead: Vm, tap: str) -> str:
+    def wait_until_gone(self, dead: QemuVm, tap: str) -> str:
         """The kernel deletes the tap as soon as nobody holds it open."""
         self._changes.wait_for(f"Deleted [0-9]+: {tap}:", _NOTICE_SECONDS)
         return f"the kernel has deleted {tap}: its name is free"
@@ -60,7 +60,7 @@ class TapsterNames:
     def __init__(self, lab: VmNetwork) -> None:
         self._lab = lab
 
-    def start(self, name: str, mac: str) -> Vm:
+    def start(self, name: str, mac: str) -> QemuVm:
         """Start QEMU below ``tapster run``."""
         argv = [
             *(TAPSTER, "run", "--nic", f"bridge={BRIDGE},mac={mac},owner={name}", "--"),
@@ -68,7 +68,7 @@ class TapsterNames:
         ]
         return vm.start(self._lab, name, mac, argv)
 
-    def wait_until_gone(self, dead: Vm, tap: str) -> str:
+    def wait_until_gone(self, dead: QemuVm, tap: str) -> str:
         """``tapster run`` ends after its VM, when it has released the tap."""
         wait_until_ended(dead.process, _NOTICE_SECONDS)
         state = self._lab.leases()[tap]["state"]

@@ -15,7 +15,7 @@ from explorer.script import USUAL, Actor, Failed, Op, Parts, Script
 from tapster.daemon.metrics import Metrics
 from tapster.daemon.upkeep import LAST_RETRY, Upkeep
 from tapster.errors import TapsterError
-from tapster.kernel.port import HERE, Changes
+from tapster.kernel.port import HERE, WatchReport
 from tapster.ledger import FIRST_IFINDEX
 from tapster.model import Link
 
@@ -74,7 +74,7 @@ def _keep_up(
         decode: dict[int, Any] = {
             index: link and partial(_same, link) for index, link in links.items()
         }
-        upkeep.look_at(Changes({HERE: decode}, set(), {}))
+        upkeep.look_at(WatchReport({HERE: decode}, set(), {}))
         upkeep.retry()
 
 

@@ -29,7 +29,7 @@ START = 20.0
 
 
 @dataclass(frozen=True)
-class Vm:
+class QemuVm:
     """A running VM."""
 
     name: str
@@ -69,12 +69,12 @@ def start(
     mac: str,
     argv: Sequence[str],
     pass_fds: Sequence[int] = (),
-) -> Vm:
+) -> QemuVm:
     """Start a VM by a command line that ends in `command`; return when it runs."""
     # A named pipe: the VM waits for its reader, and the reader knows when it runs.
     os.mkfifo(_packets(name))
     nic = Wire(lab.watch(*in_file(_packets(name))))
-    vm = Vm(name, mac, lab.spawn(*argv, pass_fds=pass_fds), nic)
+    vm = QemuVm(name, mac, lab.spawn(*argv, pass_fds=pass_fds), nic)
     nic.wait_until_listening(START)
     return vm
 

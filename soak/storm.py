@@ -22,7 +22,7 @@ from soak.marks import DEVICE, Marker
 from soak.messages import Final, Ground, Kill, Message, Tally
 from soak.part import LEDGERS, NAMESPACES, Part, boottime, ledger_path, wait_ended
 from soak.table import table
-from soak.watcher import Report, tell
+from soak.watcher import WatcherReport, tell
 
 ACTOR_SECONDS = 90.0
 """Seconds for an actor to finish its work."""
@@ -154,7 +154,7 @@ class Storm:
         assert self._watcher.stdin
         self._watcher.stdin.close()
         (line,) = self._heard.until(time.monotonic() + ACTOR_SECONDS)
-        report = Report.read(line)
+        report = WatcherReport.read(line)
         self._watcher.wait()
         findings = [*report.findings, *self._look_around(report)]
         for finding in findings[len(report.findings) :]:
@@ -213,7 +213,7 @@ class Storm:
                     self._failures.append(f"reaper {reapers[0]} does not end")
                     return
 
-    def _look_around(self, report: Report) -> list[Finding]:
+    def _look_around(self, report: WatcherReport) -> list[Finding]:
         """Return what is left, or was wrong, by witnesses other than the kernel's
         reports."""
         found = []

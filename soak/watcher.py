@@ -28,7 +28,7 @@ TOLD = 4
 """How many findings of each kind are printed; the others are counted."""
 
 
-class Report(NamedTuple):
+class WatcherReport(NamedTuple):
     """The watcher's result at the end."""
 
     tally: dict[str, int]
@@ -95,8 +95,8 @@ class Watcher:
         self._say(Sampled())
         self.judge()
 
-    def report(self) -> Report:
-        return Report(
+    def report(self) -> WatcherReport:
+        return WatcherReport(
             self._tally(),
             self._findings(),
             {

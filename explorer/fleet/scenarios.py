@@ -5,25 +5,25 @@ A VM in capitals has a name of its own in the fleet (`--vm`); any other VM is it
 lease.
 """
 
-from explorer.fleet.world import Event, FleetScenario
+from explorer.fleet.world import FleetEvent, FleetScenario
 
 
 def _start(
     host: str, vm: str, lease: str, *, given: bool = False, goes_on: bool = False
-) -> Event:
-    return Event("start", host, vm, lease, given=given, goes_on=goes_on)
+) -> FleetEvent:
+    return FleetEvent("start", host, vm, lease, given=given, goes_on=goes_on)
 
 
-def _move(vm: str, source: str, host: str, lease: str) -> tuple[Event, ...]:
+def _move(vm: str, source: str, host: str, lease: str) -> tuple[FleetEvent, ...]:
     """Hand a VM over with its epoch; the release of the source comes later."""
     return (
-        Event("standby", host, vm, lease, source=source),
-        Event("take", host, vm, lease),
+        FleetEvent("standby", host, vm, lease, source=source),
+        FleetEvent("take", host, vm, lease),
     )
 
 
-def _release(host: str, vm: str, lease: str) -> Event:
-    return Event("release", host, vm, lease)
+def _release(host: str, vm: str, lease: str) -> FleetEvent:
+    return FleetEvent("release", host, vm, lease)
 
 
 CLONE = (_start("B", "z", "z1", given=True), _release("B", "z", "z1"))
@@ -39,7 +39,7 @@ SCENARIOS = (
         ("A", "B"),
         (
             (_start("A", "X", "a1", goes_on=True), _release("A", "X", "a1")),
-            (Event("start", "B", "X", "b1"), _release("B", "X", "b1")),
+            (FleetEvent("start", "B", "X", "b1"), _release("B", "X", "b1")),
         ),
     ),
     FleetScenario(
@@ -97,12 +97,12 @@ SCENARIOS = (
         (
             (
                 _start("A", "X", "a1"),
-                Event("die", "A"),
-                Event("fence", "A"),
-                Event("restart", "B", "X", "b1"),
+                FleetEvent("die", "A"),
+                FleetEvent("fence", "A"),
+                FleetEvent("restart", "B", "X", "b1"),
                 _release("B", "X", "b1"),
             ),
-            (Event("back", "A"),),
+            (FleetEvent("back", "A"),),
         ),
     ),
     FleetScenario(
@@ -112,12 +112,12 @@ SCENARIOS = (
             (
                 _start("A", "X", "a1"),
                 *_move("X", "a1", "B", "b1"),
-                Event("die", "B"),
-                Event("fence", "B"),
-                Event("restart", "A", "X", "a2"),
+                FleetEvent("die", "B"),
+                FleetEvent("fence", "B"),
+                FleetEvent("restart", "A", "X", "a2"),
             ),
             (_release("A", "X", "a1"),),
-            (Event("back", "B"),),
+            (FleetEvent("back", "B"),),
         ),
     ),
     FleetScenario(
@@ -126,7 +126,7 @@ SCENARIOS = (
         (
             (
                 _start("A", "X", "a1"),
-                Event("restart", "B", "X", "b1", given_up=True),
+                FleetEvent("restart", "B", "X", "b1", given_up=True),
             ),
             (_release("A", "X", "a1"),),
         ),
@@ -144,7 +144,11 @@ SCENARIOS = (
         "registrations of VMs that are gone are deleted",
         ("A", "B"),
         (
-            (_start("A", "x", "a1"), _release("A", "x", "a1"), Event("sweep", "A")),
+            (
+                _start("A", "x", "a1"),
+                _release("A", "x", "a1"),
+                FleetEvent("sweep", "A"),
+            ),
             (_start("B", "z", "b1"), _release("B", "z", "b1")),
         ),
     ),
@@ -157,7 +161,7 @@ SCENARIOS = (
                 _release("A", "X", "a1"),
                 _start("A", "X", "a2"),
             ),
-            (Event("forget", "A"),),
+            (FleetEvent("forget", "A"),),
             (_start("B", "Z", "b1"), _release("B", "Z", "b1")),
         ),
     ),
@@ -167,12 +171,12 @@ SCENARIOS = (
         (
             (
                 _start("A", "X", "a1"),
-                Event("die", "A"),
-                Event("evict", "A"),
-                Event("restart", "B", "X", "b1"),
+                FleetEvent("die", "A"),
+                FleetEvent("evict", "A"),
+                FleetEvent("restart", "B", "X", "b1"),
                 _release("B", "X", "b1"),
             ),
-            (Event("back", "A"), Event("join", "A")),
+            (FleetEvent("back", "A"), FleetEvent("join", "A")),
         ),
     ),
     FleetScenario(
@@ -181,12 +185,12 @@ SCENARIOS = (
         (
             (
                 _start("A", "x", "a1"),
-                Event("die", "A"),
-                Event("evict", "A"),
-                Event("give registrations away", "A"),
+                FleetEvent("die", "A"),
+                FleetEvent("evict", "A"),
+                FleetEvent("give registrations away", "A"),
             ),
             (_start("B", "z", "b1"),),
-            (Event("back", "A"), Event("join", "A")),
+            (FleetEvent("back", "A"), FleetEvent("join", "A")),
         ),
     ),
     FleetScenario(
@@ -210,10 +214,10 @@ SCENARIOS = (
                 *_move("X", "a1", "B", "b1"),
                 *_move("X", "b1", "C", "c1"),
                 _release("A", "X", "a1"),
-                Event("die", "C"),
-                Event("restart", "A", "X", "a2"),
+                FleetEvent("die", "C"),
+                FleetEvent("restart", "A", "X", "a2"),
             ),
-            (Event("back", "C"),),
+            (FleetEvent("back", "C"),),
         ),
         losses=0,
     ),

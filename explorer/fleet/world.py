@@ -22,7 +22,7 @@ ROUNDS = 8
 Items = tuple[tuple[str, str | None], ...]
 
 
-class Event(NamedTuple):
+class FleetEvent(NamedTuple):
     """One step of a script."""
 
     do: str
@@ -40,7 +40,7 @@ class Event(NamedTuple):
 class Operation(NamedTuple):
     """An operation under way, with the answers that it has had."""
 
-    event: Event
+    event: FleetEvent
     pushes: tuple[Push, ...]
     running: frozenset[str]
     answers: tuple[Any, ...] = ()
@@ -117,7 +117,7 @@ class FleetScenario(NamedTuple):
 
     name: str
     hosts: tuple[str, ...]
-    scripts: tuple[tuple[Event, ...], ...]
+    scripts: tuple[tuple[FleetEvent, ...], ...]
     losses: int = 1
     """How many answers may be lost, or processes die, in one schedule of the small
     bound."""
@@ -209,7 +209,7 @@ def _successors(
         )
 
 
-def _label(event: Event) -> str:
+def _label(event: FleetEvent) -> str:
     return " ".join(part for part in (event.host, event.do, event.vm) if part)
 
 
@@ -227,7 +227,7 @@ def _pushable(item: Item) -> bool:
 # Scripts
 
 
-def _enabled(world: FleetState, event: Event) -> bool:
+def _enabled(world: FleetState, event: FleetEvent) -> bool:
     host = world.host(event.host)
     item = _item(host, event.lease)
     match event.do:
@@ -264,7 +264,7 @@ def _item(host: HostState, lease: str) -> Item | None:
     return next((item for item in host.items if item.record.lease == lease), None)
 
 
-def _begin(world: FleetState, event: Event) -> FleetState:
+def _begin(world: FleetState, event: FleetEvent) -> FleetState:
     host = world.host(event.host)
     match event.do:
         case "start" | "restart":
@@ -345,7 +345,7 @@ def _put(world: FleetState, key: str, value: str | None) -> FleetState:
     return world._replace(store=_written(world.store, ((key, value),)))
 
 
-def _vm(event: Event) -> str:
+def _vm(event: FleetEvent) -> str:
     return event.vm if event.vm.isupper() else registration.own_vm(event.lease)
 
 
@@ -373,7 +373,7 @@ def _released(host: HostState, lease: str) -> HostState:
 
 def _begin_push(world: FleetState, host: HostState) -> FleetState:
     pushes = tuple(Push(item.record) for item in host.items if _pushable(item))
-    operation = Operation(Event("push", host.name), pushes, host.running)
+    operation = Operation(FleetEvent("push", host.name), pushes, host.running)
     return world.with_host(host._replace(operation=operation))
 
 
@@ -576,7 +576,7 @@ def _record_outcome(
 # What must hold
 
 
-def _check_granted(world: FleetState, event: Event) -> None:
+def _check_granted(world: FleetState, event: FleetEvent) -> None:
     for run in world.runs:
         if run.vm != event.vm:
             raise Violation(f"{event.vm} is given the MAC while {run.vm} runs")

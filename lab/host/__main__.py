@@ -42,7 +42,7 @@ def main() -> int:
         ).status
 
 
-def _plan(options: argparse.Namespace) -> testing.Plan:
+def _plan(options: argparse.Namespace) -> testing.HostTests:
     return testing.plan(
         options.suite,
         options.arguments,

@@ -10,7 +10,7 @@ SLOTS = 2
 """Cards that a host has room for."""
 
 
-class End(NamedTuple):
+class CableEnd(NamedTuple):
     """One end of a cable."""
 
     here: Path
@@ -46,7 +46,7 @@ def slots() -> list[str]:
     return options
 
 
-def cable(folder: Path, name: str = "cable") -> tuple[End, End]:
+def cable(folder: Path, name: str = "cable") -> tuple[CableEnd, CableEnd]:
     """Return the two ends of a cable, whose sockets are in this folder."""
     left, right = (folder / f"{name}-{side}" for side in ("left", "right"))
-    return End(left, right), End(right, left)
+    return CableEnd(left, right), CableEnd(right, left)

@@ -16,7 +16,7 @@ from typing import NamedTuple, Self
 
 from lab.host import accelerator, cable, cache
 from lab.host.agent import ERR, EXIT, HEADER, INPUT, OUT, RUN
-from lab.host.cable import End
+from lab.host.cable import CableEnd
 from lab.host.image import Image
 from lab.host.qmp import Qmp
 
@@ -60,7 +60,7 @@ class DebianHost:
         *,
         name: str = "host",
         disk: Path | None = None,
-        cables: Sequence[End] = (),
+        cables: Sequence[CableEnd] = (),
         console: str = "",
     ) -> None:
         """`disk`: what to lay the host's own disk over, instead of the image's.
@@ -131,7 +131,7 @@ class DebianHost:
             self._agent = self._accept(agent)
             self._qmp = Qmp(self._accept(control))
 
-    def plug_in(self, end: End) -> None:
+    def plug_in(self, end: CableEnd) -> None:
         """Give the running host a network card at this end of a cable, for good."""
         number = len(self._cables)
         self.qmp.command("netdev_add", **end.network(number))

@@ -33,7 +33,7 @@ class Unplanned(Exception):
     """No report says which tests to run."""
 
 
-class Plan(NamedTuple):
+class HostTests(NamedTuple):
     """What runs where, and how often a test repeats what may or may not go wrong."""
 
     suite: str
@@ -64,7 +64,7 @@ def plan(
     times: int,
     minutes: float,
     ran_file: Path | None = None,
-) -> Plan:
+) -> HostTests:
     """Divide tests into parts; each part gets the other arguments of pytest.
 
     The tests are those among the arguments, or all. With the report of a computer that
@@ -79,7 +79,7 @@ def plan(
         tests = ran.missing(skipped)
     elif not tests:
         tests = [*DEFAULT]
-    return Plan(
+    return HostTests(
         suite,
         {
             part: [*chosen, *others]
@@ -100,7 +100,7 @@ def _part(test: str) -> str:
     return "inside" if test.startswith("tests/host") else "isolated"
 
 
-def run(image: Image, plan: Plan) -> int:
+def run(image: Image, plan: HostTests) -> int:
     """Run all parts; show what each prints, one after the other."""
     here = next((part for part in plan.parts if part != "outside"), None)
     status = 0
@@ -122,7 +122,7 @@ def run(image: Image, plan: Plan) -> int:
     return status
 
 
-def _command(plan: Plan, part: str) -> list[str]:
+def _command(plan: HostTests, part: str) -> list[str]:
     """Return a command that runs one part."""
     arguments, report = plan.parts[part], str(plan.report(part))
     if part != "outside":
@@ -150,7 +150,7 @@ def _beside(
             process.send_signal(signal.SIGINT)
 
 
-def _on_host(host: DebianHost, plan: Plan, part: str) -> int:
+def _on_host(host: DebianHost, plan: HostTests, part: str) -> int:
     host.write(SELECTED, "\n".join(plan.parts[part]))
     status = host.run(
         *("env", f"LAB_TAPS={plan.taps}"),

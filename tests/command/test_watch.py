@@ -31,7 +31,7 @@ def tapster(line: str) -> str:
     return shell.sh(f"{shell.TAPSTER} {line}")
 
 
-class Watch:
+class WatchCommand:
     """The events that the command prints."""
 
     def __init__(self, pipe: IO[bytes]) -> None:
@@ -51,12 +51,12 @@ class Watch:
 
 
 @contextmanager
-def watching(*options: str) -> Iterator[Watch]:
+def watching(*options: str) -> Iterator[WatchCommand]:
     command = [shell.TAPSTER, "watch", "--json", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout
-            watch = Watch(process.stdout)
+            watch = WatchCommand(process.stdout)
             watch.says("watching")
             yield watch
             process.send_signal(signal.SIGINT)

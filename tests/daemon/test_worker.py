@@ -29,7 +29,7 @@ from tapster.daemon.throttle import Throttle
 from tapster.daemon.worker import DROPPED, FairQueue, Job, Worker
 from tapster.errors import HostError, KernelError
 from tapster.kernel import unix
-from tapster.kernel.port import Changes
+from tapster.kernel.port import WatchReport
 from tapster.model import Process
 from tapster.operations.reap import REAP_BATCH
 from tapster.testing import FakeSystem
@@ -255,7 +255,7 @@ def test_a_watch_is_read_at_the_end_of_each_pause_until_it_is_quiet(
     watch = system.watch(first=0)
     read, reads = watch.changes, []
 
-    def changes() -> Changes | None:
+    def changes() -> WatchReport | None:
         reads.append(loop.now())
         return read()
 

@@ -20,8 +20,8 @@ from tapster.fleet.sync_loop import SyncLoop
 from tests.fleet.hosts import MAC, Pair, X
 
 
-class Events:
-    """What a loop of syncs says; each can be waited for."""
+class SyncLog:
+    """What a loop of syncs says."""
 
     def __init__(self) -> None:
         self.said: list[tuple[str, dict[str, object]]] = []
@@ -35,7 +35,7 @@ class TurnedLoop:
 
     def __init__(self, pair: Pair, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(sync_loop, "open_store", lambda _: pair.store)
-        self.events = Events()
+        self.events = SyncLog()
         self.member: Member | None = None
         self.operations = pair.a.host.operations
         self.loop = SyncLoop(

@@ -84,7 +84,7 @@ def etcd() -> Iterator[Stores]:
         )
 
 
-class Server:
+class ScriptedServer:
     """Answers each request with the next of its replies; the last one stays."""
 
     def __init__(self, *replies: Reply) -> None:
@@ -130,8 +130,8 @@ class Server:
 
 
 @contextmanager
-def serving(*replies: Reply) -> Iterator[Server]:
-    server = Server(*replies)
+def serving(*replies: Reply) -> Iterator[ScriptedServer]:
+    server = ScriptedServer(*replies)
     try:
         yield server
     finally:

@@ -10,7 +10,7 @@ import pytest
 from lab.host import archive, cache, testing
 
 
-def plan(*arguments: str, skipped: Path | None = None) -> testing.Plan:
+def plan(*arguments: str, skipped: Path | None = None) -> testing.HostTests:
     return testing.plan("13", arguments, skipped=skipped, times=2, minutes=1)
 
 

@@ -20,7 +20,7 @@ TEN = "fourteen-bytes%d"  # room for one digit
 VNET = "vnet%d"
 
 
-class Namespace:
+class NamespaceRow:
     """A network namespace: its allocator, leases and foreign devices."""
 
     def __init__(self, db: sqlite3.Connection, row: int) -> None:
@@ -86,24 +86,24 @@ def db() -> Iterator[sqlite3.Connection]:
 
 
 @pytest.fixture
-def ns(db: sqlite3.Connection) -> Namespace:
-    return Namespace(db, 1)
+def ns(db: sqlite3.Connection) -> NamespaceRow:
+    return NamespaceRow(db, 1)
 
 
 # lowest
 
 
-def test_lowest_counts_from_zero(ns: Namespace) -> None:
+def test_lowest_counts_from_zero(ns: NamespaceRow) -> None:
     assert ns.leases(3) == ["vnet0", "vnet1", "vnet2"]
 
 
-def test_lowest_takes_the_first_hole(ns: Namespace) -> None:
+def test_lowest_takes_the_first_hole(ns: NamespaceRow) -> None:
     ns.leases(6)
     ns.end("vnet4", "vnet1", "vnet2")
     assert ns.leases(4) == ["vnet1", "vnet2", "vnet4", "vnet6"]
 
 
-def test_names_given_back_in_any_order_come_again(ns: Namespace) -> None:
+def test_names_given_back_in_any_order_come_again(ns: NamespaceRow) -> None:
     ns.leases(10, TEN)
     for number in (5, 3, 4, 9, 0, 8, 1, 6, 2, 7):
         ns.end(names.parse(TEN).name(number))
@@ -111,7 +111,7 @@ def test_names_given_back_in_any_order_come_again(ns: Namespace) -> None:
     assert len(set(ns.leases(10, TEN))) == 10
 
 
-def test_a_name_given_back_twice_is_given_out_once(ns: Namespace) -> None:
+def test_a_name_given_back_twice_is_given_out_once(ns: NamespaceRow) -> None:
     ns.leases(3)
     ns.end("vnet1")
     ns.allocator.free_names(["vnet1"])
@@ -119,7 +119,7 @@ def test_a_name_given_back_twice_is_given_out_once(ns: Namespace) -> None:
 
 
 def test_each_namespace_has_names_of_its_own(db: sqlite3.Connection) -> None:
-    one, two = Namespace(db, 1), Namespace(db, 2)
+    one, two = NamespaceRow(db, 1), NamespaceRow(db, 2)
     assert one.leases(2) == two.leases(2) == ["vnet0", "vnet1"]
     one.end("vnet0")
     assert two.lease() == "vnet2"
@@ -129,7 +129,7 @@ def test_each_namespace_has_names_of_its_own(db: sqlite3.Connection) -> None:
 # next
 
 
-def test_next_counts_on_past_a_hole(ns: Namespace) -> None:
+def test_next_counts_on_past_a_hole(ns: NamespaceRow) -> None:
     assert [ns.lease(naming=Naming.NEXT) for _ in range(3)] == [
         "vnet0",
         "vnet1",
@@ -139,7 +139,7 @@ def test_next_counts_on_past_a_hole(ns: Namespace) -> None:
     assert ns.lease(naming=Naming.NEXT) == "vnet3"
 
 
-def test_next_steps_over_what_lowest_gave(ns: Namespace) -> None:
+def test_next_steps_over_what_lowest_gave(ns: NamespaceRow) -> None:
     ns.leases(3)
     assert ns.lease(naming=Naming.NEXT) == "vnet3"
     assert ns.lease() == "vnet4"
@@ -147,7 +147,7 @@ def test_next_steps_over_what_lowest_gave(ns: Namespace) -> None:
 
 
 def test_next_wraps_by_the_room_of_its_template_and_skips_what_is_used(
-    ns: Namespace,
+    ns: NamespaceRow,
 ) -> None:
     ten = names.parse(TEN)
     first = [ns.lease(TEN, Naming.NEXT) for _ in range(9)]
@@ -158,7 +158,7 @@ def test_next_wraps_by_the_room_of_its_template_and_skips_what_is_used(
     assert ns.lease(VNET, Naming.NEXT) == "vnet0"
 
 
-def test_next_wraps_when_all_after_it_is_used(ns: Namespace) -> None:
+def test_next_wraps_when_all_after_it_is_used(ns: NamespaceRow) -> None:
     ten = names.parse(TEN)
     for _ in range(5):
         ns.lease(TEN, Naming.NEXT)
@@ -168,7 +168,7 @@ def test_next_wraps_when_all_after_it_is_used(ns: Namespace) -> None:
     assert ns.lease(TEN, Naming.NEXT) == ten.name(3)
 
 
-def test_next_does_not_wrap_before_its_room_is_used_up(ns: Namespace) -> None:
+def test_next_does_not_wrap_before_its_room_is_used_up(ns: NamespaceRow) -> None:
     ten = names.parse(TEN)
     given = []
     for _ in range(25):
@@ -180,12 +180,12 @@ def test_next_does_not_wrap_before_its_room_is_used_up(ns: Namespace) -> None:
 def test_next_counts_for_all_namespaces_and_outlives_them(
     db: sqlite3.Connection,
 ) -> None:
-    one, two = Namespace(db, 1), Namespace(db, 2)
+    one, two = NamespaceRow(db, 1), NamespaceRow(db, 2)
     assert one.lease(naming=Naming.NEXT) == "vnet0"
     assert two.lease(naming=Naming.NEXT) == "vnet1"
     db.execute("DELETE FROM lease")
     db.execute("DELETE FROM netns")
-    assert Namespace(db, 3).lease(naming=Naming.NEXT) == "vnet2"
+    assert NamespaceRow(db, 3).lease(naming=Naming.NEXT) == "vnet2"
 
 
 # stable
@@ -201,7 +201,7 @@ def keys_that_meet(number: int) -> list[str]:
     return list(islice(met, number))
 
 
-def test_stable_gives_a_key_its_home_at_every_start(ns: Namespace) -> None:
+def test_stable_gives_a_key_its_home_at_every_start(ns: NamespaceRow) -> None:
     home = names.parse(TEN).name(HOME)
     (key,) = keys_that_meet(1)
     for _ in range(3):
@@ -213,18 +213,18 @@ def test_stable_gives_a_key_its_home_at_every_start(ns: Namespace) -> None:
 def test_stable_counts_for_all_namespaces_and_outlives_them(
     db: sqlite3.Connection,
 ) -> None:
-    one, two = Namespace(db, 1), Namespace(db, 2)
+    one, two = NamespaceRow(db, 1), NamespaceRow(db, 2)
     keys = keys_that_meet(2)
     given = [one.lease(TEN, Naming.STABLE, key) for key in keys]
     assert two.lease(TEN, Naming.STABLE, keys[1]) == given[1]
     db.execute("DELETE FROM lease")
     db.execute("DELETE FROM netns")
-    assert Namespace(db, 3).lease(TEN, Naming.STABLE, keys[1]) == given[1]
+    assert NamespaceRow(db, 3).lease(TEN, Naming.STABLE, keys[1]) == given[1]
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_stable_keys_that_collide_get_distinct_names_in_any_order(
-    ns: Namespace, order: tuple[int, int]
+    ns: NamespaceRow, order: tuple[int, int]
 ) -> None:
     keys = keys_that_meet(2)
     before = {key: ns.lease(TEN, Naming.STABLE, key) for key in keys}
@@ -235,7 +235,7 @@ def test_stable_keys_that_collide_get_distinct_names_in_any_order(
 
 
 def test_stable_keys_that_meet_at_the_last_number_go_on_at_the_first(
-    ns: Namespace,
+    ns: NamespaceRow,
 ) -> None:
     keys = keys_that_meet(10)
     ten = names.parse(TEN)
@@ -244,7 +244,7 @@ def test_stable_keys_that_meet_at_the_last_number_go_on_at_the_first(
     ]
 
 
-def test_stable_says_when_every_name_belongs_to_a_key(ns: Namespace) -> None:
+def test_stable_says_when_every_name_belongs_to_a_key(ns: NamespaceRow) -> None:
     for number in range(10):
         ns.end(ns.lease(TEN, Naming.STABLE, f"vm{number}"))
     with pytest.raises(NamesExhausted, match=f"all 10 names of template '{TEN}'"):
@@ -252,13 +252,13 @@ def test_stable_says_when_every_name_belongs_to_a_key(ns: Namespace) -> None:
     ns.lease(TEN, Naming.STABLE, "vm3")
 
 
-def test_stable_refuses_a_name_that_is_leased(ns: Namespace) -> None:
+def test_stable_refuses_a_name_that_is_leased(ns: NamespaceRow) -> None:
     ns.leases(10, TEN)
     with pytest.raises(NameTaken, match="is leased"):
         ns.lease(TEN, Naming.STABLE, "web")
 
 
-def test_stable_refuses_a_name_that_a_foreign_device_has(ns: Namespace) -> None:
+def test_stable_refuses_a_name_that_a_foreign_device_has(ns: NamespaceRow) -> None:
     name = ns.lease(naming=Naming.STABLE, key="web")
     ns.end(name)
     ns.foreign[name] = 7
@@ -271,23 +271,25 @@ def test_stable_refuses_a_name_that_a_foreign_device_has(ns: Namespace) -> None:
 # Plain names
 
 
-def test_a_plain_name_is_given_if_it_is_free(ns: Namespace) -> None:
+def test_a_plain_name_is_given_if_it_is_free(ns: NamespaceRow) -> None:
     assert ns.lease("mytap") == "mytap"
 
 
-def test_a_plain_name_that_is_leased_is_refused_with_its_owner(ns: Namespace) -> None:
+def test_a_plain_name_that_is_leased_is_refused_with_its_owner(
+    ns: NamespaceRow,
+) -> None:
     ns.lease("mytap")
     with pytest.raises(NameTaken, match=r"'mytap' is leased: lease .*, owner 'vm'"):
         ns.lease("mytap")
 
 
-def test_a_plain_name_in_fin_wait_is_refused_I2(ns: Namespace) -> None:
+def test_a_plain_name_in_fin_wait_is_refused_I2(ns: NamespaceRow) -> None:
     ns.wait(ns.lease("mytap"))
     with pytest.raises(NameTaken, match="'mytap' waits 5 s"):
         ns.lease("mytap")
 
 
-def test_a_plain_name_that_a_foreign_device_has_is_refused(ns: Namespace) -> None:
+def test_a_plain_name_that_a_foreign_device_has_is_refused(ns: NamespaceRow) -> None:
     ns.foreign["mytap"] = 7
     with pytest.raises(NameTaken, match=r"'mytap' belongs .* 7"):
         ns.lease("mytap")
@@ -297,13 +299,15 @@ def test_a_plain_name_that_a_foreign_device_has_is_refused(ns: Namespace) -> Non
 
 
 @pytest.mark.parametrize("naming", [Naming.LOWEST, Naming.NEXT])
-def test_two_leases_never_share_a_name_I1(ns: Namespace, naming: Naming) -> None:
+def test_two_leases_never_share_a_name_I1(ns: NamespaceRow, naming: Naming) -> None:
     given = [ns.lease(TEN, naming) for _ in range(10)]
     assert len(set(given)) == 10
 
 
 @pytest.mark.parametrize("naming", [Naming.LOWEST, Naming.NEXT])
-def test_a_name_in_fin_wait_is_not_given_out_I2(ns: Namespace, naming: Naming) -> None:
+def test_a_name_in_fin_wait_is_not_given_out_I2(
+    ns: NamespaceRow, naming: Naming
+) -> None:
     waiting = ns.leases(9, TEN)
     for name in waiting:
         ns.wait(name)
@@ -314,7 +318,7 @@ def test_a_name_in_fin_wait_is_not_given_out_I2(ns: Namespace, naming: Naming) -
     assert ns.lease(TEN, naming) == waiting[4]
 
 
-def test_templates_that_overlap_never_share_a_name(ns: Namespace) -> None:
+def test_templates_that_overlap_never_share_a_name(ns: NamespaceRow) -> None:
     assert ns.lease("vnet12") == "vnet12"
     narrow = [ns.lease("vnet1%d") for _ in range(4)]
     assert narrow == ["vnet10", "vnet11", "vnet13", "vnet14"]
@@ -328,7 +332,7 @@ def test_templates_that_overlap_never_share_a_name(ns: Namespace) -> None:
 @pytest.mark.parametrize("first", [VNET, "vnet1%d", "vnet12"])
 @pytest.mark.parametrize("again", [VNET, "vnet1%d", "vnet12"])
 def test_a_name_comes_back_to_every_template_that_can_make_it(
-    ns: Namespace, first: str, again: str
+    ns: NamespaceRow, first: str, again: str
 ) -> None:
     ns.leases(12)  # vnet0 to vnet11
     assert ns.lease(first) == "vnet12"
@@ -343,7 +347,7 @@ def test_a_name_comes_back_to_every_template_that_can_make_it(
 
 
 @pytest.mark.parametrize("naming", [Naming.LOWEST, Naming.NEXT])
-def test_exhaustion_is_seen_at_once(ns: Namespace, naming: Naming) -> None:
+def test_exhaustion_is_seen_at_once(ns: NamespaceRow, naming: Naming) -> None:
     thousand = "twelve-bytes%d"
     small, large = ns.leases(10, TEN), ns.leases(1000, thousand)
     assert len(small) + len(large) == 1010
@@ -363,19 +367,19 @@ def test_exhaustion_is_seen_at_once(ns: Namespace, naming: Naming) -> None:
 # Foreign devices
 
 
-def test_a_foreign_name_is_stepped_over_and_remembered(ns: Namespace) -> None:
+def test_a_foreign_name_is_stepped_over_and_remembered(ns: NamespaceRow) -> None:
     ns.foreign = {"vnet0": 5, "vnet2": 6}
     assert ns.leases(2) == ["vnet1", "vnet3"]
     assert ns.noted() == ns.foreign
     assert ns.allocator.has_foreign()
 
 
-def test_without_foreign_devices_nothing_is_remembered(ns: Namespace) -> None:
+def test_without_foreign_devices_nothing_is_remembered(ns: NamespaceRow) -> None:
     ns.leases(3)
     assert not ns.allocator.has_foreign()
 
 
-def test_a_thousand_foreign_devices_are_asked_about_once(ns: Namespace) -> None:
+def test_a_thousand_foreign_devices_are_asked_about_once(ns: NamespaceRow) -> None:
     ns.foreign = {f"vnet{number}": number + 2 for number in range(1000)}
     assert ns.lease() == "vnet1000"
     ns.asked.clear()
@@ -386,7 +390,7 @@ def test_a_thousand_foreign_devices_are_asked_about_once(ns: Namespace) -> None:
 
 @pytest.mark.parametrize("changed", [None, {5}, {5, 99}])
 def test_a_foreign_name_that_is_gone_comes_back(
-    ns: Namespace, changed: set[int] | None
+    ns: NamespaceRow, changed: set[int] | None
 ) -> None:
     ns.foreign = {"vnet0": 5, "vnet1": 6}
     ns.lease()
@@ -396,7 +400,7 @@ def test_a_foreign_name_that_is_gone_comes_back(
     assert ns.leases(2) == ["vnet0", "vnet3"]
 
 
-def test_only_devices_that_changed_are_asked_about(ns: Namespace) -> None:
+def test_only_devices_that_changed_are_asked_about(ns: NamespaceRow) -> None:
     ns.foreign = {"vnet0": 5, "vnet1": 6, "vnet2": 7}
     ns.lease()
     ns.asked.clear()
@@ -406,7 +410,7 @@ def test_only_devices_that_changed_are_asked_about(ns: Namespace) -> None:
 
 
 def test_a_foreign_device_that_was_gone_before_it_was_seen_is_asked_about(
-    ns: Namespace,
+    ns: NamespaceRow,
 ) -> None:
     # The kernel refused the name; by the time of the question nobody had it.
     ns.lease()
@@ -418,7 +422,7 @@ def test_a_foreign_device_that_was_gone_before_it_was_seen_is_asked_about(
 
 
 def test_a_foreign_name_that_another_device_took_over_stays_blocked(
-    ns: Namespace,
+    ns: NamespaceRow,
 ) -> None:
     ns.foreign = {"vnet0": 5}
     ns.lease()
@@ -431,7 +435,7 @@ def test_a_foreign_name_that_another_device_took_over_stays_blocked(
     assert ns.lease() == "vnet0"
 
 
-def test_a_foreign_name_comes_back_to_every_template(ns: Namespace) -> None:
+def test_a_foreign_name_comes_back_to_every_template(ns: NamespaceRow) -> None:
     ns.foreign = {"vnet10": 5}
     ns.leases(11)
     assert ns.lease("vnet1%d") == "vnet12"
@@ -442,13 +446,13 @@ def test_a_foreign_name_comes_back_to_every_template(ns: Namespace) -> None:
     assert ns.lease() == "vnet10"
 
 
-def test_next_steps_over_foreign_names_and_counts_on(ns: Namespace) -> None:
+def test_next_steps_over_foreign_names_and_counts_on(ns: NamespaceRow) -> None:
     ns.foreign = {"vnet0": 5, "vnet1": 6, "vnet3": 7}
     assert ns.lease(naming=Naming.NEXT) == "vnet2"
     assert ns.lease(naming=Naming.NEXT) == "vnet4"
 
 
-def test_a_template_full_of_foreign_names_is_exhausted(ns: Namespace) -> None:
+def test_a_template_full_of_foreign_names_is_exhausted(ns: NamespaceRow) -> None:
     ten = names.parse(TEN)
     ns.foreign = {ten.name(number): number + 2 for number in range(10)}
     with pytest.raises(NamesExhausted):
@@ -456,7 +460,7 @@ def test_a_template_full_of_foreign_names_is_exhausted(ns: Namespace) -> None:
     assert len(ns.asked) == 10
 
 
-def test_a_foreign_name_is_never_given_out_I4(ns: Namespace) -> None:
+def test_a_foreign_name_is_never_given_out_I4(ns: NamespaceRow) -> None:
     ten = names.parse(TEN)
     ns.foreign = {ten.name(number): number + 2 for number in range(0, 10, 2)}
     given = ns.leases(5, TEN)

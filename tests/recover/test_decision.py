@@ -36,7 +36,7 @@ LINK = Link(
 )
 
 
-class World(NamedTuple):
+class Situation(NamedTuple):
     """A lease as recover finds it."""
 
     state: State
@@ -45,13 +45,13 @@ class World(NamedTuple):
 
 
 WORLDS = [
-    World(state, seen, Conditions(*facts))
+    Situation(state, seen, Conditions(*facts))
     for state, seen in product(State, DeviceState)
     for facts in product([False, True], repeat=len(Conditions._fields))
 ]
 
 
-def after(action: Action, world: World) -> World | None:
+def after(action: Action, world: Situation) -> Situation | None:
     """What an action leads to; None when the lease is over."""
     match action:
         case Action.LEAVE:
@@ -67,7 +67,7 @@ def after(action: Action, world: World) -> World | None:
             # The deadline is set now if it was not, so it lies ahead; the device,
             # or the placeholder that took its place, is down.
             facts = world.facts._replace(due=False, backends=False, openable=False)
-            return World(State.FIN_WAIT, DeviceState.AT_REST, facts)
+            return Situation(State.FIN_WAIT, DeviceState.AT_REST, facts)
 
 
 # The table
@@ -78,7 +78,7 @@ def test_the_table_is_total() -> None:
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_after_each_action_the_same_lease_is_left_alone(world: World) -> None:
+def test_after_each_action_the_same_lease_is_left_alone(world: Situation) -> None:
     left = after(decide(*world), world)
     assert left is None or decide(*left) is Action.LEAVE
 

@@ -8,7 +8,7 @@ from functools import partial
 from tapster.daemon.loop import READ, Loop
 from tapster.daemon.metrics import Metrics
 from tapster.daemon.upkeep import Upkeep
-from tapster.kernel.port import Changes, Watch
+from tapster.kernel.port import Watch, WatchReport
 from tapster.light import Any
 
 PAUSE = 0.01
@@ -35,7 +35,7 @@ class Links:
         self._upkeep = upkeep
         self._submit = submit
         self._metrics = metrics
-        self._changed: deque[Changes] = deque()
+        self._changed: deque[WatchReport] = deque()
         self._looking = self._recovering = self._closed = False
         self._paused: set[Watch] = set()
         """The watches that are read at the end of a pause."""
@@ -100,7 +100,7 @@ class Links:
         looked at now, and a later report gets a look of its own.
         """
         self._looking = False
-        merged = Changes({}, set(), {})
+        merged = WatchReport({}, set(), {})
         while self._changed:
             changes = self._changed.popleft()
             for number, links in changes.links.items():

@@ -13,7 +13,7 @@ from tapster.daemon.log import INFO, WARNING, Log
 from tapster.daemon.metrics import Metrics
 from tapster.daemon.turns import Turns
 from tapster.errors import HostError, LedgerError, NoSuchLease, TapsterError
-from tapster.kernel.port import ALL, HERE, REDIRECTED, Changes
+from tapster.kernel.port import ALL, HERE, REDIRECTED, WatchReport
 from tapster.light import NamedTuple
 from tapster.model import HistoryEvent, Lease, Link, Netns, Process, State
 from tapster.operations.decision import Action, Repair
@@ -268,7 +268,7 @@ class Upkeep:
 
     # Devices
 
-    def look_at(self, changes: Changes) -> None:
+    def look_at(self, changes: WatchReport) -> None:
         """Compare the reported devices with their leases."""
         ended: list[Netns] = []
         for netns, number in list(self._followed.values()):

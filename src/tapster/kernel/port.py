@@ -113,8 +113,8 @@ INTRUSIONS = 10
 HERE = -1
 """The number that `Namespace.number` returns for the namespace itself."""
 ALL, REDIRECTED = 0, -1
-"""In `Changes.rules`: every device of a namespace; every device that takes the place of
-another, which may have lost its redirection there."""
+"""In `WatchReport.rules`: every device of a namespace; every device that takes the
+place of another, which may have lost its redirection there."""
 
 
 class NftRule(NamedTuple):
@@ -377,7 +377,7 @@ class Namespace(Protocol):
         """Close the namespace's descriptors and sockets. Closing twice is harmless."""
 
 
-class Changes(NamedTuple):
+class WatchReport(NamedTuple):
     """What a `Watch` has seen since it was last asked."""
 
     links: dict[int, dict[int, Callable[[], Link] | None]]
@@ -398,7 +398,7 @@ class Watch(Protocol):
     def fileno(self) -> int:
         """Return the descriptor to wait for: it is readable when there are reports."""
 
-    def changes(self) -> Changes | None:
+    def changes(self) -> WatchReport | None:
         """Return what has changed since the last call; None if reports were lost.
 
         Then any link may have changed.

@@ -17,7 +17,7 @@ from tapster.kernel.ingress import RTM_NEWTFILTER, TC_H_CLSACT
 from tapster.kernel.mirred import PREFERENCE
 from tapster.kernel.nft import NETLINK_NETFILTER
 from tapster.kernel.nft_rules import NFNL_SUBSYS_NFTABLES
-from tapster.kernel.port import ALL, REDIRECTED, Changes
+from tapster.kernel.port import ALL, REDIRECTED, WatchReport
 from tapster.kernel.watch import Reports
 
 PREFIX = b"tapster_"
@@ -72,7 +72,7 @@ class TcWatch:
         self.fileno = self._reports.fileno
         self.close = self._reports.close
 
-    def changes(self) -> Changes | None:
+    def changes(self) -> WatchReport | None:
         reports = self._reports.read()
         if reports is None:
             return None
@@ -90,7 +90,7 @@ class TcWatch:
             ):
                 device = ifindex if ours else REDIRECTED
                 changed.setdefault(number, set()).add(device)
-        return Changes({}, set(), changed)
+        return WatchReport({}, set(), changed)
 
 
 class NftWatch:
@@ -114,7 +114,7 @@ class NftWatch:
         self._pending: dict[int, set[int]] = {}
         """The devices that the present transaction of a namespace has changed."""
 
-    def changes(self) -> Changes | None:
+    def changes(self) -> WatchReport | None:
         reports = self._reports.read()
         if reports is None:
             self._pending.clear()
@@ -134,7 +134,7 @@ class NftWatch:
                 devices = set(self._devices(message, body))
                 if devices:
                     self._pending.setdefault(number, set()).update(devices)
-        return Changes({}, set(), changed)
+        return WatchReport({}, set(), changed)
 
     def _devices(self, message: int, body: bytes) -> Iterator[int]:
         """Yield the devices that a message concerns."""

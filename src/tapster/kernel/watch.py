@@ -16,7 +16,7 @@ from errno import ENOBUFS
 from functools import partial
 
 from tapster.kernel import rtnl, sockets
-from tapster.kernel.port import HERE, Changes
+from tapster.kernel.port import HERE, WatchReport
 
 RTMGRP_LINK = 1 << 0
 RTMGRP_NSID = 1 << 27
@@ -144,12 +144,12 @@ class LinkWatch:
         links = [body for _, type_, body in reports if type_ in LINKS]
         return {rtnl.IFINFO.unpack_from(body)[2] for body in links}
 
-    def changes(self) -> Changes | None:
+    def changes(self) -> WatchReport | None:
         """Return what changed since the last call; None if reports were lost."""
         reports = self._reports.read()
         if reports is None:
             return None
-        changes = Changes({}, set(), {})
+        changes = WatchReport({}, set(), {})
         for number, type_, body in reports:
             if type_ in LINKS:
                 family, _, ifindex, _, _ = rtnl.IFINFO.unpack_from(body)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-from tapster.kernel.port import HERE, Changes
+from tapster.kernel.port import HERE, WatchReport
 from tapster.model import Link
 from tapster.testing.world import World
 
@@ -62,10 +62,10 @@ class FakeWatch:
     def fileno(self) -> int:
         return self._event
 
-    def changes(self) -> Changes | None:
+    def changes(self) -> WatchReport | None:
         with suppress(BlockingIOError):
             os.eventfd_read(self._event)
-        changes = Changes({}, set(), {})
+        changes = WatchReport({}, set(), {})
         spaces = self._world().spaces
         if not self.elsewhere:
             changes.ended.update(self._numbered - spaces.keys())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lab.host import snapshot
-from lab.host.cable import End, cable
+from lab.host.cable import CableEnd, cable
 from lab.host.debian import DebianHost
 from lab.host.image import Image
 from tests.host.outside.ground import add_bridge, wait_output
@@ -23,7 +23,7 @@ os.write(int(sys.argv[1]), header + b"\\xff" * 6 + mac + b"\\x88\\xb5" + bytes(4
 """
 
 
-def _prepare(host: DebianHost, end: End) -> None:
+def _prepare(host: DebianHost, end: CableEnd) -> None:
     add_bridge(host)
     host.plug_in(end)
     wait_output(host, "ls /sys/class/net", "^en")
