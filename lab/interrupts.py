@@ -79,14 +79,20 @@ def act_at(
     """Call a function, and `act` at a moment. `act` may raise. Say whether it acted."""
     calls = 0
     acted = False
+    code: CodeType | None = None
 
     def on_call(frame: FrameType, event: str, _: Any) -> Any:
-        nonlocal calls
+        nonlocal calls, code
         if not _counts(frame):
             return None
         calls += 1
         if calls != moment.call:
+            if frame.f_code is code:  # a recursion
+                # Python 3.13 stops the events of all calls of a function as soon as
+                # one of them has not asked for any.
+                _trace_instructions(frame, _ignore)
             return None
+        code = frame.f_code
         passed = 0
 
         def on_event(frame: FrameType, event: str, _: Any) -> Any:
@@ -104,6 +110,10 @@ def act_at(
 
     _traced(on_call, function)
     return acted
+
+
+def _ignore(*_: object) -> Any:
+    return _ignore
 
 
 def _counts(frame: FrameType) -> bool:
