@@ -159,8 +159,9 @@ def test_a_client_connects_again_after_a_daemon_that_was_away(daemon: Daemon) ->
 def test_a_daemon_that_is_stopped_is_not_waited_for_without_end(
     daemon: Daemon,
 ) -> None:
-    with tapster.connect(daemon.socket, timeout=0.1) as client:
+    with daemon.connect() as client:
         client.acquire(Tap(bridge="br0", owner="red")).close()
+    with tapster.connect(daemon.socket, timeout=0.1) as client:
         daemon.send_signal(signal.SIGSTOP)
         try:
             for call in (client.ping, client.leases):
