@@ -4,6 +4,7 @@
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -34,6 +35,13 @@ def make(target: str, **variables: object) -> None:
     settings = [f"{name}={value}" for name, value in variables.items()]
     command = ["make", "--silent", target, f"PYTHON={sys.executable}", *settings]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_programs_start_at_the_same_place_however_they_are_installed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {
+        name: f"{module}:{function}" for name, (module, function) in PROGRAMS.items()
+    }
 
 
 @pytest.mark.parametrize("prefix", ["/usr", "/usr/local", "/opt/tapster"])

@@ -8,7 +8,7 @@ files; this list is the only place that names them.
 from tapster.light import NamedTuple
 
 PROGRAMS = {
-    "tapster": ("tapster.cli", "command"),
+    "tapster": ("tapster.__main__", "command"),
     "tapsterd": ("tapster.daemon.__main__", "main"),
     "tapster-cni": ("tapster.cni.__main__", "command"),
     "tapster-qemu-bridge-helper": ("tapster.integrate.qemu_bridge_helper", "main"),
