@@ -257,9 +257,9 @@ def vm(owner: str) -> Script:
     return outsider(f"{owner}'s VM", Op("run", run))
 
 
-def runner(name: str, *, parts: Parts = USUAL) -> Script:
+def runner(name: str) -> Script:
     """`tapster run` with a VM that goes to the background. The run ends at once."""
-    keeps = parts._replace(namespace=keeping_open(parts.namespace))
+    keeps = USUAL._replace(namespace=keeping_open(USUAL.namespace))
     return Script(name, (acquire(pid="own_pid", parts=keeps),), mortal=True)
 
 
@@ -431,12 +431,12 @@ def late_port_cleanup(owner: str) -> Script:
     return outsider("stranger", Op("late", run))
 
 
-def foreign_port(name: str = "vnet0") -> Script:
-    """A program that makes a device with this name, and a port for it."""
+def foreign_port() -> Script:
+    """A program that makes a device vnet0, and a port for it."""
 
     def run(actor: Actor) -> Any:
-        if _try(actor, "take", name) is not None:
-            actor.ask(Call("backend", "add_port", (PORTS, name)))
+        if _try(actor, "take", "vnet0") is not None:
+            actor.ask(Call("backend", "add_port", (PORTS, "vnet0")))
 
     return outsider("foreign", Op("take", run))
 

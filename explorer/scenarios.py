@@ -55,8 +55,8 @@ def _reaper(parts: Parts = USUAL) -> Script:
     return Script("reaper", (reap(parts=parts),), mortal=True)
 
 
-def _settler(parts: Parts = USUAL) -> Script:
-    return Script("settler", (settle(parts=parts),), mortal=True)
+def _settler() -> Script:
+    return Script("settler", (settle(),), mortal=True)
 
 
 def small() -> list[Scenario]:

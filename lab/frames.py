@@ -37,9 +37,8 @@ def arp(
     *,
     target: str = "00:00:00:00:00:00",
     operation: int = 1,
-    hardware: int = 1,
 ) -> bytes:
-    fixed = struct.pack("!HHBBH", hardware, IPV4, 6, 4, operation)
+    fixed = struct.pack("!HHBBH", 1, IPV4, 6, 4, operation)
     parts = mac(sender), IPv4Address(sender_ip).packed, mac(target)
     return fixed + b"".join(parts) + IPv4Address(target_ip).packed
 

@@ -46,7 +46,7 @@ def slots() -> list[str]:
     return options
 
 
-def cable(folder: Path, name: str = "cable") -> tuple[CableEnd, CableEnd]:
+def cable(folder: Path) -> tuple[CableEnd, CableEnd]:
     """Return the two ends of a cable, whose sockets are in this folder."""
-    left, right = (folder / f"{name}-{side}" for side in ("left", "right"))
+    left, right = (folder / f"cable-{side}" for side in ("left", "right"))
     return CableEnd(left, right), CableEnd(right, left)

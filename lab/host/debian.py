@@ -92,23 +92,23 @@ class DebianHost:
         assert self._qmp, "the host is off"
         return self._qmp
 
-    def boot(self, timeout: float = BOOT) -> None:
+    def boot(self) -> None:
         """Switch the host on; return when systemd has started everything."""
         self.start()
         command = ("systemctl", "is-system-running", "--wait")
-        state = self.run(*command, check=False, timeout=timeout).stdout.strip()
+        state = self.run(*command, check=False, timeout=BOOT).stdout.strip()
         if state != "running":
             failed = self.run("systemctl", "--failed", "--no-legend").stdout
             raise RuntimeError(f"the host's state after its boot is {state}:\n{failed}")
 
-    def boot_bare(self, timeout: float = BOOT) -> None:
+    def boot_bare(self) -> None:
         """Switch the host on with `init.sh` in place of systemd, and without udev.
 
         Debian's kernel, the repair of the file system and all files are those of a
         whole boot. For tests that boot often.
         """
         self.start("-append", f"{self._arguments()} init={BARE} panic=-1")
-        self.run("true", timeout=timeout)
+        self.run("true", timeout=BOOT)
 
     def start(self, *options: str) -> None:
         """Switch the host on, with further options of QEMU; do not wait for it."""
@@ -208,13 +208,13 @@ class DebianHost:
             self._qemu.kill()
             self._ended()
 
-    def power_off(self, timeout: float = COMMAND) -> None:
+    def power_off(self) -> None:
         """Shut the host down in good order, and wait until it is off."""
         assert self._qemu
         with suppress(EOFError):  # the host may be off before it answers
             self.run("systemctl", "--no-block", "poweroff")
         try:
-            self._qemu.wait(timeout)
+            self._qemu.wait(COMMAND)
         finally:
             self.power_cut()
 

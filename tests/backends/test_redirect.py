@@ -70,11 +70,8 @@ def frame(text: str) -> bytes:
     return (addresses + KIND.to_bytes(2, "big") + text.encode()).ljust(60, b"\0")
 
 
-def packets(device: str, netns: str | None = None) -> socket.socket:
+def packets(device: str) -> socket.socket:
     """Open a socket for the experiment's frames on a device."""
-    if netns is not None:
-        with inside(netns):
-            return packets(device)
     opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(KIND))
     opened.bind((device, KIND))
     opened.settimeout(10)

@@ -147,14 +147,10 @@ class Pair(ExitStack):
         key = Keys().registration(segment, mac)
         return keys.registration_of(key, self.store.values.get(key))
 
-    def holder(self, mac: str = MAC) -> str:
-        """Who has a MAC, in short: VM, host and state."""
-        registration = self.registration(mac)
-        return (
-            f"{registration.vm} {registration.host} {registration.state}"
-            if registration
-            else "-"
-        )
+    def holder(self) -> str:
+        """Who has MAC, in short: VM, host and state."""
+        found = self.registration()
+        return f"{found.vm} {found.host} {found.state}" if found else "-"
 
 
 @contextmanager

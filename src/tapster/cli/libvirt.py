@@ -242,11 +242,10 @@ def _ls(options: Options) -> int:
         output.print_json(nics=[row._asdict() for row in rows])
         return 0
     columns = ("DOMAIN", "STATE", "NIC", "ON", "MAC", "LEASE", "ID")
-    table = output.table(
+    output.print_table(
         [output.Column(name) for name in columns],
         [[value or "-" for value in row] for row in rows],
     )
-    print(*table, sep="\n")
     return 0
 
 

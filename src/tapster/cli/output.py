@@ -191,14 +191,9 @@ def _line(
     return GAP.join(cells).rstrip()
 
 
-def print_table(
-    columns: Sequence[Column],
-    rows: Sequence[Sequence[str]],
-    styles: Sequence[str | None] = (),
-    style_of: int = 0,
-) -> None:
+def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
     """Print a table that fits the terminal."""
-    print("\n".join(table(columns, rows, terminal.width(), styles, style_of)))
+    print("\n".join(table(columns, rows, terminal.width())))
 
 
 def print_problems(problems: Sequence[Problem], *, json: bool) -> int:

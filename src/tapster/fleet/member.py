@@ -37,7 +37,7 @@ class Synced(NamedTuple):
     """The block that was taken."""
 
 
-def open_store(settings: Settings, *, timeout: float = 5.0) -> Store:
+def open_store(settings: Settings) -> Store:
     """Return the store of a fleet. Nothing is sent before the first call."""
     from tapster.fleet.etcd import Certificates, Etcd, Login, parse_endpoint
 
@@ -48,7 +48,6 @@ def open_store(settings: Settings, *, timeout: float = 5.0) -> Store:
         [parse_endpoint(url) for url in settings.endpoints],
         login=login,
         certificates=Certificates(settings.ca, settings.cert, settings.key),
-        timeout=timeout,
         cache=f"{CACHE}-{settings.name}"
         if os.path.isdir(os.path.dirname(CACHE))
         else None,

@@ -27,7 +27,6 @@ from tapster.light import NamedTuple
 # include/uapi/asm-generic/fcntl.h; the fcntl module has no names for them.
 F_OFD_GETLK = 36
 F_OFD_SETLK = 37
-F_OFD_SETLKW = 38
 
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, len, pid
 
@@ -80,10 +79,6 @@ class LockFile:
         except (BlockingIOError, PermissionError):
             return False
         return True
-
-    def wait_enter(self, byte: int) -> None:
-        """Lock `byte`. Wait for as long as another process holds it."""
-        self._call(F_OFD_SETLKW, fcntl.F_WRLCK, byte)
 
     def free(self, byte: int) -> None:
         """Unlock `byte`."""
