@@ -11,24 +11,58 @@ from tapster.light import Any, NoneType, StrEnum, UnionType, get_args, get_origi
 
 _NAMES = {bool: "True or False", int: "an int", float: "a number", str: "a str"}
 
-_plain: dict[Any, dict[str, frozenset[type]]] = {}
-"""For each record, the types that each field accepts without a further check."""
+MOST_KINDS = 1024
+"""How many combinations of types are remembered of each record."""
+
+
+class _Fields:
+    """What each field of a record accepts."""
+
+    def __init__(self, record: Any) -> None:
+        annotations, defaults = record.__annotations__, record._field_defaults
+        self.names = record._fields
+        self.annotations = annotations
+        self.plain = [_plain_types(annotations[field]) for field in self.names]
+        """The types that need no further check."""
+        self.deep = [
+            (place, field, defaults.get(field, self))
+            for place, field in enumerate(self.names)
+            if not self.plain[place]
+        ]
+        """The fields with parts that must be checked, each with its default."""
+        self.known: set[tuple[type, ...]] = set()
+        """Types of whole records whose plain fields need no further check."""
+
+    def learn(self, record: Any, types: tuple[type, ...]) -> None:
+        """Check the plain fields of a record."""
+        wrong = [
+            place
+            for place, plain in enumerate(self.plain)
+            if plain and types[place] not in plain
+        ]
+        for place in wrong:
+            field = self.names[place]
+            check_value(self.annotations[field], record[place], field)
+        if not wrong and len(self.known) < MOST_KINDS:
+            self.known.add(types)
+
+
+_fields_of: dict[Any, _Fields] = {}
 
 
 def check_record(record: Any) -> None:
     """Check each field of a named tuple by its annotation. Raises RequestError."""
     kind = type(record)
-    plain = _plain.get(kind)
-    if plain is None:
-        plain = _plain[kind] = {
-            field: _plain_types(annotation)
-            for field, annotation in kind.__annotations__.items()
-        }
-    defaults = kind._field_defaults
-    for field, value in zip(plain, record, strict=True):
-        # Most fields have their default, which needs no check.
-        if type(value) not in plain[field] and value is not defaults.get(field, plain):
-            check_value(kind.__annotations__[field], value, field)
+    fields = _fields_of.get(kind)
+    if fields is None:
+        fields = _fields_of[kind] = _Fields(kind)
+    # One look-up tells of most fields of most records.
+    types = tuple(map(type, record))
+    if types not in fields.known:
+        fields.learn(record, types)
+    for place, field, default in fields.deep:
+        if record[place] is not default:
+            check_value(fields.annotations[field], record[place], field)
 
 
 def check_value(kind: Any, value: Any, where: str) -> None:
@@ -36,7 +70,7 @@ def check_value(kind: Any, value: Any, where: str) -> None:
 
     Raises RequestError.
     """
-    if not _fits(kind, value):
+    if type(value) is not kind and not _fits(kind, value):
         raise RequestError(f"{where} must be {described(kind)}, not {shown(value)}")
     if hasattr(value, "_fields"):
         check_record(value)
@@ -68,7 +102,8 @@ def _described(kind: Any) -> str:
 
 def _fits(kind: Any, value: Any) -> bool:
     if isinstance(kind, UnionType):
-        return any(_fits(option, value) for option in get_args(kind))
+        options = get_args(kind)
+        return type(value) in options or any(_fits(one, value) for one in options)
     if kind is NoneType or kind is None:
         return value is None
     if get_origin(kind) is tuple:
@@ -88,6 +123,7 @@ def _fits(kind: Any, value: Any) -> bool:
 
 
 def _plain_types(kind: Any) -> frozenset[type]:
+    """Return the types of an annotation if no value of these has parts; else none."""
     options = get_args(kind) if isinstance(kind, UnionType) else (kind,)
     plain: set[type] = set()
     for option in options:
@@ -97,4 +133,6 @@ def _plain_types(kind: Any) -> frozenset[type]:
             plain |= {int, float}
         elif isinstance(option, type) and issubclass(option, StrEnum):
             plain.add(option)
+        else:
+            return frozenset()
     return frozenset(plain)

@@ -259,6 +259,32 @@ else:
             return type(self), (self.value,)
 
 
+_A = TypeVar("_A")
+_R = TypeVar("_R")
+MOST_REMEMBERED = 64
+
+
+def remembered(function: Callable[[_A], _R]) -> Callable[[_A], _R]:
+    """Remember what a pure function returned for the last few arguments.
+
+    As functools.lru_cache, whose import takes longer than a request. An exception is
+    not remembered.
+    """
+    known: dict[_A, _R] = {}
+
+    def call(argument: _A) -> _R:
+        if argument not in known:
+            result = function(argument)
+            if len(known) >= MOST_REMEMBERED:
+                known.clear()
+            known[argument] = result
+            return result
+        return known[argument]
+
+    call.__doc__ = function.__doc__
+    return call
+
+
 __all__ = [
     "TYPE_CHECKING",
     "AbstractContextManager",
@@ -285,4 +311,5 @@ __all__ = [
     "cast",
     "get_args",
     "get_origin",
+    "remembered",
 ]

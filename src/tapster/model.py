@@ -9,7 +9,7 @@ ten devices.
 from tapster import names
 from tapster.checks import check_record, check_value, shown
 from tapster.errors import RequestError
-from tapster.light import NamedTuple, StrEnum, TypedDict
+from tapster.light import NamedTuple, StrEnum, TypedDict, remembered
 
 DEFAULT_TEMPLATE = "vnet%d"
 DEFAULT_FIN_WAIT = 5.0
@@ -485,11 +485,8 @@ def check_spec(spec: Spec) -> names.Template:
     """Check a request by itself; return its template. Raise RequestError."""
     check_record(spec)
     template = names.parse(spec.name)
-    for field, value in zip(spec._fields, spec, strict=True):
-        if isinstance(value, str) and not value.isprintable():
-            raise RequestError(
-                f"{field} {value!r} contains a character that cannot be printed"
-            )
+    if not "".join([value for value in spec if isinstance(value, str)]).isprintable():
+        _refuse_unprintable(spec)
     if len(spec.owner) > MAX_OWNER:
         raise RequestError(
             f"owner has {len(spec.owner)} characters; at most {MAX_OWNER} are allowed"
@@ -507,7 +504,8 @@ def check_spec(spec: Spec) -> names.Template:
             "naming stable needs a key, and no other naming takes a key: "
             f"naming is {shown(spec.naming)}, key is {spec.key!r}"
         )
-    check_labels(spec.labels)
+    if spec.labels:
+        check_labels(spec.labels)
     if not 1 <= spec.queues <= MAX_QUEUES:
         raise RequestError(f"queues must be 1 to {MAX_QUEUES}, not {spec.queues}")
     if not 0 <= spec.fin_wait <= 86400:
@@ -526,6 +524,14 @@ def check_spec(spec: Spec) -> names.Template:
             )
     check_wiring(spec.wiring)
     return template
+
+
+def _refuse_unprintable(spec: Spec) -> None:
+    for field, value in zip(spec._fields, spec, strict=True):
+        if isinstance(value, str) and not value.isprintable():
+            raise RequestError(
+                f"{field} {value!r} contains a character that cannot be printed"
+            )
 
 
 def _check_vm(vm: Vm) -> None:
@@ -560,8 +566,9 @@ def check_labels(labels: tuple[tuple[str, str], ...]) -> None:
             )
 
 
+@remembered  # most devices of a host are wired alike
 def check_wiring(wiring: Wiring) -> None:
-    """Check a wiring by itself. Raise RequestError."""
+    """Check a wiring by itself. Raise RequestError. Its types have been checked."""
     if wiring.bridge is not None and wiring.ovs is not None:
         raise RequestError(
             f"a device is on one bridge: Linux's {wiring.bridge!r} "

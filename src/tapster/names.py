@@ -11,7 +11,7 @@ silently (`ifreq` has room for 15 bytes); Tapster refuses it.
 """
 
 from tapster.errors import BadName
-from tapster.light import NamedTuple
+from tapster.light import NamedTuple, remembered
 
 MAX_BYTES = 15
 """`IFNAMSIZ` less the NUL that ends the name."""
@@ -56,6 +56,7 @@ class Template(NamedTuple):
         return int(digits)
 
 
+@remembered  # most names of a host are made of one template
 def parse(text: str) -> Template:
     """Parse a template or a plain name. Raise BadName."""
     prefix, percent, rest = text.partition("%")

@@ -11,8 +11,9 @@ import pytest
 import tapster
 from tapster import names
 from tapster.errors import NamesExhausted, NameTaken
+from tapster.ledger import namespaces
 from tapster.ledger.allocator import Allocator
-from tapster.model import Naming
+from tapster.model import Naming, Netns
 
 SCHEMA = (Path(tapster.__file__).parent / "ledger" / "schema.sql").read_text("utf-8")
 
@@ -68,6 +69,10 @@ class NamespaceRow:
                 "DELETE FROM lease WHERE netns = ? AND name = ?", (self.row, name)
             )
             self.allocator.free_names([name])
+
+    def has_foreign(self) -> bool:
+        netns = Netns("boot", self.row, "")
+        return namespaces.find(self.db, netns).has_foreign
 
     def noted(self) -> dict[str, int]:
         return dict(
@@ -371,12 +376,12 @@ def test_a_foreign_name_is_stepped_over_and_remembered(ns: NamespaceRow) -> None
     ns.foreign = {"vnet0": 5, "vnet2": 6}
     assert ns.leases(2) == ["vnet1", "vnet3"]
     assert ns.noted() == ns.foreign
-    assert ns.allocator.has_foreign()
+    assert ns.has_foreign()
 
 
 def test_without_foreign_devices_nothing_is_remembered(ns: NamespaceRow) -> None:
     ns.leases(3)
-    assert not ns.allocator.has_foreign()
+    assert not ns.has_foreign()
 
 
 def test_a_thousand_foreign_devices_are_asked_about_once(ns: NamespaceRow) -> None:

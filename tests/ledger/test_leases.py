@@ -24,6 +24,7 @@ from tapster.model import (
     Naming,
     Netns,
     Rate,
+    Spec,
     State,
     Tap,
     Wiring,
@@ -97,6 +98,51 @@ def test_a_reserved_lease_records_the_whole_request(ledger: Ledger) -> None:
         manager=ME,
     )
     assert ledger.lease(lease.id) == lease
+
+
+RECORDED = [
+    Tap(),
+    Tap(bridge="br0", fin_wait=3, uid=0, labels=(("a", "b=c"), ("d", ""))),
+    Tap(
+        bridge="br0",
+        isolated=True,
+        learning=False,
+        root_guard=True,
+        bpdu_guard=True,
+        vlan=7,
+        trunks=(20, 30),
+        filter=True,
+        guard=False,
+        addresses=("192.0.2.7", "2001:db8::/64"),
+        outbound=Rate(100),
+        outbound_pps=9,
+        mtu=1400,
+        up=False,
+        vnet_hdr=False,
+        queues=3,
+        uid=1000,
+        gid=1001,
+    ),
+    Tap(ovs="ovs0", external_ids=(("iface-id", "x"),), inbound=Rate(1, 2, 3)),
+    Tap(redirect="eth0"),
+    Macvtap(lower="eth0", mode=Mode("vepa"), standby=True, owner="ann"),
+]
+
+
+@pytest.mark.parametrize("spec", RECORDED)
+@pytest.mark.parametrize("known_as", ["", "/run/netns/other", HERE.path])
+def test_a_reserved_lease_is_returned_as_it_is_recorded(
+    ledger: Ledger, spec: Spec, known_as: str
+) -> None:
+    reserve(ledger, Tap())
+    for uid in (None, 1000):
+        netns = HERE._replace(path=known_as, pidns=8)
+        (lease,) = reserve(ledger, spec, netns=netns, caller_uid=uid)
+        read = ledger.lease(lease.id)
+        assert read == lease
+        assert read is not None
+        types = [[*map(type, value)] for value in (lease, read)]
+        assert types[0] == types[1]
 
 
 def test_a_macvtap_shares_the_names_of_taps(ledger: Ledger) -> None:

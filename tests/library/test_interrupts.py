@@ -21,7 +21,7 @@ from tapster.testing import FakeSystem
 pytestmark = pytest.mark.slow
 
 _raise = ctypes.CDLL(None)["raise"]
-INTERRUPTS = 2500
+INTERRUPTS = 1200
 """At least so many are sent for each kind of device."""
 PARTS = 2
 """The moments of a run are shared by so many tests, which may run at once."""

@@ -226,6 +226,7 @@ ROOMS = [
             "tapster.errors",
             "tapster.ledger.allocator",
             "tapster.ledger.database",
+            "tapster.ledger.namespaces",
             "tapster.ledger.rows",
             "tapster.ledger.settings",
             "tapster.model",

@@ -76,6 +76,9 @@ class Allocator:
             assert key is not None
             name = template.name(self._stable_number(template, key, share))
             return self._only(name, holder_of)
+        lowest = self._lowest(template) if naming == Naming.LOWEST else None
+        if lowest is not None and not self._is_foreign(lowest, holder_of):
+            return lowest
         number = self._counter(template) if naming == Naming.NEXT else 0
         row = self._template_row(template)
         for met in count():
@@ -83,7 +86,7 @@ class Allocator:
                 self._exclude(row, template, list_holders())
             number = self._take_from(row, number, template)
             name = template.name(number)
-            if not self._blocked(name, holder_of):
+            if not self._is_leased(name) and not self._is_foreign(name, holder_of):
                 break
         if naming == Naming.NEXT:
             self._db.execute(
@@ -104,11 +107,6 @@ class Allocator:
                 number = template.number(name)
                 if number is not None:
                     self._give(row, number)
-
-    def has_foreign(self) -> bool:
-        """Return whether a foreign name is remembered."""
-        query = "SELECT 1 FROM foreign_name WHERE netns = ? LIMIT 1"
-        return self._db.execute(query, (self._netns,)).fetchone() is not None
 
     def note_foreign(self, name: str, ifindex: int) -> None:
         """Remember that a foreign device has `name`."""
@@ -186,13 +184,41 @@ class Allocator:
             )
         return name
 
-    def _blocked(self, name: str, holder_of: HolderOf) -> bool:
+    def _lowest(self, template: Template) -> str | None:
+        """Take the lowest free number; return its name.
+
+        None if the template is new, if it has no free number, or if a lease has the
+        name that it was to give. One statement finds all that out.
+        """
+        query = (
+            "SELECT template.id, first, last, EXISTS (SELECT 1 FROM lease "
+            "WHERE netns = template.netns AND name = ? || first || ?) "
+            "FROM template JOIN free ON free.template = template.id "
+            "WHERE netns = ? AND text = ? ORDER BY first LIMIT 1"
+        )
+        prefix, suffix = template.prefix, template.suffix
+        found = self._db.execute(
+            query, (prefix, suffix, self._netns, str(template))
+        ).fetchone()
+        if found is None:
+            return None
+        row, first, last, leased = found
+        if first == last:
+            self._remove(row, first)
+        else:
+            self._change(row, first, first + 1, last)
+        return None if leased else template.name(first)
+
+    def _is_leased(self, name: str) -> bool:
         query = "SELECT 1 FROM lease WHERE netns = ? AND name = ?"
-        if self._db.execute(query, (self._netns, name)).fetchone():
-            return True
-        if holder := holder_of(name):
+        return self._db.execute(query, (self._netns, name)).fetchone() is not None
+
+    def _is_foreign(self, name: str, holder_of: HolderOf) -> bool:
+        """Return whether a foreign device has a name, which is then remembered."""
+        holder = holder_of(name)
+        if holder:
             self.note_foreign(name, holder)
-        return bool(holder)
+        return holder != 0
 
     def _template_row(self, template: Template) -> int:
         known = self._db.execute(

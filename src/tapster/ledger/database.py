@@ -114,8 +114,8 @@ class Database:
         makes it.
         """
         self.path = path
-        self._transaction: object = None
-        """Stands for the latest transaction."""
+        self.transactions = 0
+        """The number of transactions until now: it stands for the latest."""
         try:
             _refuse_unknown(path)
             _make_file(path, make_directory=make_directory)
@@ -135,43 +135,35 @@ class Database:
         """Close the file."""
         self.connection.close()
 
-    @contextmanager
-    def reading(self) -> Iterator[sqlite.Connection]:
+    def reading(self) -> "_Reading":
         """Lend the connection for reading."""
-        try:
-            yield self.connection
-        except Exception as error:
-            if (meaning := self._meaning(error)) is None:
-                raise
-            raise meaning from error
+        return _Reading(self)
 
-    # One generator, and not three inside each other: they would take longer than the
-    # transaction.
-    @contextmanager
-    def changing(self) -> Iterator[sqlite.Connection]:
+    def changing(self) -> "_Changing":
         """Lend the connection in a transaction, which excludes every other one.
 
         All of the block's changes happen, or, if it raises, none.
         """
-        transaction = object()
-        try:
-            self._refuse_another_file()
-            if self.connection.in_transaction:
-                # Ctrl-C came between the end of a block and the next line here. That
-                # generator waits for its end, which may come during this transaction.
+        return _Changing(self)
+
+    def begin(self) -> None:
+        """Begin a transaction."""
+        self._refuse_another_file()
+        if self.connection.in_transaction:
+            # Ctrl-C came between the end of a block and its commit, and the object of
+            # that transaction is not deleted yet.
+            _roll_back(self.connection)
+        self.connection.execute("BEGIN IMMEDIATE")
+
+    def undo(self, transaction: int) -> None:
+        """Roll a transaction back, unless another one has begun since."""
+        if self.transactions == transaction:
+            with suppress(sqlite.Error):  # the error that led here says more
                 _roll_back(self.connection)
-            self._transaction = transaction
-            # BEGIN is inside the `try`: if Ctrl-C comes while it waits, it is raised
-            # when the transaction has begun.
-            self.connection.execute("BEGIN IMMEDIATE")
-            yield self.connection
-            self.connection.execute("COMMIT")
-        except BaseException as error:
-            if self._transaction is transaction:
-                with suppress(sqlite.Error):  # the first error says more
-                    _roll_back(self.connection)
-            if (meaning := self._meaning(error)) is None:
-                raise
+
+    def raise_meaning(self, error: BaseException) -> None:
+        """Raise the ledger's error for an error of SQLite or of the file."""
+        if (meaning := self._meaning(error)) is not None:
             raise meaning from error
 
     def _meaning(self, error: BaseException) -> LedgerError | None:
@@ -230,6 +222,69 @@ class Database:
             raise LedgerError(
                 f"ledger {self.path!r} was deleted or replaced while in use"
             )
+
+
+# Classes, and not generators: these would take as long as the transaction.
+
+
+class _Reading:
+    """A block in which the ledger is read."""
+
+    __slots__ = ("_file",)
+
+    def __init__(self, file: Database) -> None:
+        self._file = file
+
+    def __enter__(self) -> sqlite.Connection:
+        return self._file.connection
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if error is not None:
+            self._file.raise_meaning(error)
+
+
+class _Changing:
+    """A block in which the ledger is changed: one transaction.
+
+    Ctrl-C may come at any instruction, also between the block and its end. Then the
+    transaction is rolled back when this object is deleted.
+    """
+
+    __slots__ = ("_file", "_number")
+
+    def __init__(self, file: Database) -> None:
+        self._file = file
+        file.transactions = self._number = file.transactions + 1
+
+    def __enter__(self) -> sqlite.Connection:
+        try:
+            # BEGIN is inside the `try`: if Ctrl-C comes while it waits, it is raised
+            # when the transaction has begun.
+            self._file.begin()
+            return self._file.connection
+        except BaseException as error:
+            self._fail(error)
+            raise
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if error is not None:
+            self._fail(error)
+            return
+        try:
+            self._file.connection.execute("COMMIT")
+            self._number = 0
+        except BaseException as failed:
+            self._fail(failed)
+            raise
+
+    def _fail(self, error: BaseException) -> None:
+        self._file.undo(self._number)
+        self._number = 0
+        self._file.raise_meaning(error)
+
+    def __del__(self) -> None:
+        if self._number:
+            self._file.undo(self._number)
 
 
 _OF_ANOTHER_KIND = "it is a database of another kind"

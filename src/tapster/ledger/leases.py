@@ -5,14 +5,17 @@ Every function runs inside a transaction of the caller.
 """
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 
 from tapster.errors import MacTaken, NoSuchLease
 from tapster.ledger import rows, settings, sqlite
 from tapster.ledger.database import Damage
-from tapster.light import NamedTuple
+from tapster.ledger.namespaces import Row
+from tapster.light import Any, NamedTuple
 from tapster.model import (
     Lease,
     Macvtap,
+    Mode,
     Process,
     Spec,
     State,
@@ -68,53 +71,86 @@ def get(db: sqlite.Connection, id: str) -> Lease:
 
 def insert(
     db: sqlite.Connection,
-    netns: int,
+    netns: Row,
     reservation: Reservation,
     name: str,
+    mac: str,
     *,
     manager: int,
     created: float,
     randomness: Callable[[int], bytes],
-) -> str:
-    """Insert a reserved lease, claimed by `manager`. Return its id.
+) -> Lease:
+    """Insert a reserved lease, claimed by `manager`, and return it.
 
-    The reservation has a MAC.
+    It is not read again: it is made of the values that are written.
     """
     spec = reservation.spec
-    id = randomness(8).hex()
     macvtap = spec if isinstance(spec, Macvtap) else None
     tap = spec if isinstance(spec, Tap) else None
-    columns = {
-        "id": id,
-        "netns": netns,
-        "name": name,
-        "ifindex": settings.next_ifindex(db, netns),
-        "kind": spec.kind,
-        "state": State.RESERVED,
-        "owner": spec.owner,
-        "mac": reservation.mac,
-        "lower": macvtap and macvtap.lower,
-        "mode": macvtap and macvtap.mode,
-        "queues": spec.queues,
-        **rows.columns_of(reservation.wiring),
-        "backends": " ".join(reservation.backends),
-        "vnet_hdr": spec.vnet_hdr,
-        "tap_owner": tap and tap.uid,
-        "tap_group": tap and tap.gid,
-        "caller_uid": reservation.caller_uid,
-        "on_close": reservation.on_close,
-        "asked": reservation.asked,
-        "created": created,
-        "fin_wait": spec.fin_wait,
-        "labels": rows.text_of_pairs(spec.labels),
-        "manager": manager,
-    }
-    db.execute(
-        f"INSERT INTO lease ({', '.join(columns)}) "  # noqa: S608 - our names
-        f"VALUES ({', '.join('?' * len(columns))})",
-        [*columns.values()],
+    lease = Lease(
+        id=randomness(8).hex(),
+        name=name,
+        ifindex=settings.next_ifindex(db, netns.id),
+        kind=spec.kind,
+        state=State.RESERVED,
+        owner=spec.owner,
+        mac=mac,
+        lower=macvtap and macvtap.lower,
+        mode=macvtap and Mode(macvtap.mode),
+        queues=spec.queues,
+        wiring=reservation.wiring,
+        backends=reservation.backends,
+        netns=netns.netns,
+        created=created,
+        fin_wait=float(spec.fin_wait),
+        deadline=None,
+        released=None,
+        process=None,
+        placeholder=False,
+        manager=manager,
+        caller_uid=reservation.caller_uid,
+        on_close=reservation.on_close,
+        vnet_hdr=spec.vnet_hdr,
+        tap_owner=tap and tap.uid,
+        tap_group=tap and tap.gid,
+        labels=spec.labels,
     )
-    return id
+    columns: dict[str, Any] = {
+        "id": lease.id,
+        "netns": netns.id,
+        "name": name,
+        "ifindex": lease.ifindex,
+        "kind": str(lease.kind),
+        "state": "reserved",
+        "owner": lease.owner,
+        "mac": mac,
+        "queues": lease.queues,
+        "backends": " ".join(lease.backends),
+        "vnet_hdr": int(lease.vnet_hdr),
+        "on_close": int(lease.on_close),
+        "created": created,
+        "fin_wait": lease.fin_wait,
+        "labels": rows.text_of_pairs(lease.labels),
+        "manager": manager,
+        **rows.given_columns(lease.wiring),
+    }
+    optional = {
+        "lower": lease.lower,
+        "mode": lease.mode and str(lease.mode),
+        "tap_owner": lease.tap_owner,
+        "tap_group": lease.tap_group,
+        "caller_uid": lease.caller_uid,
+        "asked": reservation.asked,
+    }
+    columns |= {name: value for name, value in optional.items() if value is not None}
+    db.execute(_insertion(tuple(columns)), tuple(columns.values()))
+    return lease
+
+
+@lru_cache(maxsize=64)
+def _insertion(columns: tuple[str, ...]) -> str:
+    places = ", ".join("?" * len(columns))
+    return f"INSERT INTO lease ({', '.join(columns)}) VALUES ({places})"  # noqa: S608 - our names
 
 
 def refuse_same_mac(
@@ -159,13 +195,11 @@ def refuse_same_mac(
 
 def activate(db: sqlite.Connection, lease: Lease, process: Process | None) -> Lease:
     """Make a reserved lease active, bound to `process`, and end its claim."""
-    changed = db.execute(
-        "UPDATE lease SET state = 'active', manager = NULL, "
-        "pid = ?, pid_start = ?, pid_pidns = ? WHERE id = ?",
-        (*(process or (None, None, None)), lease.id),
-    )
-    if not changed.rowcount:
+    query = "UPDATE lease SET state = 'active', manager = NULL WHERE id = ?"
+    if not db.execute(query, (lease.id,)).rowcount:
         raise _no_such(lease.id)
+    if process is not None:
+        bind(db, lease.id, process)
     return lease._replace(state=State.ACTIVE, manager=None, process=process)
 
 

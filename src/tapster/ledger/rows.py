@@ -24,14 +24,17 @@ MAX_VLAN = 4094
 MAC_LENGTH = len("52:54:00:12:34:56")
 
 SELECT = f"""
-SELECT lease.id, name, ifindex, kind, state, owner, mac, lower, mode, queues, vnet_hdr,
-       backends, caller_uid, on_close, created, fin_wait, deadline, released,
-       placeholder, manager, tap_owner, tap_group, open_at_release, labels,
+SELECT lease.id, name, ifindex, kind, state, owner, mac, lower, mode, queues, backends,
+       created, fin_wait, deadline, released, placeholder, manager, caller_uid,
+       on_close, vnet_hdr, tap_owner, tap_group, open_at_release, labels,
        boot, cookie, path, pidns, pid, pid_start, pid_pidns,
        {", ".join(Wiring._fields)}
 FROM lease JOIN netns ON netns.id = lease.netns
 """  # noqa: S608 - our names
 """A query for leases, to which WHERE and ORDER BY can be added."""
+
+_WIRING = 31
+"""The place of the first column of the wiring."""
 
 
 def lease_of(row: tuple[Any, ...]) -> Lease:
@@ -51,80 +54,102 @@ def lease_of(row: tuple[Any, ...]) -> Lease:
         lower,
         mode,
         queues,
-        vnet_hdr,
         backends,
-        caller_uid,
-        on_close,
         created,
         fin_wait,
         deadline,
         released,
         placeholder,
         manager,
+        caller_uid,
+        on_close,
+        vnet_hdr,
         tap_owner,
         tap_group,
         open_at_release,
         labels,
-        *others,
-    ) = row
-    netns, process = others[:4], others[4:7]
-    wiring = _wiring_of(tuple(others[7:]))
+        boot,
+        cookie,
+        path,
+        pidns,
+        pid,
+        pid_start,
+        pid_pidns,
+    ) = row[:_WIRING]
     if not 0 < ifindex <= MAX_IFINDEX:
         raise ValueError(f"lease {id} has the ifindex {ifindex}")
     if not 0 < len(name.encode()) <= MAX_BYTES or "/" in name or "\0" in name:
         raise ValueError(f"lease {id} has the name {name!r}")
     if not 0 < queues <= MAX_QUEUES:
         raise ValueError(f"lease {id} has {queues} queues")
-    if not 0 <= (wiring.mtu or 0) <= MAX_MTU:
-        raise ValueError(f"lease {id} has the MTU {wiring.mtu}")
-    vlans = (wiring.vlan, *wiring.trunks) if wiring.vlan else wiring.trunks
-    if vlans and any(not 0 < vlan <= MAX_VLAN for vlan in vlans):
-        raise ValueError(f"lease {id} has the VLANs {wiring.vlan}, {wiring.trunks}")
     if len(mac) != MAC_LENGTH or len(bytes.fromhex(mac.replace(":", ""))) != 6:
         raise ValueError(f"lease {id} has the MAC {mac!r}")
+    try:
+        wiring = _wiring_of(row[_WIRING:])
+    except ValueError as error:
+        raise ValueError(f"lease {id} has {error}") from error
     return Lease(
-        id=id,
-        name=name,
-        ifindex=ifindex,
-        kind=Kind(kind),
-        state=State(state),
-        owner=owner,
-        mac=mac,
-        lower=lower,
-        mode=None if mode is None else Mode(mode),
-        queues=queues,
-        vnet_hdr=bool(vnet_hdr),
-        wiring=wiring,
-        backends=tuple(backends.split()),
-        caller_uid=caller_uid,
-        on_close=bool(on_close),
-        netns=Netns(*netns),
-        created=created,
-        fin_wait=fin_wait,
-        deadline=deadline,
-        released=released,
-        process=None if process[0] is None else Process(*process),
-        placeholder=bool(placeholder),
-        manager=manager,
-        tap_owner=tap_owner,
-        tap_group=tap_group,
-        open_at_release=bool(open_at_release),
-        labels=pairs_of(labels),
+        id,
+        name,
+        ifindex,
+        Kind(kind),
+        State(state),
+        owner,
+        mac,
+        lower,
+        None if mode is None else Mode(mode),
+        queues,
+        wiring,
+        tuple(backends.split()) if backends else (),
+        netns_of(boot, cookie, path, pidns),
+        created,
+        fin_wait,
+        deadline,
+        released,
+        None if pid is None else Process(pid, pid_start, pid_pidns),
+        placeholder == 1,
+        manager,
+        caller_uid,
+        on_close == 1,
+        vnet_hdr == 1,
+        tap_owner,
+        tap_group,
+        open_at_release == 1,
+        pairs_of(labels),
     )
 
 
+# A host has few namespaces.
+netns_of = lru_cache(maxsize=16)(Netns)
+
+
 def columns_of(wiring: Wiring) -> dict[str, Any]:
-    """Return the columns of a wiring, by name."""
-    return wiring._asdict() | {
+    """Return the columns of a wiring, by name, as plain numbers and texts.
+
+    For any other type Python's SQLite looks for an adapter, which takes as long as to
+    store ten numbers.
+    """
+    columns = wiring._asdict() | {
         "trunks": " ".join(map(str, wiring.trunks)),
         "external_ids": text_of_pairs(wiring.external_ids),
         "addresses": " ".join(wiring.addresses),
         "inbound": _text_of(wiring.inbound),
         "outbound": _text_of(wiring.outbound),
     }
+    return {
+        name: int(value) if isinstance(value, bool) else value
+        for name, value in columns.items()
+    }
 
 
 # Most leases of a host are wired alike.
+@lru_cache(maxsize=64)
+def given_columns(wiring: Wiring) -> dict[str, Any]:
+    """Return the columns of a wiring that differ from the table's defaults."""
+    columns = columns_of(wiring)
+    return {name: columns[name] for name in columns if columns[name] != _DEFAULTS[name]}
+
+
 @lru_cache(maxsize=64)
 def _wiring_of(columns: tuple[Any, ...]) -> Wiring:
     (
@@ -148,6 +173,13 @@ def _wiring_of(columns: tuple[Any, ...]) -> Wiring:
         up,
         standby,
     ) = columns
+    if not 0 <= (mtu or 0) <= MAX_MTU:
+        raise ValueError(f"the MTU {mtu}")
+    tagged = tuple(map(int, trunks.split()))
+    if any(
+        not 0 < number <= MAX_VLAN for number in ((vlan, *tagged) if vlan else tagged)
+    ):
+        raise ValueError(f"the VLANs {vlan}, {tagged}")
     return Wiring(
         bridge=bridge,
         ovs=ovs,
@@ -156,7 +188,7 @@ def _wiring_of(columns: tuple[Any, ...]) -> Wiring:
         root_guard=bool(root_guard),
         bpdu_guard=bool(bpdu_guard),
         vlan=vlan,
-        trunks=tuple(map(int, trunks.split())),
+        trunks=tagged,
         external_ids=pairs_of(external_ids),
         filter=bool(filter),
         addresses=tuple(addresses.split()),
@@ -199,3 +231,6 @@ def _rate_of(text: str | None) -> Rate | None:
     if average is None:
         raise ValueError(f"a rate without an average: {text!r}")
     return Rate(average, peak, burst)
+
+
+_DEFAULTS = columns_of(Wiring())

@@ -19,7 +19,7 @@ def setting(db: sqlite.Connection, key: str) -> Any:
     """Return the value of a setting. Raise Damage if the ledger has none."""
     row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
     if row is None:
-        raise Damage(f"the setting {key!r} is missing")
+        raise _missing(key)
     return row[0]
 
 
@@ -83,9 +83,17 @@ def populate(db: sqlite.Connection, randomness: Callable[[int], bytes]) -> None:
 
 
 def _count(db: sqlite.Connection, key: str, first: int, last: int) -> int:
-    value = int(setting(db, key))
-    db.execute(
-        "UPDATE meta SET value = ? WHERE key = ?",
-        (value + 1 if value < last else first, key),
+    """Return a number that is given out in turn; after `last` comes `first` again."""
+    query = (
+        "UPDATE meta SET value = iif(value < ?, value + 1, ?) WHERE key = ? "
+        "RETURNING value"
     )
-    return value
+    row = db.execute(query, (last, first, key)).fetchone()
+    if row is None:
+        raise _missing(key)
+    following = int(row[0])
+    return following - 1 if following > first else last
+
+
+def _missing(key: str) -> Damage:
+    return Damage(f"the setting {key!r} is missing")

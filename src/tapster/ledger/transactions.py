@@ -275,22 +275,22 @@ class Ledger:
         from tapster.ledger.allocator import Allocator  # late: to list needs none
 
         with self.file.changing() as db:
-            row = namespaces.row_of(db, netns)
-            allocator = Allocator(db, row)
-            if allocator.has_foreign():
+            row = namespaces.find(db, netns)
+            allocator = Allocator(db, row.id)
+            if row.has_foreign:
                 allocator.recheck(changed_links(), holder_of, list_holders)
             reserved = []
             for reservation in reservations:
                 spec = reservation.spec
-                given = reservation.mac is not None and not reservation.mac_is_any
+                mac = reservation.mac
+                given = mac is not None and not reservation.mac_is_any
                 if not given and spec.key is not None:
-                    former = allocator.stable_mac(reservation.template, spec.key)
-                    reservation = reservation._replace(mac=former or reservation.mac)
-                if reservation.mac is not None:
+                    mac = allocator.stable_mac(reservation.template, spec.key) or mac
+                if mac is not None:
                     leases.refuse_same_mac(
                         db,
-                        row,
-                        reservation.mac,
+                        row.id,
+                        mac,
                         reservation.wiring,
                         spec.lower if isinstance(spec, Macvtap) else None,
                     )
@@ -302,21 +302,21 @@ class Ledger:
                     _share_of(reservation),
                     list_holders,
                 )
-                mac = reservation.mac or leases.new_mac(db, self._randomness)
-                reservation = reservation._replace(mac=mac)
+                mac = mac or leases.new_mac(db, self._randomness)
                 if not given and spec.key is not None:
                     allocator.remember_mac(reservation.template, spec.key, mac)
-                id = leases.insert(
+                lease = leases.insert(
                     db,
                     row,
                     reservation,
                     name,
+                    mac,
                     manager=manager,
                     created=self._clock.wallclock(),
                     randomness=self._randomness,
                 )
-                reserved.append(id)
-            return [leases.get(db, id) for id in reserved]
+                reserved.append(lease)
+            return reserved
 
     def rename(
         self, id: str, template: Template, spec: Spec, holder_of: "HolderOf"
@@ -430,9 +430,9 @@ class Ledger:
                     released=self._clock.wallclock(),
                 )
                 db.execute(
-                    "UPDATE lease SET state = ?, deadline = ?, released = ? "
+                    "UPDATE lease SET state = 'fin_wait', deadline = ?, released = ? "
                     "WHERE id = ?",
-                    (lease.state, lease.deadline, lease.released, id),
+                    (lease.deadline, lease.released, id),
                 )
             return lease
 
