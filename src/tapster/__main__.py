@@ -5,10 +5,10 @@
 import _signal as signal  # type: ignore[import-not-found] # it has no stub
 import gc
 
-from tapster.light import NoReturn
+from tapster import finder
 
 
-def command() -> NoReturn:
+def command() -> None:
     """Run the command and end the process."""
     # While modules are imported there is nothing to undo. So Ctrl-C ends the process
     # without a traceback. The command takes the signal back before it opens anything.
@@ -16,6 +16,7 @@ def command() -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     # To look for garbage among modules takes a sixteenth of a verb's time.
     gc.disable()
+    finder.install()
     from tapster import cli
 
     cli.command()

@@ -45,6 +45,7 @@ LAYERS = (
     ("names", "what a device may be called"),
     ("errors", "every error"),
     ("light", "named tuples, and names of types without `typing`"),
+    ("finder", "finds the modules of the command"),
 )
 """The rooms, from the top, and what each is."""
 

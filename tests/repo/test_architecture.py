@@ -66,6 +66,7 @@ class Room(NamedTuple):
 
 ROOMS = [
     Room("tapster.light", (), "it stands for Python's own typing"),
+    Room("tapster.finder", (), "it finds all other modules"),
     Room("tapster.rpc", (), "the wire protocol: its parts follow"),
     Room("tapster.ledger", (), "one file of records: its parts follow"),
     Room("tapster.operations", (), "one operation in each file: they follow"),
@@ -547,7 +548,9 @@ ROOMS = [
         ),
         "it only reads",
     ),
-    Room("tapster.__main__", ("tapster.cli",), "it starts the command"),
+    Room(
+        "tapster.__main__", ("tapster.cli", "tapster.finder"), "it starts the command"
+    ),
     Room(
         "tapster.cni",
         (
