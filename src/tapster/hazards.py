@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Find what on a host may harm VMs although every lease is as requested.
 
-These are equal MACs, a spanning tree, a firewall that judges bridged frames, and
-programs that configure new devices.
+These are equal MACs, a port that a program has blocked, a lower device that is down, a
+spanning tree, a firewall that judges bridged frames, and programs that configure new
+devices.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,11 +13,12 @@ from tapster.backends.bridge import MAX_PORTS
 from tapster.errors import HostError
 from tapster.kernel import udev
 from tapster.kernel.port import Namespace
-from tapster.model import Lease, Link, Mode, Problem, State
+from tapster.model import Kind, Lease, Link, Mode, Problem, State
 
 NEARLY_FULL = MAX_PORTS * 9 // 10
 """A bridge with at least this many ports is reported."""
-CALLS_IPTABLES = "/proc/sys/net/bridge/bridge-nf-call-iptables"
+CALLS = "/proc/sys/net/bridge/bridge-nf-call-"
+"""Where br_netfilter says which of its tables judge bridged packets."""
 
 
 def find(
@@ -26,6 +28,8 @@ def find(
     active = [lease for lease in leases if lease.state is State.ACTIVE]
     yield from _equal_macs(links, active)
     yield from _bridges(namespace, links, leases)
+    yield from _ports(links, active)
+    yield from _lower_devices(links, active)
     if any(lease.wiring.bridge for lease in active):
         yield from _firewall(namespace)
     yield from _udev()
@@ -34,7 +38,8 @@ def find(
 def _equal_macs(links: Sequence[Link], leases: Sequence[Lease]) -> Iterator[Problem]:
     holders: dict[tuple[str, str], list[str]] = {}
     names = {link.ifindex: link.name for link in links}
-    ours = {lease.ifindex for lease in leases}
+    # A macvtap has its guest's MAC, and a tap has one of its own.
+    ours = {lease.ifindex for lease in leases if lease.kind is Kind.MACVTAP}
     for lease in leases:
         segment = lease.wiring.bridge or lease.wiring.ovs or lease.lower
         # A device on standby is connected to nothing. In mode passthru the guest has
@@ -43,7 +48,9 @@ def _equal_macs(links: Sequence[Link], leases: Sequence[Lease]) -> Iterator[Prob
             which = f"lease {lease.name} ({lease.id})"
             holders.setdefault((lease.mac, segment), []).append(which)
     for link in links:
-        place = (link.mac, names.get(link.master, ""))
+        # A bridge delivers what is sent to its own MAC to the host.
+        segment = link.name if link.kind == "bridge" else names.get(link.master, "")
+        place = (link.mac, segment)
         if place in holders and link.ifindex not in ours:
             holders[place].append(f"device {link.name}")
     for (mac, segment), several in holders.items():
@@ -81,29 +88,101 @@ def _bridges(
             )
 
 
+def _ports(links: Sequence[Link], leases: Sequence[Lease]) -> Iterator[Problem]:
+    """Find ports that do not pass frames although they are on their bridges."""
+    by_index = {link.ifindex: link for link in links}
+    for lease in leases:
+        port = by_index.get(lease.ifindex)
+        bridge = by_index.get(port.master) if port else None
+        if port is None or bridge is None or lease.wiring.bridge != bridge.name:
+            continue
+        # A spanning tree blocks ports, and a bridge that is down blocks each of them.
+        if port.blocked and bridge.up and not bridge.port_delay:
+            problem, remedy = "is blocked, so its VM is cut off", "state 3"
+        elif port.locked:
+            problem = "is locked: frames from MACs that were not entered do not pass"
+            remedy = "locked off"
+        elif not port.hears_broadcasts:
+            problem = "gets no broadcasts, so its VM hears no ARP request"
+            remedy = "bcast_flood on"
+        else:
+            continue
+        yield Problem(
+            f"port {port.name} of bridge {bridge.name} {problem}",
+            f"bridge link set dev {port.name} {remedy}",
+        )
+
+
+def _lower_devices(links: Sequence[Link], leases: Sequence[Lease]) -> Iterator[Problem]:
+    """Find devices below VMs' devices that are down."""
+    by_name = {link.name: link for link in links}
+    below = [lease.lower or lease.wiring.redirect for lease in leases]
+    for name in sorted({name for name in below if name}):
+        link = by_name.get(name)
+        if link is not None and not link.up:
+            yield Problem(
+                f"device {name} is down, with VMs on it", f"ip link set {name} up"
+            )
+
+
 def _firewall(namespace: Namespace) -> Iterator[Problem]:
-    """Find a forward policy of drop that br_netfilter applies to bridged packets."""
-    try:
-        with namespace.inside(), open(CALLS_IPTABLES) as file:
-            if file.read().strip() != "1":
-                return
-    except OSError:
-        return
+    """Find chains that drop bridged frames which they do not accept."""
+    judging = _judging(namespace)
     with suppress(HostError):  # without libnftables it cannot be told
         for listed in namespace.nft_list("chains"):
             chain = listed.get("chain", {})
-            if (
-                chain.get("family") in ("ip", "inet")
-                and chain.get("hook") == "forward"
-                and chain.get("policy") == "drop"
-            ):
+            family = chain.get("family")
+            if chain.get("hook") != "forward" or family not in judging:
+                continue
+            where = f"{family} {chain['table']} {chain['name']}"
+            if chain.get("policy") != "drop" and not _drops_rest(namespace, where):
+                continue
+            if family == "bridge":
                 yield Problem(
-                    f"chain {chain['family']} {chain['table']} {chain['name']} drops "
-                    "what it does not accept, and judges bridged packets too "
-                    "(br_netfilter): ARP passes between VMs, and IPv4 does not",
-                    "sysctl -w net.bridge.bridge-nf-call-iptables=0, or accept them: "
-                    "iptables -I FORWARD -m physdev --physdev-is-bridged -j ACCEPT",
+                    f"chain {where} drops what it does not accept: VMs may be cut off",
+                    f"accept their frames there: nft insert rule {where} accept",
                 )
+                continue
+            packets, table = judging[family]
+            yield Problem(
+                f"chain {where} drops "
+                "what it does not accept, and judges bridged packets too "
+                f"(br_netfilter): ARP passes between VMs, and {packets} does not",
+                f"sysctl -w net.bridge.bridge-nf-call-{table}=0, or accept them: "
+                f"{table} -I FORWARD -m physdev --physdev-is-bridged -j ACCEPT",
+            )
+
+
+def _judging(namespace: Namespace) -> dict[str, tuple[str, str]]:
+    """Return the families of nftables that judge bridged frames.
+
+    For each, the packets that it judges, and the program that br_netfilter names.
+    """
+    judging = {"bridge": ("", "")}
+    for family, packets, table in (
+        ("ip6", "IPv6", "ip6tables"),
+        ("ip", "IPv4", "iptables"),
+    ):
+        with suppress(OSError), namespace.inside(), open(f"{CALLS}{table}") as file:
+            if file.read().strip() == "1":
+                judging |= dict.fromkeys((family, "inet"), (packets, table))
+    return judging
+
+
+def _drops_rest(namespace: Namespace, chain: str) -> bool:
+    """Return whether the last rule of a chain drops every packet, as firewalld's."""
+    rules = [
+        listed["rule"]["expr"]
+        for listed in namespace.nft_list(f"chain {chain}")
+        if "rule" in listed
+    ]
+    verdicts = {verdict for part in rules[-1] for verdict in part} if rules else set()
+    return bool(verdicts & {"drop", "reject"}) and verdicts <= {
+        "drop",
+        "reject",
+        "counter",
+        "log",
+    }
 
 
 def _udev() -> Iterator[Problem]:

@@ -461,6 +461,12 @@ class Link(NamedTuple):
     part in the spanning tree."""
     forwarding: bool = False
     """Of a bridge port: the bridge lets its frames pass."""
+    blocked: bool = False
+    """Of a bridge port whose link is up: the bridge lets none of its frames pass."""
+    locked: bool = False
+    """Of a bridge port: only frames from MACs that the bridge knows there pass."""
+    hears_broadcasts: bool = True
+    """Of a bridge port: the bridge sends broadcasts to it."""
 
 
 def stamp(ledger: str, lease: str) -> str:

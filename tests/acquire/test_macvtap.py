@@ -10,7 +10,7 @@ import pytest
 import tapster
 from lab import iproute, library, shell
 from lab.guests import next_frame
-from tapster import Host, Macvtap, Mode
+from tapster import Host, Macvtap, Mode, RequestError
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
@@ -35,6 +35,15 @@ def test_each_mode(host: Host, mode: Mode) -> None:
     assert link["inet6_addr_gen_mode"] == "none"
     assert "UP" in link["flags"]
     lease.close()
+
+
+@pytest.mark.parametrize("spec", [tapster.Tap(), Macvtap(lower="low")])
+def test_no_macvtap_sits_on_a_vms_device(host: Host, spec: tapster.Spec) -> None:
+    """It would end with that VM's device."""
+    below = library.acquire(host, spec)
+    with pytest.raises(RequestError, match=r"'vnet0' belongs to a VM"):
+        host.acquire(Macvtap(lower=below.name))
+    assert [lease.name for lease in host.leases()] == ["vnet0"]
 
 
 def test_the_descriptors_carry_its_packets(host: Host) -> None:

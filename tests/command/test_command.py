@@ -391,6 +391,30 @@ def test_the_reaper_holds_nothing_of_the_process_that_started_it(
     )
 
 
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_command_with_closed_outputs_succeeds_and_fails_as_any(
+    environment: dict[str, str], closed: str
+) -> None:
+    """Service managers and cron start programs so."""
+
+    def run(words: str) -> tuple[int, str]:
+        done = subprocess.run(
+            ["sh", "-c", f"{shell.TAPSTER} {words} {closed}"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stdout
+
+    printed = "vnet0\n" if closed == "2>&-" else ""
+    assert run("add --bridge br0") == (0, printed)
+    assert run("run --bridge br0 -- true {fd}") == (0, "")
+    assert run("rm nothing") == (1, ""), "an error is no output"
+    assert run("add --nonsense") == (2, "")
+    assert run("rm vnet0") == (0, "")
+
+
 def test_recover_says_what_it_would_do_and_then_does_it(tapster: Run) -> None:
     tapster("add", "--bridge", "br0")
     shell.sh("ip link del vnet0")

@@ -65,11 +65,12 @@ def test_a_mac_that_two_devices_have_on_one_bridge() -> None:
 
 
 @pytest.mark.skipif(
-    not Path(hazards.CALLS_IPTABLES).exists(), reason="the kernel has no br_netfilter"
+    not Path(f"{hazards.CALLS}iptables").exists(),
+    reason="the kernel has no br_netfilter",
 )
 def test_a_firewall_that_drops_what_a_bridge_forwards() -> None:
     tapster("add", "--bridge", "br0")
-    Path(hazards.CALLS_IPTABLES).write_text("1")
+    Path(f"{hazards.CALLS}iptables").write_text("1")
     chain = "chain ip filter FORWARD"
     shell.sh("nft add table ip filter")
     hook = "type filter hook forward priority 0"
@@ -80,6 +81,88 @@ def test_a_firewall_that_drops_what_a_bridge_forwards() -> None:
     assert chain in problem
     shell.sh(remedy.partition(",")[0])
     assert problems() == []
+
+
+@pytest.mark.parametrize(
+    ("family", "policy", "rule"),
+    [
+        ("ip6", "drop", ""),
+        ("inet", "drop", ""),
+        ("inet", "accept", "counter reject with icmpx type admin-prohibited"),
+        ("inet", "accept", "drop"),
+        ("bridge", "drop", ""),
+        ("bridge", "accept", "drop"),
+    ],
+)
+@pytest.mark.skipif(
+    not Path(f"{hazards.CALLS}iptables").exists(),
+    reason="the kernel has no br_netfilter",
+)
+def test_a_firewall_of_any_family_that_drops_the_rest(
+    family: str, policy: str, rule: str
+) -> None:
+    """firewalld's chains accept by policy, and their last rule rejects."""
+    tapster("add", "--bridge", "br0")
+    for table in ("iptables", "ip6tables"):
+        Path(f"{hazards.CALLS}{table}").write_text("1")
+    hook = f"type filter hook forward priority 0; policy {policy};"
+    shell.sh(f"nft add table {family} wall")
+    shell.sh(f"nft add chain {family} wall through {{ {hook} }}")
+    shell.sh(f"nft add rule {family} wall through meta mark 1 accept")
+    if rule:
+        assert problems() == []
+        shell.sh(f"nft add rule {family} wall through {rule}")
+    ((problem, _),) = problems()
+    assert f"chain {family} wall through drops" in problem
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("state 0", "is blocked, so its VM is cut off"),
+        ("locked on", "is locked"),
+        ("bcast_flood off", "gets no broadcasts"),
+    ],
+)
+def test_a_port_that_another_program_has_blocked(change: str, said: str) -> None:
+    device = tapster("add", "--bridge", "br0").strip()
+    fd = foreign_tap(device)
+    try:
+        reapers.wait_for(lambda: state_of(device) == "forwarding", "the port is up")
+        assert problems() == []
+        shell.sh(f"bridge link set dev {device} {change}")
+        ((problem, remedy),) = problems()
+        assert f"port {device} of bridge br0 {said}" in problem
+        shell.sh(remedy)
+        assert problems() == []
+    finally:
+        os.close(fd)
+
+
+def state_of(port: str) -> object:
+    data = iproute.links()[port]["linkinfo"]["info_slave_data"]
+    return data["state"]
+
+
+@pytest.mark.parametrize("of", ["the bridge", "another tap"])
+def test_a_guest_that_has_the_mac_of_a_device_of_the_host(of: str) -> None:
+    """The bridge keeps frames to this MAC for the host."""
+    device = tapster("add", "--bridge", "br0").strip()
+    place = "br0" if of == "the bridge" else device
+    mac = iproute.links()[place]["address"]
+    tapster("add", "--bridge", "br0", "--mac", mac)
+    ((problem, _),) = problems()
+    assert f"MAC {mac} is used more than once on br0: lease vnet1" in problem
+    assert f"device {place}" in problem
+
+
+def test_a_lower_device_that_is_down() -> None:
+    shell.sh("ip link add low up type veth peer name far")
+    tapster("add", "--link", "low")
+    assert problems() == []
+    shell.sh("ip link set low down")
+    (found,) = problems()
+    assert found == ("device low is down, with VMs on it", "ip link set low up")
 
 
 def test_udev_that_is_not_told_to_keep_its_hands_off() -> None:

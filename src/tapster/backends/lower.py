@@ -4,7 +4,7 @@
 from tapster.errors import NoSuchLink, RequestError
 from tapster.kernel.port import Namespace
 from tapster.light import NamedTuple
-from tapster.model import Macvtap, Mode
+from tapster.model import Macvtap, Mode, parse_stamp
 
 
 class Lower(NamedTuple):
@@ -22,6 +22,11 @@ def find(namespace: Namespace, spec: Macvtap) -> Lower:
     if link is None:
         raise NoSuchLink(
             f"there is no device {name!r} for a macvtap to sit on", name=name
+        )
+    if parse_stamp(link.alias):
+        # It may be another VM's, and would take this macvtap with it.
+        raise RequestError(
+            f"device {name!r} belongs to a VM: name the device that leads elsewhere"
         )
     if not link.up:
         raise NoSuchLink(

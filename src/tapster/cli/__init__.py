@@ -127,12 +127,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else list(arguments)
     failed, misused = 1, 2
     sys.unraisablehook = _hide_interrupt
+    _ready_to_print()
     try:
         options = read(words, declare, top_parser)
         if options.verb in RUNNING:
             failed = misused = RUN_FAILED
         _take_signals()
-        _ready_to_print()
         status = _run(options, words)
         sys.stdout.flush()
         return status
@@ -327,8 +327,11 @@ def _settle(host: "Host") -> None:
 
 def _ready_to_print() -> None:
     """Make every text printable, whatever the terminal can show."""
-    if sys.stdout is None:  # the caller closed it, as by >&-
+    # The caller may have closed them, as by >&- and 2>&-.
+    if sys.stdout is None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
+    if sys.stderr is None:  # else errors would go to the output
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - as above
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 

@@ -61,6 +61,8 @@ class Connections:
         """Called with the undo of an answer that its client did not receive."""
         self.fail: Callable[[Connection, TapsterError], None] = _ignore_error
         """Called to send an error to a connection that is about to be closed."""
+        self.explain: Callable[[Exception], object] = _ignore_fault
+        """Called with an error that nobody foresaw."""
         self.stopping = False
         self._loop = loop
         self._limits = limits
@@ -200,6 +202,14 @@ class Connections:
     # Serving
 
     def _ready(self, connection: Connection, events: int) -> None:
+        try:
+            if self._exchange(connection, events):
+                self.go_on(connection)
+        except Exception as error:  # noqa: BLE001 - one client must not end all
+            self._fault(connection, error)
+
+    def _exchange(self, connection: Connection, events: int) -> bool:
+        """Send and receive what can be. Return whether to go on with the connection."""
         now = self._loop.now()
         try:
             if events & WRITE and connection.sending:
@@ -210,15 +220,24 @@ class Connections:
                 connection.receive(now)
             elif events & HANGUP:
                 self._lost(connection)
-                return
+                return False
             elif events & READ:
                 self._events[connection] = connection.events
                 self._loop.change(connection.fd, connection.events)
-                return
+                return False
         except OSError as error:
             self.drop(connection, error.strerror or "lost")
-            return
-        self.go_on(connection)
+            return False
+        if connection.fds and self._closer.waiting(connection.caller.uid) > CLOSING_FDS:
+            self._log_once(connection.caller, "crowded", "its descriptors do not close")
+            self.drop(connection, "crowded")
+            return False
+        return True
+
+    def _fault(self, connection: Connection, error: Exception) -> None:
+        """Close a connection for which the daemon itself has failed."""
+        self.explain(error)
+        self.drop(connection, "fault")
 
     def _lost(self, connection: Connection) -> None:
         """Act on a client that left while its connection is not read."""
@@ -265,8 +284,12 @@ class Connections:
 
     def _resume(self, connection: Connection) -> None:
         connection.scheduled = False
-        if connection in self._open:
+        if connection not in self._open:
+            return
+        try:
             self.go_on(connection)
+        except Exception as error:  # noqa: BLE001 - as in `_ready`
+            self._fault(connection, error)
 
     def _fetch_page(self, connection: Connection) -> None:
         fetch, connection.next_page = connection.next_page, None
@@ -454,6 +477,10 @@ def _ignore(connection: Connection, request: bytes) -> None:
 
 
 def _ignore_error(connection: Connection, error: TapsterError) -> None:
+    """Stand in until the connections are given to a dispatcher."""
+
+
+def _ignore_fault(error: Exception) -> None:
     """Stand in until the connections are given to a dispatcher."""
 
 

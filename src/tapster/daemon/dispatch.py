@@ -87,6 +87,7 @@ class Dispatcher:
         connections.on_request = self.receive
         connections.take_back = self.take_back
         connections.fail = self.fail
+        connections.explain = self.explain
 
     # Requests
 

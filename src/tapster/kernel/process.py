@@ -184,18 +184,30 @@ def _stat(pid: int) -> list[str] | None:
     return text.rpartition(b")")[2].decode().split()
 
 
+def is_pidfd(fd: int) -> bool:
+    """Return whether a descriptor that another process sent is a pidfd."""
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[pidfd]"
+    except OSError:  # the path of its file is too long to be read
+        return False
+
+
 def pid_of(pidfd: int) -> int:
     """Return the pid of a pidfd's process in this pid namespace.
 
     Raise RequestError if the descriptor is no pidfd, if the process has ended, or if
     it is in no pid namespace that is visible here.
     """
+    # For other kinds, such as epoll(7), the kernel writes a line about each file that
+    # the sender has put into the descriptor. That may take seconds.
+    if not is_pidfd(pidfd):
+        raise RequestError("the descriptor is no pidfd: see pidfd_open(2)")
     try:
         with open(f"/proc/self/fdinfo/{pidfd}") as file:
             fields = dict(line.split(":", 1) for line in file if ":" in line)
         pid = int(fields["Pid"])
     except (OSError, KeyError, ValueError):
-        raise RequestError("the descriptor is no pidfd: see pidfd_open(2)") from None
+        raise RequestError("the process of the descriptor cannot be told") from None
     if pid <= 0:
         raise RequestError("the process has ended, or belongs to another pid namespace")
     return pid

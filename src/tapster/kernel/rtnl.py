@@ -78,7 +78,9 @@ IFLA_BRPORT_STATE, FORWARDING = 1, b"\3"  # BR_STATE_FORWARDING
 IFLA_BRPORT_PROTECT = 6
 IFLA_BRPORT_LEARNING = 8
 IFLA_BRPORT_UNICAST_FLOOD = 9
+IFLA_BRPORT_BCAST_FLOOD = 30
 IFLA_BRPORT_ISOLATED = 33
+IFLA_BRPORT_LOCKED = 39
 IFLA_MACVLAN_MODE = 1
 IFLA_TUN_OWNER = 1
 IFLA_TUN_GROUP = 2
@@ -106,6 +108,7 @@ NTF_STICKY = 0x40
 NUD_NOARP = 0x40
 NUD_PERMANENT = 0x80
 IFF_UP = 1
+IFF_RUNNING = 0x40
 IFF_LOWER_UP = 0x10000
 NLA_F_NESTED = 0x8000
 NLA_TYPE_MASK = 0x3FFF
@@ -694,6 +697,8 @@ _OF_PORT = frozenset(
         IFLA_BRPORT_LEARNING,
         IFLA_BRPORT_UNICAST_FLOOD,
         IFLA_BRPORT_ISOLATED,
+        IFLA_BRPORT_BCAST_FLOOD,
+        IFLA_BRPORT_LOCKED,
     )
 )
 """What `link_of` reads of a bridge port."""
@@ -757,6 +762,10 @@ def link_of(body: bytes) -> Link:
         root_guard=port.get(IFLA_BRPORT_PROTECT) == b"\1",
         bpdu_guard=port.get(IFLA_BRPORT_GUARD) == b"\1",
         forwarding=port.get(IFLA_BRPORT_STATE) == FORWARDING,
+        blocked=bool(flags & IFF_RUNNING)
+        and port.get(IFLA_BRPORT_STATE, FORWARDING) != FORWARDING,
+        locked=port.get(IFLA_BRPORT_LOCKED) == b"\1",
+        hears_broadcasts=port.get(IFLA_BRPORT_BCAST_FLOOD) != b"\0",
     )
 
 

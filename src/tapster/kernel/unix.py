@@ -175,15 +175,6 @@ def refuse_descriptors(at: sockets.socket) -> bool:
     return True
 
 
-def closes_at_once(fd: int) -> bool:
-    """Return whether closing this descriptor surely waits for nothing: a pidfd does
-    not.
-
-    The close of a socket may wait (SO_LINGER), and that of a file may ask a server.
-    """
-    return os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[pidfd]"
-
-
 def at_end(of: sockets.socket) -> bool:
     """Return whether the other end has closed, and nothing that it said is unread."""
     # A socket with a timeout waits for data although it is asked not to.
