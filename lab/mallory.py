@@ -11,6 +11,7 @@ import random
 import signal
 import socket
 import struct
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -142,6 +143,25 @@ def lingering() -> tuple[int, socket.socket]:
     return sender.detach(), receiver
 
 
+def with_a_long_path() -> int:
+    """A descriptor whose path has more bytes than the kernel shows."""
+    here = os.open(".", os.O_PATH)
+    try:
+        os.chdir(tempfile.gettempdir())
+        name = f"{os.getpid()}-".ljust(250, "x")
+        for _ in range(20):
+            os.mkdir(name)
+            os.chdir(name)
+        fd = os.open(".", os.O_RDONLY)
+        for _ in range(20):
+            os.chdir("..")
+            os.rmdir(name)
+    finally:
+        os.fchdir(here)
+        os.close(here)
+    return fd
+
+
 def close_aside(fd: int) -> None:
     """Close in a thread: if the daemon closed before, this close is the one that
     waits."""
@@ -219,6 +239,32 @@ def hand_over_many_descriptors(target: Target) -> None:
     with target.connect() as made, suppress(OSError):
         for number in (1, 8, 9, 250):
             unix.send(made, PING, [0] * number)
+
+
+@attack
+def hand_over_a_descriptor_with_a_long_path(target: Target) -> None:
+    fd = with_a_long_path()
+    try:
+        with target.connect() as made, suppress(OSError):
+            unix.send(made, PING, [fd])
+            made.recv(100)
+    finally:
+        os.close(fd)
+
+
+@attack
+def hand_over_descriptors_behind_one_whose_close_waits(target: Target) -> None:
+    fd, receiver = lingering()
+    _kept.append(receiver)
+    while len(_kept) < 20:
+        _kept.append(target.connect())
+    with suppress(OSError):
+        unix.send(_kept[-1], PING, [fd])
+    close_aside(fd)
+    for made in _kept[1:]:
+        with suppress(OSError):
+            unix.send(made, PING, [0] * 8)
+            made.recv(100)
 
 
 @attack

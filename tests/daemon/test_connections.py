@@ -4,13 +4,15 @@
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from errno import EIO
 from itertools import product
 from pathlib import Path
 
 import pytest
 
 from lab.library import close
+from lab.mallory import with_a_long_path
 from tapster import State, Tap
 from tapster.daemon.state import (
     READING,
@@ -314,6 +316,57 @@ def test_descriptors_that_no_request_needs_are_closed(made: Parts) -> None:
     assert peer.received() == [PONG] * 5
     assert os.read(reading, 1) == b"", "no copy of the other end is open"
     os.close(reading)
+
+
+def test_a_descriptor_whose_path_cannot_be_read_is_closed(made: Parts) -> None:
+    fd = with_a_long_path()
+    with pytest.raises(OSError, match="File name too long"):
+        os.readlink(f"/proc/self/fd/{fd}")
+    peer = made.connect()
+    unix.send(peer.socket, b'{"method":"io.tapster.Ping"}\0', [fd])
+    os.close(fd)
+    made.serve()
+    assert peer.received() == [PONG]
+
+
+def test_a_close_that_fails_hinders_no_further_one(
+    made: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a file of a file system in user space, which chooses what flush returns."""
+    reading, writing = os.pipe()
+    close = unix.close
+    failing = [OSError(EIO, "Input/output error")] * 3
+
+    def close_or_fail(fds: Sequence[int]) -> None:
+        close(fds)
+        if failing:
+            raise failing.pop()
+
+    monkeypatch.setattr("tapster.daemon.closer.unix.close", close_or_fail)
+    peer = made.connect()
+    unix.send(peer.socket, b'{"method":"io.tapster.Ping"}\0', [writing] * 8)
+    os.close(writing)
+    made.serve()
+    assert os.read(reading, 1) == b"", "no copy of the other end is open"
+    os.close(reading)
+
+
+def test_a_fault_of_the_daemon_ends_one_connection(
+    made: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults: list[Exception] = []
+    monkeypatch.setattr(made.connections, "explain", faults.append)
+    monkeypatch.setattr(made.dispatcher, "_dispatch", lambda *_: 1 / 0)
+    monkeypatch.setattr(made.dispatcher, "_answer_error", lambda *_: 1 / 0)
+    one, other = made.connect(), made.connect(BOB)
+    one.send(PING)
+    made.serve()
+    assert one.received() == [None]
+    assert [type(fault) for fault in faults] == [ZeroDivisionError]
+    monkeypatch.undo()
+    other.send(PING)
+    made.serve()
+    assert other.received() == [PONG]
 
 
 def test_events_go_to_the_users_who_may_see_them(made: Parts) -> None:

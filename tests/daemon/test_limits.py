@@ -17,6 +17,7 @@ from tapster.daemon.loop import Loop
 from tapster.daemon.policy import Caller, Rule
 from tapster.daemon.service import Answer, Call
 from tapster.errors import QuotaExceeded, RequestError
+from tapster.kernel import unix
 from tapster.rpc import interface
 from tests.daemon.parts import ALICE, ROOT, Parts
 
@@ -122,6 +123,25 @@ def test_nobody_connects_whose_descriptors_wait_to_be_closed(
     (error, end) = refused.received()
     assert (error["error"], end) == ("io.tapster.Overloaded", None)
     assert other.received() == [{"parameters": {}}]
+
+
+def test_nobody_sends_more_descriptors_while_so_many_wait_to_be_closed(
+    made: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = {ALICE.uid: 64}
+    monkeypatch.setattr(
+        "tapster.daemon.closer.Closer.waiting", lambda _, uid: waiting.get(uid, 0)
+    )
+    sender, other = made.connect(), made.connect()
+    for more, answers in ((0, 1), (1, 0)):
+        waiting[ALICE.uid] += more
+        unix.send(sender.socket, b'{"method":"io.tapster.Ping"}\0', [0])
+        other.send("io.tapster.Ping")
+        made.serve()
+        received = sender.received()
+        assert received[:answers] == [{"parameters": {}}] * answers
+        assert received[answers:] == [None] * more
+        assert other.received() == [{"parameters": {}}]
 
 
 def test_so_many_scrapes_are_open_and_the_oldest_is_closed() -> None:

@@ -2,6 +2,7 @@
 """Whether a process lives is told from anywhere on the host, or not at all."""
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from contextlib import ExitStack
 
 import pytest
 
+from lab.mallory import with_a_long_path
+from tapster.errors import RequestError
 from tapster.kernel import boot, process
 from tapster.kernel.linux import LinuxSystem
 from tapster.model import Life, Process
@@ -239,3 +242,23 @@ def test_a_process_recorded_without_a_pid_namespace_is_not_judged() -> None:
         process.open_process(nowhere)
     with pytest.raises(Exception, match="opening process 1"):
         LinuxSystem().open_process(nowhere)
+
+
+def test_of_what_is_no_pidfd_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """About an epoll the kernel writes a line for each file that is in it."""
+    with ExitStack() as closing:
+        many = closing.enter_context(select.epoll())
+        fds = [many.fileno(), *os.pipe(), os.memfd_create("x"), with_a_long_path()]
+        many.register(fds[1])
+        for fd in fds[1:]:
+            closing.callback(os.close, fd)
+        monkeypatch.setattr("builtins.open", None)
+        for fd in fds:
+            assert not process.is_pidfd(fd)
+            with pytest.raises(RequestError, match="is no pidfd"):
+                process.pid_of(fd)
+        own = os.pidfd_open(os.getpid())
+        closing.callback(os.close, own)
+        assert process.is_pidfd(own)
+        monkeypatch.undo()
+        assert process.pid_of(own) == os.getpid()
