@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Debian packages for tests."""
+"""Packages for tests: Debian's, and wheels."""
 
 import subprocess
+from importlib import metadata
 from pathlib import Path
+from zipfile import ZipFile
+
+from packaging.requirements import Requirement
 
 
 def later_version(package: Path, folder: Path) -> Path:
@@ -17,3 +21,17 @@ def later_version(package: Path, folder: Path) -> Path:
         stdout=subprocess.DEVNULL,
     )
     return later
+
+
+def pack_wheels(name: str, folder: Path) -> None:
+    """Pack a package that is installed here, and what it needs, into wheels again."""
+    package = metadata.distribution(name)
+    wheel = f"{package.name.replace('-', '_')}-{package.version}-py3-none-any.whl"
+    with ZipFile(folder / wheel, "w") as archive:
+        for file in package.files or ():
+            if ".." not in file.parts and "__pycache__" not in file.parts:
+                archive.write(file.locate(), str(file))
+    for text in package.requires or ():
+        needed = Requirement(text)
+        if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+            pack_wheels(needed.name, folder)

@@ -16,22 +16,15 @@ INSTALL = (
     *("python3", "-m", "tapster.install", "install"),
     *("--prefix", "/usr", "--python", "/usr/bin/python3"),
 )
-ACTIVATE = """
-systemd-sysusers
-systemd-tmpfiles --create tapster.conf
-systemctl daemon-reload
-udevadm control --reload
-"""
 
 
 def install(host: DebianHost) -> None:
     """Install Tapster and its units, and lay the tree beside it; start nothing."""
-    host.unpack(_tree(), THERE)
+    host.unpack(tree(), THERE)
     host.run(*INSTALL, environment={"PYTHONPATH": f"{THERE}/src"})
-    host.sh(ACTIVATE)
 
 
-def _tree() -> bytes:
+def tree() -> bytes:
     """This tree as a tar archive: the files that git does not ignore."""
     command = [
         *("git", "-c", "safe.directory=*", "ls-files", "-z"),

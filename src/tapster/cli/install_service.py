@@ -19,15 +19,6 @@ if TYPE_CHECKING:
     from tapster.api import AnyHost
     from tapster.cli.parser import Parser
 
-AFTERWARDS = (
-    ("systemd-sysusers",),
-    ("systemd-tmpfiles", "--create"),
-    ("udevadm", "control", "--reload"),
-    ("systemctl", "daemon-reload"),
-)
-"""What makes systemd and udev read the files."""
-
-
 HOMES = ("/home", "/root", "/run/user")
 """What ProtectHome= in tapsterd.service hides."""
 
@@ -58,11 +49,9 @@ def run(options: Options, host: "AnyHost | None") -> int:
         if configuration := place.place_configuration():
             changed.append(configuration)
     print(*changed, sep="\n")
-    if os.path.isdir("/run/systemd/system"):
-        for command in AFTERWARDS if not options.remove else AFTERWARDS[2:]:
-            _call(*command)
-        if not options.remove:
-            print("next: systemctl enable --now tapsterd.socket", file=sys.stderr)
+    place.activate(removed=options.remove)
+    if not options.remove:
+        print("next: systemctl enable --now tapsterd.socket", file=sys.stderr)
     return 0
 
 
@@ -86,13 +75,3 @@ def _check_place(bindir: str) -> None:
                 "sudo env PIPX_HOME=/opt/pipx PIPX_BIN_DIR=/usr/local/bin pipx install "
                 "--python /usr/bin/python3 tapster"
             )
-
-
-def _call(*command: str) -> None:
-    try:
-        pid = os.posix_spawnp(command[0], command, os.environ)
-    except OSError as error:
-        raise HostError(f"{command[0]}: {error.strerror}") from error
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    if status:
-        raise HostError(f"{' '.join(command)!r} failed with status {status}")

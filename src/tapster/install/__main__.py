@@ -20,6 +20,8 @@ def main() -> int:
             paths = place.install(options.prefix, options.destdir, options.python)
         else:
             paths = place.uninstall(options.prefix, options.destdir)
+        if not options.destdir:
+            place.activate(removed=options.action == "uninstall")
     except TapsterError as error:
         sys.stderr.write(f"make {options.action}: {error}\n")
         return 1

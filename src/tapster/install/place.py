@@ -118,6 +118,21 @@ def remove(paths: Iterable[str], destdir: str = "") -> list[str]:
     return removed
 
 
+def activate(*, removed: bool = False) -> None:
+    """Tell systemd and udev that the files were placed, or removed.
+
+    Make the daemon's user, also where systemd is installed and does not run. Raises
+    HostError.
+    """
+    if not removed and shutil.which("systemd-sysusers"):
+        _call("systemd-sysusers", "tapster.conf")
+    if os.path.isdir("/run/systemd/system"):
+        if not removed:
+            _call("systemd-tmpfiles", "--create", "tapster.conf")
+        _call("udevadm", "control", "--reload")
+        _call("systemctl", "daemon-reload")
+
+
 def _check(prefix: str, destdir: str) -> None:
     for name, path in (("PREFIX", prefix), ("DESTDIR", destdir)):
         if path and (not path.startswith("/") or path.endswith("/")):
@@ -138,14 +153,17 @@ def _copy_package(library: str, destdir: str) -> list[str]:
 
 def _compile(python: str, package: str) -> None:
     """Write the bytecode, which no program of a user who is not root could keep."""
-    command = [python, "-I", "-m", "compileall", "-q", package]
+    _call(python, "-I", "-m", "compileall", "-q", package)
+
+
+def _call(*command: str) -> None:
     try:
-        pid = os.posix_spawnp(python, command, os.environ)
+        pid = os.posix_spawnp(command[0], command, os.environ)
     except OSError as error:
-        raise HostError(f"{python!r} cannot be started: {error.strerror}") from error
-    _, status = os.waitpid(pid, 0)
+        raise HostError(f"{command[0]!r} cannot start: {error.strerror}") from error
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if status:
-        raise HostError(f"{python!r} cannot compile the modules in {package!r}")
+        raise HostError(f"{' '.join(command)!r} failed with status {status}")
 
 
 def _write(path: str, text: str, mode: int) -> None:

@@ -1,27 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tapster installed in each way of README, used, and removed without a trace."""
+"""Tapster installed in each way of README, used as README shows, and removed.
+
+Every command is README's own. tests/install/test_journeys.py is the short form.
+"""
 
 import io
 import json
-import subprocess
-import sys
-import sysconfig
 import tarfile
+import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 
+from lab import readme
 from lab.host import product, snapshot
 from lab.host.debian import DebianHost
 from lab.host.image import Image
-from lab.packages import later_version
-from tests.host.outside.ground import add_bridge, leases, taps, wait_gone
+from lab.packages import later_version, pack_wheels
+from lab.readme import USER
+from lab.reapers import wait_for
+from tests.host.outside import ground
+from tests.host.outside.ground import leases, taps
 
-POLICY = '[[allow]]\ngroups = ["kvm"]\nbridges = ["br0"]\nfeatures = ["fin-wait"]\n'
-AS_ANN = "setpriv --reuid=ann --regid=ann --init-groups"
-DEB = "/srv/tapster.deb"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+CLONE = "/srv/tapster"
 QUESTION = "tapster/purge-devices"
+SUDO = f"""\
+#!/bin/sh
+PATH={PATH} exec "$@"
+"""
+QEMU = """\
+#!/usr/bin/python3
+import re, socket, subprocess, sys
+if helper := re.search(r"br=(\\w+),helper=(\\S+)", " ".join(sys.argv)):
+    ours, theirs = socket.socketpair()
+    bridge, fd = f"--br={helper[1]}", f"--fd={theirs.fileno()}"
+    call = [helper[2], "--use-vnet", bridge, fd]
+    subprocess.run(call, pass_fds=[theirs.fileno()], check=True)
+    socket.recv_fds(ours, 1, 1)
+with open("/run/fifo") as fifo:
+    fifo.read()
+"""
+"""Takes a device as QEMU does, and keeps it until a fifo is written to."""
+OFFLINE = {
+    "PIP_FIND_LINKS": "/srv/wheels",
+    "PIP_NO_CACHE_DIR": "1",
+    "PIP_NO_INDEX": "1",
+}
+WAYS = readme.ways()
 
 FILES = """
 find / -xdev ! -type d \\
@@ -34,13 +62,77 @@ ACCOUNTS = {"/etc/group-", "/etc/gshadow-", "/etc/passwd-", "/etc/shadow-"}
 """Copies that systemd-sysusers makes. The daemon's user stays: files may be its own."""
 
 
+class HostShell:
+    """A host whose commands are README's."""
+
+    def __init__(self, host: DebianHost) -> None:
+        self.host = host
+        self.path = PATH
+
+    def type(self, *commands: str) -> None:
+        """Type commands in the clone. Fails the test if one fails."""
+        for command in commands:
+            self.host.run(
+                *("bash", "-c", command),
+                environment=self._environment(),
+                folder=CLONE,
+                timeout=600,
+            )
+
+    def enter(self, command: str, user: str = "root") -> str:
+        done = self.host.run(
+            *self._as_user(f"exec 2>&1; {command}", user),
+            environment=self._environment(),
+            check=False,
+        )
+        return done.stdout
+
+    @contextmanager
+    def running(self, command: str, user: str = "root") -> Iterator[None]:
+        before = taps(self.host)
+        self.host.sh("mkfifo -m 666 /run/fifo")
+        self.host.write("/run/vm.sh", command)
+        unit = f"systemd-run --quiet --unit vm --uid {user} --setenv PATH={self.path}"
+        self.host.sh(f"{unit} bash /run/vm.sh")
+        ground.wait_output(self.host, "systemctl status vm", "qemu-system")
+        wait_for(lambda: taps(self.host) > before, "the VM has its device")
+        yield
+        self.host.sh("timeout 60 sh -c 'echo > /run/fifo'; rm /run/fifo")
+        stopped = "systemctl show --property ActiveState,Result vm"
+        ground.wait_output(self.host, stopped, "ActiveState=inactive")
+
+    def daemon(self) -> AbstractContextManager[object]:
+        return nullcontext()  # systemd's socket starts it
+
+    def write(self, path: str, data: bytes) -> None:
+        self.host.write(path, data)
+
+    def taps(self) -> set[str]:
+        return taps(self.host)
+
+    def _environment(self) -> dict[str, str]:
+        # A command takes a second on a host without KVM.
+        return {"PATH": self.path, "TAPSTER_FIN_WAIT": "15", **OFFLINE}
+
+    def _as_user(self, command: str, user: str) -> list[str]:
+        if user == "root":
+            return ["bash", "-c", command]
+        login = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups"]
+        return [*login, "env", "--unset=TAPSTER_FIN_WAIT", "bash", "-c", command]
+
+
 @pytest.fixture
-def bare_host(debian: Image) -> Iterator[DebianHost]:
-    """A running host with a bridge and a user, without Tapster."""
+def bare_host(debian: Image) -> Iterator[HostShell]:
+    """A running host with a user and a clone, without Tapster."""
     with snapshot.resumed(debian) as host:
-        add_bridge(host)
-        host.sh("useradd --groups kvm ann")
-        yield host
+        host.sh(f"useradd --groups kvm {USER}")
+        host.write("/etc/apt/apt.conf.d/99yes", 'APT::Get::Assume-Yes "yes";\n')
+        for program, text in {"sudo": SUDO, "qemu-system-x86_64": QEMU}.items():
+            host.write(f"/usr/local/sbin/{program}", text)
+            host.sh(f"chmod 755 /usr/local/sbin/{program}")
+        host.unpack(product.tree(), CLONE)
+        _unpack_wheels(host)
+        yield HostShell(host)
 
 
 @pytest.fixture(scope="module")
@@ -55,53 +147,43 @@ def files(host: DebianHost) -> set[str]:
     return set(host.sh(FILES).splitlines()) - ACCOUNTS
 
 
-def use(host: DebianHost, path: str = "/usr/bin") -> None:
-    """Follow README's quick start, first as root, then as a user of the daemon."""
-    root = f"export PATH={path}:$PATH"
-    name = host.sh(f"{root}; tapster add --bridge br0 --owner web --fin-wait 1").strip()
-    (shown,) = json.loads(host.sh(f"ip -j link show {name}"))
-    assert (shown["master"], "UP" in shown["flags"]) == ("br0", True)
-    seen = "ip -j link show {name}"
-    run = f"tapster run --bridge br0 --owner db --fin-wait 1 -- {seen}"
-    assert '"master":"br0"' in host.sh(f"{root}; {run}")
-    host.sh(f"{root}; tapster rm --owner web")
-    wait_gone(host, name)
-
-    host.write("/etc/tapster/tapster.toml", POLICY)
-    host.sh("systemctl enable --quiet --now tapsterd.socket")
-    name = host.sh(f"{root}; {AS_ANN} tapster add --bridge br0").strip()
-    assert name in taps(host)
-    refused = host.run(
-        "bash", "-c", f"{root}; {AS_ANN} tapster add --bridge br1", check=False
-    )
-    assert "the policy allows uid 1000 no bridges 'br1'" in refused.stderr
-    assert f"\n{name} " in host.sh(f"{root}; {AS_ANN} tapster ls")
-    host.sh(f"{root}; {AS_ANN} tapster rm {name}")
-    wait_gone(host, name)
-    shown = host.sh(f"{root}; tapster doctor --json")
-    assert json.loads(shown)["problems"] == []
+@pytest.mark.parametrize("way", ["make", "pip", "pipx"])
+def test_an_installation_from_the_tree(bare_host: HostShell, way: str) -> None:
+    host, shell = bare_host.host, bare_host
+    before = files(host)
+    install, remove, programs = WAYS[way]
+    shell.path = f"{PATH}:{programs}"
+    shell.type(*install)
+    readme.follow(shell, f"{programs}/python3")
+    assert json.loads(host.sh(f"{programs}/tapster doctor --json"))["problems"] == []
+    shell.type(*remove)
+    host.sh("rm -rf /opt/pipx")  # what pipx keeps for itself
+    assert files(host) - before == set()
+    assert before - files(host) == set()
 
 
 def test_a_debian_package_from_its_installation_to_its_purge(
-    bare_host: DebianHost, package: Path, tmp_path: Path
+    bare_host: HostShell, package: Path, tmp_path: Path
 ) -> None:
-    host = bare_host
+    host, shell = bare_host.host, bare_host
     before = files(host)
-    host.write(DEB, package.read_bytes())
-    host.sh(f"dpkg --install {DEB}", timeout=300)
+    (_, install), remove, _ = WAYS["deb"]  # `package` is what the first has built
+    host.write(f"{CLONE}/dist/deb/{package.name}", package.read_bytes())
+    shell.type(install)
     assert host.sh("systemctl is-enabled tapsterd.socket").strip() == "enabled"
     assert host.sh("systemctl is-active tapsterd.socket").strip() == "active"
-    use(host)
+    readme.follow(shell, "/usr/bin/python3")
 
     # An upgrade restarts the daemon; the VM's device and its lease go on.
-    name = host.sh(f"{AS_ANN} tapster add --bridge br0 --fin-wait 1").strip()
+    name = shell.enter("tapster add --bridge br0", USER).strip()
     lease = leases(host)[name]
     main_pid = "systemctl show --value --property MainPID tapsterd.service"
     pid = host.sh(main_pid)
-    host.write(DEB, later_version(package, tmp_path).read_bytes())
-    host.sh(f"dpkg --install {DEB}", timeout=300)
+    policy = host.read("/etc/tapster/tapster.toml")
+    host.write("/srv/later.deb", later_version(package, tmp_path).read_bytes())
+    host.sh("dpkg --install /srv/later.deb", timeout=300)
     assert host.sh(main_pid) != pid
-    assert host.read("/etc/tapster/tapster.toml") == POLICY
+    assert host.read("/etc/tapster/tapster.toml") == policy
     assert leases(host)[name] == {**leases(host)[name], "id": lease["id"]}
     (shown,) = json.loads(host.sh(f"ip -j link show {name}"))
     assert (shown["ifindex"], shown["master"]) == (lease["ifindex"], "br0")
@@ -109,80 +191,25 @@ def test_a_debian_package_from_its_installation_to_its_purge(
     # Without a yes, a purge leaves a VM its device, and says so.
     host.sh("dpkg --remove tapster")
     assert name in taps(host)
-    purge = "DEBIAN_FRONTEND=noninteractive dpkg --purge tapster"
-    kept = host.run("bash", "-c", purge)
+    kept = host.run("bash", "-c", "DEBIAN_FRONTEND=noninteractive dpkg --purge tapster")
     assert name in taps(host), kept
     assert "kept /var/lib/tapster" in kept.stderr
 
-    # With a yes, it deletes the device and the ledger. debconf knows the question
-    # although the removal, which comes first, deletes the package's templates.
-    host.sh(f"dpkg --install {DEB}", timeout=300)
+    # With a yes, it deletes the device and the ledger.
+    shell.type(install)
     assert name in leases(host)
-    host.sh("dpkg --remove tapster")
-    assert f"{QUESTION}: false" in host.sh("debconf-show tapster")
     host.sh(f"echo tapster {QUESTION} boolean true | debconf-set-selections")
-    host.sh(purge)
+    shell.type(*remove)
     assert taps(host) == set()
     assert host.sh("debconf-show tapster") == ""
     assert files(host) - before == set()
     assert before - files(host) == set()
 
 
-def test_make_install_and_uninstall_leave_nothing(bare_host: DebianHost) -> None:
-    host = bare_host
-    before = files(host)
-    product.install(host)
-    assert host.sh("find /usr/lib/python3 -path '*tapster*/host.*.pyc'"), "not compiled"
-    use(host)
-    host.sh("systemctl disable --quiet --now tapsterd.socket; systemctl stop tapsterd")
-    uninstall = [part.replace("install", "uninstall") for part in product.INSTALL[3:]]
-    host.run(
-        *("python3", "-m", "tapster.install", *uninstall),
-        environment={"PYTHONPATH": f"{product.THERE}/src"},
-    )
-    host.sh("rm -r /etc/tapster /var/lib/tapster")  # the policy and the ledger
-    assert files(host) - before == set()
-    assert before - files(host) == set()
-
-
-def test_the_wheel_in_a_bare_venv_and_its_units(
-    bare_host: DebianHost, tmp_path: Path
-) -> None:
-    host = bare_host
-    before = files(host)
-    _unpack_pip(host)
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"),
-            *("--no-build-isolation", "--wheel-dir", tmp_path, product.TREE),
-        ],
-        check=True,
-    )
-    (wheel,) = tmp_path.glob("tapster-*.whl")
-    host.write(f"/srv/{wheel.name}", wheel.read_bytes())
-    host.sh("python3 -m venv --without-pip /srv/venv")
-    host.run(
-        *("/srv/venv/bin/python", "-m", "pip", "install", "--quiet", "--no-index"),
-        f"/srv/{wheel.name}",
-        environment={"PYTHONPATH": "/srv/pip"},
-        timeout=300,
-    )
-    # Root has a ledger before the daemon's user exists.
-    host.sh("/srv/venv/bin/tapster add --bridge br0 --owner first")
-    host.sh("/srv/venv/bin/tapster install-service")
-    use(host, "/srv/venv/bin")
-    host.sh("/srv/venv/bin/tapster rm --owner first")
-    host.sh("systemctl disable --quiet --now tapsterd.socket; systemctl stop tapsterd")
-    host.sh("/srv/venv/bin/tapster install-service --remove")
-    host.sh("rm -r /etc/tapster /var/lib/tapster /srv/venv")
-    assert files(host) - before == set()
-    assert before - files(host) == set()
-
-
-def _unpack_pip(host: DebianHost) -> None:
-    """Copy this computer's pip to the host, which has none."""
-    site = Path(sysconfig.get_path("purelib"))
-    with io.BytesIO() as buffer:
+def _unpack_wheels(host: DebianHost) -> None:
+    """Give the host what pip builds Tapster with."""
+    with io.BytesIO() as buffer, tempfile.TemporaryDirectory() as folder:
+        pack_wheels("hatchling", Path(folder))
         with tarfile.open(fileobj=buffer, mode="w") as archive:
-            archive.add(site / "pip", arcname="pip")
-        host.unpack(buffer.getvalue(), "/srv/pip")
+            archive.add(folder, arcname=".")
+        host.unpack(buffer.getvalue(), "/srv/wheels")
