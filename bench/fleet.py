@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from lab.etcd import Cluster, cluster
-from lab.handover import Relay, relay
+from lab.fleet.etcd import Cluster, cluster
+from lab.fleet.handover import Relay, relay
 from lab.library import acquire, no_reaper
 from lab.namespaces import namespaces
 from lab.shell import sh

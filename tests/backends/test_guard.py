@@ -13,12 +13,12 @@ import tapster
 from lab import frames, guests, shell
 from lab.frames import ARP, BROADCAST, IPV4, IPV6, TCP, UDP, arp, ether, ipv4, ipv6, udp
 from lab.guests import MARK, GuestBridge, Leased, checksum_request
-from lab.qemu_receiver import SHORTEST, QemuReceiver
 from lab.veth import Receiver
 from tapster import Action, Host
 from tapster.errors import KernelError
 from tapster.kernel import linux
 from tapster.kernel.port import LinkChange
+from tests.backends.qemu_receiver import SHORTEST, QemuReceiver
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from lab import iproute, library, shell
-from lab.faults import Fault, FaultyChild, Script
 from tapster import Host, Lease, Macvtap, Tap, TapsterError
+from tests.faults.faulty_child import Fault, FaultyChild, Script
 
 Operation = Callable[[Host], object]
 Opened = Callable[[], AbstractContextManager[Any]]

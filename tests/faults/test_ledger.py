@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from lab import shell
-from lab.faults import FaultyChild, Script
 from tapster import Host, LedgerError, Tap
+from tests.faults.faulty_child import FaultyChild, Script
 from tests.faults.sweep import (
     Before,
     Errnos,

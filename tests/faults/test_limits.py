@@ -12,9 +12,9 @@ from itertools import count
 import pytest
 
 from lab import library, shell
-from lab.faults import Fault, FaultyChild, Script
 from lab.reapers import reapers, wait_dead, wait_reaping
 from tapster import Host, HostError, Macvtap, Mode, Tap
+from tests.faults.faulty_child import Fault, FaultyChild, Script
 from tests.faults.sweep import (
     Before,
     Check,

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from lab import shell
-from lab.faults import FaultyChild, Script
 from tapster import HostError, Macvtap, MissingCapability, Mode, Tap
+from tests.faults.faulty_child import FaultyChild, Script
 from tests.faults.sweep import FaultLab, acquire, attempt
 
 TUN = "/dev/net/tun"

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
 
-from lab.etcd import Cluster
+from lab.fleet.etcd import Cluster
 from tapster.fleet.etcd import Etcd, parse_endpoint
 from tapster.fleet.store import FleetUnavailable
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lab.etcd import Cluster, cluster
+from lab.fleet.etcd import Cluster, cluster
 from lab.shell import TAPSTER, refused, sh
 from tapster.fleet.keys import Keys
 from tests.command.test_json import check

@@ -9,7 +9,7 @@ import pytest
 
 from lab import library
 from lab.daemon import Daemon
-from lab.etcd import Cluster, cluster
+from lab.fleet.etcd import Cluster, cluster
 from lab.shell import TAPSTER, sh
 from tapster import RequestError, Tap
 from tapster.daemon import config

@@ -15,7 +15,7 @@ from time import monotonic
 
 import pytest
 
-from lab.etcd import Cluster, Node, cluster
+from lab.fleet.etcd import Cluster, Node, cluster
 from lab.namespaces import namespaces
 from lab.shell import sh
 from tapster import Lease

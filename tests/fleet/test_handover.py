@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.etcd import cluster
-from lab.handover import Relay, relay
+from lab.fleet.etcd import cluster
+from lab.fleet.handover import Relay, relay
 from lab.namespaces import namespaces
 from lab.shell import sh
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.certificates import Authority
-from lab.etcd import NET, Cluster, cluster
+from lab.fleet.certificates import Authority
+from lab.fleet.etcd import NET, Cluster, cluster
 from lab.namespaces import namespaces
 from lab.shell import sh
 from tapster.cli import fleet as verbs

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab.etcd import Cluster, cluster
+from lab.fleet.etcd import Cluster, cluster
 from lab.namespaces import namespaces
 from lab.shell import sh
 from tapster.fleet.memory import MemoryStore

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from lab import firecracker, iproute, shell
+from lab import iproute, shell
 from lab.daemon import as_user, let_everybody_open_tun
 from lab.lines import Lines
 from lab.shell import sh
+from tests.vms import firecracker
 
 pytestmark = [
     pytest.mark.kernel,

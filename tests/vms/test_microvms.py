@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from lab import iproute, microvm, shell
+from lab import iproute, shell
 from lab.daemon import as_user, let_everybody_open_tun
 from lab.shell import sh
+from tests.vms import microvm
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 

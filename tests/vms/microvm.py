@@ -200,7 +200,8 @@ def main(vmm: str, *arguments: str) -> None:
             _wait_forwarding(device["name"])
         for fd in device["fds"]:
             _send(fd, device["mac"] or "02:00:00:00:00:01")
-    print(json.dumps({"uid": os.geteuid(), "devices": devices}), flush=True)
+    sys.stdout.write(json.dumps({"uid": os.geteuid(), "devices": devices}) + "\n")
+    sys.stdout.flush()
     sys.stdin.read()
 
 

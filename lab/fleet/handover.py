@@ -23,8 +23,8 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from lab import frames
-from lab.etcd import Cluster
-from lab.switched import SwitchedHost, join_hosts
+from lab.fleet.etcd import Cluster
+from lab.fleet.switched import SwitchedHost, join_hosts
 from tapster.fleet.keys import Keys
 from tapster.fleet.registration import Epoch, parse_epoch
 

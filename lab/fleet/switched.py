@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lab import strangers
-from lab.etcd import NET, Cluster
+from lab.fleet.etcd import NET, Cluster
 from lab.namespaces import inside
 from lab.reapers import kill_reapers
 from lab.shell import TAPSTER, sh
