@@ -8,8 +8,9 @@ from xml.etree import ElementTree
 import pytest
 
 from tapster.errors import RequestError
-from tapster.libvirt import domain
-from tapster.libvirt.domain import Conversion, Nic
+from tapster.libvirt import adoption, domain
+from tapster.libvirt.adoption import Conversion
+from tapster.libvirt.domain import Nic
 
 DOMAINS = {
     path.stem: path for path in sorted(Path(__file__).with_name("domains").iterdir())
@@ -24,7 +25,7 @@ def resolve(network: str) -> dict[str, str]:
 
 
 def adopt(name: str) -> Conversion:
-    return domain.adopt(DOMAINS[name].read_bytes(), resolve)
+    return adoption.adopt(DOMAINS[name].read_bytes(), resolve)
 
 
 def only_nic(name: str) -> Nic:
@@ -37,8 +38,8 @@ def test_releasing_an_adopted_domain_restores_every_byte_of_its_interfaces(
     name: str,
 ) -> None:
     before = DOMAINS[name].read_bytes()
-    adopted = domain.adopt(before, resolve)
-    after = domain.release(adopted.xml)
+    adopted = adoption.adopt(before, resolve)
+    after = adoption.release(adopted.xml)
     assert len(after.nics) == len(adopted.nics)
     if name == "empty-metadata":
         before = before.replace(b"  <metadata/>\n", b"")
@@ -48,7 +49,7 @@ def test_releasing_an_adopted_domain_restores_every_byte_of_its_interfaces(
 @pytest.mark.parametrize("name", DOMAINS)
 def test_adopting_twice_changes_nothing_more(name: str) -> None:
     once = adopt(name).xml
-    assert domain.adopt(once, resolve).xml == once
+    assert adoption.adopt(once, resolve).xml == once
 
 
 @pytest.mark.parametrize("name", DOMAINS)
@@ -190,7 +191,7 @@ def test_other_metadata_stays() -> None:
 )
 def test_what_is_no_domain_is_refused(xml: bytes, wrong: str) -> None:
     with pytest.raises(RequestError, match=wrong):
-        domain.adopt(xml, resolve)
+        adoption.adopt(xml, resolve)
 
 
 def test_a_clone_gets_devices_of_its_own_and_keeps_its_mac() -> None:
@@ -201,7 +202,7 @@ def test_a_clone_gets_devices_of_its_own_and_keeps_its_mac() -> None:
         b"<uuid>0badcafe-0000-4000-8000-000000000001</uuid>",
     )
     devices = [nic.dev for nic in domain.nics_of(xml)]
-    adopted = domain.adopt(clone, resolve)
+    adopted = adoption.adopt(clone, resolve)
     assert len(adopted.nics) == len(devices)
     assert {nic.dev[:11] for nic in adopted.nics} == {"tv0badcafe-"}
     # virt-clone has given it MACs of its own, which the original's XML must not undo.
@@ -210,11 +211,11 @@ def test_a_clone_gets_devices_of_its_own_and_keeps_its_mac() -> None:
     )
     macs = [
         nic.attributes["mac"]
-        for nic in domain.requests_of(domain.adopt(new_mac, resolve).xml)
+        for nic in domain.requests_of(adoption.adopt(new_mac, resolve).xml)
     ]
     assert "52:54:00:00:00:09" in macs
     assert "52:54:00:00:00:01" not in macs
-    assert domain.adopt(adopted.xml, resolve).xml == adopted.xml
+    assert adoption.adopt(adopted.xml, resolve).xml == adopted.xml
 
 
 NAMED = re.compile(rb"<target dev=.tv[^/]*/>")
@@ -234,7 +235,7 @@ def test_a_clone_whose_devices_have_lost_their_names_gets_its_own(name: str) -> 
     clone = as_virt_clone_leaves_it(xml)
     with pytest.raises(RequestError, match="if this domain is a clone"):
         domain.requests_of(clone)
-    adopted = domain.adopt(clone, resolve).nics
+    adopted = adoption.adopt(clone, resolve).nics
     assert {nic.dev[:11] for nic in adopted} == {"tv0badcafe-"}
     assert [nic.attributes for nic in adopted] == [
         nic.attributes for nic in adopt(name).nics
@@ -245,7 +246,7 @@ def test_an_interface_that_the_metadata_does_not_know_gets_no_name() -> None:
     clone = as_virt_clone_leaves_it(adopt("everything").xml)
     metadata, end, devices = clone.partition(b"</metadata>")
     moved = metadata + end + devices.replace(b"slot='0x03'", b"slot='0x09'")
-    assert domain.adopt(moved, resolve).xml == moved
+    assert adoption.adopt(moved, resolve).xml == moved
 
 
 @pytest.mark.parametrize(
@@ -285,6 +286,6 @@ def test_a_nic_written_by_hand_is_never_removed() -> None:
         b"  <memory",
     )
     assert domain.nics_of(by_hand) == [Nic("web0", {"bridge": "br0"})]
-    adopted = domain.adopt(by_hand, resolve)
-    released = domain.release(adopted.xml)
+    adopted = adoption.adopt(by_hand, resolve)
+    released = adoption.release(adopted.xml)
     assert domain.nics_of(released.xml) == [Nic("web0", {"bridge": "br0"})]

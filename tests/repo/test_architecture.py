@@ -488,6 +488,21 @@ ROOMS = [
     Room(
         "tapster.libvirt.domain",
         ("tapster.errors", "tapster.libvirt.spans"),
+        "a domain's XML: text in, values out",
+    ),
+    Room(
+        "tapster.libvirt.conversion",
+        ("tapster.errors", "tapster.libvirt.domain"),
+        "an interface in, options out",
+    ),
+    Room(
+        "tapster.libvirt.adoption",
+        (
+            "tapster.errors",
+            "tapster.libvirt.conversion",
+            "tapster.libvirt.domain",
+            "tapster.libvirt.spans",
+        ),
         "a domain's XML: text in, text out",
     ),
     Room(
@@ -747,7 +762,9 @@ PURE = {
     "tapster.cni.protocol": {"collections.abc", "enum", "json"},
     "tapster.cni.config": {"collections.abc"},
     "tapster.cni.result": {"collections.abc"},
-    "tapster.libvirt.domain": {"collections.abc", "xml.sax.saxutils"},
+    "tapster.libvirt.domain": {"collections.abc"},
+    "tapster.libvirt.conversion": {"collections.abc"},
+    "tapster.libvirt.adoption": {"collections.abc", "xml.sax.saxutils"},
     "tapster.libvirt.network": set(),
     "tapster.libvirt.spans": {"xml.parsers"},
     "tapster.backends.ovsdb": {"collections.abc"},

@@ -25,7 +25,8 @@ from tapster.light import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from tapster.cli.parser import Parser
     from tapster.host import Host
-    from tapster.libvirt.domain import Conversion, Nic
+    from tapster.libvirt.adoption import Conversion
+    from tapster.libvirt.domain import Nic
 
 HOOK_SECONDS = 20
 """How long the hook may take: libvirt waits for it without a limit."""
@@ -120,16 +121,16 @@ def _adopt(options: Options) -> int:
 
     A domain that runs keeps its devices until it is shut down.
     """
-    from tapster.libvirt import domain
+    from tapster.libvirt import adoption
 
-    return _convert(options, lambda xml: domain.adopt(xml, _resolve))
+    return _convert(options, lambda xml: adoption.adopt(xml, _resolve))
 
 
 def _release(options: Options) -> int:
     """Give a domain the interfaces back that it had before it was adopted."""
-    from tapster.libvirt import domain
+    from tapster.libvirt import adoption
 
-    return _convert(options, domain.release)
+    return _convert(options, adoption.release)
 
 
 def _convert(options: Options, convert: "Callable[[bytes], Conversion]") -> int:

@@ -97,7 +97,7 @@ def _disagreements(known: Known) -> Iterator[Problem]:
     except RequestError as error:
         yield Problem(f"domain {known.name}: {error}", edit)
     devs = {nic.dev for nic in known.nics}
-    for interface in domain.interfaces(known.definition):
+    for interface in domain.targets(known.definition):
         if interface.dev in devs:
             for element in sorted(interface.parts & ITS_OWN.keys()):
                 yield Problem(
@@ -144,6 +144,6 @@ def _abandoned(
                 f"{lease.name} of domain {owner.name}, which runs, is on standby",
                 f"tapster take {lease.id}",
             )
-        elif lease.name not in {target.dev for target in domain.interfaces(owner.live)}:
+        elif lease.name not in {target.dev for target in domain.targets(owner.live)}:
             problem = f"{lease.name} is leased to domain {owner.name}, which runs "
             yield Problem(f"{problem}without it", remedy)

@@ -22,7 +22,7 @@ def attach(host: Host, name: str, spec: Spec, model: str, dev: str | None) -> st
     if pid is None:
         raise HostError(f"the process of domain {name!r} was not found")
     taken = {lease.name for lease in host.leases()}
-    taken |= {interface.dev for interface in domain.interfaces(xml)}
+    taken |= {interface.dev for interface in domain.targets(xml)}
     spec = spec._replace(
         name=dev or domain.free_name(uuid, taken),
         owner=owner_of(uuid),
@@ -50,7 +50,7 @@ def detach(host: Host, name: str, nic: str) -> None:
     xml = virsh.live(name)
     uuid = domain.uuid_of(xml)
     (lease,) = _chosen(host, uuid, nic)
-    for interface in domain.interfaces(xml):
+    for interface in domain.targets(xml):
         if interface.dev == lease.name:
             element = xml[interface.start : interface.end]
             virsh.call(
@@ -58,7 +58,7 @@ def detach(host: Host, name: str, nic: str) -> None:
                 xml=element,
             )
     # libvirt waits a while for the guest, and then reports success either way.
-    targets = domain.interfaces(virsh.live(name))
+    targets = domain.targets(virsh.live(name))
     if any(target.dev == lease.name for target in targets):
         raise HostError(
             f"the guest of {name!r} still uses {lease.name}: try again when its "
