@@ -184,55 +184,46 @@ def differs(
     `links` are the devices that have been read already, by ifindex.
     """
     wiring = lease.wiring.in_force
-    wanted: dict[str, object] = {
-        "up": wiring.up,
-        "IPv6 of the host": False,
-        "MAC of the host's side": _mac_of(lease),
-        "alias": stamp,
-    }
-    present: dict[str, object] = {
-        "up": link.up,
-        "IPv6 of the host": not link.no_ipv6,
-        "MAC of the host's side": link.mac,
-        "alias": link.alias,
+    pairs: dict[str, tuple[object, object]] = {
+        "up": (wiring.up, link.up),
+        "IPv6 of the host": (False, not link.no_ipv6),
+        "MAC of the host's side": (_mac_of(lease), link.mac),
+        "alias": (stamp, link.alias),
     }
     if wiring.mtu is not None:
-        wanted["mtu"], present["mtu"] = wiring.mtu, link.mtu
-    if wiring.standby:
-        wanted["bridge"], present["bridge"] = None, None
-        if link.master:
-            master = links.get(link.master) or namespace.link(link.master)
-            present["bridge"] = master and master.name
+        pairs["mtu"] = (wiring.mtu, link.mtu)
+    if wiring.standby or wiring.bridge is not None:
+        master = links.get(link.master) or (
+            namespace.link(link.master) if link.master else None
+        )
+        pairs["bridge"] = (wiring.bridge, master and master.name)
     if wiring.bridge is not None:
-        master = links.get(link.master) or namespace.link(link.master)
-        wanted |= {
-            "bridge": wiring.bridge,
-            "isolated": wiring.isolated,
-            "learning": (learns(wiring), learns(wiring)),
-            "root_guard": wiring.root_guard,
-            "bpdu_guard": wiring.bpdu_guard,
-            "IPv4 of the host": False,
-        }
-        present |= {
-            "bridge": master and master.name,
-            "isolated": link.isolated,
-            "learning": (link.learning, link.flood),
-            "root_guard": link.root_guard,
-            "bpdu_guard": link.bpdu_guard,
-            "IPv4 of the host": not link.no_ipv4,
-        }
-        if not learns(wiring):
-            wanted["neighbour"] = True
-            present["neighbour"] = lease.mac in namespace.neighbours(link.ifindex)
-        if vlans(wiring) is not None:
-            wanted["vlans"] = vlans(wiring)
-            present["vlans"] = namespace.vlans(link.ifindex)
+        pairs |= _pairs_of_port(lease, wiring, link, namespace)
     differences = [
-        f"{key} is {_shown(present[key])}, not {_shown(value)}"
-        for key, value in wanted.items()
-        if present[key] != value
+        f"{key} is {_shown(present)}, not {_shown(wanted)}"
+        for key, (wanted, present) in pairs.items()
+        if present != wanted
     ]
     return "; ".join(differences) or None
+
+
+def _pairs_of_port(
+    lease: Lease, wiring: Wiring, link: Link, namespace: Namespace
+) -> dict[str, tuple[object, object]]:
+    """Return what a bridge port should be, and is, by the name of each property."""
+    learning = learns(wiring)
+    pairs: dict[str, tuple[object, object]] = {
+        "isolated": (wiring.isolated, link.isolated),
+        "learning": ((learning, learning), (link.learning, link.flood)),
+        "root_guard": (wiring.root_guard, link.root_guard),
+        "bpdu_guard": (wiring.bpdu_guard, link.bpdu_guard),
+        "IPv4 of the host": (False, not link.no_ipv4),
+    }
+    if not learning:
+        pairs["neighbour"] = (True, lease.mac in namespace.neighbours(link.ifindex))
+    if vlans(wiring) is not None:
+        pairs["vlans"] = (vlans(wiring), namespace.vlans(link.ifindex))
+    return pairs
 
 
 def _shown(value: object) -> str:
