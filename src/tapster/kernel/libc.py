@@ -7,17 +7,29 @@ this module: for other network namespaces, and for macvtaps.
 
 import ctypes
 import os
+import struct
+from errno import EINVAL, ENOSYS
 
+from tapster.light import NamedTuple
+
+AT_FDCWD = -100
+AT_NO_AUTOMOUNT = 0x800
+AT_STATX_DONT_SYNC = 0x4000
 CLONE_NEWNET = 0x40000000
 FSCONFIG_CMD_CREATE = 6
 FSOPEN_CLOEXEC = 1
 FSMOUNT_CLOEXEC = 1
 
+RESOLVE_CACHED = 0x20
+
 # The same on every architecture since Linux 5.1 (alpha aside).
-_FSOPEN, _FSCONFIG, _FSMOUNT, _PIDFD_GETFD = 430, 431, 432, 438
+_FSOPEN, _FSCONFIG, _FSMOUNT, _OPENAT2, _PIDFD_GETFD = 430, 431, 432, 437, 438
 
 _BPF = {"x86_64": 321, "i386": 357, "i686": 357, "ppc64le": 361, "s390x": 351}
 """bpf(2) has other numbers on older architectures; on newer ones it is 280."""
+
+_STATX = struct.Struct("128x4I112x")
+"""struct statx: the device that a file is, and the device that the file is on."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -43,6 +55,42 @@ def adopt_orphans() -> None:
 def pidfd_getfd(pidfd: int, number: int) -> int:
     """Return a copy of a descriptor of another process: pidfd_getfd(2)."""
     return _syscall(_PIDFD_GETFD, pidfd, number, 0)
+
+
+class Devices(NamedTuple):
+    """Two fields of stat(2)."""
+
+    st_dev: int
+    st_rdev: int
+
+
+def devices(path: str) -> Devices:
+    """Return what device a file is on, and what device it is.
+
+    The file system is not asked. It may be that of a server that does not answer, and
+    stat(2) would wait for as long.
+    """
+    buffer = ctypes.create_string_buffer(_STATX.size)
+    flags = AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT
+    _check(_libc.statx(AT_FDCWD, os.fsencode(path), flags, 0, buffer), "statx")
+    major, minor, on_major, on_minor = _STATX.unpack(buffer)
+    return Devices(os.makedev(on_major, on_minor), os.makedev(major, minor))
+
+
+def open_cached(folder: int, path: str) -> int:
+    """Open a path below a folder with O_PATH, without asking any file system.
+
+    Raise OSError; EAGAIN if the kernel would have to ask one. The kernel keeps the way
+    to each mount point. Before Linux 5.12 a file system may be asked.
+    """
+    flags = os.O_PATH | os.O_CLOEXEC
+    how = struct.pack("QQQ", flags, 0, RESOLVE_CACHED)
+    try:
+        return _syscall(_OPENAT2, folder, os.fsencode(path), how, len(how))
+    except OSError as error:
+        if error.errno not in (EINVAL, ENOSYS):
+            raise
+        return os.open(path, flags, dir_fd=folder)
 
 
 def mount_detached(fstype: str) -> int:

@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds the processes that have a device open, and copies their descriptors.
 
-Only /proc says which processes have a device open.
+Only /proc says which processes have a device open. A process may have files open that
+are on a server which does not answer. No call here waits for such a server.
 """
 
 import os
 from collections.abc import Collection, Generator, Iterator
 from contextlib import suppress
+from errno import ENAMETOOLONG
 from itertools import islice
 
 from tapster.kernel import netns, tun
+from tapster.light import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tapster.kernel.libc import Devices
 
 MANY = 1024
 """How many files of another user's process are looked at."""
@@ -69,15 +75,28 @@ def _numbers_of_taps(pid: str) -> Iterator[str]:
                     yield entry.name
 
 
-def files_of(pid: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield the number and the stat of each open file of a process that has a path."""
+def files_of(pid: str) -> "Iterator[tuple[str, Devices]]":
+    """Yield the number and the devices of each open file of a process that has a
+    path."""
+    from tapster.kernel.libc import devices  # rarely needed
+
     for number in os.listdir(f"/proc/{pid}/fd"):
         path = f"/proc/{pid}/fd/{number}"
         try:
-            if not os.readlink(path).startswith(_NO_PATH):
-                yield number, os.stat(path)
+            if not _has_no_path(path):
+                yield number, devices(path)
         except netns.GONE:
             continue  # it was closed
+
+
+def _has_no_path(link: str) -> bool:
+    """Return whether a link of /proc/PID/fd leads to no path."""
+    try:
+        return os.readlink(link).startswith(_NO_PATH)
+    except OSError as error:
+        if error.errno != ENAMETOOLONG:
+            raise
+        return False  # the kernel shows 4,095 bytes at most
 
 
 def copies(pid: str, numbers: list[str]) -> Iterator[int]:
