@@ -356,8 +356,7 @@ def test_a_fault_of_the_daemon_ends_one_connection(
 ) -> None:
     faults: list[Exception] = []
     monkeypatch.setattr(made.connections, "explain", faults.append)
-    monkeypatch.setattr(made.dispatcher, "_dispatch", lambda *_: 1 / 0)
-    monkeypatch.setattr(made.dispatcher, "_answer_error", lambda *_: 1 / 0)
+    monkeypatch.setattr(made.connections, "on_request", lambda *_: 1 / 0)
     one, other = made.connect(), made.connect(BOB)
     one.send(PING)
     made.serve()
