@@ -70,13 +70,14 @@ class Wiring(NamedTuple):
     """
 
     bridge: str | None = None
+    """The Linux bridge that the device is a port of."""
     ovs: str | None = None
+    """The bridge of Open vSwitch that the device is a port of."""
     isolated: bool = False
     """The device exchanges frames only with ports that are not isolated."""
     learning: bool = True
     """False: the bridge learns no MAC at this port and floods no frames to it. It has a
-    static entry for the guest's MAC. With
-    `filter` the bridge never learns at the port."""
+    static entry for the guest's MAC. With `filter` the bridge never learns there."""
     root_guard: bool = False
     """Spanning tree: the port cannot lead to the root bridge."""
     bpdu_guard: bool = False
@@ -105,6 +106,7 @@ class Wiring(NamedTuple):
     """A device in the namespace of the tap, such as the veth of a pod, whose place the
     tap takes: frames go from each to the other."""
     mtu: int | None = None
+    """None: that of the bridge, or of the lower device."""
     up: bool = True
     """False: the guest's cable is unplugged."""
     standby: bool = False
@@ -158,30 +160,39 @@ class Vm(NamedTuple):
 class Tap(NamedTuple):
     """A request for a tap.
 
-    `name` is a template or a plain name. `stable` naming derives the number from
-    `key`. `mac` is the MAC of the guest; None: a random one. `mtu` None: that of the
-    bridge. The user `uid`, or the group `gid`, may open the device by name; if both are
-    given, a process must be of both. If neither is given, only the user who acquires
-    the device may. The other fields are as in `Wiring`.
+    The fields that connect the tap are as in `Wiring`. The user `uid`, or the group
+    `gid`, may open the tap by its name; if both are given, a process must be of both.
+    If neither is given, only the user who acquires the tap may.
     """
 
     bridge: str | None = None
     name: str = DEFAULT_TEMPLATE
+    """A template, such as vnet%d, or a plain name."""
     naming: Naming = Naming.LOWEST
+    """How the number in a template is picked."""
     key: str | None = None
+    """The text from which `stable` naming derives the number and the MAC."""
     owner: str = ""
+    """Free text that says whose the lease is, such as a VM's name."""
     mac: str | None = None
+    """The MAC of the guest; None: a random one."""
     mtu: int | None = None
     queues: int = 1
+    """How many queues the device has, and so how many descriptors."""
     vnet_hdr: bool = True
+    """A virtio header precedes each frame: the guest can leave checksums and
+    segmentation to the host."""
     uid: int | None = None
+    """The user who may open the tap by its name."""
     gid: int | None = None
+    """The group that may open the tap by its name."""
     fin_wait: float = DEFAULT_FIN_WAIT
+    """Seconds for which the name stays reserved after the release."""
     reclaim: bool = False
     """Take a plain or stable name from a lease of the same owner that is in FIN WAIT.
-
     Only the owner knows that its own late cleanup by name is over."""
     labels: tuple[tuple[str, str], ...] = ()
+    """Text for people and programs, as pairs of key and value."""
     ovs: str | None = None
     isolated: bool = False
     learning: bool = True
@@ -200,6 +211,7 @@ class Tap(NamedTuple):
     up: bool = True
     standby: bool = False
     vm: Vm | None = None
+    """The VM, as the hosts of a fleet know it."""
 
     @property
     def kind(self) -> Kind:
@@ -217,13 +229,13 @@ class Macvtap(NamedTuple):
     """A request for a macvtap on the lower device `lower`.
 
     In mode `passthru` the guest has the MAC of the lower device, and the lower device
-    can carry no other macvtap. `lower_netns` is the network namespace of the lower
-    device: a name or a path, or "" for the namespace that Tapster runs in; None: the
-    namespace of the macvtap.
+    can carry no other macvtap.
     """
 
     lower: str
+    """The device that the macvtap sits on."""
     mode: Mode = Mode.BRIDGE
+    """How the macvtaps of one lower device exchange frames: see ip-link(8)."""
     name: str = DEFAULT_TEMPLATE
     naming: Naming = Naming.LOWEST
     key: str | None = None
@@ -234,12 +246,12 @@ class Macvtap(NamedTuple):
     vnet_hdr: bool = True
     fin_wait: float = DEFAULT_FIN_WAIT
     reclaim: bool = False
-    """As in `Tap`."""
     standby: bool = False
-    """As in `Wiring`."""
     vm: Vm | None = None
     labels: tuple[tuple[str, str], ...] = ()
     lower_netns: str | None = None
+    """The network namespace of the lower device: a name, a path, or "" for the
+    namespace that Tapster runs in; None: that of the macvtap."""
 
     @property
     def kind(self) -> Kind:
@@ -290,20 +302,31 @@ class Lease(NamedTuple):
     """The recorded right of one owner to one device."""
 
     id: str
+    """16 hexadecimal digits."""
     name: str
+    """The name of the device."""
     ifindex: int
+    """The interface index of the device."""
     kind: Kind
+    """Whether the device is a tap or a macvtap."""
     state: State
+    """What the lease is at: its device is being made, in use, or in FIN WAIT."""
     owner: str
+    """As in the request."""
     mac: str
     """The MAC of the guest. The tap itself has another first byte: see `host_mac`."""
     lower: str | None
+    """The lower device of a macvtap."""
     mode: Mode | None
+    """The mode of a macvtap."""
     queues: int
+    """As in the request."""
     wiring: Wiring
+    """What the device is connected to."""
     backends: tuple[str, ...]
     """The names of the backends that may have something of the lease."""
     netns: Netns
+    """The network namespace in which the device was made."""
     created: float
     """Wall clock, seconds since the epoch."""
     fin_wait: float
@@ -323,6 +346,7 @@ class Lease(NamedTuple):
     on_close: bool = False
     """The lease ends when no process has its tap open any more."""
     vnet_hdr: bool = True
+    """As in the request."""
     tap_owner: int | None = None
     """The user id that may open the tap by name."""
     tap_group: int | None = None

@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compute the parts of ARCHITECTURE.md that describe the tree.
+"""Compute the parts of pages that describe the tree.
 
-`python -m tests.repo.pages` writes them into the page.
+`python -m tests.repo.pages` writes them into the pages.
 """
 
 import ast
+import inspect
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from tapster import model
+from tapster.light import StrEnum
 from tests.repo import fish
 from tests.repo.test_architecture import IMPORTS, MODULES, inside
 
@@ -179,13 +183,76 @@ def type_of(kind: dict[str, Any]) -> str:
     return " or ".join(words)
 
 
+VALUES = {
+    "Wiring": "",
+    "Tap": "Wiring",
+    "Macvtap": "Tap",
+    "Rate": "",
+    "Vm": "",
+    "Lease": "",
+}
+"""The values of the library whose fields have a table in docs/values.md, and the value
+that describes the fields which the value itself does not describe."""
+
+
+def tables_of_values() -> str:
+    """Return a table of the fields of each value: `help` shows no more than names."""
+    text = (PACKAGE / "model.py").read_text("utf-8")
+    classes = {
+        node.name: node
+        for node in ast.parse(text).body
+        if isinstance(node, ast.ClassDef)
+    }
+    lines = []
+    for name, other in VALUES.items():
+        meanings = descriptions(classes[name])
+        kinds = {
+            ast.unparse(field.target): ast.unparse(field.annotation)
+            for field in classes[name].body
+            if isinstance(field, ast.AnnAssign)
+        }
+        defaults = getattr(model, name)._field_defaults
+        lines += [f"## {name}", "", inspect.getdoc(getattr(model, name)) or "", ""]
+        lines += ["| field | type | default | meaning |", "| --- | --- | --- | --- |"]
+        for field, meaning in meanings.items():
+            default = f"`{shown(defaults[field])}`" if field in defaults else ""
+            kind = kinds[field].replace(" | ", " or ")
+            lines.append(f"| `{field}` | {kind} | {default} | {meaning} |")
+        elsewhere = [f"`{field}`" for field in kinds if field not in meanings]
+        assert bool(other) == bool(elsewhere), (name, elsewhere)
+        if elsewhere:
+            link = f"[{other}](#{other.lower()})"
+            lines += ["", f"As in {link}: {', '.join(elsewhere)}."]
+        lines.append("")
+    return "\n".join(lines).strip()
+
+
+def shown(value: object) -> str:
+    """Return a default value as a program writes it."""
+    text = str(value) if isinstance(value, StrEnum) else value
+    return f'"{text}"' if isinstance(text, str) else repr(text)
+
+
+def descriptions(record: ast.ClassDef) -> dict[str, str]:
+    """Return the text below each field of a record that has one."""
+    return {
+        ast.unparse(field.target): " ".join(below.value.value.split())
+        for field, below in pairwise(record.body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(below, ast.Expr)
+        and isinstance(below.value, ast.Constant)
+        and isinstance(below.value.value, str)
+    }
+
+
 BLOCKS = {
     "map": map_of_the_tree,
     "imports": table_of_imports,
     "promises": table_of_promises,
     "json": tables_of_json,
+    "values": tables_of_values,
 }
-PAGES = {"json": ROOT / "docs/json.md"}
+PAGES = {"json": ROOT / "docs/json.md", "values": ROOT / "docs/values.md"}
 """The pages of blocks that are not in ARCHITECTURE.md."""
 
 
