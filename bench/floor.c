@@ -337,20 +337,10 @@ static int switch_ipv6_off(unsigned ifindex)
 	return close(fd) || written != 1 ? -1 : 0;
 }
 
-// The ports of a bridge, as `brctl show` asks for them.
-static int count_ports(const char *bridge)
-{
-	static int ports[1024];
-	unsigned long request[4] = { 7, (unsigned long)ports, 1024, 0 };
-	struct ifreq wanted = { .ifr_data = (void *)request };
-	memcpy(wanted.ifr_name, bridge, IFNAMSIZ);
-	return ioctl(rtnl, SIOCDEVPRIVATE, &wanted) < 0 ? -1 : 0;
-}
-
-static int acquire_recorded(char **words, const unsigned char *mac, const char *on)
+static int acquire_recorded(char **words, const unsigned char *mac)
 {
 	unsigned ifindex = atoi(words[1]), bridge = atoi(words[3]);
-	if (settle(bridge) || count_ports(on) || look_for(words[0]) ||
+	if (settle(bridge) || look_for(words[0]) ||
 	    reserve(words[1], words[0], words[2]))
 		return -1;
 	int fd = make(words[0], ifindex);
@@ -390,13 +380,11 @@ static long long obey(char *line)
 		before = 0;
 		result = open_ledger(words[0]);
 	} else if (!strcmp(verb, "acquire-recorded") && count == 5) {
-		char on[IFNAMSIZ] = "";
 		unsigned char mac[6];
 		sscanf(words[2], "%hhx:%hhx:%hhx:%hhx:%hhx:%hhx", mac, mac + 1,
 		       mac + 2, mac + 3, mac + 4, mac + 5);
-		if_indextoname(atoi(words[3]), on);
 		before = now();
-		result = acquire_recorded(words, mac, on);
+		result = acquire_recorded(words, mac);
 		before = now() - before;
 		if (result >= 0)
 			keep(atoi(words[1]), result);

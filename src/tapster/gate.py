@@ -78,6 +78,8 @@ class Gate:
 
     def _refuse_reentry(self) -> None:
         """Refuse a thread that is in a call already."""
+        if not self._lock._is_owned():  # type: ignore[attr-defined] # as in threading
+            return
         frame = sys._getframe(2).f_back
         while frame is not None:
             if frame.f_code is _RUN and frame.f_locals["self"] is self:

@@ -6,13 +6,12 @@ Each method is an operation with a file of its own in `tapster.operations`.
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
 
 from tapster.api import AnyHost, Reference, check_acquire, id_of, ids_of, names_of
 from tapster.backends import MakeBackends
 from tapster.checks import check_record, check_value
 from tapster.kernel.port import System
-from tapster.kernel.signals import deferred
+from tapster.kernel.signals import Deferral, deferred
 from tapster.light import TypeVar, Unpack
 from tapster.model import (
     EVERY_EVENT,
@@ -98,7 +97,7 @@ class Host(AnyHost):
 
         def acquire(operations: Operations) -> tuple[OpenDevice, ...]:
             # A descriptor must not be lost on its way to the object that owns it.
-            with ExitStack() as hand_over:
+            with Deferral() as hand_over:
                 acquired = operations.acquire(
                     specs, pid=pid, on_close=on_close, vhost=vhost, hand_over=hand_over
                 )

@@ -150,7 +150,7 @@ def test_a_device_that_cannot_be_configured_never_comes_up(
     assert host.leases() == []
 
 
-def test_a_full_bridge_is_refused_before_anything_is_made(
+def test_a_full_bridge_is_refused_and_nothing_stays_I6(
     host: Host, tmp_path: Path
 ) -> None:
     batch = tmp_path / "batch"

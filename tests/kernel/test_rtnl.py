@@ -3,7 +3,9 @@
 
 import gc
 import struct
+from collections import Counter
 from random import Random
+from typing import NamedTuple
 
 import pytest
 
@@ -71,6 +73,82 @@ def test_attributes_are_found_whatever_lists_of_the_same_length_came_before(
             data = data[:at] + header + data[at + 4 :]
         expected = walked(data, offset, wanted)
         assert rtnl.parse_attributes(data, offset, wanted) == expected
+
+
+class Drawn(NamedTuple):
+    """What a drawn message says of a link."""
+
+    name: str
+    alias: str
+    mac: str
+    mtu: int
+    kind: str
+    owner: int | None
+    delay: float
+    isolated: bool
+
+
+def drawn_link(random: Random) -> tuple[bytes, Drawn]:
+    """Draw a link: many are as long as others, and have other attributes."""
+    kind, on = (
+        random.choice(("tun", "tap", "bridge")),
+        random.choice((b"bridge", b"bond")),
+    )
+    number = random.randrange(3)
+    data = [attribute(1, struct.pack("=I", number)), attribute(5, struct.pack("=I", 1))]
+    port = [attribute(33, bytes([number % 2])), attribute(8, b"\1")]
+    alias, name = f"alias{number}", random.choice(("vnet1", "vnet2", "longer-name"))
+    mac, mtu = f"02:00:00:00:00:0{number}", 1400 + number
+    info = [
+        attribute(IFLA_INFO_KIND, kind.encode() + b"\0"),
+        attribute(2, b"".join(random.sample(data, 2))),
+        attribute(IFLA_INFO_SLAVE_KIND, on + b"\0"),
+        attribute(5, b"".join(random.sample(port, 2))),
+    ]
+    optional = [
+        attribute(20, alias.encode()),
+        attribute(1, bytes.fromhex(mac.replace(":", ""))),
+        attribute(4, struct.pack("=I", mtu)),
+        attribute(IFLA_LINKINFO, b"".join(random.sample(info, 4))),
+    ]
+    there = random.sample(range(4), random.choice((3, 4, 4)))
+    body = struct.pack("=BxHiII", 0, 1, 42, 0, 0)
+    body += attribute(IFLA_IFNAME, name.encode() + b"\0")
+    body += b"".join(optional[place] for place in there)
+    info_there = 3 in there
+    return body, Drawn(
+        name,
+        alias if 0 in there else "",
+        mac if 1 in there else "",
+        mtu if 2 in there else 0,
+        kind if info_there else "",
+        number if info_there and kind == "tun" else None,
+        2 * number / 100 if info_there and kind == "bridge" else 0.0,
+        info_there and on == b"bridge" and number == 1,
+    )
+
+
+def test_a_link_is_read_whatever_links_of_the_same_length_came_before() -> None:
+    random = Random(1)
+    lengths: Counter[int] = Counter()
+    for _ in range(3000):
+        body, wanted = drawn_link(random)
+        lengths[len(body)] += 1
+        link = rtnl.link_of(body)
+        assert (
+            Drawn(
+                link.name,
+                link.alias,
+                link.mac,
+                link.mtu,
+                link.kind,
+                link.tap_owner,
+                link.port_delay,
+                link.isolated,
+            )
+            == wanted
+        )
+    assert len(lengths) < 30
 
 
 @pytest.mark.kernel

@@ -2,19 +2,21 @@
 """Opens descriptors for a block, and closes them if the block fails."""
 
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 
-@contextmanager
-def closing_on_error() -> Iterator[list[int]]:
+class closing_on_error:
     """Lend a list for descriptors. Close the descriptors in it if the block fails."""
-    fds: list[int] = []
-    try:
-        yield fds
-    except BaseException:
-        close_all(fds)
-        raise
+
+    # A class, because a generator takes as long as to open a descriptor.
+
+    def __enter__(self) -> list[int]:
+        self._fds: list[int] = []
+        return self._fds
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            close_all(self._fds)
 
 
 def close_all(fds: Iterable[int]) -> None:

@@ -15,6 +15,7 @@ from errno import EBADFD, EINVAL, ENOTTY
 
 from tapster.kernel import sockets
 from tapster.kernel.descriptors import closing_on_error
+from tapster.light import AbstractContextManager, Any
 
 SO_NETNS_COOKIE = 71
 NS_GET_NSTYPE = 0xB703
@@ -139,16 +140,32 @@ def cookie() -> int:
     return int(value)
 
 
-@contextmanager
-def inside(fd: int) -> Iterator[None]:
+class inside:
     """Run a block in the namespace `fd`. Other threads stay where they are.
 
     Signals wait until the block has ended, so the block must be short.
     """
-    there, here = os.fstat(fd), os.stat(OWN)
-    if (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino):
-        yield
-        return
+
+    # A class, because the thread is mostly there, and a generator takes longer than
+    # the two looks.
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._visit: AbstractContextManager[None] | None = None
+
+    def __enter__(self) -> None:
+        there, here = os.fstat(self._fd), os.stat(OWN)
+        if (there.st_ino, there.st_dev) != (here.st_ino, here.st_dev):
+            self._visit = _visiting(self._fd)
+            self._visit.__enter__()
+
+    def __exit__(self, *failure: Any) -> None:  # noqa: PYI036 - passed on
+        if self._visit is not None:
+            self._visit.__exit__(*failure)
+
+
+@contextmanager
+def _visiting(fd: int) -> Iterator[None]:
     with _coming_back():
         from tapster.kernel.libc import setns
 

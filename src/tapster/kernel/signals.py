@@ -5,6 +5,8 @@
 # at every end of a block, which takes longer than a system call.
 import _signal as signal  # type: ignore[import-not-found] # it has no stub
 
+from tapster.light import Self
+
 # A process causes these signals itself. If it blocks them, the kernel kills it.
 _FAULTS = {
     signal.SIGBUS,
@@ -40,6 +42,26 @@ class deferred:
 
     def __exit__(self, *_: object) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+
+
+class Deferral:
+    """Defer signals from a moment inside a block until the end of the block."""
+
+    def __init__(self) -> None:
+        self._deferred: deferred | None = None
+
+    def begin(self) -> None:
+        """Defer signals from now on."""
+        later = deferred()
+        later.__enter__()
+        self._deferred = later
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._deferred is not None:
+            self._deferred.__exit__()
 
 
 def raised_by_handler(error: BaseException) -> bool:

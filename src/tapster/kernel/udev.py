@@ -15,6 +15,7 @@ LIBRARIES = ("/etc", "/run", "/usr/local/lib", "/usr/lib", "/lib")
 
 def interferes() -> bool:
     """Return whether udev runs, and is not told to keep its hands off."""
-    return os.path.exists(CONTROL) and not any(
-        os.path.exists(f"{library}/{HANDS_OFF}") for library in LIBRARIES
+    # access(2) raises no exception if there is none.
+    return os.access(CONTROL, os.F_OK) and not any(
+        os.access(f"{library}/{HANDS_OFF}", os.F_OK) for library in LIBRARIES
     )

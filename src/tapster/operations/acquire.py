@@ -7,7 +7,6 @@ each device of ours has a lease that names it, whenever a process is killed.
 
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
 from errno import EBUSY, EEXIST, EINVAL
 
 from tapster import model
@@ -21,7 +20,7 @@ from tapster.errors import (
     TapsterError,
 )
 from tapster.kernel.port import LinkChange
-from tapster.kernel.signals import deferred
+from tapster.kernel.signals import Deferral, deferred
 from tapster.ledger import Reservation
 from tapster.light import TYPE_CHECKING, NamedTuple
 from tapster.model import Kind, Lease, Macvtap, Mode, Naming, Spec, State, Tap
@@ -72,7 +71,7 @@ class Acquire:
         caller_uid: int | None = None,
         asked: Sequence[str] = (),
         max_keys: int | None = None,
-        hand_over: ExitStack | None = None,
+        hand_over: Deferral | None = None,
     ) -> list[Opened]:
         """Make all the devices of one VM, or none. The caller closes the descriptors.
 
@@ -82,7 +81,7 @@ class Acquire:
         that the daemon acts for; so is what was `asked` for each device, as the
         daemon's policy judges it. `max_keys` bounds the user's keys of stable names.
         Signals are deferred from the moment that the descriptors are the caller's until
-        the caller closes `hand_over`.
+        the end of the block `hand_over`.
         """
         context = self.context
         with context.gate:
@@ -93,7 +92,8 @@ class Acquire:
                 plans = [_with_mac(plan, fleet) for plan in plans]
             elif any(spec.vm for spec in specs):
                 raise RequestError("a VM's id is for a fleet: tapster fleet join")
-            _refuse_equal_macs(plans)
+            if len(plans) > 1:
+                _refuse_equal_macs(plans)
             for number, text in enumerate(asked):
                 reservation = plans[number].reservation._replace(
                     asked=text, max_keys=max_keys
@@ -119,7 +119,7 @@ class Acquire:
                 if new or process is not None or on_close:
                     context.wake_reaper(new=new)
                 if hand_over is not None:
-                    hand_over.enter_context(deferred())
+                    hand_over.begin()
                 return [
                     opened._replace(lease=lease)
                     for lease, opened in zip(active, made, strict=True)
@@ -253,7 +253,8 @@ class Acquire:
                 mac = below.mac
             wiring = wiring._replace(mtu=spec.mtu or below.mtu)
         elif wiring.bridge is not None:
-            on = bridge.find_room(namespace, wiring.bridge)
+            # Whether it has room, the kernel says when the device joins.
+            on = bridge.find(namespace, wiring.bridge)
             bridge.check(on, wiring)
             bridge_index = on.ifindex
             # The request may have an alternative name of the bridge.

@@ -16,7 +16,7 @@ from tapster.backends import bridge
 from tapster.backends.backend import Backend, Leftover
 from tapster.errors import ConflictError, KernelError, TapsterError
 from tapster.kernel.port import LinkChange, Namespace, NewMacvtap
-from tapster.light import NamedTuple
+from tapster.light import NamedTuple, remembered
 from tapster.model import Lease, Link, Mode, Netns, Spec, State, Tap, Wiring
 from tapster.operations import decision
 from tapster.operations.context import Context
@@ -51,6 +51,8 @@ class Devices:
 
     def __init__(self, context: Context) -> None:
         self.context = context
+        # Most devices of a host are wired alike.
+        self._concerned = remembered(self._find_concerned)
 
     # Making and connecting
 
@@ -103,7 +105,7 @@ class Devices:
         A port must be protected before it exists. The backends in `sound` have what
         they should have.
         """
-        needed = [
+        needed = lease.backends and [
             backend
             for backend in self.context.backends
             if backend.name in lease.backends and backend.name not in sound
@@ -124,14 +126,16 @@ class Devices:
 
     def check_backends(self, namespace: Namespace, wiring: Wiring) -> tuple[str, ...]:
         """Return the names of the backends that a wiring needs. Raise if one fails."""
-        needed = []
-        for backend in self.context.backends:
-            if backend.concerns(wiring):
-                backend.check(namespace, wiring)
-                # A device on standby has its wiring only when it is taken.
-                if backend.concerns(wiring.in_force):
-                    needed.append(backend.name)
-        return tuple(needed)
+        needed = self._concerned(wiring)
+        for backend in needed:
+            backend.check(namespace, wiring)
+        # A device on standby has its wiring only when it is taken.
+        force = wiring.in_force
+        return tuple([each.name for each in needed if each.concerns(force)])
+
+    def _find_concerned(self, wiring: Wiring) -> list[Backend]:
+        """Return the backends that a wiring concerns, also when it is taken later."""
+        return [each for each in self.context.backends if each.concerns(wiring)]
 
     # Ending
 
