@@ -311,7 +311,7 @@ def _outcome(verb: Callable[..., Any], *args: Any, **options: Any) -> Any:
 def _steady(links: list[Link]) -> list[Link]:
     """Links without what comes only after a while: another's carrier, and then the
     state of its port."""
-    links = [link._replace(forwarding=False) for link in links]
+    links = [link._replace(forwarding=False, blocked=False) for link in links]
     return [
         link if link.kind == "tun" else link._replace(carrier=link.up) for link in links
     ]
