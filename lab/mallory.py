@@ -378,8 +378,47 @@ def fill_the_history(target: Target) -> None:
 
 @attack
 def use_new_keys_for_stable_names(target: Target) -> None:
-    key = f"{os.getpid()}-{next(_numbers)}" + "x" * 1000
+    key = f"{os.getpid()}-{next(_numbers)}".ljust(255, "x")
     ask(target, call("Acquire", tap(name="m%d", naming="stable", key=key, fin_wait=0)))
+
+
+@attack
+def name_thousands_of_leases_and_devices(target: Target) -> None:
+    with target.connect() as made:
+        made.sendall(call("Acquire", {**tap(fin_wait=0), "bind": "nothing"}))
+        data, fds = unix.receive(made, 1 << 16, 8)
+        unix.close(fds)
+        answer = json.loads(data.partition(b"\0")[0])
+        if "error" in answer:
+            return
+        id = answer["parameters"]["devices"][0]["lease"]["id"]
+        ask(target, call("Bind", {"leases": [id] * 3000}))
+        ask(target, call("Reap", {"leases": [f"{n:x}" for n in range(7000)]}))
+        fields = {"lease": id, "fields": ["up"] * 8000, "wiring": {"up": True}}
+        ask(target, call("Set", fields))
+        nics = [{"tap": {"bridge": "br0"}}] * 2000 + [{"tap": {"queues": -4000}}]
+        ask(target, call("Acquire", {"nics": nics}))
+        many = [f"10.0.{n >> 8}.{n & 255}" for n in range(3500)]
+        ask(target, call("Acquire", tap(filter=True, addresses=many)))
+        ask(target, call("Release", {"lease": id}))
+
+
+@attack
+def ask_for_a_history_of_long_labels_and_read_nothing(target: Target) -> None:
+    labels = [[f"k{number}", "x" * 250] for number in range(32)]
+    with suppress(TapsterError), target.client() as client:
+        for _ in range(0 if _kept else 60):
+            opened = client.acquire(
+                tapster.Tap(bridge="br0", fin_wait=0, labels=tuple(map(tuple, labels)))
+            )
+            opened.close()
+            client.release(opened)
+    for method in ("History", "Events"):
+        made = target.connect()
+        keep(made, 60)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        with suppress(OSError):
+            made.sendall(call(method, more=True))
 
 
 @attack

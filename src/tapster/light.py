@@ -273,13 +273,15 @@ def remembered(function: Callable[[_A], _R]) -> Callable[[_A], _R]:
     known: dict[_A, _R] = {}
 
     def call(argument: _A) -> _R:
-        if argument not in known:
-            result = function(argument)
-            if len(known) >= MOST_REMEMBERED:
-                known.clear()
-            known[argument] = result
-            return result
-        return known[argument]
+        try:
+            return known[argument]
+        except KeyError:  # or another thread has just forgotten it
+            pass
+        result = function(argument)
+        if len(known) >= MOST_REMEMBERED:
+            known.clear()
+        known[argument] = result
+        return result
 
     call.__doc__ = function.__doc__
     return call

@@ -15,6 +15,10 @@ DEFAULT_TEMPLATE = "vnet%d"
 DEFAULT_FIN_WAIT = 5.0
 MAX_OWNER = 255
 MAX_LABELS = 32
+"""Labels of a lease; and its external ids in Open vSwitch."""
+MAX_ADDRESSES = 64
+"""Addresses and networks that a filter allows. Each is an element of a table in which
+the elements of all leases are."""
 MAX_QUEUES = 256
 """`MAX_TAP_QUEUES` in the kernel's include/linux/if_tap.h."""
 
@@ -517,10 +521,11 @@ def check_spec(spec: Spec) -> names.Template:
     template = names.parse(spec.name)
     if not "".join([value for value in spec if isinstance(value, str)]).isprintable():
         _refuse_unprintable(spec)
-    if len(spec.owner) > MAX_OWNER:
-        raise RequestError(
-            f"owner has {len(spec.owner)} characters; at most {MAX_OWNER} are allowed"
-        )
+    for field, text in (("owner", spec.owner), ("key", spec.key or "")):
+        if len(text) > MAX_OWNER:
+            raise RequestError(
+                f"{field} has {len(text)} characters; at most {MAX_OWNER} are allowed"
+            )
     if isinstance(spec, Macvtap):
         names.check(spec.lower)
     if spec.naming != Naming.LOWEST and not template.numbered:
@@ -630,11 +635,21 @@ def check_wiring(wiring: Wiring) -> None:
             f"vlan {wiring.vlan} and trunks {wiring.trunks} name a VLAN twice: "
             "name each VLAN once"
         )
+    if len(wiring.external_ids) > MAX_LABELS:
+        raise RequestError(
+            f"{len(wiring.external_ids)} external ids are too many: "
+            f"at most {MAX_LABELS}"
+        )
     for key, value in wiring.external_ids:
         if not key or "=" in key or not f"{key}{value}".isprintable():
             raise RequestError(f"external id {key!r}={value!r} is not KEY=VALUE")
     if wiring.addresses and not wiring.filter:
         raise RequestError("addresses need filter, which allows them: set filter")
+    if len(wiring.addresses) > MAX_ADDRESSES:
+        raise RequestError(
+            f"{len(wiring.addresses)} addresses are too many: at most {MAX_ADDRESSES}; "
+            "give networks, such as 10.0.0.0/28"
+        )
     for address in wiring.addresses:
         _check_address(address)
     for rate in (wiring.inbound, wiring.outbound):

@@ -14,6 +14,7 @@ import pytest
 from lab.library import close
 from lab.mallory import with_a_long_path
 from tapster import State, Tap
+from tapster.daemon.service import Answer, Call
 from tapster.daemon.state import (
     READING,
     TABLE,
@@ -427,14 +428,17 @@ def test_a_reap_of_everything_lets_other_calls_run_between_two_batches(
 
 
 @pytest.mark.parametrize(
-    ("method", "field"), [("List", "leases"), ("History", "entries")]
+    ("method", "field"),
+    [("List", "leases"), ("History", "entries"), ("Events", "events")],
 )
 def test_a_long_answer_comes_in_parts_and_only_to_a_client_that_takes_them(
     made: Parts, monkeypatch: pytest.MonkeyPatch, method: str, field: str
 ) -> None:
     monkeypatch.setattr("tapster.daemon.service.PAGE", 3)
+    monkeypatch.setattr("tapster.daemon.service.HISTORY_PAGE", 3)
     for _ in range(7):
-        made.host.acquire(Tap(bridge="br0")).close()
+        with made.host.acquire(Tap(bridge="br0")) as opened:
+            made.upkeep.report("reopened", opened.lease)
     peer = made.connect(ROOT)
     peer.send(f"io.tapster.{method}")
     made.serve()
@@ -448,3 +452,35 @@ def test_a_long_answer_comes_in_parts_and_only_to_a_client_that_takes_them(
     assert [one.get("continues", False) for one in messages] == [True, True, False]
     names = [one["name"] for part in messages for one in part["parameters"][field]]
     assert sorted(names) == [f"vnet{number}" for number in range(7)]
+    peer.send(f"io.tapster.{method}", more=True, parameters={"limit": 6})
+    made.serve()
+    if method != "List":
+        latest = peer.received()
+        assert [len(one["parameters"][field]) for one in latest] == [3, 3]
+        parts = [one for part in latest for one in part["parameters"][field]]
+        order = names[:6] if method == "History" else names[1:]
+        assert [one["name"] for one in parts] == order
+
+
+def test_parts_of_the_history_have_each_lease_once(
+    made: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although leases begin and end between two parts, and some began at one time."""
+    monkeypatch.setattr("tapster.daemon.service.HISTORY_PAGE", 2)
+    devices = [made.host.acquire(Tap(bridge="br0", fin_wait=0)) for _ in range(9)]
+    for device in devices:
+        device.close()
+    assert len({device.lease.created for device in devices}) == 1
+    asked = interface.History()
+    answer = made.service.call("History", Call(ROOT, -1, asked, ()))
+    seen: list[str] = []
+    while True:
+        assert isinstance(answer, Answer)
+        seen += [entry.lease for entry in answer.parameters.entries]
+        if answer.next_page is None:
+            break
+        made.system.advance(0.01)
+        made.host.acquire(Tap(bridge="br0")).close()
+        made.host.release(devices.pop(0))
+        answer = answer.next_page()
+    assert len(seen) == len(set(seen)) == 9

@@ -16,8 +16,9 @@ from tapster.daemon.config import Config, Limits, MetricsConfig
 from tapster.daemon.loop import Loop
 from tapster.daemon.policy import Caller, Rule
 from tapster.daemon.service import Answer, Call
-from tapster.errors import QuotaExceeded, RequestError
+from tapster.errors import NoSuchLease, QuotaExceeded, RequestError
 from tapster.kernel import unix
+from tapster.model import Wiring
 from tapster.rpc import interface
 from tests.daemon.parts import ALICE, ROOT, Parts
 
@@ -56,6 +57,43 @@ def test_a_user_has_so_many_devices(made: Parts) -> None:
     with pytest.raises(QuotaExceeded, match="2 of 3 devices and asks for 2 more"):
         acquire(made, BR0, BR0)
     acquire(made, BR0)
+
+
+def test_each_device_of_a_request_counts_whatever_its_queues_are(made: Parts) -> None:
+    """A negative number of queues must not make room for thousands of devices."""
+    with pytest.raises(RequestError, match="needs 5 descriptors; an answer has room"):
+        acquire(made, *[BR0] * 4, BR0._replace(queues=-4000))
+
+
+def test_a_call_names_so_many_leases_and_each_counts_once(made: Parts) -> None:
+    (id,) = acquire(made, BR0)
+    looked_for: list[str] = []
+    find = made.host.operations.look.find
+    made.host.operations.look.find = (  # type: ignore[method-assign]
+        lambda id, *rest, **more: looked_for.append(id) or find(id, *rest, **more)
+    )
+    ask(made, "Bind", interface.Bind((id,) * 3000))
+    assert looked_for == [id]
+    many = tuple(f"{number:016x}" for number in range(interface.LISTED + 1))
+    for method, asked in (
+        ("Bind", interface.Bind(many)),
+        ("Reap", interface.Reap(leases=many)),
+    ):
+        with pytest.raises(RequestError, match="names at most 256 leases, not 257"):
+            ask(made, method, asked)
+        with pytest.raises(NoSuchLease):
+            ask(made, method, asked._replace(leases=many[1:]))
+    assert looked_for == [id, many[1], many[1]]
+
+
+def test_a_changed_field_counts_once(made: Parts) -> None:
+    """What an event says of a change is logged and kept."""
+    (id,) = acquire(made, BR0)
+    fields = ("up", "isolated", "up") * 5000
+    ask(made, "Set", interface.Set(id, fields, Wiring(isolated=True)))
+    assert made.log.named("set")[0]["detail"] == "up isolated"
+    (event,) = ask(made, "Events", interface.Events()).parameters.events
+    assert event.detail == "up isolated"
 
 
 def test_so_many_devices_of_a_user_are_in_fin_wait(made: Parts) -> None:

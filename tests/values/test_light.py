@@ -173,3 +173,21 @@ def test_types_are_taken_apart_as_typing_does() -> None:
         assert light.get_args(kind) == typing.get_args(kind)
         if kind != int | None:  # its origin is told by its type
             assert light.get_origin(kind) == typing.get_origin(kind)
+
+
+def test_what_another_thread_forgets_meanwhile_is_found_again() -> None:
+    """The look whether it is known, and the look at it, are one."""
+
+    class Argument(str):
+        looked = 0
+
+        def __hash__(self) -> int:
+            self.looked += 1
+            if self.looked == 4:  # after the first call, which looks and remembers
+                for number in range(light.MOST_REMEMBERED):
+                    double(str(number))
+            return super().__hash__()
+
+    double = light.remembered(lambda text: text * 2)
+    argument = Argument("a")
+    assert [double(argument), double(argument), double(argument)] == ["aa"] * 3

@@ -55,6 +55,16 @@ def test_a_request_that_can_be_gives_its_template(spec: Spec) -> None:
             Tap(naming=Naming.NEXT, key="k"),
             "naming stable needs a key, and no other naming takes a key",
         ),
+        (Tap(naming=Naming.STABLE, key="k" * 256), "key has 256 characters"),
+        (Tap(owner="o" * 256), "owner has 256 characters"),
+        (
+            Tap(bridge="br0", filter=True, addresses=("10.0.0.1",) * 65),
+            "65 addresses are too many: at most 64; give networks",
+        ),
+        (
+            Tap(ovs="br0", external_ids=(("k", "v"),) * 33),
+            "33 external ids are too many: at most 32",
+        ),
         (Tap(queues=0), "1 to 256, not 0"),
         (Tap(queues=257), "1 to 256, not 257"),
         (Tap(mtu=67), "68 to 65521, not 67"),

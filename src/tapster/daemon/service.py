@@ -18,6 +18,8 @@ from tapster.daemon.policy import Caller, DeviceRequest, Need
 from tapster.daemon.upkeep import EXIT, Upkeep
 from tapster.errors import (
     LedgerError,
+    MacTaken,
+    NameTaken,
     NoSuchLease,
     NoSuchLink,
     NotAllowed,
@@ -48,11 +50,13 @@ from tapster.operations.look import Look
 from tapster.operations.operations import Operations, open_operations
 from tapster.operations.reap import REAP_BATCH
 from tapster.rpc import interface
-from tapster.rpc.interface import Binding
+from tapster.rpc.interface import LISTED, Binding
 from tapster.rpc.varlink import Nothing, decode, encode, from_json, to_json
 
 PAGE = 100
-"""Leases, entries of the history, or events, in one part of an answer."""
+"""Leases or events in one part of an answer."""
+HISTORY_PAGE = 25
+"""Entries of the history in one part of an answer: each may have long labels."""
 LABELS = 500
 """Labels by which the figures count leases."""
 HISTORY_LIMIT = 1000
@@ -133,7 +137,32 @@ class Service:
 
     def call(self, method: str, call: Call) -> Answer | Unfinished:
         """Carry out a call. Raises TapsterError."""
-        return self._methods[method](call)
+        try:
+            return self._methods[method](call)
+        except (NameTaken, MacTaken) as error:
+            raise self._discreet(error, call.caller) from None
+
+    def _discreet(
+        self, error: NameTaken | MacTaken, caller: Caller
+    ) -> NameTaken | MacTaken:
+        """Return an error that says of another user's lease only that there is one."""
+        if error.lease is None:
+            return error
+        with suppress(NoSuchLease):
+            self._seen(caller, error.lease)
+            return error
+        if isinstance(error, MacTaken):
+            return MacTaken(
+                f"MAC {error.mac} is in use by a device of another user on the same "
+                "network; give this VM another MAC",
+                mac=error.mac,
+            )
+        waits = "" if error.until is None else ", in FIN WAIT"
+        return NameTaken(
+            f"name {error.name!r} is in use by another user{waits}; ask for another",
+            name=error.name,
+            until=error.until,
+        )
 
     # Acquire and release
 
@@ -228,7 +257,8 @@ class Service:
             raise RequestError("the request names no device: give nics")
         limits = self.loaded.config.limits
         room = min(limits.descriptors, unix.SCM_MAX_FD)
-        queues = sum(interface.spec_of(nic).queues for nic in asked.nics)
+        # The number of queues is checked later. Each device counts, whatever it says.
+        queues = sum(max(interface.spec_of(nic).queues, 1) for nic in asked.nics)
         if (wanted := queues * (1 + asked.vhost)) > room:
             raise RequestError(
                 f"the request needs {wanted} descriptors; an answer has room for {room}"
@@ -290,7 +320,7 @@ class Service:
 
     def _bind(self, call: Call) -> Answer:
         asked: interface.Bind = call.parameters
-        leases = [self._own(call.caller, id) for id in asked.leases]
+        leases = [self._own(call.caller, id) for id in _distinct(asked.leases)]
         pid = None
         if asked.process is not None:
             if not 0 <= asked.process < len(call.fds):
@@ -337,9 +367,11 @@ class Service:
     def _set(self, call: Call) -> Answer:
         asked: interface.Set = call.parameters
         lease = self._own(call.caller, asked.lease)
-        if unknown := set(asked.fields) - set(Wiring._fields):
-            raise RequestError(f"{', '.join(sorted(unknown))} cannot be changed")
-        changes: Any = {field: getattr(asked.wiring, field) for field in asked.fields}
+        fields = dict.fromkeys(asked.fields)
+        if unknown := fields.keys() - set(Wiring._fields):
+            named = _printable(", ".join(sorted(unknown)))
+            raise RequestError(f"{named} cannot be changed")
+        changes: Any = {field: getattr(asked.wiring, field) for field in fields}
         request = self._asked_for(lease)
         spec = interface.spec_of(request.nics[0])
         if isinstance(spec, Macvtap):
@@ -361,7 +393,7 @@ class Service:
             changes["bridge"] = spec.bridge
         changed = self._operations.rewire.set(lease.id, changes)
         self._operations.context.ledger.set_asked(lease.id, recorded(request))
-        self._upkeep.report("set", changed, " ".join(asked.fields))
+        self._upkeep.report("set", changed, " ".join(fields))
         return Answer(interface.Got(changed, self._operations.look.device(changed)))
 
     def _asked_for(self, lease: Lease) -> interface.Acquire:
@@ -441,8 +473,32 @@ class Service:
             self._only(call),
             _history_limit(asked.limit),
         )
-        entries = self._operations.look.history(query)
-        return _paged(entries, interface.HistoryEntries)
+        return self._history_page(query, frozenset())
+
+    def _history_page(self, query: HistoryQuery, seen: frozenset[str]) -> Answer:
+        """Return the next entries of an answer. Nothing of the rest is kept meanwhile.
+
+        `seen` has the ids of the leases before that began at `query.until`.
+        """
+        assert query.limit is not None
+        size = min(query.limit, HISTORY_PAGE)
+        # One more tells whether there are more.
+        look_for = query._replace(limit=size + 1 + len(seen))
+        found = [
+            entry
+            for entry in self._operations.look.history(look_for)
+            if entry.lease not in seen
+        ]
+        page, left = found[:size], query.limit - size
+        next_page = None
+        if left and len(found) > size:
+            until = page[-1].created
+            if until != query.until:
+                seen = frozenset()
+            seen |= {entry.lease for entry in page if entry.created == until}
+            rest = query._replace(until=until, limit=left)
+            next_page = partial(self._history_page, rest, seen)
+        return Answer(interface.HistoryEntries(tuple(page)), next_page=next_page)
 
     def _events(self, call: Call) -> Answer:
         asked: interface.Events = call.parameters
@@ -456,8 +512,16 @@ class Service:
             self._only(call),
             _history_limit(asked.limit),
         )
-        events = self._operations.look.events(query)
-        return _paged(events, interface.HistoryEvents)
+        return self._event_page(self._operations.look.event_numbers(query))
+
+    def _event_page(self, numbers: Sequence[int]) -> Answer:
+        """Return the first of these events. Only the numbers of the rest are kept."""
+        page, rest = numbers[:PAGE], numbers[PAGE:]
+        events = self._operations.look.numbered_events(page)
+        return Answer(
+            interface.HistoryEvents(tuple(events)),
+            next_page=partial(self._event_page, rest) if rest else None,
+        )
 
     def _only(self, call: Call) -> int | None:
         """Return the user id whose leases the caller may see; None if the caller may
@@ -536,7 +600,7 @@ class Service:
     def _reap_some(self, caller: Caller, ids: Sequence[str]) -> Answer:
         """End the FIN WAIT of leases that the caller may end; needs `fin-wait`."""
         look = self._operations.look
-        there = [id for id in ids if not look.has_ended(id)]
+        there = [id for id in _distinct(ids) if not look.has_ended(id)]
         leases = [self._own(caller, id) for id in there]
         if not policy.allows(self.rules, caller, policy.MAINTAIN):
             self._permit_rule(caller, policy.FIN_WAIT)
@@ -647,13 +711,15 @@ class Service:
         return operations
 
 
-def _paged(values: Sequence[Any], part: Callable[[tuple[Any, ...]], Any]) -> Answer:
-    """Return an answer with the first of these values; `part` makes each part of it."""
-    rest = values[PAGE:]
-    return Answer(
-        part(tuple(values[:PAGE])),
-        next_page=partial(_paged, rest, part) if rest else None,
-    )
+def _distinct(ids: Sequence[str]) -> list[str]:
+    """Return the ids of leases that a call names, each once. Raises RequestError."""
+    distinct = [*dict.fromkeys(ids)]
+    if len(distinct) > LISTED:
+        raise RequestError(
+            f"a call names at most {LISTED} leases, not {len(distinct)}: call again "
+            "for the others"
+        )
+    return distinct
 
 
 def _history_limit(limit: int | None) -> int:

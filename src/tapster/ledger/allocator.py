@@ -35,6 +35,8 @@ TRIES = 10
 
 SHARES = 4
 """The part of a template's names that the keys of one user may take."""
+BETWEEN = "\n"
+"""Between the id of a user of the daemon and the user's key, which cannot have it."""
 
 
 class KeyShare(NamedTuple):
@@ -248,7 +250,7 @@ class Allocator:
             return int(found[0])
         if share is not None:
             self._check_share(template, share)
-        number = names.home(template, key)
+        number = names.home(template, key.rpartition(BETWEEN)[2])
         query = "SELECT 1 FROM stable WHERE template = ? AND number = ?"
         tried = 0
         while self._db.execute(query, (text, number)).fetchone():

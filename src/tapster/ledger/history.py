@@ -7,6 +7,7 @@ Every function runs inside a transaction of the caller.
 from collections.abc import Iterable
 
 from tapster.ledger import rows, settings, sqlite
+from tapster.light import Any
 from tapster.model import EventQuery, HistoryEntry, HistoryEvent, HistoryQuery, Kind
 
 HISTORY_ROWS = 100_000
@@ -168,8 +169,32 @@ def _forget_old(db: sqlite.Connection, table: str, time: str, now: float) -> Non
         db.execute(f"DELETE FROM {table} WHERE {time} < ?", (oldest,))  # noqa: S608
 
 
+_EVENT = "time, event, lease, name, owner, caller_uid, detail"
+
+
 def events(db: sqlite.Connection, query: EventQuery) -> list[HistoryEvent]:
     """Return the events that fit a query, the earliest first."""
+    return [HistoryEvent(*row) for row in _latest_events(db, _EVENT, query)][::-1]
+
+
+def event_numbers(db: sqlite.Connection, query: EventQuery) -> list[int]:
+    """Return the numbers of the events that fit a query, the earliest first."""
+    return [number for (number,) in _latest_events(db, "seq", query)][::-1]
+
+
+def numbered_events(
+    db: sqlite.Connection, numbers: Iterable[int]
+) -> list[HistoryEvent]:
+    """Return the events with these numbers, as far as they are remembered."""
+    found = f"SELECT {_EVENT} FROM event WHERE seq = ?"  # noqa: S608 - our names
+    rows = (db.execute(found, (number,)).fetchone() for number in numbers)
+    return [HistoryEvent(*row) for row in rows if row is not None]
+
+
+def _latest_events(
+    db: sqlite.Connection, columns: str, query: EventQuery
+) -> Iterable[tuple[Any, ...]]:
+    """Return columns of the events that fit a query, the latest first."""
     values = {key: value for key, value in query._asdict().items() if value is not None}
     conditions = [
         "1",
@@ -178,10 +203,9 @@ def events(db: sqlite.Connection, query: EventQuery) -> list[HistoryEvent]:
     # SQLite cannot know that a user's events are few (a part of USERS).
     by_user = "caller_uid" in values and "lease" not in values
     indexed = "INDEXED BY event_caller" if by_user else ""
-    found = db.execute(
-        "SELECT time, event, lease, name, owner, caller_uid, detail "  # noqa: S608 - our names
+    return db.execute(
+        f"SELECT {columns} "  # noqa: S608 - our names
         f"FROM event {indexed} WHERE {' AND '.join(conditions)} "
         "ORDER BY time DESC LIMIT :limit",
         {"limit": -1, **values},
     )
-    return [HistoryEvent(*row) for row in found][::-1]

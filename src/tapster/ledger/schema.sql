@@ -145,7 +145,7 @@ CREATE TABLE counter (         -- for naming 'next'; outlives boots
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE stable (          -- for naming 'stable'; outlives boots
     template TEXT NOT NULL,
-    key      TEXT NOT NULL,
+    key      TEXT NOT NULL,    -- of a user of the daemon: 'caller_uid\nkey'
     number   INTEGER NOT NULL,
     caller_uid INTEGER,        -- of the user for whom the daemon remembers the key
     mac     TEXT,              -- of the key's guest, unless every request gave one

@@ -197,6 +197,16 @@ class Ledger:
         with self.file.reading() as db:
             return history.events(db, query)
 
+    def event_numbers(self, query: EventQuery) -> list[int]:
+        """Return the numbers of the events that fit a query, the earliest first."""
+        with self.file.reading() as db:
+            return history.event_numbers(db, query)
+
+    def numbered_events(self, numbers: Iterable[int]) -> list[HistoryEvent]:
+        """Return the events with these numbers, as far as they are remembered."""
+        with self.file.reading() as db:
+            return history.numbered_events(db, numbers)
+
     def record_event(self, event: HistoryEvent) -> None:
         """Record something that happened to a device."""
         with self.file.changing() as db:
@@ -284,8 +294,9 @@ class Ledger:
                 spec = reservation.spec
                 mac = reservation.mac
                 given = mac is not None and not reservation.mac_is_any
-                if not given and spec.key is not None:
-                    mac = allocator.stable_mac(reservation.template, spec.key) or mac
+                key = _key_of(reservation)
+                if not given and key is not None:
+                    mac = allocator.stable_mac(reservation.template, key) or mac
                 if mac is not None:
                     leases.refuse_same_mac(
                         db,
@@ -297,14 +308,14 @@ class Ledger:
                 name = allocator.pick(
                     reservation.template,
                     spec.naming,
-                    spec.key,
+                    key,
                     holder_of,
                     _share_of(reservation),
                     list_holders,
                 )
                 mac = mac or leases.new_mac(db, self._randomness)
-                if not given and spec.key is not None:
-                    allocator.remember_mac(reservation.template, spec.key, mac)
+                if not given and key is not None:
+                    allocator.remember_mac(reservation.template, key, mac)
                 lease = leases.insert(
                     db,
                     row,
@@ -549,6 +560,20 @@ class Ledger:
             namespaces.forget_unused(db)
             action()
             return True
+
+
+def _key_of(reservation: Reservation) -> str | None:
+    """Return the key of a stable name, as the ledger remembers it.
+
+    Each user of the daemon has keys of its own. Otherwise a user could take the name
+    and the MAC that belong to the key of another user's VM.
+    """
+    key = reservation.spec.key
+    if key is None or (share := _share_of(reservation)) is None:
+        return key
+    from tapster.ledger.allocator import BETWEEN
+
+    return f"{share.caller_uid}{BETWEEN}{key}"
 
 
 def _share_of(reservation: Reservation) -> "KeyShare | None":

@@ -212,9 +212,12 @@ class Acquire:
         """
         spec = plan.reservation.spec
         assert isinstance(spec, Macvtap)
+        asker = plan.reservation.caller_uid
         holders = [
             f"lease {lease.id} ({lease.name}), owner {lease.owner!r}, in mode "
             f"{lease.mode}"
+            if asker in (None, 0, lease.caller_uid)
+            else f"another user's lease in mode {lease.mode}"
             for lease in self.context.ledger.leases()
             if lease.lower == spec.lower
             and lease.state is not State.RESERVED

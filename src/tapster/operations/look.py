@@ -130,6 +130,16 @@ class Look:
         with self.context.gate:
             return self.context.ledger.events(query)
 
+    def event_numbers(self, query: EventQuery) -> list[int]:
+        """Return the numbers of the events that fit a query, the earliest first."""
+        with self.context.gate:
+            return self.context.ledger.event_numbers(query)
+
+    def numbered_events(self, numbers: Sequence[int]) -> list[HistoryEvent]:
+        """Return the events with these numbers, as far as they are remembered."""
+        with self.context.gate:
+            return self.context.ledger.numbered_events(numbers)
+
     def asked(self, id: str) -> str | None:
         """Return what was asked for a lease through the daemon; None if it is not
         recorded."""

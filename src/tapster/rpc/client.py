@@ -30,7 +30,7 @@ from tapster.model import (
 from tapster.open_device import OpenDevice
 from tapster.operations.decision import Repair
 from tapster.rpc import interface, varlink
-from tapster.rpc.interface import NAME, SOCKET, Binding, Count, Event
+from tapster.rpc.interface import LISTED, NAME, SOCKET, Binding, Count, Event
 
 T = TypeVar("T")
 
@@ -288,7 +288,13 @@ class Client(AnyHost):
         self, leases: Iterable[Reference] | None = None, *, now: bool = False
     ) -> int:
         check_value(bool, now, "now")
-        ids = None if leases is None else tuple(ids_of(leases))
+        if leases is None:
+            return self._reap(now, None)
+        ids = tuple(ids_of(leases))
+        parts = range(0, max(len(ids), 1), LISTED)
+        return sum(self._reap(now, ids[first : first + LISTED]) for first in parts)
+
+    def _reap(self, now: bool, ids: tuple[str, ...] | None) -> int:
         return int(self.call("Reap", interface.Reap(now, ids))[0].reaped)
 
     def recover(self, *, dry_run: bool = False) -> list[Repair]:

@@ -23,6 +23,8 @@ from tapster.rpc.varlink import Error, Interface, Method, Nothing
 
 NAME = "io.tapster"
 SOCKET = "/run/tapster/tapster.sock"
+LISTED = 256
+"""Leases that one call can name."""
 
 
 class Binding(StrEnum):
@@ -254,7 +256,7 @@ METHODS = (
         Nothing,
         """Let leases end with a process of the caller's user, and with no other
         process. process is the place of its pidfd among the descriptors of the call;
-        without process the leases end with no process.""",
+        without process the leases end with no process. At most 256 leases.""",
     ),
     Method("Release", Release, Nothing, "End a lease, by its id. May be repeated."),
     Method(
@@ -313,7 +315,7 @@ METHODS = (
         Reap,
         Reaped,
         """Delete the devices whose FIN WAIT is over, or all that wait if now. If leases
-        are given, end the FIN WAIT of these alone, at this moment.""",
+        are given, at most 256, end the FIN WAIT of these alone, at this moment.""",
     ),
     Method("Recover", Recover, Recovered, "Bring ledger and kernel into agreement."),
     Method("Examine", Nothing, Problems, "List the problems of the host."),
