@@ -4,15 +4,16 @@
 import os
 import random
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 
 import tapster
-from lab.daemon import ALICE, Daemon
+from lab.daemon import ALICE, BOB, Daemon, user
 from lab.interrupts import act_at, moments
 from tapster import Client, DaemonError, Overloaded, RequestError, Tap
 
@@ -202,3 +203,21 @@ def test_what_the_daemon_said_before_it_hung_up_is_heard(world: None) -> None:
         assert second.ready(20), "it was hung up on"
         with pytest.raises(Overloaded):
             second.ping()
+
+
+def test_a_full_queue_of_callers_is_waited_for(daemon: Daemon) -> None:
+    """A user who connects again and again keeps no other user out."""
+    daemon.send_signal(signal.SIGSTOP)
+    with ExitStack() as crowd:
+        with suppress(BlockingIOError), user(BOB):
+            while True:
+                caller = crowd.enter_context(socket.socket(socket.AF_UNIX))
+                caller.setblocking(False)
+                caller.connect(str(daemon.socket))
+        with pytest.raises(DaemonError, match="has not answered in"):
+            tapster.connect(daemon.socket, timeout=0.1)
+        resume = threading.Timer(0.2, daemon.send_signal, [signal.SIGCONT])
+        resume.start()
+        with tapster.connect(daemon.socket, timeout=30) as client:
+            client.ping()
+        resume.join()

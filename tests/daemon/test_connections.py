@@ -182,6 +182,40 @@ def test_a_user_with_too_many_connections_gets_an_error(made: Parts) -> None:
     assert len(made.connections) == 3
 
 
+def test_users_without_a_rule_have_one_share(
+    made: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One user may have the ids of thousands."""
+    strangers = [BOB._replace(uid=100000 + number) for number in range(20)]
+    monkeypatch.setattr(
+        made.connections, "_is_stranger", lambda caller: caller in strangers
+    )
+    peers = [made.connect(stranger) for stranger in strangers]
+    refused = [peer.received() for peer in peers]
+    assert [bool(answers) for answers in refused] == [False] * 3 + [True] * 17
+    assert refused[3][0]["error"] == "io.tapster.Overloaded"
+    assert len(made.log.named("crowded")) == 1
+    for peer in peers[:3]:
+        peer.send(*[PING] * 20)
+    made.turn(100)
+    answers = sum(len(peer.received()) for peer in peers[:3])
+    assert answers == 20, "as one user's burst"
+
+
+def test_who_has_a_connection_for_each_id_does_not_keep_others_out(
+    made: Parts,
+) -> None:
+    first = made.connect(BOB._replace(uid=3000))
+    for number in range(5):
+        made.clock.advance(1)
+        made.connect(BOB._replace(uid=2000 + number))
+    newcomer = made.connect(BOB)
+    assert first.received() == [None], "it was idle for the longest time"
+    newcomer.send(PING)
+    made.serve()
+    assert newcomer.received() == [PONG]
+
+
 def test_a_newcomer_takes_a_connection_from_the_user_who_has_most(made: Parts) -> None:
     first = made.connect()
     made.clock.advance(1)

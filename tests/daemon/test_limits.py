@@ -4,6 +4,7 @@
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from errno import EMFILE
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from tapster.daemon.policy import Caller, Rule
 from tapster.daemon.service import Answer, Call
 from tapster.errors import NoSuchLease, QuotaExceeded, RequestError
 from tapster.kernel import unix
-from tapster.model import Wiring
+from tapster.model import Lease, Wiring
 from tapster.rpc import interface
-from tests.daemon.parts import ALICE, ROOT, Parts
+from tests.daemon.parts import ALICE, ROOT, FakeClock, Parts
 
 BR0 = Tap(bridge="br0")
 RULE = Rule(("1000",), bridges=("br0",), features=("naming", "fin-wait", "queues"))
@@ -69,9 +70,12 @@ def test_a_call_names_so_many_leases_and_each_counts_once(made: Parts) -> None:
     (id,) = acquire(made, BR0)
     looked_for: list[str] = []
     find = made.host.operations.look.find
-    made.host.operations.look.find = (  # type: ignore[method-assign]
-        lambda id, *rest, **more: looked_for.append(id) or find(id, *rest, **more)
-    )
+
+    def look_for(id: str, *rest: Any, **more: Any) -> Lease:
+        looked_for.append(id)
+        return find(id, *rest, **more)
+
+    made.host.operations.look.find = look_for  # type: ignore[assignment,method-assign]
     ask(made, "Bind", interface.Bind((id,) * 3000))
     assert looked_for == [id]
     many = tuple(f"{number:016x}" for number in range(interface.LISTED + 1))
@@ -191,9 +195,10 @@ def test_so_many_scrapes_are_open_and_the_oldest_is_closed() -> None:
             stack.enter_context(socket.create_connection(listener.getsockname()))
             for _ in range(scrape.MOST + 1)
         ]
-        for _ in clients:
-            loop.turn(1)
-        assert clients[0].recv(1) == b""
+        for client in clients:
+            client.settimeout(0.1)
+        while read(clients[0], b"none") == b"none":
+            loop.turn(0.1)
         for client in clients[1:]:
             client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
         for client in clients[1:]:
@@ -205,11 +210,64 @@ def test_so_many_scrapes_are_open_and_the_oldest_is_closed() -> None:
     loop.close()
 
 
-def read(client: socket.socket) -> bytes:
+def test_a_scraper_that_cannot_be_told_is_refused_and_others_are_served() -> None:
+    """As one that has left, or that comes when no descriptor is left."""
+    callers = iter([OSError(EMFILE, "Too many open files"), None])
+
+    def may_read(_: socket.socket) -> bool:
+        if problem := next(callers):
+            raise problem
+        return True
+
+    loop = Loop()
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        scrape.serve(loop, [listener], lambda reply: reply("figures"), may_read)
+        refused, served = (
+            stack.enter_context(socket.create_connection(listener.getsockname()))
+            for _ in range(2)
+        )
+        loop.turn(1)
+        assert refused.recv(1) == b""
+        served.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        served.settimeout(0.1)
+        answer = b""
+        while not answer.endswith(b"figures"):
+            loop.turn(0.1)
+            answer += read(served)
+    loop.close()
+
+
+def test_a_scraper_for_which_no_descriptor_is_left_is_tried_again_after_a_pause() -> (
+    None
+):
+    clock = FakeClock()
+    loop = Loop(clock)
+    tried: list[bool] = []
+
+    class Listener(socket.socket):
+        def accept(self) -> Any:
+            tried.append(True)
+            raise OSError(EMFILE, "Too many open files")
+
+    with Listener() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        with socket.create_connection(listener.getsockname()):
+            scrape.serve(loop, [listener], lambda _: None, lambda _: True)
+            for times in (1, 2):
+                for _ in range(10):
+                    loop.turn(0)
+                assert len(tried) == times
+                clock.advance(scrape.PAUSE)
+    loop.close()
+
+
+def read(client: socket.socket, nothing: bytes = b"") -> bytes:
     try:
         return client.recv(4096)
     except TimeoutError:
-        return b""
+        return nothing
 
 
 @pytest.mark.parametrize("more", [0, 1])

@@ -4,6 +4,7 @@
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def test_who_changes_a_mac_again_and_again_is_answered_once_a_second(
         assert stranger.show("vnet0") == before
         assert watched.hear() == ["sound"]
     stranger.set_by_name("vnet0", mac="02:00:00:00:00:01")
-    assert watched.hear() == ["changed"]
+    assert watched.hear() == []
     assert stranger.show("vnet0") != before
     watched.made.clock.advance(FIRST_RETRY)
     watched.upkeep.retry()
@@ -146,6 +147,25 @@ def test_who_changes_a_mac_again_and_again_is_answered_once_a_second(
     watched.hear()
     assert stranger.show("vnet0") == before, "a minute later it is put back at once"
     lease.close()
+
+
+def test_a_device_that_changes_without_end_is_reported_once_a_second(
+    watched: Watched,
+) -> None:
+    """Each report is a line of the log and a row of the history."""
+    made, stranger = watched.made, watched.made.system.stranger()
+    with acquire(made.host):
+        told = 0
+        names = ["vnet0", *(f"name{number}" for number in range(100))]
+        for old, new in pairwise(names):
+            stranger.rename(old, new)
+            told += len(watched.hear())
+        assert told == AT_ONCE
+        made.clock.advance(1.0)
+        watched.upkeep.retry()
+        assert made.events[-1].detail == f"the device is called {names[-1]} now"
+        stranger.rename(names[-1], "vnet0")
+        assert watched.hear() == ["sound"]
 
 
 def test_a_device_is_put_back_if_that_is_asked_for(watched: Watched) -> None:

@@ -188,6 +188,9 @@ def test_what_another_thread_forgets_meanwhile_is_found_again() -> None:
                     double(str(number))
             return super().__hash__()
 
-    double = light.remembered(lambda text: text * 2)
+    def twice(text: str) -> str:
+        return text * 2
+
+    double = light.remembered(twice)
     argument = Argument("a")
     assert [double(argument), double(argument), double(argument)] == ["aa"] * 3

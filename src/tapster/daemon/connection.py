@@ -39,11 +39,15 @@ class Connection:
         pidfd: int,
         now: float,
         closer: Closer,
+        share: int | None = None,
     ) -> None:
+        """`share` is the user id to whose share of the daemon the connection counts, by
+        default the caller's."""
         sock.setblocking(False)
         self.socket = sock
         self.fd = sock.fileno()
         self.caller = caller
+        self.share = caller.uid if share is None else share
         self.pidfd = pidfd
         self.state = ConnectionState.IDLE
         self.half_closed = False
@@ -82,7 +86,7 @@ class Connection:
     def close(self) -> None:
         """Close everything. The caller runs `undo`, if needed."""
         self.step(ConnectionEvent.LOSS)
-        self._closer.close_connection(self.caller.uid, self.socket)
+        self._closer.close_connection(self.share, self.socket)
         self.discard(self.fds)
         unix.close(self._out_fds)
         self.fds, self._out_fds = [], ()
@@ -94,7 +98,7 @@ class Connection:
 
     def discard(self, fds: Sequence[int]) -> None:
         """Close descriptors that the client sent."""
-        self._closer.close_fds(self.caller.uid, fds)
+        self._closer.close_fds(self.share, fds)
 
     @property
     def events(self) -> int:
@@ -133,7 +137,7 @@ class Connection:
 
     def receive(self, now: float) -> None:
         """Read once. Raises OSError if the connection or a descriptor is lost."""
-        discard = partial(self._closer.close_fds, self.caller.uid)
+        discard = partial(self._closer.close_fds, self.share)
         try:
             data, fds = unix.receive(self.socket, CHUNK, FDS, discard)
         except BlockingIOError:

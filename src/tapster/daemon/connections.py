@@ -33,6 +33,9 @@ REQUESTS = 8
 TAKEN_PAUSE = 0.01
 """A client can send its next request before it has received an answer. Then the daemon
 looks again after so many seconds whether the client has received the answer."""
+STRANGERS = -2
+"""Stands for all users for whom there is no rule: they have one share together. One
+user may have the ids of thousands (subuid(5))."""
 CLOSING_FDS = 64
 """Descriptors of a user that may wait to be closed."""
 
@@ -50,11 +53,13 @@ class Connections:
         log: Log,
         *,
         identify: Callable[[socket.socket], tuple[Caller, int]],
+        is_stranger: Callable[[Caller], bool] = lambda _: False,
         may_send_descriptors: Callable[[Caller], bool] = lambda _: True,
     ) -> None:
         """`limits` gives the limits as they are now; `identify` gives the caller at the
-        other end of a socket, and a pidfd of the calling process or -1. If the caller
-        may not send descriptors, the kernel refuses them, where it can."""
+        other end of a socket, and a pidfd of the calling process or -1. A stranger is
+        a caller for whom there is no rule. If the caller may not send descriptors, the
+        kernel refuses them, where it can."""
         self.on_request: OnRequest = _ignore
         """Called with each request that is to be answered."""
         self.take_back: Callable[[Callable[[], None]], None] = _call
@@ -69,6 +74,7 @@ class Connections:
         self._metrics = metrics
         self._log = log
         self._identify = identify
+        self._is_stranger = is_stranger
         self._may_send_descriptors = may_send_descriptors
         self._throttle = Throttle()
         self._closer = Closer()
@@ -135,7 +141,9 @@ class Connections:
         self._loop.at(self._loop.now() + ACCEPT_PAUSE, resume)
 
     def _not_accepted(self, listener: socket.socket, error: OSError) -> None:
-        self._log(WARNING, "not-accepted", error=error)
+        if (STRANGERS, "not-accepted") not in self._logged:
+            self._logged.add((STRANGERS, "not-accepted"))
+            self._log(WARNING, "not-accepted", error=error)
         if error.errno in (EMFILE, ENFILE):
             # Retrying before a descriptor is free would only use processor time.
             self._loop.remove(listener.fileno())
@@ -153,51 +161,66 @@ class Connections:
         if not self._may_send_descriptors(caller):
             unix.refuse_descriptors(accepted)
         now = self._loop.now()
-        connection = Connection(accepted, caller, pidfd, now, self._closer)
+        share = STRANGERS if self._is_stranger(caller) else caller.uid
+        connection = Connection(accepted, caller, pidfd, now, self._closer, share)
         self._open[connection] = None
-        self._by_user[caller.uid] = self._by_user.get(caller.uid, 0) + 1
+        self._by_user[share] = self._by_user.get(share, 0) + 1
         self._events[connection] = READ
         self._loop.add(connection.fd, READ, partial(self._ready, connection))
-        if reason := self._crowded(caller):
+        if reason := self._crowded(connection):
             self._metrics.add("refused", "connections")
-            self._log_once(caller, "crowded", reason)
+            self._log_once(connection, "crowded", reason)
             connection.step(ConnectionEvent.REJECTION)
             self.fail(connection, Overloaded(reason))
             self.drop(connection, "crowded")
 
-    def _crowded(self, caller: Caller) -> str | None:
-        """Return why there is no room for one more of this caller's connections, or
-        None."""
+    def _crowded(self, newcomer: Connection) -> str | None:
+        """Return why there is no room for one more connection of its user, or None."""
+        caller, share = newcomer.caller, newcomer.share
         if caller.root:
             return None
         limits = self._limits()
-        if self._by_user[caller.uid] > limits.connections_per_user:
+        if self._by_user[share] > limits.connections_per_user:
+            if share == STRANGERS:
+                return "too many users for whom there is no rule are connected"
             return f"{caller} has {limits.connections_per_user} connections: close some"
-        if self._closer.waiting(caller.uid) > CLOSING_FDS:
+        if self._closer.waiting(share) > CLOSING_FDS:
             return f"descriptors that {caller} sent are still being closed"
-        if len(self._open) > limits.connections and not self._make_room(caller):
+        if len(self._open) > limits.connections and not self._make_room(share):
             return f"there are {limits.connections} connections: try again later"
         return None
 
-    def _make_room(self, caller: Caller) -> bool:
-        """Drop a connection of the user with the most connections, unless that user is
-        the caller. Return whether there is room now."""
+    def _make_room(self, share: int) -> bool:
+        """Drop a connection of the user with the most connections; if no user has more
+        than the newcomer, the one that has been idle for the longest time.
+
+        Return whether there is room now. The client of an idle connection connects
+        again at its next call.
+        """
         user = max(self._by_user, key=self._by_user.__getitem__)
-        if self._by_user[user] <= self._by_user[caller.uid]:
-            return False
-        own = [connection for connection in self._open if connection.caller.uid == user]
+        others = [connection for connection in self._open if connection.share != share]
         idle = [
-            connection for connection in own if connection.state is ConnectionState.IDLE
+            connection
+            for connection in others
+            if connection.state is ConnectionState.IDLE and connection.undo is None
         ]
-        self._log_once(own[0].caller, "evicted", "other users need connections")
-        self.drop(min(idle or own, key=lambda connection: connection.since), "evicted")
+        if self._by_user[user] > self._by_user[share]:
+            others = [connection for connection in others if connection.share == user]
+            idle = [connection for connection in idle if connection.share == user]
+            idle = idle or others
+        if not idle:
+            return False
+        evicted = min(idle, key=lambda connection: connection.since)
+        self._log_once(evicted, "evicted", "other users need connections")
+        self.drop(evicted, "evicted")
         return True
 
-    def _log_once(self, caller: Caller, event: str, detail: str) -> None:
+    def _log_once(self, connection: Connection, event: str, detail: str) -> None:
         """Log what happens to a user, but only once until `sweep` forgets it."""
-        if (caller.uid, event) not in self._logged:
-            self._logged.add((caller.uid, event))
-            self._log(WARNING, event, user=caller.uid, detail=detail)
+        if (connection.share, event) not in self._logged:
+            self._logged.add((connection.share, event))
+            user = connection.caller.uid
+            self._log(WARNING, event, user=user, detail=detail)
 
     # Serving
 
@@ -228,8 +251,8 @@ class Connections:
         except OSError as error:
             self.drop(connection, error.strerror or "lost")
             return False
-        if connection.fds and self._closer.waiting(connection.caller.uid) > CLOSING_FDS:
-            self._log_once(connection.caller, "crowded", "its descriptors do not close")
+        if connection.fds and self._closer.waiting(connection.share) > CLOSING_FDS:
+            self._log_once(connection, "crowded", "its descriptors do not close")
             self.drop(connection, "crowded")
             return False
         return True
@@ -318,7 +341,7 @@ class Connections:
         """Return whether the rate of the connection's user allows a request now."""
         if connection.caller.root or not connection.has_request:
             return True
-        user, now = connection.caller.uid, self._loop.now()
+        user, now = connection.share, self._loop.now()
         delay = self._throttle.admit(user, self._limits().requests, now)
         if not delay:
             return True
@@ -327,9 +350,7 @@ class Connections:
             return False
         connection.paused = True
         self._metrics.add("delayed")
-        self._log_once(
-            connection.caller, "delayed", "more requests than the rate allows"
-        )
+        self._log_once(connection, "delayed", "more requests than the rate allows")
         if user not in self._waiting:
             self._waiting[user] = {}
             self._loop.at(now + delay, partial(self._admit_next, user))
@@ -422,7 +443,7 @@ class Connections:
             return
         del self._open[connection]
         self._watching.pop(connection, None)
-        user = connection.caller.uid
+        user = connection.share
         self._by_user[user] -= 1
         if not self._by_user[user]:
             del self._by_user[user]

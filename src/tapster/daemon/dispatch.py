@@ -156,7 +156,7 @@ class Dispatcher:
         connection.job = worker.submit(
             partial(_encoded, work, more=request.more),
             partial(self._done, connection, method, request),
-            user=connection.caller.uid,
+            user=connection.share,
         )
 
     def _done(

@@ -11,6 +11,9 @@ MOST = 16
 """Scrapes at a time. A further one takes the place of the oldest."""
 SCRAPE_TIMEOUT = 5.0
 """Seconds that a scrape may take."""
+PAUSE = 0.01
+"""Seconds from one scrape to the next, whoever asks. A connection that could not be
+accepted, for want of descriptors, is tried again after that."""
 LONGEST = 8192
 """Bytes that a request may have."""
 
@@ -38,11 +41,18 @@ class Scrapers:
         self._loop.add(listener.fileno(), READ, partial(self._accept, listener))
 
     def _accept(self, listener: socket.socket, _: int) -> None:
+        self._loop.change(listener.fileno(), 0)
+        resume = partial(self._loop.change, listener.fileno(), READ)
+        self._loop.at(self._loop.now() + PAUSE, resume)
         try:
             accepted, _ = listener.accept()
         except OSError:
             return
-        if not self._may_read(accepted):
+        try:
+            allowed = self._may_read(accepted)
+        except OSError:  # the caller has left, or no descriptor is left
+            allowed = False
+        if not allowed:
             accepted.close()
             return
         if len(self._open) >= MOST:

@@ -65,6 +65,8 @@ class Server:
         self._metrics = Metrics()
         self._loop = Loop()
         self._stopping = False
+        self._scrapes: list[Callable[[str], None]] = []
+        """The replies to scrapes for which the worker measures now."""
         self._ended: deque[Process] = deque()
         """The processes that have ended, for the worker."""
         self._listeners = list(listeners)
@@ -89,6 +91,7 @@ class Server:
             self._metrics,
             log,
             identify=lambda connected: callers.identify(connected, self._names),
+            is_stranger=self._is_stranger,
             may_send_descriptors=self._has_rules,
         )
         self._dispatcher = Dispatcher(
@@ -141,6 +144,11 @@ class Server:
         """Return whether the policy has a rule for a caller. A caller without a rule
         can hold no lease, so it has no process to bind."""
         return caller.root or bool(policy.rules_of(self._service.rules, caller))
+
+    def _is_stranger(self, caller: Caller) -> bool:
+        """Return whether nothing is allowed to a caller, also not by bridge.conf."""
+        listed = self._service.loaded.listed
+        return not self._has_rules(caller) and not any(line.allow for line in listed)
 
     def _watch_process(self, process: Process) -> None:
         self._processes.watch(process)
@@ -203,9 +211,17 @@ class Server:
 
     def _scrape(self, reply: Callable[[str], None]) -> None:
         """Pass the figures, in Prometheus' text format, to `reply`."""
+        self._scrapes.append(reply)
+        if len(self._scrapes) == 1:
+            self._worker.submit(self._service.measure, self._measured)
+
+    def _measured(self, _: Any) -> None:
+        """Answer all scrapes that have come by now."""
         self._metrics.put("connections", len(self._connections))
-        measured = self._service.measure
-        self._worker.submit(measured, lambda _: reply(self._metrics.text()))
+        text = self._metrics.text()
+        replies, self._scrapes = self._scrapes, []
+        for reply in replies:
+            reply(text)
 
     # Signals and the configuration
 

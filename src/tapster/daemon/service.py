@@ -64,6 +64,8 @@ HISTORY_LIMIT = 1000
 
 REFUSAL_PAUSE = 1.0
 """Seconds between two refusals of one user that are recorded."""
+STRANGERS_PAUSE = 60.0
+"""The same of all users for whom there is no rule."""
 REFUSED_USERS = 1000
 LONGEST_TEXT = 200
 """Characters of a text of the caller's that the history keeps."""
@@ -114,8 +116,9 @@ class Service:
         self._metrics = metrics
         self._log = log
         self._upkeep = upkeep
-        self._refused: dict[int, float] = {}
-        """When a refusal was last recorded, by user id."""
+        self._refused: dict[int | None, float] = {}
+        """When a refusal was last recorded, by user id; under None, of users for whom
+        there is no rule."""
         operations.context.watch_fleet(self._count_registrations)
         self._methods: dict[str, Callable[[Call], Answer | Unfinished]] = {
             "Acquire": self._acquire,
@@ -228,16 +231,21 @@ class Service:
     def _record_refusal(
         self, caller: Caller, asked: interface.Acquire, reason: str
     ) -> None:
-        """Record in the history that a user was refused a device, once a second.
+        """Record in the history that a user was refused a device, once a second; of all
+        users without a rule, once a minute.
 
         The user's share of the history bounds these, too.
         """
         now = time.time()
-        if now - self._refused.get(caller.uid, 0.0) < REFUSAL_PAUSE:
+        # One user may have the ids of thousands for whom there is no rule.
+        known = bool(policy.rules_of(self.rules, caller))
+        user = caller.uid if known else None
+        pause = REFUSAL_PAUSE if known else STRANGERS_PAUSE
+        if now - self._refused.get(user, 0.0) < pause:
             return
         if len(self._refused) >= REFUSED_USERS:
             self._refused.clear()
-        self._refused[caller.uid] = now
+        self._refused[user] = now
         spec = interface.spec_of(asked.nics[0])
         refused = HistoryEvent(
             round(now, 3),

@@ -121,10 +121,12 @@ class Upkeep:
         once."""
         self._retries: dict[str, Retry] = {}
         self._worked_on: set[str] = set()
-        """The leases that changed while another manager worked on them, which may not
-        have seen the change."""
+        """The leases to look at again: they changed while another manager worked on
+        them, which may not have seen the change, or too often to be reported."""
         self._pace = Pace()
         """Of putting back a foreign MAC, alias or name."""
+        self._told = Pace()
+        """Of reporting changes of a device."""
         self._suspects: list[Netns] = []
         """Namespaces that were reported as ended, and not looked for yet."""
         self._next_survey = 0.0
@@ -310,7 +312,7 @@ class Upkeep:
                 self._log(WARNING, "not-looked-at", lease=lease.id, error=error)
 
     def _look_again(self) -> None:
-        """Look at the devices that changed while another manager worked on them."""
+        """Look at the devices that were not looked at when they changed."""
         worked_on, self._worked_on = self._worked_on, set()
         for id in worked_on:
             try:
@@ -354,6 +356,12 @@ class Upkeep:
     def _look(self, lease: Lease, link: Link | None) -> None:
         problem = self._problem_of(lease, link)
         if problem == self._problems.get(lease.id, ""):
+            return
+        # A guest's VMM can change its tap without end, and each report is logged and
+        # kept. A device that is lost or closed stays so.
+        lasts = problem in ("", CLOSE) or link is None
+        if not lasts and not self._told.allows(lease.id, self._clock()):
+            self._worked_on.add(lease.id)
             return
         self._problems[lease.id] = problem
         if problem == CLOSE:

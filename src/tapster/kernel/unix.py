@@ -15,7 +15,17 @@ import select
 import stat
 import struct
 import sys
-from errno import EEXIST, EMFILE, ENODATA, ENOPROTOOPT, ERANGE, ESRCH
+from errno import (
+    EAGAIN,
+    EEXIST,
+    EINVAL,
+    EMFILE,
+    ENODATA,
+    ENOPROTOOPT,
+    ENOTCONN,
+    ERANGE,
+    ESRCH,
+)
 
 from tapster.kernel import sockets
 from tapster.light import TYPE_CHECKING, Callable, Iterable, NamedTuple, Sequence
@@ -24,6 +34,7 @@ if TYPE_CHECKING:
     import socket
 
 
+SO_SNDTIMEO = 21
 SO_PEERGROUPS = 59
 SO_PEERPIDFD = 77
 SO_PASSRIGHTS = 83
@@ -51,11 +62,40 @@ def connect(path: str, timeout: float | None = None) -> sockets.socket:
     made = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM | sockets.SOCK_CLOEXEC)
     made.settimeout(timeout)
     try:
-        made.connect(path)
+        try:
+            made.connect(path)
+        except BlockingIOError:
+            _wait_for_room(made, path, timeout)
     except BaseException:
         made.close()
         raise
     return made
+
+
+def _wait_for_room(made: sockets.socket, path: str, timeout: float | None) -> None:
+    """Connect when the queue of those who wait to be accepted has room again.
+
+    A socket with a timeout of Python's is non-blocking, and does not wait for that: a
+    user who connects again and again would keep all others out.
+    """
+    if timeout is not None:
+        whole, parts = divmod(max(int(timeout * 1e6), 1), 1_000_000)
+        made.setsockopt(
+            sockets.SOL_SOCKET, SO_SNDTIMEO, struct.pack("ll", whole, parts)
+        )
+    made.settimeout(None)
+    while True:
+        try:
+            made.connect(path)
+            made.getpeername()  # Python takes a connect that a signal ended for done
+        except BlockingIOError:
+            raise TimeoutError(EAGAIN, "the queue of callers stays full") from None
+        except OSError as error:
+            if error.errno != ENOTCONN:
+                raise
+        else:
+            made.settimeout(timeout)
+            return
 
 
 def listen(path: str, *, mode: int, backlog: int = 128) -> "socket.socket":
@@ -215,7 +255,8 @@ def peer_pidfd(of: sockets.socket) -> int | None:
     try:
         raw = of.getsockopt(sockets.SOL_SOCKET, SO_PEERPIDFD, _INT)
     except OSError as error:
-        if error.errno in (ENOPROTOOPT, ENODATA, ESRCH):
+        # EINVAL: before Linux 6.16 of a process that has ended.
+        if error.errno in (ENOPROTOOPT, ENODATA, ESRCH, EINVAL):
             return None
         raise
     return int.from_bytes(raw, sys.byteorder)

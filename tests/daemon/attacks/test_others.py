@@ -113,7 +113,7 @@ def test_a_user_has_keys_of_stable_names_of_its_own(made: Parts) -> None:
     """With another user's key, a user would get the name and the MAC of that user's
     VM, and would keep them from it."""
     keyed = BR0._replace(naming=Naming.STABLE, key="web", fin_wait=0)
-    given = {}
+    given: dict[Caller, set[tuple[str, str]]] = {}
     for _ in range(2):
         for caller in (ALICE, BOB, ROOT):
             (lease,) = acquire(made, caller, keyed)
