@@ -15,6 +15,7 @@ from lab.daemon import ALICE, Daemon, as_user, install, let_everybody_open_tun
 from lab.redirect import kernel_redirects, redirections
 from lab.shell import sh
 from tapster import Host, Tap
+from tapster.cni.protocol import Code
 from tests.cni.plugin import PLUGINS, POD, Plugin, pod
 
 pytestmark = [pytest.mark.kernel]
@@ -167,7 +168,8 @@ def test_del_succeeds_when_the_pod_is_gone(plugin: Plugin) -> None:
 def test_del_needs_no_configuration_that_add_would_take(plugin: Plugin) -> None:
     network = plugin.configuration(bridge="br0", finWait=0)
     plugin.add(network)
-    plugin.succeed("DEL", {**network, "bridge": 7, "nonsense": True})
+    wrong = {"bridge": 7, "nonsense": True, "ledger": 5, "socket": [], "dataDir": 7}
+    plugin.succeed("DEL", {**network, **wrong, "ipam": {"type": 5}})
     assert not bridged()
 
 
@@ -180,6 +182,31 @@ def test_a_failure_of_ipam_leaves_nothing(plugin: Plugin) -> None:
     assert "no IP addresses available" in error["msg"]
     assert not in_pod("other")
     assert plugin.reserved() == {"192.0.2.2"}
+
+
+@pytest.mark.parametrize(
+    ("printed", "said"),
+    [
+        ('{"ips": [5]}', "result's ips must be a list of objects, not [5]"),
+        ('{"ips": {"address": "x"}}', "result's ips must be a list of objects"),
+        ('{"ips": [{"gateway": "x"}]}', "without address"),
+        ('{"ips": [{"address": 5}]}', "without address"),
+        ('{"ips": [{"address": "x"}], "routes": "y"}', "result's routes must be"),
+        ("[" * 50000, "gave no address"),
+    ],
+)
+def test_a_wrong_answer_of_ipam_is_its_fault_and_leaves_nothing(
+    plugin: Plugin, printed: str, said: str
+) -> None:
+    program = plugin.folder / "odd"
+    (plugin.folder / "printed").write_text(printed)
+    program.write_text(f"#!/bin/sh\ncat {plugin.folder}/printed\n")
+    program.chmod(0o755)
+    network = plugin.configuration(ipam={"type": "odd"})
+    error = plugin.fail("ADD", network, CNI_PATH=str(plugin.folder))
+    assert error["code"] == Code.IPAM
+    assert said in error["msg"]
+    assert not in_pod()
 
 
 def test_a_chained_plugin_keeps_what_came_before(plugin: Plugin) -> None:

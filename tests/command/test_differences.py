@@ -12,8 +12,9 @@ from typing import Any, NoReturn
 import pytest
 
 from lab import iproute, shell
+from lab.library import no_reaper
 from lab.namespaces import inside
-from tapster import Host, Lease, NoSuchLease
+from tapster import Host, Lease, NoSuchLease, Tap
 from tapster.cli import main
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
@@ -220,3 +221,28 @@ def test_a_lease_that_ends_while_it_is_looked_at_is_no_error(
     monkeypatch.setattr(Host, "differences", ended)
     assert main(verb) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_no_name_that_somebody_chose_controls_the_terminal(ledger: Path) -> None:
+    """The user of a network namespace may rename a device in it as it likes."""
+    escape = "\x1b[31m\x07"
+    with Host(ledger, reaper=no_reaper) as host, host.acquire(Tap(bridge="br0")):
+        subprocess.run(["ip", "netns", "add", f"a{escape}"], check=True)
+        subprocess.run(
+            ["ip", "link", "add", f"b{escape}", "type", "bridge"], check=True
+        )
+        alias = ["alias", "tapster:0123456789abcdef:0123456789abcdef"]
+        subprocess.run(["ip", "link", "set", f"b{escape}", *alias], check=True)
+        shell.sh("ip link set vnet0 down")
+        subprocess.run(["ip", "link", "set", "vnet0", "name", f"v{escape}"], check=True)
+        with Host(ledger, netns=f"a{escape}", reaper=no_reaper) as there:
+            there.acquire(Tap(name="t0")).close()
+        for words, shown, status in (
+            (("ls",), r"a\x1b[31m\x07", 0),
+            (("show", "vnet0"), r"v\x1b[31m\x07", 0),
+            (("doctor",), r"b\x1b[31m\x07", 1),
+            (("who",), r"a\x1b[31m\x07", 0),
+        ):
+            output = tapster(*words, status=status)
+            assert shown in output
+            assert output.replace("\n", "").isprintable()

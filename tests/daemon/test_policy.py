@@ -277,8 +277,10 @@ def test_a_policy_that_is_no_regular_file_is_read_without_waiting(
 ) -> None:
     os.mkfifo(tmp_path / "fifo")
     assert load(str(tmp_path / "fifo")).rules == ()
+    before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(RequestError, match="Is a directory"):
         load(str(tmp_path))
+    assert len(os.listdir("/proc/self/fd")) == before
     (tmp_path / "huge").write_bytes(b"#" * (1 << 21))
     with pytest.raises(RequestError, match="more than"):
         load(str(tmp_path / "huge"))
@@ -288,10 +290,12 @@ def test_names_become_ids_and_an_unknown_name_matches_no_user(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "tapster.toml"
-    path.write_text('[[allow]]\nusers = ["root", "gone-9", "7"]\ngroups = ["daemon"]\n')
+    path.write_text(
+        '[[allow]]\nusers = ["root", "gone-9", "007"]\ngroups = ["daemon", "08"]\n'
+    )
     loaded = load(str(path))
     assert loaded.rules[0].users == ("0", "7")
-    assert loaded.rules[0].groups == ("1",)
+    assert loaded.rules[0].groups == ("1", "8")
     assert loaded.names == ((0, "root"),)
     assert loaded.unknown == ("gone-9",)
 
@@ -471,6 +475,27 @@ def test_bridge_conf_is_read_as_qemu_reads_it(
     path.write_text(text.replace("FOLDER", str(tmp_path)))
     found = acl.read(str(path))
     assert {one for one in ("br0", "br1") if acl.permits(found, one)} == allowed
+
+
+def test_each_file_that_bridge_conf_includes_is_read_once(tmp_path: Path) -> None:
+    """Files that include one another several times would be read without end."""
+    files = [tmp_path / f"{number}.conf" for number in range(20)]
+    for file, following in zip(files, files[1:] + files[:1], strict=True):
+        file.write_text(f"include {following}\n" * 10 + f"allow {file.stem}\n")
+    found = acl.read(str(files[0]))
+    assert len(found) == len(files)
+    assert acl.permits(found, "19")
+
+
+def test_a_bridge_conf_that_is_no_regular_file_is_read_without_waiting(
+    tmp_path: Path,
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    assert acl.read(str(tmp_path / "fifo")) == ()
+    with pytest.raises(ValueError, match="more than 1048576 characters"):
+        acl.read("/dev/zero")
+    (tmp_path / "conf").write_text("include /dev/zero\nallow br0\n")
+    assert acl.permits(acl.read(str(tmp_path / "conf")), "br0")
 
 
 @pytest.mark.parametrize("text", ["allow\n", "permit br0\n"])

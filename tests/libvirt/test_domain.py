@@ -187,6 +187,7 @@ def test_other_metadata_stays() -> None:
         (b"<domain", "not well-formed"),
         (b"<domain/>", "no <uuid>"),
         (b'<!DOCTYPE d [<!ENTITY a "b">]><domain>&a;</domain>', "entities"),
+        (b"<domain>" + b"<a>" * 50000 + b"</a>" * 50000, "more than 256 deep"),
     ],
 )
 def test_what_is_no_domain_is_refused(xml: bytes, wrong: str) -> None:
@@ -275,6 +276,16 @@ def test_metadata_and_interface_must_agree(interface: str, wrong: str | None) ->
         "mac": "52:54:00:00:00:01",
         "vnet-hdr": "no",
     }
+
+
+def test_a_device_has_a_name_and_no_template() -> None:
+    """libvirt would look for a device that is called `web%d`."""
+    xml = b"""<domain><metadata><t:nics xmlns:t='urn:tapster:libvirt:1'>
+        <t:nic dev='web%d' bridge='br0'/></t:nics></metadata><devices>
+        <interface type='ethernet'><target dev='web%d' managed='no'/></interface>
+        </devices></domain>"""
+    with pytest.raises(RequestError, match="dev='web%d' of a tapster:nic must be a na"):
+        domain.requests_of(xml)
 
 
 def test_a_nic_written_by_hand_is_never_removed() -> None:

@@ -131,6 +131,17 @@ def test_the_phases_of_a_domains_life(script: Path, host: Host) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["-x", "--help", "--ledger", "a b", "${x}", "ü"])
+def test_a_domain_may_have_any_name(script: Path, host: Host, name: str) -> None:
+    xml = WEB.replace("<name>web</name>", f"<name>{name}</name>")
+    for phase, leases in (("prepare", 2), ("release", 0)):
+        done = subprocess.run(
+            [script, name, phase, "begin", "-"], input=xml.encode(), check=False
+        )
+        assert done.returncode == 0
+        assert len(host.leases(all=False)) == leases
+
+
 def test_what_a_former_start_left_is_replaced(script: Path, host: Host) -> None:
     for _ in range(2):
         assert call(script, "prepare", WEB).returncode == 0

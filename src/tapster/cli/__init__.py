@@ -345,6 +345,8 @@ def _fail_to_print(error: OSError, code: int) -> int:
 
 
 def _fail(error: TapsterError, code: int) -> int:
+    from tapster.cli.terminal import plain  # rarely needed
+
     for line in (str(error), *getattr(error, "__notes__", ())):
-        print(f"tapster: {line}", file=sys.stderr)
+        print(f"tapster: {plain(line)}", file=sys.stderr)
     return code

@@ -65,7 +65,7 @@ def lines(event: HistoryEvent, width: int) -> list[str]:
     head = f"{output.moment(event.time)} {event.event:<8} "
     words = [event.name, event.owner and f"({event.owner})", "-", event.detail]
     found = wrap(
-        head + " ".join(word for word in words if word),
+        terminal.plain(head + " ".join(word for word in words if word)),
         width,
         initial_indent="",
         subsequent_indent=" " * len(head),

@@ -48,7 +48,9 @@ def run(options: Options, _: None) -> int:
     )
     action.declare(parser)
     parser.set_defaults(ledger=options.ledger)
-    return action.run(parser.parse_args(options.arguments))
+    # A domain's name may begin with "-". libvirt gives the hook no options.
+    before = ["--"] if options.action == "hook" else []
+    return action.run(parser.parse_args([*before, *options.arguments]))
 
 
 def _open(options: Options) -> "Host":

@@ -130,6 +130,7 @@ def table(
 
     `styles` has a colour for the cell in column `style_of` of each row.
     """
+    rows = [[terminal.plain(cell) for cell in row] for row in rows]
     shown = [
         column
         for column in range(len(columns))
@@ -202,7 +203,7 @@ def print_problems(problems: Sequence[Problem], *, json: bool) -> int:
         print_json(problems=[problem._asdict() for problem in problems])
     else:
         for problem in problems:
-            print(f"{problem.description}\n    {problem.remedy}")
+            print(terminal.plain(f"{problem.description}\n    {problem.remedy}"))
     if not problems and not json:
         print("nothing is wrong", file=sys.stderr)
     return int(bool(problems))

@@ -8,7 +8,7 @@ is not enough: it may be another VM's by now.
 
 import sys
 
-from tapster.cli import output
+from tapster.cli import output, terminal
 from tapster.cli.options import Options
 from tapster.errors import NoSuchLease, OwnerRequired, TapsterError
 from tapster.light import TYPE_CHECKING, Iterable, Sequence
@@ -117,7 +117,7 @@ def report(errors: Iterable[TapsterError]) -> bool:
     for error in errors:
         failed = True
         for line in (str(error), *getattr(error, "__notes__", ())):
-            print(f"tapster: {line}", file=sys.stderr)
+            print(f"tapster: {terminal.plain(line)}", file=sys.stderr)
     return failed
 
 

@@ -69,19 +69,18 @@ def lines(shown: dict[str, Any]) -> list[str]:
         if value not in (None, "", (), {}):
             found.append(f"device {field:<15}{_shown(value)}")
     for backend, difference in shown["differences"].items():
-        line = f"differs {backend:<14}{difference}"
+        line = terminal.plain(f"differs {backend:<14}{difference}")
         remedy = "" if backend in UNREPAIRED else ": tapster recover"
         found.append(terminal.paint(line + remedy, red))
     return found
 
 
-def _shown(value: object) -> object:
+def _shown(value: object) -> str:
     if isinstance(value, dict):
-        return " ".join(
-            f"{key}={part}" for key, part in value.items() if part is not None
-        )
+        parts = (f"{key}={part}" for key, part in value.items() if part is not None)
+        return terminal.plain(" ".join(parts))
     if isinstance(value, tuple):
-        return " ".join(map(str, value))
+        return terminal.plain(" ".join(map(str, value)))
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return value
+    return terminal.plain(str(value))

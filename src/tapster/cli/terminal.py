@@ -16,7 +16,7 @@ def width() -> int:
     do not depend on the window in which a script was started.
     """
     columns = os.environ.get("COLUMNS", "")
-    if columns.isdecimal():
+    if columns.isdecimal() and len(columns) < 6:
         return int(columns)
     if is_terminal():
         try:
@@ -43,3 +43,16 @@ def has_colours() -> bool:
 def paint(text: str, style: str | None) -> str:
     """Return text in a colour, or as it is without one."""
     return f"\x1b[{style}m{text}\x1b[0m" if style else text
+
+
+def plain(text: str) -> str:
+    """Return text without characters that control a terminal: they are escaped.
+
+    Other users choose names of devices and namespaces, and a daemon its errors.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" else ascii(letter)[1:-1]
+        for letter in text
+    )

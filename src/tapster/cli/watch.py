@@ -117,7 +117,7 @@ def line(event: Event, width: int) -> str:
         event.owner and f"({event.owner})",
         event.detail and f"- {event.detail}",
     ]
-    rest = " ".join(word for word in words if word)
+    rest = terminal.plain(" ".join(word for word in words if word))
     room = width - len(clock) - 12
     if len(rest) > room:
         rest = rest[: max(room - 1, 0)] + output.ELLIPSIS

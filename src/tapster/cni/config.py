@@ -3,7 +3,14 @@
 
 from collections.abc import Mapping
 
-from tapster.cni.protocol import Attachment, CniCall, CniFailure, Code, is_identifier
+from tapster.cni.protocol import (
+    Attachment,
+    CniCall,
+    CniFailure,
+    Code,
+    is_identifier,
+    wrong_part,
+)
 from tapster.light import Any, NamedTuple
 from tapster.model import DEFAULT_TEMPLATE, Macvtap, Mode, Rate, Spec, Tap
 
@@ -117,7 +124,11 @@ def read_network(
     network = Network(
         version=version,
         name=name,
-        keys={key: configuration[key] for key in KEYS if key in configuration},
+        keys={
+            key: configuration[key]
+            for key in KEYS
+            if key in configuration and _is(KEYS[key], configuration[key])
+        },
         runtime=runtime if isinstance(runtime, dict) else {},
         ipam=plugin,
         dns=configuration.get("dns"),
@@ -140,10 +151,14 @@ def _check_keys(configuration: Mapping[str, Any]) -> None:
                     f"unsupported field {key!r} with the value {value!r}",
                     f"fields of tapster-cni are {', '.join(KEYS)}",
                 )
-        elif isinstance(value, bool) != (kind is bool) or not isinstance(value, kind):
+        elif not _is(kind, value):
             raise CniFailure(
                 Code.CONFIGURATION, f"{key} must be {_described(kind)}, not {value!r}"
             )
+
+
+def _is(kind: type | tuple[type, ...], value: object) -> bool:
+    return isinstance(value, bool) == (kind is bool) and isinstance(value, kind)
 
 
 def _described(kind: type | tuple[type, ...]) -> str:
@@ -175,20 +190,8 @@ def _check_combination(network: Network) -> None:
 
 
 def _check_previous(previous: Mapping[str, Any]) -> None:
-    for key in ("interfaces", "ips", "routes"):
-        items = previous.get(key, [])
-        if not isinstance(items, list) or not all(
-            isinstance(item, dict) for item in items
-        ):
-            raise CniFailure(
-                Code.CONFIGURATION,
-                f"prevResult.{key} must be a list of objects, not {items!r}",
-            )
-    for address in previous.get("ips", ()):
-        if not isinstance(address.get("address"), str):
-            raise CniFailure(
-                Code.CONFIGURATION, f"prevResult.ips has {address!r}, without address"
-            )
+    if problem := wrong_part(previous):
+        raise CniFailure(Code.CONFIGURATION, f"prevResult.{problem}")
 
 
 def _valid(configuration: Mapping[str, Any]) -> tuple[Attachment, ...]:

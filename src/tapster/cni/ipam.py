@@ -10,7 +10,15 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 
-from tapster.cni.protocol import SINCE, VERSIONS, Attachment, CniCall, CniFailure, Code
+from tapster.cni.protocol import (
+    SINCE,
+    VERSIONS,
+    Attachment,
+    CniCall,
+    CniFailure,
+    Code,
+    wrong_part,
+)
 from tapster.light import Any
 
 
@@ -47,8 +55,8 @@ class Ipam:
             status, output = self._execute(command, attachment, attempt)
             answer = _decode(output)
             if not status:
-                if command == "ADD" and not answer.get("ips"):
-                    raise CniFailure(Code.IPAM, f"{self._program} gave no address")
+                if command == "ADD":
+                    self._check_result(answer)
                 return answer
             code = answer.get("code")
             if code == Code.VERSION:
@@ -62,6 +70,14 @@ class Ipam:
         raise CniFailure(
             Code.VERSION, f"{self._program} supports none of {', '.join(VERSIONS)}"
         )
+
+    def _check_result(self, answer: Mapping[str, Any]) -> None:
+        """Raise CniFailure if an answer to ADD has no addresses, or has something in
+        another form than the specification's."""
+        if not answer.get("ips"):
+            raise CniFailure(Code.IPAM, f"{self._program} gave no address")
+        if problem := wrong_part(answer):
+            raise CniFailure(Code.IPAM, f"{self._program}: its result's {problem}")
 
     def _versions(self) -> list[Any]:
         """Return the versions of the specification that the plugin speaks."""
@@ -118,7 +134,7 @@ class Ipam:
 
 
 def _decode(output: bytes) -> dict[str, Any]:
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         answer = json.loads(output)
         if isinstance(answer, dict):
             return answer

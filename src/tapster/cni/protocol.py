@@ -144,7 +144,9 @@ def check_ifname(name: str) -> None:
 def read_configuration(text: bytes) -> dict[str, Any]:
     """Decode the configuration. Raises CniFailure."""
     try:
-        configuration = json.loads(text)
+        configuration = json.loads(text, parse_constant=_refuse)
+        # A half of a surrogate pair is in no file's name, and no program prints it.
+        json.dumps(configuration, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise CniFailure(
             Code.DECODING, f"the configuration on standard input is not JSON: {error}"
@@ -156,6 +158,24 @@ def read_configuration(text: bytes) -> dict[str, Any]:
             f"{type(configuration).__name__}",
         )
     return configuration
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not a number of JSON")
+
+
+def wrong_part(result: Mapping[str, Any]) -> str | None:
+    """Return what has another form in a result than the specification's, or None."""
+    for key in ("interfaces", "ips", "routes"):
+        items = result.get(key, [])
+        if not isinstance(items, list) or not all(
+            isinstance(item, dict) for item in items
+        ):
+            return f"{key} must be a list of objects, not {items!r}"
+    for address in result.get("ips", ()):
+        if not isinstance(address.get("address"), str):
+            return f"ips has {address!r}, without address"
+    return None
 
 
 def check_version(call: CniCall, configuration: Mapping[str, Any]) -> str:

@@ -204,9 +204,11 @@ def check(path: str) -> tuple[Loaded | None, list[ConfigFault]]:
 
 
 def _read(path: str) -> str:
-    # Opening a FIFO must not make the daemon wait.
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with open(fd, "rb") as file:
+    def open_at_once(path: str, flags: int) -> int:
+        # Opening a FIFO must not make the daemon wait.
+        return os.open(path, flags | os.O_NONBLOCK)
+
+    with open(path, "rb", opener=open_at_once) as file:
         data = file.read(LONGEST + 1)
     if len(data) > LONGEST:
         raise ValueError(f"the file has more than {LONGEST} bytes")
@@ -440,7 +442,7 @@ def resolve(loaded: Loaded) -> Loaded:
     known = tuple(
         (int(uid), name)
         for name, uid in users.items()
-        if uid.isdecimal() and uid != name
+        if uid.isdecimal() and not name.isdecimal()
     )
     return loaded._replace(
         rules=rules, names=known, unknown=tuple(dict.fromkeys(unknown))
@@ -448,19 +450,17 @@ def resolve(loaded: Loaded) -> Loaded:
 
 
 def _id_of_user(name: str) -> str | None:
-    if name == ANYBODY or name.isdecimal():
+    if name == ANYBODY:
         return name
     try:
-        return str(getpwnam(name).pw_uid)
+        return str(int(name)) if name.isdecimal() else str(getpwnam(name).pw_uid)
     except (KeyError, ValueError, OSError):
         return None
 
 
 def _id_of_group(name: str) -> str | None:
-    if name.isdecimal():
-        return name
     try:
-        return str(getgrnam(name).gr_gid)
+        return str(int(name)) if name.isdecimal() else str(getgrnam(name).gr_gid)
     except (KeyError, ValueError, OSError):
         return None
 

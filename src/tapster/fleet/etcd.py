@@ -20,7 +20,7 @@ import threading
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from http.client import HTTPException, HTTPResponse
 
 from tapster.errors import RequestError
@@ -147,7 +147,9 @@ class Etcd:
             yield from pairs
             if not answer.get("more"):
                 return
-            start = pairs[-1][0].encode() + b"\0"
+            before, start = start, pairs[-1][0].encode() + b"\0" if pairs else b""
+            if start <= before:
+                raise _damaged("more keys follow, and none comes")
 
     def commit(
         self,
@@ -162,17 +164,22 @@ class Etcd:
             "failure": [{"request_range": {"key": _coded(key)}} for key in expected],
         }
         answer = self.call("kv/txn", body, writes=True)
-        if answer.get("succeeded"):
+        succeeded = answer.get("succeeded", False)
+        if not isinstance(succeeded, bool):
+            raise FleetUnclear(f"etcd's answer is damaged: succeeded is {succeeded!r}")
+        if succeeded:
             return Committed(True, {})
         return Committed(False, _found(answer))
 
     def open_session(self, seconds: int) -> int:
         answer = self.call("lease/grant", {"TTL": seconds}, writes=True)
-        return int(answer["ID"])
+        with _as_damaged():
+            return int(answer["ID"])
 
     def keep_session(self, session: int) -> bool:
         answer = self.call("lease/keepalive", {"ID": session})
-        return int(answer.get("result", {}).get("TTL", 0)) > 0
+        with _as_damaged():
+            return int(answer.get("result", {}).get("TTL", 0)) > 0
 
     # For doctor
 
@@ -182,15 +189,20 @@ class Etcd:
             self.close()
             try:
                 answer = self.call("maintenance/status", {}, only=endpoint)
-                yield endpoint, answer
+                with _as_damaged():
+                    size = int(answer.get("dbSize", 0))
             except FleetUnavailable as error:
                 yield endpoint, str(error)
+            else:
+                version = str(answer.get("version", "?"))
+                yield endpoint, {"version": version, "dbSize": size}
         self.close()
 
     def alarms(self) -> list[str]:
         """Return the alarms of the store, such as NOSPACE."""
         answer = self.call("maintenance/alarm", {})
-        return [alarm.get("alarm", "?") for alarm in answer.get("alarms", [])]
+        with _as_damaged():
+            return [str(alarm["alarm"]) for alarm in answer.get("alarms", [])]
 
     def is_open_to_all(self, prefix: str) -> bool:
         """Return whether the store answers a caller without a password."""
@@ -323,7 +335,7 @@ class Etcd:
             answer = json.loads(raw)
             if not isinstance(answer, dict):
                 raise ValueError(f"the answer is {type(answer).__name__}")
-        except (OSError, HTTPException, ValueError) as error:
+        except (OSError, HTTPException, RecursionError, ValueError) as error:
             self.close()
             problem = f"{endpoint}: {_said(error)}"
             if writes:
@@ -602,16 +614,28 @@ def _write(key: str, value: str | None, session: int) -> dict[str, Any]:
 
 def _found(answer: Mapping[str, Any]) -> dict[str, str]:
     found: dict[str, str] = {}
-    for response in answer.get("responses", []):
-        found.update(_pairs(response.get("response_range", {})))
+    with _as_damaged():
+        for response in answer.get("responses", []):
+            found.update(_pairs(response.get("response_range", {})))
     return found
 
 
 def _pairs(ranged: Mapping[str, Any]) -> list[tuple[str, str]]:
-    try:
+    with _as_damaged():
         return [
             (_plain(kv["key"]), _plain(kv.get("value", "")))
             for kv in ranged.get("kvs", [])
         ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise FleetUnavailable(f"etcd's answer is damaged: {error}") from error
+
+
+@contextmanager
+def _as_damaged() -> Iterator[None]:
+    """Read a part of an answer. Raises FleetUnavailable if it is of another form."""
+    try:
+        yield
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise _damaged(f"{type(error).__name__}: {error}") from error
+
+
+def _damaged(problem: str) -> FleetUnavailable:
+    return FleetUnavailable(f"etcd's answer is damaged: {problem}")

@@ -6,13 +6,17 @@ no line allows is denied, and a denial overrides every permission. An included f
 the user cannot read is ignored: an administrator uses its mode to select users.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 
 from tapster.light import NamedTuple
 
 ALL = "all"
-DEEPEST = 16
+LONGEST = 1 << 20
+"""Characters of a file."""
+MOST_FILES = 100
+"""Files that are read."""
 
 
 class Verdict(NamedTuple):
@@ -32,17 +36,21 @@ def permits(acl: Acl, bridge: str) -> bool:
 
 
 def read(path: str) -> Acl:
-    """Read the lines of a file and of the files that it includes.
+    """Read the lines of a file and of the files that it includes, each once.
 
-    Raises OSError if the file itself cannot be read, ValueError for an invalid line.
+    The order of lines does not matter. Raises OSError if the file itself cannot be
+    read, ValueError for an invalid line.
     """
-    return tuple(_read(path, 0))
+    return tuple(_read(path, set()))
 
 
-def _read(path: str, depth: int) -> Iterator[Verdict]:
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
-        lines = file.read().splitlines()
-    for number, line in enumerate(lines, 1):
+def _read(path: str, known: set[str]) -> Iterator[Verdict]:
+    known.add(path)
+    with open(path, encoding="utf-8", errors="surrogateescape", opener=_open) as file:
+        text = file.read(LONGEST + 1)
+    if len(text) > LONGEST:
+        raise ValueError(f"{path} has more than {LONGEST} characters")
+    for number, line in enumerate(text.splitlines(), 1):
         words = line.split(maxsplit=1)
         if not words or words[0].startswith("#"):
             continue
@@ -51,6 +59,11 @@ def _read(path: str, depth: int) -> Iterator[Verdict]:
         command, argument = words[0], words[1].strip()
         if command != "include":
             yield Verdict(command == "allow", argument)
-        elif depth < DEEPEST:
+        elif argument not in known and len(known) < MOST_FILES:
             with suppress(OSError, ValueError):
-                yield from tuple(_read(argument, depth + 1))
+                yield from tuple(_read(argument, known))
+
+
+def _open(path: str, flags: int) -> int:
+    """Open a file without waiting, as for the writer of a FIFO."""
+    return os.open(path, flags | os.O_NONBLOCK)

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _check_acl(given["br"])
         _hand_over(given["br"], int(given["fd"]), vnet_hdr=_wants_header(given))
-    except (TapsterError, OSError, ValueError) as error:
+    except (TapsterError, OSError, OverflowError, ValueError) as error:
         sys.stderr.write(f"qemu-bridge-helper: {error}\n")
         return 1
     return 0

@@ -96,6 +96,11 @@ def requests_of(xml: bytes) -> list[Nic]:
             opened[dev] = interface
     requests = []
     for nic in nics_of(xml):
+        if "%" in nic.dev:
+            raise RequestError(
+                f"dev={nic.dev!r} of a tapster:nic must be a name: libvirt opens the "
+                "device of exactly this name"
+            )
         if nic.dev not in opened:
             raise RequestError(
                 f"the metadata has device {nic.dev!r}, and no interface of the domain "

@@ -11,6 +11,9 @@ from xml.parsers import expat
 from tapster.errors import RequestError
 from tapster.light import NamedTuple
 
+DEEPEST = 256
+"""Elements around an element. libvirt itself takes no more."""
+
 
 class Span(NamedTuple):
     """An element of the text."""
@@ -43,6 +46,8 @@ def spans(data: bytes) -> list[Span]:
     parser.SetParamEntityParsing(expat.XML_PARAM_ENTITY_PARSING_NEVER)
 
     def begin(name: str, attributes: dict[str, str]) -> None:
+        if len(path) == DEEPEST:
+            raise RequestError(f"elements are nested more than {DEEPEST} deep")
         path.append(name)
         open_elements.append((len(found), attributes, parser.CurrentByteIndex, []))
         found.append(None)

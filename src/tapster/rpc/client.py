@@ -5,6 +5,7 @@ Small and synchronous, because it sits in the start path of VMs.
 """
 
 import os
+import time
 
 from tapster.api import AnyHost, Reference, check_acquire, id_of, ids_of, names_of
 from tapster.checks import check_record, check_value
@@ -35,12 +36,28 @@ from tapster.rpc.interface import LISTED, NAME, SOCKET, Binding, Count, Event
 T = TypeVar("T")
 
 
-def _opened(device: interface.Device, fds: Sequence[int]) -> OpenDevice:
-    """Return a device of an answer, with the descriptors that came along."""
-    return OpenDevice(
-        device.lease,
-        tuple(fds[place] for place in device.fds),
-        tuple(fds[place] for place in device.vhost_fds),
+def _opened(
+    devices: Sequence[interface.Device], fds: list[int], number: int
+) -> tuple[OpenDevice, ...]:
+    """Return so many devices of an answer, with the descriptors that came along.
+
+    Raise DaemonError if the answer has other devices, or no descriptor, or the same one
+    twice, where a device says that it has one.
+    """
+    places = [place for one in devices for place in one.fds + one.vhost_fds]
+    if len(devices) != number or sorted(places) != [*range(len(fds))]:
+        unix.close(fds)
+        raise DaemonError(
+            f"the daemon's answer is wrong: {len(devices)} devices and {len(fds)} "
+            f"descriptors, at {places}, where {number} devices were asked for"
+        )
+    return tuple(
+        OpenDevice(
+            device.lease,
+            tuple(fds[place] for place in device.fds),
+            tuple(fds[place] for place in device.vhost_fds),
+        )
+        for device in devices
     )
 
 
@@ -58,7 +75,11 @@ _METHODS = {method.name: method for method in interface.METHODS}
 _ONCE = {"Acquire", "Reopen", "Watch"}
 """Methods that are not called again after a lost connection: they may have been carried
 out."""
+_GIVE_DESCRIPTORS = {"Acquire", "Reopen"}
+"""Methods whose answers have descriptors. Those that come with others are closed."""
 _READ = 1 << 16
+LARGEST = 1 << 26
+"""Bytes of an answer."""
 
 
 ANSWER_SECONDS = 120.0
@@ -167,8 +188,7 @@ class Client(AnyHost):
         # If this process ends before it has received the answer, the daemon releases
         # the leases. So one call is enough, and nothing is left.
         answer, fds = self.call("Acquire", request)
-        devices: Sequence[interface.Device] = answer.devices
-        return tuple(_opened(device, fds) for device in devices)
+        return _opened(answer.devices, fds, len(specs))
 
     def _acquire_for(
         self, pid: int, specs: Sequence[Spec], on_close: bool, vhost: bool
@@ -215,7 +235,7 @@ class Client(AnyHost):
 
     def reopen(self, lease: Reference) -> OpenDevice:
         answer, fds = self.call("Reopen", interface.Reopen(id_of(lease)))
-        return _opened(answer, fds)
+        return _opened([answer], fds, 1)[0]
 
     def set(self, lease: Reference, **changes: Unpack[Changes]) -> Lease:
         check_changes(changes)
@@ -443,13 +463,31 @@ class Client(AnyHost):
                 raise self._failed(str(error), message.get("parameters"))
             given = message.get("parameters", {})
             kind = _METHODS[method].gives
-            return varlink.from_json(kind, given, strict=False), fds
+            answer = varlink.from_json(kind, given, strict=False)
+            if method not in _GIVE_DESCRIPTORS:
+                unix.close(fds)
+                fds = []
+            return answer, fds
         except varlink.Unfit as error:
             unix.close(fds)
             raise DaemonError(f"the daemon's answer is wrong: {error}") from error
         except BaseException:
             unix.close(fds)
             raise
+
+    def _check_rest(self, began: float) -> None:
+        """Wait for the rest of an answer no longer than for a whole one. Raise
+        DaemonError if it has no end."""
+        if len(self._buffer) > LARGEST or len(self._fds) > unix.SCM_MAX_FD:
+            raise DaemonError(
+                f"the answer of {self.path!r} is too long: {len(self._buffer)} bytes "
+                f"and {len(self._fds)} descriptors have come"
+            )
+        if self._timeout is not None and not self._watches:
+            left = began + self._timeout - time.monotonic()
+            if left <= 0:
+                raise self._late()
+            self._socket.settimeout(left)
 
     def _late(self) -> DaemonError:
         return DaemonError(
@@ -466,7 +504,12 @@ class Client(AnyHost):
         return DaemonError(f"the daemon refused: {error} {parameters or ''}")
 
     def _message(self) -> tuple[dict[str, Any], list[int]]:
+        began = 0.0
         while b"\0" not in self._buffer:
+            if not began:
+                began = time.monotonic()
+            else:
+                self._check_rest(began)
             try:
                 data, fds = unix.receive(self._socket, _READ, unix.SCM_MAX_FD)
             except TimeoutError as error:
@@ -477,6 +520,8 @@ class Client(AnyHost):
                 raise _Lost(f"the daemon at {self.path!r} closed the connection")
             self._buffer += data
             self._fds += fds
+        if began and self._timeout is not None and not self._watches:
+            self._socket.settimeout(self._timeout)
         text, _, self._buffer = self._buffer.partition(b"\0")
         # Answers come one at a time, so these descriptors belong to this answer.
         fds, self._fds = self._fds, []

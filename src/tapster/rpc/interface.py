@@ -19,7 +19,7 @@ from tapster.model import (
     Wiring,
 )
 from tapster.operations.decision import Repair
-from tapster.rpc.varlink import Error, Interface, Method, Nothing
+from tapster.rpc.varlink import Error, Interface, Method, Nothing, Unfit, from_json
 
 NAME = "io.tapster"
 SOCKET = "/run/tapster/tapster.sock"
@@ -394,13 +394,20 @@ def failure(error: TapsterError) -> Failure:
 
 def raised(name: str, parameters: Any) -> TapsterError:
     """Return the error that was received: `name` without the interface."""
-    received = parameters if isinstance(parameters, dict) else {}
     kind = RAISED.get(name, errors.DaemonError)
+    received = parameters if isinstance(parameters, dict) else {}
+
+    def field(name: str, default: Any = None) -> Any:
+        """Return a field if it has the type that the interface declares."""
+        try:
+            value = from_json(Failure.__annotations__[name], received.get(name))
+        except Unfit:
+            return default
+        return default if value is None else value
+
     if kind is KernelError:
-        return KernelError(
-            received.get("errno", 0),
-            received.get("action", ""),
-            received.get("reason", ""),
-        )
-    fields = {field: received.get(field) for field in kind.fields}
-    return kind(received.get("message", name), **fields)
+        errno = field("errno", 0)
+        known = errno if 0 <= errno < 1 << 16 else 0
+        return KernelError(known, field("action", ""), field("reason", ""))
+    fields = {name: field(name) for name in kind.fields}
+    return kind(field("message", name), **fields)
