@@ -235,6 +235,15 @@ def test_a_container_cannot_tell_of_the_host_s_processes(stack: ExitStack) -> No
     assert process.life(about) is Life.ENDED
 
 
+def test_a_name_that_is_no_text_prevents_no_judgement(stack: ExitStack) -> None:
+    """Any user may give a process such a name."""
+    script = r"printf '\377' >/proc/self/comm; cat"
+    named = start(stack, "sh", "-c", script, "cat")
+    # The host looks at each process that began at the same time.
+    of_a_container = known(named.pid)._replace(pid=1 << 22, pidns=1)
+    assert process.life(of_a_container) is not Life.LIVES
+
+
 def test_a_process_recorded_without_a_pid_namespace_is_not_judged() -> None:
     nowhere = Process(1, 1, 0)
     assert process.life(nowhere) is Life.CANNOT_TELL

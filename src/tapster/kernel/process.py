@@ -149,7 +149,7 @@ def _open(wanted: Process, pid: int) -> int | None:
 def _inner_pids(pid: int) -> list[int]:
     """The pids of a process in the pid namespaces below the one that /proc shows."""
     try:
-        with open(f"/proc/{pid}/status") as file:
+        with open(f"/proc/{pid}/status", errors="replace") as file:
             for line in file:
                 if line.startswith("NSpid:"):
                     return [int(inner) for inner in line.split()[2:]]
