@@ -9,7 +9,8 @@ as a VM whose supervisor was killed.
 Not every process in the namespace lives there. A program that looks at all namespaces
 of the host, as recover does, is in each of them for a moment. Such a visitor may be the
 command of another test, or the process that runs another test. A process that lives
-here has this mount namespace too, or else has inherited `MARK`.
+here has this mount namespace too, or else has inherited `MARK`. A process that has
+`MARK` and has gone to another namespace, as a reaper does, is killed, too.
 """
 
 import os
@@ -34,11 +35,11 @@ def namespace(pid: int | str) -> int | None:
 
 
 def lives(pid: int, home: int) -> bool:
-    """Return whether a process is in the namespace, and no visitor."""
-    if namespace(pid) != home:
-        return False
+    """Return whether a process belongs to the namespace, and is no visitor."""
+    here = namespace(pid) == home
     try:
-        if os.stat(f"/proc/{pid}/ns/mnt").st_ino == os.stat("/proc/self/ns/mnt").st_ino:
+        mounts = os.stat(f"/proc/{pid}/ns/mnt").st_ino
+        if here and mounts == os.stat("/proc/self/ns/mnt").st_ino:
             return True
         with open(f"/proc/{pid}/environ", "rb") as file:
             return f"{MARK}={home}".encode() in file.read().split(b"\0")

@@ -16,9 +16,13 @@ again: see kernel/lock.py. A reaper that goes on afterwards does no harm: other 
 leave alone what it has claimed, and it ends when it sees that another is awake.
 
 The leader does not poll. It sleeps until the next FIN WAIT ends, a process ends
-(pidfd_open(2)), or the kernel reports a change of a device. Only leases in other
-network namespaces than its own are looked at every few seconds: the kernel reports
-their devices there.
+(pidfd_open(2)), or the kernel reports a change of a device, in whichever namespace the
+device is. New namespaces are looked for every few seconds.
+
+A network namespace lasts as long as a process is in it. The reaper may have been
+started in a pod, and works on the leases of all others. So it goes into a namespace of
+its own, unless it is in the host's. If it may not, it stays, and hears of the devices
+there alone.
 
 The reaper gives up its lock inside a transaction of the ledger in which no lease
 waits or is bound. So another process either finds the lock free and starts a reaper,
@@ -30,19 +34,21 @@ import resource
 import select
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from math import inf
 
 from tapster.errors import ConflictError, HostError, LedgerError, TapsterError
 from tapster.kernel.boot import boottime
+from tapster.kernel.failure import has
 from tapster.kernel.linux import LinuxSystem
 from tapster.kernel.lock import AWAKE, REAPERS, LockFile
-from tapster.kernel.port import HERE, Watch
+from tapster.kernel.netns import is_hosts, leave, pidns
+from tapster.kernel.port import Watch
 from tapster.kernel.process import is_halted
 from tapster.ledger import FIRST_IFINDEX
 from tapster.light import NamedTuple
-from tapster.model import Process, State
+from tapster.model import Lease, Netns, Process, State
 from tapster.operations.operations import Operations, open_operations
 from tapster.operations.pace import Pace
 
@@ -64,8 +70,11 @@ class Report(NamedTuple):
 
     settle: bool
     """Whether a process may have ended."""
-    changed: set[int] | None
-    """The ifindexes of the devices that changed here; None: any may have changed."""
+    changed: Mapping[int, set[int]] | None
+    """The ifindexes of the devices that changed, by the numbers of their namespaces;
+    None: any may have changed."""
+    ended: frozenset[int] = frozenset()
+    """The numbers of namespaces that may have ended."""
     alone: bool = False
     """Whether the standby has ended."""
 
@@ -100,40 +109,100 @@ class Lock:
         return replaced
 
 
+class Spaces:
+    """The network namespaces that have leases, by the numbers of the watches."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[Netns, int] = {}
+        self._ended: set[Netns] = set()
+
+    def follow(self, operations: Operations) -> bool:
+        """Let the watches report changes where there are leases now.
+
+        Return whether changes were not reported before somewhere.
+        """
+        netnses = set(operations.look.namespaces())
+        for gone in self._numbers.keys() - netnses:
+            del self._numbers[gone]
+        new = netnses - self._numbers.keys()
+        for netns in new:
+            with suppress(HostError):  # it cannot be found from here
+                number = operations.look.number(netns)
+                if number is None:
+                    self._ended.add(netns)
+                else:
+                    self._numbers[netns] = number
+        return not new.isdisjoint(self._numbers)
+
+    def changed(
+        self, operations: Operations, devices: Mapping[int, set[int]]
+    ) -> Iterator[Lease]:
+        """Yield the leases of changed devices."""
+        for netns, number in self._numbers.items():
+            if ifindexes := devices.get(number):
+                yield from operations.context.ledger.at(netns, ifindexes)
+
+    def look_again(self, numbers: frozenset[int]) -> None:
+        """Look for the namespaces with these numbers again: they may have ended."""
+        for netns, number in [*self._numbers.items()]:
+            if number in numbers:
+                del self._numbers[netns]
+
+    def in_ended(self, operations: Operations) -> list[Lease]:
+        """Return the leases in namespaces that have ended."""
+        ended, self._ended = self._ended, set()
+        if not ended:
+            return []
+        return [lease for lease in operations.look.leases() if lease.netns in ended]
+
+
 class Identities:
     """Puts foreign MACs and aliases back."""
 
     def __init__(self) -> None:
-        self.pending: set[int] = set()
-        """The ifindexes of devices to look at again, soon."""
+        self.pending: set[str] = set()
+        """The leases whose devices are to be looked at again, soon."""
         self._pace = Pace()
 
-    def restore(self, operations: Operations, changed: set[int] | None) -> None:
-        """Put back what was changed of these devices; None: of all that are here.
+    def restore(self, operations: Operations, leases: Sequence[Lease]) -> None:
+        """Put back what was changed of these leases' devices, and of those that wait.
 
         With another VM's MAC in the host, a bridge delivers that VM's frames to the
         host. udev changes MACs of new devices, and a VMM may change its own.
         """
-        context, look = operations.context, operations.look
-        netns = context.namespace.netns
-        if changed is None:
-            leases = [one for one in look.leases() if context.is_here(one.netns)]
-        else:
-            leases = context.ledger.at(netns, changed | self.pending)
+        find = operations.context.ledger.lease
+        by_id = {lease.id: lease for lease in leases}
+        for id in self.pending - by_id.keys():
+            if lease := find(id):
+                by_id[id] = lease
         self.pending.clear()
-        active = [lease for lease in leases if lease.state is State.ACTIVE]
-        links = operations.devices.links(context.namespace, active) if active else {}
+        spaces: dict[Netns, list[Lease]] = {}
+        for lease in by_id.values():
+            if lease.state is State.ACTIVE:
+                spaces.setdefault(lease.netns, []).append(lease)
+        ids: list[str] = []
+        for netns, active in spaces.items():
+            with suppress(HostError):
+                ids += self._misidentified(operations, netns, active)
+        if ids:
+            operations.recover.some(ids, wiring=True, backends=False)
+
+    def _misidentified(
+        self, operations: Operations, netns: Netns, leases: Sequence[Lease]
+    ) -> list[str]:
+        """Return the leases to restore now; the others are pending."""
+        with operations.context.opened(netns) as namespace:
+            links = operations.devices.links(namespace, leases)
         ids = []
-        for lease in active:
+        for lease in leases:
             link = links.get(lease.ifindex)
-            if link is None or look.misidentified(lease, link) is None:
+            if link is None or operations.look.misidentified(lease, link) is None:
                 continue
             if lease.manager is None and self._pace.allows(lease.id, boottime()):
                 ids.append(lease.id)
             else:
-                self.pending.add(lease.ifindex)
-        if ids:
-            operations.recover.some(ids, wiring=True, backends=False)
+                self.pending.add(lease.id)
+        return ids
 
 
 class Processes:
@@ -166,6 +235,7 @@ class Processes:
 def run(ledger: str) -> None:
     """Work until no lease waits or is bound, unless another reaper runs."""
     os.chdir("/")
+    _leave_namespace()
     guarding, failures = True, 0
     while guarding and failures < FAILURES:
         standby = os.pidfd_open(os.getpid())
@@ -180,6 +250,18 @@ def run(ledger: str) -> None:
             # If the standby ends before the work does, this process is the standby.
             guarding = _lead(ledger, standby)
             os.close(standby)
+
+
+def _leave_namespace() -> None:
+    """Go into a network namespace without devices, unless this one is the host's.
+
+    Leases in other namespaces must be found, and their devices heard of, from there.
+    """
+    if not (pidns() and has("CAP_SYS_ADMIN") and has("CAP_NET_BROADCAST")):
+        return
+    with suppress(OSError):  # /proc hides processes, or there may be no namespace more
+        if not is_hosts():
+            leave()
 
 
 def _was_killed(leader: int) -> bool:
@@ -274,14 +356,17 @@ def _work_on(ledger: str, lock: Lock, standby: int) -> bool:
     system = LinuxSystem()
     processes = Processes(system)
     identities = Identities()
-    watch = system.watch(first=FIRST_IFINDEX)
+    spaces = Spaces()
+    watches = [system.watch(first=FIRST_IFINDEX)]
+    with suppress(HostError):  # only the devices of this namespace are reported
+        watches.append(system.watch(first=FIRST_IFINDEX, elsewhere=True))
     report = Report(settle=True, changed=None)
     try:
         while True:
             lock.awake()
             failed = False
             try:
-                nap = _work(ledger, lock, processes, identities, report)
+                nap = _work(ledger, lock, processes, identities, spaces, report)
             except LedgerError as error:
                 if not _may_pass(error, ledger):
                     return False
@@ -289,7 +374,7 @@ def _work_on(ledger: str, lock: Lock, standby: int) -> bool:
             if nap is None:
                 return False
             lock.awake()
-            report = _wait(watch, processes, standby, nap)
+            report = _wait(watches, processes, standby, nap)
             if failed:
                 report = report._replace(settle=True, changed=None)
             if report.alone:
@@ -298,7 +383,8 @@ def _work_on(ledger: str, lock: Lock, standby: int) -> bool:
         pass  # the next command tries again, and shows the reason to its user
     finally:
         processes.follow([])
-        watch.close()
+        for watch in watches:
+            watch.close()
     return False
 
 
@@ -307,6 +393,7 @@ def _work(
     lock: Lock,
     processes: Processes,
     identities: Identities,
+    spaces: Spaces,
     report: Report,
 ) -> float | None:
     """Do what is to be done; return the seconds to wait, or None if all is done."""
@@ -319,10 +406,21 @@ def _work(
         # One lease that cannot be judged or ended now hinders no other: a service
         # comes back, a process closes a device.
         ended = 0
+        spaces.look_again(report.ended)
+        if spaces.follow(operations) or report.changed is None:
+            leases = operations.look.leases()
+            changed = [lease for lease in leases if lease.state is State.FIN_WAIT]
+        else:
+            leases = changed = [*spaces.changed(operations, report.changed)]
+        changed = [*changed, *spaces.in_ended(operations)]
         with suppress(HostError, ConflictError):
-            _repair(operations, report)
+            if report.settle:
+                operations.recover.settle()
         with suppress(HostError, ConflictError):
-            identities.restore(operations, report.changed)
+            if changed:
+                operations.recover.some([lease.id for lease in changed])
+        with suppress(HostError, ConflictError):
+            identities.restore(operations, leases)
         with suppress(HostError, ConflictError):
             operations.recover.restrict()
         with suppress(HostError, ConflictError):
@@ -333,20 +431,6 @@ def _work(
         processes.follow(operations.context.ledger.processes())
     nap = _nap(deadline, ended)
     return min(nap, LONGEST_NAP) if identities.pending else nap
-
-
-def _repair(operations: Operations, report: Report) -> None:
-    """Repair the leases that a report is about."""
-    if report.settle:
-        operations.recover.settle()
-    ledger, netns = operations.context.ledger, operations.context.namespace.netns
-    if report.changed is None:
-        waiting = [lease for lease in ledger.leases() if lease.state is State.FIN_WAIT]
-        ids = [lease.id for lease in waiting]
-    else:
-        ids = [lease.id for lease in ledger.at(netns, report.changed)]
-    if ids:
-        operations.recover.some(ids)
 
 
 def _nap(deadline: float | None, ended: int) -> float:
@@ -361,16 +445,29 @@ def _nap(deadline: float | None, ended: int) -> float:
     return min(max(left, 0), LONGEST_NAP)
 
 
-def _wait(watch: Watch, processes: Processes, standby: int, seconds: float) -> Report:
+def _wait(
+    watches: Sequence[Watch], processes: Processes, standby: int, seconds: float
+) -> Report:
     """Wait for a change of a device, or the end of a process, for so long at most."""
+    reports = {watch.fileno() for watch in watches}
     poll = select.poll()
-    for fd in (watch.fileno(), standby, *processes.fds()):
+    for fd in (*reports, standby, *processes.fds()):
         poll.register(fd, select.POLLIN)
     ready = {fd for fd, _ in poll.poll(seconds * 1000)}
-    processes.forget(ready - {watch.fileno()})
-    changes = watch.changes()
-    changed = None if changes is None else set(changes.links.get(HERE, ()))
-    return Report(ready != {watch.fileno()}, changed, standby in ready)
+    processes.forget(ready - reports)
+    changed: dict[int, set[int]] | None = {}
+    ended: set[int] = set()
+    for watch in watches:
+        changes = watch.changes()
+        if changes is None:
+            changed = None
+            continue
+        ended |= changes.ended
+        if changed is not None:
+            for number, links in changes.links.items():
+                changed.setdefault(number, set()).update(links)
+    settle = not ready or bool(ready - reports)
+    return Report(settle, changed, frozenset(ended), standby in ready)
 
 
 def _open(ledger: str) -> Operations:

@@ -32,9 +32,12 @@ pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
 @pytest.fixture
 def released(ledger: Path) -> Iterator[Host]:
-    """A Host that has just released vnet0, which waits for a second."""
+    """A Host that has just released vnet0, which waits for a few seconds.
+
+    A test on a busy host must have begun to listen before vnet0 is deleted.
+    """
     with Host(ledger) as host:
-        lease = library.acquire(host, Tap(bridge="br0", fin_wait=1.0))
+        lease = library.acquire(host, Tap(bridge="br0", fin_wait=4.0))
         host.release(lease.id)
         wait_reaping(ledger)
         yield host

@@ -170,7 +170,8 @@ class LinuxSystem:
             return self.netns(None)
         if namespace := self._at(wanted.path, wanted.cookie):
             return namespace
-        for path in netns.named():
+        # The host's has no name. All processes are looked at only for others.
+        for path in (*netns.named(), netns.HOST):
             if namespace := self._at(path, wanted.cookie):
                 return namespace
         if not netns.sees_all(wanted.pidns):

@@ -21,6 +21,8 @@ SO_NETNS_COOKIE = 71
 NS_GET_NSTYPE = 0xB703
 CLONE_NEWNET = 0x40000000
 OWN = "/proc/thread-self/ns/net"
+HOST = "/proc/1/ns/net"
+"""The namespace of the host, or of the container."""
 NAMED = "/run/netns"
 """Where `ip netns` keeps the names of namespaces (ip-netns(8))."""
 INITIAL_PIDNS = 0xEFFFFFFC
@@ -211,6 +213,21 @@ def cookies() -> set[int]:
             setns(fd, CLONE_NEWNET)
             found.add(cookie())
     return found
+
+
+def is_hosts() -> bool:
+    """Return whether the calling thread is in the namespace of the host, or of the
+    container. Raise OSError if /proc hides it."""
+    # As in `everywhere`: init may have more privileges than root.
+    there, here = "/proc/1/net/dev", "/proc/thread-self/net/dev"
+    return os.stat(there).st_ino == os.stat(here).st_ino
+
+
+def leave() -> None:
+    """Go into a new namespace, which has only a `lo` that is down. Raise OSError."""
+    from tapster.kernel.libc import unshare
+
+    unshare(CLONE_NEWNET)
 
 
 def new_empty() -> int:
