@@ -58,3 +58,42 @@ def test_a_bridge_by_its_altname_is_the_same_bridge(
         assert device.lease.wiring.bridge == "br0"
         assert host.differences(device) == {}
         assert host.recover() == []
+
+
+def test_a_renamed_bridge_that_keeps_its_former_name_is_the_same_bridge(
+    others: Stranger, host: Host
+) -> None:
+    with host.acquire(Tap(bridge="br0")) as device:
+        others.rename("br0", "lan")
+        others.add_altname("lan", "br0")
+        assert host.differences(device) == {}
+        assert host.differing([device.lease]) == frozenset()
+        assert host.recover() == []
+
+
+def test_a_repair_does_not_change_what_was_requested(
+    lab: ContractLab, others: Stranger, host: Host
+) -> None:
+    """Another bridge may have the name for a time, as an alternative one."""
+    with host.acquire(Tap(bridge="br0")) as device:
+        others.delete_by_name("br0")
+        others.add_bridge("spare")
+        others.add_altname("spare", "br0")
+        host.recover()
+        assert lab.show()[device.name].master == "spare"
+        assert host.find(device.id).wiring.bridge == "br0"
+        others.del_altname("spare", "br0")
+        others.add_bridge("br0")
+        host.recover()
+        assert lab.show()[device.name].master == "br0"
+        assert host.differences(device) == {}
+
+
+def test_a_change_to_a_bridge_by_its_altname_records_its_name(
+    others: Stranger, host: Host
+) -> None:
+    others.add_bridge("lan")
+    others.add_altname("lan", "office")
+    with host.acquire(Tap(bridge="br0")) as device:
+        assert host.set(device, bridge="office").wiring.bridge == "lan"
+        assert host.differences(device) == {}

@@ -196,7 +196,12 @@ def differs(
         master = links.get(link.master) or (
             namespace.link(link.master) if link.master else None
         )
-        pairs["bridge"] = (wiring.bridge, master and master.name)
+        name = master and master.name
+        # A bridge that was renamed may keep its former name as an alternative one.
+        asked = wiring.bridge
+        if asked and master and asked != name:
+            name = asked if namespace.ifindex(asked) == link.master else name
+        pairs["bridge"] = (wiring.bridge, name)
     if wiring.bridge is not None:
         pairs |= _pairs_of_port(lease, wiring, link, namespace)
     differences = [

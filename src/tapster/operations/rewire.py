@@ -118,7 +118,9 @@ class Rewire:
             if namespace is None or not self.devices.is_there(namespace, lease):
                 raise _gone(lease)
             if wiring.bridge not in (None, lease.wiring.bridge):
-                bridge.find_room(namespace, wiring.bridge)
+                on = bridge.find_room(namespace, wiring.bridge)
+                # The change may name an alternative name of the bridge.
+                wiring = wiring._replace(bridge=on.name)
             try:
                 return self.reconnect(namespace, lease, wiring)
             except NoSuchLease:
@@ -149,7 +151,6 @@ class Rewire:
         on = bridge.find(namespace, wiring.bridge) if wiring.bridge else None
         if on is not None:
             bridge.check(on, wiring)
-            wiring = wiring._replace(bridge=on.name)
         needed = self.devices.check_backends(namespace, wiring)
         link = namespace.link(lease.ifindex)
         if link is None:
