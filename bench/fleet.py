@@ -15,8 +15,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from lab.fleet.etcd import Cluster, cluster
@@ -71,6 +71,10 @@ def say(line: str) -> None:
 # The cost of an acquire
 
 
+Seconds = dict[tuple[str, str], list[float]]
+"""The times of each thing that was timed, by the way."""
+
+
 def cost(folder: Path) -> None:
     for number in range(len(WAYS)):
         sh(f"ip link add br{number} type bridge")
@@ -88,49 +92,57 @@ def cost(folder: Path) -> None:
         sh("ip neigh add 10.99.0.77 lladdr 02:00:00:00:00:77 dev fleet")
         lost = [f"http://10.98.0.{number}:2379" for number in (1, 2, 3)]
         configure(folder, "black-hole", lost)
-        seconds: dict[tuple[str, str], list[float]] = {}
         bare = Etcd([parse_endpoint(url) for url in etcd.endpoints])
         stack.callback(bare.close)
-        ask = hosts[0].operations.context.ledger.in_fleet
-
-        def note(way: str, what: str, took: float) -> None:
-            seconds.setdefault((way, what), []).append(took)
-
+        seconds: Seconds = {}
         for first in range(0, ROUNDS, BLOCK):
             numbers = range(first, first + BLOCK)
-            for number in numbers:
-                registration = f"/bench/{number}"
-                expected = {
-                    "/bench/permit": None,
-                    "/bench/block": None,
-                    registration: None,
-                }
-                began = time.perf_counter()
-                bare.commit(expected, {registration: "x" * 150})
-                made = time.perf_counter()
-                ask()
-                note("no fleet", "query", time.perf_counter() - made)
-                note("healthy", "etcd alone", made - began)
+            time_without_tapster(bare, hosts[0], numbers, seconds)
             for index, way in enumerate(WAYS):
                 name = way.replace(" ", "-")
                 os.environ["TAPSTER_CONFIG"] = str(folder / f"{name}.toml")
-                given = [f"02:00:00:00:{index:02x}:{number:02x}" for number in numbers]
-                made_up = [None] * BLOCK
-                for what, macs in (("given MAC", given), ("made-up MAC", made_up)):
-                    if way == "black hole" and what == "given MAC" and first:
-                        continue
-                    leases: list[Lease] = []
-                    for mac in macs:
-                        began = time.perf_counter()
-                        leases.append(
-                            acquire(hosts[index], Tap(bridge=f"br{index}", mac=mac))
-                        )
-                        note(way, what, time.perf_counter() - began)
-                    for lease in leases:
-                        began = time.perf_counter()
-                        hosts[index].release(lease.id)
-                        note(way, "release", time.perf_counter() - began)
-                    hosts[index].reap(now=True)
+                if way != "black hole" or first == 0:
+                    given = [f"02:00:00:00:{index:02x}:{n:02x}" for n in numbers]
+                    time_vms(hosts[index], index, "given MAC", given, seconds)
+                time_vms(hosts[index], index, "made-up MAC", [None] * BLOCK, seconds)
+    print_times(seconds)
+
+
+def time_without_tapster(
+    bare: Etcd, host: Host, numbers: Iterable[int], seconds: Seconds
+) -> None:
+    """Time the same commit without Tapster, and the query of a host in no fleet."""
+    for number in numbers:
+        registration = f"/bench/{number}"
+        expected = dict.fromkeys(("/bench/permit", "/bench/block", registration))
+        with timing(seconds, "healthy", "etcd alone"):
+            bare.commit(expected, {registration: "x" * 150})
+        with timing(seconds, "no fleet", "query"):
+            host.operations.context.ledger.in_fleet()
+
+
+def time_vms(
+    host: Host, index: int, what: str, macs: Iterable[str | None], seconds: Seconds
+) -> None:
+    """Time the start of a VM for each MAC, then the end of each."""
+    leases: list[Lease] = []
+    for mac in macs:
+        with timing(seconds, WAYS[index], what):
+            leases.append(acquire(host, Tap(bridge=f"br{index}", mac=mac)))
+    for lease in leases:
+        with timing(seconds, WAYS[index], "release"):
+            host.release(lease.id)
+    host.reap(now=True)
+
+
+@contextmanager
+def timing(seconds: Seconds, way: str, what: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    seconds.setdefault((way, what), []).append(time.perf_counter() - began)
+
+
+def print_times(seconds: Seconds) -> None:
     heads = f"{'fastest':>10}{'median':>10}{'p95':>10}{'slowest':>10}"
     say(f"{'milliseconds':<26}{heads}")
     for what in ("given MAC", "made-up MAC", "release", "etcd alone", "query"):

@@ -187,7 +187,7 @@ SCENARIOS = (
                 _start("A", "x", "a1"),
                 FleetEvent("die", "A"),
                 FleetEvent("evict", "A"),
-                FleetEvent("give registrations away", "A"),
+                FleetEvent("free MACs", "A"),
             ),
             (_start("B", "z", "b1"),),
             (FleetEvent("back", "A"), FleetEvent("join", "A")),

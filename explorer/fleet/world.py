@@ -244,7 +244,7 @@ def _enabled(world: FleetState, event: FleetEvent) -> bool:
         case "forget":
             found = _registration(world)
             return found is not None and found.state in RELEASED
-        case "give registrations away":
+        case "free MACs":
             found = _registration(world)
             return found is not None and found.host == event.host
         case "die":
@@ -268,27 +268,9 @@ def _begin(world: FleetState, event: FleetEvent) -> FleetState:
     host = world.host(event.host)
     match event.do:
         case "start" | "restart":
-            record = Record(
-                event.lease, SEGMENT, MAC, _vm(event), None, RecordState.RESERVED, 0.0
-            )
-            host = host._replace(items=(*host.items, Item(record)))
-            one = Push(
-                record._replace(state=RecordState.ACTIVE),
-                given_up=event.given_up,
-                given=event.given,
-            )
-            operation = Operation(event, (one,), host.running)
-            return world.with_host(host._replace(operation=operation))
+            return world.with_host(_starting(host, event))
         case "standby":
-            epoch = None
-            for other in world.hosts:
-                source = _item(other, event.source)
-                if source and source.record.epoch:
-                    epoch = registration.handed_over(source.record.epoch)
-            record = Record(
-                event.lease, SEGMENT, MAC, _vm(event), epoch, RecordState.STANDBY, 0.0
-            )
-            return world.with_host(host._replace(items=(*host.items, Item(record))))
+            return world.with_host(_on_standby(world, host, event))
         case "take":
             runs = {run for run in world.runs if run.vm != event.vm}
             runs.add(RunningVM(event.vm, event.host, event.lease))
@@ -311,29 +293,59 @@ def _begin(world: FleetState, event: FleetEvent) -> FleetState:
         case "sweep" | "join":
             operation = Operation(event, (), frozenset())
             return world.with_host(host._replace(operation=operation))
-        case "fence" | "evict":
-            key = WHERE.permit(event.host)
-            permit = keys.permit_of(key, dict(world.store)[key])
-            assert permit is not None
-            closed = permit._replace(number=permit.number + 1)
-            if event.do == "fence":
-                closed = closed._replace(fenced=host.me.boot)
-            else:
-                closed = closed._replace(ledger="", fenced="")
-            return _put(world, key, keys.encode(closed))
+        case "fence":
+            return _with_permit(world, host, fenced=host.me.boot)
+        case "evict":
+            return _with_permit(world, host, ledger="", fenced="")
         case "forget":
             return _put(world, WHERE.registration(SEGMENT, MAC), None)
-        case (
-            "give registrations away"
-        ):  # as `Overview.evict` does, after the permit is withdrawn
-            found = _registration(world)
-            assert found is not None
-            parked = keys.encode(found._replace(state=RecordState.PARKED))
-            kept = found.vm != registration.own_vm(found.lease)
-            return _put(
-                world, WHERE.registration(SEGMENT, MAC), parked if kept else None
-            )
+        case "free MACs":
+            return _freed(world)
     raise AssertionError(event.do)
+
+
+def _starting(host: HostState, event: FleetEvent) -> HostState:
+    """Return a host that has reserved a lease, and asks for its MAC."""
+    record = Record(
+        event.lease, SEGMENT, MAC, _vm(event), None, RecordState.RESERVED, 0.0
+    )
+    push = Push(
+        record._replace(state=RecordState.ACTIVE),
+        given_up=event.given_up,
+        given=event.given,
+    )
+    host = host._replace(items=(*host.items, Item(record)))
+    return host._replace(operation=Operation(event, (push,), host.running))
+
+
+def _on_standby(world: FleetState, host: HostState, event: FleetEvent) -> HostState:
+    """Return a host with a device that waits for a VM of another host."""
+    epoch = None
+    for other in world.hosts:
+        source = _item(other, event.source)
+        if source and source.record.epoch:
+            epoch = registration.handed_over(source.record.epoch)
+    record = Record(
+        event.lease, SEGMENT, MAC, _vm(event), epoch, RecordState.STANDBY, 0.0
+    )
+    return host._replace(items=(*host.items, Item(record)))
+
+
+def _with_permit(world: FleetState, host: HostState, **change: Any) -> FleetState:
+    key = WHERE.permit(host.name)
+    permit = keys.permit_of(key, dict(world.store)[key])
+    assert permit is not None
+    permit = permit._replace(number=permit.number + 1, **change)
+    return _put(world, key, keys.encode(permit))
+
+
+def _freed(world: FleetState) -> FleetState:
+    """Do what `Overview.evict` does after it has withdrawn the permit."""
+    found = _registration(world)
+    assert found is not None
+    kept = found.vm != registration.own_vm(found.lease)
+    parked = keys.encode(found._replace(state=RecordState.PARKED))
+    return _put(world, WHERE.registration(SEGMENT, MAC), parked if kept else None)
 
 
 def _registration(world: FleetState) -> registration.Registration | None:

@@ -362,20 +362,13 @@ class Relay:
         """Compare etcd with the truth, if each host has pushed all that it knows."""
         if self._unsynced:
             return
-        (registration,) = self._etcd.values(
-            Keys().registration("default", X_MAC)
-        ).values()
-        shown = (
-            registration["vm"],
-            registration["host"],
-            registration["lease"],
-            registration["epoch"],
-        )
+        (found,) = self._etcd.values(Keys().registration("default", X_MAC)).values()
+        shown = (found["vm"], found["host"], found["lease"], found["epoch"])
         right = ("X", self._at.name, self._lease["id"], str(self._epoch))
-        assert (*shown, registration["state"]) == (*right, "active")
+        assert (*shown, found["state"]) == (*right, "active")
         rows = self._etcd.values(Keys().rows())
-        found = {key for key, row in rows.items() if row["mac"] == X_MAC}
-        assert found == {Keys().row(self._at.name, self._lease["id"])}
+        holders = {key for key, row in rows.items() if row["mac"] == X_MAC}
+        assert holders == {Keys().row(self._at.name, self._lease["id"])}
         self.figures.at_rest += 1
 
 

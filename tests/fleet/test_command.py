@@ -104,12 +104,8 @@ def test_a_mac_is_refused_and_a_vm_is_found(shells: Shells) -> None:
     shells.run("a", "fleet sync")
     (row,) = shells.json("b", f"fleet who {MAC}")["rows"]
     assert (row["host"], row["name"], row["on"]) == ("a", name, "br0")
-    (registration,) = shells.json("b", "fleet where X")["registrations"]
-    assert (registration["host"], registration["epoch"], registration["state"]) == (
-        "a",
-        "0.0",
-        "active",
-    )
+    (found,) = shells.json("b", "fleet where X")["registrations"]
+    assert (found["host"], found["epoch"], found["state"]) == ("a", "0.0", "active")
     assert name in shells.run("b", "fleet ls")
     assert shells.run("b", "fleet ls --host b").count("\n") == 1
     hosts = shells.json("b", "fleet hosts")["hosts"]
@@ -149,12 +145,8 @@ def test_a_vm_moves(shells: Shells) -> None:
     shells.run("b", "fleet sync")
     shells.run("a", f"rm {source}")
     shells.run("a", "fleet sync")
-    (registration,) = shells.json("a", "fleet where X")["registrations"]
-    assert (registration["host"], registration["epoch"], registration["state"]) == (
-        "b",
-        "0.1",
-        "active",
-    )
+    (found,) = shells.json("a", "fleet where X")["registrations"]
+    assert (found["host"], found["epoch"], found["state"]) == ("b", "0.1", "active")
     shown = shells.etcd.values(Keys().rows())
     assert [row["name"] for row in shown.values()] == [target]
 
