@@ -23,7 +23,7 @@ def low(world: None) -> None:
 
 
 @pytest.mark.parametrize("mode", [*Mode])
-def test_each_mode(host: Host, mode: Mode) -> None:
+def test_a_macvtap_has_the_mode_that_was_requested(host: Host, mode: Mode) -> None:
     lease = host.acquire(Macvtap(lower="low", mode=mode))
     link = iproute.links()["vnet0"]
     assert link["ifindex"] == lease.ifindex

@@ -119,7 +119,7 @@ def test_more_addresses_of_each_kind(lab: GuestBridge) -> None:
     assert not outcome["IPv6: UDP from another's"]
 
 
-def test_networks_of_each_kind(lab: GuestBridge) -> None:
+def test_a_network_admits_its_addresses_and_no_others(lab: GuestBridge) -> None:
     networks = ("192.0.2.0/29", "192.0.2.4/30", "2001:db8::/64", "198.51.100.9/32")
     guest = lab.guest(filter=True, addresses=networks)
     outcome = verdicts(lab, guest)

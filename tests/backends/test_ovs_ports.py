@@ -56,7 +56,9 @@ def test_a_tap_is_a_port_when_acquire_returns_I6(
     ],
     ids=str,
 )
-def test_vlans(host: Host, switch: OpenVswitch, wanted: Any, shown: Any) -> None:
+def test_a_port_is_in_the_vlans_that_were_requested(
+    host: Host, switch: OpenVswitch, wanted: Any, shown: Any
+) -> None:
     acquire(host, PLAIN, **wanted)
     port = row("Port", "vnet0")
     assert (port["tag"], port["trunks"], port["vlan_mode"]) == shown
@@ -81,7 +83,9 @@ def test_frames_pass_from_vm_to_vm(
 # Rates
 
 
-def test_rates(host: Host, switch: OpenVswitch) -> None:
+def test_a_port_has_the_rates_that_were_requested(
+    host: Host, switch: OpenVswitch
+) -> None:
     acquire(
         host,
         PLAIN,

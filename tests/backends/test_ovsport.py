@@ -37,7 +37,9 @@ def wanted(**wiring: Any) -> Port:
         (Rate(1000, peak=9000, burst=500), ("8000000", "4096000"), (8000, 4096)),
     ],
 )
-def test_units(rate: Rate, queue: tuple[str, str | None], police: object) -> None:
+def test_rates_are_converted_to_the_units_of_open_vswitch(
+    rate: Rate, queue: tuple[str, str | None], police: object
+) -> None:
     """KB/s and KiB of ours; bit/s and bits of a queue, kbit/s and kbit of policing."""
     port = wanted(inbound=rate, outbound=rate)
     assert (port.inbound["min-rate"], port.inbound.get("burst")) == queue

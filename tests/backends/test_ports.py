@@ -116,7 +116,7 @@ def read(settings: Path) -> tuple[str, str]:
 # Spanning tree
 
 
-def test_guards_against_spanning_tree(host: Host) -> None:
+def test_a_port_is_guarded_against_spanning_tree(host: Host) -> None:
     lease = library.acquire(host, Tap(bridge="br0", root_guard=True, bpdu_guard=True))
     shown = port(lease.name)
     assert (shown["root_block"], shown["guard"]) == (True, True)

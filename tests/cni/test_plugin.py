@@ -340,7 +340,7 @@ def test_gc_goes_on_after_a_failure(plugin: Plugin) -> None:
     assert not plugin.reserved()
 
 
-def test_status(plugin: Plugin) -> None:
+def test_status_says_whether_add_can_work(plugin: Plugin) -> None:
     plugin.succeed("STATUS", plugin.configuration(ipam=plugin.ipam()))
     plugin.succeed("STATUS", plugin.configuration(bridge="br0"))
     error = plugin.fail("STATUS", plugin.configuration(bridge="br1"))

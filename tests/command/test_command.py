@@ -121,7 +121,7 @@ def test_every_option_of_add_reaches_the_device(tapster: Run) -> None:
     assert iproute.links()[macvtap]["linkinfo"]["info_data"]["mode"] == "vepa"
 
 
-def test_who_at_a_time(tapster: Run) -> None:
+def test_who_shows_the_owner_at_a_point_in_time(tapster: Run) -> None:
     for owner in ("first", "second"):
         tapster("add", "--name", "web", "--owner", owner)
         tapster("rm", "--owner", owner, "web")

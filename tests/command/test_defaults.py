@@ -87,7 +87,7 @@ def test_the_daemon_reads_the_same_file(settings: Path) -> None:
 
 @pytest.mark.kernel
 @pytest.mark.usefixtures("world")
-def test_the_command_uses_them(ledger: Path) -> None:
+def test_the_command_uses_the_defaults(ledger: Path) -> None:
     # /etc is the host's: an overlay takes what is written.
     shell.sh("mount -t tmpfs tmpfs /mnt")
     shell.sh("mkdir /mnt/upper /mnt/work")

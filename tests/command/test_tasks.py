@@ -251,7 +251,7 @@ def ids(tasks: list[Task]) -> list[str]:
 
 
 @pytest.mark.parametrize("task", READING, ids=ids(READING))
-def test_looking(farm: Path, task: Task) -> None:
+def test_a_task_that_looks_prints_what_it_should(farm: Path, task: Task) -> None:
     output, status = piped(task.command, farm)
     assert status == task.status, output
     assert not COLOUR.search(output)
@@ -266,7 +266,9 @@ def test_looking(farm: Path, task: Task) -> None:
 
 
 @pytest.mark.parametrize("task", CHANGING, ids=ids(CHANGING))
-def test_changing(farm: Path, task: Task) -> None:
+def test_a_task_that_changes_something_prints_what_it_should(
+    farm: Path, task: Task
+) -> None:
     output, status = piped(task.command, farm)
     assert status == task.status, output
     if not task.command.startswith("-v"):
@@ -277,7 +279,9 @@ def test_changing(farm: Path, task: Task) -> None:
 
 @pytest.mark.parametrize("task", CHANGING, ids=ids(CHANGING))
 @pytest.mark.parametrize("colour", [True, False], ids=["colour", "plain"])
-def test_changing_on_a_terminal(farm: Path, task: Task, colour: bool) -> None:
+def test_a_task_on_a_terminal_prints_what_it_should(
+    farm: Path, task: Task, colour: bool
+) -> None:
     output = typed(task.command, farm, **({} if colour else {"NO_COLOR": "1"}))
     assert colour or not COLOUR.search(output)
     if not task.command.startswith("-v"):

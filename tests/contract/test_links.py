@@ -369,7 +369,9 @@ def test_an_altname_is_reported_only_if_its_device_is_up(
     assert namespace.changed_links() == {OURS}
 
 
-def test_each_looks_for_itself(lab: ContractLab, namespace: Namespace) -> None:
+def test_each_object_reports_the_changes_since_its_own_last_look(
+    lab: ContractLab, namespace: Namespace
+) -> None:
     other = lab.system.netns(None)
     assert namespace.changed_links() is None
     assert other.changed_links() is None

@@ -342,7 +342,7 @@ def run(examples: int, steps: int, **more: Any) -> None:
 
 
 @pytest.mark.kernel
-def test_side_by_side() -> None:
+def test_random_operations_have_the_same_effect_on_the_fake_and_the_kernel() -> None:
     run(40, 30, derandomize=True)
 
 

@@ -61,7 +61,7 @@ def active(environment: dict[str, str]) -> list[dict[str, Any]]:
     return leases
 
 
-def test_ci_farm(environment: dict[str, str]) -> None:
+def test_the_ci_farm_starts_and_stops_its_vms(environment: dict[str, str]) -> None:
     farm = str(EXAMPLES / "ci-farm.sh")
     show = 'readlink /proc/self/fd/$1 >/dev/null; echo "$JOB on $2"; [ $JOB != bad ]'
     command = [farm, "br0", "2", "sh", "-c", show, "sh", "{fd}", "{name}"]
@@ -74,7 +74,9 @@ def test_ci_farm(environment: dict[str, str]) -> None:
     assert not active(environment)
 
 
-def test_orchestrator(environment: dict[str, str], daemon: Daemon) -> None:
+def test_the_orchestrator_starts_and_stops_its_vms(
+    environment: dict[str, str], daemon: Daemon
+) -> None:
     environment["TAPSTER_SOCKET"] = str(daemon.socket)
     program = [sys.executable, str(EXAMPLES / "orchestrator.py")]
     script = f"{SHOW}; readlink /proc/self/fd/$FD"
@@ -88,7 +90,9 @@ def test_orchestrator(environment: dict[str, str], daemon: Daemon) -> None:
     assert "there is no bridge 'br1'" in complaint
 
 
-def test_go(environment: dict[str, str], daemon: Daemon, tmp_path: Path) -> None:
+def test_the_go_program_acquires_and_releases(
+    environment: dict[str, str], daemon: Daemon, tmp_path: Path
+) -> None:
     start = tmp_path / "start"
     building = {
         **environment,
@@ -132,7 +136,9 @@ def ansible(tmp_path: Path, environment: dict[str, str]) -> Ansible:
     return Ansible(tmp_path, environment)
 
 
-def test_ansible(ansible: Ansible, environment: dict[str, str]) -> None:
+def test_the_ansible_module_makes_moves_and_removes_a_device(
+    ansible: Ansible, environment: dict[str, str]
+) -> None:
     sh("ip link add br1 type bridge")
     wanted: dict[str, Any] = {"owner": "db", "bridge": "br0", "name": "db%d"}
     assert ansible.run(**wanted, check=True) == {"changed": True, "lease": None}

@@ -132,7 +132,7 @@ def test_every_output_fits_the_schema(shells: Shells) -> None:
     check("fleet_done", shells.json("b", "fleet init"))
 
 
-def test_a_vm_moves(shells: Shells) -> None:
+def test_a_vm_that_moves_is_found_on_its_new_host(shells: Shells) -> None:
     source = shells.run("a", f"add --bridge br0 --vm X --mac {MAC}").strip()
     epoch = shells.run("a", f"fleet epoch {source}").strip()
     target = shells.run(

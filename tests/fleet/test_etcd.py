@@ -128,7 +128,7 @@ def fill(store: Etcd) -> None:
 
 
 @pytest.mark.parametrize("how", ["killed", "stopped", "cut off"])
-def test_the_leader_fails(hosts: Hosts, how: str) -> None:
+def test_vms_start_and_end_while_the_leader_is_lost(hosts: Hosts, how: str) -> None:
     leader = hosts.etcd.leader()
     if how == "killed":
         leader.kill()
@@ -146,14 +146,14 @@ def test_the_leader_fails(hosts: Hosts, how: str) -> None:
         leader.join()
 
 
-def test_a_follower_fails_without_notice(hosts: Hosts) -> None:
+def test_no_vm_notices_that_a_follower_fails(hosts: Hosts) -> None:
     followers = [n for n in hosts.etcd.nodes if n is not hosts.etcd.leader()]
     followers[0].kill()
     check_that_vms_start_and_end(hosts.a)
     check_that_the_store_is_right(hosts)
 
 
-def test_the_majority_is_lost(hosts: Hosts) -> None:
+def test_vms_start_and_end_while_the_majority_is_lost(hosts: Hosts) -> None:
     leader = hosts.etcd.leader()
     others = [node for node in hosts.etcd.nodes if node is not leader]
     for node in others:
@@ -165,7 +165,7 @@ def test_the_majority_is_lost(hosts: Hosts) -> None:
     check_that_the_store_is_right(hosts)
 
 
-def test_the_disks_are_slow(hosts: Hosts) -> None:
+def test_vms_start_and_end_while_the_disks_are_slow(hosts: Hosts) -> None:
     with slow_disks(hosts, 0.1):
         began = monotonic()
         hosts.store.commit({}, {"/probe": "1"})
@@ -200,7 +200,7 @@ def test_the_leader_has_a_slow_disk(hosts: Hosts) -> None:
     check_that_the_store_is_right(hosts)
 
 
-def test_the_store_is_full(net: None, tmp_path: Path) -> None:
+def test_vms_start_and_end_while_the_store_is_full(net: None, tmp_path: Path) -> None:
     with cluster(tmp_path, 1, options=["--quota-backend-bytes=2097152"]) as etcd:
         hosts = Hosts(etcd, tmp_path)
         with pytest.raises(EtcdRefusal, match="database space exceeded"):
@@ -260,7 +260,7 @@ def restore(node: Node, backup: Path) -> None:
     sh(" ".join([*command, *options]))
 
 
-def test_every_node_restarts(hosts: Hosts) -> None:
+def test_vms_start_and_end_after_every_node_was_killed(hosts: Hosts) -> None:
     for node in hosts.etcd.nodes:
         node.kill()
     hosts.etcd.start()

@@ -83,7 +83,7 @@ def test_a_recent_moment_costs_only_what_came_later(
     assert 0 < many <= 1.2 * few
 
 
-def test_conditions_add_up(ledgers: dict[int, Ledger]) -> None:
+def test_a_query_finds_what_fits_all_its_conditions(ledgers: dict[int, Ledger]) -> None:
     def names(query: HistoryQuery) -> list[str]:
         return [entry.name for entry in ledgers[ROWS[0]].entries(query)]
 

@@ -124,7 +124,7 @@ def test_what_would_be_lost_is_listed_and_nothing_changes(host: Place) -> None:
     assert xml_of("lossy") == before
 
 
-def test_all_domains_at_once(host: Place) -> None:
+def test_adopt_converts_all_domains_at_once(host: Place) -> None:
     before = {name: xml_of(name) for name in virsh("list --all --name").split()}
     host.tapster("libvirt adopt --all --force")
     assert all("urn:tapster:libvirt:1" in xml_of(name) for name in before)

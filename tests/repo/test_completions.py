@@ -232,21 +232,21 @@ def shell(
         yield shell
 
 
-def test_verbs(shell: Shell | Fish) -> None:
+def test_every_verb_is_offered(shell: Shell | Fish) -> None:
     assert shell.offers("") == set(cli.VERBS)
     assert shell.offers("rec") == {"recover"}
     assert shell.offers("--ledger x rec") == {"recover"}
 
 
 @pytest.mark.parametrize("verb", ["", *cli.VERBS])
-def test_options(shell: Shell | Fish, verb: str) -> None:
+def test_every_option_of_a_verb_is_offered(shell: Shell | Fish, verb: str) -> None:
     declared = {one for one in options_of(verb) if one.startswith("--")}
     assert shell.offers(f"{verb} --") == declared
     if verb:
         assert shell.offers(f"--ledger x {verb} --led") == {"--ledger"}
 
 
-def test_values(shell: Shell | Fish) -> None:
+def test_the_values_of_an_option_are_offered(shell: Shell | Fish) -> None:
     """Of options that take one of a few; after any other, no options are offered.
 
     Fish itself offers options for every word that begins with a dash.
@@ -262,7 +262,7 @@ def test_values(shell: Shell | Fish) -> None:
                 assert shell.offers(f"{verb} {option} --") == set()
 
 
-def test_properties_of_a_nic(shell: Shell | Fish) -> None:
+def test_the_properties_of_a_nic_are_offered(shell: Shell | Fish) -> None:
     parser = Parser(add_help=False)
     nic.declare(parser)
     assert shell.offers("run --nic ") == {
@@ -278,7 +278,7 @@ def test_properties_of_a_nic(shell: Shell | Fish) -> None:
     }
 
 
-def test_devices_to_build_on(shell: Shell | Fish) -> None:
+def test_only_devices_to_build_on_are_offered(shell: Shell | Fish) -> None:
     assert shell.offers("add --bridge ") == {"br0", "br1"}
     up = {"near", "far", "vnet0", "vnet1", "vnet3"}
     assert shell.offers("add --link ") == up
@@ -286,12 +286,12 @@ def test_devices_to_build_on(shell: Shell | Fish) -> None:
     assert shell.offers("add --netns=blue --bridge=b") == {"--bridge=br2"}
 
 
-def test_network_namespaces(shell: Shell | Fish) -> None:
+def test_network_namespaces_are_offered(shell: Shell | Fish) -> None:
     assert shell.offers("rm --netns ") == {"blue"}
     assert shell.offers("rm --netns bin/some") == {"bin/some-vm"}  # or any path
 
 
-def test_leases(shell: Shell | Fish) -> None:
+def test_leases_are_offered_where_a_lease_is_meant(shell: Shell | Fish) -> None:
     found = {lease["name"]: lease["id"] for lease in leases(shell)}
     names, ids = set(found), set(found.values())
     assert names == {"vnet0", "vnet1", "vnet2", "vnet3"}
@@ -324,17 +324,17 @@ def test_leases_that_a_verb_would_refuse_are_not_offered(
     assert shell.offers(f"--ledger ledger.db {verb} ") == accepted
 
 
-def test_users_and_groups(shell: Shell | Fish) -> None:
+def test_users_and_groups_are_offered(shell: Shell | Fish) -> None:
     assert "root" in shell.offers("add --user roo")
     assert "root" in shell.offers("run --group roo")
 
 
-def test_files(shell: Shell | Fish) -> None:
+def test_files_are_offered_where_a_file_is_meant(shell: Shell | Fish) -> None:
     assert shell.offers("ls --ledger some") == {"some file"}
     assert shell.offers("--ledger=some") == {"--ledger=some file"}
 
 
-def test_commands(shell: Shell | Fish) -> None:
+def test_commands_are_offered_where_a_command_is_meant(shell: Shell | Fish) -> None:
     assert shell.offers("run -- some") == {"some-vm"}
     assert shell.offers("run --bridge=br0 -- some-vm some") == {"some file"}
     assert shell.offers("run --bridge br0 -- some-vm --led") == set()

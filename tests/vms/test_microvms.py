@@ -94,7 +94,7 @@ def learned() -> set[str]:
     return {entry["mac"] for entry in entries if entry.get("state") != "permanent"}
 
 
-def test_firecracker_by_one_command(lab: Lab) -> None:
+def test_one_command_starts_firecracker_on_a_device(lab: Lab) -> None:
     source, output = lab.write("vm.json", VM), lab.folder / "vm1.json"
     options = ["--bridge", "br0", "--mac", MAC, "--template", f"{source}={output}"]
     vmm = ["firecracker", "--no-api", "--config-file", str(output)]
@@ -105,7 +105,7 @@ def test_firecracker_by_one_command(lab: Lab) -> None:
     assert not output.exists()
 
 
-def test_firecracker_without_privileges(lab: Lab) -> None:
+def test_firecracker_needs_no_privilege(lab: Lab) -> None:
     source, output = lab.write("vm.json", VM), lab.folder / "vm1.json"
     options = ["--bridge", "br0", "--user", str(USER)]
     options += ["--template", f"{source}={output}"]
@@ -142,7 +142,7 @@ def test_a_snapshot_is_restored_twice_at_the_same_time(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("queues", [1, 4])
-def test_cloud_hypervisor_by_name(lab: Lab, queues: int) -> None:
+def test_cloud_hypervisor_opens_a_tap_by_name(lab: Lab, queues: int) -> None:
     options = ["--bridge", "br0", "--queues", str(queues), "--user", str(USER)]
     net = f"tap={{name}},mac={{mac}},num_queues={2 * queues}"
     vmm = ["cloud-hypervisor", "--net", net]
@@ -155,7 +155,7 @@ def test_cloud_hypervisor_by_name(lab: Lab, queues: int) -> None:
 
 @pytest.mark.parametrize("queues", [1, 4])
 @pytest.mark.parametrize("link", [False, True])
-def test_cloud_hypervisor_by_descriptors(lab: Lab, queues: int, link: bool) -> None:
+def test_cloud_hypervisor_takes_descriptors(lab: Lab, queues: int, link: bool) -> None:
     sh("ip link add low type veth peer name far")
     sh("ip link set low up")
     sh("ip link set far up")
