@@ -11,14 +11,13 @@ PAGE = Path(__file__).parents[2] / "docs" / "filter.md"
 HEAD = """<!-- SPDX-License-Identifier: Apache-2.0 -->
 # Which frames pass a filtered port
 
-`--filter` asks for the first column, one or more `--address` for the second. The
-filter is about frames from the guest; all frames to the guest pass. This page is made
-of the table in `lab/frame_kinds`, and `tests/backends/test_kinds.py` sends each of
-these {count} kinds through real taps. In the second column the guest has one IPv4 and
-one IPv6 address.
+The first column is for a port with `--filter` alone, the second for a port that also
+has an `--address` of IPv4 and one of IPv6. The kinds are frames that the guest sends:
+all frames to the guest pass. This page is made of the table in `lab/frame_kinds`, and
+`tests/backends/test_kinds.py` sends each of these {count} kinds through real taps.
 
-Ports that are isolated, and ports without learning, forward what a port without filter
-does.
+Ports that are isolated, and ports without learning, forward what a port without a
+filter forwards.
 """
 
 
