@@ -165,7 +165,7 @@ class Parts(NamedTuple):
             backends=[
                 self.backend(ask, "backend", name=name) for name in self.backends
             ],
-            claims=Claims(ledger, open_locks=lambda _: locks, number=manager),
+            claims=Claims(ledger, open_locks=lambda *_, **__: locks, number=manager),
             start_reaper=lambda _: None,  # reapers are actors here
         )
         return Operations(

@@ -248,7 +248,7 @@ def run(ledger: str) -> None:
         else:
             failures = 0
             # If the standby ends before the work does, this process is the standby.
-            guarding = _lead(ledger, standby)
+            guarding = lead(ledger, standby)
             os.close(standby)
 
 
@@ -278,8 +278,14 @@ def _was_killed(leader: int) -> bool:
 
 
 def _enter(ledger: str) -> Lock | None:
-    """Take the lock of the ledger's reaper; None if another reaper is awake."""
-    file = LockFile(ledger)
+    """Take the lock of the ledger's reaper.
+
+    Return None if another reaper is awake, or if the ledger is deleted.
+    """
+    try:
+        file = LockFile(ledger, make=False)  # its starter has made it
+    except LedgerError:
+        return None
     own = LinuxSystem().process(os.getpid()) or Process(os.getpid(), 0, 0)
     for byte in REAPERS:
         if not file.try_enter(byte):
@@ -336,12 +342,12 @@ def _may_pass(error: LedgerError, ledger: str) -> bool:
     return type(error) is LedgerError and os.path.exists(ledger)
 
 
-def _lead(ledger: str, standby: int) -> bool:
+def lead(ledger: str, standby: int) -> bool:
     """Work until there is no work, or until the ledger cannot be used.
 
     Return True if the standby has ended before. `standby` is its pidfd.
     """
-    lock = _enter(ledger) if os.path.exists(ledger) else None
+    lock = _enter(ledger)
     if lock is None:
         return False
     try:
@@ -473,11 +479,9 @@ def _wait(
 def _open(ledger: str) -> Operations:
     """Return the operations of a reaper, which starts no reaper and makes no ledger.
 
-    A purge may have deleted the ledger. Raises LedgerError then.
+    A purge may delete the ledger at any moment. Raises LedgerError then.
     """
-    if not os.path.exists(ledger):
-        raise LedgerError(f"{ledger} is missing")
-    return open_operations(ledger, reaper=lambda _: None)
+    return open_operations(ledger, reaper=lambda _: None, make=False)
 
 
 if __name__ == "__main__":

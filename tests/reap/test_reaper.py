@@ -3,11 +3,12 @@
 
 import fcntl
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 import tapster
 from lab import iproute, library, shell
+from lab.interrupts import act_at, moments
 from lab.reapers import (
     Monitor,
     kill_reapers,
@@ -23,8 +25,9 @@ from lab.reapers import (
     wait_for,
     wait_reaping,
 )
-from tapster import Host, HostError, State, Tap
+from tapster import Host, HostError, State, Tap, reaper
 from tapster.kernel import tun
+from tapster.ledger import transactions
 from tapster.operations.operations import open_operations
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
@@ -148,14 +151,49 @@ def test_the_reaper_ends_with_a_deleted_ledger(released: Host, ledger: Path) -> 
     wait_dead(both)
 
 
-def test_a_reaper_that_starts_after_a_purge_makes_nothing(tmp_path: Path) -> None:
-    purged = tmp_path / "tapster" / "ledger.db"
-    purged.parent.mkdir()
-    subprocess.run([sys.executable, "-m", "tapster.reaper", purged], check=True)
-    assert list(purged.parent.iterdir()) == []
-    purged.parent.rmdir()
-    subprocess.run([sys.executable, "-m", "tapster.reaper", purged], check=True)
-    assert list(tmp_path.iterdir()) == []
+def delete_directory(directory: Path) -> None:
+    """Delete a ledger's directory as a purge does."""
+    directory.rename(directory.with_name("purged"))
+
+
+def delete_files(directory: Path) -> None:
+    """Delete the files of a ledger as `rm -r` does, before it deletes the directory."""
+    for file in directory.iterdir():
+        file.unlink()
+
+
+@pytest.mark.parametrize("delete", [delete_directory, delete_files])
+def test_a_reaper_makes_nothing_after_a_purge_at_any_moment(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    delete: Callable[[Path], None],
+) -> None:
+    ledger = tmp_path / "tapster" / "ledger.db"
+    monkeypatch.setattr(transactions, "DEFAULT_PATH", str(ledger))
+    standby = os.pidfd_open(os.getpid())
+
+    def lead() -> None:
+        reaper.lead(str(ledger), standby)
+
+    def make() -> None:
+        shutil.rmtree(tmp_path)
+        ledger.parent.mkdir(parents=True)
+        with Host(ledger, reaper=library.no_reaper) as host:
+            library.acquire(host, Tap(fin_wait=0))  # this makes the lock file, too
+            host.recover()
+            for lease in host.leases():
+                host.release(lease.id)
+            host.reap(now=True)
+
+    make()
+    lead()
+    there = moments(lead)
+    for moment in random.Random(1).sample(there, 150):
+        make()
+        act_at(moment, lambda: delete(ledger.parent), lead)
+        left = list(ledger.parent.iterdir()) if ledger.parent.exists() else []
+        assert left == [], moment
+    os.close(standby)
 
 
 def test_a_disk_that_is_full_for_a_time_loses_no_release(tmp_path: Path) -> None:

@@ -57,10 +57,12 @@ class Waking(NamedTuple):
 class LockFile:
     """The bytes of one lock file, through one open file description."""
 
-    def __init__(self, ledger: str) -> None:
+    def __init__(self, ledger: str, *, make: bool = True) -> None:
+        """Open the lock file of a ledger; make it if missing and `make` is set."""
         self._path = f"{ledger}.lock"
         try:
-            files.make(self._path)
+            if make:
+                files.make(self._path)
             self._fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             raise self._failure(error) from error

@@ -106,9 +106,12 @@ class Database:
         path: str,
         populate: Callable[[sqlite.Connection], None],
         *,
+        make: bool,
         make_directory: bool,
     ) -> None:
-        """Open the file. Make it if missing; its directory only if `make_directory`.
+        """Open the file. Make it if it is missing and `make` is set.
+
+        Make its directory, too, if `make_directory` is set.
 
         `populate` is called once in the life of a ledger, inside the transaction that
         makes it.
@@ -118,7 +121,8 @@ class Database:
         """The number of transactions until now: it stands for the latest."""
         try:
             _refuse_unknown(path)
-            _make_file(path, make_directory=make_directory)
+            if make:
+                _make_file(path, make_directory=make_directory)
             self.connection = _connect(path)
             try:
                 self._prepare(populate)
@@ -306,8 +310,13 @@ def _make_file(path: str, *, make_directory: bool) -> None:
 def _connect(path: str) -> sqlite.Connection:
     # isolation_level None: transactions begin and end where the code says so.
     # Threads may share a Host, which lets in one thread at a time.
+    # mode=rw: SQLite does not make the file, which may have been deleted just now.
     connection = sqlite.connect(
-        path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        f"file:{_quoted(path)}?mode=rw",
+        uri=True,
+        timeout=BUSY_SECONDS,
+        isolation_level=None,
+        check_same_thread=False,
     )
     try:
         connection.execute("PRAGMA synchronous = NORMAL")
@@ -347,8 +356,7 @@ def _refuse_unknown(path: str) -> None:
 
 def _look(path: str) -> None:
     """Look at the file and change nothing. Raise an error if it is no ledger."""
-    quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-    uri = f"file:{quoted}?mode=ro&immutable=1"
+    uri = f"file:{_quoted(path)}?mode=ro&immutable=1"
     with closing(sqlite.connect(uri, uri=True)) as connection:
         if os.path.exists(path + "-wal"):
             (application,) = connection.execute("PRAGMA application_id").fetchone()
@@ -360,6 +368,10 @@ def _look(path: str) -> None:
         connection.execute("SELECT sql FROM sqlite_schema").fetchall()
         if not connection.execute("SELECT 1 FROM meta").fetchone():
             raise damaged(path, "it has no settings")
+
+
+def _quoted(path: str) -> str:
+    return path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
 
 
 def _version(connection: sqlite.Connection, path: str) -> int:

@@ -64,8 +64,9 @@ class Ledger:
         clock: Clock,
         *,
         randomness: Callable[[int], bytes] = os.urandom,
+        make: bool = True,
     ) -> None:
-        """Open the ledger at `path`. Make it if it is missing.
+        """Open the ledger at `path`. Make it if it is missing, unless `make` is False.
 
         Only the directory of DEFAULT_PATH is made, too. A mistyped path must not lead
         to an empty ledger.
@@ -80,6 +81,7 @@ class Ledger:
         self.file = Database(
             self.path,
             lambda db: settings.populate(db, randomness),
+            make=make,
             make_directory=os.fspath(path) == DEFAULT_PATH,
         )
         try:

@@ -23,10 +23,11 @@ class Claims:
         self,
         ledger: Ledger,
         *,
-        open_locks: Callable[[str], Managers] = LockFile,
+        open_locks: Callable[..., Managers] = LockFile,
+        make: bool = True,
         number: int = 0,
     ) -> None:
-        """`open_locks` opens the lock file of the ledger at a path.
+        """`open_locks` opens the lock file of a ledger, and makes it if `make` is set.
 
         `number` is that of a manager that has one already.
         """
@@ -34,6 +35,7 @@ class Claims:
         """The manager's number; 0 until the manager needs one."""
         self._ledger = ledger
         self._open_locks = open_locks
+        self._make = make
         self._locks: Managers | None = None
 
     def close(self) -> None:
@@ -93,5 +95,5 @@ class Claims:
 
     def _lock_file(self) -> Managers:
         if self._locks is None:
-            self._locks = self._open_locks(self._ledger.path)
+            self._locks = self._open_locks(self._ledger.path, make=self._make)
         return self._locks

@@ -173,8 +173,9 @@ def open_context(
     system: System | None = None,
     backends: MakeBackends | None = None,
     reaper: Callable[[str], None] | None = None,
+    make: bool = True,
 ) -> Context:
-    """Open a ledger and a namespace; the parameters are those of `Host`."""
+    """Open a ledger and a namespace; the parameters are those of `open_operations`."""
     system = system or LinuxSystem()
     # A host in memory must touch nothing real, whatever its caller leaves out.
     if (ledger is None or backends is None or reaper is None) and system.stand_ins:
@@ -182,14 +183,14 @@ def open_context(
         backends = backends or system.stand_ins.backends
         reaper = reaper or system.stand_ins.start_reaper
     make_backends = backends or all_backends.make
-    opened = Ledger(ledger_path(ledger), system)
+    opened = Ledger(ledger_path(ledger), system, make=make)
     try:
         return Context(
             ledger=opened,
             system=system,
             namespace=system.netns(netns),
             backends=make_backends(opened.id, opened.leases),
-            claims=Claims(opened),
+            claims=Claims(opened, make=make),
             start_reaper=reaper or start_reaper,
             fleet=FleetFinder(opened, system),
         )

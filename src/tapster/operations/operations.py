@@ -132,10 +132,19 @@ def open_operations(
     system: System | None = None,
     backends: MakeBackends | None = None,
     reaper: Callable[[str], None] | None = None,
+    make: bool = True,
 ) -> Operations:
-    """Open a ledger for all operations; the parameters are those of `Host`."""
+    """Open a ledger for all operations; the other parameters are those of `Host`.
+
+    A missing ledger is made only if `make` is set.
+    """
     return Operations(
         open_context(
-            ledger, netns=netns, system=system, backends=backends, reaper=reaper
+            ledger,
+            netns=netns,
+            system=system,
+            backends=backends,
+            reaper=reaper,
+            make=make,
         )
     )
