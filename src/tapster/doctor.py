@@ -8,11 +8,13 @@ from contextlib import suppress
 
 from tapster import hazards, names
 from tapster.errors import ServiceUnavailable, TapsterError
-from tapster.kernel import failure
+from tapster.kernel import failure, tun
 from tapster.model import Lease, Link, Problem, State, parse_stamp
 from tapster.operations.decision import UNREPAIRED, Action, is_ours
 from tapster.operations.operations import Operations
 
+NUMBER = os.makedev(10, 200)
+"""The number of /dev/net/tun: Documentation/networking/tuntap.rst of the kernel."""
 FEW = 5
 """How many devices of another ledger a problem names."""
 LATE = 10.0
@@ -67,13 +69,16 @@ def _privileges() -> Iterator[Problem]:
 
 def _tun() -> Iterator[Problem]:
     try:
-        with open("/dev/net/tun", "rb") as file:
-            if not stat.S_ISCHR(os.fstat(file.fileno()).st_mode):
-                yield Problem(
-                    "/dev/net/tun is not a device: no tap can be made",
-                    "rm /dev/net/tun && mknod /dev/net/tun c 10 200",
-                )
-            return
+        node = os.stat(tun.DEVICE)
+        # Not opened before it is known: the end of a pipe would be waited for.
+        if stat.S_ISCHR(node.st_mode) and node.st_rdev == NUMBER:
+            os.close(os.open(tun.DEVICE, os.O_RDONLY | os.O_CLOEXEC))
+        else:
+            yield Problem(
+                "/dev/net/tun is not the device with the number 10:200: no tap can be "
+                "made",
+                "rm /dev/net/tun && mknod -m 666 /dev/net/tun c 10 200",
+            )
     except FileNotFoundError:
         yield Problem("/dev/net/tun is missing: no tap can be made", "modprobe tun")
     except OSError as error:

@@ -36,6 +36,10 @@ def null() -> None:
     os.mknod(TUN, 0o600 | stat.S_IFCHR, os.makedev(1, 3))
 
 
+def pipe() -> None:
+    os.mkfifo(TUN)
+
+
 def unknown() -> None:
     """A node without a driver."""
     os.mknod(TUN, 0o600 | stat.S_IFCHR, os.makedev(300, 0))
@@ -47,7 +51,9 @@ def refused() -> None:
     shell.sh("mount -o remount,nodev /dev/net")
 
 
-@pytest.mark.parametrize("wrong", [nothing, directory, file, null, unknown, refused])
+@pytest.mark.parametrize(
+    "wrong", [nothing, directory, file, null, pipe, unknown, refused]
+)
 def test_without_the_tun_device_nothing_is_made_and_nothing_lost_I5_I6(
     here: FaultLab, wrong: Callable[[], None]
 ) -> None:
@@ -56,8 +62,10 @@ def test_without_the_tun_device_nothing_is_made_and_nothing_lost_I5_I6(
         to_replace = [acquire(host, spec) for spec in (TAP, PASSTHRU, users)]
         shell.sh(f"ip link del {to_replace[0].name}")
         before = here.rows()
+        assert not any(TUN in problem.description for problem in host.examine())
         shell.sh("mount -t tmpfs tmpfs /dev/net")
         wrong()
+        assert any(TUN in problem.description for problem in host.examine())
         with pytest.raises(HostError, match=TUN):
             host.acquire(TAP)
         assert here.rows() == before
