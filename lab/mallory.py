@@ -22,7 +22,7 @@ import tapster
 from lab.daemon import ALICE
 from tapster import TapsterError
 from tapster.kernel import unix
-from tapster.rpc import interface, varlink
+from tapster.rpc import varlink
 from tapster.rpc.interface import METHODS
 
 Attack = Callable[["Target"], None]
@@ -522,7 +522,7 @@ def bind_a_lease_to_what_is_no_process(target: Target) -> None:
         opened = client.acquire(tapster.Tap(bridge="br0", fin_wait=0))
         opened.close()
         with suppress(TapsterError):
-            client.call("Bind", interface.Bind((opened.id,), 0), [0])
+            client.call("Bind", {"leases": [opened.id], "process": 0}, [0])
         client.release(opened)
 
 

@@ -15,6 +15,7 @@ from tapster.errors import (
     RequestError,
 )
 from tapster.light import (
+    TYPE_CHECKING,
     AbstractContextManager,
     Callable,
     Iterable,
@@ -38,7 +39,9 @@ from tapster.model import (
     Spec,
 )
 from tapster.open_device import OpenDevice
-from tapster.operations.decision import Repair
+
+if TYPE_CHECKING:
+    from tapster.operations.decision import Repair
 
 Reference = str | Lease | OpenDevice
 """Which lease is meant: its id, the lease, or its open device. Never a name."""
@@ -236,7 +239,7 @@ class AnyHost(Protocol):
         waiting, and the reason is raised after the rest is done.
         """
 
-    def recover(self, *, dry_run: bool = False) -> list[Repair]:
+    def recover(self, *, dry_run: bool = False) -> "list[Repair]":
         """Bring ledger and kernel into agreement; return what was, or would be, done.
 
         Leases that a living process works on are left alone. May be repeated.

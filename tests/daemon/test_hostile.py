@@ -20,7 +20,6 @@ from lab import iproute, library, shell
 from lab.daemon import ALICE, BOB, SERVICE, Daemon, capabilities, user
 from tapster import InternalError, Macvtap, Overloaded, Tap, TapsterError, connect
 from tapster.kernel.unix import refuse_descriptors
-from tapster.rpc import interface
 from tapster.rpc.interface import METHODS
 from tapster.rpc.varlink import encode
 from tests.daemon.test_storm import usage
@@ -270,8 +269,9 @@ def test_a_descriptor_that_is_no_process_binds_nothing(daemon: Daemon) -> None:
         lease = library.acquire(alice, Tap(bridge="br0"))
         pipe = os.pipe()
         for wrong, descriptors in ((0, pipe[:1]), (1, pipe[:1]), (-1, ()), (0, ())):
+            asked = {"leases": [lease.id], "process": wrong}
             with pytest.raises(TapsterError, match="descriptor"):
-                alice.call("Bind", interface.Bind((lease.id,), wrong), descriptors)
+                alice.call("Bind", asked, descriptors)
         library.close(pipe)
         assert alice.find(lease.id).process is None
 

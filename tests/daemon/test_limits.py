@@ -21,6 +21,7 @@ from tapster.errors import NoSuchLease, QuotaExceeded, RequestError
 from tapster.kernel import unix
 from tapster.model import Lease, Wiring
 from tapster.rpc import interface
+from tapster.rpc.wire import LISTED
 from tests.daemon.parts import ALICE, ROOT, FakeClock, Parts
 
 BR0 = Tap(bridge="br0")
@@ -78,7 +79,7 @@ def test_a_call_names_so_many_leases_and_each_counts_once(made: Parts) -> None:
     made.host.operations.look.find = look_for  # type: ignore[assignment,method-assign]
     ask(made, "Bind", interface.Bind((id,) * 3000))
     assert looked_for == [id]
-    many = tuple(f"{number:016x}" for number in range(interface.LISTED + 1))
+    many = tuple(f"{number:016x}" for number in range(LISTED + 1))
     for method, asked in (
         ("Bind", interface.Bind(many)),
         ("Reap", interface.Reap(leases=many)),

@@ -31,7 +31,6 @@ from tapster import (
     Tap,
     Wiring,
 )
-from tapster.rpc import interface
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
@@ -636,11 +635,11 @@ def test_a_name_is_found_to_be_changed_only_with_its_owner(
         alice.find("vnet0", owner="A")
     assert alice.find("vnet0", owner="B").id == lease.id
     with pytest.raises(NoSuchLease, match="is a name"):
-        alice.call("Release", interface.Release("vnet0"))
+        alice.call("Release", {"lease": "vnet0"})
     for method, request in (
-        ("Set", interface.Set("vnet0", ("mtu",), Wiring(mtu=1400))),
-        ("Bind", interface.Bind(("vnet0",))),
-        ("Reopen", interface.Reopen("vnet0")),
+        ("Set", {"lease": "vnet0", "fields": ["mtu"], "wiring": Wiring(mtu=1400)}),
+        ("Bind", {"leases": ["vnet0"]}),
+        ("Reopen", {"lease": "vnet0"}),
     ):
         with pytest.raises(NoSuchLease, match="is a name"):
             root.call(method, request)

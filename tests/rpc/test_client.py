@@ -25,7 +25,8 @@ from tapster import (
 )
 from tapster.kernel import unix
 from tapster.rpc import client as module
-from tapster.rpc import interface, varlink
+from tapster.rpc import varlink
+from tapster.rpc.wire import NAME
 from tests.daemon.parts import Parts, parts
 
 Answer = Callable[[socket.socket], object]
@@ -235,7 +236,7 @@ def test_a_field_of_another_type_is_not_part_of_an_error(
     kind: type[TapsterError],
     parameters: Any,
 ) -> None:
-    liar.sends({"error": f"{interface.NAME}.{name}", "parameters": parameters})
+    liar.sends({"error": f"{NAME}.{name}", "parameters": parameters})
     with pytest.raises(kind) as caught:
         client.ping()
     assert str(caught.value)
@@ -247,6 +248,6 @@ def test_an_error_number_that_is_none_can_be_shown(
     liar: Liar, client: Client, errno: int
 ) -> None:
     failure = {"message": "m", "remedy": "r", "errno": errno, "action": "making it"}
-    liar.sends({"error": f"{interface.NAME}.KernelError", "parameters": failure})
+    liar.sends({"error": f"{NAME}.KernelError", "parameters": failure})
     with pytest.raises(KernelError, match="making it: "):
         client.ping()

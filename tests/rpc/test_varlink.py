@@ -13,6 +13,7 @@ from tapster.errors import KernelError, NoSuchLease, TapsterError
 from tapster.light import StrEnum
 from tapster.model import Macvtap, Mode, Naming, Tap
 from tapster.rpc import interface, varlink
+from tapster.rpc.description import describe
 from tapster.rpc.varlink import Malformed, Unfit, from_json, to_json
 
 
@@ -119,7 +120,7 @@ def test_a_message_that_is_no_object_is_malformed(data: bytes) -> None:
 
 
 def test_every_field_of_a_request_is_in_the_interface() -> None:
-    described = varlink.describe(interface.INTERFACE)
+    described = describe(interface.INTERFACE)
     for kind in (Tap, Macvtap):
         body = described.partition(f"type {kind.__name__} (")[2].partition("\n)")[0]
         assert [line.split(":")[0].strip() for line in body.splitlines()[1:]] == [

@@ -18,7 +18,7 @@ from tapster.errors import RequestError, TapsterError
 from tapster.kernel import failure, systemd, unix
 from tapster.operations.context import ledger_path
 from tapster.operations.operations import Operations, open_operations
-from tapster.rpc.interface import SOCKET
+from tapster.rpc.wire import SOCKET
 
 CANNOT_START = 2
 """The exit status after which systemd does not start the daemon again by itself: the

@@ -21,9 +21,11 @@ from tapster.daemon.worker import DROPPED, Worker
 from tapster.errors import TapsterError, internal
 from tapster.kernel import unix
 from tapster.light import Any, NamedTuple
-from tapster.rpc import interface, varlink
-from tapster.rpc.interface import INTERFACE, METHODS, NAME, Event
-from tapster.rpc.varlink import SERVICE, SERVICE_INTERFACE
+from tapster.rpc import description, interface, varlink
+from tapster.rpc.description import SERVICE_INTERFACE
+from tapster.rpc.interface import INTERFACE, METHODS, Event
+from tapster.rpc.varlink import SERVICE
+from tapster.rpc.wire import NAME
 
 URL = "man:tapsterd(8)"
 """Where this service is described: Varlink asks for an address."""
@@ -108,7 +110,7 @@ class Dispatcher:
         except varlink.Unfit as error:
             connection.discard(fds)
             self._metrics.add("failures", "InvalidParameter")
-            parameter = varlink.ParameterName(f"{error.parameter}: {error}")
+            parameter = description.ParameterName(f"{error.parameter}: {error}")
             self._standard(connection, "InvalidParameter", parameter, request.oneway)
         except Exception as error:  # noqa: BLE001 - one call must not end all
             connection.discard(fds)
@@ -135,7 +137,7 @@ class Dispatcher:
             if request.more:
                 self._start_watching(connection)
             else:
-                nothing = varlink.Nothing()
+                nothing = description.Nothing()
                 self._standard(connection, "ExpectedMore", nothing, request.oneway)
         else:
             call = Call(connection.caller, connection.pidfd, parameters, request.fds)
@@ -186,7 +188,7 @@ class Dispatcher:
             connection.step(ConnectionEvent.PART)
             self._connections.send(connection, result.data)
         else:
-            nothing = varlink.Nothing()
+            nothing = description.Nothing()
             self._standard(connection, "ExpectedMore", nothing, request.oneway)
         if not connection.closed:
             self._connections.go_on(connection)
@@ -215,20 +217,20 @@ class Dispatcher:
         where, _, method = request.method.rpartition(".")
         given, oneway = request.parameters, request.oneway
         if where not in _INTERFACES:
-            name = varlink.InterfaceName(where)
+            name = description.InterfaceName(where)
             self._standard(connection, "InterfaceNotFound", name, oneway)
         elif request.method == f"{SERVICE}.GetInfo":
-            varlink.from_json(varlink.Nothing, given)
+            varlink.from_json(description.Nothing, given)
             self._send_answer(connection, _INFO, oneway)
         elif request.method == f"{SERVICE}.GetInterfaceDescription":
-            wanted = varlink.from_json(varlink.InterfaceName, given).interface
+            wanted = varlink.from_json(description.InterfaceName, given).interface
             if wanted in _DESCRIPTIONS:
                 self._send_answer(connection, _DESCRIPTIONS[wanted], oneway)
             else:
-                name = varlink.InterfaceName(wanted)
+                name = description.InterfaceName(wanted)
                 self._standard(connection, "InterfaceNotFound", name, oneway)
         else:
-            missing = varlink.MethodName(method)
+            missing = description.MethodName(method)
             self._standard(connection, "MethodNotFound", missing, oneway)
 
     # Answers
@@ -339,11 +341,13 @@ def _event(event: Event) -> bytes:
     return varlink.encode({"parameters": happened, "continues": True})
 
 
-_PONG = _answer(varlink.Nothing())
+_PONG = _answer(description.Nothing())
 _INFO = _answer(
-    varlink.Info("Tapster", "tapsterd", __version__, URL, tuple(sorted(_INTERFACES)))
+    description.Info(
+        "Tapster", "tapsterd", __version__, URL, tuple(sorted(_INTERFACES))
+    )
 )
 _DESCRIPTIONS = {
-    name: _answer(varlink.Description(varlink.describe(described)))
+    name: _answer(description.Description(description.describe(described)))
     for name, described in _INTERFACES.items()
 }

@@ -10,6 +10,7 @@ from contextlib import suppress
 
 from tapster.errors import DaemonError
 from tapster.rpc import interface, varlink
+from tapster.rpc.wire import NAME
 
 CALLERS = 4096
 """Callers of one socket to answer at most: the longest queue that the kernel keeps."""
@@ -37,6 +38,6 @@ def _answer(reason: str) -> bytes:
         f"tapsterd cannot start: {reason}; "
         "an administrator finds more with: journalctl -u tapsterd"
     )
-    name = f"{interface.NAME}.{type(error).__name__}"
+    name = f"{NAME}.{type(error).__name__}"
     parameters = varlink.to_json(interface.failure(error))
     return varlink.encode({"error": name, "parameters": parameters})

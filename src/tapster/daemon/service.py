@@ -50,8 +50,10 @@ from tapster.operations.look import Look
 from tapster.operations.operations import Operations, open_operations
 from tapster.operations.reap import REAP_BATCH
 from tapster.rpc import interface
-from tapster.rpc.interface import LISTED, Binding
-from tapster.rpc.varlink import Nothing, decode, encode, from_json, to_json
+from tapster.rpc.description import Nothing
+from tapster.rpc.interface import Binding
+from tapster.rpc.varlink import decode, encode, from_json, to_json
+from tapster.rpc.wire import LISTED, Device, Difference
 
 PAGE = 100
 """Leases or events in one part of an answer."""
@@ -748,23 +750,21 @@ def recorded(request: interface.Acquire) -> str:
     return encode(to_json(request)).rstrip(b"\0").decode()
 
 
-def _differences(look: Look, lease: Lease) -> tuple[interface.Difference, ...]:
+def _differences(look: Look, lease: Lease) -> tuple[Difference, ...]:
     try:
         differ = look.differences(lease)
     except ServiceUnavailable as error:
         differ = {"service": str(error)}
-    return tuple(interface.Difference(*difference) for difference in differ.items())
+    return tuple(Difference(*difference) for difference in differ.items())
 
 
-def _placed(opened: Sequence[Opened]) -> tuple[interface.Device, ...]:
+def _placed(opened: Sequence[Opened]) -> tuple[Device, ...]:
     """Return the devices, with the places of their descriptors in the answer."""
-    devices: list[interface.Device] = []
+    devices: list[Device] = []
     at = 0
     for lease, fds, vhost_fds in opened:
         after = at + len(fds)
         end = after + len(vhost_fds)
-        devices.append(
-            interface.Device(lease, tuple(range(at, after)), tuple(range(after, end)))
-        )
+        devices.append(Device(lease, tuple(range(at, after)), tuple(range(after, end))))
         at = end
     return tuple(devices)

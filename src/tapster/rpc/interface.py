@@ -19,12 +19,9 @@ from tapster.model import (
     Wiring,
 )
 from tapster.operations.decision import Repair
-from tapster.rpc.varlink import Error, Interface, Method, Nothing, Unfit, from_json
-
-NAME = "io.tapster"
-SOCKET = "/run/tapster/tapster.sock"
-LISTED = 256
-"""Leases that one call can name."""
+from tapster.rpc.description import Error, Interface, Method, Nothing
+from tapster.rpc.varlink import Unfit, from_json
+from tapster.rpc.wire import NAME, Device, Difference
 
 
 class Binding(StrEnum):
@@ -83,15 +80,6 @@ class Acquire(NamedTuple):
     vhost: bool = False
 
 
-class Device(NamedTuple):
-    """A lease, and the places of its descriptors among the descriptors of the
-    answer."""
-
-    lease: Lease
-    fds: tuple[int, ...]
-    vhost_fds: tuple[int, ...] = ()
-
-
 class Devices(NamedTuple):
     devices: tuple[Device, ...]
 
@@ -113,13 +101,6 @@ class Get(NamedTuple):
     lease: str
     netns: str | None = None
     owner: str | None = None
-
-
-class Difference(NamedTuple):
-    """How a device differs from its request, by backend."""
-
-    backend: str
-    wrong: str
 
 
 class Got(NamedTuple):

@@ -4,7 +4,7 @@
 A message is one JSON object and a NUL byte (varlink.org). The types are those that the
 rest of Tapster uses: bool, int, float, str, a StrEnum, a NamedTuple, `X | None`,
 `tuple[X, ...]` and `tuple[X, X]`. So a new field of a request or a lease becomes part
-of the interface, its description and its checks without further code.
+of the interface, its description (description.py) and its checks without further code.
 """
 
 from _json import (
@@ -16,9 +16,7 @@ from _json import (
 from tapster.light import (
     Any,
     Callable,
-    Iterator,
     Mapping,
-    NamedTuple,
     NoneType,
     StrEnum,
     UnionType,
@@ -30,7 +28,7 @@ from tapster.light import (
 SERVICE = "org.varlink.service"
 LARGEST = (1 << 63) - 1
 
-_SIMPLE = {bool: "bool", int: "int", float: "float", str: "string"}
+SIMPLE = {bool: "bool", int: "int", float: "float", str: "string"}
 
 
 class Malformed(ValueError):
@@ -43,41 +41,6 @@ class Unfit(ValueError):
     def __init__(self, parameter: str, wanted: str) -> None:
         super().__init__(f"parameter {parameter!r} must be {wanted}")
         self.parameter = parameter
-
-
-class Nothing(NamedTuple):
-    """No parameters."""
-
-
-class Method(NamedTuple):
-    """A method, and the NamedTuples of its parameters and its answer."""
-
-    name: str
-    takes: type[Any]
-    gives: type[Any]
-    says: str
-    more: bool = False
-    """The method answers repeatedly, and only a call with `more`."""
-    pages: bool = False
-    """The method answers a call with `more` in several parts if the answer is long.
-    A call without `more` must have an answer of one part."""
-
-
-class Error(NamedTuple):
-    """An error, with the NamedTuple of its parameters."""
-
-    name: str
-    gives: type[Any]
-    says: str
-
-
-class Interface(NamedTuple):
-    """The methods and errors that a service offers under one name."""
-
-    name: str
-    says: str
-    methods: tuple[Method, ...]
-    errors: tuple[Error, ...] = ()
 
 
 # Messages
@@ -198,11 +161,11 @@ def _reader(kind: Any) -> _Reader:
 
 
 def _new_reader(kind: Any) -> _Reader:
-    inner, optional = _strip(kind)
+    inner, optional = strip(kind)
     if optional:
         read = _reader(inner)
         return lambda data, strict: None if data is None else read(data, strict)
-    if inner in _SIMPLE:
+    if inner in SIMPLE:
         return _SIMPLE_READERS[inner]
     if get_origin(inner) is tuple:
         return _array_reader(*get_args(inner))
@@ -247,7 +210,7 @@ def _struct_reader(kind: Any) -> _Reader:
     defaults = kind._field_defaults
     # The fields without a default, and whether each may be None.
     needed = {
-        name: _strip(kind.__annotations__[name])[1]
+        name: strip(kind.__annotations__[name])[1]
         for name in kind._fields
         if name not in defaults
     }
@@ -315,130 +278,9 @@ _SIMPLE_READERS: Mapping[Any, _Reader] = {
 }
 
 
-def _strip(kind: Any) -> tuple[Any, bool]:
+def strip(kind: Any) -> tuple[Any, bool]:
     """Return a type without `| None`, and whether it had that."""
     if isinstance(kind, UnionType):
         (inner,) = (member for member in get_args(kind) if member is not NoneType)
         return inner, True
     return kind, False
-
-
-# Description
-
-
-def describe(interface: Interface) -> str:
-    """Return the interface in Varlink's interface language."""
-    parts = [
-        (interface.says, f"interface {interface.name}"),
-        *(
-            (kind.__doc__ or "", f"type {kind.__name__} {_body(kind)}")
-            for kind in _named(interface)
-        ),
-        *(
-            (
-                method.says,
-                f"method {method.name}{_body(method.takes)} -> {_body(method.gives)}",
-            )
-            for method in interface.methods
-        ),
-        *(
-            (error.says, f"error {error.name} {_body(error.gives)}")
-            for error in interface.errors
-        ),
-    ]
-    return "\n\n".join(_comment(says) + what for says, what in parts) + "\n"
-
-
-def _comment(text: str) -> str:
-    lines = text.strip().splitlines()
-    return "".join(f"# {line.strip()}".rstrip() + "\n" for line in lines)
-
-
-def _body(kind: Any) -> str:
-    if issubclass(kind, StrEnum):
-        return f"({', '.join(kind)})"
-    fields = [
-        f"  {name}: {_type(annotation, optional=name in kind._field_defaults)}"
-        for name, annotation in kind.__annotations__.items()
-    ]
-    return "(\n" + ",\n".join(fields) + "\n)" if fields else "()"
-
-
-def _type(kind: Any, *, optional: bool = False) -> str:
-    inner, nullable = _strip(kind)
-    if get_origin(inner) is tuple:
-        name = f"[]{_type(get_args(inner)[0])}"
-    else:
-        name = _SIMPLE.get(inner) or inner.__name__
-    return f"?{name}" if optional or nullable else name
-
-
-def _named(interface: Interface) -> list[Any]:
-    """Return the named types of an interface, each before the types that use it."""
-    found: dict[Any, None] = {}
-    for method in interface.methods:
-        for top in (method.takes, method.gives):
-            for annotation in top.__annotations__.values():
-                found.update(dict.fromkeys(_within(annotation)))
-    return list(found)
-
-
-def _within(kind: Any) -> Iterator[Any]:
-    inner, _ = _strip(kind)
-    if get_origin(inner) is tuple:
-        yield from _within(get_args(inner)[0])
-    elif inner not in _SIMPLE:
-        if not issubclass(inner, StrEnum):
-            for annotation in inner.__annotations__.values():
-                yield from _within(annotation)
-        yield inner
-
-
-# The interface that every Varlink service has
-
-
-class Info(NamedTuple):
-    vendor: str
-    product: str
-    version: str
-    url: str
-    interfaces: tuple[str, ...]
-
-
-class InterfaceName(NamedTuple):
-    interface: str
-
-
-class Description(NamedTuple):
-    description: str
-
-
-class MethodName(NamedTuple):
-    method: str
-
-
-class ParameterName(NamedTuple):
-    parameter: str
-
-
-SERVICE_INTERFACE = Interface(
-    SERVICE,
-    "The identity of a service, and its interfaces.",
-    (
-        Method("GetInfo", Nothing, Info, "Say what the service is."),
-        Method(
-            "GetInterfaceDescription",
-            InterfaceName,
-            Description,
-            "Describe one of its interfaces.",
-        ),
-    ),
-    (
-        Error("InterfaceNotFound", InterfaceName, "There is no such interface."),
-        Error("MethodNotFound", MethodName, "The interface has no such method."),
-        Error("MethodNotImplemented", MethodName, "The method does nothing yet."),
-        Error("InvalidParameter", ParameterName, "A parameter is of another type."),
-        Error("PermissionDenied", Nothing, "The caller may not do this."),
-        Error("ExpectedMore", Nothing, "The method answers only to more."),
-    ),
-)
