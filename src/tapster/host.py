@@ -5,14 +5,13 @@ Each method is an operation with a file of its own in `tapster.operations`.
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
 
 from tapster.api import AnyHost, Reference, check_acquire, id_of, ids_of, names_of
 from tapster.backends import MakeBackends
 from tapster.checks import check_record, check_value
 from tapster.kernel.port import System
 from tapster.kernel.signals import Deferral, deferred
-from tapster.light import TypeVar, Unpack
+from tapster.light import Callable, Iterable, Sequence, TypeVar, Unpack
 from tapster.model import (
     EVERY_EVENT,
     Changes,

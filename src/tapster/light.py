@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Named tuples, enumerations and names of types, without `typing` and `enum`.
+"""What Tapster uses of Python's `typing`, `enum`, `contextlib` and `functools`.
 
 The command sits in the start path of VMs. To import `typing` takes longer than to start
 Python, and a class of `typing.NamedTuple` takes as long to define as a module to load.
 `enum` takes a quarter of Python's start, and as much again for ten enumerations.
+`contextlib` and `functools` import `collections`: half of Python's start.
 Type checkers read the real definitions. When a program runs, the names of types mean
 nothing, and a NamedTuple is the class below: it compiles its constructor when many
 tuples are made.
@@ -22,8 +23,14 @@ if TYPE_CHECKING:
         Mapping,
         Sequence,
     )
-    from contextlib import AbstractContextManager
+    from contextlib import (
+        AbstractContextManager,
+        closing,
+        contextmanager,
+        suppress,
+    )
     from enum import StrEnum
+    from functools import cached_property
     from types import NoneType, UnionType
     from typing import (
         Any,
@@ -71,21 +78,8 @@ else:
         def __init_subclass__(cls, **_):
             pass
 
-    class Protocol(_Type):
-        """As typing.Protocol, for type checkers only: nothing tests with isinstance."""
-
-    class ClassVar(_Type):
-        """As typing.ClassVar."""
-
-    class AbstractContextManager(_Type):
-        """As contextlib.AbstractContextManager, in annotations."""
-
-    class Unpack(_Type):
-        """As typing.Unpack."""
-
-    class TypedDict(_Type):
-        """As typing.TypedDict, for annotations of keyword arguments."""
-
+    # One class for all: each would take as long to make as a small module to import.
+    Protocol = ClassVar = AbstractContextManager = Unpack = TypedDict = _Type
     Any = NoReturn = Self = object
 
     class TypeVar:
@@ -114,6 +108,89 @@ else:
         """Return the type that is subscripted, as typing.get_origin does."""
         return getattr(kind, "__origin__", None)
 
+    class suppress:
+        """As contextlib.suppress."""
+
+        def __init__(self, *kinds):
+            self._kinds = kinds
+
+        def __enter__(self):
+            pass
+
+        def __exit__(self, kind, error, trace):
+            return kind is not None and issubclass(kind, self._kinds)
+
+    class closing:
+        """As contextlib.closing."""
+
+        def __init__(self, thing):
+            self._thing = thing
+
+        def __enter__(self):
+            return self._thing
+
+        def __exit__(self, *_):
+            self._thing.close()
+
+    class _Block:
+        """Runs a generator up to its `yield`, then a block, then the rest."""
+
+        def __init__(self, generator):
+            self._generator = generator
+
+        def __enter__(self):
+            try:
+                return next(self._generator)
+            except StopIteration:
+                raise RuntimeError("the generator did not yield") from None
+
+        def __exit__(self, kind, error, trace):
+            if kind is None:
+                try:
+                    next(self._generator)
+                except StopIteration:
+                    return False
+                raise RuntimeError("the generator yielded twice")
+            try:
+                self._generator.throw(error)
+            except StopIteration as end:
+                return end is not error
+            except BaseException as raised:
+                # A StopIteration cannot leave a generator: Python raises RuntimeError.
+                turned = isinstance(error, StopIteration) and (
+                    isinstance(raised, RuntimeError) and raised.__cause__ is error
+                )
+                if raised is not error and not turned:
+                    raise
+                error.__traceback__ = trace
+                return False
+            raise RuntimeError("the generator yielded after an error")
+
+    def contextmanager(function):
+        """As contextlib.contextmanager."""
+
+        def block(*values, **named):
+            return _Block(function(*values, **named))
+
+        block.__doc__ = function.__doc__
+        return block
+
+    class cached_property:
+        """As functools.cached_property."""
+
+        def __init__(self, function):
+            self._function = function
+            self.__doc__ = function.__doc__
+
+        def __set_name__(self, _, name):
+            self._name = name
+
+        def __get__(self, instance, _=None):
+            if instance is None:
+                return self
+            value = instance.__dict__[self._name] = self._function(instance)
+            return value
+
     FEW = 20
     """How many tuples of a class are made without a compiled constructor."""
 
@@ -121,7 +198,7 @@ else:
         """Makes the subclasses of NamedTuple: tuples whose fields have names."""
 
         def __new__(mcs, name, bases, body):
-            if not any(isinstance(base, _NamedTupleType) for base in bases):
+            if bases == (tuple,):  # NamedTuple itself
                 return super().__new__(mcs, name, bases, body)
             fields = tuple(body.get("__annotations__", ()))
             body["_fields"] = body["__match_args__"] = fields
@@ -310,8 +387,12 @@ __all__ = [
     "TypedDict",
     "UnionType",
     "Unpack",
+    "cached_property",
     "cast",
+    "closing",
+    "contextmanager",
     "get_args",
     "get_origin",
     "remembered",
+    "suppress",
 ]

@@ -6,18 +6,19 @@ changes connect a device, and which disconnect it, by ifindex. Backends that kee
 state outside the kernel's links implement the protocol in backend.py.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-
-from tapster.backends.backend import Backend
 from tapster.backends.lazy import LazyBackend
+from tapster.light import TYPE_CHECKING, Callable, Iterable, Sequence
 from tapster.model import Lease
 
+if TYPE_CHECKING:
+    from tapster.backends.backend import Backend
+
 Leases = Callable[[], Iterable[Lease]]
-MakeBackends = Callable[[str, Leases], Sequence[Backend]]
+MakeBackends = Callable[[str, Leases], Sequence["Backend"]]
 """Makes backends, from a ledger's id and a function that lists its leases."""
 
 
-def make(ledger: str, leases: Leases = tuple) -> tuple[Backend, ...]:
+def make(ledger: str, leases: Leases = tuple) -> "tuple[Backend, ...]":
     """Make every backend that keeps state outside the links, for the ledger's id.
 
     `leases` lists the ledger's leases.
@@ -60,38 +61,38 @@ def make(ledger: str, leases: Leases = tuple) -> tuple[Backend, ...]:
     )
 
 
-def _filter(ledger: str, leases: Leases) -> Backend:
+def _filter(ledger: str, leases: Leases) -> "Backend":
     from tapster.backends import filter
     from tapster.backends.table import TableBackend
 
     return TableBackend(ledger, filter.PURPOSE, leases)
 
 
-def _guard(ledger: str) -> Backend:
+def _guard(ledger: str) -> "Backend":
     from tapster.backends.guard import Guard
 
     return Guard(ledger)
 
 
-def _ovs(ledger: str) -> Backend:
+def _ovs(ledger: str) -> "Backend":
     from tapster.backends.ovs import Ovs
 
     return Ovs(ledger)
 
 
-def _redirect(ledger: str) -> Backend:
+def _redirect(ledger: str) -> "Backend":
     from tapster.backends.redirect import Redirect
 
     return Redirect(ledger)
 
 
-def _inbound(ledger: str) -> Backend:
+def _inbound(ledger: str) -> "Backend":
     from tapster.backends.inbound import Inbound
 
     return Inbound(ledger)
 
 
-def _outbound(ledger: str, leases: Leases) -> Backend:
+def _outbound(ledger: str, leases: Leases) -> "Backend":
     from tapster.backends import outbound
     from tapster.backends.table import TableBackend
 

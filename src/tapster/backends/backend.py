@@ -6,10 +6,8 @@ that a backend makes carries the lease's stamp or is keyed by the device's ifind
 The backend finds its things by these, never by the device's name alone.
 """
 
-from collections.abc import Sequence
-
 from tapster.kernel.port import Namespace
-from tapster.light import NamedTuple, Protocol
+from tapster.light import NamedTuple, Protocol, Sequence
 from tapster.model import Lease, Wiring
 
 

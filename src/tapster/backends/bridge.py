@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Linux bridges: a tap as a port."""
 
-from collections.abc import Mapping
-
 from tapster.errors import BridgeFull, NoSuchLink
 from tapster.kernel.port import LinkChange, Namespace, Vlans
+from tapster.light import Mapping
 from tapster.model import Kind, Lease, Link, Wiring, host_mac
 
 MAX_PORTS = 1023

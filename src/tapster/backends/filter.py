@@ -4,9 +4,8 @@
 The rules are in filter.nft. This file derives the elements of one lease.
 """
 
-from collections.abc import Iterator, Sequence
-
 from tapster.backends.table import Element, Purpose
+from tapster.light import Iterator, Sequence
 from tapster.model import Lease, Wiring, parse_mac
 
 

@@ -4,11 +4,10 @@
 The kernel runs it as a program at the ingress of the device: see kernel/guard.py.
 """
 
-from collections.abc import Sequence
-
 from tapster.backends.backend import Leftover, Observation
 from tapster.errors import HostError, KernelError, MissingCapability
 from tapster.kernel.port import GuardLimit, Namespace
+from tapster.light import Sequence
 from tapster.model import Lease, State, Wiring, stamp
 
 

@@ -5,13 +5,11 @@ The queue is qdisc 1: at the root of the device, with the class 1:1. The kernel 
 it with the device, so nothing can be left over.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from errno import EINVAL, ENOENT
 
 from tapster.errors import KernelError, RequestError, ServiceUnavailable
 from tapster.kernel.port import Namespace
-from tapster.light import Any, NamedTuple, Self
+from tapster.light import Any, Iterator, NamedTuple, Self, contextmanager
 from tapster.model import Rate
 
 TC_H_ROOT = 0xFFFFFFFF

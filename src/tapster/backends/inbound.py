@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The limit of traffic to a guest. The kernel holds the excess back: see htb.py."""
 
-from collections.abc import Sequence
-
 from tapster.backends import htb
 from tapster.backends.backend import Leftover, Observation
 from tapster.kernel.port import Namespace
+from tapster.light import Sequence
 from tapster.model import Lease, State, Wiring, stamp
 
 

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A backend whose module is imported when a lease first needs it."""
 
-from collections.abc import Callable, Sequence
-
-from tapster.backends.backend import Backend, Leftover, Observation
 from tapster.kernel.port import Namespace
+from tapster.light import TYPE_CHECKING, Callable, Sequence
 from tapster.model import Lease, Wiring
+
+if TYPE_CHECKING:
+    from tapster.backends.backend import Backend, Leftover, Observation
 
 
 class LazyBackend:
@@ -16,7 +17,10 @@ class LazyBackend:
     """
 
     def __init__(
-        self, name: str, concerns: Callable[[Wiring], bool], load: Callable[[], Backend]
+        self,
+        name: str,
+        concerns: Callable[[Wiring], bool],
+        load: "Callable[[], Backend]",
     ) -> None:
         self.name = name
         self.concerns = concerns
@@ -24,7 +28,7 @@ class LazyBackend:
         self._loaded: Backend | None = None
 
     @property
-    def _backend(self) -> Backend:
+    def _backend(self) -> "Backend":
         if self._loaded is None:
             self._loaded = self._load()
         return self._loaded
@@ -41,8 +45,8 @@ class LazyBackend:
     def detach(self, namespace: Namespace | None, lease: Lease) -> None:
         self._backend.detach(namespace, lease)
 
-    def observe(self, namespace: Namespace, leases: Sequence[Lease]) -> Observation:
+    def observe(self, namespace: Namespace, leases: Sequence[Lease]) -> "Observation":
         return self._backend.observe(namespace, leases)
 
-    def remove(self, namespace: Namespace, leftover: Leftover) -> None:
+    def remove(self, namespace: Namespace, leftover: "Leftover") -> None:
         self._backend.remove(namespace, leftover)

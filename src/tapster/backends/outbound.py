@@ -6,10 +6,9 @@ outbound.nft. This file derives the elements of one lease. Ports of Open vSwitch
 their own limit.
 """
 
-from collections.abc import Iterator
-
 from tapster.backends.table import Element, Limit, Purpose
 from tapster.errors import RequestError
+from tapster.light import Iterator
 from tapster.model import Lease, Wiring
 
 FRAME = 65536

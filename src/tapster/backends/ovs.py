@@ -11,8 +11,6 @@ ovs-vswitchd copies `next_cfg` to `cur_cfg` when it has done what the database s
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 
 from tapster import model
 from tapster.backends import ovsport
@@ -43,7 +41,15 @@ from tapster.errors import (
     TapsterError,
 )
 from tapster.kernel.port import Namespace
-from tapster.light import TYPE_CHECKING, TypeVar
+from tapster.light import (
+    TYPE_CHECKING,
+    Callable,
+    Iterator,
+    Sequence,
+    TypeVar,
+    contextmanager,
+    suppress,
+)
 from tapster.model import Lease, State, Wiring
 
 if TYPE_CHECKING:

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Operations and values of OVSDB as JSON, as in RFC 7047. Pure."""
 
-from collections.abc import Iterable
-
 from tapster.errors import ServiceUnavailable
-from tapster.light import Any
+from tapster.light import Any, Iterable
 
 Row = dict[str, Any]
 Operation = dict[str, Any]

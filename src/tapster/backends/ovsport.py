@@ -8,11 +8,9 @@ run. A burst goes at the device's full speed. `peak` is not used, and Linux coul
 use it for what the guest sends.
 """
 
-from collections.abc import Sequence
-
 from tapster.backends.ovsdb import Row, Uuid, members
 from tapster.errors import RequestError
-from tapster.light import NamedTuple
+from tapster.light import NamedTuple, Sequence
 from tapster.model import Lease, Rate, Stamp, Wiring, parse_stamp
 
 KEY = "tapster"

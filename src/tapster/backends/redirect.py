@@ -6,7 +6,6 @@ traffic. What comes in at the veth goes to the tap, and what the guest sends goe
 of the veth.
 """
 
-from collections.abc import Sequence
 from errno import EEXIST, ENOENT, EOPNOTSUPP
 
 from tapster.backends.backend import Leftover, Observation
@@ -18,6 +17,7 @@ from tapster.errors import (
     RequestError,
 )
 from tapster.kernel.port import Namespace
+from tapster.light import Sequence
 from tapster.model import Lease, Link, State, Wiring, parse_stamp
 
 

@@ -12,15 +12,13 @@ is slow with thousands of leases.
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
 from errno import EBADMSG
-from functools import cached_property
 from zlib import crc32
 
 from tapster.backends.backend import Leftover, Observation
 from tapster.errors import HostError, KernelError
 from tapster.kernel.port import Namespace, NftRule
-from tapster.light import Any, NamedTuple
+from tapster.light import Any, Callable, Iterable, NamedTuple, Sequence, cached_property
 from tapster.model import Lease, State, Wiring, parse_stamp, stamp
 
 CHAINS = "chains bridge"

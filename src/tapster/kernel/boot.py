@@ -8,7 +8,6 @@ ledger is shared by processes in several of them, so it has no shifted times.
 import os
 import time
 from errno import EINVAL
-from functools import cache
 
 INITIAL = 0xEFFFFFFA
 """The inode of the initial time namespace (PROC_TIME_INIT_INO)."""
@@ -19,13 +18,21 @@ def boottime() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - _known_shift() / 1e9
 
 
-@cache
+_found_shift: list[int] = []
+
+
 def shift() -> int:
     """Return how far this process's boot time is ahead, in nanoseconds.
 
     Raise OSError if the process has asked for another time namespace, and has not
     entered it: then /proc shows the shift of that namespace.
     """
+    if not _found_shift:
+        _found_shift.append(_find_shift())
+    return _found_shift[0]
+
+
+def _find_shift() -> int:
     try:
         own = os.stat("/proc/self/ns/time").st_ino
         if own == INITIAL:
@@ -40,7 +47,6 @@ def shift() -> int:
     return seconds * 1_000_000_000 + nanoseconds
 
 
-@cache
 def _known_shift() -> int:
     try:
         return shift()

@@ -2,7 +2,8 @@
 """Opens descriptors for a block, and closes them if the block fails."""
 
 import os
-from collections.abc import Iterable
+
+from tapster.light import Iterable
 
 
 class closing_on_error:

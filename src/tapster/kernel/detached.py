@@ -4,8 +4,9 @@
 import _signal as signal  # type: ignore[import-not-found] # it has no stub
 import os
 import sys
-from contextlib import suppress
 from errno import EAGAIN, ENOTSUP
+
+from tapster.light import suppress
 
 _OWN_UNIT = """\
 timeout 10 systemd-run --quiet --collect --same-dir --property=KillMode=process \

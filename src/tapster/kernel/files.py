@@ -2,9 +2,9 @@
 """The files of a ledger: making them, and finding the processes that lock them."""
 
 import os
-from collections.abc import Iterable
-from contextlib import suppress
 from errno import EINVAL, EPERM
+
+from tapster.light import Iterable, suppress
 
 
 def make(path: str) -> None:

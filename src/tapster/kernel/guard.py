@@ -24,7 +24,6 @@ The program runs before the bridge and its hooks. The kernel deletes it with the
 
 import struct
 import sys
-from collections.abc import Sequence
 
 from tapster.kernel.bpf import (
     MEMBER_OFFSET,
@@ -36,7 +35,7 @@ from tapster.kernel.bpf import (
     offset_of,
 )
 from tapster.kernel.port import GuardLimit
-from tapster.light import Self
+from tapster.light import Self, Sequence
 
 NAME = "tapster_guard"
 

@@ -17,13 +17,13 @@ more than 4,095 bytes, or on a file system in user space.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
 from errno import EINVAL, EMFILE, ENFILE, ENOMEM, EPERM
 from functools import partial
 
 from tapster.kernel import netns, open_files, tun
 from tapster.kernel.failure import has
 from tapster.kernel.libc import devices, open_cached
+from tapster.light import Callable, Iterable, Iterator
 
 
 def held_namespaces() -> Iterator[int]:

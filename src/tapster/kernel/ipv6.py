@@ -13,9 +13,9 @@ name after the file was opened, the open file belongs to that device.
 """
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
 from errno import EACCES, EPERM, EROFS
+
+from tapster.light import Callable, suppress
 
 CONF = "/proc/sys/net/ipv6/conf"
 _RENAMES = 3

@@ -1,13 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The real kernel behind the port."""
 
-import array
-import fcntl
 import os
-import struct
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
 from errno import (
     E2BIG,
     EAFNOSUPPORT,
@@ -24,7 +19,6 @@ from errno import (
     EOPNOTSUPP,
     EPERM,
 )
-from functools import cached_property
 
 from tapster.errors import HostError, KernelError, MissingCapability, NoSuchLink
 from tapster.kernel import boot, netns, process, rtnl, tun
@@ -42,7 +36,20 @@ from tapster.kernel.port import (
     Vlans,
     Watch,
 )
-from tapster.light import TYPE_CHECKING, AbstractContextManager, Any
+from tapster.light import (
+    TYPE_CHECKING,
+    AbstractContextManager,
+    Any,
+    Callable,
+    Collection,
+    Generator,
+    Iterator,
+    Sequence,
+    cached_property,
+    closing,
+    contextmanager,
+    suppress,
+)
 from tapster.model import Life, Link, Netns, Process
 
 if TYPE_CHECKING:
@@ -52,15 +59,8 @@ if TYPE_CHECKING:
 GUARD = "tapster-guard"
 """The name under which tc shows the guard."""
 
-SIOCDEVPRIVATE = 0x89F0
-BRCTL_GET_PORT_LIST = 7
-BR_MAX_PORTS = 1024
-"""Size of the kernel's table of ports; number 0 is reserved, so 1,023 fit."""
-
 _NO_TUN = (ENOENT, ENOTDIR, EISDIR, ENODEV, ENXIO, ENOTTY)
 """The errors of /dev/net/tun if it is missing or another device."""
-
-_IFREQ_DATA = struct.Struct("16sQ16x")  # ifr_name, ifr_data
 
 
 class LinuxSystem:
@@ -341,24 +341,13 @@ class LinuxNamespace:
             raise failure(error, "reading the devices' names") from error
 
     def ports(self, bridge: Link) -> int:
-        # The request that brctl(8) made (net/bridge/br_ioctl.c) copies 4 KiB. To list
-        # the ports by netlink takes as long as to create a device. The request is
-        # private to bridges: other drivers give its number another meaning.
+        from tapster.kernel import bridge_ports  # late: to list needs none
+
         assert bridge.kind == "bridge"
-        ports = array.array("i", bytes(4 * BR_MAX_PORTS))
-        request = array.array(
-            "L", [BRCTL_GET_PORT_LIST, ports.buffer_info()[0], BR_MAX_PORTS, 0]
-        )
-        name = os.fsencode(bridge.name)
         try:
-            fcntl.ioctl(
-                self._rtnl,  # any socket of the namespace
-                SIOCDEVPRIVATE,
-                _IFREQ_DATA.pack(name, request.buffer_info()[0]),
-            )
+            return bridge_ports.count(self._rtnl.fileno(), bridge.name)
         except OSError as error:
             raise failure(error, f"counting the ports of {bridge.name!r}") from error
-        return BR_MAX_PORTS - ports.count(0)
 
     def neighbours(self, ifindex: int) -> set[str]:
         try:

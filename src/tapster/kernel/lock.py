@@ -17,12 +17,11 @@ lower byte ends. Until then they share the work, by their claims.
 import fcntl
 import os
 import struct
-from contextlib import suppress
 
 from tapster.errors import LedgerError
 from tapster.kernel import files
 from tapster.kernel.boot import boottime
-from tapster.light import NamedTuple
+from tapster.light import NamedTuple, suppress
 
 # include/uapi/asm-generic/fcntl.h; the fcntl module has no names for them.
 F_OFD_GETLK = 36

@@ -9,13 +9,11 @@ not its cookie (SO_NETNS_COOKIE, socket(7)).
 import fcntl
 import os
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from errno import EBADFD, EINVAL, ENOTTY
 
 from tapster.kernel import sockets
 from tapster.kernel.descriptors import closing_on_error
-from tapster.light import AbstractContextManager, Any
+from tapster.light import AbstractContextManager, Any, Iterator, contextmanager
 
 SO_NETNS_COOKIE = 71
 NS_GET_NSTYPE = 0xB703

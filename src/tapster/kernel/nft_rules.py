@@ -7,12 +7,12 @@ net/netfilter/nf_tables_api.c).
 """
 
 import struct
-from collections.abc import Iterator
 from errno import ENOENT
 
 from tapster.kernel import rtnl, sockets
 from tapster.kernel.nft import NETLINK_NETFILTER
 from tapster.kernel.port import NftRule
+from tapster.light import Iterator
 
 # include/uapi/linux/netfilter/nfnetlink.h, nf_tables.h
 NFNL_SUBSYS_NFTABLES = 10

@@ -6,13 +6,11 @@ are on a server which does not answer. No call here waits for such a server.
 """
 
 import os
-from collections.abc import Collection, Generator, Iterator
-from contextlib import suppress
 from errno import ENAMETOOLONG
 from itertools import islice
 
 from tapster.kernel import netns, tun
-from tapster.light import TYPE_CHECKING
+from tapster.light import TYPE_CHECKING, Collection, Generator, Iterator, suppress
 
 if TYPE_CHECKING:
     from tapster.kernel.libc import Devices

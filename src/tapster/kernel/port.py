@@ -16,10 +16,16 @@ Contract of every verb:
   namespace returns the thread to its own before it ends, also when Ctrl-C comes.
 """
 
-from collections.abc import Callable, Collection, Generator, Sequence
-from contextlib import AbstractContextManager
-
-from tapster.light import Any, NamedTuple, Protocol
+from tapster.light import (
+    AbstractContextManager,
+    Any,
+    Callable,
+    Collection,
+    Generator,
+    NamedTuple,
+    Protocol,
+    Sequence,
+)
 from tapster.model import Life, Link, Mode, Netns, Process
 
 

@@ -17,11 +17,11 @@ Where the evidence does not suffice, the functions say so (`Life.CANNOT_TELL`, O
 
 import os
 import select
-from collections.abc import Iterator
 from errno import EINVAL, ENOENT, EPERM
 
 from tapster.errors import RequestError
 from tapster.kernel import boot, netns
+from tapster.light import Iterator
 from tapster.model import Life, Process
 
 _STATE, _START = 0, 19

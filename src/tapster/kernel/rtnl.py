@@ -11,12 +11,11 @@ import fcntl
 import os
 import struct
 import sys
-from collections.abc import Iterator, Sequence
 from errno import EAGAIN, EEXIST, ENOBUFS, ENODEV
 
 from tapster.kernel import sockets
 from tapster.kernel.port import LinkChange, NewMacvtap, Vlans
-from tapster.light import Any, NamedTuple
+from tapster.light import Any, Iterator, NamedTuple, Sequence
 from tapster.model import Link, Mode, parse_mac
 
 NLM_F_REQUEST = 0x1

@@ -9,7 +9,6 @@ kernel says which thread made a transaction.
 
 import os
 import struct
-from collections.abc import Iterator, Sequence
 from errno import EPROTONOSUPPORT
 
 from tapster.kernel import rtnl, sockets
@@ -19,6 +18,7 @@ from tapster.kernel.nft import NETLINK_NETFILTER
 from tapster.kernel.nft_rules import NFNL_SUBSYS_NFTABLES
 from tapster.kernel.port import ALL, REDIRECTED, WatchReport
 from tapster.kernel.watch import Reports
+from tapster.light import Iterator, Sequence
 
 PREFIX = b"tapster_"
 """How the names of our tables begin."""

@@ -3,7 +3,8 @@
 
 import os
 import socket
-from contextlib import suppress
+
+from tapster.light import suppress
 
 SD_LISTEN_FDS_START = 3
 

@@ -10,13 +10,12 @@ CAP_NET_BROADCAST (do_one_broadcast() in net/netlink/af_netlink.c).
 import array
 import struct
 import sys
-from collections.abc import Iterator
-from contextlib import suppress
 from errno import ENOBUFS
 from functools import partial
 
 from tapster.kernel import rtnl, sockets
 from tapster.kernel.port import HERE, WatchReport
+from tapster.light import Iterator, suppress
 
 RTMGRP_LINK = 1 << 0
 RTMGRP_NSID = 1 << 27

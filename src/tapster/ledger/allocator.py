@@ -11,13 +11,12 @@ intervals and are remembered. They return when `recheck` finds that the device i
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 
 from tapster import names
 from tapster.errors import NamesExhausted, NameTaken, QuotaExceeded
 from tapster.ledger import sqlite
-from tapster.light import NamedTuple
+from tapster.light import Callable, Iterable, Mapping, NamedTuple
 from tapster.model import Naming
 from tapster.names import Template
 

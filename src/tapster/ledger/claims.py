@@ -6,9 +6,8 @@ releases it, or when the manager dies: `is_alive` tells that. Every function run
 inside a transaction of the caller.
 """
 
-from collections.abc import Callable, Sequence
-
 from tapster.ledger import sqlite
+from tapster.light import Callable, Sequence
 from tapster.model import Lease
 
 IsAlive = Callable[[int], bool]

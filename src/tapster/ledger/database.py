@@ -12,13 +12,12 @@ another descriptor would unlock the file under another ledger of the same proces
 """
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
 
 from tapster.errors import LedgerError, LedgerTooNew
 from tapster.kernel import files
 from tapster.ledger import sqlite
 from tapster.ledger.failure import damaged, failure
+from tapster.light import Callable, Iterator, closing, contextmanager, suppress
 
 APPLICATION_ID = 0x54415053
 SCHEMA_VERSION = 2

@@ -4,10 +4,8 @@
 Every function runs inside a transaction of the caller.
 """
 
-from collections.abc import Iterable
-
 from tapster.ledger import rows, settings, sqlite
-from tapster.light import Any
+from tapster.light import Any, Iterable
 from tapster.model import EventQuery, HistoryEntry, HistoryEvent, HistoryQuery, Kind
 
 HISTORY_ROWS = 100_000

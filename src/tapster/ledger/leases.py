@@ -4,14 +4,11 @@
 Every function runs inside a transaction of the caller.
 """
 
-from collections.abc import Callable, Iterable
-from functools import lru_cache
-
 from tapster.errors import MacTaken, NoSuchLease
 from tapster.ledger import rows, settings, sqlite
 from tapster.ledger.database import Damage
 from tapster.ledger.namespaces import Row
-from tapster.light import Any, NamedTuple
+from tapster.light import Any, Callable, Iterable, NamedTuple, remembered
 from tapster.model import (
     Lease,
     Macvtap,
@@ -147,7 +144,7 @@ def insert(
     return lease
 
 
-@lru_cache(maxsize=64)
+@remembered
 def _insertion(columns: tuple[str, ...]) -> str:
     places = ", ".join("?" * len(columns))
     return f"INSERT INTO lease ({', '.join(columns)}) VALUES ({places})"  # noqa: S608 - our names

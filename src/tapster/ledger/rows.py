@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Leases as rows of the ledger's tables, and back."""
 
-from collections.abc import Iterable
-from functools import lru_cache
-
-from tapster.light import Any
+from tapster.light import Any, Iterable, remembered
 from tapster.model import (
     MAX_QUEUES,
     Kind,
@@ -101,7 +98,7 @@ def lease_of(row: tuple[Any, ...]) -> Lease:
         queues,
         wiring,
         tuple(backends.split()) if backends else (),
-        netns_of(boot, cookie, path, pidns),
+        netns_of((boot, cookie, path, pidns)),
         created,
         fin_wait,
         deadline,
@@ -120,7 +117,7 @@ def lease_of(row: tuple[Any, ...]) -> Lease:
 
 
 # A host has few namespaces.
-netns_of = lru_cache(maxsize=16)(Netns)
+netns_of = remembered(Netns._make)
 
 
 def columns_of(wiring: Wiring) -> dict[str, Any]:
@@ -143,14 +140,14 @@ def columns_of(wiring: Wiring) -> dict[str, Any]:
 
 
 # Most leases of a host are wired alike.
-@lru_cache(maxsize=64)
+@remembered
 def given_columns(wiring: Wiring) -> dict[str, Any]:
     """Return the columns of a wiring that differ from the table's defaults."""
     columns = columns_of(wiring)
     return {name: columns[name] for name in columns if columns[name] != _DEFAULTS[name]}
 
 
-@lru_cache(maxsize=64)
+@remembered
 def _wiring_of(columns: tuple[Any, ...]) -> Wiring:
     (
         bridge,

@@ -4,11 +4,9 @@
 Every function runs inside a transaction of the caller.
 """
 
-from collections.abc import Callable
-
 from tapster.ledger import sqlite
 from tapster.ledger.database import Damage
-from tapster.light import Any
+from tapster.light import Any, Callable
 
 FIRST_IFINDEX = 1 << 30
 """The lowest interface index that Tapster uses. The kernel counts its own up from 1."""

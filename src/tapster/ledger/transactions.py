@@ -7,14 +7,13 @@ caller passes in functions that do (`holder_of`, `is_alive`, ...).
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
 
 from tapster.errors import LeaseBusy
 from tapster.ledger import claims, history, leases, namespaces, settings
 from tapster.ledger.claims import IsAlive
 from tapster.ledger.database import Database
 from tapster.ledger.leases import Reservation
-from tapster.light import TYPE_CHECKING, Protocol
+from tapster.light import TYPE_CHECKING, Callable, Iterable, Protocol, Sequence
 from tapster.model import (
     EVERY_EVENT,
     EventQuery,

@@ -6,7 +6,6 @@ each device of ours has a lease that names it, whenever a process is killed.
 """
 
 import os
-from collections.abc import Sequence
 from errno import EBUSY, EEXIST, EINVAL
 
 from tapster import model
@@ -22,7 +21,7 @@ from tapster.errors import (
 from tapster.kernel.port import LinkChange
 from tapster.kernel.signals import Deferral, deferred
 from tapster.ledger import Reservation
-from tapster.light import TYPE_CHECKING, NamedTuple
+from tapster.light import TYPE_CHECKING, NamedTuple, Sequence
 from tapster.model import Kind, Lease, Macvtap, Mode, Naming, Spec, State, Tap
 from tapster.operations.context import Context
 from tapster.operations.devices import ATTEMPTS, Devices, Opened, close_fds

@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bind: let active leases end with a process."""
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-
 from tapster.errors import TapsterError
-from tapster.light import TYPE_CHECKING
+from tapster.light import TYPE_CHECKING, Callable, Sequence, suppress
 from tapster.operations.context import Context
 
 if TYPE_CHECKING:

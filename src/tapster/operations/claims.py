@@ -7,12 +7,10 @@ So the claims of a dead manager can be recognized and taken over, and no pid is
 relied on.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-
 from tapster.kernel.lock import LockFile
 from tapster.kernel.port import Managers
 from tapster.ledger import Ledger
+from tapster.light import Callable, Iterable, Iterator, contextmanager
 from tapster.model import Lease
 
 

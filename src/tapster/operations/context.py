@@ -5,22 +5,29 @@ A context is constructed once for each Host, and handed to the operations.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
 
 from tapster import backends as all_backends
 from tapster.backends import MakeBackends
-from tapster.backends.backend import Backend
 from tapster.errors import HostError, RequestError
 from tapster.gate import Gate
 from tapster.kernel.linux import LinuxSystem
 from tapster.kernel.port import Namespace, System
 from tapster.ledger import DEFAULT_PATH, Ledger
-from tapster.light import TYPE_CHECKING, TypeVar
+from tapster.light import (
+    TYPE_CHECKING,
+    AbstractContextManager,
+    Callable,
+    Iterator,
+    Mapping,
+    Sequence,
+    TypeVar,
+    contextmanager,
+)
 from tapster.model import Life, Macvtap, Netns, Process
 from tapster.operations.claims import Claims
 
 if TYPE_CHECKING:
+    from tapster.backends.backend import Backend
     from tapster.fleet.macs import FleetMacs, OnAsked
 
 T = TypeVar("T")
@@ -38,7 +45,7 @@ class Context:
         ledger: Ledger,
         system: System,
         namespace: Namespace,
-        backends: Sequence[Backend],
+        backends: "Sequence[Backend]",
         claims: Claims,
         start_reaper: Callable[[str], None],
         fleet: "FleetFinder | None" = None,

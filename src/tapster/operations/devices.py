@@ -6,22 +6,31 @@ claimed or released, unless the verb only looks.
 """
 
 import os
-from collections.abc import Collection, Iterable, Sequence
-from contextlib import closing, suppress
 from errno import EBADFD, EBUSY, EINVAL, ENODEV, EOPNOTSUPP, EXFULL
 from itertools import count
 
 from tapster import model
 from tapster.backends import bridge
-from tapster.backends.backend import Backend, Leftover
 from tapster.errors import ConflictError, KernelError, TapsterError
 from tapster.kernel.port import LinkChange, Namespace, NewMacvtap
-from tapster.light import NamedTuple, remembered
+from tapster.light import (
+    TYPE_CHECKING,
+    Collection,
+    Iterable,
+    NamedTuple,
+    Sequence,
+    closing,
+    remembered,
+    suppress,
+)
 from tapster.model import Lease, Link, Mode, Netns, Spec, State, Tap, Wiring
 from tapster.operations import decision
 from tapster.operations.context import Context
 from tapster.operations.decision import DeviceState
 from tapster.operations.failures import Failures
+
+if TYPE_CHECKING:
+    from tapster.backends.backend import Backend, Leftover
 
 ATTEMPTS = 100
 """How often to try again to make a device that other programs prevent."""
@@ -133,7 +142,7 @@ class Devices:
         force = wiring.in_force
         return tuple([each.name for each in needed if each.concerns(force)])
 
-    def _find_concerned(self, wiring: Wiring) -> list[Backend]:
+    def _find_concerned(self, wiring: Wiring) -> "list[Backend]":
         """Return the backends that a wiring concerns, also when it is taken later."""
         return [each for each in self.context.backends if each.concerns(wiring)]
 
@@ -449,7 +458,7 @@ class Devices:
         leases: Sequence[Lease],
         links: dict[int, Link],
         failures: Failures,
-        leftovers: list[tuple[Backend, Leftover]] | None = None,
+        leftovers: "list[tuple[Backend, Leftover]] | None" = None,
     ) -> Differences:
         """Return how active leases are not connected as requested.
 
@@ -530,7 +539,7 @@ def _not_deleted(lease: Lease) -> ConflictError:
     )
 
 
-def _may_have(backend: Backend, lease: Lease) -> bool:
+def _may_have(backend: "Backend", lease: Lease) -> bool:
     """Return whether a backend may have a part of a lease, or should have one.
 
     The ledger records a backend before the backend attaches anything.

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Leftovers: delete the devices of a lost ledger."""
 
-from collections.abc import Sequence
-
 from tapster import model
 from tapster.errors import ConflictError, NoSuchLink, RequestError, TapsterError
+from tapster.light import Sequence
 from tapster.model import Link
 from tapster.operations.context import Context
 

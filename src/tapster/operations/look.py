@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Look: read leases, their devices and their history. Changes nothing."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import suppress
-
 from tapster.backends import bridge
 from tapster.errors import HostError, NoSuchLease, RequestError
+from tapster.light import Collection, Iterable, Iterator, Sequence, suppress
 from tapster.model import (
     EventQuery,
     HistoryEntry,

@@ -6,12 +6,10 @@ more than a user does, and work with the operations themselves.
 """
 
 import os
-from collections.abc import Callable
-from functools import cached_property
 
 from tapster.backends import MakeBackends
 from tapster.kernel.port import System
-from tapster.light import TYPE_CHECKING, Self
+from tapster.light import TYPE_CHECKING, Callable, Self, cached_property
 from tapster.operations.context import Context, open_context
 from tapster.operations.devices import Devices
 from tapster.operations.orphans import find_orphans

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reap: delete the devices whose FIN WAIT is over, in batches, and end their leases."""
 
-from collections.abc import Callable, Sequence
 from math import inf
 
 from tapster.errors import ConflictError, LeaseBusy, NoSuchLease, TapsterError
+from tapster.light import Callable, Sequence
 from tapster.model import Lease, State
 from tapster.operations.context import Context
 from tapster.operations.devices import Devices

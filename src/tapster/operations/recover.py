@@ -6,9 +6,6 @@ whether its manager lives. The lease is then claimed, looked at once more, and
 repaired.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-
 from tapster.backends.backend import Backend, Leftover
 from tapster.errors import (
     HostError,
@@ -18,6 +15,15 @@ from tapster.errors import (
     TapsterError,
 )
 from tapster.kernel.port import Namespace
+from tapster.light import (
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+    suppress,
+)
 from tapster.model import HistoryEvent, Kind, Lease, Link, Netns, State
 from tapster.operations import decision
 from tapster.operations.context import Context

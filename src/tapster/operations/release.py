@@ -13,10 +13,9 @@ A release waits for nobody. An operation that has claimed the lease sees the
 record when it is done, and brings the device to rest itself.
 """
 
-from contextlib import suppress
-
 from tapster.errors import NoSuchLease, ServiceUnavailable, TapsterError
 from tapster.kernel.port import Namespace
+from tapster.light import suppress
 from tapster.model import Lease
 from tapster.operations.context import Context
 from tapster.operations.devices import Devices

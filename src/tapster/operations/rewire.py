@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rewire: change what an active lease's device is connected to, or restore it."""
 
-from collections.abc import Collection
-from contextlib import suppress
 from errno import EBUSY, EEXIST
 
 from tapster import model
@@ -15,6 +13,7 @@ from tapster.errors import (
     TapsterError,
 )
 from tapster.kernel.port import Namespace
+from tapster.light import Collection, suppress
 from tapster.model import Changes, Kind, Lease, State, Wiring
 from tapster.operations.context import Context
 from tapster.operations.devices import Devices, pids_of
