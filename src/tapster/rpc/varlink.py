@@ -110,8 +110,12 @@ def to_json(value: Any) -> Any:
     if isinstance(value, tuple):
         if not hasattr(value, "_fields"):
             return [to_json(item) for item in value]
-        fields = zip(value._fields, value, strict=True)
-        return {name: to_json(item) for name, item in fields if item is not None}
+        # Most fields are plain. A call for each took most of the time of an answer.
+        return {
+            name: item if item.__class__ in SIMPLE else to_json(item)
+            for name, item in zip(value._fields, value, strict=True)
+            if item is not None
+        }
     if isinstance(value, StrEnum):
         return value.value
     return value
