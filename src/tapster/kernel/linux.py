@@ -4,7 +4,6 @@
 import os
 import time
 from errno import (
-    E2BIG,
     EAFNOSUPPORT,
     EBADFD,
     EBUSY,
@@ -35,6 +34,7 @@ from tapster.kernel.port import (
     Redirection,
     Vlans,
     Watch,
+    give_or_restore,
 )
 from tapster.light import (
     TYPE_CHECKING,
@@ -585,27 +585,22 @@ class LinuxNamespace:
         gid: int | None,
         pids: Collection[int] = (),
     ) -> bool:
-        try:
+        def give() -> None:
             opened = self.open_tap(
                 name, ifindex, multi_queue=multi_queue, vnet_hdr=vnet_hdr
             )
-        except KernelError as error:
-            if error.errno == EBADFD:
-                return False
-            if error.errno not in (EBUSY, E2BIG):
-                raise
-            # A process has it open, and as many times as the kernel allows.
+            try:
+                tun.give(opened, uid=uid, gid=gid)
+            except OSError as error:
+                action = f"giving tap {name!r} another owner"
+                raise failure(error, action) from error
+            finally:
+                os.close(opened)
+
+        def restore() -> bool:
             return self.restore_tap(ifindex, uid=uid, gid=gid, pids=pids)
-        try:
-            tun.give(opened, uid=uid, gid=gid)
-        except OSError as error:
-            if error.errno == EBADFD:
-                return False  # somebody deleted it
-            action = f"giving tap {name!r} another owner"
-            raise failure(error, action) from error
-        finally:
-            os.close(opened)
-        return True
+
+        return give_or_restore(give, restore)
 
     def restore_tap(
         self,

@@ -16,6 +16,9 @@ Contract of every verb:
   namespace returns the thread to its own before it ends, also when Ctrl-C comes.
 """
 
+from errno import E2BIG, EBADFD, EBUSY
+
+from tapster.errors import KernelError
 from tapster.light import (
     AbstractContextManager,
     Any,
@@ -381,6 +384,24 @@ class Namespace(Protocol):
 
     def close(self) -> None:
         """Close the namespace's descriptors and sockets. Closing twice is harmless."""
+
+
+def give_or_restore(give: Callable[[], None], restore: Callable[[], bool]) -> bool:
+    """Do what `Namespace.give_tap` says: open the tap for that, or look for a holder.
+
+    False if the tap has another name or is gone.
+    """
+    try:
+        give()
+    except KernelError as error:
+        if error.errno == EBADFD:
+            return False
+        if error.errno not in (EBUSY, E2BIG):
+            raise
+    else:
+        return True
+    # A process has it open, and as many times as the kernel allows.
+    return restore()
 
 
 class WatchReport(NamedTuple):

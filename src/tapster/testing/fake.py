@@ -9,7 +9,7 @@ ioctl is atomic. Between two steps, another program may act, or the process may 
 import os
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
-from errno import E2BIG, EBADFD, EBUSY, ENODEV, EOPNOTSUPP, EPERM
+from errno import EBADFD, EBUSY, ENODEV, EOPNOTSUPP, EPERM
 from functools import cached_property, partial
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -27,6 +27,7 @@ from tapster.kernel.port import (
     StandIns,
     Vlans,
     Watch,
+    give_or_restore,
 )
 from tapster.light import Any, NoReturn
 from tapster.model import Life, Link, Netns, Process
@@ -485,25 +486,22 @@ class FakeNamespace:
         gid: int | None,
         pids: Collection[int] = (),
     ) -> bool:
-        try:
+        def give() -> None:
             opened = self.open_tap(
                 name, ifindex, multi_queue=multi_queue, vnet_hdr=vnet_hdr
             )
-        except KernelError as error:
-            if error.errno == EBADFD:
-                return False
-            if error.errno not in (EBUSY, E2BIG):
-                raise
+            try:
+                file = self._system.world.descriptors[opened]
+                with _failing(f"giving tap {name!r} another owner"):
+                    space = self._step(f"give {name}")
+                    space.edit(space.attached(file).ifindex, **_owners(uid, gid))
+            finally:
+                self._system.close_fd(opened)
+
+        def restore() -> bool:
             return self.restore_tap(ifindex, uid=uid, gid=gid, pids=pids)
-        try:
-            file = self._system.world.descriptors[opened]
-            space = self._step(f"give {name}")
-            if file not in space.queues:
-                return False  # somebody deleted it
-            space.edit(space.attached(file).ifindex, **_owners(uid, gid))
-        finally:
-            self._system.close_fd(opened)
-        return True
+
+        return give_or_restore(give, restore)
 
     def restore_tap(
         self,
