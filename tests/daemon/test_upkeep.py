@@ -3,6 +3,7 @@
 
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,7 @@ from tapster.daemon.upkeep import (
     NAMESPACE_RETRY,
 )
 from tapster.errors import HostError
+from tapster.kernel.port import LinkChange
 from tapster.ledger import FIRST_IFINDEX
 from tapster.model import Netns
 from tapster.operations.pace import AT_ONCE, SECONDS
@@ -178,6 +180,34 @@ def test_a_device_is_put_back_if_that_is_asked_for(watched: Watched) -> None:
     device = stranger.show("vnet0")
     assert device
     assert device.up
+    lease.close()
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ({"mtu": 1300}, "mtu is 1300, not 1500"),
+        ({"isolated": False}, "isolated is off, not on"),
+        ({"learning": False}, "learning is off, not on"),
+        ({"bpdu_guard": False}, "bpdu_guard is off, not on"),
+        ({"root_guard": True}, "root_guard is on, not off"),
+        ({"no_ipv4": False}, "IPv4 of the host is on, not off"),
+    ],
+)
+@pytest.mark.parametrize("repair", [False, True])
+def test_every_changed_property_is_reported_and_put_back_if_configured(
+    watched: Watched, what: dict[str, Any], said: str, repair: bool
+) -> None:
+    made = watched.made
+    watched.upkeep.reconnect = repair
+    lease = acquire(made.host, BR0._replace(isolated=True, bpdu_guard=True))
+    assert watched.hear() == []
+    with closing(made.system.netns(None)) as namespace:
+        namespace.set_links([LinkChange(lease.ifindex, **what)])
+    assert watched.hear() == ["changed"]
+    assert made.events[-1].detail == said
+    assert watched.hear() == (["sound"] if repair else [])
+    assert bool(made.host.differences(lease)) is not repair
     lease.close()
 
 

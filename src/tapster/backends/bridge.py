@@ -185,12 +185,10 @@ def differs(
     wiring = lease.wiring.in_force
     pairs: dict[str, tuple[object, object]] = {
         "up": (wiring.up, link.up),
-        "IPv6 of the host": (False, not link.no_ipv6),
         "MAC of the host's side": (_mac_of(lease), link.mac),
         "alias": (stamp, link.alias),
+        **_pairs_of_link(wiring, link),
     }
-    if wiring.mtu is not None:
-        pairs["mtu"] = (wiring.mtu, link.mtu)
     if wiring.standby or wiring.bridge is not None:
         master = links.get(link.master) or (
             namespace.link(link.master) if link.master else None
@@ -202,7 +200,28 @@ def differs(
             name = asked if namespace.ifindex(asked) == link.master else name
         pairs["bridge"] = (wiring.bridge, name)
     if wiring.bridge is not None:
-        pairs |= _pairs_of_port(lease, wiring, link, namespace)
+        pairs |= _pairs_of_port(wiring, link)
+        if not learns(wiring):
+            known = lease.mac in namespace.neighbours(link.ifindex)
+            pairs["neighbour"] = (True, known)
+        if vlans(wiring) is not None:
+            pairs["vlans"] = (vlans(wiring), namespace.vlans(link.ifindex))
+    return _compared(pairs)
+
+
+def changed(lease: Lease, link: Link) -> str | None:
+    """Say what a report of a device shows to differ, apart from the device's place.
+
+    Whether the device is up, and where, is for the caller to compare.
+    """
+    wiring = lease.wiring.in_force
+    pairs = _pairs_of_link(wiring, link)
+    if wiring.bridge is not None and link.master:
+        pairs |= _pairs_of_port(wiring, link)
+    return _compared(pairs)
+
+
+def _compared(pairs: Mapping[str, tuple[object, object]]) -> str | None:
     differences = [
         f"{key} is {_shown(present)}, not {_shown(wanted)}"
         for key, (wanted, present) in pairs.items()
@@ -211,23 +230,26 @@ def differs(
     return "; ".join(differences) or None
 
 
-def _pairs_of_port(
-    lease: Lease, wiring: Wiring, link: Link, namespace: Namespace
-) -> dict[str, tuple[object, object]]:
-    """Return what a bridge port should be, and is, by the name of each property."""
-    learning = learns(wiring)
+def _pairs_of_link(wiring: Wiring, link: Link) -> dict[str, tuple[object, object]]:
+    """Return what a device should be, and is, by the name of each property."""
     pairs: dict[str, tuple[object, object]] = {
+        "IPv6 of the host": (False, not link.no_ipv6)
+    }
+    if wiring.mtu is not None:
+        pairs["mtu"] = (wiring.mtu, link.mtu)
+    return pairs
+
+
+def _pairs_of_port(wiring: Wiring, link: Link) -> dict[str, tuple[object, object]]:
+    """Return the same of a bridge port's properties."""
+    learning = learns(wiring)
+    return {
         "isolated": (wiring.isolated, link.isolated),
         "learning": ((learning, learning), (link.learning, link.flood)),
         "root_guard": (wiring.root_guard, link.root_guard),
         "bpdu_guard": (wiring.bpdu_guard, link.bpdu_guard),
         "IPv4 of the host": (False, not link.no_ipv4),
     }
-    if not learning:
-        pairs["neighbour"] = (True, lease.mac in namespace.neighbours(link.ifindex))
-    if vlans(wiring) is not None:
-        pairs["vlans"] = (vlans(wiring), namespace.vlans(link.ifindex))
-    return pairs
 
 
 def _shown(value: object) -> str:

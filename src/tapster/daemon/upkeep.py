@@ -95,7 +95,7 @@ class Upkeep:
         thread."""
         self.reconnect = False
         """Whether to restore a device that another program took down, took off its
-        bridge, or renamed."""
+        bridge, renamed, or changed in another property."""
         self.deadline: float | None = None
         """When the next FIN WAIT ends, on `CLOCK_BOOTTIME`. Any thread may read it."""
         self._operations = operations
@@ -373,7 +373,7 @@ class Upkeep:
             if link is None:
                 self._repair([lease.id])
             elif event == "changed":
-                self._identify(lease, link)
+                self._restore(lease, link)
             elif event == "renamed":
                 if self.reconnect and lease.state is State.ACTIVE:
                     self._answer(lease)
@@ -384,13 +384,16 @@ class Upkeep:
             if lease.state is State.ACTIVE:
                 self.report("sound", lease)
 
-    def _identify(self, lease: Lease, link: Link) -> None:
-        """Put a foreign MAC or alias back.
+    def _restore(self, lease: Lease, link: Link) -> None:
+        """Put back what was changed: a foreign MAC or alias in any case.
 
         With another VM's MAC in the host, a bridge delivers that VM's frames to the
         host, so the configuration is not asked.
         """
-        if self._operations.look.misidentified(lease, link) is not None:
+        look = self._operations.look
+        if look.misidentified(lease, link) is not None or (
+            self.reconnect and look.changed(lease, link) is not None
+        ):
             self._answer(lease)
 
     def _answer(self, lease: Lease) -> None:
@@ -423,7 +426,11 @@ class Upkeep:
                 return f"moved: the device is not on bridge {bridge}"
             self._bridges[place] = link.master
         look = self._operations.look
-        changed = look.misidentified(lease, link) or look.beyond_repair(lease, link)
+        changed = (
+            look.misidentified(lease, link)
+            or look.beyond_repair(lease, link)
+            or look.changed(lease, link)
+        )
         if changed:
             return f"changed: {_printable(str(changed))}"
         # A lease whose process has ended lasts until its tap is closed.

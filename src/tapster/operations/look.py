@@ -225,6 +225,10 @@ class Look:
         """Say how the MAC or the stamp of a lease's device was changed."""
         return bridge.misidentified(lease, self.devices.stamp(lease), link)
 
+    def changed(self, lease: Lease, link: Link) -> str | None:
+        """Say what else of a lease's device was changed, and can be restored."""
+        return bridge.changed(lease, link)
+
     def undetermined(self, lease: Lease, link: Link | None) -> str | None:
         """Say that nothing tells whether a lease has ended; None if something does.
 
