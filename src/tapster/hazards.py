@@ -102,7 +102,7 @@ def _ports(links: Sequence[Link], leases: Sequence[Lease]) -> Iterator[Problem]:
         elif port.locked:
             problem = "is locked: frames from MACs that were not entered do not pass"
             remedy = "locked off"
-        elif not port.hears_broadcasts:
+        elif not port.bcast_flood:
             problem = "gets no broadcasts, so its VM hears no ARP request"
             remedy = "bcast_flood on"
         else:

@@ -493,7 +493,7 @@ class Link(NamedTuple):
     """Of a bridge port whose link is up: the bridge lets none of its frames pass."""
     locked: bool = False
     """Of a bridge port: only frames from MACs that the bridge knows there pass."""
-    hears_broadcasts: bool = True
+    bcast_flood: bool = True
     """Of a bridge port: the bridge sends broadcasts to it."""
 
 

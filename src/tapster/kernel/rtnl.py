@@ -886,7 +886,7 @@ def _shared_of(found: dict[_Path, bytes]) -> _Shared:
         bpdu_guard=port.get(IFLA_BRPORT_GUARD) == b"\1",
         forwarding=port.get(IFLA_BRPORT_STATE) == FORWARDING,
         locked=port.get(IFLA_BRPORT_LOCKED) == b"\1",
-        hears_broadcasts=port.get(IFLA_BRPORT_BCAST_FLOOD) != b"\0",
+        bcast_flood=port.get(IFLA_BRPORT_BCAST_FLOOD) != b"\0",
     )
     first = Link._fields.index("isolated")
     stopped = port.get(IFLA_BRPORT_STATE, FORWARDING) != FORWARDING
