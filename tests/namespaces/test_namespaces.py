@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Namespaces: devices are made inside, names are counted apart, ends are noticed."""
 
+import os
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -78,6 +80,35 @@ def test_a_path_that_leads_nowhere_hinders_no_other_namespace(
         assert [one.action for one in host.recover()] == [Action.CLOSE]
         assert [lease.name for lease in host.leases()] == ["vnet0"]
         assert iproute.ports() == {"vnet0"}
+
+
+@pytest.mark.parametrize("name", ["itself", "nowhere", "folder", "fifo", "socket"])
+def test_a_name_that_is_no_namespace_hinders_nothing(
+    blue: None, ledger: Path, name: str
+) -> None:
+    odd = Path(netns.NAMED, name)
+    if name == "folder":
+        odd.mkdir()
+    elif name == "fifo":
+        os.mkfifo(odd)
+    elif name == "socket":
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(odd))
+    else:
+        odd.symlink_to(name if name == "itself" else "/nothing")
+    with Host(ledger, reaper=library.no_reaper) as host:
+        lease = library.acquire(host, Tap(bridge="br0", fin_wait=60))
+        shell.sh(f"ip link del {lease.name}")  # recover looks everywhere
+        assert [one.action for one in host.recover()] == [Action.HOLD_NAME]
+    with pytest.raises(tapster.TapsterError, match=f"{name}|network namespace"):
+        Host(ledger, netns=name)
+
+
+def test_names_that_cannot_be_listed_hinder_no_acquire(ledger: Path) -> None:
+    shell.sh(f"rm -rf {netns.NAMED} && touch {netns.NAMED}")
+    with Host(ledger, reaper=library.no_reaper) as host:
+        library.acquire(host, Tap(bridge="br0"))
+    assert iproute.ports() == {"vnet0"}
 
 
 def test_another_pid_namespace_cannot_tell_that_a_namespace_is_gone(

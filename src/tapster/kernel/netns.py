@@ -9,7 +9,7 @@ not its cookie (SO_NETNS_COOKIE, socket(7)).
 import fcntl
 import os
 import struct
-from errno import EBADFD, EINVAL, ENOTTY
+from errno import EBADFD, EINVAL, ELOOP, ENODEV, ENOTTY, ENXIO
 
 from tapster.kernel import sockets
 from tapster.kernel.descriptors import closing_on_error
@@ -27,6 +27,8 @@ INITIAL_PIDNS = 0xEFFFFFFC
 """The inode of the initial pid namespace (PROC_PID_INIT_INO)."""
 GONE = (FileNotFoundError, NotADirectoryError, ProcessLookupError)
 """The errors which mean that nothing is at a path. Other errors do not tell."""
+_OTHER_FILES = (ELOOP, ENODEV, ENXIO)
+"""The errors of a link to itself, a device that is missing, and a socket."""
 
 
 def path_of(where: str) -> str:
@@ -37,11 +39,15 @@ def path_of(where: str) -> str:
 def known_path() -> str:
     """Return a named path of the calling thread's namespace, or "" if it has none."""
     wanted = os.stat(OWN)
-    for path in named():
+    try:
+        paths = named()
+    except OSError:
+        return ""  # the names may not be for every user
+    for path in paths:
         try:
             found = os.stat(path)
-        except GONE:
-            continue
+        except OSError:
+            continue  # it is no namespace that this thread could be in
         if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
             return path
     return ""
@@ -51,7 +57,7 @@ def named() -> list[str]:
     """Return the paths of the namespaces that have a name."""
     try:
         return [f"{NAMED}/{name}" for name in sorted(os.listdir(NAMED))]
-    except FileNotFoundError:
+    except GONE:
         return []
 
 
@@ -77,7 +83,12 @@ def open_netns(path: str) -> int:
     Raise OSError, with EINVAL if there is something else than a network namespace.
     """
     # A FIFO must not make its opener wait.
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in _OTHER_FILES:
+            raise OSError(EINVAL, "not a network namespace", path) from error
+        raise
     try:
         kind = fcntl.ioctl(fd, NS_GET_NSTYPE)
     except OSError as error:
