@@ -236,6 +236,44 @@ def test_no_frame_to_a_bridge_reaches_the_host(lab: GuestBridge, last: int) -> N
     assert "52:54:00:66:66:66" not in {entry["mac"] for entry in learnt}
 
 
+# What is in one frame with segmentation offload
+
+
+VIRTIO_NET_HDR_GSO_UDP_L4 = 5
+DATAGRAM = 300
+
+
+def dhcp(client: str) -> bytes:
+    """A request of a DHCP client, as far as the filter judges it."""
+    return (bytes(28) + frames.mac(client)).ljust(DATAGRAM, b"\0")
+
+
+def datagrams(guest: Leased, port: int) -> tuple[bytes, bytes]:
+    """Two datagrams in one frame, the second one for another MAC; and the request."""
+    both = dhcp(guest.mac) + dhcp("52:54:00:66:66:66")
+    packet = ipv4("0.0.0.0", "255.255.255.255", udp(68, port, both))
+    request = struct.pack("BBHHHH", 1, VIRTIO_NET_HDR_GSO_UDP_L4, 42, DATAGRAM, 34, 6)
+    return ether(guest.mac, BROADCAST, IPV4, packet), request
+
+
+@pytest.mark.parametrize(
+    ("port", "guard", "number"),
+    [
+        pytest.param(67, True, 0, id="to a DHCP server"),
+        pytest.param(67, False, 2, id="without the guard"),
+        pytest.param(1067, True, 2, id="to another server"),
+    ],
+)
+def test_no_dhcp_request_for_another_mac_comes_behind_an_honest_one(
+    lab: GuestBridge, port: int, guard: bool, number: int
+) -> None:
+    """The filter judges the first datagram of a frame."""
+    guest = lab.guest(filter=True, guard=guard)
+    with Receiver("plain", offload=False) as receiver:
+        guest.send(*datagrams(guest, port))
+        assert len(arrivals(lab, receiver)) == number
+
+
 # What goes on the wire
 
 

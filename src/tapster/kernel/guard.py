@@ -10,6 +10,10 @@ request, and a request that writes to the checksum of a TCP or UDP header. nftab
 not judge what follows a UDP header, except DHCP. So a request for a checksum inside a
 tunnel passes.
 
+**Segmentation of DHCP.** A frame with UDP segmentation offload is many datagrams, and
+nftables judges the first. The others could be DHCP requests for other MACs. So such a
+frame to a DHCP server is dropped: no client sends one.
+
 **Frames to 01:80:c2:00:00:00 to 0f.** A bridge hands some of them to the port itself
 before nftables sees them: LLDP, and spanning tree where the bridge takes part in it.
 
@@ -315,7 +319,9 @@ def _judge_place(a: _Assembler) -> None:
     a.jump("udp", _NE, _NEXT, TCP)
     a.jump("judged", _EQ, _PLACE, 16).jump("drop")
     a.label("udp").jump("drop", _NE, _NEXT, UDP)
-    a.jump("judged", _EQ, _PLACE, 6).jump("drop", _LESS_SIGNED, _PLACE, 8)
-    a.by(_MOV, _R2, _TRANSPORT).do(_ADD, _R2, 2).read_frame(2)
+    a.jump("inside", _NE, _PLACE, 6)
+    a.load(_R0, 4, _GSO_SIZE, _SKB).jump("judged", _EQ, _R0, 0).jump("datagrams")
+    a.label("inside").jump("drop", _LESS_SIGNED, _PLACE, 8)
+    a.label("datagrams").by(_MOV, _R2, _TRANSPORT).do(_ADD, _R2, 2).read_frame(2)
     a.load(_R0, 2, _BUFFER).do(_BIG_ENDIAN, _R0, 16)
     a.jump("drop", _EQ, _R0, DHCP_SERVER).jump("judged")
