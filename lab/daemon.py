@@ -8,6 +8,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,15 +48,29 @@ PROGRAMS = {
 def install(folder: Path) -> Path:
     """Put Tapster where every user can run it, and return the folder of its programs.
 
-    This tree, and the interpreter that runs the tests, may be in a home."""
+    This tree may be in a home."""
     library, programs = folder / "lib", folder / "bin"
     shutil.copytree(Path(tapster.__file__).parent, library / "tapster")
     programs.mkdir()
+    python = _share_python(folder / "python")
     for name, module in PROGRAMS.items():
-        start = f"PYTHONPATH={library} exec /usr/bin/python3 -m {module}"
+        start = f"PYTHONPATH={library} exec {python} -m {module}"
         (programs / name).write_text(f'#!/bin/sh\n{start} "$@"\n')
         (programs / name).chmod(0o755)
     return programs
+
+
+def _share_python(folder: Path) -> str:
+    """Return a command of the shell: the Python that runs the tests, for every user.
+
+    It may be in a home. So it is mounted at a folder that every user can enter.
+    """
+    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    if sys.base_prefix == "/usr":
+        return f"/usr/bin/{name}"
+    folder.mkdir()
+    subprocess.run(["mount", "--bind", sys.base_prefix, folder], check=True)
+    return f"env LD_LIBRARY_PATH={folder}/lib {folder}/bin/{name}"
 
 
 def capabilities() -> list[str]:
