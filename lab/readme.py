@@ -13,13 +13,13 @@ OPERATION = "docs/operation.md"
 PAGES = Path(__file__).parents[1]
 USER = "ann"
 """The user who is not root, in the group of README's policy."""
-PATIENT = "export TAPSTER_FIN_WAIT=600\n"
-"""Typed before a command of root: on a busy computer a FIN WAIT of seconds is short."""
+PATIENT = "export TAPSTER_FIN_WAIT=600 COLUMNS=85\n"
+"""Typed before commands of root: a FIN WAIT that a busy computer does not outlast."""
 MOVING = {
     r"\b[0-9a-f]{16}\b": "ID",
     r"\b([0-9a-f]{2}:){5}[0-9a-f]{2}\b": "MAC",
     r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d": "TIME",
-    r"\b\d+(\.\d+)?s\b": "SECONDS",
+    r"\b\d+(\.\d+)?[smh]\b": "TIME SPAN",
     r"uid \d+|\"\d+\"": "UID",
     r"[ \t]+": " ",
 }
