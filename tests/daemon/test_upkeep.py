@@ -13,10 +13,8 @@ import pytest
 
 from lab.library import no_reaper
 from tapster import Host, KernelError, OpenDevice, Repair, State, Tap
-from tapster.daemon.upkeep import (
-    FIRST_RETRY,
-    NAMESPACE_RETRY,
-)
+from tapster.daemon.followed import NAMESPACE_RETRY
+from tapster.daemon.upkeep import FIRST_RETRY
 from tapster.errors import HostError
 from tapster.kernel.port import LinkChange
 from tapster.ledger import FIRST_IFINDEX

@@ -5,15 +5,16 @@ Everything here runs in the worker's thread, unless its docstring says otherwise
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
+from tapster.daemon.followed import FollowedNamespaces
 from tapster.daemon.log import INFO, WARNING, Log
 from tapster.daemon.metrics import Metrics
 from tapster.daemon.turns import Turns
-from tapster.errors import HostError, LedgerError, NoSuchLease, TapsterError
-from tapster.kernel.port import ALL, HERE, REDIRECTED, WatchReport
+from tapster.errors import LedgerError, NoSuchLease, TapsterError
+from tapster.kernel.port import ALL, REDIRECTED, WatchReport
 from tapster.light import NamedTuple
 from tapster.model import HistoryEvent, Lease, Link, Netns, Process, State
 from tapster.operations.decision import Action, Repair
@@ -24,12 +25,6 @@ from tapster.rpc.interface import Event, event_of
 EXIT = "the process that the lease was bound to has ended"
 CLOSE = "nobody has the device open any more"
 RULES = "another program deleted rules of its filter or limits; they are back"
-SURVEY_PAUSE = 0.5
-"""Seconds between two looks at all namespaces. Hundreds may end, one after the other;
-the next look, or the next sweep, tells of those that end in the meantime."""
-NAMESPACE_RETRY = 60.0
-"""Seconds to wait before retrying a namespace whose existence could not be
-determined."""
 FIRST_RETRY, LAST_RETRY = 1.0, 30.0
 """Seconds until a repair that failed is tried again. The wait doubles from the first
 value to the last."""
@@ -108,11 +103,9 @@ class Upkeep:
         self._bound: dict[Process, set[str]] = {}
         """The leases that end with each watched process."""
         self._process_of: dict[str, Process] = {}
-        own = operations.context.namespace.netns
-        self._followed = {own.cookie: (own, HERE)}
-        """The namespaces that have leases, each with its number in a Watch."""
-        self._undetermined: dict[int, float] = {}
-        """When to retry each namespace whose existence could not be determined."""
+        self._followed = FollowedNamespaces(
+            operations.look, operations.context.namespace.netns, log, clock
+        )
         self._bridges: dict[tuple[int, str], int] = {}
         """The last known ifindex of each bridge, by the cookie of its namespace and by
         its name."""
@@ -127,9 +120,6 @@ class Upkeep:
         """Of putting back a foreign MAC, alias or name."""
         self._told = Pace()
         """Of reporting changes of a device."""
-        self._suspects: list[Netns] = []
-        """Namespaces that were reported as ended, and not looked for yet."""
-        self._next_survey = 0.0
         self._turns = Turns(submit, clock)
         self._repairing: dict[Repairing, list[str]] = {}
         """The leases that wait for their repair."""
@@ -157,11 +147,9 @@ class Upkeep:
 
     def recover(self) -> None:
         """Bring ledger and kernel into agreement, and watch what has leases."""
-        self._forget_ended(
-            [netns for netns, number in self._followed.values() if number != HERE]
-        )
+        self._forget_ended(self._followed.others())
         # Follow first: then changes during recover are reported.
-        self._follow_all()
+        self._followed.follow_all()
         self._worked_on.update(
             lease.id for lease in self._operations.look.leases() if _is_worked_on(lease)
         )
@@ -198,60 +186,20 @@ class Upkeep:
 
     def follow_new_namespaces(self) -> None:
         """Follow namespaces in which other managers have acquired leases."""
-        self._forget_suspects()
-        if found := self._follow_all():
+        self._forget_ended(self._followed.suspects(soon=False))
+        if found := self._followed.follow_all():
             self._repair(self._leases_in(found))
         self._turns.run()
 
     def follow(self, netns: Netns) -> bool:
-        """Let the watches report changes in this namespace.
+        """As `FollowedNamespaces.follow`."""
+        return self._followed.follow(netns)
 
-        True if the namespace was not followed before or has ended: then look at its
-        leases.
-        """
-        now = self._clock()
-        if netns.cookie in self._followed:
-            return False
-        if self._undetermined.get(netns.cookie, 0) > now:
-            return False
-        try:
-            number = self._operations.look.number(netns)
-        except HostError as error:
-            self._undetermined[netns.cookie] = now + NAMESPACE_RETRY
-            self._log(WARNING, "not-watched", netns=netns.path, error=error)
-            return False
-        self._undetermined.pop(netns.cookie, None)
-        if number is not None:
-            self._followed[netns.cookie] = netns, number
-        return True
-
-    def _follow_all(self) -> list[Netns]:
-        """Follow every namespace that has leases.
-
-        Return those that were not followed before or have ended.
-        """
-        look = self._operations.look
-        new = [n for n in look.namespaces() if n.cookie not in self._followed]
-        # One look at all processes tells of all namespaces that have ended. `follow`
-        # would look at all processes for each.
-        ended = look.ended_namespaces(new)
-        return [netns for netns in new if netns in ended or self.follow(netns)]
-
-    def _forget_ended(self, suspects: Sequence[Netns]) -> None:
+    def _forget_ended(self, suspects: Collection[Netns]) -> None:
         """Stop following those namespaces that have ended, and repair their leases."""
-        look = self._operations.look
-        ended = look.ended_namespaces(suspects)
-        for netns in set(suspects) - ended:
-            try:
-                if look.number(netns) is None:
-                    ended.add(netns)
-            except HostError as error:
-                # `follow_new_namespaces` follows it again if it still has leases.
-                self._log(WARNING, "not-determined", netns=netns.path, error=error)
-                del self._followed[netns.cookie]
-        cookies = {netns.cookie for netns in ended}
-        for cookie in cookies:
-            del self._followed[cookie]
+        if not suspects:
+            return
+        ended = self._followed.forget_ended(suspects)
         self._bridges = {
             place: ifindex
             for place, ifindex in self._bridges.items()
@@ -273,7 +221,7 @@ class Upkeep:
     def look_at(self, changes: WatchReport) -> None:
         """Compare the reported devices with their leases."""
         ended: list[Netns] = []
-        for netns, number in list(self._followed.values()):
+        for netns, number in self._followed.numbered():
             links = [*changes.links.get(number, {}).items()]
             for start in range(0, len(links), LOOK_BATCH):
                 batch = dict(links[start : start + LOOK_BATCH])
@@ -282,21 +230,9 @@ class Upkeep:
                 self._look_at_rules(netns, rules)
             if number in changes.ended:
                 ended.append(netns)
-        self._suspects += ended
-        if self._clock() >= self._next_survey:
-            self._forget_suspects()
+        self._followed.suspect(ended)
+        self._forget_ended(self._followed.suspects(soon=True))
         self._turns.run()
-
-    def _forget_suspects(self) -> None:
-        """Look whether namespaces that were reported as ended have ended.
-
-        Their numbers may belong to other namespaces by now.
-        """
-        if self._suspects:
-            suspects = {n for n in self._suspects if n.cookie in self._followed}
-            self._suspects.clear()
-            self._next_survey = self._clock() + SURVEY_PAUSE
-            self._forget_ended([*suspects])
 
     def _look_at_links(
         self, netns: Netns, links: Mapping[int, Callable[[], Link] | None]
