@@ -79,6 +79,17 @@ def test_tapsters_own_changes_are_no_events(watched: Watched) -> None:
     assert watched.hear() == []
 
 
+def test_a_device_on_standby_is_as_it_should_be(watched: Watched) -> None:
+    made = watched.made
+    with acquire(made.host) as opened:
+        made.host.set(opened, standby=True)
+        made.system.stranger().set_by_name("vnet0", mtu=1300)
+        assert watched.hear() == []
+        made.host.set(opened, standby=False)
+        made.system.stranger().set_by_name("vnet0", up=False)
+        assert watched.hear() == ["down"]
+
+
 def test_a_foreign_change_is_reported_once_and_so_is_its_end(watched: Watched) -> None:
     stranger = watched.made.system.stranger()
     stranger.add_bridge("br1")

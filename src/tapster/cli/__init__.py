@@ -348,5 +348,5 @@ def _fail(error: TapsterError, code: int) -> int:
     from tapster.cli.terminal import plain  # rarely needed
 
     for line in (str(error), *getattr(error, "__notes__", ())):
-        print(f"tapster: {plain(line)}", file=sys.stderr)
+        print(f"tapster: {plain(line, lines=True)}", file=sys.stderr)
     return code

@@ -70,7 +70,7 @@ def run(options: Options, host: "AnyHost") -> int:
     leases = sorted(chosen.leases, key=key(options.sort))
     if options.quiet or options.id:
         for lease in leases:
-            print(lease.id if options.id else lease.name)
+            print(terminal.plain(lease.id if options.id else lease.name))
     elif parts is not None:
         for lease in leases:
             print(fill_in(parts, lease))
@@ -163,7 +163,7 @@ def fill_in(parts: list[tuple[str, str]], lease: Lease) -> str:
         value = fields[name] if name else ""
         if key:
             value = value.get(key) if isinstance(value, dict) else None
-        filled += [_plain(value), rest]
+        filled += [terminal.plain(_plain(value)), rest]
     return "".join(filled)
 
 

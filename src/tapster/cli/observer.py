@@ -147,10 +147,11 @@ class Observer:
                 return "lost", lease, "the device is gone"
             if link.name != lease.name:
                 return "renamed", lease, f"the device is called {link.name!a} now"
-            if lease.wiring.up and not link.up:
+            wiring = lease.wiring.in_force
+            if wiring.up and not link.up:
                 return "down", lease, "another program took the device down"
-            if lease.wiring.bridge and not self._look_at.joined(link, lease):
-                return "moved", lease, f"the device is not on {lease.wiring.bridge}"
+            if wiring.bridge and not self._look_at.joined(link, lease):
+                return "moved", lease, f"the device is not on {wiring.bridge}"
             found = self._host.differences(lease)
         except TapsterError as error:
             return "changed", lease, str(error)

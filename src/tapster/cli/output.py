@@ -203,7 +203,8 @@ def print_problems(problems: Sequence[Problem], *, json: bool) -> int:
         print_json(problems=[problem._asdict() for problem in problems])
     else:
         for problem in problems:
-            print(terminal.plain(f"{problem.description}\n    {problem.remedy}"))
+            text = f"{problem.description}\n    {problem.remedy}"
+            print(terminal.plain(text, lines=True))
     if not problems and not json:
         print("nothing is wrong", file=sys.stderr)
     return int(bool(problems))
@@ -242,11 +243,21 @@ def timestamp(seconds: float | None) -> str | None:
         return None
     from datetime import UTC, datetime  # only here: `tapster add` does without
 
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+    try:
+        moment = datetime.fromtimestamp(seconds, UTC)
+    except (OSError, OverflowError, ValueError):
+        return None  # no calendar has it: a daemon or another host says so
+    return moment.isoformat(timespec="milliseconds")
 
 
 def moment(seconds: float | None) -> str:
     """Return a moment for people, in local time."""
-    if seconds is None:
-        return "-"
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    return "-" if seconds is None else local_time(seconds, "%Y-%m-%d %H:%M:%S")
+
+
+def local_time(seconds: float, format: str) -> str:
+    """Return a moment in local time, as strftime(3) formats it."""
+    try:
+        return time.strftime(format, time.localtime(seconds))
+    except (OSError, OverflowError, ValueError):
+        return "?"  # as in `timestamp`

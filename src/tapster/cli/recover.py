@@ -3,7 +3,7 @@
 
 import sys
 
-from tapster.cli import output
+from tapster.cli import output, terminal
 from tapster.cli.options import Options
 from tapster.errors import NoSuchLease
 from tapster.light import TYPE_CHECKING
@@ -31,7 +31,8 @@ def run(options: Options, host: "AnyHost") -> int:
         )
         return 0
     for lease, action in repairs:
-        print(f"{action} {lease.name} ({lease.state}, {lease.owner or '-'}) {lease.id}")
+        line = f"{action} {lease.name} ({lease.state}, {lease.owner or '-'}) {lease.id}"
+        print(terminal.plain(line))
     return 0
 
 
@@ -49,4 +50,5 @@ def _report_the_rest(host: "AnyHost") -> None:
         for kind, difference in differences.items():
             if kind in UNREPAIRED:
                 text = f"lease {lease.name} ({lease.id}) stays as it is"
-                print(f"tapster: {text}: {difference}", file=sys.stderr)
+                line = terminal.plain(f"tapster: {text}: {difference}")
+                print(line, file=sys.stderr)

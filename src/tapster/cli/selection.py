@@ -117,7 +117,7 @@ def report(errors: Iterable[TapsterError]) -> bool:
     for error in errors:
         failed = True
         for line in (str(error), *getattr(error, "__notes__", ())):
-            print(f"tapster: {terminal.plain(line)}", file=sys.stderr)
+            print(f"tapster: {terminal.plain(line, lines=True)}", file=sys.stderr)
     return failed
 
 

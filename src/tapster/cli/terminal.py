@@ -45,14 +45,16 @@ def paint(text: str, style: str | None) -> str:
     return f"\x1b[{style}m{text}\x1b[0m" if style else text
 
 
-def plain(text: str) -> str:
-    """Return text without characters that control a terminal: they are escaped.
+def plain(text: str, *, lines: bool = False) -> str:
+    """Return text without characters that control a terminal: they are escaped, the
+    ends of lines, too, unless the text is of several `lines`.
 
-    Other users choose names of devices and namespaces, and a daemon its errors.
+    Other users choose names of devices and namespaces, and a daemon its answers.
     """
     if text.isprintable():
         return text
+    kept = "\n" if lines else ""
     return "".join(
-        letter if letter.isprintable() or letter in "\n\t" else ascii(letter)[1:-1]
+        letter if letter.isprintable() or letter in kept else ascii(letter)[1:-1]
         for letter in text
     )

@@ -5,7 +5,6 @@ The daemon reports them. Where it does not run, root sees what the kernel and
 the ledger tell.
 """
 
-import time
 from contextlib import suppress
 
 from tapster.cli import output, selection, terminal
@@ -111,7 +110,7 @@ class EventFilter:
 
 def line(event: Event, width: int) -> str:
     """Return an event for people: one line, at most `width` wide."""
-    clock = time.strftime("%H:%M:%S", time.localtime(event.time))
+    clock = output.local_time(event.time, "%H:%M:%S")
     words = [
         event.name or "",
         event.owner and f"({event.owner})",
@@ -122,4 +121,5 @@ def line(event: Event, width: int) -> str:
     if len(rest) > room:
         rest = rest[: max(room - 1, 0)] + output.ELLIPSIS
     colour = COLOURS.get(event.event) if terminal.has_colours() else None
-    return f"{clock} {terminal.paint(f'{event.event:<10}', colour)} {rest}".rstrip()
+    word = terminal.paint(f"{terminal.plain(event.event):<10}", colour)
+    return f"{clock} {word} {rest}".rstrip()

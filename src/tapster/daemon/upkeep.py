@@ -353,9 +353,10 @@ class Upkeep:
             return f"renamed: the device is called {_printable(link.name)} now"
         if lease.state is not State.ACTIVE:
             return ""
-        if lease.wiring.up and not link.up:
+        wiring = lease.wiring.in_force
+        if wiring.up and not link.up:
             return "down: another program took the device down"
-        bridge = lease.wiring.bridge
+        bridge = wiring.bridge
         place = (lease.netns.cookie, bridge or "")
         if bridge is not None and link.master != self._bridges.get(place):
             if not self._operations.look.joined(link, lease):
