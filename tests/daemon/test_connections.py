@@ -163,6 +163,27 @@ def test_the_paused_connections_of_a_user_take_turns(made: Parts) -> None:
     assert sorted(len(peer.received()) for peer in peers) == [2, 2, 2]
 
 
+def test_a_user_whose_calls_keep_the_worker_busy_is_read_later(
+    made: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spent = iter([0.0, 1.01, 0.0, 0.001])
+    monkeypatch.setattr(
+        "tapster.daemon.worker.time.thread_time", lambda: next(spent, 0.0)
+    )
+    alice, bob, root = made.connect(), made.connect(BOB), made.connect(ROOT)
+    alice.send("io.tapster.List")
+    made.serve()
+    assert len(alice.received()) == 1
+    for peer in (alice, bob, root):
+        peer.send("io.tapster.List")
+    made.serve()
+    assert [len(peer.received()) for peer in (alice, bob, root)] == [0, 1, 1]
+    for _ in range(40):
+        made.clock.advance(0.1)
+        made.serve()
+    assert len(alice.received()) == 1
+
+
 def test_root_has_no_rate(made: Parts) -> None:
     peer = made.connect(ROOT)
     peer.send(*[PING] * 100)

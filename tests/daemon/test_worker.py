@@ -25,7 +25,7 @@ from tapster.daemon.schedule import (
     SMALL_BATCH,
     ReapSchedule,
 )
-from tapster.daemon.throttle import Throttle
+from tapster.daemon.throttle import FREE_WORK, Throttle
 from tapster.daemon.worker import DROPPED, FairQueue, Job, Worker
 from tapster.errors import HostError, KernelError
 from tapster.kernel import unix
@@ -168,8 +168,21 @@ def test_a_user_waits_for_a_token_no_longer_than_the_rate_says() -> None:
     assert throttle.admit(7, 10, 100.0) == pytest.approx(0.1)
     assert throttle.admit(8, 10, 100.0) == 0, "another user has another bucket"
     assert throttle.admit(7, 10, 100.2) == 0
-    throttle.forget(104.0)
+    throttle.forget(10, 104.0)
     assert throttle.admit(7, 10, 104.0) == 0
+
+
+def test_a_request_that_takes_long_takes_the_tokens_of_many() -> None:
+    throttle = Throttle()
+    throttle.charge(7, 10, FREE_WORK, 100.0)
+    throttle.charge(7, 10, 1.0 + FREE_WORK, 100.0)
+    assert throttle.admit(7, 10, 100.0) == pytest.approx(2.1), "it owes 20 tokens"
+    assert throttle.admit(8, 10, 100.0) == 0, "another user does not"
+    throttle.forget(10, 103.0)
+    assert throttle.admit(7, 10, 101.0) > 0, "a debt is not forgotten"
+    assert throttle.admit(7, 10, 102.2) == 0
+    throttle.forget(10, 104.3)
+    assert [throttle.admit(7, 10, 104.3) for _ in range(20)] == [0.0] * 20
 
 
 # Processes

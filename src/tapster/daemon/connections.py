@@ -357,6 +357,12 @@ class Connections:
         self._waiting[user][connection] = None
         return False
 
+    def charge(self, connection: Connection, work: float) -> None:
+        """Charge a user for the seconds of processor time that a request took."""
+        if not connection.caller.root:
+            rate, now = self._limits().requests, self._loop.now()
+            self._throttle.charge(connection.share, rate, work, now)
+
     def _admit_next(self, user: int) -> None:
         """Let the next paused connection of a user go on."""
         waiting = self._waiting[user]
@@ -472,7 +478,7 @@ class Connections:
         """Drop the connections that are idle or stalled."""
         now = self._loop.now()
         limits = self._limits()
-        self._throttle.forget(now)
+        self._throttle.forget(limits.requests, now)
         self._logged.clear()
         self._resume_listeners()
         for connection in list(self._open):

@@ -165,6 +165,8 @@ class Dispatcher:
         self, connection: Connection, method: str, request: Request, result: Any
     ) -> None:
         connection.discard(request.fds)
+        if connection.job is not None:
+            self._connections.charge(connection, connection.job.spent)
         connection.job = None
         if result is DROPPED:
             self._metrics.add("calls", "dropped")

@@ -28,12 +28,14 @@ DROPPED = Dropped()
 class Job:
     """A piece of work for a user. It can be dropped as long as it has not begun."""
 
-    __slots__ = ("dropped", "on_done", "work")
+    __slots__ = ("dropped", "on_done", "spent", "work")
 
     def __init__(self, work: Work, on_done: OnDone) -> None:
         self.work = work
         self.on_done = on_done
         self.dropped = False
+        self.spent = 0.0
+        """Seconds of processor time that it took."""
 
     def drop(self) -> None:
         """Do not begin this job; its result is then `DROPPED`."""
@@ -216,12 +218,14 @@ class Worker:
         if job.dropped:
             self.call_serving(job.on_done, DROPPED)
             return
+        start = time.thread_time()
         try:
             result = job.work()
         except TapsterError as error:
             result = error
         except Exception as error:  # noqa: BLE001 - one call must not end all
             result = self._explain(error)
+        job.spent = time.thread_time() - start
         self.call_serving(job.on_done, result)
 
     def follow_up(self) -> bool:
