@@ -19,6 +19,7 @@ from tapster import (
     NameTaken,
     OpenDevice,
     QuotaExceeded,
+    RequestError,
     Tap,
     TapsterError,
     connect,
@@ -241,6 +242,18 @@ def test_a_field_of_another_type_is_not_part_of_an_error(
         client.ping()
     assert str(caught.value)
     assert all(getattr(caught.value, field) is None for field in kind.fields)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, 1e300, float("inf"), float("nan"), "1"])
+def test_a_time_limit_is_a_time(liar: Liar, timeout: Any) -> None:
+    with pytest.raises(RequestError, match="timeout must be"):
+        connect(liar.path, timeout=timeout)
+
+
+@pytest.mark.parametrize("path", [5, "\ud800", ["a"]])
+def test_a_socket_is_a_path(path: Any) -> None:
+    with pytest.raises(RequestError, match="the socket must be a path, not"):
+        connect(path)
 
 
 @pytest.mark.parametrize("errno", [1 << 62, -1, 1 << 20])

@@ -107,6 +107,8 @@ LARGEST = 1 << 26
 ANSWER_SECONDS = 120.0
 """How long a call waits for its answer, unless the caller says otherwise. A daemon that
 waits for a switch that hangs may need some seconds. A stopped daemon never answers."""
+MOST_SECONDS = 1_000_000
+"""The longest time limit of a call."""
 DIFFERING_LEASES = 100
 """How many leases `differing` looks at."""
 
@@ -134,7 +136,17 @@ def connect(
     means without end. Raises DaemonError if no daemon answers.
     """
     check_value(float | None, timeout, "timeout")
-    return Client(socket_path(path), netns, timeout)
+    check_value(str | None, netns, "netns")
+    if timeout is not None and not 0 < timeout <= MOST_SECONDS:
+        raise RequestError(
+            f"timeout must be more than 0 and at most {MOST_SECONDS} seconds, or None, "
+            f"not {timeout}"
+        )
+    try:
+        os.fsencode(where := socket_path(path))
+    except (TypeError, UnicodeError):
+        raise RequestError(f"the socket must be a path, not {path!r}") from None
+    return Client(where, netns, timeout)
 
 
 class Client(AnyHost):
