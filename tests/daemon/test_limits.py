@@ -14,6 +14,7 @@ from lab.library import close
 from tapster import Naming, Tap
 from tapster.daemon import config, scrape
 from tapster.daemon.config import Config, Limits, MetricsConfig
+from tapster.daemon.connections import CLOSING_PAUSE
 from tapster.daemon.loop import Loop
 from tapster.daemon.policy import Caller, Rule
 from tapster.daemon.service import Answer, Call
@@ -168,23 +169,29 @@ def test_nobody_connects_whose_descriptors_wait_to_be_closed(
     assert other.received() == [{"parameters": {}}]
 
 
-def test_nobody_sends_more_descriptors_while_so_many_wait_to_be_closed(
+def test_a_client_whose_descriptors_wait_to_be_closed_is_read_later(
     made: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waiting = {ALICE.uid: 64}
+    waiting = {ALICE.uid: 65}
     monkeypatch.setattr(
         "tapster.daemon.closer.Closer.waiting", lambda _, uid: waiting.get(uid, 0)
     )
+    monkeypatch.setattr(made.connections, "_crowded", lambda _: None)
     sender, other = made.connect(), made.connect()
-    for more, answers in ((0, 1), (1, 0)):
-        waiting[ALICE.uid] += more
-        unix.send(sender.socket, b'{"method":"io.tapster.Ping"}\0', [0])
-        other.send("io.tapster.Ping")
+    pong: dict[str, object] = {"parameters": {}}
+    unix.send(sender.socket, b'{"method":"io.tapster.Ping"}\0', [0])
+    made.serve()
+    assert sender.received() == [pong]
+    unix.send(sender.socket, b'{"method":"io.tapster.Ping"}\0', [0])
+    other.send("io.tapster.Ping")
+    for _ in range(3):
+        made.clock.advance(CLOSING_PAUSE)
         made.serve()
-        received = sender.received()
-        assert received[:answers] == [{"parameters": {}}] * answers
-        assert received[answers:] == [None] * more
-        assert other.received() == [{"parameters": {}}]
+    assert (sender.received(), other.received()) == ([], [pong])
+    waiting[ALICE.uid] = 64
+    made.clock.advance(CLOSING_PAUSE)
+    made.serve()
+    assert sender.received() == [pong]
 
 
 def test_so_many_scrapes_are_open_and_the_oldest_is_closed() -> None:

@@ -54,6 +54,8 @@ class Connection:
         """The client has closed its sending side."""
         self.paused = False
         """The client's user has used up its rate."""
+        self.held = False
+        """Too many descriptors of the client's user wait to be closed."""
         self.scheduled = False
         """The loop will come back to this connection without an event."""
         self.since = now
@@ -104,7 +106,8 @@ class Connection:
     def events(self) -> int:
         """The events to wait for: incoming bytes, or room for outgoing bytes."""
         watching = self.state is ConnectionState.WATCHING
-        reading = self.state in READING and not self.half_closed and not self.paused
+        reading = self.state in READING and not self.half_closed
+        reading = reading and not (self.paused or self.held)
         # Answer the present request before reading more: so one request at most is
         # kept.
         reading = reading and (watching or not (self._out or self.has_request))

@@ -38,6 +38,8 @@ STRANGERS = -2
 user may have the ids of thousands (subuid(5))."""
 CLOSING_FDS = 64
 """Descriptors of a user that may wait to be closed."""
+CLOSING_PAUSE = 0.05
+"""Seconds until the daemon looks again whether fewer wait."""
 
 OnRequest = Callable[[Connection, bytes], None]
 
@@ -252,10 +254,22 @@ class Connections:
             self.drop(connection, error.strerror or "lost")
             return False
         if connection.fds and self._closer.waiting(connection.share) > CLOSING_FDS:
-            self._log_once(connection, "crowded", "its descriptors do not close")
-            self.drop(connection, "crowded")
-            return False
+            connection.held = True
+            self._loop.at(now + CLOSING_PAUSE, partial(self._let_go, connection))
         return True
+
+    def _let_go(self, connection: Connection) -> None:
+        """Read again from a client that sent descriptors, once fewer are left to be
+        closed."""
+        if connection not in self._open:
+            return
+        if self._closer.waiting(connection.share) > CLOSING_FDS:
+            self._log_once(connection, "delayed", "its descriptors are not closed yet")
+            when = self._loop.now() + CLOSING_PAUSE
+            self._loop.at(when, partial(self._let_go, connection))
+            return
+        connection.held = False
+        self._resume(connection)
 
     def _fault(self, connection: Connection, error: Exception) -> None:
         """Close a connection for which the daemon itself has failed."""
