@@ -12,6 +12,7 @@ import pytest
 
 from lab import iproute, libvirt, shell
 from lab.libvirt import adopted, domain, virsh, wait_until_off
+from lab.reapers import wait_for
 from tests.libvirt.system import Place, place
 
 pytestmark = [pytest.mark.kernel, pytest.mark.e2e, pytest.mark.timeout(180)]
@@ -282,7 +283,9 @@ def test_a_device_that_was_plugged_in_ends_with_the_domain(host: Place) -> None:
     mac = f"<mac address='{host.leases()['more1']['mac']}'/></interface>"
     done = libvirt.call("detach-device", "more", "/dev/stdin", xml=nic + mac)
     assert done.returncode == 0, done.stderr
-    assert "NO-CARRIER" in iproute.links()["more1"]["flags"]
+    wait_for(
+        lambda: "NO-CARRIER" in iproute.links()["more1"]["flags"], "QEMU closes it"
+    )
     assert host.state("more1") == "active", "nobody told Tapster"
     virsh("destroy more")
     assert {host.state("more0"), host.state("more1")} == {"fin_wait"}

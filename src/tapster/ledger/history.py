@@ -16,9 +16,9 @@ USERS = 10
 PRUNE_EVERY = 64
 """Entries after which the limits are enforced: counting takes a while."""
 _PRUNE_USER = """
-DELETE FROM {table} WHERE caller_uid = ?1 AND {time} <= (
-    SELECT {time} FROM {table} WHERE caller_uid = ?1
-    ORDER BY {time} DESC LIMIT 1 OFFSET ?2
+DELETE FROM {table} WHERE caller_uid = ? AND {time} <= (
+    SELECT {time} FROM {table} WHERE caller_uid = ?
+    ORDER BY {time} DESC LIMIT 1 OFFSET ?
 )
 """
 _PRUNE = """
@@ -153,7 +153,7 @@ def _prune(
         return
     share = max(1, limit // USERS)
     prune_user = _PRUNE_USER.format(table=table, time=time)
-    db.executemany(prune_user, [(uid, share) for uid in users])
+    db.executemany(prune_user, [(uid, uid, share) for uid in users])
     (rows,) = db.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608
     if rows > limit:
         db.execute(_PRUNE.format(table=table), (rows - limit,))
