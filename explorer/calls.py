@@ -142,6 +142,11 @@ class NamespaceStandIn(StandIn):
     def close(self) -> None:
         """Do nothing: the namespaces of a scenario do not end."""
 
+    def links_with(self, ifindexes: Iterable[int]) -> dict[int, Any]:
+        """Look at one device after the other, as the kernel does: each is a step."""
+        found = map(self.link, ifindexes)
+        return {link.ifindex: link for link in found if link}
+
     def ports(self, _: object) -> int:
         """Return 0: no scenario comes near the limit, and the number itself would only
         distinguish states that have the same future."""

@@ -74,7 +74,7 @@ from tapster.errors import NameTaken, TapsterError
 from tapster.kernel.port import Namespace
 from tapster.model import Lease, Life, Link, Netns, Process, State
 from tapster.operations.acquire import Acquire, Plan
-from tapster.operations.devices import Devices, Opened
+from tapster.operations.devices import Deletion, Devices, Opened
 from tapster.operations.rewire import Rewire
 
 # Programs that name devices in other ways. The VM's process has the device open: when
@@ -179,13 +179,13 @@ class LeaseLast(Acquire):
 
 
 class DeletesByName(Devices):
-    def delete_present(
-        self, namespace: Namespace, leases: Sequence[Lease]
-    ) -> list[Lease]:
+    def try_to_delete(
+        self, namespace: Namespace, leases: Sequence[Lease], _: object
+    ) -> Deletion:
         for lease in leases:
             if ifindex := namespace.ifindex(lease.name):
                 namespace.delete_links([ifindex])
-        return []
+        return Deletion([], [])
 
 
 class Unclaimed(LedgerStandIn):

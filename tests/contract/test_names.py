@@ -121,3 +121,17 @@ def test_names_are_listed_with_their_indexes(
     listed = namespace.names()
     assert {"vnet0", "vnet1", "br0"} <= listed.keys()
     assert listed == {link.name: link.ifindex for link in namespace.links()}
+
+
+def test_many_links_are_read_at_once_as_they_are_one_by_one(
+    namespace: Namespace, others: Stranger
+) -> None:
+    others.add_bridge("br0")
+    for number in range(0, 80, 2):
+        os.close(tap(namespace, f"vnet{number}", OURS + number))
+    wanted = [OURS + number for number in range(80)] + [namespace.ifindex("br0")]
+    one_by_one = {index: namespace.link(index) for index in wanted}
+    found = namespace.links_with(wanted)
+    assert found == {index: link for index, link in one_by_one.items() if link}
+    assert len(found) == 41
+    assert namespace.links_with([]) == {}

@@ -3,8 +3,9 @@
 
 import sqlite3
 from collections.abc import Iterator
-from itertools import count, islice
+from itertools import count, islice, pairwise
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -367,6 +368,27 @@ def test_exhaustion_is_seen_at_once(ns: NamespaceRow, naming: Naming) -> None:
         cost[template] = len(statements)
     assert cost[TEN] == cost[thousand] <= 6
     assert ns.asked == []
+
+
+def test_names_that_end_together_are_free_again(ns: NamespaceRow) -> None:
+    random = Random(1)
+    leased: set[int] = set()
+    for _ in range(100):
+        for _ in range(random.randrange(1, 9)):
+            lowest = next(n for n in count() if n not in leased)
+            assert ns.lease() == f"vnet{lowest}"
+            leased.add(lowest)
+        ended = random.sample(sorted(leased), len(leased) // 2)
+        leased -= {*ended}
+        gone = [f"vnet{number}" for number in ended]
+        ns.db.executemany("DELETE FROM lease WHERE name = ?", [(n,) for n in gone])
+        # Some have been free all the while, as after a plain name.
+        ns.allocator.free_names([*gone, "vnet900", "vnet901", "vnet903", "other"])
+        free = ns.db.execute("SELECT first, last FROM free ORDER BY first").fetchall()
+        # The intervals are disjoint, and have gaps between them.
+        assert all(one[1] + 1 < two[0] for one, two in pairwise(free))
+        numbers = range(max(leased, default=0) + 2)
+        assert {n for n in numbers if not any(a <= n <= b for a, b in free)} == leased
 
 
 # Foreign devices

@@ -322,6 +322,12 @@ class LinuxNamespace:
         except OSError as error:
             raise failure(error, f"reading device {ifindex}") from error
 
+    def links_with(self, ifindexes: Collection[int]) -> dict[int, Link]:
+        try:
+            return self._rtnl.get_some(ifindexes)
+        except OSError as error:
+            raise failure(error, "reading devices") from error
+
     def named(self, name: str) -> Link | None:
         try:
             return self._rtnl.named(name)

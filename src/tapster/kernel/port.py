@@ -155,6 +155,9 @@ class Namespace(Protocol):
     def link(self, ifindex: int) -> Link | None:
         """Return the device with this index, or None. No device has index 0."""
 
+    def links_with(self, ifindexes: Collection[int]) -> dict[int, Link]:
+        """Return those of some devices that exist, by index: faster than one by one."""
+
     def named(self, name: str) -> Link | None:
         """Return the device that has `name` as its name or altname, or None."""
 

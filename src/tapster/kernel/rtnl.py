@@ -15,7 +15,7 @@ from errno import EAGAIN, EEXIST, ENOBUFS, ENODEV
 
 from tapster.kernel import sockets
 from tapster.kernel.port import LinkChange, NewMacvtap, Vlans
-from tapster.light import Any, Iterator, NamedTuple, Sequence
+from tapster.light import Any, Collection, Iterator, NamedTuple, Sequence
 from tapster.model import Link, Mode, parse_mac
 
 NLM_F_REQUEST = 0x1
@@ -140,6 +140,8 @@ _SEQUENCES = (1 << 32) - 1
 
 _BATCH = 64
 """Messages in one send: their acknowledgements must fit the receive buffer."""
+_LOOKS = 16
+"""Links that are asked for in one send: the answer for each takes 4 KiB of it."""
 
 
 class Message(NamedTuple):
@@ -185,6 +187,30 @@ class Rtnl:
         """Return the link with this ifindex, or None."""
         body = self._get(_GET.pack(0, 0, ifindex, 0, 0, *_NO_STATS))
         return None if body is None else link_of(body)
+
+    def get_some(self, ifindexes: Collection[int]) -> dict[int, Link]:
+        """Return those of some links that exist, by ifindex."""
+        found: dict[int, Link] = {}
+        wanted = [*ifindexes]
+        for start in range(0, len(wanted), _LOOKS):
+            batch = [
+                Message(RTM_GETLINK, 0, _GET.pack(0, 0, ifindex, 0, 0, *_NO_STATS))
+                for ifindex in wanted[start : start + _LOOKS]
+            ]
+            first = self._send(batch)
+            answered: set[int] = set()
+            while len(answered) < len(batch):
+                for kind, flags, sequence, body in self._receive():
+                    place = (sequence - first) & _SEQUENCES
+                    if place >= len(batch):
+                        continue
+                    answered.add(place)
+                    if kind == RTM_NEWLINK:
+                        link = link_of(body)
+                        found[link.ifindex] = link
+                    elif (error := _error(kind, flags, body)) and error.errno != ENODEV:
+                        raise error
+        return found
 
     def name(self, ifindex: int) -> str:
         """Return a link's name. Raises OSError (ENODEV)."""

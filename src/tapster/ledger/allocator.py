@@ -103,11 +103,11 @@ class Allocator:
             (row, names.parse(text))
             for row, text in self._db.execute(query, (self._netns,))
         ]
-        for name in freed:
-            for row, template in templates:
-                number = template.number(name)
-                if number is not None:
-                    self._give(row, number)
+        freed = [*freed]
+        for row, template in templates:
+            numbers = {template.number(name) for name in freed}
+            for first, last in _runs(n for n in numbers if n is not None):
+                self._give(row, first, last)
 
     def note_foreign(self, name: str, ifindex: int) -> None:
         """Remember that a foreign device has `name`."""
@@ -366,19 +366,19 @@ class Allocator:
                 self._insert(row, number + 1, last)
         return number
 
-    def _give(self, row: int, number: int) -> None:
-        last = number
-        before = self._interval_before(row, number)
-        if before and before[1] >= number:
-            return
-        after = self._interval_from(row, number)
-        if after and after[0] == number + 1:
-            last = after[1]
-            self._remove(row, after[0])
-        if before and before[1] == number - 1:
-            self._change(row, before[0], before[0], last)
+    def _give(self, row: int, first: int, last: int) -> None:
+        """Make an interval free, parts of which may be free already."""
+        before = self._interval_before(row, first)
+        query = (
+            "DELETE FROM free WHERE template = ? AND first > ? AND first <= ? "
+            "RETURNING last"
+        )
+        after = self._db.execute(query, (row, first, last + 1)).fetchall()
+        last = max([last, *(end for (end,) in after)])
+        if before and before[1] >= first - 1:
+            self._change(row, before[0], before[0], max(last, before[1]))
         else:
-            self._insert(row, number, last)
+            self._insert(row, first, last)
 
     def _exhausted(self, template: Template) -> tuple[int, int]:
         raise NamesExhausted(
@@ -417,3 +417,14 @@ class Allocator:
     def _remove(self, row: int, first: int) -> None:
         query = "DELETE FROM free WHERE template = ? AND first = ?"
         self._db.execute(query, (row, first))
+
+
+def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Return the first and last numbers of each run without a gap."""
+    runs: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if runs and runs[-1][1] == number - 1:
+            runs[-1] = runs[-1][0], number
+        else:
+            runs.append((number, number))
+    return runs

@@ -114,14 +114,15 @@ def record(db: sqlite.Connection, ids: Iterable[str], wallclock: float) -> None:
     Forget what exceeds the limits.
     """
     ids = list(ids)
-    users = {
-        uid
-        for id in ids
-        for (uid,) in db.execute("SELECT caller_uid FROM lease WHERE id = ?", (id,))
-        if uid is not None
-    }
     db.executemany(_RECORD, [(wallclock, wallclock, id) for id in ids])
-    _prune(db, "history", "created", len(ids), users)
+    if _is_prunable(db, "history", len(ids)):
+        users = {
+            uid
+            for id in ids
+            for (uid,) in db.execute("SELECT caller_uid FROM lease WHERE id = ?", (id,))
+            if uid is not None
+        }
+        _prune(db, "history", "created", users)
     _forget_old(db, "history", "ended", wallclock)
 
 
@@ -132,14 +133,21 @@ def record_event(db: sqlite.Connection, event: HistoryEvent) -> None:
         "VALUES (?, ?, ?, ?, ?, ?, ?)",
         event,
     )
-    users = () if event.caller_uid is None else (event.caller_uid,)
-    _prune(db, "event", "time", 1, users)
+    if _is_prunable(db, "event", 1):
+        users = () if event.caller_uid is None else (event.caller_uid,)
+        _prune(db, "event", "time", users)
     _forget_old(db, "event", "time", event.time)
 
 
-def _prune(
-    db: sqlite.Connection, table: str, time: str, added: int, users: Iterable[int]
-) -> None:
+def _is_prunable(db: sqlite.Connection, table: str, added: int) -> bool:
+    """Return whether the limits are to be enforced after so many rows were added."""
+    limit = settings.history_rows(db, HISTORY_ROWS)
+    every = max(1, min(PRUNE_EVERY, limit // 100))
+    (last,) = db.execute(f"SELECT max(seq) FROM {table}").fetchone()  # noqa: S608
+    return last is not None and last // every != (last - added) // every
+
+
+def _prune(db: sqlite.Connection, table: str, time: str, users: Iterable[int]) -> None:
     """Forget the oldest rows beyond a user's share, and beyond the limit.
 
     Rows are counted; their row numbers do not decide. Each row that a user adds raises
@@ -147,10 +155,6 @@ def _prune(
     out the rows of another.
     """
     limit = settings.history_rows(db, HISTORY_ROWS)
-    every = max(1, min(PRUNE_EVERY, limit // 100))
-    (last,) = db.execute(f"SELECT max(seq) FROM {table}").fetchone()  # noqa: S608
-    if last is None or last // every == (last - added) // every:
-        return
     share = max(1, limit // USERS)
     prune_user = _PRUNE_USER.format(table=table, time=time)
     db.executemany(prune_user, [(uid, uid, share) for uid in users])

@@ -17,6 +17,7 @@ from tapster.light import (
     TYPE_CHECKING,
     Collection,
     Iterable,
+    Mapping,
     NamedTuple,
     Sequence,
     closing,
@@ -53,6 +54,15 @@ class Opened(NamedTuple):
     """One for each queue."""
     vhost_fds: tuple[int, ...] = ()
     """Of /dev/vhost-net: one for each queue, or none."""
+
+
+class Deletion(NamedTuple):
+    """What became of the devices that were to be deleted."""
+
+    absent: list[Lease]
+    """The leases whose devices were not there."""
+    left: list[Lease]
+    """The leases whose devices are still there."""
 
 
 class Devices:
@@ -238,7 +248,7 @@ class Devices:
         """Replace a claimed lease's device by a placeholder that holds its name."""
         with suppress(TapsterError):  # reap or recover will try again
             self.detach(namespace, lease)
-        absent = self.delete(namespace, [lease])
+        absent = self.delete(namespace, [lease]).absent
         if lease.mode is Mode.PASSTHRU and not lease.placeholder:
             # Wherever it is, it excludes others from its lower device.
             self.delete_moved(absent)
@@ -269,28 +279,28 @@ class Devices:
                 continue  # somebody deleted the placeholder too
             return
 
-    def delete(self, namespace: Namespace, leases: Sequence[Lease]) -> list[Lease]:
-        """Delete these leases' devices; return the leases whose devices were not there.
+    def delete(self, namespace: Namespace, leases: Sequence[Lease]) -> Deletion:
+        """Delete these leases' devices. Raise ConflictError if one is still there."""
+        deletion = self.try_to_delete(namespace, leases, self._look(namespace, leases))
+        for lease in deletion.left:
+            raise _not_deleted(lease)
+        return deletion
 
-        Raises ConflictError if a device is still there.
+    def try_to_delete(
+        self, namespace: Namespace, leases: Sequence[Lease], links: Mapping[int, Link]
+    ) -> Deletion:
+        """Delete these leases' devices, and look whether they are gone.
+
+        `links` are the devices that were there a moment ago, by ifindex.
         """
-        absent = self.delete_present(namespace, leases)
-        for lease in leases:
-            if self.is_there(namespace, lease):
-                raise _not_deleted(lease)
-        return absent
-
-    def delete_present(
-        self, namespace: Namespace, leases: Sequence[Lease]
-    ) -> list[Lease]:
-        """Delete these leases' devices; return the leases whose devices were not there.
-
-        A device may be left: `is_there` tells.
-        """
-        there = {lease.ifindex for lease in leases if self.is_there(namespace, lease)}
+        there = {lease.ifindex for lease in leases if self._is_in(links, lease)}
         if there:
             there -= namespace.delete_links(sorted(there))
-        return [lease for lease in leases if lease.ifindex not in there]
+        absent = [lease for lease in leases if lease.ifindex not in there]
+        links = self._look(namespace, leases)
+        return Deletion(
+            absent, [lease for lease in leases if self._is_in(links, lease)]
+        )
 
     def end(
         self,
@@ -302,48 +312,73 @@ class Devices:
 
         A lease that cannot be ended now hinders no other.
         """
+        ready = self._detach_all(namespace, leases, failures)
+        if namespace is not None:
+            ready = self._delete_all(namespace, ready, failures)
+        self.context.ledger.end([lease.id for lease in ready])
+        return ready
+
+    def _detach_all(
+        self,
+        namespace: Namespace | None,
+        leases: Sequence[Lease],
+        failures: Failures,
+    ) -> list[Lease]:
+        """Detach leases that end from their backends; return those that are."""
         ready: list[Lease] = []
         for lease in leases:
             try:
                 if lease.backends and lease.state is State.ACTIVE:
                     # Its namespace is gone. Its backends may have to be waited for.
                     lease = self.context.ledger.begin_release(lease.id)
-                if namespace is not None:
-                    self._refuse_opened(namespace, lease)
+                if lease.backends and namespace is not None:
+                    self._refuse_opened(lease, namespace.link(lease.ifindex))
                 self.detach(namespace, lease)
                 ready.append(lease)
             except TapsterError as error:
                 failures.add(error)
-        if namespace is not None:
-            lost = self._lost(namespace, ready)
-            ready = self._delete_lost(lost, ready, failures)
-            absent = self.delete_present(namespace, ready)
-            left = [lease for lease in ready if self.is_there(namespace, lease)]
-            if left:  # once more: it was moved away and back, or to another group
-                self.delete_present(namespace, left)
-                left = [lease for lease in left if self.is_there(namespace, lease)]
-            for lease in left:
-                failures.add(_not_deleted(lease))
-            ready = [lease for lease in ready if lease not in left]
-            # Those that were moved between the look and the deletion.
-            missed = [lease for lease in absent if lease not in lost]
-            ready = self._delete_lost(missed, ready, failures)
-        self.context.ledger.end([lease.id for lease in ready])
         return ready
 
-    def _lost(self, namespace: Namespace, leases: Sequence[Lease]) -> list[Lease]:
-        """Return the leases whose devices may be in other namespaces.
+    def _delete_all(
+        self, namespace: Namespace, leases: Sequence[Lease], failures: Failures
+    ) -> list[Lease]:
+        """Delete the devices of leases that end; return the leases that can end.
+
+        One look tells whether a device is ours, whether it was opened, and whether it
+        is elsewhere. A second look tells that it is gone.
+        """
+        links = self._look(namespace, leases)
+        ready: list[Lease] = []
+        for lease in leases:
+            try:
+                self._refuse_opened(lease, links.get(lease.ifindex))
+                ready.append(lease)
+            except ConflictError as error:
+                failures.add(error)
+        if lost := [lease for lease in ready if self._is_lost(links, lease)]:
+            ready = self._delete_lost(lost, ready, failures)
+            links = self._look(namespace, ready)  # the search took a while
+        absent, left = self.try_to_delete(namespace, ready, links)
+        if left:  # once more: it was moved away and back, or to another group
+            left = self.try_to_delete(namespace, left, self._look(namespace, left)).left
+        for lease in left:
+            failures.add(_not_deleted(lease))
+        ready = [lease for lease in ready if lease not in left]
+        # Those that were moved between the look and the deletion.
+        missed = [lease for lease in absent if lease not in lost]
+        return self._delete_lost(missed, ready, failures)
+
+    def _is_lost(self, links: Mapping[int, Link], lease: Lease) -> bool:
+        """Return whether a lease's device may be in another namespace.
 
         A waiting passthru macvtap always has a placeholder. Tapster looked for its
         device when it made the placeholder.
         """
-        return [
-            lease
-            for lease in leases
-            if lease.state is not State.ACTIVE
+        return (
+            lease.state is not State.ACTIVE
             and lease.mode is not Mode.PASSTHRU
-            and (lease.placeholder or not self.is_there(namespace, lease))
-        ]
+            and (lease.placeholder or not self._is_in(links, lease))
+        )
 
     def _delete_lost(
         self, lost: Sequence[Lease], leases: Sequence[Lease], failures: Failures
@@ -354,6 +389,8 @@ class Devices:
         anywhere goes on waiting. An acquire that was interrupted has most likely made
         no device.
         """
+        if not lost:
+            return [*leases]
         try:
             self.delete_moved(lost)
         except TapsterError as error:
@@ -363,20 +400,18 @@ class Devices:
             return [lease for lease in leases if lease.id not in waiting]
         return [*leases]
 
-    def _refuse_opened(self, namespace: Namespace, lease: Lease) -> None:
+    def _refuse_opened(self, lease: Lease, link: Link | None) -> None:
         """Raise ConflictError if a waiting tap was opened: it may be a VM's device.
 
-        A program that opens taps by name without Tapster, as libvirt does with an
-        unmanaged target, gets a waiting device as readily as a new one. It must not
-        lose that device while it runs.
+        `link` is the device that has the lease's ifindex. A program that opens taps by
+        name without Tapster, as libvirt does with an unmanaged target, gets a waiting
+        device as readily as a new one. It must not lose that device while it runs.
         """
+        if link is None or not link.open:
+            return
         if lease.state is not State.FIN_WAIT or lease.open_at_release:
             return
-        link = namespace.link(lease.ifindex)
-        ours = link is not None and decision.is_ours(
-            self.context.ledger.id, lease, link
-        )
-        if ours and link is not None and link.open:
+        if decision.is_ours(self.context.ledger.id, lease, link):
             raise ConflictError(
                 f"device {lease.name!r} was released, and then a process opened it; "
                 "Tapster deletes it when that process has closed it"
@@ -447,6 +482,17 @@ class Devices:
     def is_there(self, namespace: Namespace, lease: Lease) -> bool:
         """Return whether the lease's device exists."""
         return self.state(namespace, lease) is not DeviceState.ABSENT
+
+    def _look(self, namespace: Namespace, leases: Sequence[Lease]) -> dict[int, Link]:
+        """Return the devices that have these leases' ifindexes, by ifindex."""
+        return namespace.links_with([lease.ifindex for lease in leases])
+
+    def _is_in(self, links: Mapping[int, Link], lease: Lease) -> bool:
+        """Return whether a lease's device is among these."""
+        link = links.get(lease.ifindex)
+        return link is not None and decision.is_ours(
+            self.context.ledger.id, lease, link
+        )
 
     def stamp(self, lease: Lease) -> str:
         """Return the stamp that the lease's device carries."""

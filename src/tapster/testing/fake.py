@@ -337,6 +337,10 @@ class FakeNamespace:
         device = space.devices.get(ifindex)
         return _link(space, device) if device else None
 
+    def links_with(self, ifindexes: Collection[int]) -> dict[int, Link]:
+        found = map(self.link, ifindexes)
+        return {link.ifindex: link for link in found if link}
+
     def links(self) -> list[Link]:
         space = self._step("dump")
         return [_link(space, device) for _, device in sorted(space.devices.items())]
