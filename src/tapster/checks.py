@@ -24,12 +24,9 @@ class _Fields:
         self.annotations = annotations
         self.plain = [_plain_types(annotations[field]) for field in self.names]
         """The types that need no further check."""
-        self.deep = [
-            (place, field, defaults.get(field, self))
-            for place, field in enumerate(self.names)
-            if not self.plain[place]
-        ]
-        """The fields with parts that must be checked, each with its default."""
+        self.deep = [place for place, plain in enumerate(self.plain) if not plain]
+        """The fields with parts that must be checked."""
+        self.defaults = [defaults.get(self.names[place], self) for place in self.deep]
         self.known: set[tuple[type, ...]] = set()
         """Types of whole records whose plain fields need no further check."""
 
@@ -60,8 +57,9 @@ def check_record(record: Any) -> None:
     types = tuple(map(type, record))
     if types not in fields.known:
         fields.learn(record, types)
-    for place, field, default in fields.deep:
-        if record[place] is not default:
+    if [*map(record.__getitem__, fields.deep)] != fields.defaults:
+        for place in fields.deep:
+            field = fields.names[place]
             check_value(fields.annotations[field], record[place], field)
 
 

@@ -9,7 +9,7 @@ ten devices.
 from tapster import names
 from tapster.checks import check_record, check_value, shown
 from tapster.errors import RequestError
-from tapster.light import NamedTuple, StrEnum, TypedDict, remembered
+from tapster.light import Any, NamedTuple, StrEnum, TypedDict, remembered
 
 DEFAULT_TEMPLATE = "vnet%d"
 DEFAULT_FIN_WAIT = 5.0
@@ -515,11 +515,24 @@ def parse_stamp(alias: str) -> Stamp | None:
     return Stamp(*ids) if program == "tapster" and len(ids) == 2 else None
 
 
+_TEXTS = {
+    kind: [
+        place
+        for place, field in enumerate(kind._fields)
+        if field in ("name", "key", "owner", "mac", "bridge", "ovs", "redirect")
+        or field in ("lower", "lower_netns")
+    ]
+    for kind in (Tap, Macvtap)
+}
+"""The places of the texts in a request."""
+
+
 def check_spec(spec: Spec) -> names.Template:
     """Check a request by itself; return its template. Raise RequestError."""
     check_record(spec)
     template = names.parse(spec.name)
-    if not "".join([value for value in spec if isinstance(value, str)]).isprintable():
+    texts: Any = map(spec.__getitem__, _TEXTS[type(spec)])
+    if not "".join(filter(None, texts)).isprintable():
         _refuse_unprintable(spec)
     for field, text in (("owner", spec.owner), ("key", spec.key or "")):
         if len(text) > MAX_OWNER:

@@ -214,8 +214,10 @@ class Rtnl:
 
     def name(self, ifindex: int) -> str:
         """Return a link's name. Raises OSError (ENODEV)."""
-        found = fcntl.ioctl(self._socket, SIOCGIFNAME, _IFREQ.pack(b"", ifindex))
-        return os.fsdecode(_IFREQ.unpack(found)[0].rstrip(b"\0"))
+        # In a bytearray: with bytes, ioctl() first raises an error inside.
+        request = bytearray(_IFREQ.pack(b"", ifindex))
+        fcntl.ioctl(self._socket, SIOCGIFNAME, request)
+        return _text(_IFREQ.unpack(request)[0])
 
     def named(self, name: str) -> Link | None:
         """Return the link that has this name or altname, or None."""
@@ -335,7 +337,7 @@ class Rtnl:
         drain(self._socket)
         bodies: list[bytes] = []
         whole = True
-        sequence = self._send([Message(type_, NLM_F_DUMP, wanted)])
+        sequence = self._send_one(Message(type_, NLM_F_DUMP, wanted))
         while True:
             for kind, flags, answered, body in self._receive():
                 if answered != sequence:
@@ -363,7 +365,7 @@ class Rtnl:
         An exception that is raised here and caught above would form a cycle with the
         frames of the caller. Each acquire asks for a name that no link has.
         """
-        sequence = self._send([request])
+        sequence = self._send_one(request)
         while True:
             for kind, flags, answered, body in self._receive():
                 if answered != sequence:
@@ -385,19 +387,27 @@ class Rtnl:
     def _send(self, messages: Sequence[Message]) -> int:
         """Send requests. Return the sequence number of the first."""
         first = (self._sequence + 1) & _SEQUENCES
-        packets = []
-        for type_, flags, payload in messages:
-            self._sequence = (self._sequence + 1) & _SEQUENCES
-            flags |= NLM_F_REQUEST | (
-                0 if flags & NLM_F_DUMP == NLM_F_DUMP else NLM_F_ACK
-            )
-            if type_ in (RTM_GETLINK, RTM_GETNSID):
-                flags &= ~NLM_F_ACK
-            length = _HEADER.size + len(payload)
-            packets.append(_HEADER.pack(length, type_, flags, self._sequence, 0))
-            packets.append(payload)
-        self._socket.send(b"".join(packets))
+        self._socket.send(b"".join(map(self._numbered, messages)))
         return first
+
+    def _send_one(self, message: Message) -> int:
+        """Send a request. Return its sequence number."""
+        self._socket.send(self._numbered(message))
+        return self._sequence
+
+    def _numbered(self, message: Message) -> bytes:
+        """Give a request the next sequence number; return it as the kernel takes it."""
+        type_, flags, payload = message
+        self._sequence = sequence = (self._sequence + 1) & _SEQUENCES
+        flags |= NLM_F_REQUEST
+        if type_ not in _ANSWERED and flags & NLM_F_DUMP != NLM_F_DUMP:
+            flags |= NLM_F_ACK
+        length = _HEADER.size + len(payload)
+        return _HEADER.pack(length, type_, flags, sequence, 0) + payload
+
+
+_ANSWERED = (RTM_GETLINK, RTM_GETNSID)
+"""The requests that an answer acknowledges, unless they fail."""
 
 
 def nsid_of(body: bytes) -> int:

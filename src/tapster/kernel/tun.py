@@ -42,6 +42,7 @@ TUNSETIFINDEX = 0x400454DA
 TUNGETDEVNETNS = 0x54E3
 
 _IFREQ = struct.Struct("16sH22x")  # ifr_name, ifr_flags
+_INDEX = struct.Struct("I")
 
 
 def flags(*, queues: int, vnet_hdr: bool) -> int:
@@ -71,7 +72,7 @@ def create(
     with closing_on_error() as fds:
         first = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
         fds.append(first)
-        fcntl.ioctl(first, TUNSETIFINDEX, struct.pack("I", ifindex))
+        fcntl.ioctl(first, TUNSETIFINDEX, bytearray(_INDEX.pack(ifindex)))
         fcntl.ioctl(first, TUNSETIFF, _ifreq(name, flags | IFF_TUN_EXCL))
         # At once: until a tap has an owner or a group, any user may attach a queue. The
         # caller counts the queues afterwards.
@@ -95,7 +96,7 @@ def join(name: str, flags: int) -> int:
     """
     with closing_on_error() as fds:
         fds.append(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
-        fcntl.ioctl(fds[0], TUNSETIFINDEX, struct.pack("I", LOOPBACK))
+        fcntl.ioctl(fds[0], TUNSETIFINDEX, bytearray(_INDEX.pack(LOOPBACK)))
         try:
             fcntl.ioctl(fds[0], TUNSETIFF, _ifreq(name, flags))
         except OSError as error:
@@ -134,8 +135,9 @@ def set_flags(fd: int, flags: int) -> None:
     fcntl.ioctl(fd, TUNSETIFF, _ifreq("", flags))
 
 
-def _ifreq(name: str, flags: int) -> bytes:
-    return _IFREQ.pack(os.fsencode(name), flags)
+def _ifreq(name: str, flags: int) -> bytearray:
+    # A bytearray: with bytes, ioctl() first raises an error inside.
+    return bytearray(_IFREQ.pack(os.fsencode(name), flags))
 
 
 def namespace_of(fd: int) -> int:

@@ -84,70 +84,83 @@ def insert(
     spec = reservation.spec
     macvtap = spec if isinstance(spec, Macvtap) else None
     tap = spec if isinstance(spec, Tap) else None
-    lease = Lease(
-        id=randomness(8).hex(),
-        name=name,
-        ifindex=settings.next_ifindex(db, netns.id),
-        kind=spec.kind,
-        state=State.RESERVED,
-        owner=spec.owner,
-        mac=mac,
-        lower=macvtap and macvtap.lower,
-        mode=macvtap and Mode(macvtap.mode),
-        queues=spec.queues,
-        wiring=reservation.wiring,
-        backends=reservation.backends,
-        netns=netns.netns,
-        created=created,
-        fin_wait=float(spec.fin_wait),
+    id, ifindex = randomness(8).hex(), settings.next_ifindex(db, netns.id)
+    kind, queues, vnet_hdr, labels = spec.kind, spec.queues, spec.vnet_hdr, spec.labels
+    owner, fin_wait, on_close = spec.owner, float(spec.fin_wait), reservation.on_close
+    wiring, backends = reservation.wiring, reservation.backends
+    optional: dict[str, Any] = {
+        "lower": macvtap and macvtap.lower,
+        "mode": macvtap and str(macvtap.mode),
+        "tap_owner": tap and tap.uid,
+        "tap_group": tap and tap.gid,
+        "caller_uid": reservation.caller_uid,
+        "asked": reservation.asked,
+    }
+    given = {name: value for name, value in optional.items() if value is not None}
+    given |= rows.given_columns(wiring)
+    db.execute(
+        _insertion(tuple(given)),
+        (
+            id,
+            netns.id,
+            name,
+            ifindex,
+            str(kind),
+            owner,
+            mac,
+            queues,
+            " ".join(backends),
+            int(vnet_hdr),
+            int(on_close),
+            created,
+            fin_wait,
+            rows.text_of_pairs(labels),
+            manager,
+            *given.values(),
+        ),
+    )
+    return Lease(
+        id,
+        name,
+        ifindex,
+        kind,
+        State.RESERVED,
+        owner,
+        mac,
+        macvtap and macvtap.lower,
+        macvtap and Mode(macvtap.mode),
+        queues,
+        wiring,
+        backends,
+        netns.netns,
+        created,
+        fin_wait,
         deadline=None,
         released=None,
         process=None,
         placeholder=False,
         manager=manager,
         caller_uid=reservation.caller_uid,
-        on_close=reservation.on_close,
-        vnet_hdr=spec.vnet_hdr,
+        on_close=on_close,
+        vnet_hdr=vnet_hdr,
         tap_owner=tap and tap.uid,
         tap_group=tap and tap.gid,
-        labels=spec.labels,
+        labels=labels,
     )
-    columns: dict[str, Any] = {
-        "id": lease.id,
-        "netns": netns.id,
-        "name": name,
-        "ifindex": lease.ifindex,
-        "kind": str(lease.kind),
-        "state": "reserved",
-        "owner": lease.owner,
-        "mac": mac,
-        "queues": lease.queues,
-        "backends": " ".join(lease.backends),
-        "vnet_hdr": int(lease.vnet_hdr),
-        "on_close": int(lease.on_close),
-        "created": created,
-        "fin_wait": lease.fin_wait,
-        "labels": rows.text_of_pairs(lease.labels),
-        "manager": manager,
-        **rows.given_columns(lease.wiring),
-    }
-    optional = {
-        "lower": lease.lower,
-        "mode": lease.mode and str(lease.mode),
-        "tap_owner": lease.tap_owner,
-        "tap_group": lease.tap_group,
-        "caller_uid": lease.caller_uid,
-        "asked": reservation.asked,
-    }
-    columns |= {name: value for name, value in optional.items() if value is not None}
-    db.execute(_insertion(tuple(columns)), tuple(columns.values()))
-    return lease
 
 
 @remembered
-def _insertion(columns: tuple[str, ...]) -> str:
-    places = ", ".join("?" * len(columns))
-    return f"INSERT INTO lease ({', '.join(columns)}) VALUES ({places})"  # noqa: S608 - our names
+def _insertion(given: tuple[str, ...]) -> str:
+    """Return the statement that inserts a reserved lease with these further columns."""
+    columns = (
+        "id, netns, name, ifindex, kind, owner, mac, queues, backends, vnet_hdr, "
+        "on_close, created, fin_wait, labels, manager"
+    )
+    further, places = "".join(f", {name}" for name in given), ", ?" * len(given)
+    return (
+        f"INSERT INTO lease (state, {columns}{further}) "  # noqa: S608 - our names
+        f"VALUES ('reserved'{', ?' * 15}{places})"
+    )
 
 
 def refuse_same_mac(

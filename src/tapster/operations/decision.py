@@ -11,6 +11,7 @@ same lease alone.
 
 from tapster.light import NamedTuple, StrEnum
 from tapster.model import Kind, Lease, Link, State, parse_stamp
+from tapster.model import stamp as stamp_of
 
 
 class DeviceState(StrEnum):
@@ -221,6 +222,8 @@ def is_ours(ledger: str, lease: Lease, link: Link) -> bool:
     """
     if link.ifindex != lease.ifindex:
         return False
+    if link.alias == stamp_of(ledger, lease.id):
+        return True
     if stamp := parse_stamp(link.alias):
         return stamp == (ledger, lease.id)
     return link.name == lease.name
