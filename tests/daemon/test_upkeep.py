@@ -83,7 +83,6 @@ def test_a_device_on_standby_is_as_it_should_be(watched: Watched) -> None:
     made = watched.made
     with acquire(made.host) as opened:
         made.host.set(opened, standby=True)
-        made.system.stranger().set_by_name("vnet0", mtu=1300)
         assert watched.hear() == []
         made.host.set(opened, standby=False)
         made.system.stranger().set_by_name("vnet0", up=False)
