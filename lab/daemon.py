@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from sysconfig import get_path
 from typing import Self
 
 import tapster
@@ -61,16 +62,26 @@ def install(folder: Path) -> Path:
 
 
 def _share_python(folder: Path) -> str:
-    """Return a command of the shell: the Python that runs the tests, for every user.
+    """Return the Python that runs the tests, as every user can start it.
 
-    It may be in a home. So it is mounted at a folder that every user can enter.
+    Python and its packages may be in a home. So they are mounted in a folder that every
+    user can enter. Debian's Python has Debian's packages.
     """
     name = f"python{sys.version_info.major}.{sys.version_info.minor}"
     if sys.base_prefix == "/usr":
         return f"/usr/bin/{name}"
-    folder.mkdir()
-    subprocess.run(["mount", "--bind", sys.base_prefix, folder], check=True)
-    return f"env LD_LIBRARY_PATH={folder}/lib {folder}/bin/{name}"
+    for source, there in ((sys.base_prefix, "base"), (get_path("purelib"), "packages")):
+        (folder / there).mkdir(parents=True)
+        subprocess.run(["mount", "--bind", source, folder / there], check=True)
+    python = folder / name
+    python.write_text(
+        "#!/bin/sh\n"
+        f"export PYTHONPATH=$PYTHONPATH:{folder}/packages "
+        f"LD_LIBRARY_PATH={folder}/base/lib\n"
+        f'exec {folder}/base/bin/{name} "$@"\n'
+    )
+    python.chmod(0o755)
+    return str(python)
 
 
 def capabilities() -> list[str]:
