@@ -16,6 +16,7 @@ class Authority:
         self.cert, self.key = folder / f"{name}.pem", folder / f"{name}.key"
         sh(
             f"openssl req -x509 {EC} -days 30 -subj /CN={name} "
+            "-addext keyUsage=critical,keyCertSign,cRLSign "
             f"-keyout {self.key} -out {self.cert}"
         )
 
@@ -28,7 +29,9 @@ class Authority:
         request = self.folder / f"{name}.csr"
         extensions = self.folder / f"{name}.ext"
         extensions.write_text(
-            f"subjectAltName={addresses}\nextendedKeyUsage=serverAuth,clientAuth\n"
+            f"subjectAltName=critical,{addresses}\n"
+            "extendedKeyUsage=serverAuth,clientAuth\n"
+            "authorityKeyIdentifier=keyid\n"
         )
         named = f"/CN={subject}" if subject else "/"
         sh(f"openssl req {EC} -subj {named} -keyout {key} -out {request}")
