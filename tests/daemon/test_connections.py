@@ -209,7 +209,7 @@ def test_users_without_a_rule_have_one_share(
     """One user may have the ids of thousands."""
     strangers = [BOB._replace(uid=100000 + number) for number in range(20)]
     monkeypatch.setattr(
-        made.connections, "_is_stranger", lambda caller: caller in strangers
+        made.connections, "is_stranger", lambda caller: caller in strangers
     )
     peers = [made.connect(stranger) for stranger in strangers]
     refused = [peer.received() for peer in peers]

@@ -176,7 +176,7 @@ def test_a_client_whose_descriptors_wait_to_be_closed_is_read_later(
     monkeypatch.setattr(
         "tapster.daemon.closer.Closer.waiting", lambda _, uid: waiting.get(uid, 0)
     )
-    monkeypatch.setattr(made.connections, "_crowded", lambda _: None)
+    monkeypatch.setattr(made.connections, "crowded", lambda _: None)
     sender, other = made.connect(), made.connect()
     pong: dict[str, object] = {"parameters": {}}
     unix.send(sender.socket, b'{"method":"io.tapster.Ping"}\0', [0])

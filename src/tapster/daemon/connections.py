@@ -76,7 +76,7 @@ class Connections:
         self._metrics = metrics
         self._log = log
         self._identify = identify
-        self._is_stranger = is_stranger
+        self.is_stranger = is_stranger
         self._may_send_descriptors = may_send_descriptors
         self._throttle = Throttle()
         self._closer = Closer()
@@ -163,20 +163,20 @@ class Connections:
         if not self._may_send_descriptors(caller):
             unix.refuse_descriptors(accepted)
         now = self._loop.now()
-        share = STRANGERS if self._is_stranger(caller) else caller.uid
+        share = STRANGERS if self.is_stranger(caller) else caller.uid
         connection = Connection(accepted, caller, pidfd, now, self._closer, share)
         self._open[connection] = None
         self._by_user[share] = self._by_user.get(share, 0) + 1
         self._events[connection] = READ
         self._loop.add(connection.fd, READ, partial(self._ready, connection))
-        if reason := self._crowded(connection):
+        if reason := self.crowded(connection):
             self._metrics.add("refused", "connections")
             self._log_once(connection, "crowded", reason)
             connection.step(ConnectionEvent.REJECTION)
             self.fail(connection, Overloaded(reason))
             self.drop(connection, "crowded")
 
-    def _crowded(self, newcomer: Connection) -> str | None:
+    def crowded(self, newcomer: Connection) -> str | None:
         """Return why there is no room for one more connection of its user, or None."""
         caller, share = newcomer.caller, newcomer.share
         if caller.root:
