@@ -49,6 +49,7 @@ def test_a_process_that_looks_into_the_namespaces_is_spared() -> None:
         pytest.param((), id="as the test"),
         pytest.param(("env", "-i"), id="without an environment"),
         pytest.param(("unshare", "--mount"), id="with other mounts"),
+        pytest.param(("env", "-i", "unshare", "--net"), id="in another network"),
     ],
 )
 def test_a_process_that_was_left_in_the_namespaces_ends(

@@ -5,7 +5,7 @@ import json
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tapster import errors
@@ -90,6 +90,8 @@ json_values = st.recursive(
 )
 
 
+# The first values take long while other tests keep the computer busy.
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(json_values)
 def test_no_value_breaks_the_check(data: object) -> None:
     for method in interface.METHODS:
