@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When to reap: the worker is asked for one batch at a time."""
+"""When to reap: the serving thread asks the worker for one batch at a time."""
 
 from collections.abc import Callable
 from functools import partial

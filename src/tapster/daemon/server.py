@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon as a whole: constructs its parts, and serves the sockets.
+"""The daemon as a whole: constructs its parts, and runs the thread that serves sockets.
 
-Whatever may take long is a job of the worker's thread. `shifts.py` says which thread
-serves the sockets meanwhile.
+That thread never waits for anything but its descriptors. The worker's thread does
+everything that may take longer.
 """
 
 import os
@@ -25,7 +25,6 @@ from tapster.daemon.policy import Caller
 from tapster.daemon.processes import WatchedProcesses
 from tapster.daemon.schedule import ReapSchedule
 from tapster.daemon.service import Service
-from tapster.daemon.shifts import Shifts
 from tapster.daemon.upkeep import Upkeep
 from tapster.daemon.worker import Worker
 from tapster.errors import MissingCapability, RequestError, TapsterError
@@ -65,13 +64,13 @@ class Server:
         self._log = log
         self._metrics = Metrics()
         self._loop = Loop()
+        self._stopping = False
         self._scrapes: list[Callable[[str], None]] = []
         """The replies to scrapes for which the worker measures now."""
         self._ended: deque[Process] = deque()
         """The processes that have ended, for the worker."""
         self._listeners = list(listeners)
         self._worker = Worker(self._explain)
-        self._shifts = Shifts(self._worker, self._turn)
         self._lookups = Worker(self._explain, name="lookups", may_hang=True)
         self._upkeep = Upkeep(
             operations,
@@ -124,16 +123,14 @@ class Server:
 
     def serve(self) -> None:
         """Serve until told to stop by SIGTERM or SIGINT."""
+        self._worker.start()
         self._lookups.start()
         try:
-            self._shifts.run()
+            while not self._stopping:
+                self._loop.turn(self._schedule.seconds())
+                self._schedule.run()
         finally:
             self._stop()
-
-    def _turn(self, seconds: float) -> None:
-        """Serve once: wait at most so long, and handle what has happened."""
-        self._loop.turn(min(seconds, self._schedule.seconds()))
-        self._schedule.run()
 
     # Callbacks of the parts
 
@@ -241,7 +238,7 @@ class Server:
             if number == signal.SIGHUP:
                 self.reload()
             elif number in (signal.SIGTERM, signal.SIGINT):
-                self._shifts.end()
+                self._stopping = True
 
     def reload(self) -> None:
         """Read the configuration again. A broken configuration changes nothing.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jobs that wait for the one thread that works on devices."""
+"""The one thread that works on devices, while another serves the sockets."""
 
 import os
 import threading
@@ -73,12 +73,11 @@ class FairQueue:
             self._closed = True
             self._ready.notify()
 
-    def get(self, *, wait: bool = True) -> Job | None:
-        """Return the next job, and wait for it unless told not to; return None if there
-        is none, or at the end."""
+    def get(self) -> Job | None:
+        """Wait for the next job and return it; return None at the end."""
         with self._ready:
             while not self._turns:
-                if self._closed or not wait:
+                if self._closed:
                     return None
                 self._ready.wait()
             user = self._turns.popleft()
@@ -92,10 +91,10 @@ class FairQueue:
 
 
 class Worker:
-    """Does jobs one after the other and hands their results to the thread that serves.
+    """Does jobs one after the other and hands their results to the serving thread.
 
-    That thread calls `hand_over`, which calls each job's `on_done` with the result or
-    the error of the job. `wake` is readable when another thread has results.
+    The serving thread calls `deliver`, which calls each job's `on_done` with the result
+    or the error of the job. `wake` is readable when there are results to deliver.
     """
 
     def __init__(
@@ -111,23 +110,18 @@ class Worker:
         """How many jobs users have asked for. Any thread may read it."""
         self.after: Callable[[], bool] | None = None
         """Called after a job, when its result is handed over. While jobs wait, it is
-        called once in `AFTER_PAUSE`. Returns whether it has changed anything."""
+        called once in `AFTER_PAUSE`. True wakes the serving thread."""
         self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._explain = explain
         self._queue = FairQueue()
         self._results: deque[tuple[OnDone, Any]] = deque()
-        self._thread: threading.Thread | None = None
-        self._name = name
+        self._thread = threading.Thread(target=self._run, name=name, daemon=may_hang)
         self._may_hang = may_hang
         self._working = 0
         """The thread that does a job, or 0."""
         self._after_again = 0.0
 
-    def start(self, run: Callable[[], None] | None = None) -> None:
-        """Start the thread. It does jobs as they come, or runs `run`, which does."""
-        self._thread = threading.Thread(
-            target=run or self._run, name=self._name, daemon=self._may_hang
-        )
+    def start(self) -> None:
         self._thread.start()
 
     @property
@@ -136,30 +130,27 @@ class Worker:
         return self._queue.waiting
 
     def submit(self, work: Work, on_done: OnDone, user: int = DAEMON) -> Job:
-        """Queue a job for a user. Only the thread that serves, and jobs, call this
-        method: another thread would have to wake the worker's."""
+        """Queue a job for a user. Any thread may call this method."""
         job = Job(work, on_done)
         self.calls += user != DAEMON
         self._queue.put(user, job)
         return job
 
     def call_serving(self, call: OnDone, value: Any) -> None:
-        """Let the thread that serves call `call`. Any thread may call this method.
+        """Let the serving thread call `call`. Any thread may call this method.
 
-        What a job lets it call waits for the end of the job.
+        What a job lets it call waits for the end of the job: the serving thread wakes
+        up once for a job, and does not take the interpreter from it.
         """
         self._results.append((call, value))
         if threading.get_ident() != self._working:
-            self.poke()
-
-    def poke(self) -> None:
-        """Wake the thread that serves. Any thread may call this method."""
-        os.eventfd_write(self.wake, 1)
+            os.eventfd_write(self.wake, 1)
 
     def deliver(self) -> None:
-        """Hand over the results that are ready, when `wake` is readable."""
+        """Hand over the results that are ready. Only the serving thread calls this
+        method."""
         os.eventfd_read(self.wake)
-        self.hand_over()
+        self._hand_over()
 
     def finish(self) -> None:
         """Do the remaining jobs, hand over the results, and end.
@@ -169,14 +160,12 @@ class Worker:
         self._queue.close()
         if self._may_hang:
             return
-        if self._thread is not None:
+        if self._thread.ident is not None:
             self._thread.join()
-        self.hand_over()
+        self._hand_over()
         os.close(self.wake)
 
-    def hand_over(self) -> None:
-        """Hand over the results that are ready. Only the thread that serves calls this
-        method."""
+    def _hand_over(self) -> None:
         while self._results:
             on_done, value = self._results.popleft()
             try:
@@ -187,24 +176,10 @@ class Worker:
     def run_one(self) -> bool:
         """Wait for the next job and do it. Return False at the end.
 
-        For a worker whose thread does nothing else, or for a test.
+        The worker's thread calls this method, or a test that has not started the
+        thread.
         """
-        if not self._do_job(wait=True):
-            return False
-        self.poke()
-        if self.follow_up():
-            self.poke()
-        return True
-
-    def do_next(self) -> bool:
-        """Do the next job, if one waits. Return whether one did.
-
-        For a worker whose thread then hands the result over itself.
-        """
-        return self._do_job(wait=False)
-
-    def _do_job(self, *, wait: bool) -> bool:
-        job = self._queue.get(wait=wait)
+        job = self._queue.get()
         if job is None:
             return False
         self._working = threading.get_ident()
@@ -212,6 +187,8 @@ class Worker:
             self._do(job)
         finally:
             self._working = 0
+            os.eventfd_write(self.wake, 1)
+        self._follow_up()
         return True
 
     def _do(self, job: Job) -> None:
@@ -228,17 +205,18 @@ class Worker:
         job.spent = time.thread_time() - start
         self.call_serving(job.on_done, result)
 
-    def follow_up(self) -> bool:
-        """Call `after`, if it is time. Return whether it has changed anything."""
+    def _follow_up(self) -> None:
         now = time.monotonic()
         if self.after is None or (self.waiting and now < self._after_again):
-            return False
+            return
         self._after_again = now + AFTER_PAUSE
         try:
-            return self.after()
+            changed = self.after()
         except Exception as error:  # noqa: BLE001 - the next job must be done
             self._explain(error)
-            return False
+        else:
+            if changed:
+                os.eventfd_write(self.wake, 1)
 
     def _run(self) -> None:
         while self.run_one():
