@@ -168,7 +168,7 @@ VARIANTS = (
         {"steps.make_plan": _changed(_without_permit)},
     ),
     Variant(
-        "a release leaves the permit as it was",
+        "a release does not change the permit",
         "start and stop beside a clone",
         {"steps.make_plan": _changed(_permit_unchanged)},
     ),

@@ -12,8 +12,8 @@ MOST = 16
 SCRAPE_TIMEOUT = 5.0
 """Seconds that a scrape may take."""
 PAUSE = 0.01
-"""Seconds from one scrape to the next, whoever asks. A connection that could not be
-accepted, for want of descriptors, is tried again after that."""
+"""Seconds from one scrape to the next, for all clients together. If the daemon had no
+descriptor left to accept a connection, it tries again after this time."""
 LONGEST = 8192
 """Bytes that a request may have."""
 

@@ -486,9 +486,9 @@ class Service:
         return self._history_page(query, frozenset())
 
     def _history_page(self, query: HistoryQuery, seen: frozenset[str]) -> Answer:
-        """Return the next entries of an answer. Nothing of the rest is kept meanwhile.
+        """Return the next page of a history. The daemon keeps no later entry in memory.
 
-        `seen` has the ids of the leases before that began at `query.until`.
+        `seen` has the ids of the leases of earlier pages that began at `query.until`.
         """
         assert query.limit is not None
         size = min(query.limit, HISTORY_PAGE)

@@ -72,7 +72,7 @@ def _open_each(
 ) -> Iterator[int]:
     """Yield a descriptor of each of these namespaces, and close it after.
 
-    A path that cannot be followed is left out: whoever mounts a namespace chooses it.
+    Leave out a path that cannot be followed: another program chose where to mount.
     """
     for path in paths:
         try:

@@ -966,7 +966,8 @@ def _port_delay(bridge: dict[int, bytes]) -> float:
 def _refuses_ipv4(settings: bytes) -> bool:
     """Return whether the host's IPv4 is told to take nothing from a link.
 
-    `settings` is an array of all its settings, the first of which has number 1.
+    `settings` has the link's IPv4 settings in the kernel's order. Their numbers begin
+    at 1.
     """
     found = [
         _U32.unpack_from(settings, 4 * (number - 1))[0]

@@ -367,7 +367,7 @@ class Allocator:
         return number
 
     def _give(self, row: int, first: int, last: int) -> None:
-        """Make an interval free, parts of which may be free already."""
+        """Free the numbers from `first` to `last`. Some may be free already."""
         before = self._interval_before(row, first)
         query = (
             "DELETE FROM free WHERE template = ? AND first > ? AND first <= ? "
