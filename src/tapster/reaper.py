@@ -34,8 +34,8 @@ import resource
 import select
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
 from math import inf
 
 from tapster.errors import ConflictError, HostError, LedgerError, TapsterError
@@ -49,6 +49,7 @@ from tapster.kernel.process import is_halted
 from tapster.ledger import FIRST_IFINDEX
 from tapster.light import NamedTuple
 from tapster.model import Lease, Netns, Process, State
+from tapster.operations.followed import FollowedNamespaces
 from tapster.operations.operations import Operations, open_operations
 from tapster.operations.pace import Pace
 
@@ -107,53 +108,6 @@ class Lock:
         if replaced := self.is_replaced():
             self.free()
         return replaced
-
-
-class Spaces:
-    """The network namespaces that have leases, by the numbers of the watches."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[Netns, int] = {}
-        self._ended: set[Netns] = set()
-
-    def follow(self, operations: Operations) -> bool:
-        """Let the watches report changes where there are leases now.
-
-        Return whether changes were not reported before somewhere.
-        """
-        netnses = set(operations.look.namespaces())
-        for gone in self._numbers.keys() - netnses:
-            del self._numbers[gone]
-        new = netnses - self._numbers.keys()
-        for netns in new:
-            with suppress(HostError):  # it cannot be found from here
-                number = operations.look.number(netns)
-                if number is None:
-                    self._ended.add(netns)
-                else:
-                    self._numbers[netns] = number
-        return not new.isdisjoint(self._numbers)
-
-    def changed(
-        self, operations: Operations, devices: Mapping[int, set[int]]
-    ) -> Iterator[Lease]:
-        """Yield the leases of changed devices."""
-        for netns, number in self._numbers.items():
-            if ifindexes := devices.get(number):
-                yield from operations.context.ledger.at(netns, ifindexes)
-
-    def look_again(self, numbers: frozenset[int]) -> None:
-        """Look for the namespaces with these numbers again: they may have ended."""
-        for netns, number in [*self._numbers.items()]:
-            if number in numbers:
-                del self._numbers[netns]
-
-    def in_ended(self, operations: Operations) -> list[Lease]:
-        """Return the leases in namespaces that have ended."""
-        ended, self._ended = self._ended, set()
-        if not ended:
-            return []
-        return [lease for lease in operations.look.leases() if lease.netns in ended]
 
 
 class Identities:
@@ -362,7 +316,8 @@ def _work_on(ledger: str, lock: Lock, standby: int) -> bool:
     system = LinuxSystem()
     processes = Processes(system)
     identities = Identities()
-    spaces = Spaces()
+    with closing(system.netns(None)) as own:
+        followed = FollowedNamespaces(own.netns)
     watches = [system.watch(first=FIRST_IFINDEX)]
     with suppress(HostError):  # only the devices of this namespace are reported
         watches.append(system.watch(first=FIRST_IFINDEX, elsewhere=True))
@@ -372,7 +327,7 @@ def _work_on(ledger: str, lock: Lock, standby: int) -> bool:
             lock.awake()
             failed = False
             try:
-                nap = _work(ledger, lock, processes, identities, spaces, report)
+                nap = _work(ledger, lock, processes, identities, followed, report)
             except LedgerError as error:
                 if not _may_pass(error, ledger):
                     return False
@@ -399,7 +354,7 @@ def _work(
     lock: Lock,
     processes: Processes,
     identities: Identities,
-    spaces: Spaces,
+    followed: FollowedNamespaces,
     report: Report,
 ) -> float | None:
     """Do what is to be done; return the seconds to wait, or None if all is done."""
@@ -412,13 +367,7 @@ def _work(
         # One lease that cannot be judged or ended now hinders no other: a service
         # comes back, a process closes a device.
         ended = 0
-        spaces.look_again(report.ended)
-        if spaces.follow(operations) or report.changed is None:
-            leases = operations.look.leases()
-            changed = [lease for lease in leases if lease.state is State.FIN_WAIT]
-        else:
-            leases = changed = [*spaces.changed(operations, report.changed)]
-        changed = [*changed, *spaces.in_ended(operations)]
+        leases, changed = _changed(operations, followed, report)
         with suppress(HostError, ConflictError):
             if report.settle:
                 operations.recover.settle()
@@ -437,6 +386,32 @@ def _work(
         processes.follow(operations.context.ledger.processes())
     nap = _nap(deadline, ended)
     return min(nap, LONGEST_NAP) if identities.pending else nap
+
+
+def _changed(
+    operations: Operations, followed: FollowedNamespaces, report: Report
+) -> tuple[Sequence[Lease], Sequence[Lease]]:
+    """Return the leases whose MAC and alias to compare, and those to repair."""
+    look, at = operations.look, operations.context.ledger.at
+    numbered = followed.numbered()
+    followed.suspect(netns for netns, number in numbered if number in report.ended)
+    gone = set(followed.forget_ended(look, followed.suspects(soon=True)))
+    new = followed.follow_all(look)
+    gone.update(netns for netns in new if netns.cookie not in followed)
+    if gone or new or report.changed is None:
+        leases = look.leases()
+        return leases, [
+            lease
+            for lease in leases
+            if lease.state is State.FIN_WAIT or lease.netns in gone
+        ]
+    leases = [
+        lease
+        for netns, number in followed.numbered()
+        if (ifindexes := report.changed.get(number))
+        for lease in at(netns, ifindexes)
+    ]
+    return leases, leases
 
 
 def _nap(deadline: float | None, ended: int) -> float:

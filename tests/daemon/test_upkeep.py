@@ -13,12 +13,12 @@ import pytest
 
 from lab.library import no_reaper
 from tapster import Host, KernelError, OpenDevice, Repair, State, Tap
-from tapster.daemon.followed import NAMESPACE_RETRY
 from tapster.daemon.upkeep import FIRST_RETRY
 from tapster.errors import HostError
 from tapster.kernel.port import LinkChange
 from tapster.ledger import FIRST_IFINDEX
 from tapster.model import Netns
+from tapster.operations.followed import NAMESPACE_RETRY, FollowedNamespaces
 from tapster.operations.pace import AT_ONCE, SECONDS
 from tapster.testing import FakeSystem
 from tests.daemon.parts import Parts, parts
@@ -452,6 +452,36 @@ def test_namespaces_that_ended_before_they_were_watched_are_looked_for_together(
     watched.upkeep.follow_new_namespaces()
     assert len(made.host.leases()) == 6
     assert {*asked} == {*look.namespaces()} - {made.host.netns}
+
+
+def test_ended_namespaces_whose_leases_remain_are_not_looked_for_at_each_wake_up(
+    watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lease may wait for a service, and the reaper wakes each second meanwhile."""
+    made = watched.made
+    names = namespaces_with_a_lease_each(made, tmp_path / "ledger.db")
+    looks: list[int] = []
+    ended_namespaces = type(made.system).ended_namespaces
+
+    def count(system: FakeSystem, netnses: Collection[Netns]) -> set[Netns]:
+        looks.append(len(netnses))
+        return ended_namespaces(system, netnses)
+
+    look = made.host.operations.look
+    followed = FollowedNamespaces(made.host.netns, clock=made.clock)
+    assert len(followed.follow_all(look)) == 12
+    for name in names[:6]:
+        made.system.delete_netns(name)
+    monkeypatch.setattr(type(made.system), "ended_namespaces", count)
+    assert len(followed.forget_ended(look, followed.others())) == 6
+    looks.clear()
+    for _ in range(3):
+        followed.follow_all(look)
+        made.clock.advance(1)
+    assert looks == [6]
+    made.clock.advance(NAMESPACE_RETRY)
+    assert len(followed.follow_all(look)) == 6
+    assert looks == [6, 6]
 
 
 def test_a_namespace_that_cannot_be_determined_is_asked_again_later(

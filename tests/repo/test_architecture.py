@@ -381,6 +381,16 @@ ROOMS = [
         "an operation",
     ),
     Room(
+        "tapster.operations.followed",
+        (
+            "tapster.errors",
+            "tapster.kernel.port",
+            "tapster.model",
+            "tapster.operations.look",
+        ),
+        "reaper and daemon follow the namespaces that have leases",
+    ),
+    Room(
         "tapster.operations.orphans",
         ("tapster.model", "tapster.operations.context"),
         "each verb asks this before anything else",

@@ -9,15 +9,15 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
-from tapster.daemon.followed import FollowedNamespaces
 from tapster.daemon.log import INFO, WARNING, Log
 from tapster.daemon.metrics import Metrics
 from tapster.daemon.turns import Turns
-from tapster.errors import LedgerError, NoSuchLease, TapsterError
+from tapster.errors import HostError, LedgerError, NoSuchLease, TapsterError
 from tapster.kernel.port import ALL, REDIRECTED, WatchReport
 from tapster.light import NamedTuple
 from tapster.model import HistoryEvent, Lease, Link, Netns, Process, State
 from tapster.operations.decision import Action, Repair
+from tapster.operations.followed import FollowedNamespaces
 from tapster.operations.operations import Operations
 from tapster.operations.pace import Pace
 from tapster.rpc.interface import Event, event_of
@@ -104,7 +104,7 @@ class Upkeep:
         """The leases that end with each watched process."""
         self._process_of: dict[str, Process] = {}
         self._followed = FollowedNamespaces(
-            operations.look, operations.context.namespace.netns, log, clock
+            operations.context.namespace.netns, self._doubt, clock
         )
         self._bridges: dict[tuple[int, str], int] = {}
         """The last known ifindex of each bridge, by the cookie of its namespace and by
@@ -149,7 +149,7 @@ class Upkeep:
         """Bring ledger and kernel into agreement, and watch what has leases."""
         self._forget_ended(self._followed.others())
         # Follow first: then changes during recover are reported.
-        self._followed.follow_all()
+        self._followed.follow_all(self._operations.look)
         self._worked_on.update(
             lease.id for lease in self._operations.look.leases() if _is_worked_on(lease)
         )
@@ -187,19 +187,22 @@ class Upkeep:
     def follow_new_namespaces(self) -> None:
         """Follow namespaces in which other managers have acquired leases."""
         self._forget_ended(self._followed.suspects(soon=False))
-        if found := self._followed.follow_all():
+        if found := self._followed.follow_all(self._operations.look):
             self._repair(self._leases_in(found))
         self._turns.run()
 
     def follow(self, netns: Netns) -> bool:
         """As `FollowedNamespaces.follow`."""
-        return self._followed.follow(netns)
+        return self._followed.follow(self._operations.look, netns)
+
+    def _doubt(self, event: str, netns: Netns, error: HostError) -> None:
+        self._log(WARNING, event, netns=netns.path, error=error)
 
     def _forget_ended(self, suspects: Collection[Netns]) -> None:
         """Stop following those namespaces that have ended, and repair their leases."""
         if not suspects:
             return
-        ended = self._followed.forget_ended(suspects)
+        ended = self._followed.forget_ended(self._operations.look, suspects)
         self._bridges = {
             place: ifindex
             for place, ifindex in self._bridges.items()

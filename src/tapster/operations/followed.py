@@ -4,39 +4,38 @@
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from tapster.daemon.log import WARNING, Log
 from tapster.errors import HostError
 from tapster.kernel.port import HERE
 from tapster.model import Netns
 from tapster.operations.look import Look
 
+OnDoubt = Callable[[str, Netns, HostError], None]
+"""Called with the name of an event, if it cannot be determined whether a namespace
+exists."""
 SURVEY_PAUSE = 0.5
 """Seconds between two looks at all namespaces. Hundreds may end, one after the other;
 the next look, or the next sweep, tells of those that end in the meantime."""
 NAMESPACE_RETRY = 60.0
-"""Seconds to wait before retrying a namespace whose existence could not be
-determined."""
+"""Seconds until the next look at a namespace that has ended, or whose existence could
+not be determined. The look may have to go through all processes."""
 
 
 class FollowedNamespaces:
-    """The namespaces in which the watches report changes. Used in the worker's
-    thread."""
+    """The namespaces in which the watches report changes. One thread uses it."""
 
     def __init__(
         self,
-        look: Look,
         own: Netns,
-        log: Log,
+        on_doubt: OnDoubt = lambda *_: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`own` is the daemon's own namespace, which cannot end."""
-        self._look = look
-        self._log = log
+        """`own` is the process's own namespace, which cannot end."""
+        self._on_doubt = on_doubt
         self._clock = clock
         self._followed = {own.cookie: (own, HERE)}
         """Each namespace with its number in a Watch."""
-        self._undetermined: dict[int, float] = {}
-        """When to retry each namespace whose existence could not be determined."""
+        self._retries: dict[int, float] = {}
+        """When to look again at each namespace that is not followed."""
         self._suspects: list[Netns] = []
         """Namespaces that were reported as ended, and not looked for yet."""
         self._next_survey = 0.0
@@ -49,41 +48,51 @@ class FollowedNamespaces:
         return list(self._followed.values())
 
     def others(self) -> list[Netns]:
-        """Return every namespace but the daemon's own."""
+        """Return every namespace but the process's own."""
         return [netns for netns, number in self._followed.values() if number != HERE]
 
-    def follow(self, netns: Netns) -> bool:
+    def follow(self, look: Look, netns: Netns) -> bool:
         """Let the watches report changes in this namespace.
 
         True if the namespace was not followed before or has ended: then look at its
         leases.
         """
-        now = self._clock()
-        if netns.cookie in self._followed:
-            return False
-        if self._undetermined.get(netns.cookie, 0) > now:
+        if not self._is_new(netns):
             return False
         try:
-            number = self._look.number(netns)
+            number = look.number(netns)
         except HostError as error:
-            self._undetermined[netns.cookie] = now + NAMESPACE_RETRY
-            self._log(WARNING, "not-watched", netns=netns.path, error=error)
+            self._retry_later(netns)
+            self._on_doubt("not-watched", netns, error)
             return False
-        self._undetermined.pop(netns.cookie, None)
-        if number is not None:
+        if number is None:
+            self._retry_later(netns)
+        else:
+            self._retries.pop(netns.cookie, None)
             self._followed[netns.cookie] = netns, number
         return True
 
-    def follow_all(self) -> list[Netns]:
+    def follow_all(self, look: Look) -> list[Netns]:
         """Follow every namespace that has leases.
 
         Return those that were not followed before or have ended.
         """
-        new = [n for n in self._look.namespaces() if n.cookie not in self._followed]
+        new = [netns for netns in look.namespaces() if self._is_new(netns)]
         # One look at all processes tells of all namespaces that have ended. `follow`
         # would look at all processes for each.
-        ended = self._look.ended_namespaces(new)
-        return [netns for netns in new if netns in ended or self.follow(netns)]
+        ended = look.ended_namespaces(new) if new else set()
+        for netns in ended:
+            self._retry_later(netns)
+        return [netns for netns in new if netns in ended or self.follow(look, netns)]
+
+    def _is_new(self, netns: Netns) -> bool:
+        """Return whether to look for a namespace: it is not followed, and was not
+        looked for just before."""
+        retry = self._retries.get(netns.cookie, 0.0)
+        return netns.cookie not in self._followed and self._clock() >= retry
+
+    def _retry_later(self, netns: Netns) -> None:
+        self._retries[netns.cookie] = self._clock() + NAMESPACE_RETRY
 
     def suspect(self, netnses: Iterable[Netns]) -> None:
         """Note that these are reported as ended. Their numbers may belong to other
@@ -100,16 +109,16 @@ class FollowedNamespaces:
         self._next_survey = self._clock() + SURVEY_PAUSE
         return suspects
 
-    def forget_ended(self, suspects: Collection[Netns]) -> Sequence[Netns]:
+    def forget_ended(self, look: Look, suspects: Collection[Netns]) -> Sequence[Netns]:
         """Stop following those of these namespaces that have ended. Return them."""
-        ended = self._look.ended_namespaces(suspects)
+        ended = look.ended_namespaces(suspects)
         for netns in set(suspects) - ended:
             try:
-                if self._look.number(netns) is None:
+                if look.number(netns) is None:
                     ended.add(netns)
             except HostError as error:
                 # `follow_all` follows it again if it still has leases.
-                self._log(WARNING, "not-determined", netns=netns.path, error=error)
+                self._on_doubt("not-determined", netns, error)
                 del self._followed[netns.cookie]
         for cookie in {netns.cookie for netns in ended}:
             del self._followed[cookie]
