@@ -132,6 +132,17 @@ def ask(target: Target, data: bytes) -> dict[str, Any]:
     return answer
 
 
+def acquired(made: socket.socket, asked: dict[str, Any]) -> str | None:
+    """Acquire a device; return the id of its lease, or None if it is refused."""
+    made.sendall(call("Acquire", asked))
+    data, fds = unix.receive(made, 1 << 16, 8)
+    unix.close(fds)
+    answer = json.loads(data.partition(b"\0")[0])
+    if "error" in answer:
+        return None
+    return str(answer["parameters"]["devices"][0]["lease"]["id"])
+
+
 def lingering() -> tuple[int, socket.socket]:
     """A descriptor whose last close waits for an hour, and what ends that."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -385,13 +396,9 @@ def use_new_keys_for_stable_names(target: Target) -> None:
 @attack
 def name_thousands_of_leases_and_devices(target: Target) -> None:
     with target.connect() as made:
-        made.sendall(call("Acquire", {**tap(fin_wait=0), "bind": "nothing"}))
-        data, fds = unix.receive(made, 1 << 16, 8)
-        unix.close(fds)
-        answer = json.loads(data.partition(b"\0")[0])
-        if "error" in answer:
+        id = acquired(made, {**tap(fin_wait=0), "bind": "nothing"})
+        if id is None:
             return
-        id = answer["parameters"]["devices"][0]["lease"]["id"]
         ask(target, call("Bind", {"leases": [id] * 3000}))
         ask(target, call("Reap", {"leases": [f"{n:x}" for n in range(7000)]}))
         fields = {"lease": id, "fields": ["up"] * 8000, "wiring": {"up": True}}
@@ -448,13 +455,9 @@ def climb_out_of_the_names_of_namespaces(target: Target) -> None:
 @attack
 def change_a_lease_to_what_could_not_be_acquired(target: Target) -> None:
     with target.connect() as made:
-        made.sendall(call("Acquire", tap(fin_wait=0)))
-        data, fds = unix.receive(made, 1 << 16, 8)
-        unix.close(fds)
-        answer = json.loads(data.partition(b"\0")[0])
-        if "error" in answer:
+        id = acquired(made, tap(fin_wait=0))
+        if id is None:
             return
-        id = answer["parameters"]["devices"][0]["lease"]["id"]
         for wiring in ({"mtu": 68}, {"bridge": "br1"}, {"vlan": 700}):
             changed = {"lease": id, "fields": list(wiring), "wiring": wiring}
             refused(target, call("Set", changed), "NotAllowed", "NoSuchLease")
