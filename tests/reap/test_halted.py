@@ -4,9 +4,10 @@
 import os
 import select
 import signal
+import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -38,11 +39,24 @@ def waiting(ledger: Path) -> Iterator[Host]:
     kill_reapers(ledger)
 
 
-def halt(pids: list[int]) -> None:
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    for pid in pids:
-        wait_for(lambda: state_of(pid) == "T", f"process {pid} stops")  # noqa: B023
+def halt(ledger: Path, pids: list[int]) -> None:
+    """Stop processes while none of them is in a transaction, which would lock all."""
+    while True:
+        for pid in reversed(pids):  # a standby kills a leader that is stopped
+            os.kill(pid, signal.SIGSTOP)
+            wait_for(lambda: state_of(pid) == "T", f"process {pid} stops")  # noqa: B023
+        if not is_locked(ledger):
+            return
+        go_on(pids)
+
+
+def is_locked(ledger: Path) -> bool:
+    with closing(sqlite3.connect(ledger, timeout=0)) as file:
+        try:
+            file.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return True
+    return False
 
 
 def go_on(pids: list[int]) -> None:
@@ -150,7 +164,7 @@ def test_reaping_goes_on_while_a_standby_is_stopped(
     waiting: Host, ledger: Path
 ) -> None:
     leader, standby = reapers(ledger)
-    halt([standby])
+    halt(ledger, [standby])
     os.kill(leader, signal.SIGKILL)
     wait_for(lambda: state_of(leader) == "Z", "its standby does not wait for it")
     command(ledger)
@@ -181,7 +195,7 @@ def test_reapers_that_are_both_stopped_are_replaced_by_the_next_command(
     waiting: Host, ledger: Path, known: bool
 ) -> None:
     both = reapers(ledger)
-    halt(both)
+    halt(ledger, both)
     command(ledger)
     assert reapers(ledger) == both, "they may be slow"
     let_time_pass(ledger, known=known)
