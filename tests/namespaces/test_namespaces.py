@@ -208,6 +208,30 @@ def test_a_recover_opens_each_namespace_once_and_looks_once_for_those_that_ended
         assert looks.listed == looks.searched == 1
 
 
+def test_a_process_that_ends_while_it_is_looked_at_hinders_nothing(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel answers EACCES then, as for a process that it may not show."""
+    lease = library.acquire(host, Tap(bridge="br0"))
+    shell.sh(f"ip link del {lease.name}")  # recover looks everywhere
+    process = keep("unshare", "--net", "sh", "-c", "exec cat")
+    path = f"/proc/{process.pid}/ns/net"
+    opened = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    open_netns = netns.open_netns
+
+    def end_it(wanted: str) -> int:
+        if wanted != path:
+            return open_netns(wanted)
+        process.communicate()
+        os.readlink("", dir_fd=opened)
+        raise AssertionError("the process is there")
+
+    monkeypatch.setattr(netns, "open_netns", end_it)
+    assert [repair.action for repair in host.recover()] == [Action.HOLD_NAME]
+    assert process.returncode == 0, "it was looked at"
+    library.close([opened])
+
+
 def test_a_lease_of_an_earlier_boot_is_closed(host: Host, ledger: Path) -> None:
     lease = library.acquire(host, Tap(bridge="br0"))
     rows = host.operations.context.ledger.file.connection

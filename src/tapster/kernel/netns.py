@@ -290,7 +290,7 @@ def everywhere() -> Iterator[int]:
     # its inode is the same for all processes of a namespace. So one process that can
     # be opened is enough for each namespace.
     opened: set[int] = set()
-    refused: dict[int, PermissionError] = {}
+    refused: list[tuple[int, str, PermissionError]] = []
     os.stat("/proc/1/net/dev")  # it is hidden (hidepid in proc(5)) if processes are
     for pid in filter(str.isdecimal, os.listdir("/proc")):
         try:
@@ -302,7 +302,7 @@ def everywhere() -> Iterator[int]:
         try:
             fd = open_netns(f"/proc/{pid}/ns/net")
         except PermissionError as error:
-            refused.setdefault(inode, error)
+            refused.append((inode, pid, error))
             continue
         except GONE:
             continue
@@ -312,6 +312,8 @@ def everywhere() -> Iterator[int]:
         finally:
             os.close(fd)
     yield from held_namespaces()
-    for inode, refusal in refused.items():
-        if inode not in opened:
+    for inode, pid, refusal in refused:
+        # EACCES is also the answer for a process that ended during the call
+        # (proc_ns_get_link() in fs/proc/namespaces.c).
+        if inode not in opened and not is_nothing_at(f"/proc/{pid}/net/dev"):
             raise refusal
