@@ -277,6 +277,13 @@ def test_no_dhcp_request_for_another_mac_comes_behind_an_honest_one(
 # What goes on the wire
 
 
+def lengths(lab: GuestBridge, receiver: Receiver, guest: Leased) -> list[int]:
+    """Return the lengths of a guest's frames that arrive: the host sends some, too."""
+    sender = frames.mac(guest.mac)
+    arrived = arrivals(lab, receiver)
+    return [len(frame) for frame in arrived if frame[6:12] == sender]
+
+
 def large(me: str, payload: int) -> bytes:
     """A TCP segment that the host is to cut."""
     header = struct.pack("!HHIIBBHHH", 1000, 2000, 1, 1, 0x50, 0x10, 1000, 0, 0)
@@ -301,11 +308,10 @@ def test_a_limit_counts_the_segments_of_a_large_frame(
     with Receiver("plain", offload=False) as receiver:
         for _ in range(200):
             guest.send(large(guest.mac, 5 * size), segmentation(size))
-        arrived = arrivals(lab, receiver)
-    total = sum(map(len, arrived))
+        arrived = lengths(lab, receiver, guest)
     assert len(arrived) >= 5
     # 80,000 bytes at once, and 1,000 a second for as long as the test takes.
-    assert total <= 100_000
+    assert sum(arrived) <= 100_000
     assert len(arrived) % 5 == 0
 
 
@@ -314,7 +320,7 @@ def test_frames_a_second_are_those_on_the_wire(lab: GuestBridge) -> None:
     with Receiver("plain", offload=False) as receiver:
         for _ in range(3):
             guest.send(large(guest.mac, 100 * 100), segmentation(100))
-        assert len(arrivals(lab, receiver)) == 100
+        assert len(lengths(lab, receiver, guest)) == 100
 
 
 def test_without_the_guard_a_large_frame_counts_once(lab: GuestBridge) -> None:
@@ -323,14 +329,14 @@ def test_without_the_guard_a_large_frame_counts_once(lab: GuestBridge) -> None:
     with Receiver("plain", offload=False) as receiver:
         for _ in range(2):
             guest.send(large(guest.mac, 100 * 100), segmentation(100))
-        assert len(arrivals(lab, receiver)) == 200
+        assert len(lengths(lab, receiver, guest)) == 200
 
 
 def test_the_largest_frame_passes_at_any_rate(lab: GuestBridge) -> None:
     guest = lab.guest(outbound=tapster.Rate(1, 1), outbound_pps=1)
     with Receiver("plain", offload=False) as receiver:
         guest.send(large(guest.mac, 65_000), segmentation(536))
-        assert len(arrivals(lab, receiver)) == 122
+        assert len(lengths(lab, receiver, guest)) == 122
 
 
 def test_a_limit_that_changes_is_another_guard(lab: GuestBridge) -> None:

@@ -5,7 +5,6 @@ import os
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -22,8 +21,8 @@ from tapster.libvirt import hooks
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
-LONGEST = 0.005
-"""Seconds that the hook may take for a domain that is not Tapster's."""
+MOST = 100
+"""System calls of a shell that does nothing else."""
 WEB = adopted("web", "dev='web0' bridge='br0'", "dev='web1' bridge='br0'")
 IFF_VNET_HDR = 0x4000
 OWNER = f"libvirt:{uuid_of('web')}"
@@ -68,19 +67,17 @@ def test_it_costs_little_for_a_domain_that_is_not_tapsters(
 ) -> None:
     nic = "<interface type='user'/>"
     xml = domain("web", *[nic] * 200, metadata=metadata)
-    times = []
-    for _ in range(50):
-        begin = time.perf_counter()
-        done = call(script, phase, xml)
-        times.append(time.perf_counter() - begin)
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert min(times) < LONGEST
+    done = call(script, phase, xml)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not ledger.exists(), "Python did not start"
     seen = tmp_path / "calls"
-    command = f"strace -f -e trace=process -o {seen} {script} web {phase} begin -"
+    command = f"strace -f -o {seen} {script} web {phase} begin -"
     subprocess.run(command.split(), input=xml, text=True, check=True)
-    assert seen.read_text().count("execve(") == 1, "no further program"
-    assert "clone" not in seen.read_text()
+    calls = seen.read_text().splitlines()
+    assert sum("execve(" in call for call in calls) == 1, "no further program"
+    assert not any("clone" in call or "fork" in call for call in calls)
+    # The shell reads byte by byte, but not the 200 NICs.
+    assert len(calls) < MOST + xml.index("<devices>")
 
 
 @pytest.mark.parametrize(
