@@ -118,6 +118,10 @@ def _tags(me: str) -> Iterator[FrameKind]:
         for inner, inner_name in ((0x8100, "802.1Q"), (0x88A8, "802.1ad")):
             double = tagged(tagged(honest, 8, inner), 7, kind)
             yield FrameKind(f"{inner_name} within {name}", double, NO)
+    for kind in (0x9100, 0x9200, 0x9300):
+        name = f"a tag of type {kind:#x}"
+        yield FrameKind(name, tagged(honest, 7, kind), NO)
+        yield FrameKind(f"802.1Q within {name}", tagged(tagged(honest, 8), 7, kind), NO)
     yield FrameKind("a tag cut short", honest[:12] + b"\x81\0\0", NO, bridged=False)
     yield FrameKind("priority tag, DHCP offer", tagged(_offer(me), 0), NO)
 

@@ -99,7 +99,7 @@ def test_a_tag_within_a_tag_passes_nowhere(lab: GuestBridge) -> None:
     TableBackend(context.ledger.id, filter.PURPOSE).attach(context.namespace, trunk)
     once = tagged(ether(guest.mac, BROADCAST, 0x88B5, bytes(46)), 7)
     assert lab.passes(guest, once)
-    for kind in (frames.VLAN, frames.QINQ):
+    for kind in (frames.VLAN, frames.QINQ, 0x9100):
         assert not lab.passes(guest, tagged(once, 7, kind))
         assert lab.passes(lab.guest(), tagged(once, 7, kind))
 
