@@ -59,6 +59,29 @@ def test_users_take_turns_and_the_jobs_of_each_stay_in_order() -> None:
     assert queue.get() is None
 
 
+def test_a_newcomer_waits_for_one_job_of_a_user_who_has_many() -> None:
+    queue = FairQueue()
+    flood = [Job(nothing, nothing) for _ in range(3)]
+    late = Job(nothing, nothing)
+    for job in flood[:2]:
+        queue.put(1, job)
+    assert queue.get() is flood[0]
+    queue.put(2, late)
+    queue.put(1, flood[2])
+    assert [queue.get() for _ in range(3)] == [late, flood[1], flood[2]]
+
+
+def test_a_newcomer_is_before_a_user_who_asks_again_during_its_own_job() -> None:
+    queue = FairQueue()
+    first, again, late = (Job(nothing, nothing) for _ in range(3))
+    queue.put(1, first)
+    assert queue.get() is first
+    queue.put(1, again)
+    queue.put(2, late)
+    assert queue.waiting
+    assert [queue.get(), queue.get()] == [late, again]
+
+
 def test_a_worker_hands_over_results_errors_and_what_was_dropped() -> None:
     worker = Worker(lambda error: HostError(f"unforeseen: {error}"))
     results: list[Any] = []

@@ -43,12 +43,18 @@ class Job:
 
 
 class FairQueue:
-    """Jobs by user: users take turns, and the jobs of each stay in order."""
+    """Jobs by user: users take turns, and the jobs of each stay in order.
+
+    A user whose job is being done has its next turn after those who wait when that job
+    is done. So a newcomer waits for at most one job of each other user.
+    """
 
     def __init__(self) -> None:
         self._ready = threading.Condition()
         self._jobs: dict[int, deque[Job]] = {}
         self._turns: deque[int] = deque()
+        """The users who have jobs, without the user whose job is being done."""
+        self._served: int | None = None
         self._closed = False
 
     def __len__(self) -> int:
@@ -57,12 +63,12 @@ class FairQueue:
     @property
     def waiting(self) -> bool:
         """Whether there is a job. Any thread may ask, without waiting."""
-        return bool(self._turns)
+        return bool(self._jobs)
 
     def put(self, user: int, job: Job) -> None:
         with self._ready:
             jobs = self._jobs.setdefault(user, deque())
-            if not jobs:
+            if not jobs and user != self._served:
                 self._turns.append(user)
             jobs.append(job)
             self._ready.notify()
@@ -74,18 +80,22 @@ class FairQueue:
             self._ready.notify()
 
     def get(self) -> Job | None:
-        """Wait for the next job and return it; return None at the end."""
+        """Wait for the next job and return it; return None at the end.
+
+        The former job is done now.
+        """
         with self._ready:
+            if self._served in self._jobs:
+                self._turns.append(self._served)
+            self._served = None
             while not self._turns:
                 if self._closed:
                     return None
                 self._ready.wait()
-            user = self._turns.popleft()
+            self._served = user = self._turns.popleft()
             jobs = self._jobs[user]
             job = jobs.popleft()
-            if jobs:
-                self._turns.append(user)
-            else:
+            if not jobs:
                 del self._jobs[user]
             return job
 
