@@ -13,7 +13,7 @@ import pytest
 
 import tapster
 from lab import iproute, library, shell
-from lab.daemon import ALICE, BOB, Daemon, as_user, companion
+from lab.daemon import ALICE, BOB, POLICY, Daemon, as_user, companion
 from lab.reapers import wait_for
 from tapster import (
     BadName,
@@ -249,6 +249,34 @@ def test_no_user_sees_or_ends_leases_of_another(alice: Client, bob: Client) -> N
     assert bob.who(lease.name) == []
     assert iproute.ports() == {"vnet0"}
     lease.close()
+
+
+def test_who_may_end_leases_of_others_may_not_use_their_devices(
+    daemon: Daemon, alice: Client, bob: Client
+) -> None:
+    """The user of the other device may be bound by stricter rules."""
+    daemon.reload(
+        POLICY.replace(
+            f'users = ["{ALICE}"]', f'users = ["{ALICE}"]\nrequire = ["filter"]'
+        )
+        + f"""
+[[allow]]
+users = ["{BOB}"]
+features = ["see-others", "end-others", "fin-wait"]
+"""
+    )
+    with alice.acquire(BR0._replace(filter=True)) as opened:
+        lease = bob.look_up(opened.id)
+        with pytest.raises(NotAllowed, match="another user's"):
+            bob.reopen(lease)
+        with pytest.raises(NotAllowed, match="another user's"):
+            bob.bind([lease], None)
+        with pytest.raises(NotAllowed, match="another user's"):
+            bob.set(lease, filter=False)
+        assert alice.look_up(opened.id) == lease
+    bob.release(lease)
+    assert bob.reap([lease]) == 1
+    assert "vnet0" not in iproute.links()
 
 
 def test_a_quota_is_clear_and_freed_by_a_release(alice: Client) -> None:

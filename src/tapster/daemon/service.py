@@ -365,7 +365,7 @@ class Service:
         start = time.perf_counter()
         asked: interface.Release = call.parameters
         try:
-            lease = self._own(call.caller, asked.lease)
+            lease = self._endable(call.caller, asked.lease)
         except NoSuchLease:
             if self._operations.look.has_ended(asked.lease):
                 return Answer()
@@ -567,14 +567,34 @@ class Service:
         return look.find(name_or_id, owner, caller_uid=self._only_of(caller))
 
     def _own(self, caller: Caller, id: str) -> Lease:
+        """Return the lease with this id, if it is the caller's, or the caller is root.
+
+        Who changes or opens a device steps over the rules of its user, or reads what
+        its VM receives. So no rule allows that.
+        """
+        lease = self._named(caller, id)
+        if lease.caller_uid != caller.uid and not caller.root:
+            self._metrics.add("refused", "policy")
+            raise NotAllowed(
+                f"lease {id} is another user's: only that user and root may change "
+                "or open its device"
+            )
+        return lease
+
+    def _endable(self, caller: Caller, id: str) -> Lease:
         """Return the lease with this id, if the caller may end it."""
+        lease = self._named(caller, id)
+        if not policy.may_end(self.rules, caller, lease):
+            self._permit_rule(caller, policy.END_OTHERS)
+        return lease
+
+    def _named(self, caller: Caller, id: str) -> Lease:
+        """Return the lease with this id, if the caller may know of it."""
         lease = self._seen(caller, id)
         if lease.id != id:
             raise NoSuchLease(
                 f"no lease has the id {id!r}: {lease.name!r} is a name", reference=id
             )
-        if not policy.may_end(self.rules, caller, lease):
-            self._permit_rule(caller, policy.END_OTHERS)
         return lease
 
     # Upkeep
@@ -611,7 +631,7 @@ class Service:
         """End the FIN WAIT of leases that the caller may end; needs `fin-wait`."""
         look = self._operations.look
         there = [id for id in _distinct(ids) if not look.has_ended(id)]
-        leases = [self._own(caller, id) for id in there]
+        leases = [self._endable(caller, id) for id in there]
         if not policy.allows(self.rules, caller, policy.MAINTAIN):
             self._permit_rule(caller, policy.FIN_WAIT)
         reaped = self._operations.reap.some(
