@@ -16,6 +16,9 @@ DEFAULT_FIN_WAIT = 5.0
 MAX_OWNER = 255
 MAX_LABELS = 32
 """Labels of a lease; and its external ids in Open vSwitch."""
+MAX_LABEL_BYTES = 1024
+"""Of all labels of a lease. The history keeps them when the lease has ended, and a
+search for a label reads those of all entries."""
 MAX_ADDRESSES = 64
 """Addresses and networks that a filter allows. Each is an element of a table in which
 the elements of all leases are."""
@@ -612,6 +615,12 @@ def check_labels(labels: tuple[tuple[str, str], ...]) -> None:
                 f"label {key!r} has {len(key) + len(value)} characters: "
                 f"at most {MAX_OWNER} are allowed"
             )
+    size = sum(len(f"{key}={value}".encode()) for key, value in labels)
+    if size > MAX_LABEL_BYTES:
+        raise RequestError(
+            f"the labels have {size} bytes together: at most {MAX_LABEL_BYTES} are "
+            "allowed"
+        )
 
 
 @remembered  # most devices of a host are wired alike

@@ -58,6 +58,10 @@ def test_a_request_that_can_be_gives_its_template(spec: Spec) -> None:
         (Tap(naming=Naming.STABLE, key="k" * 256), "key has 256 characters"),
         (Tap(owner="o" * 256), "owner has 256 characters"),
         (
+            Tap(labels=tuple((f"k{n}", "ü" * 200) for n in range(3))),
+            "the labels have 1209 bytes together: at most 1024",
+        ),
+        (
             Tap(bridge="br0", filter=True, addresses=("10.0.0.1",) * 65),
             "65 addresses are too many: at most 64; give networks",
         ),
