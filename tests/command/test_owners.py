@@ -52,6 +52,49 @@ def remedy(output: str) -> str:
     return shlex.join(rest)
 
 
+@pytest.mark.parametrize("filter_", ["owner", "bridge", "netns", "label"])
+@pytest.mark.parametrize("verb", ["rm", "reap"])
+def test_an_empty_filter_chooses_nothing(
+    tapster: Command, verb: str, filter_: str
+) -> None:
+    """As with `tapster rm --owner "$VM"` in a script whose variable is unset."""
+    tapster("add --bridge br0")
+    said = tapster(f"{verb} --{filter_} '' vnet0", 2)
+    assert said.startswith(f"tapster: --{filter_} is empty")
+    assert tapster(f"{verb} --{filter_} ''", 2) == said
+    assert state("vnet0") == "up"
+
+
+@pytest.mark.parametrize("option", ["bridge", "ovs", "redirect", "link"])
+def test_an_empty_name_of_a_bridge_makes_no_device(
+    tapster: Command, option: str
+) -> None:
+    """The VM would have no network, and nothing would say so."""
+    said = tapster(f"add --{option} ''", 2)
+    assert said.startswith(f"tapster: --{option} is empty")
+    assert tapster("ls --quiet") == ""
+
+
+def test_an_empty_name_is_said_to_be_empty(tapster: Command) -> None:
+    tapster("add --bridge br0")
+    for verb in ("rm ''", "show ''", "set '' --up"):
+        assert tapster(verb, 1) == (
+            "tapster: no lease has the name or id '': it is empty\n"
+        )
+
+
+def test_an_owner_that_is_called_like_a_pattern_is_that_owner(tapster: Command) -> None:
+    tapster("add --bridge br0 --owner vm1")
+    tapster("add --bridge br0 --owner vm[1]")
+    assert tapster("ls --quiet --owner vm[1]") == "vnet1\n"
+    tapster("rm --owner vm[1] vnet1")
+    assert [state("vnet0"), state("vnet1")] == ["up", "down"]
+    tapster("add --bridge br0 --owner vm[1]")
+    for _ in range(2):  # the second time it is late
+        tapster("rm --owner vm[1]")
+        assert [state("vnet0"), state("vnet2")] == ["up", "down"]
+
+
 def test_a_late_cleanup_by_name_is_refused(tapster: Command) -> None:
     """VM A ends; VM B gets A's name; A's script releases the name once more."""
     tapster("add --bridge br0 --owner A --fin-wait 0")

@@ -128,6 +128,8 @@ def declare_wait(parser: "Parser", *, default: float) -> None:
 def spec(options: Options) -> Spec:
     """Return the request that the options make. Raises RequestError."""
     defaults = Defaults()
+    if options.link == "":
+        raise RequestError("--link is empty: name the lower device of a macvtap")
     kind = options.kind or (Kind.MACVTAP if options.link else Kind.TAP)
     wiring = wire.changes(options)
     key = None if options.key is None else f"{options.name} {options.key}"
@@ -136,6 +138,12 @@ def spec(options: Options) -> Spec:
     naming = options.naming or (defaults.naming if "%d" in options.name else None)
     if kind == Kind.TAP:
         _refuse(options, "link", "link_netns", "mode", kind=kind)
+        for option in ("bridge", "ovs", "redirect"):
+            if wiring.get(option, "") is None and defaults.bridge is None:
+                # A variable of a script may be unset: the VM would have no network.
+                raise RequestError(
+                    f"--{option} is empty: leave it out for a tap that is on no bridge"
+                )
         if not wiring.keys() & {"ovs", "redirect"}:
             wiring.setdefault("bridge", defaults.bridge)
         return Tap(

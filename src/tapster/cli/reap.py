@@ -25,6 +25,7 @@ def declare(parser: "Parser") -> None:
 
 
 def run(options: Options, host: "AnyHost") -> int:
+    selection.refuse_empty(options)
     if not selection.is_given(options):
         print(f"reaped {host.reap(now=options.now)}")
         return 0

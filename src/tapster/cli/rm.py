@@ -29,6 +29,7 @@ def declare(parser: "Parser") -> None:
 
 
 def run(options: Options, host: "AnyHost") -> int:
+    selection.refuse_empty(options)
     if options.all and selection.is_given(options):
         raise RequestError("--all releases every lease: give it alone")
     if not options.all and not selection.is_given(options):

@@ -10,9 +10,9 @@ import sys
 
 from tapster.cli import output, terminal
 from tapster.cli.options import Options
-from tapster.errors import NoSuchLease, OwnerRequired, TapsterError
+from tapster.errors import NoSuchLease, OwnerRequired, RequestError, TapsterError
 from tapster.light import TYPE_CHECKING, Iterable, Sequence
-from tapster.model import Lease, State
+from tapster.model import HistoryQuery, Lease, State
 
 if TYPE_CHECKING:
     from tapster.api import AnyHost
@@ -126,6 +126,25 @@ def is_given(options: Options) -> bool:
     return bool(options.lease) or is_filtered(options)
 
 
+def refuse_empty(options: Options) -> None:
+    """Refuse an empty filter: a variable of a script may be unset.
+
+    As a filter it would choose the leases that have no owner, or those of this network
+    namespace. Raises RequestError.
+    """
+    for flag, given in (
+        ("owner", options.owner),
+        ("bridge", options.bridge),
+        ("netns", options.in_netns),
+        *(("label", label) for label in options.label or ()),
+    ):
+        if given == "":
+            raise RequestError(
+                f"--{flag} is empty, so it is not clear which leases are meant; "
+                "name them, or see: tapster ls"
+            )
+
+
 def is_filtered(options: Options, *filters: str) -> bool:
     """Tell whether one of these options was given, by default any but a name."""
     return any(getattr(options, name) is not None for name in filters or FILTERS)
@@ -151,6 +170,8 @@ def choose(options: Options, host: "AnyHost", *, all: bool = True) -> Chosen:
         return _find_each(options.lease, options.owner, host)
     leases = host.leases(all=True)
     filtered = [lease for lease in leases if fits(lease, options)]
+    if _is_called_so(options.owner, host):
+        filtered = [lease for lease in filtered if lease.owner == options.owner]
     waiting = all or options.state == State.FIN_WAIT
     candidates = [
         lease for lease in filtered if waiting or lease.state is not State.FIN_WAIT
@@ -174,6 +195,13 @@ def choose(options: Options, host: "AnyHost", *, all: bool = True) -> Chosen:
     return Chosen([lease for lease in leases if lease.id in ids], missing)
 
 
+def _is_called_so(owner: str | None, host: "AnyHost") -> bool:
+    """Tell whether an owner is, or was, called like a pattern, which others may fit."""
+    if owner is None or not is_wild(owner):
+        return False
+    return bool(host.history(HistoryQuery(owner=owner, limit=1)))
+
+
 def _find_each(names: Sequence[str], owner: str | None, host: "AnyHost") -> Chosen:
     """Find leases by name or id, without a list of all: for a VM's start and stop."""
     found: dict[str, Lease] = {}
@@ -193,7 +221,9 @@ def _with_hint(error: NoSuchLease, name: str, host: "AnyHost") -> NoSuchLease:
     names = {lease.name for lease in leases}
     if name in names:
         return error
-    if any(lease.owner == name for lease in leases):
+    if not name:
+        near = ": it is empty"
+    elif any(lease.owner == name for lease in leases):
         near = f"; an owner is called so: give --owner {name}"
     else:
         from tapster.cli.hint import hint  # rarely needed
@@ -226,8 +256,8 @@ def _has(lease: Lease, label: str) -> bool:
 
 
 def like(text: str, pattern: str) -> bool:
-    """Tell whether text fits a pattern of the shell."""
-    if not is_wild(pattern):
+    """Tell whether text fits a pattern of the shell, or is the same."""
+    if text == pattern or not is_wild(pattern):
         return text == pattern
     from fnmatch import fnmatchcase
 
