@@ -121,13 +121,16 @@ class RealStranger:
         alias: str | None = None,
         mac: str | None = None,
         mtu: int | None = None,
+        mode: Mode | None = None,
         group: int | None = None,
     ) -> None:
         ifindex = self._named(name)
         if group is not None:
             self._execute(rtnl.group_message(ifindex, group))
         to = None if master is None else self._named(master) if master else 0
-        change = LinkChange(ifindex, mac=mac, mtu=mtu, alias=alias, master=to, up=up)
+        change = LinkChange(
+            ifindex, mac=mac, mtu=mtu, mode=mode, alias=alias, master=to, up=up
+        )
         for message in rtnl.set_messages(change):
             self._execute(message)
 

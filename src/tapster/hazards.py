@@ -6,7 +6,7 @@ spanning tree, a firewall that judges bridged frames, and programs that configur
 devices.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 
 from tapster.backends.bridge import MAX_PORTS
@@ -30,8 +30,8 @@ def find(
     yield from _bridges(namespace, links, leases)
     yield from _ports(links, active)
     yield from _lower_devices(links, active)
-    if any(lease.wiring.bridge for lease in active):
-        yield from _firewall(namespace)
+    if bridges := {lease.wiring.bridge for lease in active if lease.wiring.bridge}:
+        yield from _firewall(namespace, links, bridges)
     yield from _udev()
 
 
@@ -114,7 +114,7 @@ def _ports(links: Sequence[Link], leases: Sequence[Lease]) -> Iterator[Problem]:
 
 
 def _lower_devices(links: Sequence[Link], leases: Sequence[Lease]) -> Iterator[Problem]:
-    """Find devices below VMs' devices that are down."""
+    """Find devices below VMs' devices that are down, or carry shorter frames."""
     by_name = {link.name: link for link in links}
     below = [lease.lower or lease.wiring.redirect for lease in leases]
     for name in sorted({name for name in below if name}):
@@ -123,11 +123,24 @@ def _lower_devices(links: Sequence[Link], leases: Sequence[Lease]) -> Iterator[P
             yield Problem(
                 f"device {name} is down, with VMs on it", f"ip link set {name} up"
             )
+    by_index = {link.ifindex: link for link in links}
+    for lease in leases:
+        device, mtu = by_index.get(lease.ifindex), lease.wiring.mtu or 0
+        link = by_index.get(device.lower) if device else None
+        if link is not None and link.mtu < mtu:
+            yield Problem(
+                f"lease {lease.name} ({lease.id}) has an MTU of {mtu}, but the device "
+                f"that it is on, {link.name}, of {link.mtu}: longer packets of its VM "
+                "are lost",
+                f"ip link set {link.name} mtu {mtu} && tapster recover",
+            )
 
 
-def _firewall(namespace: Namespace) -> Iterator[Problem]:
-    """Find chains that drop bridged frames which they do not accept."""
-    judging = _judging(namespace)
+def _firewall(
+    namespace: Namespace, links: Sequence[Link], bridges: Collection[str]
+) -> Iterator[Problem]:
+    """Find chains that drop frames of bridges which they do not accept."""
+    judging = _judging(namespace, [link for link in links if link.name in bridges])
     with suppress(HostError):  # without libnftables it cannot be told
         for listed in namespace.nft_list("chains"):
             chain = listed.get("chain", {})
@@ -143,29 +156,40 @@ def _firewall(namespace: Namespace) -> Iterator[Problem]:
                     f"accept their frames there: nft insert rule {where} accept",
                 )
                 continue
-            packets, table = judging[family]
+            packets, table, remedy = judging[family]
             yield Problem(
                 f"chain {where} drops "
                 "what it does not accept, and judges bridged packets too "
                 f"(br_netfilter): ARP passes between VMs, and {packets} does not",
-                f"sysctl -w net.bridge.bridge-nf-call-{table}=0, or accept them: "
+                f"{remedy}, or accept them: "
                 f"{table} -I FORWARD -m physdev --physdev-is-bridged -j ACCEPT",
             )
 
 
-def _judging(namespace: Namespace) -> dict[str, tuple[str, str]]:
-    """Return the families of nftables that judge bridged frames.
+def _judging(
+    namespace: Namespace, bridges: Sequence[Link]
+) -> dict[str, tuple[str, str, str]]:
+    """Return the families of nftables that judge frames of these bridges.
 
-    For each, the packets that it judges, and the program that br_netfilter names.
+    For each, the packets that it judges, the program that br_netfilter names, and how
+    to end that.
     """
-    judging = {"bridge": ("", "")}
-    for family, packets, table in (
-        ("ip6", "IPv6", "ip6tables"),
-        ("ip", "IPv4", "iptables"),
+    judging = {"bridge": ("", "", "")}
+    for family, packets, table, calling in (
+        ("ip6", "IPv6", "ip6tables", [one for one in bridges if one.calls_ip6tables]),
+        ("ip", "IPv4", "iptables", [one for one in bridges if one.calls_iptables]),
     ):
+        # The file is there if br_netfilter is loaded.
         with suppress(OSError), namespace.inside(), open(f"{CALLS}{table}") as file:
+            ends = [
+                f"ip link set {bridge.name} type bridge nf_call_{table} 0"
+                for bridge in calling
+            ]
             if file.read().strip() == "1":
-                judging |= dict.fromkeys((family, "inet"), (packets, table))
+                ends.insert(0, f"sysctl -w net.bridge.bridge-nf-call-{table}=0")
+            if ends:
+                found = packets, table, " && ".join(ends)
+                judging |= dict.fromkeys((family, "inet"), found)
     return judging
 
 

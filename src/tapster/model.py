@@ -498,6 +498,15 @@ class Link(NamedTuple):
     """Of a bridge port: only frames from MACs that the bridge knows there pass."""
     bcast_flood: bool = True
     """Of a bridge port: the bridge sends broadcasts to it."""
+    mode: Mode | None = None
+    """Of a macvtap."""
+    lower: int = 0
+    """Of a macvtap: the ifindex of its lower device; 0 if that is in another
+    namespace."""
+    calls_iptables: bool = False
+    """Of a bridge: iptables judges its IPv4 frames, if br_netfilter is loaded,
+    whatever the sysctl of that name says. So is the next, for IPv6."""
+    calls_ip6tables: bool = False
 
 
 def stamp(ledger: str, lease: str) -> str:

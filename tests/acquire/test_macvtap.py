@@ -108,7 +108,7 @@ def test_a_released_macvtap_frees_its_mac(host: Host) -> None:
 
 def test_a_bridge_port_carries_no_macvtap(host: Host) -> None:
     shell.sh("ip link set low master br0")
-    with pytest.raises(tapster.NoSuchLink, match="port of a bridge"):
+    with pytest.raises(tapster.NoSuchLink, match="put the macvtap on 'br0'"):
         host.acquire(Macvtap(lower="low"))
     assert host.leases() == []
 
@@ -128,6 +128,7 @@ def test_a_mac_in_use_on_the_lower_device_undoes_the_acquire(host: Host) -> None
     [
         (Macvtap(lower="nix"), "no device 'nix'"),
         (Macvtap(lower="idle"), "'idle' is down"),
+        (Macvtap(lower="lo"), "'lo' is not an Ethernet device"),
         (
             Macvtap(lower="low", mtu=9000),
             "exceeds the mtu of the lower device .low., 1500",

@@ -83,6 +83,26 @@ def test_a_firewall_that_drops_what_a_bridge_forwards() -> None:
     assert problems() == []
 
 
+@pytest.mark.skipif(
+    not Path(f"{hazards.CALLS}iptables").exists(),
+    reason="the kernel has no br_netfilter",
+)
+def test_a_firewall_that_judges_one_bridge_alone() -> None:
+    tapster("add", "--bridge", "br0")
+    for table in ("iptables", "ip6tables"):
+        Path(f"{hazards.CALLS}{table}").write_text("0")
+    shell.sh("ip link add br1 type bridge nf_call_iptables 1")
+    shell.sh("nft add table ip filter")
+    hook = "type filter hook forward priority 0; policy drop;"
+    shell.sh(f"nft add chain ip filter FORWARD {{ {hook} }}")
+    assert problems() == [], "no VM is on the bridge"
+    shell.sh("ip link set br0 type bridge nf_call_iptables 1")
+    ((problem, remedy),) = problems()
+    assert "chain ip filter FORWARD" in problem
+    shell.sh(remedy.partition(",")[0])
+    assert problems() == []
+
+
 @pytest.mark.parametrize(
     ("family", "policy", "rule"),
     [
@@ -163,6 +183,19 @@ def test_a_lower_device_that_is_down() -> None:
     shell.sh("ip link set low down")
     (found,) = problems()
     assert found == ("device low is down, with VMs on it", "ip link set low up")
+
+
+def test_a_lower_device_that_carries_shorter_frames() -> None:
+    shell.sh("ip link add low up type veth peer name far")
+    tapster("add", "--link", "low")
+    shell.sh("ip link set low mtu 1300")
+    ((problem, remedy),) = problems()
+    assert "has an MTU of 1500, but the device that it is on, low, of 1300" in problem
+    raised, recover = remedy.split(" && ")
+    shell.sh(raised)
+    tapster(*recover.split()[1:])
+    assert iproute.links()["vnet0"]["mtu"] == 1500
+    assert problems() == []
 
 
 def test_udev_that_is_not_told_to_keep_its_hands_off() -> None:

@@ -39,6 +39,24 @@ def test_a_macvtap_has_the_given_mac_and_mtu(namespace: Namespace) -> None:
     assert (link.mac, link.mtu) == (MAC, 1000)
 
 
+def test_the_mode_may_be_changed_but_not_to_or_from_passthru(
+    lab: ContractLab, namespace: Namespace, others: Stranger
+) -> None:
+    others.add_veth("low2", "far2")
+    macvtap(namespace, "vnet0", OURS, "low", Mode.PRIVATE)
+    macvtap(namespace, "vnet1", OURS + 1, "low2", Mode.PASSTHRU)
+    for mode in (Mode.BRIDGE, Mode.VEPA, Mode.PRIVATE):
+        namespace.set_links([LinkChange(OURS, mode=mode)])
+        assert lab.show()["vnet0"].mode == mode
+        link = namespace.link(OURS)
+        assert link
+        assert (link.mode, link.lower) == (mode, namespace.ifindex("low"))
+        with refused(EINVAL):
+            namespace.set_links([LinkChange(OURS + 1, mode=mode)])
+    with refused(EINVAL):
+        namespace.set_links([LinkChange(OURS, mode=Mode.PASSTHRU)])
+
+
 def test_a_name_altname_or_ifindex_that_is_taken_exists(
     lab: ContractLab, namespace: Namespace, others: Stranger
 ) -> None:

@@ -151,6 +151,19 @@ def test_a_link_is_read_whatever_links_of_the_same_length_came_before() -> None:
     assert len(lengths) < 30
 
 
+@pytest.mark.parametrize(
+    ("on", "master"), [(b"bridge", 7), (b"bond", 7), (b"vrf", 0), (b"openvswitch", 0)]
+)
+def test_a_device_in_a_vrf_is_no_port(on: bytes, master: int) -> None:
+    kinds = rtnl.attribute(rtnl.IFLA_INFO_KIND, b"tun\0")
+    kinds += rtnl.attribute(rtnl.IFLA_INFO_SLAVE_KIND, on + b"\0")
+    body = rtnl.ifinfo(1 << 30) + rtnl.attribute(rtnl.IFLA_IFNAME, b"vnet0\0")
+    body += rtnl.attribute_u32(rtnl.IFLA_MASTER, 7)
+    body += rtnl.nest(rtnl.IFLA_LINKINFO, kinds)
+    link = rtnl.link_of(body)
+    assert (link.name, link.kind, link.master) == ("vnet0", "tun", master)
+
+
 @pytest.mark.kernel
 @pytest.mark.usefixtures("world")
 @pytest.mark.parametrize("left", range(4))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from lab.fake_and_real import ContractLab
-from tapster import Action, Host, Lease, Macvtap, Tap
+from tapster import Action, Host, Lease, Macvtap, Mode, Tap
 from tapster.testing import Stranger
 
 VICTIM = "52:54:00:00:00:99"
@@ -36,6 +36,37 @@ def test_a_foreign_mac_is_reported_and_put_back(
     assert lab.show()[lease.name].mac == before
     assert host.differences(lease) == {}
     assert host.recover() == []
+
+
+def test_the_mode_of_a_macvtap_is_reported_and_put_back(
+    lab: ContractLab, others: Stranger, host: Host
+) -> None:
+    with host.acquire(Macvtap(lower="low", mode=Mode.PRIVATE)) as device:
+        others.set_by_name(device.name, mode=Mode.BRIDGE)
+        assert host.differences(device) == {"link": "mode is bridge, not private"}
+        assert host.differing([device.lease]) == {device.id}
+        assert [repair.action for repair in host.recover()] == [Action.REWIRE]
+        assert lab.show()[device.name].mode == "private"
+        assert host.differences(device) == {}
+
+
+def test_a_macvtap_follows_the_mtu_of_its_lower_device(
+    lab: ContractLab, others: Stranger, host: Host
+) -> None:
+    """The kernel lowers it too, and refuses to raise it alone."""
+    with host.acquire(Macvtap(lower="low")) as device:
+        before = lab.show()[device.name]
+        others.set_by_name("low", mtu=1300)
+        assert lab.show()[device.name].mtu == 1300
+        assert host.differences(device) == {}
+        assert host.recover() == []
+        others.set_by_name(device.name, mac=VICTIM)
+        assert [repair.action for repair in host.recover()] == [Action.REWIRE]
+        assert lab.show()[device.name] == before._replace(mtu=1300)
+        others.set_by_name("low", mtu=1500)
+        assert host.differences(device) == {"link": "mtu is 1300, not 1500"}
+        assert [repair.action for repair in host.recover()] == [Action.REWIRE]
+        assert lab.show()[device.name] == before
 
 
 def test_a_device_of_no_bridge_that_is_put_on_one_is_reported(

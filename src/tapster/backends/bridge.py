@@ -123,6 +123,22 @@ MIN_IPV6_MTU = 1280
 kernel enables IPv6 with its defaults."""
 
 
+def possible_mtu(
+    namespace: Namespace, lease: Lease, link: Link, links: Mapping[int, Link]
+) -> int | None:
+    """Return the MTU that a lease's device should have, as far as it can.
+
+    A macvtap's is at most its lower device's: the kernel lowers the one with the
+    other, and refuses to raise it alone. `links` are devices that have been read.
+    """
+    mtu = lease.wiring.mtu
+    if lease.kind is not Kind.MACVTAP or mtu is None or link.mtu >= mtu:
+        return mtu
+    below = links.get(link.lower) or (link.lower and namespace.link(link.lower))
+    # A lower device in another namespace is not looked for.
+    return min(mtu, below.mtu if below else link.mtu)
+
+
 def leave(lease: Lease, was: Wiring, link: Link, bridge: int) -> list[LinkChange]:
     """Return the changes that prepare a connected device for its new wiring.
 
@@ -135,6 +151,7 @@ def leave(lease: Lease, was: Wiring, link: Link, bridge: int) -> list[LinkChange
     first = LinkChange(
         ifindex,
         mtu=wiring.mtu,
+        mode=None if link.mode == lease.mode else lease.mode,
         no_ipv4=None if link.no_ipv4 == bool(bridge) else bool(bridge),
         disable_ipv6=None if link.ipv6_disabled == disabled else disabled,
         master=0 if link.master and not stay else None,
@@ -184,11 +201,13 @@ def differs(
     """
     if _is_sound(lease, stamp, link, links):
         return None
-    wiring = lease.wiring.in_force
+    mtu = possible_mtu(namespace, lease, link, links)
+    wiring = lease.wiring.in_force._replace(mtu=mtu)
     pairs: dict[str, tuple[object, object]] = {
         "up": (wiring.up, link.up),
         "MAC of the host's side": (_mac_of(lease), link.mac),
         "alias": (stamp, link.alias),
+        "mode": (lease.mode, link.mode),
         **_pairs_of_link(wiring, link),
     }
     if wiring.standby or wiring.bridge is not None:
@@ -217,7 +236,7 @@ def changed(lease: Lease, link: Link) -> str | None:
     Whether the device is up, and where, is for the caller to compare.
     """
     wiring = lease.wiring.in_force
-    pairs = _pairs_of_link(wiring, link)
+    pairs = {"mode": (lease.mode, link.mode), **_pairs_of_link(wiring, link)}
     if wiring.bridge is not None and link.master:
         pairs |= _pairs_of_port(wiring, link)
     return _compared(pairs)

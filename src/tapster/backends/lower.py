@@ -6,6 +6,9 @@ from tapster.kernel.port import Namespace
 from tapster.light import NamedTuple
 from tapster.model import Macvtap, Mode, parse_stamp
 
+LOOPBACK = 1
+"""`LOOPBACK_IFINDEX` in include/net/net_namespace.h: the ifindex of each `lo`."""
+
 
 class Lower(NamedTuple):
     """A lower device that can carry the requested macvtap."""
@@ -28,14 +31,22 @@ def find(namespace: Namespace, spec: Macvtap) -> Lower:
         raise RequestError(
             f"device {name!r} belongs to a VM: name the device that leads elsewhere"
         )
+    if link.ifindex == LOOPBACK or len(link.mac) != len("52:54:00:12:34:56"):
+        raise RequestError(
+            f"device {name!r} is not an Ethernet device, so it cannot carry a macvtap: "
+            "name the device that leads to the VMs' network"
+        )
     if not link.up:
         raise NoSuchLink(
             f"device {name!r} is down; bring it up with: ip link set {name} up",
             name=name,
         )
     if link.master:
+        above = namespace.link(link.master)
+        instead = f"; put the macvtap on {above.name!r}" if above else ""
         raise NoSuchLink(
-            f"device {name!r} is a port of a bridge, so it cannot carry a macvtap",
+            f"device {name!r} is a port of another device, so it cannot carry a "
+            f"macvtap{instead}",
             name=name,
         )
     if spec.mtu is not None and spec.mtu > link.mtu:

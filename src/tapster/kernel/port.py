@@ -62,6 +62,8 @@ class LinkChange(NamedTuple):
     ifindex: int
     mac: str | None = None
     mtu: int | None = None
+    mode: Mode | None = None
+    """Of a macvtap. The kernel refuses changes to and from passthru (EINVAL)."""
     alias: str | None = None
     no_ipv6: bool | None = None
     """True: the kernel gives the device no IPv6 link-local address

@@ -58,6 +58,7 @@ IFLA_EXT_MASK = 29
 IFLA_NUM_TX_QUEUES = 31
 IFLA_NUM_RX_QUEUES = 32
 IFLA_CARRIER = 33
+IFLA_LINK_NETNSID = 37
 IFLA_INFO_KIND = 1
 IFLA_INFO_DATA = 2
 IFLA_INFO_SLAVE_KIND = 4
@@ -65,6 +66,7 @@ IFLA_INFO_SLAVE_DATA = 5
 IFLA_BR_FORWARD_DELAY = 1
 IFLA_BR_STP_STATE = 5
 IFLA_BR_VLAN_FILTERING = 7
+IFLA_BR_NF_CALL_IPTABLES, IFLA_BR_NF_CALL_IP6TABLES = 36, 37
 USER_HZ = 100
 """The unit of IFLA_BR_FORWARD_DELAY (clock_t)."""
 IFLA_BRIDGE_VLAN_INFO = 2
@@ -113,6 +115,7 @@ NLA_F_NESTED = 0x8000
 NLA_TYPE_MASK = 0x3FFF
 
 MACVLAN_MODE = {Mode.PRIVATE: 1, Mode.VEPA: 2, Mode.BRIDGE: 4, Mode.PASSTHRU: 8}
+_MODES = {number: mode for mode, number in MACVLAN_MODE.items()}
 
 _HEADER = struct.Struct("IHHII")  # nlmsghdr: len, type, flags, seq, pid
 IFINFO = struct.Struct("BxHiII")  # ifinfomsg: family, type, index, flags, change
@@ -433,6 +436,10 @@ def set_messages(change: LinkChange) -> list[Message]:
     messages = []
     if attributes or flags:
         messages.append(Message(RTM_SETLINK, 0, header + attributes))
+    if change.mode is not None:
+        # As in `_port`: RTM_NEWLINK without NLM_F_CREATE changes a link.
+        data = ifinfo(change.ifindex) + _macvtap_info(change.mode)
+        messages.append(Message(RTM_NEWLINK, 0, data))
     port = b""
     if change.isolated is not None:
         port += attribute(IFLA_BRPORT_ISOLATED, bytes([change.isolated]))
@@ -470,16 +477,12 @@ def macvtap_message(device: NewMacvtap, into: int | None = None) -> Message:
     `into` is a descriptor of the macvtap's namespace, if that is not the namespace of
     the lower device.
     """
-    mode = attribute_u32(IFLA_MACVLAN_MODE, MACVLAN_MODE[device.mode])
     attributes = (
         attribute(IFLA_IFNAME, os.fsencode(device.name) + b"\0")
         + attribute(IFLA_LINK, _I32.pack(device.lower))
         + attribute_u32(IFLA_NUM_TX_QUEUES, device.queues)
         + attribute_u32(IFLA_NUM_RX_QUEUES, device.queues)
-        + nest(
-            IFLA_LINKINFO,
-            attribute(IFLA_INFO_KIND, b"macvtap") + nest(IFLA_INFO_DATA, mode),
-        )
+        + _macvtap_info(device.mode)
     )
     if device.mac is not None:
         attributes += attribute(IFLA_ADDRESS, parse_mac(device.mac))
@@ -489,6 +492,12 @@ def macvtap_message(device: NewMacvtap, into: int | None = None) -> Message:
         attributes += attribute_u32(IFLA_NET_NS_FD, into)
     flags = NLM_F_CREATE | NLM_F_EXCL
     return Message(RTM_NEWLINK, flags, ifinfo(device.ifindex) + attributes)
+
+
+def _macvtap_info(mode: Mode) -> bytes:
+    data = attribute_u32(IFLA_MACVLAN_MODE, MACVLAN_MODE[mode])
+    kind = attribute(IFLA_INFO_KIND, b"macvtap")
+    return nest(IFLA_LINKINFO, kind + nest(IFLA_INFO_DATA, data))
 
 
 def rename_message(ifindex: int, name: str) -> Message:
@@ -746,6 +755,10 @@ _SHARED: frozenset[_Path] = frozenset(
                 IFLA_BR_FORWARD_DELAY,
                 IFLA_BR_STP_STATE,
                 IFLA_BR_VLAN_FILTERING,
+                IFLA_BR_NF_CALL_IPTABLES,
+                IFLA_BR_NF_CALL_IP6TABLES,
+                IFLA_MACVLAN_MODE,
+                IFLA_MACVLAN_MODE,
             )
         ),
         *(
@@ -795,6 +808,8 @@ class _Shape:
         self._headers = _at([(start, start + 4) for start, _ in headers], "I")
         self._words = tuple(word for _, word in headers)
         self._own = [places.get(path, (0, 0)) for path in _OWN]
+        here = (IFLA_LINK_NETNSID,) not in places
+        self._lower = places.get((IFLA_LINK,), (0, 0)) if here else (0, 0)
         shared = sorted(
             (place, path) for path, place in places.items() if path in _SHARED
         )
@@ -832,6 +847,9 @@ class _Shape:
         # The port of a device without a carrier is stopped, too.
         if rest.stopped and flags & IFF_RUNNING:
             return link._replace(blocked=True)
+        if rest.kind == "macvtap":
+            start, end = self._lower
+            return link._replace(lower=_number(body[start:end]))
         return link
 
 
@@ -889,6 +907,7 @@ def _shared_of(found: dict[_Path, bytes]) -> _Shared:
     data = _list_of(found, _DATA)
     tap = data if kind == "tun" else {}
     bridge = data if kind == "bridge" else {}
+    macvtap = data if kind == "macvtap" else {}
     port = _list_of(found, _PORT) if on == b"bridge" else {}
     gen_mode, ipv6_disabled = _ipv6(_list_of(found, _IPV6))
     link = Link(
@@ -899,8 +918,11 @@ def _shared_of(found: dict[_Path, bytes]) -> _Shared:
         mac="",
         mtu=_number(found.get((IFLA_MTU,))),
         up=False,
-        # No netlink message can remove a port of Open vSwitch.
-        master=0 if on == b"openvswitch" else _number(found.get((IFLA_MASTER,))),
+        # No netlink message can remove a port of Open vSwitch. A device in a VRF is no
+        # port: the host routes its packets by another table.
+        master=0
+        if on in (b"openvswitch", b"vrf")
+        else _number(found.get((IFLA_MASTER,))),
         isolated=port.get(IFLA_BRPORT_ISOLATED) == b"\1",
         learning=port.get(IFLA_BRPORT_LEARNING) != b"\0",
         flood=port.get(IFLA_BRPORT_UNICAST_FLOOD) != b"\0",
@@ -923,6 +945,9 @@ def _shared_of(found: dict[_Path, bytes]) -> _Shared:
         forwarding=port.get(IFLA_BRPORT_STATE) == FORWARDING,
         locked=port.get(IFLA_BRPORT_LOCKED) == b"\1",
         bcast_flood=port.get(IFLA_BRPORT_BCAST_FLOOD) != b"\0",
+        mode=_MODES.get(_number(macvtap.get(IFLA_MACVLAN_MODE))),
+        calls_iptables=bridge.get(IFLA_BR_NF_CALL_IPTABLES) == b"\1",
+        calls_ip6tables=bridge.get(IFLA_BR_NF_CALL_IP6TABLES) == b"\1",
     )
     first = Link._fields.index("isolated")
     stopped = port.get(IFLA_BRPORT_STATE, FORWARDING) != FORWARDING

@@ -156,7 +156,11 @@ class Rewire:
             raise _gone(lease)
         changed = lease._replace(wiring=wiring, backends=needed)
         to = on.ifindex if on and not wiring.standby else 0
-        leaving = bridge.leave(changed, lease.wiring, link, to)
+        asked = changed
+        if wiring.mtu == lease.wiring.mtu:
+            mtu = bridge.possible_mtu(namespace, changed, link, {})
+            asked = changed._replace(wiring=wiring._replace(mtu=mtu))
+        leaving = bridge.leave(asked, lease.wiring, link, to)
         joining = bridge.rewire(changed, lease.wiring, link, to)
         # Until the change is complete, both old and new backends may have something.
         both = dict.fromkeys([*lease.backends, *needed])

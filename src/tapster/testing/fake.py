@@ -674,6 +674,8 @@ def _link(space: Space, device: Device) -> Link:
         root_guard=device.root_guard,
         bpdu_guard=device.bpdu_guard,
         forwarding=bool(device.master) and device.up and space.carrier(device),
+        mode=device.mode,
+        lower=device.lower,
     )
 
 

@@ -306,6 +306,8 @@ class Space:
             self._set_mac(self.get(ifindex), change.mac)
         if change.mtu is not None:
             self._set_mtu(self.get(ifindex), change.mtu)
+        if change.mode is not None:
+            self._set_mode(self.get(ifindex), change.mode)
         if change.alias is not None:
             self.edit(ifindex, alias=change.alias)
         if change.up is not None:
@@ -455,6 +457,13 @@ class Space:
             raise refusal(EINVAL)
         self._assign(device, mtu=mtu, fixed_mtu=device.kind == "bridge")
         self._follow_ports(device.master)
+
+    def _set_mode(self, device: Device, mode: Mode) -> None:
+        if device.mode is None:
+            raise refusal(EOPNOTSUPP)
+        if device.mode is not mode and Mode.PASSTHRU in (device.mode, mode):
+            raise refusal(EINVAL)
+        self.edit(device.ifindex, mode=mode)
 
     def _assign(self, device: Device, **fields: Any) -> None:
         """Give a device another MAC or MTU, which the macvtaps on it follow."""

@@ -113,6 +113,7 @@ class Stranger:
         alias: str | None = None,
         mac: str | None = None,
         mtu: int | None = None,
+        mode: Mode | None = None,
         group: int | None = None,
     ) -> None:
         """As `ip link set`; master "" is `nomaster`."""
@@ -120,7 +121,9 @@ class Stranger:
         if group is not None:
             self._space.edit(ifindex, group=group)
         to = None if master is None else self._named(master).ifindex if master else 0
-        change = LinkChange(ifindex, mac=mac, mtu=mtu, alias=alias, master=to, up=up)
+        change = LinkChange(
+            ifindex, mac=mac, mtu=mtu, mode=mode, alias=alias, master=to, up=up
+        )
         self._space.change(change)
 
     def rename(self, name: str, to: str) -> None:
