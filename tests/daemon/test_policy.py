@@ -477,6 +477,39 @@ def test_bridge_conf_is_read_as_qemu_reads_it(
     assert {one for one in ("br0", "br1") if acl.permits(found, one)} == allowed
 
 
+def test_an_included_file_for_some_users_is_no_policy_for_everybody(
+    tmp_path: Path,
+) -> None:
+    """The daemon would give everybody what the file allows some, or, if it could not
+    read the file, what the file denies them."""
+    conf, more, some = (tmp_path / name for name in ("conf", "more", "some"))
+    conf.write_text(f"allow all\ninclude {more}\n")
+    more.write_text(f"# for all\ninclude {some}\n")
+    some.write_text("deny br0\n")
+    some.chmod(0o640)
+    assert not acl.permits(acl.read(str(conf)), "br0")
+    with pytest.raises(ValueError, match=r"more, line 2: .*some is for the users who"):
+        acl.read(str(conf), for_everybody=True)
+    path = tmp_path / "tapster.toml"
+    path.write_text(f'[qemu]\nbridge_conf = "{conf}"\n')
+    loaded, (fault,) = config.check(str(path))
+    assert loaded is None
+    assert (fault.line, "some is for the users" in str(fault)) == (2, True)
+    some.chmod(0o644)
+    assert not acl.permits(acl.read(str(conf), for_everybody=True), "br0")
+
+
+def test_the_lines_before_an_invalid_one_of_an_included_file_count(
+    tmp_path: Path,
+) -> None:
+    """QEMU's helper has added them to its list when it meets the invalid one."""
+    (tmp_path / "more").write_text("deny br0\npermit br1\ndeny br2\n")
+    (tmp_path / "conf").write_text(f"include {tmp_path}/more\nallow all\n")
+    found = acl.read(str(tmp_path / "conf"))
+    bridges = ("br0", "br1", "br2")
+    assert [acl.permits(found, one) for one in bridges] == [False, True, True]
+
+
 def test_each_file_that_bridge_conf_includes_is_read_once(tmp_path: Path) -> None:
     """Files that include one another several times would be read without end."""
     files = [tmp_path / f"{number}.conf" for number in range(20)]

@@ -184,7 +184,7 @@ def check(path: str) -> tuple[Loaded | None, list[ConfigFault]]:
     listed: Acl = ()
     if config.qemu.bridge_conf:
         try:
-            listed = acl.read(config.qemu.bridge_conf)
+            listed = acl.read(config.qemu.bridge_conf, for_everybody=True)
         except OSError as error:
             reader.add(
                 "qemu", "bridge_conf", f"{config.qemu.bridge_conf}: {error.strerror}"

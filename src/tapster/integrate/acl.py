@@ -3,12 +3,14 @@
 
 A line is `allow`, `deny` or `include`, then a bridge, `all`, or a file. A bridge that
 no line allows is denied, and a denial overrides every permission. An included file that
-the user cannot read is ignored: an administrator uses its mode to select users.
+the user cannot read is ignored: an administrator uses its mode to select users. Of an
+included file with an invalid line, the lines before it count.
 """
 
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from stat import S_IROTH
 
 from tapster.light import NamedTuple
 
@@ -29,22 +31,30 @@ class Verdict(NamedTuple):
 Acl = tuple[Verdict, ...]
 
 
+class Restricted(Exception):
+    """Report an included file that not everybody may read."""
+
+
 def permits(acl: Acl, bridge: str) -> bool:
     """Tell whether a device may join this bridge."""
     verdicts = {verdict.allow for verdict in acl if verdict.bridge in (ALL, bridge)}
     return verdicts == {True}
 
 
-def read(path: str) -> Acl:
+def read(path: str, *, for_everybody: bool = False) -> Acl:
     """Read the lines of a file and of the files that it includes, each once.
 
     The order of lines does not matter. Raises OSError if the file itself cannot be
-    read, ValueError for an invalid line.
+    read, ValueError for an invalid line; and with `for_everybody`, if an included file
+    is for some users only, by its mode.
     """
-    return tuple(_read(path, set()))
+    try:
+        return tuple(_read(path, set(), for_everybody))
+    except Restricted as error:
+        raise ValueError(str(error)) from None
 
 
-def _read(path: str, known: set[str]) -> Iterator[Verdict]:
+def _read(path: str, known: set[str], for_everybody: bool) -> Iterator[Verdict]:
     known.add(path)
     with open(path, encoding="utf-8", errors="surrogateescape", opener=_open) as file:
         text = file.read(LONGEST + 1)
@@ -61,7 +71,19 @@ def _read(path: str, known: set[str]) -> Iterator[Verdict]:
             yield Verdict(command == "allow", argument)
         elif argument not in known and len(known) < MOST_FILES:
             with suppress(OSError, ValueError):
-                yield from tuple(_read(argument, known))
+                if for_everybody and _is_restricted(argument):
+                    raise Restricted(
+                        f"{path}, line {number}: {argument} is for the users who may "
+                        "read it: name them in [[allow]], or let everybody read it"
+                    )
+                yield from _read(argument, known, for_everybody)
+
+
+def _is_restricted(path: str) -> bool:
+    try:
+        return not os.stat(path).st_mode & S_IROTH
+    except PermissionError:
+        return True  # it is in a folder for some users
 
 
 def _open(path: str, flags: int) -> int:
