@@ -248,6 +248,18 @@ def test_the_owner_that_was_asked_for_can_open_the_tap(host: Host) -> None:
     assert attach(lease.name, uid=NOBODY - 1) == "Operation not permitted"
 
 
+@pytest.mark.parametrize("id_", [(1 << 31) - 1, 1 << 31, (1 << 32) - 2])
+def test_ids_have_32_bits(host: Host, id_: int) -> None:
+    """As those of nobody in another user namespace, and of containers."""
+    lease = host.acquire(Tap(uid=id_, gid=id_))
+    lease.close()
+    data = iproute.links()[lease.name]["linkinfo"]["info_data"]
+    assert (int(data["user"]), int(data["group"])) == (id_, id_)
+    assert attach(lease.name, uid=id_, groups=str(id_)) == "attached"
+    host.release(lease)
+    assert iproute.links()[lease.name]["linkinfo"]["info_data"]["user"] == "root"
+
+
 def test_a_member_of_the_group_that_was_asked_for_can_open_the_tap(host: Host) -> None:
     lease = host.acquire(Tap(gid=4321))
     lease.close()

@@ -323,6 +323,14 @@ def test_frames_a_second_are_those_on_the_wire(lab: GuestBridge) -> None:
         assert len(lengths(lab, receiver, guest)) == 100
 
 
+def test_a_limit_of_more_frames_than_a_program_counts(lab: GuestBridge) -> None:
+    guest = lab.guest(outbound_pps=(1 << 32) - 1)
+    assert lab.host.differences(guest.lease) == {}
+    with Receiver("plain", offload=False) as receiver:
+        guest.send(large(guest.mac, 100 * 100), segmentation(100))
+        assert len(lengths(lab, receiver, guest)) == 100
+
+
 def test_without_the_guard_a_large_frame_counts_once(lab: GuestBridge) -> None:
     """So the test above can fail."""
     guest = lab.guest(outbound_pps=20, guard=False)

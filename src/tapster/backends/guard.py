@@ -85,6 +85,7 @@ LARGEST = 80_000
 MOST_SEGMENTS = 128
 """The segments of such a frame."""
 MOST_FRAMES = (1 << 31) - 1
+"""A second. A program takes no larger number, and no guest sends more."""
 
 
 def concerns(wiring: Wiring) -> bool:
@@ -102,6 +103,7 @@ def _tasks(wiring: Wiring) -> tuple[bool, list[GuardLimit]]:
         limits.append(average)
         if rate.peak is not None:
             limits.append(GuardLimit("kilobytes", rate.peak, LARGEST))
-    if (frames := wiring.outbound_pps) is not None and frames <= MOST_FRAMES:
+    if wiring.outbound_pps is not None:
+        frames = min(wiring.outbound_pps, MOST_FRAMES)
         limits.append(GuardLimit("frames", frames, max(frames // 10, MOST_SEGMENTS)))
     return wiring.filter, limits

@@ -76,10 +76,7 @@ def create(
         fcntl.ioctl(first, TUNSETIFF, _ifreq(name, flags | IFF_TUN_EXCL))
         # At once: until a tap has an owner or a group, any user may attach a queue. The
         # caller counts the queues afterwards.
-        if uid is not None:
-            fcntl.ioctl(first, TUNSETOWNER, uid)
-        if gid is not None:
-            fcntl.ioctl(first, TUNSETGROUP, gid)
+        give(first, uid=uid, gid=gid)
         for _ in range(queues - 1):
             fds.append(join(name, flags))
             if name_of(fds[-1]) != name_of(first):
@@ -119,9 +116,15 @@ def restore(fd: int, *, uid: int | None, gid: int | None) -> None:
 def give(fd: int, *, uid: int | None, gid: int | None) -> None:
     """Give an open tap this owner and group, unless None."""
     if uid is not None:
-        fcntl.ioctl(fd, TUNSETOWNER, uid)
+        fcntl.ioctl(fd, TUNSETOWNER, _signed(uid))
     if gid is not None:
-        fcntl.ioctl(fd, TUNSETGROUP, gid)
+        fcntl.ioctl(fd, TUNSETGROUP, _signed(gid))
+
+
+def _signed(id_: int) -> int:
+    """Return a user or group id as Python's ioctl() takes it: ids have 32 bits, of
+    which it takes the last for a sign."""
+    return id_ - (id_ >> 31 << 32)
 
 
 def name_of(fd: int) -> str:
