@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from lab import shell
+from lab import iproute, shell
+from lab.library import no_reaper
 from tapster import Host, LedgerError, Tap
 from tests.faults.faulty_child import FaultyChild, Script
 from tests.faults.sweep import (
@@ -111,6 +112,23 @@ def small(world: None, tmp_path: Path) -> Iterator[Path]:
     shell.sh(f"mount -t tmpfs -o size=512k tmpfs {place}")
     yield place / "ledger.db"
     shell.sh(f"umount -l {place}")
+
+
+def test_a_read_only_file_system_is_said_to_be_so(world: None, tmp_path: Path) -> None:
+    """As an error of the disk leaves it. SQLite says that it cannot open the file."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    shell.sh(f"mount -t tmpfs tmpfs {place}")
+    ledger = place / "ledger.db"
+    with Host(ledger, reaper=no_reaper) as host, host.acquire(TAP) as device:
+        name = device.name
+    shell.sh(f"mount -o remount,ro {place}")
+    with pytest.raises(LedgerError, match="its file system is read-only"):
+        Host(ledger, reaper=no_reaper)
+    assert iproute.links()[name]["master"] == "br0"
+    shell.sh(f"mount -o remount,rw {place}")
+    with Host(ledger, reaper=no_reaper) as host:
+        host.release(device)
 
 
 def test_a_full_disk_is_an_error_and_no_loss_I5(small: Path) -> None:

@@ -14,6 +14,12 @@ LITTLE = 1 << 20
 def failure(path: str, error: sqlite.Error) -> LedgerError:
     """Return the error to raise for an error of SQLite."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # Python's own have none
+    if _is_read_only(path):
+        # SQLite says so only if its files are there: else, that it cannot open them.
+        return LedgerError(
+            f"ledger {path!r} cannot be written: its file system is read-only, as "
+            "after an error of its disk (see dmesg)"
+        )
     if code in (sqlite.SQLITE_FULL, sqlite.SQLITE_IOERR) and _is_full(path):
         return LedgerError(
             f"ledger {path!r}: its file system is full; free some space on it"
@@ -22,8 +28,7 @@ def failure(path: str, error: sqlite.Error) -> LedgerError:
         return LedgerError(f"ledger {path!r} is locked{_by_whom(path)}")
     if code == sqlite.SQLITE_READONLY:
         return LedgerError(
-            f"ledger {path!r} cannot be written: the file, its directory or its file "
-            "system is read-only"
+            f"ledger {path!r} cannot be written: the file or its directory is read-only"
         )
     of_the_file = isinstance(error, sqlite.DatabaseError) and not isinstance(
         error,
@@ -48,6 +53,13 @@ def _is_full(path: str) -> bool:
     except OSError:
         return False
     return found.f_bavail * found.f_frsize < LITTLE or found.f_favail == 0
+
+
+def _is_read_only(path: str) -> bool:
+    try:
+        return os.statvfs(os.path.dirname(path)).f_flag & os.ST_RDONLY != 0
+    except OSError:
+        return False
 
 
 def _by_whom(path: str) -> str:
