@@ -21,6 +21,7 @@ from lab.namespaces import namespaces
 from lab.shell import TAPSTER
 
 BRIDGE = "br0"
+BRIDGE_MAC = "02:00:00:00:00:01"
 ADDRESS = "192.0.2.1/24"
 
 # Below /run, which is a private tmpfs: the files vanish with the namespace.
@@ -120,7 +121,7 @@ class VmNetwork:
 
     def _build_bridge(self) -> None:
         self.call("ip", "link", "set", "lo", "up")
-        self.call("ip", "link", "add", BRIDGE, "type", "bridge")
+        self.call("ip", "link", "add", BRIDGE, "address", BRIDGE_MAC, "type", "bridge")
         self.call("ip", "address", "add", ADDRESS, "dev", BRIDGE)
         self.call("ip", "link", "set", BRIDGE, "up")
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Find what on a host may harm VMs although every lease is as requested.
 
-These are equal MACs, a port that a program has blocked, a lower device that is down, a
-spanning tree, a firewall that judges bridged frames, and programs that configure new
-devices.
+These are equal MACs, a bridge that has the MAC of a VM, a port that a program has blocked,
+a lower device that is down, a spanning tree, a firewall that judges bridged frames, and
+programs that configure new devices.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -66,7 +66,18 @@ def _bridges(
     namespace: Namespace, links: Sequence[Link], leases: Sequence[Lease]
 ) -> Iterator[Problem]:
     used = {lease.wiring.bridge for lease in leases}
+    devices = {lease.ifindex for lease in leases}
+    macs = {link.mac for link in links if link.ifindex in devices}
     for link in links:
+        if link.name in used and link.up and link.mac in macs:
+            own = f"02{link.mac[2:]}"
+            yield Problem(
+                f"bridge {link.name} has the MAC of a VM's port, {link.mac}: when that "
+                "VM stops, the bridge takes another MAC, and the other VMs cannot "
+                "reach this host until they ask for its MAC again",
+                f"give the bridge a MAC of its own: ip link set {link.name} address "
+                f"{own}",
+            )
         if link.name in used and not link.up:
             yield Problem(
                 f"bridge {link.name} is down, with VMs on it",

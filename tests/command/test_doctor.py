@@ -176,6 +176,24 @@ def test_a_guest_that_has_the_mac_of_a_device_of_the_host(of: str) -> None:
     assert f"device {place}" in problem
 
 
+def test_a_bridge_that_has_the_mac_of_a_vms_port() -> None:
+    """It takes the lowest of its ports', so the stop of one VM changes it."""
+    shell.sh("ip link add lan up type bridge")
+    shell.sh("ip link add veth0 address 02:00:00:00:00:05 type veth peer name veth1")
+    shell.sh("ip link set veth0 master lan")
+    tapster("add", "--bridge", "lan", "--owner", "a", "--mac", "52:54:00:00:00:01")
+    tapster("add", "--bridge", "lan", "--mac", "52:54:00:00:00:02")
+    assert problems() == [], "a device of the host has a lower one"
+    shell.sh("ip link del veth0")
+    assert iproute.links()["lan"]["address"] == "fe:54:00:00:00:01"
+    ((problem, remedy),) = problems()
+    assert "bridge lan has the MAC of a VM's port, fe:54:00:00:00:01" in problem
+    shell.sh(remedy.partition(": ")[2])
+    assert problems() == []
+    tapster("rm", "--owner", "a")
+    assert iproute.links()["lan"]["address"] == "02:54:00:00:00:01"
+
+
 def test_a_lower_device_that_is_down() -> None:
     shell.sh("ip link add low up type veth peer name far")
     tapster("add", "--link", "low")
