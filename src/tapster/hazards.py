@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Find what on a host may harm VMs although every lease is as requested.
 
-These are equal MACs, a bridge that has the MAC of a VM, a port that a program has blocked,
-a lower device that is down, a spanning tree, a firewall that judges bridged frames, and
-programs that configure new devices.
+These are equal MACs, a bridge that has the MAC of a VM's port, a port that is blocked,
+a lower device that passes nothing, a spanning tree, a firewall that judges bridged
+frames, and programs that configure new devices.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -125,26 +125,41 @@ def _ports(links: Sequence[Link], leases: Sequence[Lease]) -> Iterator[Problem]:
 
 
 def _lower_devices(links: Sequence[Link], leases: Sequence[Lease]) -> Iterator[Problem]:
-    """Find devices below VMs' devices that are down, or carry shorter frames."""
-    by_name = {link.name: link for link in links}
-    below = [lease.lower or lease.wiring.redirect for lease in leases]
-    for name in sorted({name for name in below if name}):
-        link = by_name.get(name)
-        if link is not None and not link.up:
-            yield Problem(
-                f"device {name} is down, with VMs on it", f"ip link set {name} up"
-            )
+    """Find devices below VMs' devices that pass no frames, or only short ones."""
     by_index = {link.ifindex: link for link in links}
+    by_name = {link.name: link for link in links}
+    silent: dict[str, Problem] = {}
     for lease in leases:
-        device, mtu = by_index.get(lease.ifindex), lease.wiring.mtu or 0
-        link = by_index.get(device.lower) if device else None
-        if link is not None and link.mtu < mtu:
+        device = by_index.get(lease.ifindex)
+        if device is None or not device.up:
+            continue
+        which = f"lease {lease.name} ({lease.id})"
+        # A lower device may have been renamed.
+        link = by_index.get(device.lower) or by_name.get(lease.wiring.redirect or "")
+        if link is None:
+            if lease.kind is Kind.MACVTAP and not device.carrier:
+                yield Problem(
+                    f"{which} has no carrier: the device that it is on, {lease.lower}, "
+                    "is in another network namespace, and passes no frames",
+                    "bring that device up there, or move it back and bring it up",
+                )
+        elif not link.up:
+            silent[link.name] = Problem(
+                f"device {link.name} is down, with VMs on it",
+                f"ip link set {link.name} up",
+            )
+        elif not link.carrier:
+            silent[link.name] = Problem(
+                f"device {link.name} has no carrier, with VMs on it",
+                "connect its cable, or bring up what is at the other end",
+            )
+        elif link.mtu < (mtu := (device.lower and lease.wiring.mtu) or 0):
             yield Problem(
-                f"lease {lease.name} ({lease.id}) has an MTU of {mtu}, but the device "
-                f"that it is on, {link.name}, of {link.mtu}: longer packets of its VM "
-                "are lost",
+                f"{which} has an MTU of {mtu}, but the device that it is on, "
+                f"{link.name}, of {link.mtu}: longer packets of its VM are lost",
                 f"ip link set {link.name} mtu {mtu} && tapster recover",
             )
+    yield from silent.values()
 
 
 def _firewall(

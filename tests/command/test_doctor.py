@@ -176,6 +176,11 @@ def test_a_guest_that_has_the_mac_of_a_device_of_the_host(of: str) -> None:
     assert f"device {place}" in problem
 
 
+def add_veth() -> None:
+    shell.sh("ip link add low up type veth peer name far")
+    shell.sh("ip link set far up")
+
+
 def test_a_bridge_that_has_the_mac_of_a_vms_port() -> None:
     """It takes the lowest of its ports', so the stop of one VM changes it."""
     shell.sh("ip link add lan up type bridge")
@@ -195,16 +200,34 @@ def test_a_bridge_that_has_the_mac_of_a_vms_port() -> None:
 
 
 def test_a_lower_device_that_is_down() -> None:
-    shell.sh("ip link add low up type veth peer name far")
+    add_veth()
     tapster("add", "--link", "low")
     assert problems() == []
-    shell.sh("ip link set low down")
+    shell.sh("ip link set low name lan0")
+    shell.sh("ip link set lan0 down")
     (found,) = problems()
-    assert found == ("device low is down, with VMs on it", "ip link set low up")
+    assert found == ("device lan0 is down, with VMs on it", "ip link set lan0 up")
+    shell.sh(found[1])
+    shell.sh("ip link set far down")
+    ((problem, _),) = problems()
+    assert problem == "device lan0 has no carrier, with VMs on it"
+
+
+def test_a_lower_device_that_was_moved_away() -> None:
+    """The kernel takes a device down that it moves."""
+    add_veth()
+    shell.sh("ip netns add pod")
+    tapster("add", "--link", "low")
+    shell.sh("ip link set low netns pod")
+    ((problem, _),) = problems()
+    assert "vnet0" in problem
+    assert "low, is in another network namespace, and passes no frames" in problem
+    shell.sh("ip -n pod link set low up")
+    assert problems() == []
 
 
 def test_a_lower_device_that_carries_shorter_frames() -> None:
-    shell.sh("ip link add low up type veth peer name far")
+    add_veth()
     tapster("add", "--link", "low")
     shell.sh("ip link set low mtu 1300")
     ((problem, remedy),) = problems()
