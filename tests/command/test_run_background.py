@@ -15,6 +15,7 @@ import pytest
 from lab import iproute, shell
 from lab.daemon import Daemon
 from lab.reapers import Monitor, reapers, wait_dead
+from lab.strangers import foreign_tap
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world", "own_ledger")]
 
@@ -72,6 +73,28 @@ def test_a_daemon_that_opens_the_tap_by_name_keeps_it(ledger: Path) -> None:
     with Monitor() as monitor:
         kill(int(done.stdout))
         monitor.wait_deleted("vnet0")
+
+
+def test_a_device_stays_although_another_of_its_vm_was_lost(ledger: Path) -> None:
+    nics = ["--nic", "bridge=br0", "--nic", "bridge=br0"]
+    command = [TAPSTER, "run", "--no-vnet-hdr", *nics, "--", "sh", "-c", "echo; read _"]
+    pipe = subprocess.PIPE
+    started = subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, bufsize=1
+    )
+    assert started.stdout
+    started.stdout.readline()
+    shell.sh("ip link del vnet0")
+    for verb in ("recover", "reap --now"):
+        shell.sh(f"{TAPSTER} {verb}")
+    assert states() == {"vnet1": "active"}
+    held = foreign_tap("vnet1")
+    _, said = started.communicate("\n")
+    assert said.startswith("tapster: a process still has vnet1 open")
+    assert iproute.links()["vnet1"]["master"] == "br0"
+    with Monitor() as monitor:
+        os.close(held)
+        monitor.wait_deleted("vnet1")
 
 
 @pytest.mark.parametrize("who", ["command", "daemon"])

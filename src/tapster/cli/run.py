@@ -158,7 +158,6 @@ def _goes_on(host: "AnyHost", devices: Sequence[OpenDevice]) -> bool:
 
     They end with the process in the background, or when no process has the tap open.
     """
-    names = ", ".join(opened.name for opened in devices)
     try:
         for pid in living_children():
             bound = []
@@ -173,15 +172,20 @@ def _goes_on(host: "AnyHost", devices: Sequence[OpenDevice]) -> bool:
                 file=sys.stderr,
             )
             return True
-        links = [host.device(opened) for opened in devices]
+        held = []
+        for opened in devices:
+            with suppress(NoSuchLease):
+                link = host.device(opened)
+                if link and link.open:
+                    held.append(opened.name)
     except TapsterError as error:
         print(f"tapster: {error}", file=sys.stderr)
         return False
-    if not any(link.open for link in links if link):
+    if not held:
         return False
     print(
-        f"tapster: a process still has {names} open: the lease ends when the device is "
-        "closed",
+        f"tapster: a process still has {', '.join(held)} open: the lease ends when the "
+        "device is closed",
         file=sys.stderr,
     )
     return True
