@@ -11,9 +11,9 @@ import pytest
 
 import tapster
 from tapster import names
-from tapster.errors import NamesExhausted, NameTaken
+from tapster.errors import NamesExhausted, NameTaken, QuotaExceeded
 from tapster.ledger import namespaces
-from tapster.ledger.allocator import Allocator
+from tapster.ledger.allocator import MOST_TEMPLATES, Allocator, KeyShare
 from tapster.model import Naming, Netns
 
 SCHEMA = (Path(tapster.__file__).parent / "ledger" / "schema.sql").read_text("utf-8")
@@ -87,6 +87,7 @@ class NamespaceRow:
 def db() -> Iterator[sqlite3.Connection]:
     db = sqlite3.connect(":memory:", isolation_level=None)
     db.executescript(SCHEMA)
+    db.execute("PRAGMA foreign_keys = ON")
     yield db
     db.close()
 
@@ -350,6 +351,39 @@ def test_a_name_comes_back_to_every_template_that_can_make_it(
 
 
 # No name left
+
+
+def test_templates_that_nobody_uses_any_more_are_forgotten(ns: NamespaceRow) -> None:
+    """Each release goes through all templates, and a user may make any number."""
+    kept = ns.lease("kept%d")
+    ns.foreign["near0"] = 7
+    near = ns.lease("near%d")
+    for number in range(5 * MOST_TEMPLATES):
+        first, second = ns.leases(2, f"t{number}-%d")
+        ns.end(first)
+        ns.end(second)
+    query = "SELECT count(*), count(DISTINCT template) FROM template, free "
+    rows, known = ns.db.execute(query + "WHERE template = template.id").fetchone()
+    assert rows == known == MOST_TEMPLATES
+    assert (ns.lease("kept%d"), ns.lease("near%d")) == ("kept1", "near2")
+    ns.end(kept, near)
+    assert (ns.lease("kept%d"), ns.lease("near%d")) == ("kept0", "near1")
+    assert ns.leases(2, "t0-%d") == ["t0-0", "t0-1"]
+
+
+def test_a_user_has_so_many_counters_of_next(ns: NamespaceRow) -> None:
+    share = KeyShare(1000, 2)
+
+    def pick(text: str, share: KeyShare | None) -> str:
+        template = names.parse(text)
+        return ns.allocator.pick(template, Naming.NEXT, None, ns.taken, share)
+
+    assert [pick("a%d", share), pick("b%d", share), pick("a%d", share)] == [
+        *("a0", "b0", "a1"),
+    ]
+    with pytest.raises(QuotaExceeded, match="2 templates of naming next"):
+        pick("c%d", share)
+    assert [pick("c%d", None), pick("c%d", share)] == ["c0", "c1"]
 
 
 @pytest.mark.parametrize("naming", [Naming.LOWEST, Naming.NEXT])

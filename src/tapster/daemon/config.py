@@ -38,7 +38,8 @@ class Limits(NamedTuple):
     waiting: int = 64
     """Devices of a user that may be in FIN WAIT."""
     keys: int = 1000
-    """Keys of stable names that are remembered for a user."""
+    """Keys of stable names, and templates of naming next, that are remembered for a
+    user."""
     requests: int = 100
     """Requests a user may send a second. Those of two seconds may come at once."""
     connections: int = 1024

@@ -32,6 +32,9 @@ TRIES = 10
 """Every template can make at least this many names (`names.parse`)."""
 
 
+MOST_TEMPLATES = 16
+"""Of more templates, those are forgotten of which every name is free. A user may have a
+rule for any name of a pattern, and each release goes through all templates."""
 SHARES = 4
 """The part of a template's names that the keys of one user may take."""
 BETWEEN = "\n"
@@ -39,7 +42,8 @@ BETWEEN = "\n"
 
 
 class KeyShare(NamedTuple):
-    """How many keys of stable names are remembered for one user."""
+    """How many keys of stable names, and how many templates of naming next, are
+    remembered for one user."""
 
     caller_uid: int
     keys: int
@@ -80,7 +84,7 @@ class Allocator:
         lowest = self._lowest(template) if naming == Naming.LOWEST else None
         if lowest is not None and not self._is_foreign(lowest, holder_of):
             return lowest
-        number = self._counter(template) if naming == Naming.NEXT else 0
+        number = self._counter(template, share) if naming == Naming.NEXT else 0
         row = self._template_row(template)
         for met in count():
             if met == MANY and list_holders is not None:
@@ -91,8 +95,8 @@ class Allocator:
                 break
         if naming == Naming.NEXT:
             self._db.execute(
-                "INSERT OR REPLACE INTO counter VALUES (?, ?)",
-                (str(template), (number + 1) % template.capacity),
+                "UPDATE counter SET next = ? WHERE template = ?",
+                ((number + 1) % template.capacity, str(template)),
             )
         return name
 
@@ -106,8 +110,15 @@ class Allocator:
         freed = [*freed]
         for row, template in templates:
             numbers = {template.number(name) for name in freed}
-            for first, last in _runs(n for n in numbers if n is not None):
+            runs = _runs(n for n in numbers if n is not None)
+            for first, last in runs:
                 self._give(row, first, last)
+            if runs and len(templates) > MOST_TEMPLATES:
+                self._db.execute(
+                    "DELETE FROM template WHERE id = ? AND EXISTS (SELECT 1 FROM free "
+                    "WHERE template = template.id AND first = 0 AND last = ?)",
+                    (row, template.capacity - 1),
+                )
 
     def note_foreign(self, name: str, ifindex: int) -> None:
         """Remember that a foreign device has `name`."""
@@ -235,10 +246,24 @@ class Allocator:
         self._insert(row, 0, template.capacity - 1)
         return int(row)
 
-    def _counter(self, template: Template) -> int:
+    def _counter(self, template: Template, share: KeyShare | None) -> int:
         query = "SELECT next FROM counter WHERE template = ?"
-        found = self._db.execute(query, (str(template),)).fetchone()
-        return int(found[0]) if found else 0
+        if found := self._db.execute(query, (str(template),)).fetchone():
+            return int(found[0])
+        if share is not None:
+            query = "SELECT count(*) FROM counter WHERE caller_uid = ?"
+            (known,) = self._db.execute(query, (share.caller_uid,)).fetchone()
+            if known >= share.keys:
+                raise QuotaExceeded(
+                    f"{known} templates of naming next are remembered for user id "
+                    f"{share.caller_uid}, which is the limit: use one of these",
+                    limit=share.keys,
+                )
+        self._db.execute(
+            "INSERT INTO counter VALUES (?, 0, ?)",
+            (str(template), share and share.caller_uid),
+        )
+        return 0
 
     def _stable_number(
         self, template: Template, key: str, share: KeyShare | None

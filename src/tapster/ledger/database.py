@@ -74,6 +74,8 @@ MIGRATIONS: dict[int, str] = {
     ALTER TABLE lease ADD COLUMN asked TEXT;
     ALTER TABLE stable ADD COLUMN caller_uid INTEGER;
     ALTER TABLE stable ADD COLUMN mac TEXT;
+    ALTER TABLE counter ADD COLUMN caller_uid INTEGER;
+    CREATE INDEX counter_caller ON counter (caller_uid) WHERE caller_uid IS NOT NULL;
     CREATE INDEX stable_mac ON stable (mac) WHERE mac IS NOT NULL;
     CREATE INDEX stable_caller ON stable (caller_uid, template)
         WHERE caller_uid IS NOT NULL;

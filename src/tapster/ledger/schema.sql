@@ -141,8 +141,10 @@ CREATE INDEX foreign_ifindex ON foreign_name (netns, ifindex);
 
 CREATE TABLE counter (         -- for naming 'next'; outlives boots
     template TEXT PRIMARY KEY,
-    next     INTEGER NOT NULL
+    next     INTEGER NOT NULL,
+    caller_uid INTEGER         -- of the user of the daemon who was the first to use it
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX counter_caller ON counter (caller_uid) WHERE caller_uid IS NOT NULL;
 CREATE TABLE stable (          -- for naming 'stable'; outlives boots
     template TEXT NOT NULL,
     key      TEXT NOT NULL,    -- of a user of the daemon: 'caller_uid\nkey'
