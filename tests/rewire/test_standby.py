@@ -91,11 +91,17 @@ def test_backends_hold_nothing_of_it_until_it_is_taken(
     world: None, tmp_path: Path
 ) -> None:
     with Host(tmp_path / "ledger.db", reaper=no_reaper) as host:
-        request = Tap(bridge="br0", filter=True, outbound=Rate(1000), standby=True)
+        rate = Rate(1000)
+        request = Tap("br0", filter=True, inbound=rate, outbound=rate, standby=True)
         with host.acquire(request) as device:
             lease = device.lease
         assert lease.backends == ()
+        assert host.differences(lease) == {}
+        assert host.recover() == []
         taken = host.set(lease.id, standby=False)
-        assert set(taken.backends) >= {"filter", "outbound"}
+        assert set(taken.backends) >= {"filter", "inbound", "outbound"}
         assert host.differences(taken) == {}
-        assert host.set(lease.id, standby=True).backends == ()
+        back = host.set(lease.id, standby=True)
+        assert back.backends == ()
+        assert host.differences(back) == {}
+        assert host.recover() == []

@@ -515,6 +515,12 @@ class Devices:
         if namespace is None:
             return {}
         differences = self.link_differences(namespace, leases, links)
+        leases = [
+            lease._replace(wiring=lease.wiring.in_force)
+            if lease.wiring.standby
+            else lease
+            for lease in leases
+        ]
         # In each namespace a backend takes as long for one lease as for all.
         for backend in self.context.backends:
             if leftovers is None and not any(
