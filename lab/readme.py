@@ -103,7 +103,8 @@ def follow(shell: Shell, python: str) -> None:
         _compare(shell, calls, "$", USER)
         ((vm, _),) = session(with_qemu, "$")
         with shell.running(vm, USER):
-            assert " active " in shell.enter("tapster ls", USER)
+            shown = shell.enter("tapster ls", USER)
+            assert " active " in shown, shown
     _reap(shell)
 
     (program,) = blocks("In Python")

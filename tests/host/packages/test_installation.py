@@ -97,7 +97,7 @@ class HostShell:
         self.host.sh(f"{unit} {output} bash /run/vm.sh")
         ground.wait_output(self.host, "cat /run/vm.log", "runs")
         yield
-        self.host.sh("timeout 60 sh -c 'echo > /run/fifo'; rm /run/fifo")
+        self.host.sh("timeout 60 sh -c 'echo > /run/fifo'; rm /run/fifo /run/vm.log")
         stopped = "systemctl show --property ActiveState,Result vm"
         ground.wait_output(self.host, stopped, "ActiveState=inactive")
 
@@ -154,7 +154,7 @@ def test_an_installation_from_the_tree(bare_host: HostShell, way: str) -> None:
     shell.path = f"{PATH}:{programs}"
     shell.type(*install)
     readme.follow(shell, f"{programs}/python3")
-    assert json.loads(host.sh(f"{programs}/tapster doctor --json"))["problems"] == []
+    assert json.loads(shell.enter("tapster doctor --json"))["problems"] == []
     shell.type(*remove)
     host.sh("rm -rf /opt/pipx")  # what pipx keeps for itself
     assert files(host) - before == set()
