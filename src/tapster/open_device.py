@@ -2,6 +2,7 @@
 """OpenDevice: a lease, and the open descriptors of its device."""
 
 import os
+import sys
 
 from tapster.kernel.signals import deferred
 from tapster.light import Self
@@ -84,10 +85,12 @@ class OpenDevice:
     def __del__(self) -> None:
         # Without descriptors too, if the constructor failed.
         if getattr(self, "_fds", ()) or getattr(self, "_vhost_fds", ()):
-            import warnings  # rarely needed
-
             text = f"{self!r} was not closed"
             self.close()  # first: a program may make an error of the warning
+            if sys.is_finalizing():
+                return  # the program ends, and nothing can be imported any more
+            import warnings  # rarely needed
+
             warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
 
     def __repr__(self) -> str:

@@ -279,6 +279,18 @@ def test_a_forgotten_device_is_closed_with_a_warning(host: Host) -> None:
     assert not is_open(fd)
 
 
+def test_a_device_that_is_open_at_the_end_of_a_program_is_closed_silently() -> None:
+    program = (
+        "from tapster import OpenDevice\n"
+        "import os\n"
+        "device = OpenDevice(None, (os.open('/dev/null', os.O_RDONLY),))\n"
+        "OpenDevice.__repr__ = lambda _: 'device'\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_detached_descriptors_are_the_callers(host: Host) -> None:
     opened = host.acquire(Tap(bridge="br0"))
     (fd,) = opened.detach_fds()
