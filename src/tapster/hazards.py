@@ -17,6 +17,8 @@ from tapster.model import Kind, Lease, Link, Mode, Problem, State
 
 NEARLY_FULL = MAX_PORTS * 9 // 10
 """A bridge with at least this many ports is reported."""
+HOOKS = ("prerouting", "forward", "postrouting")
+"""The hooks that each bridged frame passes."""
 CALLS = "/proc/sys/net/bridge/bridge-nf-call-"
 """Where br_netfilter says which of its tables judge bridged packets."""
 
@@ -170,8 +172,10 @@ def _firewall(
     with suppress(HostError):  # without libnftables it cannot be told
         for listed in namespace.nft_list("chains"):
             chain = listed.get("chain", {})
-            family = chain.get("family")
-            if chain.get("hook") != "forward" or family not in judging:
+            family, hook = chain.get("family"), chain.get("hook")
+            if hook not in HOOKS or chain.get("type") != "filter":
+                continue
+            if family not in judging:
                 continue
             where = f"{family} {chain['table']} {chain['name']}"
             if chain.get("policy") != "drop" and not _drops_rest(namespace, where):
@@ -183,12 +187,16 @@ def _firewall(
                 )
                 continue
             packets, table, remedy = judging[family]
+            if hook == "forward":
+                remedy += ", or accept them: "
+                remedy += (
+                    f"{table} -I FORWARD -m physdev --physdev-is-bridged -j ACCEPT"
+                )
             yield Problem(
                 f"chain {where} drops "
                 "what it does not accept, and judges bridged packets too "
                 f"(br_netfilter): ARP passes between VMs, and {packets} does not",
-                f"{remedy}, or accept them: "
-                f"{table} -I FORWARD -m physdev --physdev-is-bridged -j ACCEPT",
+                remedy,
             )
 
 

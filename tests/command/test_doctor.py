@@ -104,14 +104,20 @@ def test_a_firewall_that_judges_one_bridge_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "policy", "rule"),
+    ("family", "hook", "policy", "rule"),
     [
-        ("ip6", "drop", ""),
-        ("inet", "drop", ""),
-        ("inet", "accept", "counter reject with icmpx type admin-prohibited"),
-        ("inet", "accept", "drop"),
-        ("bridge", "drop", ""),
-        ("bridge", "accept", "drop"),
+        ("ip6", "forward", "drop", ""),
+        ("ip", "prerouting", "drop", ""),
+        ("inet", "forward", "drop", ""),
+        ("inet", "postrouting", "drop", ""),
+        (
+            *("inet", "forward", "accept"),
+            "counter reject with icmpx type admin-prohibited",
+        ),
+        ("inet", "forward", "accept", "drop"),
+        ("bridge", "forward", "drop", ""),
+        ("bridge", "prerouting", "drop", ""),
+        ("bridge", "postrouting", "accept", "drop"),
     ],
 )
 @pytest.mark.skipif(
@@ -119,15 +125,15 @@ def test_a_firewall_that_judges_one_bridge_alone() -> None:
     reason="the kernel has no br_netfilter",
 )
 def test_a_firewall_of_any_family_that_drops_the_rest(
-    family: str, policy: str, rule: str
+    family: str, hook: str, policy: str, rule: str
 ) -> None:
     """firewalld's chains accept by policy, and their last rule rejects."""
     tapster("add", "--bridge", "br0")
     for table in ("iptables", "ip6tables"):
         Path(f"{hazards.CALLS}{table}").write_text("1")
-    hook = f"type filter hook forward priority 0; policy {policy};"
+    place = f"type filter hook {hook} priority 0; policy {policy};"
     shell.sh(f"nft add table {family} wall")
-    shell.sh(f"nft add chain {family} wall through {{ {hook} }}")
+    shell.sh(f"nft add chain {family} wall through {{ {place} }}")
     shell.sh(f"nft add rule {family} wall through meta mark 1 accept")
     if rule:
         assert problems() == []
