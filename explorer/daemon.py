@@ -74,7 +74,7 @@ def _keep_up(
         decode: dict[int, Any] = {
             index: link and partial(_same, link) for index, link in links.items()
         }
-        upkeep.look_at(WatchReport({HERE: decode}, set(), {}))
+        upkeep.look_at(WatchReport({HERE: decode}, set(), {}, {}))
         upkeep.retry()
 
 

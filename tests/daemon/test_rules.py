@@ -11,12 +11,12 @@ import pyroute2
 import pytest
 
 import tapster
-from lab import shell
+from lab import iproute, shell
 from lab.daemon import Daemon
 from lab.library import close_all
 from lab.nftables import table_of
 from tapster import Client, Rate, Tap
-from tapster.daemon.upkeep import RULES
+from tapster.daemon.upkeep import ENTRY, RULES
 
 pytestmark = pytest.mark.kernel
 
@@ -95,6 +95,41 @@ def test_deleted_rules_are_put_back_at_once(
         2 if "nft" in deletion else 1
     )
     close_all(lease, other)
+
+
+@pytest.mark.parametrize("spec", [SPEC, Tap(bridge="br0", learning=False)])
+@pytest.mark.parametrize(
+    "deletion", ["fdb flush dev br0", "fdb del {mac} dev vnet0 master"]
+)
+def test_a_deleted_static_entry_is_put_back_at_once(
+    daemon: Daemon, root: Client, netns: str | None, deletion: str, spec: Tap
+) -> None:
+    """The bridge floods nothing to this port: without it the VM is cut off."""
+    device, plain = root.acquire(spec), root.acquire(Tap(bridge="br0"))
+    before = iproute.neighbours(netns)
+    assert before["vnet0"] == {device.mac}
+    events = daemon.events()
+    enter = f"ip netns exec {netns} " if netns else ""
+    shell.sh(f"{enter}bridge {deletion.format(mac=device.mac)}")
+    told = next(events)
+    assert (told.event, told.name, told.detail) == ("restored", "vnet0", ENTRY)
+    assert iproute.neighbours(netns) == before
+    close_all(device, plain)
+
+
+def test_a_port_that_left_its_bridge_has_lost_no_entry(
+    daemon: Daemon, root: Client, netns: str | None
+) -> None:
+    """Whether it is put back on its bridge, the configuration says."""
+    device = root.acquire(Tap(bridge="br0", learning=False))
+    events = daemon.events()
+    enter = f"ip netns exec {netns} " if netns else ""
+    shell.sh(f"{enter}ip link set vnet0 nomaster")
+    assert next(events).event == "moved"
+    last = root.acquire(Tap(bridge="br0"))
+    assert next(events).event == "acquired"
+    assert "master" not in iproute.links(netns)["vnet0"]
+    close_all(device, last)
 
 
 def test_what_tapster_does_to_rules_is_no_event(daemon: Daemon, root: Client) -> None:

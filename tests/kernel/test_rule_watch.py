@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the daemon hears when another program changes rules of traffic control."""
+"""What the daemon hears when another program takes rules or entries from a device."""
 
 from collections.abc import Iterator
 from select import select
@@ -9,7 +9,7 @@ import pytest
 from lab.shell import sh
 from tapster.kernel.mirred import PREFERENCE
 from tapster.kernel.port import HERE, REDIRECTED
-from tapster.kernel.rule_watch import TcWatch
+from tapster.kernel.rule_watch import EntryWatch, TcWatch
 from tapster.ledger import FIRST_IFINDEX
 
 pytestmark = pytest.mark.kernel
@@ -72,3 +72,25 @@ def test_another_qdisc_of_another_device_is_not_reported(watch: TcWatch) -> None
     sh("tc qdisc add dev other root pfifo")
     sh("tc qdisc del dev other root")
     assert heard(watch) == set()
+
+
+def test_only_a_lost_sticky_entry_of_a_device_of_ours_is_reported(world: None) -> None:
+    sh("ip link add other type veth peer name far")
+    sh(f"ip link add ours index {TAP} type veth peer name away")
+    watch = EntryWatch(FIRST_IFINDEX, elsewhere=False)
+    lost = set()
+    for device, kind in (
+        ("other", "static sticky"),
+        ("ours", "static"),
+        ("ours", "static sticky"),
+    ):
+        sh(f"ip link set {device} master br0")
+        sh(f"bridge fdb add 52:54:00:00:00:01 dev {device} master {kind}")
+        sh(f"bridge fdb del 52:54:00:00:00:01 dev {device} master")
+        if select([watch.fileno()], [], [], 0)[0]:
+            changes = watch.changes()
+            assert changes is not None
+            assert changes.entries == {HERE: {TAP}}
+            lost.add((device, kind))
+    assert lost == {("ours", "static sticky")}
+    watch.close()

@@ -77,7 +77,7 @@ class Links:
                 self._recovering = True
                 self._submit(self._recover)
             return True
-        found = bool(changes.links or changes.ended or changes.rules)
+        found = any(changes)
         if found:
             self._changed.append(changes)
         if self._changed and not self._looking:
@@ -100,7 +100,7 @@ class Links:
         looked at now, and a later report gets a look of its own.
         """
         self._looking = False
-        merged = WatchReport({}, set(), {})
+        merged = WatchReport({}, set(), {}, {})
         while self._changed:
             changes = self._changed.popleft()
             for number, links in changes.links.items():
@@ -108,4 +108,6 @@ class Links:
             merged.ended.update(changes.ended)
             for number, devices in changes.rules.items():
                 merged.rules.setdefault(number, set()).update(devices)
+            for number, ports in changes.entries.items():
+                merged.entries.setdefault(number, set()).update(ports)
         self._upkeep.look_at(merged)

@@ -25,6 +25,7 @@ from tapster.rpc.interface import Event, event_of
 EXIT = "the process that the lease was bound to has ended"
 CLOSE = "nobody has the device open any more"
 RULES = "another program deleted rules of its filter or limits; they are back"
+ENTRY = "another program deleted its static entry from its bridge; it is back"
 FIRST_RETRY, LAST_RETRY = 1.0, 30.0
 """Seconds until a repair that failed is tried again. The wait doubles from the first
 value to the last."""
@@ -231,6 +232,8 @@ class Upkeep:
                 self._turns.add(partial(self._look_at_links, netns, batch))
             if rules := changes.rules.get(number):
                 self._look_at_rules(netns, rules)
+            if ports := changes.entries.get(number):
+                self._look_at_entries(netns, ports)
             if number in changes.ended:
                 ended.append(netns)
         self._followed.suspect(ended)
@@ -285,6 +288,25 @@ class Upkeep:
         ]
         if attached:
             self._repair(attached, Repairing(RULES, wiring=True, backends=True))
+
+    def _look_at_entries(self, netns: Netns, ports: set[int]) -> None:
+        """Put back the static entries that another program took from a bridge.
+
+        Without it, the guest gets no unicast frames, and another may take its MAC. A
+        port that has left its bridge has no entry there.
+        """
+        look = self._operations.look
+        lost = []
+        for lease in look.at(netns, ports):
+            if lease.state is not State.ACTIVE or _is_worked_on(lease):
+                continue
+            try:
+                link = look.device(lease)
+                if link is not None and link.up and look.joined(link, lease):
+                    lost.append(lease.id)
+            except TapsterError as error:
+                self._log(WARNING, "not-looked-at", lease=lease.id, error=error)
+        self._repair(lost, Repairing(ENTRY, wiring=True))
 
     def _look_if_suspicious(self, lease: Lease, link: Link | None) -> None:
         # Tapster itself makes most changes. Their reports show no problem, so the
@@ -443,8 +465,8 @@ class Upkeep:
             self._log(INFO, "repaired", lease=lease.id, name=lease.name, action=action)
             if action is not Action.REWIRE:
                 self.unbind(lease.id)
-            elif reason == RULES:
-                self.report("restored", lease, RULES)
+            elif reason in (RULES, ENTRY):
+                self.report("restored", lease, reason)
             if action is Action.RELEASE:
                 self.report("released", lease, reason or EXIT)
                 if lease.fin_wait == 0:

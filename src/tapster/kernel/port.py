@@ -422,6 +422,8 @@ class WatchReport(NamedTuple):
     """The ifindexes of devices from which rules of nftables or traffic control were
     taken, by the number of their namespace. `ALL` stands for every device, and
     `REDIRECTED` for every device that takes the place of another."""
+    entries: dict[int, set[int]]
+    """The ifindexes of ports for which their bridges lost a static, sticky entry."""
 
 
 class Watch(Protocol):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reports of rules of nftables and traffic control that are taken from a device.
+"""Reports of rules and bridge entries that are taken from a device.
 
-Rules that are added are not reported: they change nothing of what Tapster has there, or
+The rules are those of nftables and traffic control. Rules that are added are not reported: they change nothing of what Tapster has there, or
 the kernel refuses them. A redirection is an exception, because another program may
 replace it. What this process deletes itself in nftables is not reported either; the
 kernel says which thread made a transaction.
@@ -17,7 +17,7 @@ from tapster.kernel.mirred import PREFERENCE
 from tapster.kernel.nft import NETLINK_NETFILTER
 from tapster.kernel.nft_rules import NFNL_SUBSYS_NFTABLES
 from tapster.kernel.port import ALL, REDIRECTED, WatchReport
-from tapster.kernel.watch import Reports
+from tapster.kernel.watch import HIGH, Reports, filter_high
 from tapster.light import Iterator, Sequence
 
 PREFIX = b"tapster_"
@@ -47,18 +47,40 @@ _IFINDEX = struct.Struct("I")
 _PID = struct.Struct(">I")
 
 
-def rule_watches(*, first: int, elsewhere: bool) -> Sequence["TcWatch | NftWatch"]:
-    """Watch the rules of devices with an ifindex from `first`.
+# include/uapi/linux/neighbour.h
+RTMGRP_NEIGH, RTM_DELNEIGH = 1 << 2, 29
+_NDMSG = struct.Struct("BxxxiHBB")  # ndmsg: family, ifindex, state, flags, type
+_STICKY_ENTRIES = (
+    (0x28, 0, 0, 4),  # load nlmsg_type, 16 bits, which comes in the wrong order
+    (0x15, 0, 5, RTM_DELNEIGH << 8),
+    (0x30, 0, 0, 26),  # load ndm_flags
+    (0x45, 0, 3, rtnl.NTF_STICKY),
+    (0x30, 0, 0, 23),  # load the highest byte of ndm_ifindex
+    (0x45, 0, 1, HIGH >> 24),
+    (0x06, 0, 0, 0xFFFFFFFF),  # pass
+    (0x06, 0, 0, 0),  # drop
+)
+"""Classic BPF: lets pass what `EntryWatch` reports. A bridge learns and forgets all
+the time."""
+
+
+def rule_watches(
+    *, first: int, elsewhere: bool
+) -> Sequence["TcWatch | EntryWatch | NftWatch"]:
+    """Watch the rules and the bridge entries of devices with an ifindex from `first`.
 
     With `elsewhere`, watch the numbered namespaces and not this thread's own. The
     caller closes the watches. Raises PermissionError if that needs CAP_NET_BROADCAST.
     """
-    watches: list[TcWatch | NftWatch] = [TcWatch(first, elsewhere=elsewhere)]
+    watches: list[TcWatch | EntryWatch | NftWatch] = []
     try:
+        watches.append(TcWatch(first, elsewhere=elsewhere))
+        watches.append(EntryWatch(first, elsewhere=elsewhere))
         watches.append(NftWatch(first, elsewhere=elsewhere))
     except OSError as error:
         if error.errno != EPROTONOSUPPORT:  # this kernel has no nftables
-            watches[0].close()
+            for watch in watches:
+                watch.close()
             raise
     return watches
 
@@ -90,7 +112,35 @@ class TcWatch:
             ):
                 device = ifindex if ours else REDIRECTED
                 changed.setdefault(number, set()).add(device)
-        return WatchReport({}, set(), changed)
+        return WatchReport({}, set(), changed, {})
+
+
+class EntryWatch:
+    """Hears of static, sticky entries that a bridge loses, as by `bridge fdb flush`.
+
+    A port without learning gets no unicast frames without its entry.
+    """
+
+    def __init__(self, first: int, *, elsewhere: bool) -> None:
+        self._first = first
+        opened = rtnl.connect(RTMGRP_NEIGH)
+        filter_high(opened, first, _STICKY_ENTRIES)
+        self._reports = Reports(opened, elsewhere=elsewhere)
+        self.fileno = self._reports.fileno
+        self.close = self._reports.close
+
+    def changes(self) -> WatchReport | None:
+        reports = self._reports.read()
+        if reports is None:
+            return None
+        lost: dict[int, set[int]] = {}
+        for number, type_, body in reports:
+            if type_ == RTM_DELNEIGH:
+                family, ifindex, _, flags, _ = _NDMSG.unpack_from(body)
+                of_a_bridge = family == sockets.AF_BRIDGE
+                if of_a_bridge and flags & rtnl.NTF_STICKY and ifindex >= self._first:
+                    lost.setdefault(number, set()).add(ifindex)
+        return WatchReport({}, set(), {}, lost)
 
 
 class NftWatch:
@@ -134,7 +184,7 @@ class NftWatch:
                 devices = set(self._devices(message, body))
                 if devices:
                     self._pending.setdefault(number, set()).update(devices)
-        return WatchReport({}, set(), changed)
+        return WatchReport({}, set(), changed, {})
 
     def _devices(self, message: int, body: bytes) -> Iterator[int]:
         """Yield the devices that a message concerns."""

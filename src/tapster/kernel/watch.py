@@ -15,7 +15,7 @@ from functools import partial
 
 from tapster.kernel import rtnl, sockets
 from tapster.kernel.port import HERE, WatchReport
-from tapster.light import Iterator, suppress
+from tapster.light import Iterator, Sequence, suppress
 
 RTMGRP_LINK = 1 << 0
 RTMGRP_NSID = 1 << 27
@@ -31,30 +31,37 @@ _BUFFER = 1 << 16
 reading."""
 _QUEUE = 4 << 20
 """Bytes of reports that may wait: a batch of devices makes hundreds of reports."""
-_HIGH = 1 << 30
+HIGH = 1 << 30
 """The `first` for which the kernel filters: from here on one bit tells."""
 _INSTRUCTION = struct.Struct("HBBI")
-_PROGRAM = b"".join(
-    _INSTRUCTION.pack(*instruction)
-    for instruction in (
-        (0x28, 0, 0, 4),  # load nlmsg_type, 16 bits, which comes in the wrong order
-        (0x15, 1, 0, rtnl.RTM_NEWLINK << 8),
-        (0x15, 0, 4, rtnl.RTM_DELLINK << 8),  # another message passes
-        (0x30, 0, 0, 16),  # load ifi_family
-        (0x15, 0, 3, 0),  # a bridge's report of its port does not pass
-        (0x30, 0, 0, 23),  # load the highest byte of ifi_index
-        (0x45, 0, 1, _HIGH >> 24),
-        (0x06, 0, 0, 0xFFFFFFFF),  # pass
-        (0x06, 0, 0, 0),  # drop
-    )
+_LINKS = (
+    (0x28, 0, 0, 4),  # load nlmsg_type, 16 bits, which comes in the wrong order
+    (0x15, 1, 0, rtnl.RTM_NEWLINK << 8),
+    (0x15, 0, 4, rtnl.RTM_DELLINK << 8),  # another message passes
+    (0x30, 0, 0, 16),  # load ifi_family
+    (0x15, 0, 3, 0),  # a bridge's report of its port does not pass
+    (0x30, 0, 0, 23),  # load the highest byte of ifi_index
+    (0x45, 0, 1, HIGH >> 24),
+    (0x06, 0, 0, 0xFFFFFFFF),  # pass
+    (0x06, 0, 0, 0),  # drop
 )
 """Classic BPF: lets pass what `LinkWatch` reports, so that the other links of a busy
 host do not wake the reader (bpf(4), net/core/filter.c)."""
-_CODE = array.array("B", _PROGRAM)
-_FILTER = struct.pack(
-    "HxxxxxxP", len(_PROGRAM) // _INSTRUCTION.size, _CODE.buffer_info()[0]
-)
 _CONTROL = sockets.CMSG_SPACE(_NSID.size)
+
+
+def filter_high(
+    opened: sockets.socket, first: int, program: Sequence[tuple[int, int, int, int]]
+) -> None:
+    """Let the kernel drop what a program in classic BPF does not let pass.
+
+    The program is for a `first` of which one bit tells. The caller filters once more.
+    """
+    if first == HIGH and sys.byteorder == "little":
+        code = array.array("B", b"".join(_INSTRUCTION.pack(*each) for each in program))
+        address, _ = code.buffer_info()
+        wanted = struct.pack("HxxxxxxP", len(program), address)
+        opened.setsockopt(sockets.SOL_SOCKET, SO_ATTACH_FILTER, wanted)
 
 
 class Reports:
@@ -128,8 +135,7 @@ class LinkWatch:
         """
         self._first = first
         opened = rtnl.connect(RTMGRP_LINK | (0 if elsewhere else RTMGRP_NSID))
-        if first == _HIGH and sys.byteorder == "little":
-            opened.setsockopt(sockets.SOL_SOCKET, SO_ATTACH_FILTER, _FILTER)
+        filter_high(opened, first, _LINKS)
         self._reports = Reports(opened, elsewhere=elsewhere)
         self.fileno = self._reports.fileno
         self.close = self._reports.close
@@ -148,7 +154,7 @@ class LinkWatch:
         reports = self._reports.read()
         if reports is None:
             return None
-        changes = WatchReport({}, set(), {})
+        changes = WatchReport({}, set(), {}, {})
         for number, type_, body in reports:
             if type_ in LINKS:
                 family, _, ifindex, _, _ = rtnl.IFINFO.unpack_from(body)

@@ -65,7 +65,7 @@ class FakeWatch:
     def changes(self) -> WatchReport | None:
         with suppress(BlockingIOError):
             os.eventfd_read(self._event)
-        changes = WatchReport({}, set(), {})
+        changes = WatchReport({}, set(), {}, {})
         spaces = self._world().spaces
         if not self.elsewhere:
             changes.ended.update(self._numbered - spaces.keys())
