@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reports of rules and bridge entries that are taken from a device.
 
-The rules are those of nftables and traffic control. Rules that are added are not reported: they change nothing of what Tapster has there, or
-the kernel refuses them. A redirection is an exception, because another program may
-replace it. What this process deletes itself in nftables is not reported either; the
-kernel says which thread made a transaction.
+The rules are those of nftables and traffic control. Rules that are added are not
+reported: they change nothing of what Tapster has there, or the kernel refuses them. A
+redirection is an exception, because another program may replace it. What this process
+deletes itself in nftables is not reported either; the kernel says which thread made a
+transaction.
 """
 
 import os
