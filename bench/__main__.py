@@ -32,6 +32,7 @@ MEASUREMENTS = (
     "storms",
     "daemon",
     "attacks",
+    "looking",
     "pods",
     "domains",
     "drift",

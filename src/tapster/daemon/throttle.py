@@ -10,7 +10,10 @@ FREE_WORK = 0.01
 devices takes less."""
 WEIGHT = 4
 """Each further second takes the tokens of so many seconds. So no user has more than a
-quarter of the worker's time for long."""
+quarter of the worker's time for long.
+
+`make bench ARGS=looking` makes long requests, of 47 ms each, as one user. Another
+user's acquire and release took 44 ms, and 110 ms without a charge; 29 ms alone."""
 
 
 class Throttle:

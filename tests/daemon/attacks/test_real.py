@@ -119,6 +119,7 @@ def test_each_request_is_refused_or_carried_out(
     with daemon.connect() as root, socket.socket(socket.AF_UNIX) as made:
         with user(ALICE):
             made.connect(str(daemon.socket))
+        made.settimeout(60)
         for number in range(1, ROUNDS + 1):
             method = chance.choice(methods)
             asked = value_of(takes[method], chance, noise=chance.choice((0, 0, 0.01)))
