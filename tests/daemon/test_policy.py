@@ -158,6 +158,15 @@ def test_an_mtu_that_lowers_the_bridges_needs_its_own_permission() -> None:
     assert judge((both,), ALICE, lowering) is None
 
 
+@pytest.mark.parametrize("spec", [Tap(bridge="br0"), Tap(ovs="br0")])
+def test_a_request_that_lowers_a_bridge_is_seen(tmp_path: Path, spec: Tap) -> None:
+    with parts(tmp_path) as made:
+        rule = BASIC._replace(ovs=("*",), vlans=("1-4094",), features=("mtu",))
+        made.service.loaded = made.service.loaded._replace(rules=(rule,))
+        assert acquire(made, spec._replace(mtu=1000)) is None
+        assert acquire(made, spec._replace(mtu=1500)) is not None
+
+
 def test_two_half_rules_do_not_add_up() -> None:
     halves = (BASIC, Rule(("1000",), features=("queues",)))
     assert judge(halves, ALICE, DeviceRequest(Tap("br0", queues=2)))

@@ -654,6 +654,32 @@ def test_a_live_lease_is_changed_within_the_policy(
     lease.close()
 
 
+def test_a_device_that_moves_lowers_no_bridge(daemon: Daemon) -> None:
+    """A device takes its bridge's MTU, and no rule lets it lower another bridge's."""
+    for bridge, mtu in (("br1", 600), ("br2", 9000)):
+        shell.sh(f"ip link add {bridge} type bridge")
+        shell.sh(f"ip link add to-{bridge} mtu {mtu} master {bridge} type veth")
+
+    def mtus(*devices: str) -> list[object]:
+        return [iproute.links()[device]["mtu"] for device in devices]
+
+    daemon.reload(POLICY.replace('bridges = ["br0"]', 'bridges = ["br?"]'))
+    with daemon.connect(ALICE) as alice, alice.acquire(Tap("br1")) as opened:
+        assert mtus("br0", "vnet0") == [1400, 600]
+        alice.set(opened, bridge="br0")
+        assert mtus("br0", "vnet0") == [1400, 1400]
+        alice.set(opened, bridge="br2", standby=True)
+        alice.set(opened, standby=False)
+        assert mtus("br0", "br1", "br2", "vnet0") == [1400, 600, 9000, 9000]
+        alice.set(opened, bridge=None)
+        shell.sh("ip link set vnet0 mtu 600")
+        alice.set(opened, bridge="br2")
+        assert mtus("br2", "vnet0") == [9000, 9000]
+        assert alice.differences(opened) == {}
+        with pytest.raises(NotAllowed, match="lower-bridge-mtu"):
+            alice.set(opened, mtu=1500)
+
+
 def test_a_name_is_found_to_be_changed_only_with_its_owner(
     alice: Client, root: Client
 ) -> None:

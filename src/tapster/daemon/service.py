@@ -38,6 +38,7 @@ from tapster.model import (
     HistoryQuery,
     Lease,
     Life,
+    Link,
     Macvtap,
     Mode,
     Spec,
@@ -69,6 +70,8 @@ REFUSAL_PAUSE = 1.0
 STRANGERS_PAUSE = 60.0
 """The same of all users for whom there is no rule."""
 REFUSED_USERS = 1000
+_JOINING = frozenset({"bridge", "ovs", "standby", "mtu"})
+"""The fields whose change may give a device another MTU."""
 LONGEST_TEXT = 200
 """Characters of a text of the caller's that the history keeps."""
 
@@ -281,12 +284,12 @@ class Service:
         spec = interface.spec_of(request.nics[0])
         model.check_spec(spec)
         lowers = False
-        if isinstance(spec, Tap) and spec.bridge is not None and not caller.root:
-            # A rule lists a bridge by its name, never by an altname. No rule is for
-            # root.
-            if link := namespace.named(spec.bridge):
-                spec = spec._replace(bridge=link.name)
+        if isinstance(spec, Tap) and not caller.root:  # no rule is for root
+            if link := _bridge_of(namespace, spec):
                 lowers = spec.mtu is not None and spec.mtu < link.mtu
+                if spec.bridge is not None:
+                    # A rule lists a bridge by its name, never by an altname.
+                    spec = spec._replace(bridge=link.name)
             request = request._replace(nics=(interface.nic(spec),))
         rules = self.rules
         if request.bind is Binding.CLOSE and isinstance(spec, Tap):
@@ -397,10 +400,15 @@ class Service:
                     f"the namespace of lease {lease.id} is gone", name=lease.netns.path
                 )
             request = self._checked(call.caller, namespace, request)
-        if isinstance(spec := interface.spec_of(request.nics[0]), Tap) and (
-            "bridge" in changes
-        ):
-            changes["bridge"] = spec.bridge
+            spec = interface.spec_of(request.nics[0])
+            if isinstance(spec, Tap):
+                if "bridge" in changes:
+                    changes["bridge"] = spec.bridge
+                if spec.mtu is None and changes.keys() & _JOINING:
+                    # As in an acquire. With the MTU of its former bridge the device
+                    # might lower this bridge's.
+                    on = _bridge_of(namespace, spec)
+                    changes["mtu"] = on.mtu if on else lease.wiring.mtu
         changed = self._operations.rewire.set(lease.id, changes)
         self._operations.context.ledger.set_asked(lease.id, recorded(request))
         self._upkeep.report("set", changed, " ".join(fields))
@@ -739,6 +747,13 @@ class Service:
             operations.close()
             raise
         return operations
+
+
+def _bridge_of(namespace: Namespace, spec: Tap) -> Link | None:
+    """Return the bridge that a tap is to be on. One of Open vSwitch has a device of its
+    name."""
+    name = spec.bridge or spec.ovs
+    return namespace.named(name) if name else None
 
 
 def _distinct(ids: Sequence[str]) -> list[str]:
