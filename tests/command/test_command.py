@@ -371,6 +371,23 @@ def test_a_name_that_could_not_be_printed_leaves_no_device(
     assert iproute.ports() == set()
 
 
+def test_a_host_without_proc_is_not_mistaken_for_an_output_that_fails(
+    environment: dict[str, str],
+) -> None:
+    hidden = f"umount --lazy /proc; exec {shell.TAPSTER} ls"
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", hidden],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (
+        1,
+        "tapster: /proc/self/status: No such file or directory\n",
+    )
+
+
 def test_a_shells_own_braces_are_left_to_it(tapster: Run) -> None:
     script = "name=mine; echo ${name} {name} {{name}"
     done = tapster("run", "--bridge", "br0", "--", "sh", "-c", script)

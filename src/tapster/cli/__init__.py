@@ -139,7 +139,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except OSError as error:
-        # Tapster's own errors have their own types: this one comes from printing.
+        # Tapster's own errors have their own types: this one comes from printing, or
+        # from a host without /proc.
         return _fail_to_print(error, failed)
     except (NoSuchLease, NoSuchLink) as error:
         return _fail(error, failed)
@@ -340,7 +341,9 @@ def _fail_to_print(error: OSError, code: int) -> int:
     # Python would try to print the rest once more at its end, and complain.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if not isinstance(error, BrokenPipeError):
-        print(f"tapster: writing the output: {error.strerror}", file=sys.stderr)
+        # An error of a file that cannot be read has its name.
+        what = error.filename or "writing the output"
+        print(f"tapster: {what}: {error.strerror}", file=sys.stderr)
     return code
 
 
