@@ -2,7 +2,7 @@
 """Upkeep on the host in memory: what it reports, repairs, releases and retries."""
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import pairwise
@@ -17,8 +17,9 @@ from tapster.daemon.upkeep import FIRST_RETRY
 from tapster.errors import HostError
 from tapster.kernel.port import LinkChange
 from tapster.ledger import FIRST_IFINDEX
-from tapster.model import Netns
+from tapster.model import Lease, Netns
 from tapster.operations.followed import NAMESPACE_RETRY, FollowedNamespaces
+from tapster.operations.look import Look
 from tapster.operations.pace import AT_ONCE, SECONDS
 from tapster.testing import FakeSystem
 from tests.daemon.parts import Parts, parts
@@ -58,9 +59,22 @@ class Watched:
         self.elsewhere.close()
 
 
-@pytest.fixture
-def watched(made: Parts) -> Iterator[Watched]:
+@pytest.fixture(params=["the daemon's", "another manager's"])
+def watched(
+    made: Parts, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Watched]:
+    """Upkeep of leases that the daemon, or another manager, has acquired."""
     watched = Watched(made)
+    if request.param == "the daemon's":
+        by_library = made.host.acquire
+
+        def acquire(*how: Any, **more: Any) -> OpenDevice:
+            opened = by_library(*how, **more)
+            made.upkeep.acquired(opened.lease)
+            assert made.events.pop().event == "acquired"
+            return opened
+
+        monkeypatch.setattr(made.host, "acquire", acquire)
     yield watched
     watched.close()
 
@@ -77,6 +91,28 @@ def test_tapsters_own_changes_are_no_events(watched: Watched) -> None:
     lease.close()
     host.release(lease.id)
     assert watched.hear() == []
+
+
+def test_the_first_look_at_the_daemons_own_device_reads_no_row(
+    made: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = Watched(made)
+    read: list[int] = []
+    at = Look.at
+
+    def looked(self: Look, netns: Netns, ifindexes: Iterable[int]) -> list[Lease]:
+        read.extend(ifindexes)
+        return at(self, netns, ifindexes)
+
+    monkeypatch.setattr(Look, "at", looked)
+    with acquire(made.host) as theirs, acquire(made.host) as ours:
+        made.upkeep.acquired(ours.lease)
+        assert watched.hear() == []
+        assert read == [theirs.ifindex]
+        made.system.stranger().set_by_name(ours.name, up=False)
+        assert watched.hear() == ["down"]
+        assert read == [theirs.ifindex, ours.ifindex]
+    watched.close()
 
 
 def test_a_device_on_standby_is_as_it_should_be(watched: Watched) -> None:

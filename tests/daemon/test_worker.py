@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tapster.daemon.closer import Closer
-from tapster.daemon.links import PAUSE, Links
+from tapster.daemon.links import BUSY_PAUSE, PAUSE, Links
 from tapster.daemon.loop import READ, Loop
 from tapster.daemon.metrics import Metrics
 from tapster.daemon.processes import RETRY, WatchedProcesses
@@ -272,7 +272,7 @@ def test_lost_reports_are_counted_and_make_one_recover(loop: Loop) -> None:
     watch = system.watch(first=0)
     submitted: list[Callable[[], object]] = []
     upkeep: Any = None
-    links = Links(loop, [watch], upkeep, submitted.append, metrics)
+    links = Links(loop, [watch], upkeep, submitted.append, metrics, lambda: False)
     for _ in range(2):
         watch.overrun()
         loop.turn(0)
@@ -298,7 +298,8 @@ def test_a_watch_is_read_at_the_end_of_each_pause_until_it_is_quiet(
     watch.changes = changes  # type: ignore[method-assign]
     submitted: list[Callable[[], object]] = []
     upkeep: Any = None
-    links = Links(loop, [watch], upkeep, submitted.append, Metrics())
+    busy = False
+    links = Links(loop, [watch], upkeep, submitted.append, Metrics(), lambda: busy)
     clock = loop.now
     assert isinstance(clock, FakeClock)
     began = clock()
@@ -314,10 +315,15 @@ def test_a_watch_is_read_at_the_end_of_each_pause_until_it_is_quiet(
         clock.advance(PAUSE)
         loop.turn(0)
     assert reads == [began, began + PAUSE, began + 2 * PAUSE]
+    busy = True
     system.stranger().add_bridge("br2")
     watch.deliver()
     loop.turn(0)
     assert reads[-1] == clock(), "it is quiet: the next report wakes the loop"
+    for moment, number in ((PAUSE, 4), (BUSY_PAUSE - PAUSE, 5)):
+        clock.advance(moment)
+        loop.turn(0)
+        assert len(reads) == number, "the pause is longer while calls wait"
     links.close()
 
 

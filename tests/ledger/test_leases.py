@@ -13,7 +13,13 @@ from typing import Any
 import pytest
 
 from tapster import model, names
-from tapster.errors import LeaseBusy, NamesExhausted, NameTaken, NoSuchLease
+from tapster.errors import (
+    LeaseBusy,
+    NamesExhausted,
+    NameTaken,
+    NoSuchLease,
+    NotAllowed,
+)
 from tapster.ledger import FIRST_IFINDEX, LAST_IFINDEX, Ledger, Reservation, history
 from tapster.model import (
     HistoryQuery,
@@ -204,6 +210,18 @@ def test_a_released_lease_stays_as_it_is_when_released_again(
     first = ledger.begin_release(lease.id)
     clock.boot, clock.wall = 99.0, 999.0
     assert ledger.begin_release(lease.id) == first
+
+
+def test_a_lease_whose_release_is_refused_stays_as_it_is(ledger: Ledger) -> None:
+    (lease,) = hold(ledger, Tap())
+
+    def refuse(found: Lease) -> None:
+        assert found == lease
+        raise NotAllowed("it is not yours")
+
+    with pytest.raises(NotAllowed):
+        ledger.begin_release(lease.id, refuse)
+    assert ledger.lease(lease.id) == lease
 
 
 def test_a_lease_that_is_being_acquired_cannot_be_released(ledger: Ledger) -> None:

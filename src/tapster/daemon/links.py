@@ -14,6 +14,9 @@ from tapster.light import Any
 PAUSE = 0.01
 """Seconds between two looks: each acquire causes a dozen reports. The worker looks at
 the first report after a quiet time immediately."""
+BUSY_PAUSE = 0.05
+"""The same while calls wait. Most reports then tell of what the calls do. So an acquire
+and the release after it are looked at once, and not in each of their stages."""
 
 Submit = Callable[[Callable[[], Any]], None]
 
@@ -28,13 +31,16 @@ class Links:
         upkeep: Upkeep,
         submit: Submit,
         metrics: Metrics,
+        busy: Callable[[], bool],
     ) -> None:
-        """`submit` hands a job to the worker. Owns the watches."""
+        """`submit` hands a job to the worker; `busy` says whether calls wait for it.
+        Owns the watches."""
         self._loop = loop
         self._watches = watches
         self._upkeep = upkeep
         self._submit = submit
         self._metrics = metrics
+        self._busy = busy
         self._changed: deque[WatchReport] = deque()
         self._looking = self._recovering = self._closed = False
         self._paused: set[Watch] = set()
@@ -57,7 +63,8 @@ class Links:
         self._read(watch)
 
     def _pause(self, watch: Watch) -> None:
-        self._loop.at(self._loop.now() + PAUSE, partial(self._go_on, watch))
+        pause = BUSY_PAUSE if self._busy() else PAUSE
+        self._loop.at(self._loop.now() + pause, partial(self._go_on, watch))
 
     def _go_on(self, watch: Watch) -> None:
         if self._closed:

@@ -55,8 +55,10 @@ class ReapSchedule:
         deadline = self._upkeep.deadline
         if deadline is None or self._reaping:
             return LONGEST
-        due = deadline - self._boottime()
-        return min(LONGEST, max(due, self._not_before - self._loop.now(), 0.0))
+        pause = self._not_before - self._loop.now()
+        if pause > 0:  # each turn of the loop asks, and the deadline costs more to ask
+            return min(LONGEST, pause)
+        return min(LONGEST, max(deadline - self._boottime(), 0.0))
 
     def run(self) -> None:
         """Tell the worker to reap if a FIN WAIT is over, and no call waits."""

@@ -107,7 +107,12 @@ class Server:
         # Watch before recover looks, so that no change is missed between the two.
         watches = list(self._watch_links(system))
         self._links = Links(
-            self._loop, watches, self._upkeep, self._submit, self._metrics
+            self._loop,
+            watches,
+            self._upkeep,
+            self._submit,
+            self._metrics,
+            busy=lambda: self._worker.waiting,
         )
         for worker in (self._worker, self._lookups):
             self._loop.add(worker.wake, READ, partial(_deliver, worker))

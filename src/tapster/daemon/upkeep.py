@@ -32,6 +32,8 @@ value to the last."""
 
 LOOK_BATCH = 32
 """Reported devices that are compared with their leases in one piece of work."""
+MOST_FRESH = 1000
+"""New leases to keep until the first look at their devices."""
 REPAIR_BATCH = 8
 """Leases that are repaired in one piece of work: each takes about a millisecond."""
 
@@ -107,6 +109,9 @@ class Upkeep:
         self._followed = FollowedNamespaces(
             operations.context.namespace.netns, self._doubt, clock
         )
+        self._fresh: dict[tuple[int, int], Lease] = {}
+        """The leases that this daemon has acquired, until the first look at their
+        devices, by the cookie of their namespace and their ifindex."""
         self._bridges: dict[tuple[int, str], int] = {}
         """The last known ifindex of each bridge, by the cookie of its namespace and by
         its name."""
@@ -148,6 +153,7 @@ class Upkeep:
 
     def recover(self) -> None:
         """Bring ledger and kernel into agreement, and watch what has leases."""
+        self._fresh.clear()
         self._forget_ended(self._followed.others())
         # Follow first: then changes during recover are reported.
         self._followed.follow_all(self._operations.look)
@@ -243,7 +249,11 @@ class Upkeep:
     def _look_at_links(
         self, netns: Netns, links: Mapping[int, Callable[[], Link] | None]
     ) -> None:
-        for lease in self._operations.look.at(netns, links):
+        # An acquire makes its device change a dozen times. Its first look needs no row.
+        others = [
+            number for number in links if not self._is_fresh(netns, number, links)
+        ]
+        for lease in self._operations.look.at(netns, others):
             if _is_worked_on(lease):
                 self._worked_on.add(lease.id)
                 continue
@@ -252,6 +262,24 @@ class Upkeep:
                 self._look_if_suspicious(lease, decode and decode())
             except TapsterError as error:
                 self._log(WARNING, "not-looked-at", lease=lease.id, error=error)
+
+    def _is_fresh(
+        self,
+        netns: Netns,
+        ifindex: int,
+        links: Mapping[int, Callable[[], Link] | None],
+    ) -> bool:
+        """Return whether a device is as its acquire has left it.
+
+        Whoever changes the lease changes the device afterwards, and that is reported.
+        """
+        lease = self._fresh.pop((netns.cookie, ifindex), None)
+        decode = links[ifindex]
+        if lease is None or decode is None:
+            return False
+        with suppress(TapsterError):
+            return not self._problem_of(lease, decode())
+        return False
 
     def _look_again(self) -> None:
         """Look at the devices that were not looked at when they changed."""
@@ -481,6 +509,21 @@ class Upkeep:
                 self.report("ended", lease)
 
     # Processes
+
+    def acquired(self, lease: Lease) -> None:
+        """Watch over a lease that this daemon has acquired, and report it."""
+        if len(self._fresh) >= MOST_FRESH:  # no watch reports their namespace
+            self._fresh.clear()
+        self._fresh[lease.netns.cookie, lease.ifindex] = lease
+        self.bind(lease)
+        self.report("acquired", lease)
+
+    def released(self, lease: Lease, reason: str | None) -> None:
+        """Report a release. `lease` is as it was before."""
+        self._fresh.pop((lease.netns.cookie, lease.ifindex), None)
+        self.unbind(lease.id)
+        if lease.state is State.ACTIVE:
+            self.report("released", lease, reason)
 
     def processes_ended(self, processes: Iterable[Process]) -> None:
         """Release the leases that were bound to processes, which have ended."""

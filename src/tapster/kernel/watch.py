@@ -107,20 +107,30 @@ class Reports:
             return None
 
     def _receive(self) -> Iterator[tuple[int, int, bytes]]:
+        # A busy host reports thousands of changes a second.
+        receive = self._receive_elsewhere if self._elsewhere else self._receive_here
         while True:
             try:
-                length, control, _, _ = self._socket.recvmsg_into(
-                    [self._buffer], _CONTROL, sockets.MSG_DONTWAIT
-                )
+                length, number = receive()
             except BlockingIOError:
                 return
-            number = HERE
-            for level, type_, value in control:
-                if (level, type_) == (rtnl.SOL_NETLINK, NETLINK_LISTEN_ALL_NSID):
-                    (number,) = _NSID.unpack(value)
-            if self._elsewhere == (number != HERE):
+            if length:
                 for type_, _, _, body in rtnl.messages(bytes(self._buffer[:length])):
                     yield number, type_, body
+
+    def _receive_here(self) -> tuple[int, int]:
+        """Receive a datagram. Return its length, and the number of its namespace."""
+        return self._socket.recv_into(self._buffer, 0, sockets.MSG_DONTWAIT), HERE
+
+    def _receive_elsewhere(self) -> tuple[int, int]:
+        """As `_receive_here`. The length is 0 if it is the socket's own namespace."""
+        length, control, _, _ = self._socket.recvmsg_into(
+            [self._buffer], _CONTROL, sockets.MSG_DONTWAIT
+        )
+        for level, type_, value in control:
+            if (level, type_) == (rtnl.SOL_NETLINK, NETLINK_LISTEN_ALL_NSID):
+                return length, _NSID.unpack(value)[0]
+        return 0, HERE
 
 
 class LinkWatch:

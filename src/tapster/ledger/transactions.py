@@ -422,13 +422,17 @@ class Ledger:
         with self.file.changing() as db:
             db.execute("UPDATE lease SET backends = '' WHERE id = ?", (id,))
 
-    def begin_release(self, id: str) -> Lease:
+    def begin_release(
+        self, id: str, check: Callable[[Lease], None] = lambda _: None
+    ) -> Lease:
         """Begin a lease's FIN WAIT. Leave a lease that is in FIN WAIT as it is.
 
-        Raise NoSuchLease; raise LeaseBusy if the lease is still being acquired.
+        Raise NoSuchLease; raise LeaseBusy if the lease is still being acquired. `check`
+        gets the lease as it is before, and may raise; then nothing changes.
         """
         with self.file.changing() as db:
             lease = leases.get(db, id)
+            check(lease)
             if lease.state is State.RESERVED:
                 raise LeaseBusy(
                     f"lease {id} ({lease.name}) is still being acquired; "

@@ -15,7 +15,7 @@ record when it is done, and brings the device to rest itself.
 
 from tapster.errors import NoSuchLease, ServiceUnavailable, TapsterError
 from tapster.kernel.port import Namespace
-from tapster.light import suppress
+from tapster.light import Callable, suppress
 from tapster.model import Lease
 from tapster.operations.context import Context
 from tapster.operations.devices import Devices
@@ -29,12 +29,18 @@ class Release:
         self.context = context
         self.devices = devices
 
-    def __call__(self, id: str) -> None:
-        """Release a lease. May be repeated, also after the lease has ended."""
+    def __call__(
+        self, id: str, check: Callable[[Lease], None] = lambda _: None
+    ) -> None:
+        """Release a lease. May be repeated, also after the lease has ended.
+
+        `check` gets the lease as it is before its release, and may raise; then the
+        lease stays as it is.
+        """
         context = self.context
         with context.gate:
             try:
-                lease = context.ledger.begin_release(id)
+                lease = context.ledger.begin_release(id, check)
             except NoSuchLease:
                 if context.ledger.ended(id):
                     return
