@@ -295,6 +295,18 @@ def test_a_group_is_as_good_as_a_user(daemon: Daemon) -> None:
         member.acquire(BR0).close()
 
 
+@pytest.mark.parametrize("uid", [1 << 31, (1 << 32) - 2])
+def test_a_user_id_has_32_bits(daemon: Daemon, uid: int) -> None:
+    """In a container whose ids begin high, or of a directory server."""
+    daemon.reload(POLICY.replace(f'"{ALICE}"', f'"{uid}"'))
+    with daemon.connect(uid) as client, client.acquire(BR0) as opened:
+        assert opened.lease.caller_uid == uid
+        assert client.set(opened, isolated=True).wiring.isolated
+        data = iproute.links()["vnet0"]["linkinfo"]["info_data"]
+        assert int(data["user"]) == uid
+    assert opened_by(uid, "vnet0") == "opened"
+
+
 def test_a_broken_policy_keeps_the_old_one_and_says_where(daemon: Daemon) -> None:
     for broken, said in {
         "[[allow]\n": "line 1",

@@ -42,7 +42,7 @@ SIOCINQ, SIOCOUTQ = 0x541B, 0x5411
 SCM_MAX_FD = 253
 """How many descriptors one message can carry (include/net/scm.h)."""
 
-_UCRED = struct.Struct("3i")
+_UCRED = struct.Struct("iII")
 _INT = struct.calcsize("i")
 
 
