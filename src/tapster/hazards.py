@@ -175,8 +175,8 @@ def _firewall(
             family, hook = chain.get("family"), chain.get("hook")
             if hook not in HOOKS or chain.get("type") != "filter":
                 continue
-            if family not in judging:
-                continue
+            if family not in judging or chain["table"].startswith("tapster_"):
+                continue  # a table of Tapster drops no honest frame
             where = f"{family} {chain['table']} {chain['name']}"
             if chain.get("policy") != "drop" and not _drops_rest(namespace, where):
                 continue
