@@ -437,6 +437,22 @@ def test_a_bridge_is_judged_by_its_name_and_not_by_an_altname(tmp_path: Path) ->
         assert not change_it(made, id, {"bridge": "lab1"})
 
 
+def test_a_device_that_root_has_moved_is_judged_where_it_is(tmp_path: Path) -> None:
+    """By the request that it was acquired with, its user could lower that bridge."""
+    with parts(tmp_path) as made:
+        made.system.stranger().add_bridge("br1")
+        made.system.stranger().set_by_name("br0", mtu=1300)
+        rule = BASIC._replace(features=("mtu",))
+        made.service.loaded = made.service.loaded._replace(rules=(rule,))
+        id = acquire(made, BR0)
+        assert id is not None
+        made.host.set(id, bridge="br1", mtu=1500)
+        assert not change_it(made, id, {"mtu": 1300})
+        assert not change_it(made, id, {"isolated": True})
+        assert change_it(made, id, {"bridge": "br0"})
+        assert change_it(made, id, {"isolated": True})
+
+
 @pytest.mark.parametrize(
     "spec",
     [

@@ -424,12 +424,20 @@ class Service:
         return Answer(interface.Got(changed, self._operations.look.device(changed)))
 
     def _asked_for(self, lease: Lease) -> interface.Acquire:
-        """Return the request of a lease. For a lease that no daemon acquired, return a
-        request for everything that the lease has."""
+        """Return the request for a lease as it is now. Root's command may have changed
+        the lease. For a lease that no daemon acquired, return a request for everything
+        that the lease has."""
+        spec: Spec
         if text := self._operations.look.asked(lease.id):
             request: interface.Acquire = from_json(
                 interface.Acquire, decode(text.encode())
             )
+            spec = interface.spec_of(request.nics[0])
+            if isinstance(spec, Tap):
+                # The lease has an MTU, also if none was asked for.
+                wiring = lease.wiring._replace(mtu=spec.mtu)
+                spec = spec._replace(**wiring._asdict())
+                request = request._replace(nics=(interface.nic(spec),))
             return request
         common: dict[str, Any] = {
             "name": lease.name,
@@ -439,7 +447,6 @@ class Service:
             "vnet_hdr": lease.vnet_hdr,
             "fin_wait": lease.fin_wait,
         }
-        spec: Spec
         if lease.lower is not None:
             mode = lease.mode or Mode.BRIDGE
             spec = Macvtap(lease.lower, mode=mode, mtu=lease.wiring.mtu, **common)
