@@ -204,7 +204,7 @@ def test_so_many_scrapes_are_open_and_the_oldest_is_closed() -> None:
             for _ in range(scrape.MOST + 1)
         ]
         for client in clients:
-            client.settimeout(0.1)
+            client.settimeout(0.01)
         while read(clients[0], b"none") == b"none":
             loop.turn(0.1)
         for client in clients[1:]:
@@ -213,7 +213,7 @@ def test_so_many_scrapes_are_open_and_the_oldest_is_closed() -> None:
             answer = b""
             while not answer.endswith(b"figures"):
                 loop.turn(0.1)
-                client.settimeout(0.1)
+                client.settimeout(0.01)
                 answer += read(client)
     loop.close()
 

@@ -23,7 +23,16 @@ def test_every_interleaving_keeps_the_promises(scenario: ProtocolScenario) -> No
     assert found.states > 3
 
 
-@pytest.mark.parametrize(("name", "rules", "number"), VARIANTS)
+@pytest.mark.parametrize(
+    ("name", "rules", "number"),
+    [
+        pytest.param(
+            *variant,
+            marks=[pytest.mark.slow] if SCENARIOS[variant[2]].most.freezes else [],
+        )
+        for variant in VARIANTS
+    ],
+)
 def test_each_rule_is_needed(name: str, rules: Rules, number: int) -> None:
     assert explore(SCENARIOS[number], rules).broken, name
 
