@@ -530,6 +530,27 @@ def test_the_table_is_in_the_network_namespace_of_the_lease(
     assert lease.id not in shell.sh("ip netns exec blue nft list ruleset")
 
 
+def test_two_managers_that_make_the_table_at_the_same_moment(
+    lab: GuestBridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each makes the elements of the leases that it knows of."""
+    namespace = lab.host.operations.context.namespace
+    nft_list = namespace.nft_list
+    with Host(lab.ledger, reaper=library.no_reaper) as other:
+
+        def list_then_lose(what: str) -> list[dict[str, Any]]:
+            listed = nft_list(what)
+            monkeypatch.undo()
+            taken(other, FILTERED)
+            return listed
+
+        monkeypatch.setattr(namespace, "nft_list", list_then_lose)
+        taken(lab.host, FILTERED)
+    assert len(lab.host.leases(all=False)) == 4
+    assert sorted(shown(lab.host, "filter", "ports")) == ["vnet2", "vnet3"]
+    assert lab.host.recover() == []
+
+
 def test_managers_side_by_side_do_not_disturb_each_other(lab: GuestBridge) -> None:
     """Each process has a copy of the tables before it changes them."""
     code = """

@@ -18,12 +18,24 @@ from zlib import crc32
 from tapster.backends.backend import Leftover, Observation
 from tapster.errors import HostError, KernelError
 from tapster.kernel.port import Namespace, NftRule
-from tapster.light import Any, Callable, Iterable, NamedTuple, Sequence, cached_property
+from tapster.light import (
+    Any,
+    Callable,
+    Iterable,
+    NamedTuple,
+    Sequence,
+    cached_property,
+    suppress,
+)
 from tapster.model import Lease, State, Wiring, parse_stamp, stamp
 
 CHAINS = "chains bridge"
 """What nft is asked to list: this list is quick. For "tables bridge" nft reads every
 rule."""
+
+
+ATTEMPTS = 5
+"""How often to list a table and change it, if nft refuses the change."""
 
 
 class Limit(NamedTuple):
@@ -126,6 +138,14 @@ class TableBackend:
         If somebody has deleted the table, make it whole: with the elements of all
         active leases, which would otherwise not be filtered without anybody seeing it.
         """
+        for _ in range(ATTEMPTS - 1):
+            # Another process may do the same after the table was listed. Then nft
+            # refuses to create an element twice, and does none of the commands.
+            with suppress(HostError):
+                return self._restore(namespace, leases)
+        return self._restore(namespace, leases)
+
+    def _restore(self, namespace: Namespace, leases: Sequence[Lease]) -> frozenset[str]:
         listing = self._list(namespace)
         ids = frozenset(lease.id for lease in leases)
         devices = {str(lease.ifindex) for lease in leases}
