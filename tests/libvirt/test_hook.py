@@ -13,11 +13,13 @@ import pytest
 
 from lab import iproute, shell
 from lab.crashes import Crashes
+from lab.library import close
 from lab.libvirt import adopted, domain, uuid_of
 from lab.shell import TAPSTER
 from lab.strangers import foreign_tap
-from tapster import Host, Lease
+from tapster import Host, Lease, Tap
 from tapster.libvirt import hooks
+from tapster.libvirt.hook import leases_of
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
@@ -126,6 +128,22 @@ def test_the_phases_of_a_domains_life(script: Path, host: Host) -> None:
     assert {lease.ifindex for lease in second}.isdisjoint(
         {lease.ifindex for lease in first}
     )
+
+
+def test_a_users_lease_with_the_owner_of_a_domain_is_left_alone(
+    script: Path, host: Host
+) -> None:
+    """A user who acquired and released such leases made a domain's start fail, if one
+    was released between being listed and being bound."""
+    spec = Tap(bridge="br0", name="m%d", owner=OWNER)
+    ((planted, fds, _),) = host.operations.acquire([spec], caller_uid=1000)
+    close(fds)
+    for phase in ("prepare", "start", "started"):
+        assert call(script, phase, WEB).returncode == 0
+        names = [lease.name for lease in leases_of(host, OWNER)]
+        assert names == ["web0", "web1"]
+    assert call(script, "release", WEB).returncode == 0
+    assert leases(host) == [planted]
 
 
 @pytest.mark.parametrize("name", ["-x", "--help", "--ledger", "a b", "${x}", "ü"])

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from tapster.api import AnyHost
 from tapster.errors import HostError, RequestError, TapsterError
 from tapster.libvirt import domain, hooks, virsh
-from tapster.libvirt.hook import LABEL, PREFIX, owner_of
+from tapster.libvirt.hook import LABEL, is_a_domains, owner_of
 from tapster.light import NamedTuple
 from tapster.model import Lease, Problem, State
 
@@ -37,7 +37,7 @@ def examine(host: AnyHost) -> list[Problem]:
     leases = [
         lease
         for lease in host.leases(all=False)
-        if lease.owner.startswith(PREFIX) and lease.state is State.ACTIVE
+        if is_a_domains(lease) and lease.state is State.ACTIVE
     ]
     if not (leases or os.path.exists(hooks.HOOK) or any(map(os.path.exists, SOCKETS))):
         return []

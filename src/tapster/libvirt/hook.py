@@ -53,13 +53,23 @@ def owner_of(uuid: str) -> str:
     return PREFIX + uuid.lower()
 
 
+def is_a_domains(lease: Lease) -> bool:
+    """Return whether the hook has made the device of a lease.
+
+    A user of the daemon can give a lease the same owner: that lease is that user's.
+    """
+    return lease.owner.startswith(PREFIX) and lease.caller_uid is None
+
+
 def leases_of(host: Host, owner: str) -> list[Lease]:
     """Return the active leases of a domain, in the namespace of the caller."""
     here = (host.netns.boot, host.netns.cookie)
     return [
         lease
         for lease in host.leases(all=False)
-        if lease.owner == owner and (lease.netns.boot, lease.netns.cookie) == here
+        if lease.owner == owner
+        and is_a_domains(lease)
+        and (lease.netns.boot, lease.netns.cookie) == here
     ]
 
 

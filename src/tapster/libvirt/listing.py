@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from tapster.host import Host
 from tapster.libvirt import domain, virsh
-from tapster.libvirt.hook import LABEL, PREFIX, owner_of
+from tapster.libvirt.hook import LABEL, PREFIX, is_a_domains, owner_of
 from tapster.light import NamedTuple
 from tapster.model import Lease
 
@@ -31,7 +31,7 @@ def rows(host: Host) -> list[DomainDevice]:
     leases = {
         (lease.owner, lease.name): lease
         for lease in host.leases()
-        if lease.owner.startswith(PREFIX)
+        if is_a_domains(lease)
     }
     found: list[DomainDevice] = []
     for name in virsh.domains():
