@@ -47,6 +47,17 @@ def lease(host: Host) -> Iterator[Lease]:
 # Changing
 
 
+def test_a_device_that_moves_takes_its_bridges_mtu_and_lowers_none(
+    lab: ContractLab, others: Stranger, host: Host, lease: Lease
+) -> None:
+    others.set_by_name("br1", mtu=9000)
+    assert host.set(lease.id, bridge="br1").wiring.mtu == 9000
+    assert lab.show()["vnet0"].mtu == 9000
+    assert host.set(lease.id, bridge="br0", mtu=1400).wiring.mtu == 1400
+    moved = host.set(lease.id, bridge="br1", isolated=True)
+    assert host.differences(moved) == {}
+
+
 def test_a_vm_moves_to_another_bridge_and_keeps_its_descriptor(
     lab: ContractLab, host: Host, lease: Lease
 ) -> None:

@@ -413,11 +413,12 @@ class Service:
             if isinstance(spec, Tap):
                 if "bridge" in changes:
                     changes["bridge"] = spec.bridge
-                if spec.mtu is None and changes.keys() & _JOINING:
+                if changes.keys() & _JOINING:
                     # As in an acquire. With the MTU of its former bridge the device
                     # might lower this bridge's.
                     on = _bridge_of(namespace, spec)
-                    changes["mtu"] = on.mtu if on else lease.wiring.mtu
+                    mtu = spec.mtu or (on.mtu if on else lease.wiring.mtu)
+                    changes["mtu"] = mtu
         changed = self._operations.rewire.set(lease.id, changes)
         self._operations.context.ledger.set_asked(lease.id, recorded(request))
         self._upkeep.report("set", changed, " ".join(fields))

@@ -36,7 +36,7 @@ class Rewire:
         with self.context.gate:
             lease = self.context.claims.claim(id)
             try:
-                changed = self._set(lease, lease.wiring._replace(**changes))
+                changed = self._set(lease, changes)
             finally:
                 self.context.claims.release()
             return changed._replace(manager=None)
@@ -104,7 +104,8 @@ class Rewire:
             self.devices.detach(namespace, lease)
         return True
 
-    def _set(self, lease: Lease, wiring: Wiring) -> Lease:
+    def _set(self, lease: Lease, changes: Changes) -> Lease:
+        wiring = lease.wiring._replace(**changes)
         if lease.state is not State.ACTIVE:
             raise NoSuchLease(
                 f"lease {lease.id} ({lease.name}) is released", reference=lease.id
@@ -120,6 +121,9 @@ class Rewire:
                 on = bridge.find_room(namespace, wiring.bridge)
                 # The change may name an alternative name of the bridge.
                 wiring = wiring._replace(bridge=on.name)
+                if "mtu" not in changes and _has_mtu_of_bridge(namespace, lease):
+                    # With its former bridge's MTU it might lower this bridge's.
+                    wiring = wiring._replace(mtu=on.mtu)
             try:
                 return self.reconnect(namespace, lease, wiring)
             except NoSuchLease:
@@ -188,6 +192,13 @@ class Rewire:
         for backend in self.context.backends:
             if backend.name in lease.backends and backend.name not in changed.backends:
                 backend.detach(namespace, changed)
+
+
+def _has_mtu_of_bridge(namespace: Namespace, lease: Lease) -> bool:
+    """Return whether a device has the MTU of its bridge, as one that asked for none."""
+    bridge = lease.wiring.bridge
+    on = namespace.named(bridge) if bridge else None
+    return on is not None and on.mtu == lease.wiring.mtu
 
 
 def _gone(lease: Lease) -> NoSuchLink:
