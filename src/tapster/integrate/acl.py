@@ -32,7 +32,7 @@ Acl = tuple[Verdict, ...]
 
 
 class Restricted(Exception):
-    """Report an included file that not everybody may read."""
+    """Report a file that not everybody may read."""
 
 
 def permits(acl: Acl, bridge: str) -> bool:
@@ -45,8 +45,8 @@ def read(path: str, *, for_everybody: bool = False) -> Acl:
     """Read the lines of a file and of the files that it includes, each once.
 
     The order of lines does not matter. Raises OSError if the file itself cannot be
-    read, ValueError for an invalid line; and with `for_everybody`, if an included file
-    is for some users only, by its mode.
+    read, ValueError for an invalid line; and with `for_everybody`, if a file is for
+    some users only, by its mode.
     """
     try:
         return tuple(_read(path, set(), for_everybody))
@@ -56,6 +56,11 @@ def read(path: str, *, for_everybody: bool = False) -> Acl:
 
 def _read(path: str, known: set[str], for_everybody: bool) -> Iterator[Verdict]:
     known.add(path)
+    if for_everybody and _is_restricted(path):
+        raise Restricted(
+            f"{path} is for the users who may read it: name them in [[allow]], or let "
+            "everybody read it"
+        )
     with open(path, encoding="utf-8", errors="surrogateescape", opener=_open) as file:
         text = file.read(LONGEST + 1)
     if len(text) > LONGEST:
@@ -71,11 +76,6 @@ def _read(path: str, known: set[str], for_everybody: bool) -> Iterator[Verdict]:
             yield Verdict(command == "allow", argument)
         elif argument not in known and len(known) < MOST_FILES:
             with suppress(OSError, ValueError):
-                if for_everybody and _is_restricted(argument):
-                    raise Restricted(
-                        f"{path}, line {number}: {argument} is for the users who may "
-                        "read it: name them in [[allow]], or let everybody read it"
-                    )
                 yield from _read(argument, known, for_everybody)
 
 
@@ -84,6 +84,8 @@ def _is_restricted(path: str) -> bool:
         return not os.stat(path).st_mode & S_IROTH
     except PermissionError:
         return True  # it is in a folder for some users
+    except OSError:
+        return False  # it is not there
 
 
 def _open(path: str, flags: int) -> int:
