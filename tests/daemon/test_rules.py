@@ -13,9 +13,9 @@ import pytest
 import tapster
 from lab import iproute, shell
 from lab.daemon import Daemon
-from lab.library import close_all
+from lab.library import close_all, no_reaper
 from lab.nftables import table_of
-from tapster import Client, Rate, Tap
+from tapster import Action, Client, Host, Rate, Tap
 from tapster.daemon.upkeep import ENTRY, RULES
 
 pytestmark = pytest.mark.kernel
@@ -130,6 +130,29 @@ def test_a_port_that_left_its_bridge_has_lost_no_entry(
     assert next(events).event == "acquired"
     assert "master" not in iproute.links(netns)["vnet0"]
     close_all(device, last)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "bridge link set dev vnet0 isolated off",
+        "bridge link set dev vnet0 learning on",
+        "sysctl -q -w net.ipv4.conf.vnet0.rp_filter=0",
+    ],
+)
+def test_a_change_that_the_kernel_does_not_report_is_found(
+    daemon: Daemon, root: Client, netns: str | None, change: str
+) -> None:
+    device = root.acquire(Tap(bridge="br0", isolated=True, learning=False))
+    events = daemon.events()
+    enter = f"ip netns exec {netns} " if netns else ""
+    shell.sh(enter + change)
+    told = next(events)
+    assert (told.event, told.name) == ("changed", "vnet0")
+    with Host(daemon.ledger, reaper=no_reaper) as host:
+        assert [repair.action for repair in host.recover()] == [Action.REWIRE]
+    assert next(events).event == "sound"
+    device.close()
 
 
 def test_what_tapster_does_to_rules_is_no_event(daemon: Daemon, root: Client) -> None:

@@ -3,7 +3,7 @@
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +13,7 @@ import pytest
 
 from lab.library import no_reaper
 from tapster import Host, KernelError, OpenDevice, Repair, State, Tap
-from tapster.daemon.upkeep import FIRST_RETRY
+from tapster.daemon.upkeep import FIRST_RETRY, PATROL
 from tapster.errors import HostError
 from tapster.kernel.port import LinkChange
 from tapster.ledger import FIRST_IFINDEX
@@ -195,6 +195,47 @@ def test_who_changes_a_mac_again_and_again_is_answered_once_a_second(
     lease.close()
 
 
+def test_patrols_find_every_change_that_nobody_reports(watched: Watched) -> None:
+    made, stranger = watched.made, watched.made.system.stranger()
+    with ExitStack() as opened:
+        for _ in range(2 * PATROL + 1):
+            opened.enter_context(acquire(made.host))
+        made.host.release(made.host.find("vnet1").id)
+        watched.hear()
+        for name in ("vnet1", "vnet2", f"vnet{PATROL}", f"vnet{2 * PATROL}"):
+            stranger.set_by_name(name, mac="02:00:00:00:00:01")
+        watched.here.changes()  # nobody hears of it
+        changed = []
+        for _ in range(3):
+            before = len(made.events)
+            watched.upkeep.patrol()
+            changed.append([event.name for event in made.events[before:]])
+            watched.hear()
+        assert changed == [["vnet2", f"vnet{PATROL}"], [f"vnet{2 * PATROL}"], []]
+        watched.upkeep.patrol()
+        assert watched.hear() == []
+    device = stranger.show("vnet2")
+    assert device
+    assert device.mac != "02:00:00:00:00:01"
+
+
+def test_no_patrol_takes_the_end_of_a_namespace_for_a_lost_device(
+    watched: Watched, tmp_path: Path
+) -> None:
+    made = watched.made
+    made.system.add_netns("pod")
+    ledger = tmp_path / "ledger.db"
+    with (
+        Host(ledger, system=made.system, netns="pod", reaper=no_reaper) as host,
+        acquire(host, Tap()),
+    ):
+        watched.upkeep.follow_new_namespaces()
+    made.system.delete_netns("pod")
+    watched.upkeep.patrol()
+    assert made.events == []
+    assert watched.hear() == ["ended"]
+
+
 def test_a_device_that_changes_without_end_is_reported_once_a_second(
     watched: Watched,
 ) -> None:
@@ -232,7 +273,7 @@ def test_a_device_is_put_back_if_that_is_asked_for(watched: Watched) -> None:
     [
         ({"mtu": 1300}, "mtu is 1300, not 1500"),
         ({"isolated": False}, "isolated is off, not on"),
-        ({"learning": False}, "learning is off, not on"),
+        ({"learning": False}, "learning is off, not on; flood is off, not on"),
         ({"bpdu_guard": False}, "bpdu_guard is off, not on"),
         ({"root_guard": True}, "root_guard is on, not off"),
         ({"no_ipv4": False}, "IPv4 of the host is on, not off"),

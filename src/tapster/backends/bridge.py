@@ -297,7 +297,8 @@ def _pairs_of_port(wiring: Wiring, link: Link) -> dict[str, tuple[object, object
     learning = learns(wiring)
     return {
         "isolated": (wiring.isolated, link.isolated),
-        "learning": ((learning, learning), (link.learning, link.flood)),
+        "learning": (learning, link.learning),
+        "flood": (learning, link.flood),
         "root_guard": (wiring.root_guard, link.root_guard),
         "bpdu_guard": (wiring.bpdu_guard, link.bpdu_guard),
         "IPv4 of the host": (False, not link.no_ipv4),
@@ -307,8 +308,6 @@ def _pairs_of_port(wiring: Wiring, link: Link) -> dict[str, tuple[object, object
 def _shown(value: object) -> str:
     if isinstance(value, Vlans):
         return f"{value.native or '-'}/{','.join(map(str, value.tagged)) or '-'}"
-    if isinstance(value, tuple):
-        value = all(value)
     if isinstance(value, bool):
         return "on" if value else "off"
     return str(value)

@@ -38,7 +38,7 @@ REFRESH = 60.0
 """Seconds until the users and groups of the policy are looked up again."""
 SWEEP = 1.0
 """Seconds between checks for conditions without an event: idle connections, leases of
-other managers in further namespaces, and due retries."""
+other managers in further namespaces, due retries, and changes that nobody reports."""
 
 
 class Server:
@@ -198,6 +198,8 @@ class Server:
     def _sweep(self) -> None:
         self._loop.at(self._loop.now() + SWEEP, self._sweep)
         self._connections.sweep()
+        if not self._worker.waiting:  # before others are submitted
+            self._submit(self._upkeep.patrol)
         self._submit(self._upkeep.follow_new_namespaces)
         if self._upkeep.retries:
             self._submit(self._upkeep.retry)

@@ -34,6 +34,8 @@ LOOK_BATCH = 32
 """Reported devices that are compared with their leases in one piece of work."""
 MOST_FRESH = 1000
 """New leases to keep until the first look at their devices."""
+PATROL = 8
+"""Devices that one patrol looks at."""
 REPAIR_BATCH = 8
 """Leases that are repaired in one piece of work: each takes about a millisecond."""
 
@@ -122,6 +124,8 @@ class Upkeep:
         self._worked_on: set[str] = set()
         """The leases to look at again: they changed while another manager worked on
         them, which may not have seen the change, or too often to be reported."""
+        self._patrolled = 0
+        """Where the next patrol begins in the ledger's list of leases."""
         self._pace = Pace()
         """Of putting back a foreign MAC, alias or name."""
         self._told = Pace()
@@ -287,14 +291,40 @@ class Upkeep:
         for id in worked_on:
             try:
                 lease = self._operations.look.lease(id)
-                if _is_worked_on(lease):
-                    self._worked_on.add(id)
-                else:
-                    self._look(lease, self._operations.look.device(lease))
             except NoSuchLease:
-                pass
+                continue
             except TapsterError as error:
                 self._log(WARNING, "not-looked-at", lease=id, error=error)
+                continue
+            if _is_worked_on(lease):
+                self._worked_on.add(id)
+            else:
+                self._look_now(lease)
+
+    def patrol(self) -> None:
+        """Look at the next few devices, for what the kernel reports to nobody.
+
+        A port's properties may be changed so, by bridge(8), and settings of IPv4, by
+        sysctl(8).
+        """
+        look = self._operations.look
+        leases, after = look.page(
+            after=self._patrolled, limit=PATROL, caller_uid=None, all=False
+        )
+        self._patrolled = after or 0
+        for lease in leases:
+            if not _is_worked_on(lease):
+                # The end of a device, or of its namespace, is reported.
+                self._look_now(lease, if_there=True)
+        self._turns.run()
+
+    def _look_now(self, lease: Lease, *, if_there: bool = False) -> None:
+        try:
+            link = self._operations.look.device(lease)
+            if link is not None or not if_there:
+                self._look(lease, link)
+        except TapsterError as error:
+            self._log(WARNING, "not-looked-at", lease=lease.id, error=error)
 
     def _look_at_rules(self, netns: Netns, ifindexes: set[int]) -> None:
         """Put back what another program took of filters and limits.
