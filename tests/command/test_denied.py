@@ -41,6 +41,7 @@ IN_USER_NAMESPACE = "unshare --user --map-root-user"
 def leases(world: None, own_ledger: None) -> None:
     shell.sh("ip link add low type veth peer name far")
     shell.sh("ip link set low up")
+    shell.sh("ip link set far up")  # or doctor says that the cable is out
     shell.sh("ip netns add pod")
     shell.sh(f"{shell.TAPSTER} add --bridge br0 --owner web")
     shell.sh(f"{shell.TAPSTER} add --link low --owner mac")
