@@ -17,7 +17,11 @@ pytestmark = [pytest.mark.kernel, pytest.mark.e2e, pytest.mark.timeout(180)]
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[Place]:
+    """A host with a domain that is off, and one that runs."""
     with place(daemon=False) as made:
+        made.libvirt.define(domain("plain"))
+        made.libvirt.define(adopted("well", "dev='well0' bridge='br0'"))
+        virsh("start --paused well")
         yield made
 
 
@@ -47,9 +51,6 @@ def undefine(*names: str) -> None:
 
 
 def test_nothing_is_wrong_with_a_domain_that_runs(host: Place) -> None:
-    host.libvirt.define(domain("plain"))
-    host.libvirt.define(adopted("well", "dev='well0' bridge='br0'"))
-    virsh("start --paused well")
     assert problems(host) == {}
 
 
