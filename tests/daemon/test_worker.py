@@ -6,6 +6,7 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -26,7 +27,14 @@ from tapster.daemon.schedule import (
     ReapSchedule,
 )
 from tapster.daemon.throttle import FREE_WORK, Throttle
-from tapster.daemon.worker import DROPPED, FairQueue, Job, Worker
+from tapster.daemon.worker import (
+    DROPPED,
+    MANY_JOBS,
+    MOMENT,
+    FairQueue,
+    Job,
+    Worker,
+)
 from tapster.errors import HostError, KernelError
 from tapster.kernel import unix
 from tapster.kernel.port import WatchReport
@@ -80,6 +88,24 @@ def test_a_newcomer_is_before_a_user_who_asks_again_during_its_own_job() -> None
     queue.put(2, late)
     assert queue.waiting
     assert [queue.get(), queue.get()] == [late, again]
+
+
+def test_a_worker_with_many_jobs_is_left_alone_for_a_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    worker = Worker(lambda error: HostError(f"unforeseen: {error}"))
+    for number in range(MANY_JOBS):
+        worker.leave_alone()
+        assert not slept
+        worker.submit(lambda: None, lambda _: None, user=number)
+    worker.leave_alone()
+    assert slept == [MOMENT]
+    worker.run_one()
+    worker.leave_alone()
+    assert slept == [MOMENT]
+    worker.finish()
 
 
 def test_a_worker_hands_over_results_errors_and_what_was_dropped() -> None:

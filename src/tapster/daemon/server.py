@@ -132,6 +132,7 @@ class Server:
         self._lookups.start()
         try:
             while not self._stopping:
+                self._worker.leave_alone()
                 self._loop.turn(self._schedule.seconds())
                 self._schedule.run()
         finally:

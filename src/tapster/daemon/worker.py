@@ -13,6 +13,15 @@ from tapster.light import Any
 Work = Callable[[], Any]
 OnDone = Callable[[Any], None]
 
+MANY_JOBS = 16
+"""So many jobs that the worker is busy for longer than MOMENT."""
+MOMENT = 0.005
+"""Seconds that the serving thread leaves the interpreter to a worker with many jobs.
+
+Python runs one thread at a time, and each system call hands the interpreter over. While
+64 clients acquired, nine hand-overs an acquire took as long as all that the serving
+thread did. A call of another user may be seen, and be answered, so much later.
+"""
 AFTER_PAUSE = 0.1
 DAEMON = -1
 """Stands for a user in the queue: work that the daemon does for itself."""
@@ -138,6 +147,12 @@ class Worker:
     def waiting(self) -> bool:
         """Whether a job waits. Any thread may ask."""
         return self._queue.waiting
+
+    def leave_alone(self) -> None:
+        """Leave the interpreter to this worker for a moment if it has many jobs. The
+        serving thread calls this method before it looks for more."""
+        if len(self._queue) >= MANY_JOBS:
+            time.sleep(MOMENT)  # noqa: TID251 - nothing is to happen: jobs wait
 
     def submit(self, work: Work, on_done: OnDone, user: int = DAEMON) -> Job:
         """Queue a job for a user. Any thread may call this method."""
