@@ -92,6 +92,9 @@ class VmRecord:
 
     def is_mended(self, attribute: str, before: LinkLook, after: LinkLook) -> bool:
         """Say whether a change restores the promised state."""
+        if attribute == "mtu":
+            # A device that was made with its bridge's MTU takes that of the next.
+            return len(self.on) > 1
         goal = self.wanted.get(attribute, ())
         was, becomes = getattr(before, attribute, None), getattr(after, attribute, None)
         if attribute == "up" and not becomes:
