@@ -534,7 +534,7 @@ def test_namespaces_that_ended_before_they_were_watched_are_looked_for_together(
 def test_ended_namespaces_whose_leases_remain_are_not_looked_for_at_each_wake_up(
     watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A lease may wait for a service, and the reaper wakes each second meanwhile."""
+    """While a lease waits for a service, the reaper wakes up each second."""
     made = watched.made
     names = namespaces_with_a_lease_each(made, tmp_path / "ledger.db")
     looks: list[int] = []

@@ -549,7 +549,7 @@ class Upkeep:
         self.report("acquired", lease)
 
     def released(self, lease: Lease, reason: str | None) -> None:
-        """Report a release. `lease` is as it was before."""
+        """Report that a lease has been released. `lease` has its former values."""
         self._fresh.pop((lease.netns.cookie, lease.ifindex), None)
         self.unbind(lease.id)
         if lease.state is State.ACTIVE:

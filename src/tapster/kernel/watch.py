@@ -55,7 +55,8 @@ def filter_high(
 ) -> None:
     """Let the kernel drop what a program in classic BPF does not let pass.
 
-    The program is for a `first` of which one bit tells. The caller filters once more.
+    Such a program tests one bit of the ifindex, so the kernel gets it only if `first`
+    is HIGH. The caller compares each ifindex with `first` in any case.
     """
     if first == HIGH and sys.byteorder == "little":
         code = array.array("B", b"".join(_INSTRUCTION.pack(*each) for each in program))

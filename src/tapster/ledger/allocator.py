@@ -33,8 +33,8 @@ TRIES = 10
 
 
 MOST_TEMPLATES = 16
-"""Of more templates, those are forgotten of which every name is free. A user may have a
-rule for any name of a pattern, and each release goes through all templates."""
+"""If there are more templates, the allocator forgets a template when all its names are
+free. The policy may let a user invent templates, and each release reads all of them."""
 SHARES = 4
 """The part of a template's names that the keys of one user may take."""
 BETWEEN = "\n"
