@@ -44,7 +44,7 @@ def measure(run: Run) -> Iterator[Table]:
                 kept.close()
                 target = Target(str(daemon.socket), METRICS, kept.id)
                 ways: dict[str, Callable[[], Wait]] = {
-                    IDLE: partial(_use, client, calls)
+                    IDLE: partial(use, client, calls)
                 }
                 for name in names:
                     ways[_title(name)] = partial(
@@ -77,10 +77,11 @@ def _title(name: str) -> str:
 
 def _use_under(client: Client, calls: int, name: str, target: Target) -> Wait:
     with attacked(ATTACKS[name], target):
-        return _use(client, calls)
+        return use(client, calls)
 
 
-def _use(client: Client, calls: int) -> Wait:
+def use(client: Client, calls: int) -> Wait:
+    """Acquire and release so often; return how long that takes."""
     taken = []
     for _ in range(calls):
         start = time.perf_counter()

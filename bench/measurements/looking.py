@@ -6,19 +6,18 @@ a request takes of the processor beyond 10 ms is charged to its user's rate: see
 `tapster.daemon.throttle`.
 """
 
-import statistics
-import time
 from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
 from bench.measurements import Run
+from bench.measurements.attacks import use
 from bench.result import Row, Table, interleave
 from lab import shell
 from lab.daemon import ALICE, Daemon
 from lab.mallory import MALLORY, METRICS, POLICY, Target, attacked, call
 from lab.namespaces import namespaces
-from tapster import Client, Tap
+from tapster import Tap
 
 if TYPE_CHECKING:
     from socket import socket
@@ -72,7 +71,7 @@ def _alone(daemon: Daemon, calls: int) -> float:
     daemon.start()
     try:
         with daemon.connect(ALICE) as client:
-            return _use(client, calls)
+            return use(client, calls).middle
     finally:
         daemon.stop()
 
@@ -86,7 +85,7 @@ def _beside(daemon: Daemon, calls: int, lease: str, charge: str) -> float:
     try:
         target = Target(str(daemon.socket), METRICS, lease)
         with daemon.connect(ALICE) as client, attacked(_Looks(lease), target):
-            return _use(client, calls)
+            return use(client, calls).middle
     finally:
         daemon.stop()
         throttle.write_text(text)
@@ -108,14 +107,3 @@ class _Looks:
         for made in self._connections:
             while not made.recv(1 << 16).endswith(b"\0"):
                 pass
-
-
-def _use(client: Client, calls: int) -> float:
-    taken = []
-    for _ in range(calls):
-        start = time.perf_counter()
-        opened = client.acquire(Tap(bridge="br0", fin_wait=0))
-        opened.close()
-        client.release(opened)
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken) * 1e3
