@@ -79,6 +79,12 @@ def icmpv6(source: str, to: str, kind: int, body: bytes) -> bytes:
     return struct.pack("!BBH", kind, 0, checksum) + body
 
 
+def summed(message: bytes) -> bytes:
+    """Give a message of IGMP or PIM its checksum."""
+    checksum = struct.pack("!H", internet_checksum(message))
+    return message[:2] + checksum + message[4:]
+
+
 def option(kind: int, content: bytes) -> bytes:
     """Build an option of neighbour discovery."""
     return bytes([kind, (2 + len(content)) // 8]) + content

@@ -21,7 +21,7 @@ from lab.frame_kinds.kind import (
     FrameKind,
     authenticated,
 )
-from lab.frames import BROADCAST, IPV4, TCP, UDP, ether, udp
+from lab.frames import BROADCAST, IPV4, TCP, UDP, ether, summed, udp
 
 
 def broadcast4(me: str, packet: bytes) -> bytes:
@@ -194,6 +194,16 @@ def _groups(me: str) -> Iterator[FrameKind]:
     yield FrameKind("PIM hello", broadcast4(me, hello), NO)
 
 
+SNOOPED = {
+    "an IGMP query": (IGMP, "224.0.0.1", summed(b"\x11\x64" + bytes(6))),
+    "an IGMP advertisement": (IGMP, "224.0.0.106", summed(b"\x30\x14" + bytes(6))),
+    "an IGMP report": (IGMP, "239.1.2.3", summed(b"\x16\0\0\0\xef\1\2\3")),
+    "a PIM hello": (PIM, "224.0.0.13", summed(b"\x20" + bytes(11))),
+}
+"""What a bridge reads that snoops multicast, in a later fragment too: the protocol, the
+destination and the message."""
+
+
 def _fragments(me: str) -> Iterator[FrameKind]:
 
     def on(payload: bytes, place: int, **more: int) -> bytes:
@@ -213,6 +223,14 @@ def _fragments(me: str) -> Iterator[FrameKind]:
         )
     frame = broadcast4(me, frames.ipv4(OTHER4, MINE4, bytes(16), fragment=8))
     yield FrameKind("a later one from another's address", frame, OWN)
+    for name, (protocol, to, message) in SNOOPED.items():
+        for offset in (1, 0x2001):
+            packet = frames.ipv4(MINE4, to, message, protocol=protocol, fragment=offset)
+            yield FrameKind(
+                f"{name} in a later one, {'not ' * (offset > 1)}the last",
+                broadcast4(me, packet),
+                NO,
+            )
 
 
 GROUPS = {

@@ -160,7 +160,7 @@ def test_elements_that_a_placeholder_outlived_are_deleted_later(
         patch.setattr(TableBackend, "detach", refuse)
         lab.host.release(lease.id)
     assert lab.host.find(lease.id).ifindex != lease.ifindex
-    assert len(left(lab.host)) == 7
+    assert len(left(lab.host)) == 8
     lab.host.reap(now=True)
     assert left(lab.host) == []
 
@@ -206,7 +206,7 @@ def test_a_device_inherits_nothing_from_one_that_had_its_ifindex(
     lab: GuestBridge,
 ) -> None:
     leave_behind(lab.host, lab.host.leases()[-1].ifindex + 1)
-    assert len(left(lab.host)) == 5
+    assert len(left(lab.host)) == 6
     guest = lab.guest(**WIRING)
     assert lab.passes(guest, announce(guest, MINE))
     assert not lab.passes(guest, announce(guest, OTHER))
@@ -269,7 +269,7 @@ def test_two_ledgers_on_one_host_share_no_table(
     with Host(tmp_path / "other.db", reaper=library.no_reaper) as other:
         ours, theirs = taken(lab.host, FILTERED), taken(other, FILTERED)
         before = left(other)
-        assert len(before) == len(left(lab.host)) == 7
+        assert len(before) == len(left(lab.host)) == 8
         lab.host.release(ours.id)
         assert lab.host.operations.recover.leftovers() == []
         lab.host.recover()
@@ -285,7 +285,7 @@ def test_two_leases_share_no_element(lab: GuestBridge) -> None:
     assert not lab.passes(second, announce(second, MINE))
     before = len(left(lab.host))
     lab.host.release(first.lease.id)
-    assert len(left(lab.host)) == before - 7
+    assert len(left(lab.host)) == before - 8
     assert not lab.passes(second, announce(second, MINE))
     assert lab.host.differences(second.lease) == {}
 
@@ -523,7 +523,7 @@ def test_the_table_is_in_the_network_namespace_of_the_lease(
         lease = taken(blue, FILTERED._replace(outbound=Rate(1000)))
         assert nftables.ruleset() == []
         shown = shell.sh("ip netns exec blue nft list ruleset")
-        assert shown.count(lease.name) == shown.count(lease.id) == 9
+        assert shown.count(lease.name) == shown.count(lease.id) == 10
     with Host(path, reaper=library.no_reaper) as elsewhere:
         assert elsewhere.differences(lease) == {}
         elsewhere.release(lease.id)
@@ -571,7 +571,7 @@ with Host(sys.argv[1], reaper=lambda _: None) as host:
     assert [manager.wait() for manager in managers] == [0] * 4
     active = lab.host.leases(all=False)
     assert len(active) == 2 + 4 * 5
-    assert len(left(lab.host)) == 20 * (5 + 2)
+    assert len(left(lab.host)) == 20 * (6 + 2)
     assert lab.host.recover() == []
 
 
