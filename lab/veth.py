@@ -30,7 +30,7 @@ class Receiver:
         _set_checksum_offload(port, offload)
         shell.sh(f"ip link set {far} up")
         shell.sh(f"ip link set {port} master {bridge} up")
-        _wait_forwarding(port)
+        wait_forwarding(port)
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self._socket.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
         self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
@@ -51,7 +51,7 @@ class Receiver:
         return arrived
 
 
-def _wait_forwarding(port: str) -> None:
+def wait_forwarding(port: str) -> None:
     """Wait until the bridge has heard that the port has carrier."""
     deadline = time.monotonic() + CARRIER_SECONDS
     while "forwarding" not in shell.sh(f"bridge link show dev {port}"):

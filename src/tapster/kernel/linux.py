@@ -726,6 +726,28 @@ class LinuxNamespace:
             raise failure(error, action, "CAP_SYS_ADMIN") from error
         return {devices[device]: pid for device, pid in found.items()}
 
+    def announce(self, ifindex: int, mac: str, *, pids: Collection[int] = ()) -> bool:
+        from tapster.kernel.open_files import opened  # rarely needed
+
+        link = self.link(ifindex)
+        try:
+            if link is None:
+                return False
+            if link.kind == "tun":
+                device = os.stat(tun.DEVICE).st_rdev
+            else:
+                with self._numbers() as number_of:
+                    device = number_of(f"tap{ifindex}")
+            with closing(opened(device, [os.getpid(), *pids])) as files:
+                return any(
+                    tun.announce(file, mac)
+                    for file in files
+                    # The number of a macvtap is its own.
+                    if link.kind != "tun" or self._is_of(file, ifindex)
+                )
+        except OSError:
+            return False
+
     def set_links(self, changes: Sequence[LinkChange]) -> None:
         for change in changes:
             try:

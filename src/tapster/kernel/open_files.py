@@ -43,7 +43,11 @@ def open_taps(first: Collection[int] = ()) -> Generator[int]:
     The processes `first` come first. Processes that the caller may not look into are
     left out.
     """
-    device = os.stat(tun.DEVICE).st_rdev
+    return opened(os.stat(tun.DEVICE).st_rdev, first)
+
+
+def opened(device: int, first: Collection[int] = ()) -> Generator[int]:
+    """As `open_taps`, of the device with this number."""
     likely = [str(pid) for pid in first]
     others = [pid for pid in os.listdir("/proc") if pid.isdecimal()]
     for pid in dict.fromkeys([*likely, *others]):

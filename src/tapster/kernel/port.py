@@ -325,6 +325,15 @@ class Namespace(Protocol):
         not look into is not found.
         """
 
+    def announce(self, ifindex: int, mac: str, *, pids: Collection[int] = ()) -> bool:
+        """Send a frame from the MAC of the guest, so that switches learn where it is.
+
+        The frame is a RARP request, as QEMU sends it for a VM that has moved. It is
+        written to a copy of a descriptor of the tap or macvtap that a process has open
+        (pidfd_getfd(2)): so it takes the way of the guest's own frames. `pids` are as
+        for `restore_tap`. Return whether the frame was sent. Never wait for the device.
+        """
+
     # Changing and deleting
 
     def set_links(self, changes: Sequence[LinkChange]) -> None:

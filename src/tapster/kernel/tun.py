@@ -38,11 +38,14 @@ TUNSETPERSIST = 0x400454CB
 TUNSETOWNER = 0x400454CC
 TUNSETGROUP = 0x400454CE
 TUNGETIFF = 0x800454D2
+TUNGETVNETHDRSZ = 0x800454D7
 TUNSETIFINDEX = 0x400454DA
 TUNGETDEVNETNS = 0x54E3
 
 _IFREQ = struct.Struct("16sH22x")  # ifr_name, ifr_flags
 _INDEX = struct.Struct("I")
+_RARP = bytes.fromhex("8035 0001 0800 06 04 0003")
+"""The EtherType, and the start of a request for the address of an Ethernet MAC."""
 
 
 def flags(*, queues: int, vnet_hdr: bool) -> int:
@@ -149,3 +152,28 @@ def namespace_of(fd: int) -> int:
     The caller closes it. Raise OSError if the file is no tap yet.
     """
     return fcntl.ioctl(fd, TUNGETDEVNETNS)
+
+
+def announce(fd: int, mac: str) -> bool:
+    """Send a RARP request from this MAC, as a guest with this open tap or macvtap does.
+
+    QEMU sends the same frame when a VM has moved. Return whether the frame was sent. A
+    descriptor that is not non-blocking is left alone: the write could wait.
+    """
+    try:
+        flags = _IFREQ.unpack(fcntl.ioctl(fd, TUNGETIFF, bytes(_IFREQ.size)))[1]
+        if os.get_blocking(fd) or not flags & IFF_NO_PI:
+            return False
+        header = 0
+        if flags & IFF_VNET_HDR:
+            size = fcntl.ioctl(fd, TUNGETVNETHDRSZ, bytes(_INDEX.size))
+            (header,) = _INDEX.unpack(size)
+        os.write(fd, bytes(header) + _rarp(bytes.fromhex(mac.replace(":", ""))))
+    except OSError:
+        return False
+    return True
+
+
+def _rarp(mac: bytes) -> bytes:
+    pair = mac + bytes(4)  # a MAC, and the IPv4 address that is asked for
+    return (b"\xff" * 6 + mac + _RARP + pair + pair).ljust(60, b"\0")

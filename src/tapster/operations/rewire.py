@@ -180,6 +180,10 @@ class Rewire:
         self.devices.connect(namespace, changed, leaving, joining, sound=sound)
         if stays:
             self._detach_obsolete(namespace, lease, changed)
+        if _moves(lease.wiring, wiring):
+            # Switches still send the guest's frames to where it was, and its VMM has
+            # announced it at a time when the device was connected to nothing.
+            namespace.announce(lease.ifindex, lease.mac, pids=pids_of(lease))
         return self.context.ledger.rewire(lease.id, wiring, needed)
 
     def _detach_obsolete(
@@ -192,6 +196,17 @@ class Rewire:
         for backend in self.context.backends:
             if backend.name in lease.backends and backend.name not in changed.backends:
                 backend.detach(namespace, changed)
+
+
+def _moves(was: Wiring, wiring: Wiring) -> bool:
+    """Return whether frames for the guest take another way after this change."""
+    if wiring.standby or not wiring.up:
+        return False
+    return (
+        was.standby
+        or not was.up
+        or (was.bridge, was.ovs, was.vlan) != (wiring.bridge, wiring.ovs, wiring.vlan)
+    )
 
 
 def _has_mtu_of_bridge(namespace: Namespace, lease: Lease) -> bool:

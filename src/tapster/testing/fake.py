@@ -544,6 +544,11 @@ class FakeNamespace:
     def macvtap_holders(self, ifindexes: Collection[int]) -> dict[int, int]:
         return {}  # files belong to no process here
 
+    def announce(self, ifindex: int, mac: str, *, pids: Collection[int] = ()) -> bool:
+        # No step: the host in memory has no frames, so nothing changes.
+        device = self._space().devices.get(ifindex)
+        return bool(device and device.up and self._space().open_queues(ifindex))
+
     def set_links(self, changes: Sequence[LinkChange]) -> None:
         for change in changes:
             with _failing(f"configuring device {change.ifindex}"):
