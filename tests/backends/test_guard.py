@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A guest cannot have the host change its frames after the filter."""
 
+import fcntl
 import json
 import struct
 from collections.abc import Iterator
@@ -313,6 +314,64 @@ def test_a_limit_counts_the_segments_of_a_large_frame(
     # 80,000 bytes at once, and 1,000 a second for as long as the test takes.
     assert sum(arrived) <= 100_000
     assert len(arrived) % 5 == 0
+
+
+TUNSETOFFLOAD, TUNSETVNETHDRSZ = 0x400454D0, 0x400454D8
+TUN_F_UDP_TUNNEL_GSO = 0x80
+VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV4 = 0x20
+TUNNEL_HEADER = 24
+"""Bytes of a struct virtio_net_hdr_v1_hash_tunnel."""
+
+
+def in_tunnel(me: str, before: int, payload: int) -> tuple[bytes, bytes]:
+    """A TCP segment in a tunnel, for the host to cut into bytes; and the request.
+
+    The tunnel's own header has `before` bytes. The request says that the outer
+    transport header is where it is.
+    """
+    segment = struct.pack("!HHIIBBHHH", 1000, 2000, 1, 1, 0x50, 0x10, 1000, 0, 0)
+    inner = ipv4("198.51.100.1", "198.51.100.2", segment + bytes(payload), protocol=TCP)
+    packet = ipv4(MINE, VICTIM, udp(3000, 4789, bytes(before) + inner))
+    kind = VIRTIO_NET_HDR_GSO_TCPV4 | VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV4
+    network = 42 + before
+    request = struct.pack("<BBHHHHH", 1, kind, 0, 1, network + 20, 16, 0)
+    request += struct.pack("<IHHHH", 0, 0, 0, 34, network)
+    return ether(me, BROADCAST, IPV4, packet), request
+
+
+@pytest.mark.parametrize("before", [0, 1000])
+def test_a_limit_counts_the_segments_inside_a_tunnel(
+    lab: GuestBridge, before: int
+) -> None:
+    """Each segment gets a copy of all headers, the tunnel's too."""
+    guest = lab.guest(outbound=tapster.Rate(1, None, 1000))
+    size = struct.pack("i", TUNNEL_HEADER)
+    fcntl.ioctl(guest.fd, TUNSETVNETHDRSZ, size)
+    try:
+        fcntl.ioctl(guest.fd, TUNSETOFFLOAD, 0x07 | TUN_F_UDP_TUNNEL_GSO)
+    except OSError:
+        pytest.skip("taps of this kernel cut no frames inside a tunnel")
+    frame, request = in_tunnel(guest.mac, before, 100)
+    with Receiver("plain", offload=False) as receiver:
+        for _ in range(200):
+            guest.send(frame, request)
+        arrived = lengths(lab, receiver, guest)
+    assert len(arrived) >= 500
+    # 1,024,000 bytes at once, and 1,000 a second for as long as the test takes.
+    assert 900_000 <= sum(arrived) <= 1_050_000
+
+
+@pytest.mark.parametrize("payload", [2, 12])
+def test_a_limit_counts_the_segments_of_a_small_frame(
+    lab: GuestBridge, payload: int
+) -> None:
+    """Its headers are much of it: the guard reads how long they are."""
+    guest = lab.guest(outbound=tapster.Rate(1))
+    with Receiver("plain", offload=False) as receiver:
+        for _ in range(2000):
+            guest.send(large(guest.mac, payload), segmentation(1))
+        arrived = lengths(lab, receiver, guest)
+    assert 75_000 <= sum(arrived) <= 100_000
 
 
 def test_frames_a_second_are_those_on_the_wire(lab: GuestBridge) -> None:

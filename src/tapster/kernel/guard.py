@@ -68,8 +68,8 @@ _IP_SUMMED, _START, _OFFSET, _MAC_HEADER, _TRANSPORT_HEADER = range(5)
 _LEN, _PROTOCOL, _GSO_SIZE = 0, 16, 176
 """The offsets of members in struct __sk_buff."""
 
-TCP_HEADER = 32
-"""Bytes of a TCP header with timestamps. Each segment gets a copy of the header."""
+UDP_HEADER, TCP_LENGTH, TCP_CHECKSUM = 8, 12, 16
+"""The bytes of a UDP header. Where a TCP header has its length, and its checksum."""
 SECOND = 10**9
 """Nanoseconds."""
 TRIES = 3
@@ -222,9 +222,8 @@ def _count(a: _Assembler) -> None:
     """Count the bytes on the wire, and the frames that a large frame becomes."""
     a.load(_BYTES, 4, _LEN, _SKB).load(_NOW, 4, _GSO_SIZE, _SKB)
     a.jump("one frame", _EQ, _NOW, 0)
-    a.read_member(_TRANSPORT_HEADER, 2).by(_MOV, _SEGMENTS, _R0)
-    a.read_member(_MAC_HEADER, 2).by(_SUB, _SEGMENTS, _R0)
-    a.do(_ADD, _SEGMENTS, TCP_HEADER).by(_MOV, _R2, _SEGMENTS)  # a segment's headers
+    _read_headers(a)
+    a.by(_MOV, _R2, _SEGMENTS)  # a segment's headers
     a.by(_MOV, _R1, _BYTES).by(_SUB, _R1, _R2)
     a.jump("one frame", _LESS_SIGNED, _R1, 1)
     a.by(_ADD, _R1, _NOW).do(_SUB, _R1, 1).by(_DIV, _R1, _NOW)
@@ -232,6 +231,26 @@ def _count(a: _Assembler) -> None:
     a.by(_ADD, _BYTES, _R1).jump("counted")
     a.label("one frame").do(_MOV, _SEGMENTS, 1)
     a.label("counted").do(_CALL, 0, _TIME).by(_MOV, _NOW, _R0)
+
+
+def _read_headers(a: _Assembler) -> None:
+    """Find the bytes of headers, of which each segment gets a copy.
+
+    A frame that is cut inside a UDP tunnel (Linux 6.17) has the outer transport header
+    where the guest says. The kernel compares with the packet only where the checksum
+    of each segment begins.
+    """
+    _read_summed(a)
+    a.jump("summed", _EQ, _R0, CHECKSUM_PARTIAL)
+    a.read_member(_TRANSPORT_HEADER, 2).by(_MOV, _SEGMENTS, _R0)
+    a.read_member(_MAC_HEADER, 2).by(_SUB, _SEGMENTS, _R0).jump("shortest")
+    a.label("summed").read_member(_START, 2).by(_MOV, _SEGMENTS, _R0)
+    a.read_member(_MAC_HEADER, 2).by(_SUB, _SEGMENTS, _R0)
+    a.read_member(_OFFSET, 2).jump("shortest", _NE, _R0, TCP_CHECKSUM)
+    a.by(_MOV, _R2, _SEGMENTS).do(_ADD, _R2, TCP_LENGTH).read_frame(1)
+    a.load(_R0, 1, _BUFFER).do(_RSH, _R0, 4).do(_LSH, _R0, 2).by(_ADD, _SEGMENTS, _R0)
+    a.jump("headers").label("shortest").do(_ADD, _SEGMENTS, UDP_HEADER)
+    a.label("headers")
 
 
 def _limit(a: _Assembler, number: int, limit: GuardLimit) -> None:
@@ -267,10 +286,15 @@ def _judge_destination(a: _Assembler) -> None:
     a.label("others")
 
 
-def _judge_request(a: _Assembler) -> None:
+def _read_summed(a: _Assembler) -> None:
+    """Read which checksum the kernel is to write, if any."""
     a.read_member(_IP_SUMMED, 1)
     a.refer(_LSH, _R0, _IP_SUMMED, SHIFT_LEFT)
     a.refer(_RSH, _R0, _IP_SUMMED, SHIFT_RIGHT, 64 - 2)
+
+
+def _judge_request(a: _Assembler) -> None:
+    _read_summed(a)
     a.jump("judged", _NE, _R0, CHECKSUM_PARTIAL)
     _read_place(a)
     a.load(_R0, 4, _PROTOCOL, _SKB).do(_BIG_ENDIAN, _R0, 16)
@@ -317,7 +341,7 @@ def _judge_place(a: _Assembler) -> None:
     """Compare the place with those of the checksum in the transport header."""
     a.by(_SUB, _PLACE, _TRANSPORT)
     a.jump("udp", _NE, _NEXT, TCP)
-    a.jump("judged", _EQ, _PLACE, 16).jump("drop")
+    a.jump("judged", _EQ, _PLACE, TCP_CHECKSUM).jump("drop")
     a.label("udp").jump("drop", _NE, _NEXT, UDP)
     a.jump("inside", _NE, _PLACE, 6)
     a.load(_R0, 4, _GSO_SIZE, _SKB).jump("judged", _EQ, _R0, 0).jump("datagrams")
