@@ -432,6 +432,34 @@ def test_a_command_with_closed_outputs_succeeds_and_fails_as_any(
     assert run("rm vnet0") == (0, "")
 
 
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        ("-v add --bridge br0", 0),
+        ("run --bridge br0 -- /nothing", 127),
+        ("run --nonsense -- true", 125),
+        ("add --nonsense", 2),
+        ("rm nothing vnet0", 1),
+    ],
+)
+def test_an_error_that_nobody_can_read_changes_no_result(
+    tapster: Run, environment: dict[str, str], words: str, status: int
+) -> None:
+    tapster("add", "--bridge", "br0")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [shell.TAPSTER, *words.split()],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=full,
+            check=False,
+        )
+    assert done.returncode == status
+    left = tapster("ls", "--all", "--format", "{name} {state}").stdout.splitlines()
+    assert ("vnet0 active" in left) == ("rm" not in words)
+    assert not any(line.endswith("reserved") for line in left)
+
+
 def test_recover_says_what_it_would_do_and_then_does_it(tapster: Run) -> None:
     tapster("add", "--bridge", "br0")
     shell.sh("ip link del vnet0")

@@ -53,6 +53,29 @@ def test_a_command_in_the_background_keeps_its_device(ledger: Path) -> None:
         monitor.wait_deleted("vnet0")  # no command was typed
 
 
+@pytest.mark.parametrize("errors", ["/dev/full", "a pipe that is read no more"])
+def test_a_command_in_the_background_keeps_its_device_whoever_hears_of_it(
+    ledger: Path, errors: str
+) -> None:
+    if errors == "/dev/full":
+        heard = os.open(errors, os.O_WRONLY)
+    else:
+        reader, heard = os.pipe()
+        os.close(reader)
+    background = "sleep 1000 <&{fd} >/dev/null 2>&1 & echo $!"
+    done = subprocess.run(
+        [TAPSTER, "run", "--bridge", "br0", "--", "sh", "-c", background],
+        stdout=subprocess.PIPE,
+        stderr=heard,
+        text=True,
+        check=False,
+    )
+    os.close(heard)
+    assert done.returncode == 0
+    assert states() == {"vnet0": "active"}
+    kill(int(done.stdout))
+
+
 def test_a_daemon_that_opens_the_tap_by_name_keeps_it(ledger: Path) -> None:
     opener = (
         "import fcntl, os, struct, signal\n"

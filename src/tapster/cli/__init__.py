@@ -27,7 +27,7 @@ from tapster.errors import (
     TapsterError,
 )
 from tapster.kernel import failure
-from tapster.light import TYPE_CHECKING, Any, NoReturn, Sequence
+from tapster.light import TYPE_CHECKING, Any, NoReturn, Sequence, cast, suppress
 
 if TYPE_CHECKING:
     from tapster.api import AnyHost
@@ -97,8 +97,34 @@ ALIASES = {
 """Verbs of other tools, and the verb of this one that comes nearest."""
 
 
+class _Complaints:
+    """Standard error, for messages that no work may depend on.
+
+    Nobody may read it any more: a pipe was closed, a disk is full. A message that
+    cannot be written is lost. If it raised, `run` would release the device of a VM
+    that goes on.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def command() -> NoReturn:
     """Run one verb and end the process at once."""
+    if isinstance(sys.stderr, TextIOWrapper):  # it may be closed
+        sys.stderr = cast(Any, _Complaints(sys.stderr))
     try:
         status = main()
         # From here on there is nothing to undo: Ctrl-C ends the process.
