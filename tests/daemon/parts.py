@@ -15,6 +15,7 @@ from tapster.daemon.connections import Connections
 from tapster.daemon.dispatch import Dispatcher
 from tapster.daemon.log import Log
 from tapster.daemon.loop import READ, Loop
+from tapster.daemon.methods.access import Access
 from tapster.daemon.metrics import Metrics
 from tapster.daemon.policy import Caller, Rule
 from tapster.daemon.service import Service
@@ -125,18 +126,19 @@ class Parts:
             submit=self.submitted.append,
             clock=self.clock,
         )
-        self.service = Service(
+        self.access = Access(
             operations,
             str(folder / "ledger.db"),
             Loaded(config, rules=config.allow),
             self.metrics,
-            self.log,
-            self.upkeep,
+        )
+        self.service = Service(
+            operations, self.access, self.metrics, self.log, self.upkeep
         )
         self.caller = ALICE
         self.connections = Connections(
             self.loop,
-            lambda: self.service.loaded.config.limits,
+            lambda: self.access.loaded.config.limits,
             self.metrics,
             self.log,
             identify=lambda _: (self.caller, -1),

@@ -14,7 +14,7 @@ import pytest
 from lab.library import close
 from lab.mallory import with_a_long_path
 from tapster import State, Tap
-from tapster.daemon.service import Answer, Call
+from tapster.daemon.methods.call import Answer, Call
 from tapster.daemon.state import (
     READING,
     TABLE,
@@ -458,7 +458,7 @@ def test_a_look_up_of_a_user_delays_no_call_for_a_device(made: Parts) -> None:
 def test_a_reap_of_everything_lets_other_calls_run_between_two_batches(
     made: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tapster.daemon.service.REAP_BATCH", 2)
+    monkeypatch.setattr("tapster.daemon.methods.maintaining.REAP_BATCH", 2)
     for _ in range(5):
         opened = made.host.acquire(Tap(bridge="br0"))
         opened.close()
@@ -489,8 +489,8 @@ def test_a_reap_of_everything_lets_other_calls_run_between_two_batches(
 def test_a_long_answer_comes_in_parts_and_only_to_a_client_that_takes_them(
     made: Parts, monkeypatch: pytest.MonkeyPatch, method: str, field: str
 ) -> None:
-    monkeypatch.setattr("tapster.daemon.service.PAGE", 3)
-    monkeypatch.setattr("tapster.daemon.service.HISTORY_PAGE", 3)
+    monkeypatch.setattr("tapster.daemon.methods.looking.PAGE", 3)
+    monkeypatch.setattr("tapster.daemon.methods.looking.HISTORY_PAGE", 3)
     for _ in range(7):
         with made.host.acquire(Tap(bridge="br0")) as opened:
             made.upkeep.report("reopened", opened.lease)
@@ -521,7 +521,7 @@ def test_parts_of_the_history_have_each_lease_once(
     made: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Although leases begin and end between two parts, and some began at one time."""
-    monkeypatch.setattr("tapster.daemon.service.HISTORY_PAGE", 2)
+    monkeypatch.setattr("tapster.daemon.methods.looking.HISTORY_PAGE", 2)
     devices = [made.host.acquire(Tap(bridge="br0", fin_wait=0)) for _ in range(9)]
     for device in devices:
         device.close()

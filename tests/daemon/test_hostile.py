@@ -377,7 +377,8 @@ def test_mutated_requests_never_break_it(daemon: Daemon) -> None:
 
 
 BREAK = """
-Dispatcher._describe = Service._list = lambda *_: 1 / 0
+from tapster.daemon.methods.looking import Looking
+Dispatcher._describe = Looking.list = lambda *_: 1 / 0
 """
 
 

@@ -16,8 +16,8 @@ from tapster.daemon import config, scrape
 from tapster.daemon.config import Config, Limits, MetricsConfig
 from tapster.daemon.connections import CLOSING_PAUSE
 from tapster.daemon.loop import Loop
+from tapster.daemon.methods.call import Answer, Call
 from tapster.daemon.policy import Caller, Rule
-from tapster.daemon.service import Answer, Call
 from tapster.errors import NoSuchLease, QuotaExceeded, RequestError
 from tapster.kernel import unix
 from tapster.model import Lease, Wiring
@@ -132,7 +132,7 @@ def test_an_answer_has_so_many_descriptors(made: Parts) -> None:
 def test_an_answer_has_so_many_entries_of_the_history(
     made: Parts, monkeypatch: pytest.MonkeyPatch, limit: int | None, given: int
 ) -> None:
-    monkeypatch.setattr("tapster.daemon.service.HISTORY_LIMIT", 5)
+    monkeypatch.setattr("tapster.daemon.methods.looking.HISTORY_LIMIT", 5)
     for _ in range(7):
         made.host.acquire(BR0).close()
     history = interface.History(name=None, limit=limit)
@@ -142,10 +142,10 @@ def test_an_answer_has_so_many_entries_of_the_history(
 
 
 def test_so_many_labels_are_shown(made: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tapster.daemon.service.LABELS", 3)
+    monkeypatch.setattr("tapster.daemon.methods.figures.LABELS", 3)
     for number in (0, 0, 1, 2, 3, 4):
         made.host.acquire(BR0._replace(labels=(("n", str(number)),))).close()
-    made.service.measure()
+    made.service.figures.measure()
     shown = made.metrics.text().count("tapster_labelled_leases{")
     assert shown == 3
     assert 'tapster_labelled_leases{label="n=0"} 2' in made.metrics.text()

@@ -33,9 +33,9 @@ def test_leases_are_counted_by_the_labels_that_the_configuration_lists(
             parts.host.acquire(Tap(bridge="br0", labels=given)).close()
         released = parts.host.acquire(Tap(bridge="br0", labels=(("tenant", "z"),)))
         released.close()
-        parts.service.measure()
+        parts.service.figures.measure()
         parts.host.release(released)
-        parts.service.measure()
+        parts.service.figures.measure()
         lines = parts.metrics.text().splitlines()
         name = "tapster_labelled_leases"
         found = {line[len(name) :] for line in lines if line.startswith(name + "{")}

@@ -12,8 +12,8 @@ import tapster
 from lab import iproute, library, shell
 from lab.daemon import ALICE, Daemon, user
 from tapster import NotAllowed, Tap, TapsterError
+from tapster.daemon.methods.call import Call
 from tapster.daemon.policy import Rule
-from tapster.daemon.service import Call
 from tapster.kernel import netns
 from tapster.rpc import interface
 from tests.daemon import parts as parts_of_daemon
@@ -86,7 +86,7 @@ def test_a_link_that_comes_after_the_look_is_found_out(
     monkeypatch.setattr(netns, "leads_elsewhere", lambda _: False)
     with parts_of_daemon.parts(tmp_path) as made:
         rule = Rule(users=("1000",), bridges=("br0",), netns=(str(at),))
-        made.service.loaded = made.service.loaded._replace(rules=(rule,))
+        made.access.loaded = made.access.loaded._replace(rules=(rule,))
         request = interface.Acquire((interface.nic(Tap()),), netns=str(at))
         with pytest.raises(NotAllowed, match="led elsewhere"):
             made.service.call(

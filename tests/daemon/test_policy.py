@@ -16,6 +16,7 @@ import pytest
 from lab.library import close
 from tapster.daemon import callers, config, policy
 from tapster.daemon.config import check, load
+from tapster.daemon.methods.call import Call
 from tapster.daemon.policy import (
     Caller,
     DeviceRequest,
@@ -25,7 +26,6 @@ from tapster.daemon.policy import (
     judge,
     needs,
 )
-from tapster.daemon.service import Call
 from tapster.errors import NotAllowed, RequestError
 from tapster.integrate import acl
 from tapster.model import Macvtap, Mode, Naming, Tap, Wiring
@@ -162,7 +162,7 @@ def test_an_mtu_that_lowers_the_bridges_needs_its_own_permission() -> None:
 def test_a_request_that_lowers_a_bridge_is_seen(tmp_path: Path, spec: Tap) -> None:
     with parts(tmp_path) as made:
         rule = BASIC._replace(ovs=("*",), vlans=("1-4094",), features=("mtu",))
-        made.service.loaded = made.service.loaded._replace(rules=(rule,))
+        made.access.loaded = made.access.loaded._replace(rules=(rule,))
         assert acquire(made, spec._replace(mtu=1000)) is None
         assert acquire(made, spec._replace(mtu=1500)) is not None
 
@@ -366,7 +366,7 @@ def test_a_change_is_judged_as_the_device_that_results(tmp_path: Path) -> None:
     with parts(tmp_path) as made:
         made.system.stranger().add_bridge("br1")
         for rules in pairs:
-            made.service.loaded = made.service.loaded._replace(rules=rules)
+            made.access.loaded = made.access.loaded._replace(rules=rules)
             allowed = {spec: may_acquire(made, spec) for spec in DEVICES}
             for spec, lowers in product(DEVICES, (False, True)):
                 if lowers is (spec.mtu is not None):
@@ -429,7 +429,7 @@ def test_a_bridge_is_judged_by_its_name_and_not_by_an_altname(tmp_path: Path) ->
         stranger.add_altname("secret", "lab1")
         stranger.add_altname("br0", "alias")
         rule = BASIC._replace(bridges=("lab*", "br0"))
-        made.service.loaded = made.service.loaded._replace(rules=(rule,))
+        made.access.loaded = made.access.loaded._replace(rules=(rule,))
         assert acquire(made, Tap("lab1")) is None
         id = acquire(made, Tap("alias"))
         assert id is not None
@@ -443,7 +443,7 @@ def test_a_device_that_root_has_moved_is_judged_where_it_is(tmp_path: Path) -> N
         made.system.stranger().add_bridge("br1")
         made.system.stranger().set_by_name("br0", mtu=1300)
         rule = BASIC._replace(features=("mtu",))
-        made.service.loaded = made.service.loaded._replace(rules=(rule,))
+        made.access.loaded = made.access.loaded._replace(rules=(rule,))
         id = acquire(made, BR0)
         assert id is not None
         made.host.set(id, bridge="br1", mtu=1500)
@@ -469,7 +469,7 @@ def test_a_request_is_checked_before_the_policy_is_asked(
 ) -> None:
     with parts(tmp_path) as made:
         rule = Rule(("1000",), bridges=("*",), vlans=("1-100",), templates=("*",))
-        made.service.loaded = made.service.loaded._replace(rules=(rule,))
+        made.access.loaded = made.access.loaded._replace(rules=(rule,))
         with pytest.raises(RequestError):
             acquire(made, spec)
 

@@ -150,6 +150,24 @@ ROOMS = [
         "tapster.daemon.metrics", ("tapster.rpc.interface",), "figures, and their text"
     ),
     Room("tapster.daemon.throttle", (), "arithmetic"),
+    Room(
+        "tapster.daemon.methods",
+        (
+            "tapster.daemon.config",
+            "tapster.daemon.log",
+            "tapster.daemon.metrics",
+            "tapster.daemon.policy",
+            "tapster.daemon.upkeep",
+            "tapster.doctor",
+            "tapster.errors",
+            "tapster.fleet.book",
+            "tapster.kernel",
+            "tapster.model",
+            "tapster.operations",
+            "tapster.rpc",
+        ),
+        "a method knows its caller, and neither connections nor threads",
+    ),
     Room("tapster.operations.decision", ("tapster.model",), "a pure table"),
     Room("tapster.operations.pace", (), "a pure count"),
     Room(

@@ -92,7 +92,7 @@ def test_the_page_has_the_options_of_the_command_itself() -> None:
 
 
 def test_watch_explains_every_event_that_the_daemon_reports() -> None:
-    daemon = (PAGE.parents[1] / "src/tapster/daemon").glob("*.py")
+    daemon = (PAGE.parents[1] / "src/tapster/daemon").rglob("*.py")
     reported = {
         event
         for path in daemon
@@ -105,7 +105,7 @@ def test_watch_explains_every_event_that_the_daemon_reports() -> None:
 
 def test_events_chooses_and_explains_every_event_that_is_recorded() -> None:
     daemon, operations = (
-        "".join(path.read_text("utf-8") for path in (SOURCE / room).glob("*.py"))
+        "".join(path.read_text("utf-8") for path in (SOURCE / room).rglob("*.py"))
         for room in ("daemon", "operations")
     )
     calls = re.findall(r'\breport\(\s*"(\w+)"', daemon)

@@ -14,8 +14,9 @@ from tapster.daemon import policy
 from tapster.daemon.connection import Connection
 from tapster.daemon.connections import Connections
 from tapster.daemon.log import ERROR, Log
+from tapster.daemon.methods.call import Answer, Call, Unfinished
 from tapster.daemon.metrics import Metrics
-from tapster.daemon.service import Answer, Call, Service, Unfinished
+from tapster.daemon.service import Service
 from tapster.daemon.state import ConnectionEvent
 from tapster.daemon.worker import DROPPED, Worker
 from tapster.errors import TapsterError, internal
@@ -205,7 +206,7 @@ class Dispatcher:
     def tell(self, event: Event) -> None:
         """Send an event to each client that watches and may know of it."""
         data = None
-        rules = self._service.rules
+        rules = self._service.access.rules
         for connection in self._connections.watching():
             if policy.may_see(rules, connection.caller, event.caller_uid):
                 data = data or _event(event)

@@ -20,6 +20,7 @@ from tapster.daemon.dispatch import Dispatcher
 from tapster.daemon.links import Links
 from tapster.daemon.log import ERROR, INFO, WARNING, Log
 from tapster.daemon.loop import READ, Loop
+from tapster.daemon.methods.access import Access
 from tapster.daemon.metrics import Metrics
 from tapster.daemon.policy import Caller
 from tapster.daemon.processes import WatchedProcesses
@@ -81,13 +82,14 @@ class Server:
             forget_process=partial(self._worker.call_serving, self._forget_process),
             submit=self._submit,
         )
+        self._access = Access(operations, ledger, loaded, self._metrics)
         self._service = Service(
-            operations, ledger, loaded, self._metrics, log, self._upkeep
+            operations, self._access, self._metrics, log, self._upkeep
         )
         self._processes = WatchedProcesses(self._loop, system, self._process_ended, log)
         self._connections = Connections(
             self._loop,
-            lambda: self._service.loaded.config.limits,
+            lambda: self._access.loaded.config.limits,
             self._metrics,
             log,
             identify=lambda connected: callers.identify(connected, self._names),
@@ -149,11 +151,11 @@ class Server:
     def _has_rules(self, caller: Caller) -> bool:
         """Return whether the policy has a rule for a caller. A caller without a rule
         can hold no lease, so it has no process to bind."""
-        return caller.root or bool(policy.rules_of(self._service.rules, caller))
+        return caller.root or bool(policy.rules_of(self._access.rules, caller))
 
     def _is_stranger(self, caller: Caller) -> bool:
         """Return whether nothing is allowed to a caller, also not by bridge.conf."""
-        listed = self._service.loaded.listed
+        listed = self._access.loaded.listed
         return not self._has_rules(caller) and not any(line.allow for line in listed)
 
     def _watch_process(self, process: Process) -> None:
@@ -215,13 +217,13 @@ class Server:
         caller, pidfd = callers.identify(connected, self._names)
         if pidfd >= 0:
             os.close(pidfd)
-        return policy.allows(self._service.rules, caller, policy.SEE_OTHERS)
+        return policy.allows(self._access.rules, caller, policy.SEE_OTHERS)
 
     def _scrape(self, reply: Callable[[str], None]) -> None:
         """Pass the figures, in Prometheus' text format, to `reply`."""
         self._scrapes.append(reply)
         if len(self._scrapes) == 1:
-            self._worker.submit(self._service.measure, self._measured)
+            self._worker.submit(self._service.figures.measure, self._measured)
 
     def _measured(self, _: Any) -> None:
         """Answer all scrapes that have come by now."""
@@ -258,8 +260,8 @@ class Server:
     def _refresh(self) -> None:
         """Look up the users and groups of the rules again."""
         self._loop.at(self._loop.now() + REFRESH, self._refresh)
-        if any(not name.isdecimal() for name in self._service.loaded.names_to_look_up):
-            self._in_background(partial(config.resolve, self._service.loaded))
+        if any(not name.isdecimal() for name in self._access.loaded.names_to_look_up):
+            self._in_background(partial(config.resolve, self._access.loaded))
 
     def _in_background(self, read: Callable[[], Loaded]) -> None:
         def run() -> None:
@@ -276,12 +278,12 @@ class Server:
             self._log(ERROR, "config-kept", error=result)
         elif isinstance(result, Exception):
             self._log(ERROR, "config-kept", error=repr(result))
-        elif result != self._service.loaded:
+        elif result != self._access.loaded:
             self._use(result)
             self._log(INFO, "config-read", path=self._path)
 
     def _use(self, loaded: Loaded) -> None:
-        self._service.loaded = loaded
+        self._access.loaded = loaded
         self._names = dict(loaded.names)
         self._upkeep.reconnect = loaded.config.watch.repair
         for name in loaded.unknown:

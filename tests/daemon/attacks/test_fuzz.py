@@ -20,8 +20,8 @@ from lab.library import close
 from tapster import model
 from tapster.daemon import config, policy
 from tapster.daemon.config import Config, check
+from tapster.daemon.methods.call import Call, Unfinished
 from tapster.daemon.policy import FEATURES, REQUIRABLE, Rule
-from tapster.daemon.service import Call, Unfinished
 from tapster.errors import InternalError, RequestError, TapsterError
 from tapster.integrate import acl
 from tapster.rpc import varlink
@@ -141,7 +141,7 @@ def made(tmp_path: Path) -> Iterator[Parts]:
                 users=("1001",), bridges=("br0",), vlans=("1-10",), require=("filter",)
             ),
         )
-        made.service.loaded = made.service.loaded._replace(rules=rules)
+        made.access.loaded = made.access.loaded._replace(rules=rules)
         yield made
 
 
@@ -173,7 +173,7 @@ def test_a_fault_of_the_policy_would_be_met_if_requests_were_not_checked_first(
     monkeypatch.setattr(policy, "judge", judge_as_formerly)
     answers_to_requests(made)
     unchecked = SimpleNamespace(**vars(model) | {"check_spec": lambda _: None})
-    monkeypatch.setattr("tapster.daemon.service.model", unchecked)
+    monkeypatch.setattr("tapster.daemon.methods.requests.model", unchecked)
     with pytest.raises(ValueError, match="is no range"):
         answers_to_requests(made)
 

@@ -10,8 +10,8 @@ import pytest
 
 from lab.library import close
 from tapster import Macvtap, Mode, Naming, Spec, Tap
+from tapster.daemon.methods.call import Answer, Call
 from tapster.daemon.policy import Caller, Rule
-from tapster.daemon.service import Answer, Call
 from tapster.errors import ConflictError, MacTaken, NameTaken
 from tapster.model import Lease
 from tapster.rpc import interface, varlink
@@ -35,7 +35,7 @@ RULE = Rule(
 def made(tmp_path: Path) -> Iterator[Parts]:
     with parts(tmp_path) as made:
         made.system.stranger().add_veth("eth0", "eth1")
-        made.service.loaded = made.service.loaded._replace(rules=(RULE,))
+        made.access.loaded = made.access.loaded._replace(rules=(RULE,))
         yield made
 
 
