@@ -18,7 +18,7 @@ from tapster.kernel.mirred import PREFERENCE
 from tapster.kernel.nft import NETLINK_NETFILTER
 from tapster.kernel.nft_rules import NFNL_SUBSYS_NFTABLES
 from tapster.kernel.port import ALL, REDIRECTED, WatchReport
-from tapster.kernel.watch import HIGH, Reports, filter_high
+from tapster.kernel.watch import HIGH, NetlinkWatch
 from tapster.light import Iterator, Sequence
 
 PREFIX = b"tapster_"
@@ -86,17 +86,14 @@ def rule_watches(
     return watches
 
 
-class TcWatch:
+class TcWatch(NetlinkWatch):
     """Hears of qdiscs, classes and filters that are deleted or replaced."""
 
     def __init__(self, first: int, *, elsewhere: bool) -> None:
-        self._first = first
-        self._reports = Reports(rtnl.connect(RTMGRP_TC), elsewhere=elsewhere)
-        self.fileno = self._reports.fileno
-        self.close = self._reports.close
+        super().__init__(rtnl.connect(RTMGRP_TC), first, elsewhere=elsewhere)
 
     def changes(self) -> WatchReport | None:
-        reports = self._reports.read()
+        reports = self.read()
         if reports is None:
             return None
         changed: dict[int, set[int]] = {}
@@ -116,22 +113,18 @@ class TcWatch:
         return WatchReport({}, set(), changed, {})
 
 
-class EntryWatch:
+class EntryWatch(NetlinkWatch):
     """Hears of static, sticky entries that a bridge loses, as by `bridge fdb flush`.
 
     A port without learning gets no unicast frames without its entry.
     """
 
     def __init__(self, first: int, *, elsewhere: bool) -> None:
-        self._first = first
         opened = rtnl.connect(RTMGRP_NEIGH)
-        filter_high(opened, first, _STICKY_ENTRIES)
-        self._reports = Reports(opened, elsewhere=elsewhere)
-        self.fileno = self._reports.fileno
-        self.close = self._reports.close
+        super().__init__(opened, first, elsewhere=elsewhere, program=_STICKY_ENTRIES)
 
     def changes(self) -> WatchReport | None:
-        reports = self._reports.read()
+        reports = self.read()
         if reports is None:
             return None
         lost: dict[int, set[int]] = {}
@@ -144,11 +137,10 @@ class EntryWatch:
         return WatchReport({}, set(), {}, lost)
 
 
-class NftWatch:
+class NftWatch(NetlinkWatch):
     """Hears of what another program changes in our tables."""
 
     def __init__(self, first: int, *, elsewhere: bool) -> None:
-        self._first = first
         opened = sockets.socket(
             sockets.AF_NETLINK,
             sockets.SOCK_RAW | sockets.SOCK_CLOEXEC,
@@ -159,14 +151,12 @@ class NftWatch:
         except OSError:
             opened.close()
             raise
-        self._reports = Reports(opened, elsewhere=elsewhere)
-        self.fileno = self._reports.fileno
-        self.close = self._reports.close
+        super().__init__(opened, first, elsewhere=elsewhere)
         self._pending: dict[int, set[int]] = {}
         """The devices that the present transaction of a namespace has changed."""
 
     def changes(self) -> WatchReport | None:
-        reports = self._reports.read()
+        reports = self.read()
         if reports is None:
             self._pending.clear()
             return None

@@ -50,28 +50,28 @@ host do not wake the reader (bpf(4), net/core/filter.c)."""
 _CONTROL = sockets.CMSG_SPACE(_NSID.size)
 
 
-def filter_high(
-    opened: sockets.socket, first: int, program: Sequence[tuple[int, int, int, int]]
-) -> None:
-    """Let the kernel drop what a program in classic BPF does not let pass.
+Program = Sequence[tuple[int, int, int, int]]
 
-    Such a program tests one bit of the ifindex, so the kernel gets it only if `first`
-    is HIGH. The caller compares each ifindex with `first` in any case.
+
+class NetlinkWatch:
+    """A netlink socket, and what the kernel sends to it by itself.
+
+    Each kind of watch says what it makes of the messages.
     """
-    if first == HIGH and sys.byteorder == "little":
-        code = array.array("B", b"".join(_INSTRUCTION.pack(*each) for each in program))
-        address, _ = code.buffer_info()
-        wanted = struct.pack("HxxxxxxP", len(program), address)
-        opened.setsockopt(sockets.SOL_SOCKET, SO_ATTACH_FILTER, wanted)
 
-
-class Reports:
-    """The messages that the kernel sends to a netlink socket by itself."""
-
-    def __init__(self, opened: sockets.socket, *, elsewhere: bool) -> None:
+    def __init__(
+        self,
+        opened: sockets.socket,
+        first: int,
+        *,
+        elsewhere: bool,
+        program: Program = (),
+    ) -> None:
         """Read from a socket, which this owns from now on.
 
-        With `elsewhere`, hear of the numbered namespaces and not of the socket's own.
+        `first` is the lowest ifindex that the watch reports. The kernel may drop what
+        `program` does not let pass. With `elsewhere`, hear of the numbered namespaces
+        and not of the socket's own.
 
         Raises PermissionError if that needs CAP_NET_BROADCAST.
         """
@@ -79,8 +79,11 @@ class Reports:
         # hears of its own namespace under a number, once that has one.
         self._elsewhere = elsewhere
         self._buffer = memoryview(bytearray(_BUFFER))
+        self._first = first
         self._socket = opened
         try:
+            if program:
+                self._filter_high(program)
             if elsewhere:
                 self._socket.setsockopt(rtnl.SOL_NETLINK, NETLINK_LISTEN_ALL_NSID, 1)
         except BaseException:
@@ -88,6 +91,19 @@ class Reports:
             raise
         with suppress(PermissionError):  # then reports are lost sooner
             self._socket.setsockopt(sockets.SOL_SOCKET, SO_RCVBUFFORCE, _QUEUE)
+
+    def _filter_high(self, program: Program) -> None:
+        """Let the kernel drop what a program in classic BPF does not let pass.
+
+        Such a program tests one bit of the ifindex, so the kernel gets it only if
+        `first` is HIGH. Each ifindex is compared with `first` in any case.
+        """
+        if self._first == HIGH and sys.byteorder == "little":
+            packed = b"".join(_INSTRUCTION.pack(*each) for each in program)
+            code = array.array("B", packed)
+            address, _ = code.buffer_info()
+            wanted = struct.pack("HxxxxxxP", len(program), address)
+            self._socket.setsockopt(sockets.SOL_SOCKET, SO_ATTACH_FILTER, wanted)
 
     def fileno(self) -> int:
         """Return the descriptor to wait for: it is readable when there are reports."""
@@ -134,27 +150,18 @@ class Reports:
         return 0, HERE
 
 
-class LinkWatch:
+class LinkWatch(NetlinkWatch):
     """Hears of links, from the namespace of the thread that makes it."""
 
     def __init__(self, *, first: int = 0, elsewhere: bool = False) -> None:
-        """Hear of links with an ifindex from `first`.
-
-        With `elsewhere`, hear of the numbered namespaces and not of its own.
-
-        Raises PermissionError if that needs CAP_NET_BROADCAST.
-        """
-        self._first = first
+        """Hear of links with an ifindex from `first`; see NetlinkWatch."""
         opened = rtnl.connect(RTMGRP_LINK | (0 if elsewhere else RTMGRP_NSID))
-        filter_high(opened, first, _LINKS)
-        self._reports = Reports(opened, elsewhere=elsewhere)
-        self.fileno = self._reports.fileno
-        self.close = self._reports.close
+        super().__init__(opened, first, elsewhere=elsewhere, program=_LINKS)
 
     def changed(self) -> set[int] | None:
         """Return the ifindexes of the links that changed since the last call; None if
         reports were lost."""
-        reports = self._reports.read()
+        reports = self.read()
         if reports is None:
             return None
         links = [body for _, type_, body in reports if type_ in LINKS]
@@ -162,7 +169,7 @@ class LinkWatch:
 
     def changes(self) -> WatchReport | None:
         """Return what changed since the last call; None if reports were lost."""
-        reports = self._reports.read()
+        reports = self.read()
         if reports is None:
             return None
         changes = WatchReport({}, set(), {}, {})
