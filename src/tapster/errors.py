@@ -20,6 +20,7 @@
     |   +-- KernelError        a system call failed
     |   +-- MissingCapability  the process may not do this
     |   +-- ServiceUnavailable a service that a backend needs is not there
+    |   +-- NftRefused         nftables refused a change of its rules
     |   +-- DaemonError        the daemon does not answer, or not as it should
     +-- LedgerError            the ledger cannot be used
     |   +-- LedgerDamaged      the file is not a ledger, or not a whole one
@@ -193,6 +194,13 @@ class ServiceUnavailable(HostError):
     """A service that a backend needs, such as OVSDB, cannot be reached.
 
     Or the library that speaks with the service is not installed.
+    """
+
+
+class NftRefused(HostError):
+    """nftables refused commands, and carried out none of them.
+
+    Another program may have changed a table in between.
     """
 
 

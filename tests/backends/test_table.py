@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -627,6 +627,27 @@ with Host(sys.argv[1], reaper=lambda _: None) as host:
     assert (done.returncode, done.stderr) == (0, "")
     assert f"CAP_{lacking.upper()}" in done.stdout
     assert len(lab.host.leases()) == 2
+
+
+@pytest.mark.parametrize("error", [tapster.MissingCapability, tapster.HostError])
+def test_only_a_change_that_nft_refused_is_tried_again(
+    lab: GuestBridge, monkeypatch: pytest.MonkeyPatch, error: type[tapster.HostError]
+) -> None:
+    """Another error is reported at once: it would come again."""
+    lease = taken(lab.host, FILTERED)
+    context = lab.host.operations.context
+    asked: list[str] = []
+
+    def fail(what: str) -> NoReturn:
+        asked.append(what)
+        raise error("asking nftables fails here")
+
+    monkeypatch.setattr(context.namespace, "nft_list", fail)
+    with pytest.raises(error, match="fails here"):
+        TableBackend(context.ledger.id, filter.PURPOSE).restore(
+            context.namespace, [lease]
+        )
+    assert len(asked) == 1
 
 
 # What it costs, when there are many

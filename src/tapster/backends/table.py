@@ -16,7 +16,7 @@ from errno import EBADMSG
 from zlib import crc32
 
 from tapster.backends.backend import Leftover, Observation
-from tapster.errors import HostError, KernelError
+from tapster.errors import HostError, KernelError, NftRefused
 from tapster.kernel.port import Namespace, NftRule
 from tapster.light import (
     Any,
@@ -128,7 +128,7 @@ class TableBackend:
                 namespace.nft("\n".join(self._commands(lease)))
                 if namespace.nft_rules(self.table) == self._expected_rules:
                     return
-            except HostError:  # nft did none of the commands
+            except NftRefused:
                 pass
         self.restore(namespace, [lease])
 
@@ -141,7 +141,7 @@ class TableBackend:
         for _ in range(ATTEMPTS - 1):
             # Another process may do the same after the table was listed. Then nft
             # refuses to create an element twice, and does none of the commands.
-            with suppress(HostError):
+            with suppress(NftRefused):
                 return self._restore(namespace, leases)
         return self._restore(namespace, leases)
 
@@ -189,7 +189,7 @@ class TableBackend:
             try:
                 namespace.nft("\n".join(commands))
                 return
-            except HostError:  # nft did none of the commands
+            except NftRefused:
                 pass
         listed = self._list(namespace).elements
         self._delete_all(namespace, [each for each in listed if each.belongs_to(lease)])

@@ -14,9 +14,9 @@ from functools import cache
 from threading import Lock
 
 from tapster.errors import (
-    HostError,
     KernelError,
     MissingCapability,
+    NftRefused,
     ServiceUnavailable,
 )
 from tapster.kernel.failure import has
@@ -99,10 +99,10 @@ def _open_fds() -> set[int]:
     return {fd for fd in fds if os.path.exists(f"/proc/self/fd/{fd}")}
 
 
-def _refusal(said: str) -> HostError:
+def _refusal(said: str) -> NftRefused:
     # Further lines show the place in the command.
     _, mark, reason = said.partition("Error: ")
-    return HostError(f"nftables: {reason.splitlines()[0] if mark else said.strip()}")
+    return NftRefused(f"nftables: {reason.splitlines()[0] if mark else said.strip()}")
 
 
 @cache

@@ -361,7 +361,7 @@ class Namespace(Protocol):
     def nft(self, commands: str) -> None:
         """Run commands in the language of nft(8), as one transaction.
 
-        Devices are given by index: no name is looked up. Raises HostError with the
+        Devices are given by index: no name is looked up. Raises NftRefused with the
         message of nft, and ServiceUnavailable if libnftables is not installed.
         """
 
