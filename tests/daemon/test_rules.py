@@ -117,6 +117,22 @@ def test_a_deleted_static_entry_is_put_back_at_once(
     close_all(device, plain)
 
 
+def test_a_sticky_entry_that_is_made_another_one_is_put_back(
+    daemon: Daemon, root: Client, netns: str | None
+) -> None:
+    """One frame from another port could take an entry that is not sticky."""
+    device = root.acquire(Tap(bridge="br0", learning=False))
+    before = iproute.neighbours(netns)
+    events = daemon.events()
+    enter = f"ip netns exec {netns} " if netns else ""
+    shell.sh(f"{enter}bridge fdb replace {device.mac} dev vnet0 master static")
+    told = next(events)
+    assert (told.event, told.detail) == ("changed", "neighbour is off, not on")
+    assert next(events).event == "sound"
+    assert iproute.neighbours(netns) == before
+    device.close()
+
+
 def test_a_port_that_left_its_bridge_has_lost_no_entry(
     daemon: Daemon, root: Client, netns: str | None
 ) -> None:

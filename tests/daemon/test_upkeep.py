@@ -15,7 +15,7 @@ from lab.library import no_reaper
 from tapster import Host, KernelError, OpenDevice, Repair, State, Tap
 from tapster.daemon.upkeep import FIRST_RETRY, PATROL
 from tapster.errors import HostError
-from tapster.kernel.port import LinkChange
+from tapster.kernel.port import LinkChange, Vlans
 from tapster.ledger import FIRST_IFINDEX
 from tapster.model import Lease, Netns
 from tapster.operations.followed import NAMESPACE_RETRY, FollowedNamespaces
@@ -217,6 +217,25 @@ def test_patrols_find_every_change_that_nobody_reports(watched: Watched) -> None
     device = stranger.show("vnet2")
     assert device
     assert device.mac != "02:00:00:00:00:01"
+
+
+@pytest.mark.parametrize("repair", [False, True])
+def test_patrols_find_changed_vlans(watched: Watched, repair: bool) -> None:
+    made, stranger = watched.made, watched.made.system.stranger()
+    watched.upkeep.reconnect = repair
+    stranger.add_bridge("br1", vlan_filtering=True)
+    lease = acquire(made.host, Tap(bridge="br1", vlan=10))
+    watched.hear()
+    with closing(made.system.netns(None)) as namespace:
+        namespace.set_links([LinkChange(lease.ifindex, vlans=Vlans(20, ()))])
+        watched.here.changes()  # nobody hears of it
+        watched.upkeep.patrol()
+        assert made.events[-1].event == "changed"
+        assert made.events[-1].detail == "vlans is 20/-, not 10/-"
+        watched.upkeep.patrol()
+        assert (made.events[-1].event == "sound") is repair
+        assert (namespace.vlans(lease.ifindex) == Vlans(10, ())) is repair
+    lease.close()
 
 
 def test_no_patrol_takes_the_end_of_a_namespace_for_a_lost_device(

@@ -222,12 +222,19 @@ def differs(
         pairs["bridge"] = (wiring.bridge, name)
     if wiring.bridge is not None:
         pairs |= _pairs_of_port(wiring, link)
-        if not learns(wiring):
-            known = lease.mac in namespace.neighbours(link.ifindex)
-            pairs["neighbour"] = (True, known)
-        if vlans(wiring) is not None:
-            pairs["vlans"] = (vlans(wiring), namespace.vlans(link.ifindex))
+        pairs |= _pairs_of_bridge(lease, link, namespace, master)
     return _compared(pairs)
+
+
+def unreported(lease: Lease, link: Link, namespace: Namespace) -> str | None:
+    """Say what differs of a port that no report of its device shows.
+
+    That is in the tables of its bridge.
+    """
+    if lease.wiring.in_force.bridge is None or not link.master:
+        return None
+    master = namespace.link(link.master)
+    return _compared(_pairs_of_bridge(lease, link, namespace, master))
 
 
 def changed(lease: Lease, link: Link) -> str | None:
@@ -303,6 +310,29 @@ def _pairs_of_port(wiring: Wiring, link: Link) -> dict[str, tuple[object, object
         "bpdu_guard": (wiring.bpdu_guard, link.bpdu_guard),
         "IPv4 of the host": (False, not link.no_ipv4),
     }
+
+
+def lacks_entry(lease: Lease, link: Link, namespace: Namespace) -> bool:
+    """Say whether a bridge has lost the static, sticky entry of a port."""
+    wiring = lease.wiring.in_force
+    if wiring.bridge is None or not link.master or learns(wiring):
+        return False
+    return lease.mac not in namespace.neighbours(link.ifindex)
+
+
+def _pairs_of_bridge(
+    lease: Lease, link: Link, namespace: Namespace, bridge: Link | None
+) -> dict[str, tuple[object, object]]:
+    """Return the same of what a bridge has of its port."""
+    pairs: dict[str, tuple[object, object]] = {}
+    wiring = lease.wiring
+    if not learns(wiring):
+        pairs["neighbour"] = (True, not lacks_entry(lease, link, namespace))
+    if vlans(wiring) is not None:
+        filtering = bridge is not None and bridge.vlan_filtering
+        pairs["VLAN filtering of the bridge"] = (True, filtering)
+        pairs["vlans"] = (vlans(wiring), namespace.vlans(link.ifindex))
+    return pairs
 
 
 def _shown(value: object) -> str:

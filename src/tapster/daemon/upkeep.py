@@ -304,8 +304,8 @@ class Upkeep:
     def patrol(self) -> None:
         """Look at the next few devices, for what the kernel reports to nobody.
 
-        A port's properties may be changed so, by bridge(8), and settings of IPv4, by
-        sysctl(8).
+        A port's properties, VLANs and static entry may be changed so, by bridge(8), and
+        settings of IPv4, by sysctl(8).
         """
         look = self._operations.look
         leases, after = look.page(
@@ -374,6 +374,9 @@ class Upkeep:
 
     def _look(self, lease: Lease, link: Link | None) -> None:
         problem = self._problem_of(lease, link)
+        if link is not None and not problem and lease.state is State.ACTIVE:
+            unreported = self._operations.look.unreported(lease, link)
+            problem = f"changed: {unreported}" if unreported else ""
         if problem == self._problems.get(lease.id, ""):
             return
         # A guest's VMM can change its tap without end, and each report is logged and
@@ -407,11 +410,15 @@ class Upkeep:
         """Put back what was changed: a foreign MAC or alias in any case.
 
         With another VM's MAC in the host, a bridge delivers that VM's frames to the
-        host, so the configuration is not asked.
+        host, so the configuration is not asked. Neither is it for a static entry: see
+        `_look_at_entries`.
         """
         look = self._operations.look
-        if look.misidentified(lease, link) is not None or (
-            self.reconnect and look.changed(lease, link) is not None
+        if (
+            look.misidentified(lease, link)
+            or look.lacks_entry(lease, link)
+            or (self.reconnect and look.changed(lease, link))
+            or (self.reconnect and look.unreported(lease, link))
         ):
             self._answer(lease)
 

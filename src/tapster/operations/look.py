@@ -229,6 +229,20 @@ class Look:
         """Say what else of a lease's device was changed, and can be restored."""
         return bridge.changed(lease, link)
 
+    def unreported(self, lease: Lease, link: Link) -> str | None:
+        """Say what of a port was changed that no report of its device shows."""
+        context = self.context
+        with context.gate, context.opened(lease.netns) as namespace:
+            if namespace is None:
+                return None
+            return bridge.unreported(lease, link, namespace)
+
+    def lacks_entry(self, lease: Lease, link: Link) -> bool:
+        """Return whether a bridge has lost the static, sticky entry of a port."""
+        context = self.context
+        with context.gate, context.opened(lease.netns) as namespace:
+            return namespace is not None and bridge.lacks_entry(lease, link, namespace)
+
     def undetermined(self, lease: Lease, link: Link | None) -> str | None:
         """Say that nothing tells whether a lease has ended; None if something does.
 
