@@ -64,6 +64,12 @@ class RealStranger:
         self._new(_name(name) + address + _kind(b"bridge", data))
         self.set_by_name(name, up=True)
 
+    def filter_vlans(self, name: str, on: bool) -> None:
+        data = rtnl.attribute(rtnl.IFLA_BR_VLAN_FILTERING, bytes([on]))
+        header = rtnl.ifinfo(self._named(name))
+        kind = _kind(b"bridge", data)
+        self._execute(rtnl.Message(rtnl.RTM_NEWLINK, 0, header + kind))
+
     def add_veth(self, name: str, peer: str) -> None:
         other = rtnl.nest(VETH_INFO_PEER, rtnl.ifinfo(0) + _name(peer))
         self._new(_name(name) + _kind(b"veth", other))

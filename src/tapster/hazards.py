@@ -31,6 +31,7 @@ def find(
     yield from _equal_macs(links, active)
     yield from _bridges(namespace, links, leases)
     yield from _ports(links, active)
+    yield from _vlans(namespace, links, active)
     yield from _lower_devices(links, active)
     if bridges := {lease.wiring.bridge for lease in active if lease.wiring.bridge}:
         yield from _firewall(namespace, links, bridges)
@@ -118,12 +119,40 @@ def _ports(links: Sequence[Link], leases: Sequence[Lease]) -> Iterator[Problem]:
         elif not port.bcast_flood:
             problem = "gets no broadcasts, so its VM hears no ARP request"
             remedy = "bcast_flood on"
+        elif not port.mcast_flood:
+            problem = "gets no multicast that its VM has not asked for: no IPv6 router"
+            remedy = "mcast_flood on"
+        elif port.hairpin:
+            problem = (
+                "sends its VM's frames back to it: guests then take their own IPv6 "
+                "addresses for those of others"
+            )
+            remedy = "hairpin off"
         else:
             continue
         yield Problem(
             f"port {port.name} of bridge {bridge.name} {problem}",
             f"bridge link set dev {port.name} {remedy}",
         )
+
+
+def _vlans(
+    namespace: Namespace, links: Sequence[Link], leases: Sequence[Lease]
+) -> Iterator[Problem]:
+    """Find ports that their bridge, which filters VLANs, has put into none."""
+    by_index = {link.ifindex: link for link in links}
+    for lease in leases:
+        port = by_index.get(lease.ifindex)
+        bridge = by_index.get(port.master) if port else None
+        if port is None or bridge is None or not bridge.vlan_filtering:
+            continue
+        asked = lease.wiring.vlan is not None or lease.wiring.trunks
+        if not asked and namespace.vlans(port.ifindex) is None:
+            yield Problem(
+                f"port {port.name} is in no VLAN of bridge {bridge.name}, which "
+                "filters VLANs: its VM is cut off",
+                f"name a VLAN: tapster set {lease.id} --vlan VLAN",
+            )
 
 
 def _lower_devices(links: Sequence[Link], leases: Sequence[Lease]) -> Iterator[Problem]:

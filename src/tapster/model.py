@@ -507,6 +507,10 @@ class Link(NamedTuple):
     """Of a bridge: iptables judges its IPv4 frames, if br_netfilter is loaded,
     whatever the sysctl of that name says. So is the next, for IPv6."""
     calls_ip6tables: bool = False
+    hairpin: bool = False
+    """Of a bridge port: the bridge sends its own frames back to it."""
+    mcast_flood: bool = True
+    """Of a bridge port: the bridge sends multicast to it that it has not asked for."""
 
 
 def stamp(ledger: str, lease: str) -> str:

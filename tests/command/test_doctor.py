@@ -148,6 +148,8 @@ def test_a_firewall_of_any_family_that_drops_the_rest(
         ("state 0", "is blocked, so its VM is cut off"),
         ("locked on", "is locked"),
         ("bcast_flood off", "gets no broadcasts"),
+        ("mcast_flood off", "gets no multicast that its VM has not asked for"),
+        ("hairpin on", "sends its VM's frames back to it"),
     ],
 )
 def test_a_port_that_another_program_has_blocked(change: str, said: str) -> None:

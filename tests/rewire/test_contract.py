@@ -2,6 +2,7 @@
 """Changing a live lease, repairing foreign changes of it: in memory and for real."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from errno import EOPNOTSUPP
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tapster import (
     RequestError,
     Tap,
     TapsterError,
+    hazards,
 )
 from tapster.kernel.port import LinkChange, Vlans
 from tapster.testing import Stranger
@@ -203,6 +205,41 @@ def test_vlans_that_others_changed_are_put_back(lab: ContractLab, host: Host) ->
     assert host.differences(lease) == {"link": "vlans is 8/9, not 7/-"}
     host.recover()
     assert lab.show()["vnet0"].vlans == Vlans(7, ())
+
+
+@pytest.mark.usefixtures("filtering")
+def test_a_bridge_that_stops_to_tell_vlans_apart_is_a_difference(
+    host: Host, others: Stranger
+) -> None:
+    """The VMs of all its VLANs meet."""
+    lease = library.acquire(host, Tap(bridge="brv", vlan=7))
+    others.filter_vlans("brv", False)
+    said = "VLAN filtering of the bridge is off, not on"
+    assert host.differences(lease) == {"link": said}
+    with pytest.raises(NoSuchLink, match="vlan_filtering 1"):
+        host.recover()
+    others.filter_vlans("brv", True)
+    assert host.recover() == []
+    assert host.differences(lease) == {}
+
+
+@pytest.mark.usefixtures("filtering")
+def test_a_port_in_no_vlan_is_a_problem(lab: ContractLab, host: Host) -> None:
+    """As on a bridge whose vlan_default_pvid is 0: no frame passes."""
+    lease = library.acquire(host, Tap(bridge="brv"))
+    asked = library.acquire(host, Tap(bridge="brv", vlan=7))
+    with closing(lab.system.netns(None)) as namespace:
+
+        def problems() -> list[str]:
+            found = hazards.find(namespace, namespace.links(), host.leases())
+            return [one.description for one in found if "VLAN" in one.description]
+
+        assert problems() == []
+        for each in (lease, asked):
+            namespace.set_links([LinkChange(each.ifindex, vlans=Vlans(None, ()))])
+        assert [problem.split(",")[0] for problem in problems()] == [
+            f"port {lease.name} is in no VLAN of bridge brv"
+        ]
 
 
 def test_a_bridge_that_tells_no_vlans_apart_is_refused(

@@ -74,11 +74,14 @@ BRIDGE_VLAN_INFO_PVID = 0x2
 BRIDGE_VLAN_INFO_UNTAGGED = 0x4
 BRIDGE_VLAN_INFO_RANGE_BEGIN = 0x8
 BRIDGE_VLAN_INFO_RANGE_END = 0x10
+IFLA_BRPORT_MODE = 4
+"""Hairpin."""
 IFLA_BRPORT_GUARD = 5
 IFLA_BRPORT_STATE, FORWARDING = 1, b"\3"  # BR_STATE_FORWARDING
 IFLA_BRPORT_PROTECT = 6
 IFLA_BRPORT_LEARNING = 8
 IFLA_BRPORT_UNICAST_FLOOD = 9
+IFLA_BRPORT_MCAST_FLOOD = 27
 IFLA_BRPORT_BCAST_FLOOD = 30
 IFLA_BRPORT_ISOLATED = 33
 IFLA_BRPORT_LOCKED = 39
@@ -771,6 +774,8 @@ _SHARED: frozenset[_Path] = frozenset(
                 IFLA_BRPORT_UNICAST_FLOOD,
                 IFLA_BRPORT_ISOLATED,
                 IFLA_BRPORT_BCAST_FLOOD,
+                IFLA_BRPORT_MCAST_FLOOD,
+                IFLA_BRPORT_MODE,
                 IFLA_BRPORT_LOCKED,
             )
         ),
@@ -948,6 +953,8 @@ def _shared_of(found: dict[_Path, bytes]) -> _Shared:
         mode=_MODES.get(_number(macvtap.get(IFLA_MACVLAN_MODE))),
         calls_iptables=bridge.get(IFLA_BR_NF_CALL_IPTABLES) == b"\1",
         calls_ip6tables=bridge.get(IFLA_BR_NF_CALL_IP6TABLES) == b"\1",
+        hairpin=port.get(IFLA_BRPORT_MODE) == b"\1",
+        mcast_flood=port.get(IFLA_BRPORT_MCAST_FLOOD) != b"\0",
     )
     first = Link._fields.index("isolated")
     stopped = port.get(IFLA_BRPORT_STATE, FORWARDING) != FORWARDING

@@ -365,7 +365,8 @@ class FakeNamespace:
 
     def vlans(self, ifindex: int) -> Vlans | None:
         device = self._step(f"list VLANs of {ifindex}").devices.get(ifindex)
-        return device.vlans if device else None
+        vlans = device.vlans if device else None
+        return None if vlans == Vlans(None, ()) else vlans
 
     def inside(self) -> nullcontext[None]:
         return nullcontext()

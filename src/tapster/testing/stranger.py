@@ -47,6 +47,10 @@ class Stranger:
         if mac is not None:
             self._space.change(LinkChange(made.ifindex, mac=mac))
 
+    def filter_vlans(self, name: str, on: bool) -> None:
+        """As `ip link set NAME type bridge vlan_filtering`."""
+        self._space.edit(self._named(name).ifindex, vlan_filtering=on)
+
     def add_veth(self, name: str, peer: str) -> None:
         """Add the two ends of a cable, up: a macvtap can sit on either."""
         space = self._space
