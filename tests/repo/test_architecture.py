@@ -414,7 +414,7 @@ ROOMS = [
         "each verb asks this before anything else",
     ),
     Room(
-        "tapster.operations.recover",
+        "tapster.operations.repair",
         (
             "tapster.backends.backend",
             "tapster.errors",
@@ -424,11 +424,26 @@ ROOMS = [
             "tapster.operations.decision",
             "tapster.operations.devices",
             "tapster.operations.failures",
-            "tapster.operations.orphans",
             "tapster.operations.reap",
             "tapster.operations.rewire",
         ),
         "it does what the table says, with the verbs of the other operations",
+    ),
+    Room(
+        "tapster.operations.recover",
+        (
+            "tapster.errors",
+            "tapster.kernel.port",
+            "tapster.model",
+            "tapster.operations.context",
+            "tapster.operations.decision",
+            "tapster.operations.devices",
+            "tapster.operations.failures",
+            "tapster.operations.orphans",
+            "tapster.operations.repair",
+            "tapster.operations.rewire",
+        ),
+        "an operation: it repairs the leases of one namespace after the other",
     ),
     Room(
         "tapster.operations.bind",
