@@ -99,7 +99,7 @@ class AnyHost(Protocol):
 
     def acquire_all(
         self,
-        specs: Sequence[Spec],
+        specs: Iterable[Spec],
         *,
         pid: int | None = None,
         on_close: bool = False,
@@ -109,7 +109,7 @@ class AnyHost(Protocol):
 
     def acquire_waiting(
         self,
-        specs: Sequence[Spec],
+        specs: Iterable[Spec],
         *,
         wait: float,
         pid: int | None = None,
@@ -123,9 +123,12 @@ class AnyHost(Protocol):
         NameTaken at once if an active lease has the name.
         """
         check_value(float, wait, "wait")
+        if not wait >= 0:
+            raise RequestError(f"wait must be 0 or more seconds, not {wait}")
+        chosen = specs_of(specs)
 
         def acquire() -> tuple[OpenDevice, ...]:
-            return self.acquire_all(specs, pid=pid, on_close=on_close, vhost=vhost)
+            return self.acquire_all(chosen, pid=pid, on_close=on_close, vhost=vhost)
 
         return wait_for_name(self, acquire, wait)
 
@@ -290,6 +293,16 @@ def ids_of(references: Iterable[Reference]) -> list[str]:
     return [id_of(reference) for reference in references]
 
 
+def leases_of(leases: Iterable[Lease]) -> list[Lease]:
+    """Return the leases that are meant. Raises RequestError."""
+    _check_several(leases, "leases")
+    chosen = list(leases)
+    for lease in chosen:
+        if not isinstance(lease, Lease):
+            raise RequestError(f"each of leases must be a Lease, not {shown(lease)}")
+    return chosen
+
+
 def names_of(names: Iterable[str] | None) -> tuple[str, ...] | None:
     """Return names of devices. Raises RequestError."""
     if names is None:
@@ -340,15 +353,25 @@ def _holding(host: AnyHost, specs: Sequence[Spec]) -> Iterator[tuple[OpenDevice,
 
 
 def check_acquire(
-    specs: Sequence[Spec], pid: int | None, on_close: bool, vhost: bool
-) -> None:
-    """Check the types of what `acquire_all` is called with. Raises RequestError."""
-    _check_several(specs, "specs")
-    for spec in specs:
-        check_value(Spec, spec, "spec")
+    specs: Iterable[Spec], pid: int | None, on_close: bool, vhost: bool
+) -> tuple[Spec, ...]:
+    """Check the types of what `acquire_all` is called with; return the requests.
+
+    A generator gives them once only. Raises RequestError.
+    """
     check_value(int | None, pid, "pid")
     check_value(bool, on_close, "on_close")
     check_value(bool, vhost, "vhost")
+    return specs_of(specs)
+
+
+def specs_of(specs: Iterable[Spec]) -> tuple[Spec, ...]:
+    """Return the requests that are meant. Raises RequestError."""
+    _check_several(specs, "specs")
+    chosen = tuple(specs)
+    for spec in chosen:
+        check_value(Spec, spec, "spec")
+    return chosen
 
 
 def _check_several(value: object, where: str) -> None:

@@ -95,7 +95,8 @@ def _described(kind: Any) -> str:
         return f"a tuple of {1 + len(rest)} (each item {described(item)})"
     if issubclass(kind, StrEnum):
         return f"one of {', '.join(kind)}"
-    return _NAMES.get(kind) or f"a {kind.__name__}"
+    article = "an" if kind.__name__[0] in "AEIOU" else "a"
+    return _NAMES.get(kind) or f"{article} {kind.__name__}"
 
 
 def _fits(kind: Any, value: Any) -> bool:

@@ -6,12 +6,20 @@ Each method is an operation with a file of its own in `tapster.operations`.
 
 import os
 
-from tapster.api import AnyHost, Reference, check_acquire, id_of, ids_of, names_of
+from tapster.api import (
+    AnyHost,
+    Reference,
+    check_acquire,
+    id_of,
+    ids_of,
+    leases_of,
+    names_of,
+)
 from tapster.backends import MakeBackends
-from tapster.checks import check_record, check_value
+from tapster.checks import check_value
 from tapster.kernel.port import System
 from tapster.kernel.signals import Deferral, deferred
-from tapster.light import Callable, Iterable, Sequence, TypeVar, Unpack
+from tapster.light import Callable, Iterable, TypeVar, Unpack
 from tapster.model import (
     EVERY_EVENT,
     Changes,
@@ -86,19 +94,19 @@ class Host(AnyHost):
 
     def acquire_all(
         self,
-        specs: Sequence[Spec],
+        specs: Iterable[Spec],
         *,
         pid: int | None = None,
         on_close: bool = False,
         vhost: bool = False,
     ) -> tuple[OpenDevice, ...]:
-        check_acquire(specs, pid, on_close, vhost)
+        chosen = check_acquire(specs, pid, on_close, vhost)
 
         def acquire(operations: Operations) -> tuple[OpenDevice, ...]:
             # A descriptor must not be lost on its way to the object that owns it.
             with Deferral() as hand_over:
                 acquired = operations.acquire(
-                    specs, pid=pid, on_close=on_close, vhost=vhost, hand_over=hand_over
+                    chosen, pid=pid, on_close=on_close, vhost=vhost, hand_over=hand_over
                 )
                 return tuple(OpenDevice(*opened) for opened in acquired)
 
@@ -146,14 +154,15 @@ class Host(AnyHost):
         return self._run(lambda do: do.look.differences(do.look.lease(id)))
 
     def differing(self, leases: Iterable[Lease]) -> frozenset[str]:
-        return self._run(lambda do: do.look.differing(leases))
+        chosen = leases_of(leases)
+        return self._run(lambda do: do.look.differing(chosen))
 
     def history(self, query: HistoryQuery) -> list[HistoryEntry]:
-        check_record(query)
+        check_value(HistoryQuery, query, "query")
         return self._run(lambda do: do.look.history(query))
 
     def events(self, query: EventQuery = EVERY_EVENT) -> list[HistoryEvent]:
-        check_record(query)
+        check_value(EventQuery, query, "query")
         return self._run(lambda do: do.look.events(query))
 
     # Look after

@@ -636,6 +636,30 @@ def check_labels(labels: tuple[tuple[str, str], ...]) -> None:
         )
 
 
+LONGEST_NUMBER = (1 << 63) - 1
+"""SQLite takes no larger number."""
+LATEST = 1e12
+"""Seconds since the epoch; a time that is further away was given in another unit."""
+
+
+def check_query(query: HistoryQuery | EventQuery) -> None:
+    """Check what is looked for in the history. Raise RequestError."""
+    check_record(query)
+    if query.limit is not None and not 1 <= query.limit <= LONGEST_NUMBER:
+        raise RequestError(f"limit must be 1 to {LONGEST_NUMBER}, not {query.limit}")
+    uid = query.caller_uid
+    if uid is not None and not 0 <= uid < 1 << 32:
+        raise RequestError(f"caller_uid must be 0 to {(1 << 32) - 1}, not {uid}")
+    for field in ("at", "since", "until"):
+        moment = getattr(query, field, None)
+        if moment is not None and not -LATEST < moment < LATEST:
+            raise RequestError(
+                f"{field} must be a time in seconds since 1970, not {moment}"
+            )
+    if isinstance(query, HistoryQuery) and query.mac is not None:
+        parse_mac(query.mac)
+
+
 @remembered  # most devices of a host are wired alike
 def check_wiring(wiring: Wiring) -> None:
     """Check a wiring by itself. Raise RequestError. Its types have been checked."""

@@ -4,8 +4,9 @@
 import os
 import sys
 
+from tapster.errors import RequestError
 from tapster.kernel.signals import deferred
-from tapster.light import Self
+from tapster.light import NoReturn, Self
 from tapster.model import Lease
 
 
@@ -70,11 +71,30 @@ class OpenDevice:
         return fds
 
     def close(self) -> None:
-        """Close the descriptors. The lease goes on. May be repeated."""
+        """Close the descriptors. The lease goes on. May be repeated.
+
+        Raises RequestError if the program has closed one of them by itself; the others
+        are closed.
+        """
+        lost = []
         if self._fds or self._vhost_fds:
             with deferred():  # a descriptor must not be lost on its way
                 for fd in self.detach_fds():
-                    os.close(fd)
+                    try:
+                        os.close(fd)
+                    except OSError:
+                        lost.append(fd)
+        if lost:
+            raise RequestError(
+                f"descriptors {lost} of {self.name} were closed already: close the "
+                "OpenDevice alone, or take its descriptors with detach_fds()"
+            )
+
+    def __reduce__(self) -> NoReturn:
+        raise RequestError(
+            f"{self!r} cannot be copied or pickled, because it owns its descriptors: "
+            "copy its lease, and hand the descriptors over with detach_fds()"
+        )
 
     def __enter__(self) -> Self:
         return self

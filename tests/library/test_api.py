@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public names, their types, and what the door refuses."""
 
+import copy
 import gc
 import inspect
 import os
+import pickle
 import pydoc
 import re
 import subprocess
@@ -23,6 +25,8 @@ from tapster import (
     BadName,
     Changes,
     Client,
+    EventQuery,
+    HistoryQuery,
     Host,
     InternalError,
     Lease,
@@ -40,6 +44,7 @@ from tapster import (
 )
 from tapster.testing import FakeSystem
 
+NAN = float("nan")
 OWN = {"settle", "netns", "operations"}
 """What Host alone has."""
 OF_THE_DAEMON = {"call", "explain", "ping", "ready", "statistics", "watch"}
@@ -183,6 +188,15 @@ def test_a_wrong_type_in_a_request_is_named(
     [
         (lambda host: host.acquire_all(Tap()), "specs must be several"),
         (lambda host: host.acquire_all(7), "specs must be several"),
+        (lambda host: host.acquire_waiting([], wait="1"), "wait must be a number"),
+        (lambda host: host.acquire_waiting([], wait=-1), "wait must be 0 or more"),
+        (lambda host: host.acquire_waiting([], wait=NAN), "wait must be 0 or more"),
+        (lambda host: host.differing(7), "leases must be several, such as a list"),
+        (lambda host: host.differing("vnet0"), "leases must be several"),
+        (lambda host: host.differing(["vnet0"]), "each of leases must be a Lease"),
+        (lambda host: host.history("vnet0"), "query must be a HistoryQuery, not"),
+        (lambda host: host.history(None), "query must be a HistoryQuery, not None"),
+        (lambda host: host.events(None), "query must be an EventQuery, not None"),
         (lambda host: host.acquire(Tap(), pid="1"), "pid must be an int or None"),
         (lambda host: host.acquire(Tap(), on_close=1), "on_close must be True or"),
         (lambda host: host.release(7), "a lease is given by its id"),
@@ -205,11 +219,56 @@ def test_a_wrong_type_in_a_request_is_named(
         (lambda host: host.remove_leftovers(8), "ledger must be a str, not 8"),
         (lambda host: refused(7), "ledger must be a str or a PathLike or None, not 7"),
         (lambda host: refused(netns=7), "netns must be a str or None, not 7"),
+        (lambda host: refused("a\0b"), r"the ledger's path 'a\x00b' has a character"),
+        (lambda host: refused("\ud800"), r"the ledger's path '\ud800' has a"),
     ],
 )
 def test_a_wrong_type_in_a_call_is_named(host: Host, call: Any, message: str) -> None:
     with pytest.raises(RequestError, match=f"^{re.escape(message)}"):
         call(host)
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ({"limit": 0}, "limit must be 1 to 9223372036854775807, not 0"),
+        ({"limit": -5}, "limit must be 1 to"),
+        ({"limit": 1 << 70}, "limit must be 1 to"),
+        ({"caller_uid": -1}, "caller_uid must be 0 to 4294967295, not -1"),
+        ({"caller_uid": 1 << 70}, "caller_uid must be 0 to"),
+        ({"since": NAN}, "since must be a time in seconds since 1970, not nan"),
+        ({"until": 1e300}, "until must be a time in seconds since 1970"),
+        ({"since": 10**400}, "since must be a time in seconds since 1970"),
+    ],
+)
+def test_a_query_that_nothing_fits_is_refused(
+    host: Host, query: Any, message: str
+) -> None:
+    for look in (host.history, host.events):
+        kind: Any = HistoryQuery if look == host.history else EventQuery
+        with pytest.raises(RequestError, match=f"^{re.escape(message)}"):
+            look(kind(**query))
+
+
+def test_a_mac_in_a_query_may_have_capital_letters(host: Host) -> None:
+    with host.acquire(Tap(mac="52:54:00:ab:cd:ef")) as device:
+        found = host.history(HistoryQuery(mac="52:54:00:AB:CD:EF"))
+    assert [entry.lease for entry in found] == [device.id]
+    with pytest.raises(RequestError, match="MAC 'ab-cd' is not of the form"):
+        host.history(HistoryQuery(mac="ab-cd"))
+
+
+def test_a_generator_gives_requests_leases_and_names(host: Host) -> None:
+    devices = host.acquire_all(Tap(bridge="br0") for _ in range(2))
+    waited = host.acquire_waiting((Tap(bridge="br0") for _ in range(2)), wait=0)
+    everything = [*devices, *waited]
+    assert [device.name for device in everything] == [f"vnet{n}" for n in range(4)]
+    host.bind((device for device in everything), None)
+    assert host.differing(device.lease for device in everything) == frozenset()
+    for device in everything:
+        device.close()
+        host.release(device)
+    assert host.reap(device for device in everything) == 4
 
 
 # References
@@ -289,6 +348,28 @@ def test_a_device_that_is_open_at_the_end_of_a_program_is_closed_silently() -> N
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_an_open_device_has_no_copy_that_would_close_its_descriptors(
+    host: Host, copied: Any
+) -> None:
+    with host.acquire(Tap(bridge="br0")) as opened:
+        with pytest.raises(RequestError, match="cannot be copied or pickled"):
+            copied(opened)
+        gc.collect()
+        assert is_open(opened.fds[0])
+        copied(opened.lease)
+
+
+def test_a_descriptor_that_the_program_closed_keeps_no_other_open(host: Host) -> None:
+    opened = host.acquire(Tap(bridge="br0", queues=3))
+    fds = opened.fds
+    os.close(fds[0])
+    with pytest.raises(RequestError, match=rf"descriptors \[{fds[0]}\] of vnet0 were"):
+        opened.close()
+    assert [is_open(fd) for fd in fds] == [False] * 3
+    opened.close()
 
 
 def test_detached_descriptors_are_the_callers(host: Host) -> None:

@@ -80,7 +80,7 @@ ROOMS = [
     ),
     Room(
         "tapster.open_device",
-        ("tapster.kernel.signals", "tapster.model"),
+        ("tapster.errors", "tapster.kernel.signals", "tapster.model"),
         "it owns descriptors",
     ),
     Room(

@@ -57,7 +57,7 @@ def run(options: Options, host: "AnyHost") -> int:
     query = HistoryQuery(
         name=options.name,
         owner=options.owner,
-        mac=options.mac and options.mac.lower(),
+        mac=options.mac,
         lease=options.lease,
         label=nic.pair(options.label, "label") if options.label else None,
         at=at,

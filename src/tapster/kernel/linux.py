@@ -94,7 +94,7 @@ class LinuxSystem:
         try:
             path = path or netns.known_path()
             fd = netns.open_netns(opened)
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):  # no path has such a character
             raise NoSuchLink(
                 f"there is no network namespace {where!r}", name=where
             ) from None

@@ -168,9 +168,16 @@ def ledger_path(path: str | os.PathLike[str] | None = None) -> str:
     default."""
     if path is None:
         path = os.environ.get("TAPSTER_LEDGER") or DEFAULT_PATH
-    if not os.fspath(path):
+    where = os.fspath(path)
+    if not where:
         raise RequestError("the ledger's path is empty")
-    return os.fspath(path)
+    try:
+        good = b"\0" not in os.fsencode(where)
+    except UnicodeError:
+        good = False
+    if not good:
+        raise RequestError(f"the ledger's path {where!r} has a character of no path")
+    return where
 
 
 def open_context(

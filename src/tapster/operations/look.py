@@ -14,6 +14,7 @@ from tapster.model import (
     Link,
     Netns,
     State,
+    check_query,
 )
 from tapster.operations import decision
 from tapster.operations.context import Context
@@ -112,7 +113,13 @@ class Look:
             return self.context.ledger.count_labels()
 
     def history(self, query: HistoryQuery) -> list[HistoryEntry]:
-        """Return the leases that fit a query, active ones too, the latest first."""
+        """Return the leases that fit a query, active ones too, the latest first.
+
+        Raises RequestError for a query that nothing could fit.
+        """
+        check_query(query)
+        if query.mac is not None:
+            query = query._replace(mac=query.mac.lower())
         now = self.context.system.wallclock()
         for moment in (query.at, query.since):
             if moment is not None and moment > now + CLOCK_SLACK:
@@ -125,11 +132,13 @@ class Look:
 
     def events(self, query: EventQuery) -> list[HistoryEvent]:
         """Return the events that fit a query, the earliest first."""
+        check_query(query)
         with self.context.gate:
             return self.context.ledger.events(query)
 
     def event_numbers(self, query: EventQuery) -> list[int]:
         """Return the numbers of the events that fit a query, the earliest first."""
+        check_query(query)
         with self.context.gate:
             return self.context.ledger.event_numbers(query)
 

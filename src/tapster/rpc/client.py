@@ -10,8 +10,16 @@ time to define.
 import os
 import time
 
-from tapster.api import AnyHost, Reference, check_acquire, id_of, ids_of, names_of
-from tapster.checks import check_record, check_value
+from tapster.api import (
+    AnyHost,
+    Reference,
+    check_acquire,
+    id_of,
+    ids_of,
+    leases_of,
+    names_of,
+)
+from tapster.checks import check_value
 from tapster.errors import DaemonError, RequestError
 from tapster.gate import Gate
 from tapster.kernel import unix
@@ -204,20 +212,22 @@ class Client(AnyHost):
 
     def acquire_all(
         self,
-        specs: Sequence[Spec],
+        specs: Iterable[Spec],
         *,
         pid: int | None = None,
         on_close: bool = False,
         vhost: bool = False,
     ) -> tuple[OpenDevice, ...]:
         """As AnyHost's. `pid` must be of the caller's own user."""
-        check_acquire(specs, pid, on_close, vhost)
+        chosen = check_acquire(specs, pid, on_close, vhost)
+        if not chosen:
+            return ()
         if pid not in (None, os.getpid()):
-            return self._acquire_for(pid, specs, on_close, vhost)
+            return self._acquire_for(pid, chosen, on_close, vhost)
         asked = {
             "nics": [
                 {"tap" if isinstance(spec, Tap) else "macvtap": varlink.to_json(spec)}
-                for spec in specs
+                for spec in chosen
             ],
             "bind": "close" if on_close else "nothing" if pid is None else "caller",
             "netns": self._netns,
@@ -228,7 +238,7 @@ class Client(AnyHost):
         devices, fds = self.call(
             "Acquire", asked, read=_field("devices", tuple[Device, ...])
         )
-        return _opened(devices, fds, len(specs))
+        return _opened(devices, fds, len(chosen))
 
     def _acquire_for(
         self, pid: int, specs: Sequence[Spec], on_close: bool, vhost: bool
@@ -316,19 +326,19 @@ class Client(AnyHost):
 
     def differing(self, leases: Iterable[Lease]) -> frozenset[str]:
         """As AnyHost's, for up to 100 active leases: each takes a call."""
-        active = [lease for lease in leases if lease.state is State.ACTIVE]
+        active = [lease for lease in leases_of(leases) if lease.state is State.ACTIVE]
         if len(active) > DIFFERING_LEASES:
             return frozenset()
         return frozenset(lease.id for lease in active if self.differences(lease))
 
     def history(self, query: HistoryQuery) -> list[HistoryEntry]:
-        check_record(query)
+        check_value(HistoryQuery, query, "query")
         asked = query._asdict()
         del asked["caller_uid"]  # the daemon knows its caller
         return self._pages("History", asked, "entries", HistoryEntry)
 
     def events(self, query: EventQuery = EVERY_EVENT) -> list[HistoryEvent]:
-        check_record(query)
+        check_value(EventQuery, query, "query")
         asked = query._asdict()
         del asked["caller_uid"]
         return self._pages("Events", asked, "events", HistoryEvent)
