@@ -34,6 +34,9 @@ class Rules(NamedTuple):
     """A manager counts as alive while it holds its lock; without this rule, always."""
     record_first: bool = True
     """A release is recorded before its process looks for a reaper."""
+    announced_before: bool = True
+    """A reaper that ends because another is awake sees that other after its own
+    announcement has ended."""
     quit_inside: bool = True
     """A reaper gives up its lock inside the transaction that finds no work."""
     standby: bool = True
@@ -191,6 +194,10 @@ SCENARIOS = (
         ProtocolState(ACTIVE, (RELEASER, COMMAND)),
         Disturbances(kills=1, freezes=1),
     ),
+    ProtocolScenario(
+        "a release and a command start reapers, another release",
+        ProtocolState(ACTIVE, (RELEASER, COMMAND, LATE)),
+    ),
 )
 
 VARIANTS = (
@@ -198,6 +205,11 @@ VARIANTS = (
     ("without taking over a dead manager's claim", Rules(take_over=False), 0),
     ("where a manager lives for ever", Rules(lives_by_lock=False), 0),
     ("where the reaper is looked for before the record", Rules(record_first=False), 1),
+    (
+        "where a reaper is announced until it ends",
+        Rules(announced_before=False),
+        10,
+    ),
     ("where the reaper's lock goes after the transaction", Rules(quit_inside=False), 1),
     ("without a standby", Rules(standby=False), 2),
     ("where the standby takes no notice of a stop", Rules(guards=False), 6),
@@ -209,8 +221,13 @@ VARIANTS = (
 )
 """Tapster without one protection, and the scenario that shows what that breaks."""
 
-UNCOVERED = {("releaser", "look"), ("standby", "fork")}
+UNCOVERED = {
+    *(("releaser", "look"), ("releaser", "start")),
+    *(("standby", "begin"), ("standby", "fork")),
+}
 """The places at which a release is recorded, and a standby has forked no leader yet."""
+ANNOUNCED = {("standby", "begin"), ("reaper", "start"), ("reaper", "end")}
+"""The places at which a process announces that a reaper was started."""
 REAPING = ("reaper", "standby")
 CLAIM = 100
 """The difference between the number of a leader and the number of its manager."""
@@ -273,7 +290,7 @@ def _disturbances(state: ProtocolState, most: Disturbances) -> Iterator[Step]:
 def _will_reap(state: ProtocolState, process: ModelProcess) -> bool:
     """Return whether a process is a leader, or a standby that will fork one."""
     if process.kind == "standby":
-        return process.at == "fork" or process.number in state.killed
+        return process.at in ("begin", "fork") or process.number in state.killed
     return process.kind == "reaper"
 
 
@@ -317,6 +334,15 @@ def _is_awake(state: ProtocolState, number: int, rules: Rules) -> bool:
     """Return whether there is a leader that other processes see awake."""
     place = _leader(state, number)
     return place is not None and not (state.processes[place].halted and rules.progress)
+
+
+def _is_announced(state: ProtocolState, rules: Rules) -> bool:
+    """Return whether a process sees that a reaper was started."""
+    return any(
+        (process.kind, process.at) in ANNOUNCED
+        and not (process.halted and rules.progress)
+        for process in state.processes
+    )
 
 
 def _manager(
@@ -367,18 +393,17 @@ def _releaser(
     records = "begin" if rules.record_first else "record"
     if process.at == looks:
         awake = any(_is_awake(state, by, rules) for by in state.reaper_locks)
-        after = "started" if awake else "start"
-        if rules.record_first:
-            yield from _start(state, place, process, after == "start")
-        else:
+        if not rules.record_first:
             yield (
                 "looks for a reaper",
-                _go(
-                    state,
-                    place,
-                    process._replace(at="record", parent=after == "start"),
-                ),
+                _go(state, place, process._replace(at="record", parent=not awake)),
             )
+        elif awake:
+            yield "sees a reaper", _end(state, place)
+        else:
+            yield "sees no reaper", _go(state, place, process._replace(at="start"))
+    elif process.at == "start":
+        yield _start(state, place, rules)
     elif process.at == records:
         recorded = state._replace(lease=record)
         if rules.record_first:
@@ -386,20 +411,19 @@ def _releaser(
                 "records the release",
                 _go(recorded, place, process._replace(at="look")),
             )
+        elif process.parent:
+            yield _start(recorded, place, rules)
         else:
-            yield from _start(recorded, place, process, bool(process.parent))
+            yield "records the release", _end(recorded, place)
 
 
-def _start(
-    state: ProtocolState, place: int, process: ModelProcess, needed: bool
-) -> Iterator[Step]:
-    """Start a reaper if none runs."""
+def _start(state: ProtocolState, place: int, rules: Rules) -> Step:
+    """Announce and start a reaper, unless one is announced."""
     ended = _end(state, place)
-    if not needed:
-        yield "sees a reaper", ended
-        return
-    standby = ModelProcess("standby", "fork", state.reapers + 1)
-    yield (
+    if _is_announced(state, rules):
+        return "sees that a reaper was started", ended
+    standby = ModelProcess("standby", "begin", state.reapers + 1)
+    return (
         "starts a reaper",
         ended._replace(
             processes=(*ended.processes, standby), reapers=state.reapers + 1
@@ -420,12 +444,13 @@ def _standby(
     state: ProtocolState, place: int, process: ModelProcess, rules: Rules
 ) -> Iterator[Step]:
     number = process.number
-    if process.at == "fork":
+    if process.at in ("begin", "fork"):
+        begins = "start" if process.at == "begin" else "enter"
         if not rules.standby:
-            alone = ModelProcess("reaper", "enter", number)
+            alone = ModelProcess("reaper", begins, number)
             yield "leads itself", _go(state, place, alone)
             return
-        leader = ModelProcess("reaper", "enter", state.reapers + 1, number)
+        leader = ModelProcess("reaper", begins, state.reapers + 1, number)
         waits = _go(state, place, process._replace(at="wait"))
         yield (
             "forks a leader",
@@ -453,7 +478,7 @@ def _reaper(
 ) -> Iterator[Step]:
     number, lease = process.number, state.lease
     own = CLAIM + number
-    if process.at == "enter":
+    if process.at in ("start", "enter"):
         yield from _enter(state, place, process, rules)
     elif process.at == "first":
         yield from _quit_or(state, place, process, rules, "lead")
@@ -484,6 +509,8 @@ def _reaper(
         yield from _quit_or(state, place, process, rules, "lead")
     elif process.at == "free":
         yield "gives its lock up", _end(state, place)
+    elif process.at == "end":
+        yield "ends", _end(state, place)
 
 
 def _enter(
@@ -502,7 +529,12 @@ def _enter(
             yield "takes a lock", _go(entered, place, process._replace(at="first"))
             return
         if _is_awake(state, holder, rules):
-            yield "ends: another reaper is awake", _end(state, place)
+            if process.at == "enter":
+                yield "ends: another reaper is awake", _end(state, place)
+            else:
+                after = "enter" if rules.announced_before else "end"
+                seen = _go(state, place, process._replace(at=after))
+                yield "sees that another reaper is awake", seen
             return
         yield "kills a stopped reaper", _kill(state, at)
     yield "ends: there is no further lock", _end(state, place)

@@ -251,7 +251,7 @@ def _reapers(ledger: str) -> list[int]:
     """Return the processes that reap for this ledger, the leader first."""
     wanted = ["-m", "tapster.reaper", ledger_path(ledger)]
     return sorted(
-        (pid for pid in _others() if _command(pid)[-3:] == wanted), reverse=True
+        (pid for pid in _others() if _command(pid)[2:5] == wanted), reverse=True
     )
 
 

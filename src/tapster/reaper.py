@@ -42,7 +42,7 @@ from tapster.errors import ConflictError, HostError, LedgerError, TapsterError
 from tapster.kernel.boot import boottime
 from tapster.kernel.failure import has
 from tapster.kernel.linux import LinuxSystem
-from tapster.kernel.lock import AWAKE, REAPERS, LockFile
+from tapster.kernel.lock import AWAKE, REAPERS, STARTING, LockFile
 from tapster.kernel.netns import is_hosts, leave, pidns
 from tapster.kernel.port import Watch
 from tapster.kernel.process import is_halted
@@ -186,8 +186,12 @@ class Processes:
                 os.close(self._pidfds.pop(process))
 
 
-def run(ledger: str) -> None:
-    """Work until no lease waits or is bound, unless another reaper runs."""
+def run(ledger: str, announcement: int | None = None) -> None:
+    """Work until no lease waits or is bound, unless another reaper runs.
+
+    `announcement` is a descriptor of the lock file that the starter has left, with a
+    lock on STARTING: while that lasts, no other reaper is started.
+    """
     os.chdir("/")
     _leave_namespace()
     guarding, failures = True, 0
@@ -197,12 +201,16 @@ def run(ledger: str) -> None:
         leader = os.fork()
         if leader:
             os.close(standby)
+            if announcement is not None:
+                os.close(announcement)  # the leader ends it
+                announcement = None
             guarding = _was_killed(leader)
             failures = failures + 1 if boottime() - began < 1 else 0
         else:
             failures = 0
             # If the standby ends before the work does, this process is the standby.
-            guarding = lead(ledger, standby)
+            guarding = lead(ledger, standby, announcement)
+            announcement = None
             os.close(standby)
 
 
@@ -296,12 +304,21 @@ def _may_pass(error: LedgerError, ledger: str) -> bool:
     return type(error) is LedgerError and os.path.exists(ledger)
 
 
-def lead(ledger: str, standby: int) -> bool:
+def lead(ledger: str, standby: int, announcement: int | None = None) -> bool:
     """Work until there is no work, or until the ledger cannot be used.
 
-    Return True if the standby has ended before. `standby` is its pidfd.
+    Return True if the standby has ended before. `standby` is its pidfd. `announcement`
+    is that of `run`.
     """
     lock = _enter(ledger)
+    if announcement is not None:
+        starting = LockFile(ledger, inherited=announcement)
+        starting.free(STARTING)  # although the standby may have it open, too
+        starting.leave()
+        if lock is None:
+            # The other reaper may have seen no work, and ended. Then a lease that was
+            # released since relies on this reaper.
+            lock = _enter(ledger)
     if lock is None:
         return False
     try:
@@ -460,4 +477,4 @@ def _open(ledger: str) -> Operations:
 
 
 if __name__ == "__main__":
-    run(sys.argv[1])
+    run(sys.argv[1], *map(int, sys.argv[2:]))

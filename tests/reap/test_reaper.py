@@ -26,7 +26,8 @@ from lab.reapers import (
     wait_reaping,
 )
 from tapster import Host, HostError, State, Tap, reaper
-from tapster.kernel import tun
+from tapster.kernel import detached, tun
+from tapster.kernel.lock import REAPER, STARTING, LockFile
 from tapster.ledger import transactions
 from tapster.operations.operations import open_operations
 
@@ -142,6 +143,84 @@ def test_one_reaper_is_enough(released: Host, ledger: Path) -> None:
             released.release(lease.id)
         assert reapers(ledger) == before
         monitor.wait_index_deleted(lease.ifindex)
+
+
+def count_starts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that gets an entry for each reaper that this process starts."""
+    started: list[str] = []
+    start = detached.start
+
+    def count(module: str, ledger: str, keep: int | None = None) -> None:
+        started.append(module)
+        start(module, ledger, keep)
+
+    monkeypatch.setattr(detached, "start", count)
+    return started
+
+
+def test_no_second_reaper_is_started_before_the_first_is_awake(
+    ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = count_starts(monkeypatch)
+    with Host(ledger) as host, Host(ledger) as other:
+        for _ in range(10):
+            for manager in (host, other):
+                lease = library.acquire(manager, Tap(bridge="br0", fin_wait=3600))
+                manager.release(lease.id)
+        assert started == ["tapster.reaper"]
+        wait_reaping(ledger)
+        assert len(reapers(ledger)) == 2
+    kill_reapers(ledger)
+
+
+def test_another_reaper_is_started_if_one_ends_or_hangs_while_it_starts(
+    ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = count_starts(monkeypatch)
+    with Host(ledger) as host:
+        leases = [
+            library.acquire(host, Tap(bridge="br0", fin_wait=3600)) for _ in range(3)
+        ]
+        starting = LockFile(str(ledger))
+        assert starting.announce_reaper()
+        host.release(leases[0].id)
+        assert started == [], "one is about to begin"
+        with open(f"{ledger}.lock", "r+b") as file:
+            file.seek(8 * 32)
+            file.write(bytes(8))  # the moment of the boot
+        host.release(leases[1].id)
+        assert len(started) == 1, "it hangs"
+        kill_reapers(ledger)
+        starting.leave()
+        host.release(leases[2].id)
+        assert len(started) == 2, "its process has ended"
+        wait_reaping(ledger)
+    kill_reapers(ledger)
+
+
+def test_a_reaper_looks_again_for_the_other_one_that_it_saw_while_it_started(
+    ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one ends, and a release then relies on the reaper that starts."""
+    starting, other = LockFile(str(ledger)), LockFile(str(ledger))
+    assert starting.announce_reaper()
+    other.enter(REAPER)
+    standby = os.pidfd_open(os.getpid())
+    with Host(ledger, reaper=library.no_reaper) as host:
+        lease = library.acquire(host, Tap(bridge="br0", fin_wait=0.1))
+        free = LockFile.free
+
+        def release_first(locks: LockFile, byte: int) -> None:
+            if byte == STARTING:
+                other.leave()
+                host.release(lease.id)
+            free(locks, byte)
+
+        monkeypatch.setattr(LockFile, "free", release_first)
+        assert not reaper.lead(str(ledger), standby, os.dup(starting.fileno()))
+        assert host.leases() == []
+    starting.leave()
+    os.close(standby)
 
 
 def test_the_reaper_ends_with_a_deleted_ledger(released: Host, ledger: Path) -> None:

@@ -13,13 +13,21 @@ timeout 10 systemd-run --quiet --collect --same-dir --property=KillMode=process 
     ${PYTHONPATH+--setenv=PYTHONPATH} -- "$@" || { "$@" & }"""
 
 
-def start(module: str, argument: str) -> None:
+KEPT = 3
+"""The number of the descriptor that a process inherits."""
+
+
+def start(module: str, argument: str, keep: int | None = None) -> None:
     """Run `python -m MODULE ARGUMENT` in a new session, without input or output.
 
     The process becomes a child of init. So the caller has no zombie to collect. If the
     caller is in a service of systemd, the process gets a unit of its own: systemd kills
-    what a service leaves behind. If the process is killed, its children go on. Raise
-    OSError.
+    what a service leaves behind. If the process is killed, its children go on.
+
+    With `keep`, a descriptor such as that of a lock, the process has a copy of it and a
+    further argument, the number of the copy; but not in a unit of its own.
+
+    Raise OSError.
     """
     if getattr(sys, "frozen", False) or not sys.executable:
         raise OSError(
@@ -29,10 +37,14 @@ def start(module: str, argument: str) -> None:
         )
     # -P: take no module from the caller's working directory.
     command = [sys.executable, "-P", "-m", module, argument]
-    script = _OWN_UNIT if _in_a_service() else '"$@" &'
+    script, kept = '"$@" &', keep is not None
+    if _in_a_service():
+        script, kept = _OWN_UNIT, False  # systemd passes no descriptor on
+    if kept:
+        command.append(str(KEPT))
     shell = ["sh", "-c", script, "sh", *command]
-    # The process must not keep the caller's descriptors, such as a lock, open. And it
-    # must be possible to end it, whatever signals the caller blocks or ignores.
+    # The process must not keep the caller's other descriptors, such as locks, open. And
+    # it must be possible to end it, whatever signals the caller blocks or ignores.
     fds = [int(fd) for fd in os.listdir("/proc/self/fd")]
     pid = os.posix_spawn(
         "/bin/sh",
@@ -42,7 +54,8 @@ def start(module: str, argument: str) -> None:
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
             (os.POSIX_SPAWN_DUP2, 0, 1),
             (os.POSIX_SPAWN_DUP2, 0, 2),
-            *((os.POSIX_SPAWN_CLOSE, fd) for fd in fds if fd > 2),
+            *([(os.POSIX_SPAWN_DUP2, keep, KEPT)] if kept else ()),
+            *((os.POSIX_SPAWN_CLOSE, fd) for fd in fds if fd > (KEPT if kept else 2)),
         ],
         setsid=True,
         setsigmask=[],

@@ -12,6 +12,11 @@ A reaper that is stopped, or frozen with its cgroup, keeps its lock. So a reaper
 the time into the file whenever it wakes. A reaper that has not been awake for a time is
 replaced. The new reaper takes another byte. If both are awake again, the one with the
 lower byte ends. Until then they share the work, by their claims.
+
+A reaper takes as long to start as an interpreter. Leases that are released meanwhile
+need no second reaper. So a process that starts a reaper first locks a further byte, and
+leaves that lock to the reaper, which frees it when it has its own. If the reaper is
+killed before, the kernel frees it.
 """
 
 import fcntl
@@ -34,6 +39,10 @@ REAPER = 0
 _FURTHER = range(1 << 62, (1 << 62) + 7)
 REAPERS = (REAPER, *_FURTHER)
 """The bytes of reapers: the usual one, and those of the reapers that replace others."""
+STARTING = _FURTHER.stop
+"""The byte of a reaper that was started, and has no lock of its own yet."""
+_WRITTEN = (*REAPERS, STARTING)
+"""The bytes whose holders write when they were awake, in the order of the file."""
 AWAKE = 15.0
 """Seconds for which a reaper counts as awake. It wakes every 5 seconds at least."""
 
@@ -56,9 +65,17 @@ class Waking(NamedTuple):
 class LockFile:
     """The bytes of one lock file, through one open file description."""
 
-    def __init__(self, ledger: str, *, make: bool = True) -> None:
-        """Open the lock file of a ledger; make it if missing and `make` is set."""
+    def __init__(
+        self, ledger: str, *, make: bool = True, inherited: int | None = None
+    ) -> None:
+        """Open the lock file of a ledger; make it if missing and `make` is set.
+
+        Or take over `inherited`, a descriptor of it, with the locks of its open file.
+        """
         self._path = f"{ledger}.lock"
+        if inherited is not None:
+            self._fd = inherited
+            return
         try:
             if make:
                 files.make(self._path)
@@ -106,16 +123,32 @@ class LockFile:
                     return True
         return False
 
+    def announce_reaper(self) -> bool:
+        """Lock STARTING, for a reaper that is started next, and inherits the file.
+
+        Return False if another reaper has been started, and has no lock yet: it will
+        see every lease that is recorded by now, so no other is needed.
+        """
+        if self.try_enter(STARTING):
+            self.awake(STARTING, os.getpid(), 0, 0)
+            return True
+        waking = self.waking(STARTING)
+        return waking is not None and not waking.is_recent()
+
+    def fileno(self) -> int:
+        """Return the descriptor of the lock file."""
+        return self._fd
+
     def awake(self, byte: int, pid: int, start: int, pidns: int) -> None:
         """Write that the reaper with this byte is awake."""
-        place = REAPERS.index(byte) * _WAKING.size
+        place = _WRITTEN.index(byte) * _WAKING.size
         with suppress(OSError):  # a full disk: it counts as asleep
             waking = _WAKING.pack(boottime(), pid, start, pidns)
             os.pwrite(self._fd, waking, place)
 
     def waking(self, byte: int) -> Waking | None:
         """Return what the reaper with this byte wrote last; None if it never did."""
-        place = REAPERS.index(byte) * _WAKING.size
+        place = _WRITTEN.index(byte) * _WAKING.size
         try:
             written = os.pread(self._fd, _WAKING.size, place)
         except OSError as error:

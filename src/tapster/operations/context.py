@@ -11,6 +11,7 @@ from tapster.backends import MakeBackends
 from tapster.errors import HostError, RequestError
 from tapster.gate import Gate
 from tapster.kernel.linux import LinuxSystem
+from tapster.kernel.lock import LockFile
 from tapster.kernel.port import Namespace, System
 from tapster.ledger import DEFAULT_PATH, Ledger
 from tapster.light import (
@@ -241,13 +242,21 @@ class FleetFinder:
 
 
 def start_reaper(ledger: str) -> None:
-    """Start a process that reaps the ledger at this path, and ends when it can."""
-    from tapster.kernel.detached import start  # rarely needed, and slow to import
+    """Start a process that reaps the ledger at this path, and ends when it can.
 
+    If another process has just started one, that one is enough.
+    """
+    # Rarely needed, and slow to import.
+    from tapster.kernel.detached import start
+
+    locks = LockFile(ledger, make=False)
     try:
-        start("tapster.reaper", ledger)
+        if locks.announce_reaper():
+            start("tapster.reaper", ledger, locks.fileno())
     except OSError as error:
         raise HostError(
             f"the reaper could not be started: {error.strerror}; released devices "
             "keep waiting until the next command starts the reaper"
         ) from error
+    finally:
+        locks.leave()
