@@ -127,6 +127,8 @@ EDITS = {
     "another rate": "set Queue {queue} other_config:max-rate=80000",
     "another interface": "add Port vnet0 interfaces @other "
     "-- --id=@other create Interface name=other",
+    "protected": "set Port vnet0 protected=true",
+    "an MTU": "set Interface vnet0 mtu_request=1500",
     "gone": "del-port vnet0",
     "moved": "remove Bridge ovs0 ports {port} -- add Bridge ovs1 ports {port}",
     "put elsewhere": "del-port vnet0 -- add-port ovs1 vnet0 tag=9",
@@ -149,6 +151,30 @@ def test_a_port_edited_by_hand_is_noticed_and_repaired(
     assert shown() | {"works": 1} == before
     assert host.differences(lease) == {}
     assert host.recover() == []
+
+
+def test_a_port_made_by_hand_of_a_released_device_takes_in_no_other(
+    host: Host, switch: OpenVswitch
+) -> None:
+    """Open vSwitch knows devices by name: it would take the next VM's."""
+    lease = acquire(host)
+    vsctl("del-port vnet0 -- add-port ovs1 vnet0")
+    host.release(lease.id)
+    host.reap(now=True)
+    assert ports("ovs1") == []
+    assert rows("QoS") == rows("Queue") == []
+
+
+def test_a_port_that_a_stranger_claimed_stays_when_its_device_is_released(
+    host: Host, switch: OpenVswitch
+) -> None:
+    lease = acquire(host)
+    vsctl(
+        "del-port vnet0 -- add-port ovs1 vnet0 "
+        "-- set Interface vnet0 external_ids:vm-id=web1"
+    )
+    host.release(lease.id)
+    assert ports("ovs1") == ["vnet0"]
 
 
 def test_external_ids_of_others_on_our_port_stay(

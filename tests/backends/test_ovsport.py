@@ -89,6 +89,7 @@ def tables(stamp: str = STAMP) -> dict[str, list[dict[str, Any]]]:
                 "tag": 5,
                 "trunks": frozenset([6, 7]),
                 "vlan_mode": "native-untagged",
+                "protected": False,
                 "qos": Uuid("q0"),
                 "external_ids": {**ids, "tapster-keys": "iface-id=vm-id"},
                 "other_config": {"transient": "true", "priority-tags": "always"},
@@ -98,6 +99,8 @@ def tables(stamp: str = STAMP) -> dict[str, list[dict[str, Any]]]:
             {
                 "_uuid": Uuid("i0"),
                 "name": "vnet0",
+                "type": "",
+                "mtu_request": frozenset(),
                 "ingress_policing_rate": 8,
                 "ingress_policing_burst": 525,
                 "external_ids": {
@@ -161,10 +164,12 @@ def test_differences_name_the_present_and_the_wanted_value() -> None:
     rows = tables()
     rows["Port"][0]["tag"] = frozenset()
     rows["QoS"][0]["type"] = "linux-noop"
+    rows["Interface"][0]["type"] = "internal"
     rows["Bridge"][1]["ports"] = frozenset([Uuid("p0"), Uuid("p1")])
     (found,) = ovsport.present(rows, "1234").values()
     assert ovsport.differences(found, FULL) == (
         "bridge is ovs0,ovs1, not ovs0; tag is none, not 5; "
+        "type is internal, not none; "
         "inbound is max-rate=8000,type=linux-noop, not max-rate=8000,min-rate=8000"
     )
     assert ovsport.differences([], FULL) == "Open vSwitch has no port for it"

@@ -116,7 +116,7 @@ class Ovs:
             except BaseException:
                 if inserted:
                     with suppress(TapsterError):
-                        self._delete(db, lease.id)
+                        self._delete(db, lease.id, [])
                 raise
 
     def restore(self, namespace: Namespace, leases: Sequence[Lease]) -> frozenset[str]:
@@ -127,7 +127,9 @@ class Ovs:
         """Delete the rows with the lease's stamp; return when the device is free."""
         if lease.state is State.ACTIVE and namespace is not None:
             self._unlimit(lease.id)
-        self._delete_port(lease.id)
+        # Of a name that never was the lease's, a stranger may have made the port.
+        by_hand = [] if lease.state is State.RESERVED else [lease]
+        self._delete_port(lease.id, by_hand)
 
     def observe(self, namespace: Namespace, leases: Sequence[Lease]) -> Observation:
         needed = any(
@@ -155,7 +157,7 @@ class Ovs:
         return Observation(differences, tuple(leftovers))
 
     def remove(self, namespace: Namespace, leftover: Leftover) -> None:
-        self._delete_port(leftover.lease)
+        self._delete_port(leftover.lease, [])
 
     # Attach
 
@@ -197,14 +199,7 @@ class Ovs:
         if owner := ovsport.owner(port):
             # A name is held until its port is gone, so another lease of ours has ended.
             return owner.ledger == self._ledger
-        # Somebody deleted our port and added our device by hand.
-        return (
-            lease.state is State.ACTIVE
-            and interface is not None
-            and interface["ifindex"] == lease.ifindex
-            and not port["external_ids"]
-            and not interface["external_ids"]
-        )
+        return lease.state is State.ACTIVE and _is_by_hand(lease, port, interface)
 
     # Detach
 
@@ -228,9 +223,9 @@ class Ovs:
             ]
             wait_done(db, _commit(db, [stamp], changes))
 
-    def _delete_port(self, lease: str) -> None:
+    def _delete_port(self, lease: str, leases: Sequence[Lease]) -> None:
         with self._open() as db:
-            config = _retry(lambda: self._delete(db, lease))
+            config = _retry(lambda: self._delete(db, lease, leases))
             try:
                 if self._vswitchd_runs():
                     wait_done(db, config)
@@ -239,8 +234,14 @@ class Ovs:
                 if self._vswitchd_runs():
                     raise
 
-    def _delete(self, db: "OvsdbConnection", lease: str) -> int:
-        """Delete the rows with a lease's stamp; return the new `next_cfg`."""
+    def _delete(
+        self, db: "OvsdbConnection", lease: str, leases: Sequence[Lease]
+    ) -> int:
+        """Delete the rows with a lease's stamp; return the new `next_cfg`.
+
+        Also delete the ports that somebody made by hand of the devices of `leases`:
+        each would take in the next device of its name, and so another VM's.
+        """
         stamp = self._stamp(lease)
         ports, qos, queues, config = db.transact(
             select("Port", _stamped(stamp), "_uuid", "name", "external_ids"),
@@ -248,11 +249,28 @@ class Ovs:
             select("Queue", _stamped(stamp), "_uuid"),
             select("Open_vSwitch", [], "next_cfg"),
         )
+        ports += [port for one in leases for port in self._by_hand(db, one)]
         if not (ports or qos or queues):
             # An earlier attempt deleted them and was not told so.
             return _number(config)
         changes = [change for port in ports for change in removal_of(port)]
         return _commit(db, [stamp], changes)
+
+    def _by_hand(self, db: "OvsdbConnection", lease: Lease) -> list[Row]:
+        """Return the port that somebody made by hand of a lease's device, if any."""
+        named = _named(lease.name)
+        ports, interfaces = db.transact(
+            select("Port", named, "_uuid", "name", "interfaces", "external_ids"),
+            select("Interface", named, "_uuid", "ifindex", "external_ids"),
+        )
+        interface = interfaces[0] if interfaces else None
+        return [
+            port
+            for port in ports
+            if interface is not None
+            and members(port["interfaces"]) == {interface["_uuid"]}
+            and _is_by_hand(lease, port, interface)
+        ]
 
     def _vswitchd_runs(self) -> bool:
         """Say whether ovs-vswitchd listens: if killed, it leaves its socket behind."""
@@ -296,6 +314,16 @@ class Ovs:
             raise
         if db.kept_up:
             self._late = False
+
+
+def _is_by_hand(lease: Lease, port: Row, interface: Row | None) -> bool:
+    """Say whether somebody deleted a lease's port, and added its device by hand."""
+    return (
+        interface is not None
+        and interface["ifindex"] == lease.ifindex
+        and not port["external_ids"]
+        and not interface["external_ids"]
+    )
 
 
 def _retry(change: Callable[[], T]) -> T:
@@ -387,6 +415,8 @@ def _connect(
         interface,
         ovsport.requested_keys(port) if port else [],
         external_ids=wanted.external_ids,
+        type=wanted.type,
+        mtu_request=wanted.mtu_request,
         **_policed(*wanted.outbound),
     )
     requested = "=".join(dict(lease.wiring.external_ids))
@@ -399,6 +429,7 @@ def _connect(
         tag=wanted.tag,
         trunks=wanted.trunks,
         vlan_mode=wanted.vlan_mode,
+        protected=wanted.protected,
         qos=frozenset([Inserted("qos")] if wanted.inbound else []),
         external_ids=ids | ({REQUESTED: requested} if requested else {}),
         other_config={"transient": wanted.transient},

@@ -29,11 +29,11 @@ COLUMNS = {
     "Bridge": ("_uuid", "name", "ports"),
     "Port": (
         *("_uuid", "name", "interfaces", "tag", "trunks", "vlan_mode", "qos"),
-        *("external_ids", "other_config"),
+        *("protected", "external_ids", "other_config"),
     ),
     "Interface": (
-        *("_uuid", "name", "ingress_policing_rate", "ingress_policing_burst"),
-        "external_ids",
+        *("_uuid", "name", "type", "mtu_request", "ingress_policing_rate"),
+        *("ingress_policing_burst", "external_ids"),
     ),
     "QoS": ("_uuid", "type", "queues", "external_ids", "other_config"),
     "Queue": ("_uuid", "external_ids", "other_config"),
@@ -49,6 +49,12 @@ class Port(NamedTuple):
     tag: frozenset[int] = frozenset()
     trunks: frozenset[int] = frozenset()
     vlan_mode: frozenset[str] = frozenset()
+    protected: bool = False
+    """It exchanges no frames with other ports that are protected."""
+    type: str = ""
+    """The type of the Interface: "" takes in the device of its name."""
+    mtu_request: frozenset[int] = frozenset()
+    """The MTU that Open vSwitch gives the device, whatever MTU it has."""
     transient: str | None = None
     """If "true", `ovs-ctl delete-transient-ports` deletes it, as hosts do at boot."""
     external_ids: dict[str, str] = {}  # noqa: RUF012 - never changed
@@ -169,6 +175,9 @@ def _port(port: Row, bridges: Sequence[Row], rows: dict[Uuid, Row]) -> Port:
         tag=members(port["tag"]),
         trunks=members(port["trunks"]),
         vlan_mode=members(port["vlan_mode"]),
+        protected=port["protected"],
+        type=first["type"],
+        mtu_request=members(first["mtu_request"]),
         transient=port["other_config"].get("transient"),
         external_ids={
             key: id for key, id in first["external_ids"].items() if key in ours
@@ -208,4 +217,4 @@ def _shown(value: object) -> str:
         value = sorted(value)
     if isinstance(value, (list, tuple)):
         return ",".join(map(str, value)) or "none"
-    return str(value)
+    return str(value) or "none"
