@@ -32,6 +32,7 @@ def find(
     yield from _bridges(namespace, links, leases)
     yield from _ports(links, active)
     yield from _vlans(namespace, links, active)
+    yield from _entries(namespace, links, active)
     yield from _lower_devices(links, active)
     if bridges := {lease.wiring.bridge for lease in active if lease.wiring.bridge}:
         yield from _firewall(namespace, links, bridges)
@@ -153,6 +154,31 @@ def _vlans(
                 "filters VLANs: its VM is cut off",
                 f"name a VLAN: tapster set {lease.id} --vlan VLAN",
             )
+
+
+def _entries(
+    namespace: Namespace, links: Sequence[Link], leases: Sequence[Lease]
+) -> Iterator[Problem]:
+    """Find static entries that send a VM's frames elsewhere."""
+    by_index = {link.ifindex: link for link in links}
+    known: dict[int, dict[str, set[int]]] = {}
+    for lease in leases:
+        port = by_index.get(lease.ifindex)
+        bridge = by_index.get(port.master) if port else None
+        if bridge is None or lease.wiring.bridge != bridge.name:
+            continue
+        if bridge.ifindex not in known:
+            known[bridge.ifindex] = namespace.static_entries(bridge.ifindex)
+        for at in sorted(known[bridge.ifindex].get(lease.mac, set()) - {lease.ifindex}):
+            other = by_index.get(at)
+            if other is not None and other.mac != lease.mac:  # see `_equal_macs`
+                where = "master" if other != bridge else "self"
+                yield Problem(
+                    f"bridge {bridge.name} has a static entry for MAC {lease.mac} of "
+                    f"lease {lease.name} ({lease.id}) at {other.name}: frames to its "
+                    "VM go there",
+                    f"bridge fdb del {lease.mac} dev {other.name} {where}",
+                )
 
 
 def _lower_devices(links: Sequence[Link], leases: Sequence[Lease]) -> Iterator[Problem]:

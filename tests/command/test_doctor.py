@@ -167,6 +167,24 @@ def test_a_port_that_another_program_has_blocked(change: str, said: str) -> None
         os.close(fd)
 
 
+@pytest.mark.parametrize("place", ["port", "br0"])
+def test_a_static_entry_that_sends_a_vms_frames_elsewhere(place: str) -> None:
+    """As one that is left of a VM that has moved here."""
+    shell.sh("ip link add port up type veth peer name far")
+    shell.sh("ip link set port master br0")
+    device = tapster("add", "--bridge", "br0", "--mac", "52:54:00:00:00:09").strip()
+    assert problems() == []
+    where = "self local" if place == "br0" else "master static"
+    shell.sh(f"bridge fdb add 52:54:00:00:00:09 dev {place} {where}")
+    ((problem, remedy),) = problems()
+    assert problem.startswith(
+        f"bridge br0 has a static entry for MAC 52:54:00:00:00:09 of lease {device} ("
+    )
+    assert f"at {place}: frames to its VM go there" in problem
+    shell.sh(remedy)
+    assert problems() == []
+
+
 def state_of(port: str) -> object:
     data = iproute.links()[port]["linkinfo"]["info_slave_data"]
     return data["state"]

@@ -83,6 +83,16 @@ def test_an_empty_name_is_said_to_be_empty(tapster: Command) -> None:
         )
 
 
+@pytest.mark.parametrize("chosen", ["--owner nobody", "--bridge br9", "x*"])
+def test_a_choice_that_no_lease_fits_says_so(tapster: Command, chosen: str) -> None:
+    """A mistyped owner is noticed; a cleanup may come twice."""
+    tapster("add --bridge br0 --owner somebody")
+    said = tapster(f"rm {chosen}")
+    assert said == "tapster: no lease fits, so none was released\n"
+    assert tapster(f"rm --ignore-missing {chosen}") == ""
+    assert tapster("rm --owner somebody") == ""
+
+
 def test_an_owner_that_is_called_like_a_pattern_is_that_owner(tapster: Command) -> None:
     tapster("add --bridge br0 --owner vm1")
     tapster("add --bridge br0 --owner vm[1]")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lab.library import no_reaper
-from tapster import Host, KernelError, OpenDevice, Repair, State, Tap
+from tapster import Host, KernelError, Macvtap, OpenDevice, Repair, State, Tap
 from tapster.daemon.upkeep import FIRST_RETRY, PATROL
 from tapster.errors import HostError
 from tapster.kernel.port import LinkChange, Vlans
@@ -235,6 +235,29 @@ def test_patrols_find_changed_vlans(watched: Watched, repair: bool) -> None:
         watched.upkeep.patrol()
         assert (made.events[-1].event == "sound") is repair
         assert (namespace.vlans(lease.ifindex) == Vlans(10, ())) is repair
+    lease.close()
+
+
+def test_a_macvtap_gets_its_mtu_back_when_its_lower_device_has(
+    watched: Watched,
+) -> None:
+    """The kernel lowers it with the lower device's, and reports no later raise."""
+    made, stranger = watched.made, watched.made.system.stranger()
+    watched.upkeep.reconnect = True
+    stranger.add_veth("low", "far")
+    lease = made.host.acquire(Macvtap(lower="low", fin_wait=60))
+    watched.hear()
+    stranger.set_by_name("low", mtu=1300)
+    assert watched.hear() == ["changed"]
+    watched.upkeep.patrol()
+    assert watched.hear() == []
+    stranger.set_by_name("low", mtu=1500)
+    watched.hear()
+    watched.upkeep.patrol()
+    device = stranger.show(lease.name)
+    assert device
+    assert device.mtu == 1500
+    assert watched.hear() == ["sound"]
     lease.close()
 
 

@@ -293,6 +293,23 @@ def test_recover_puts_back_what_others_took_away(
     assert host.recover() == []
 
 
+def test_a_renamed_bridge_is_named_and_not_to_be_made_again(
+    lab: ContractLab, host: Host, lease: Lease, others: Stranger
+) -> None:
+    """With another bridge of the former name, recover would cut the VM off."""
+    others.rename("br0", "lan0")
+    before = lab.show()
+    said = f"is on 'lan0'; .* tapster set {lease.id} --bridge lan0"
+    with pytest.raises(NoSuchLink, match=said):
+        host.recover()
+    with pytest.raises(NoSuchLink, match=said):
+        host.set(lease.id, isolated=True)
+    assert lab.show() == before
+    host.set(lease.id, bridge="lan0")
+    assert host.recover() == []
+    assert lab.show() == before
+
+
 def test_recover_leaves_a_cable_that_was_pulled_out(
     lab: ContractLab, host: Host, lease: Lease
 ) -> None:

@@ -5,6 +5,8 @@ A lease that has an owner is released by its id, or with --owner. Its name
 alone is refused: the name of a VM that has ended may be another VM's by now.
 """
 
+import sys
+
 from tapster.cli import selection
 from tapster.cli.options import Options
 from tapster.errors import RequestError, TapsterError
@@ -51,4 +53,7 @@ def run(options: Options, host: "AnyHost") -> int:
             failed = selection.report([error])
     if not options.ignore_missing and selection.report(chosen.missing):
         failed = True
+    elif not (chosen.leases or chosen.missing or options.all or options.ignore_missing):
+        # No error: the second of two cleanups finds nothing, and has nothing to do.
+        print("tapster: no lease fits, so none was released", file=sys.stderr)
     return int(failed)

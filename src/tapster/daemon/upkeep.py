@@ -316,7 +316,17 @@ class Upkeep:
             if not _is_worked_on(lease):
                 # The end of a device, or of its namespace, is reported.
                 self._look_now(lease, if_there=True)
+                self._repair_again(lease)
         self._turns.run()
+
+    def _repair_again(self, lease: Lease) -> None:
+        """Repair what could not be repaired when it was found.
+
+        As the MTU of a macvtap, which is at most its lower device's.
+        """
+        found = self._problems.get(lease.id, "").startswith("changed: ")
+        if self.reconnect and found and lease.id not in self._retries:
+            self._repair([lease.id], Repairing(wiring=True))
 
     def _look_now(self, lease: Lease, *, if_there: bool = False) -> None:
         try:

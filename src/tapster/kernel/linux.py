@@ -362,6 +362,12 @@ class LinuxNamespace:
             action = f"reading the MACs behind device {ifindex}"
             raise failure(error, action) from error
 
+    def static_entries(self, bridge: int) -> dict[str, set[int]]:
+        try:
+            return self._rtnl.static_entries(bridge)
+        except OSError as error:
+            raise failure(error, f"reading the MACs of bridge {bridge}") from error
+
     def vlans(self, ifindex: int) -> Vlans | None:
         try:
             return self._rtnl.vlans(ifindex)
@@ -788,7 +794,8 @@ class LinuxNamespace:
             if error.errno != EEXIST:
                 raise
             link = self.link(ifindex)
-            ports = self._rtnl.static_ports(link.master if link else 0, mac)
+            entries = self._rtnl.static_entries(link.master if link else 0)
+            ports = entries.get(mac, set())
             if ports - {ifindex}:
                 others = ", ".join(map(self._name_of, sorted(ports - {ifindex})))
                 raise KernelError(

@@ -188,6 +188,12 @@ class Namespace(Protocol):
         The port's own MAC, which is permanent, is not among them.
         """
 
+    def static_entries(self, bridge: int) -> dict[str, set[int]]:
+        """Return the ifindexes for which a bridge has static entries, by MAC.
+
+        These include the ports' own MACs, and the bridge's.
+        """
+
     def vlans(self, ifindex: int) -> Vlans | None:
         """Return the VLANs of a bridge port; None if it has none or is no port."""
 

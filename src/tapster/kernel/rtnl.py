@@ -264,19 +264,17 @@ class Rtnl:
                 found.add(entry[NDA_LLADDR].hex(":"))
         return found
 
-    def static_ports(self, bridge: int, mac: str) -> set[int]:
-        """Return the ifindexes of the ports of a bridge that have a static entry for a
-        MAC."""
+    def static_entries(self, bridge: int) -> dict[str, set[int]]:
+        """Return the ports for which a bridge has static entries, by MAC."""
         request = _NDMSG.pack(sockets.AF_BRIDGE, 0, 0, 0, 0)
         request += attribute_u32(NDA_MASTER, bridge)
-        wanted = parse_mac(mac)
-        ports = set()
+        ports: dict[str, set[int]] = {}
         for body in self.list_bodies(RTM_GETNEIGH, request):
             _, port, state, _, _ = _NDMSG.unpack_from(body)
             if state & (NUD_NOARP | NUD_PERMANENT):
                 entry = parse_attributes(body, _NDMSG.size)
-                if entry.get(NDA_LLADDR) == wanted and NDA_MASTER in entry:
-                    ports.add(port)
+                if NDA_MASTER in entry:
+                    ports.setdefault(entry[NDA_LLADDR].hex(":"), set()).add(port)
         return ports
 
     def vlans(self, ifindex: int) -> Vlans | None:

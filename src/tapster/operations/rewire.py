@@ -14,7 +14,7 @@ from tapster.errors import (
 )
 from tapster.kernel.port import Namespace
 from tapster.light import Collection, suppress
-from tapster.model import Changes, Kind, Lease, State, Wiring
+from tapster.model import Changes, Kind, Lease, Link, State, Wiring
 from tapster.operations.context import Context
 from tapster.operations.devices import Devices, pids_of
 
@@ -151,7 +151,7 @@ class Rewire:
         wiring: Wiring,
         sound: Collection[str],
     ) -> Lease:
-        on = bridge.find(namespace, wiring.bridge) if wiring.bridge else None
+        on = self._find_bridge(namespace, lease, wiring.bridge)
         if on is not None:
             bridge.check(on, wiring)
         needed = self.devices.check_backends(namespace, wiring)
@@ -185,6 +185,26 @@ class Rewire:
             # announced it at a time when the device was connected to nothing.
             namespace.announce(lease.ifindex, lease.mac, pids=pids_of(lease))
         return self.context.ledger.rewire(lease.id, wiring, needed)
+
+    def _find_bridge(
+        self, namespace: Namespace, lease: Lease, name: str | None
+    ) -> Link | None:
+        """Return the bridge that a wiring asks for, if any. Raises NoSuchLink."""
+        if name is None:
+            return None
+        try:
+            return bridge.find(namespace, name)
+        except NoSuchLink:
+            link = namespace.link(lease.ifindex)
+            now = namespace.link(link.master) if link and link.master else None
+            if now is None or name != lease.wiring.bridge or namespace.ifindex(name):
+                raise
+            raise NoSuchLink(
+                f"there is no bridge {name!r}, and device {lease.name!r} is on "
+                f"{now.name!r}; if that is the same bridge under another name: "
+                f"tapster set {lease.id} --bridge {now.name}",
+                name=name,
+            ) from None
 
     def _detach_obsolete(
         self, namespace: Namespace, lease: Lease, changed: Lease

@@ -363,6 +363,14 @@ class FakeNamespace:
         device = self._step(f"list neighbours of {ifindex}").devices.get(ifindex)
         return set(device.neighbours) if device else set()
 
+    def static_entries(self, bridge: int) -> dict[str, set[int]]:
+        space = self._step(f"list static entries of {bridge}")
+        entries: dict[str, set[int]] = {}
+        for port in space.ports(bridge):
+            for mac in {port.mac, *port.neighbours}:
+                entries.setdefault(mac, set()).add(port.ifindex)
+        return entries
+
     def vlans(self, ifindex: int) -> Vlans | None:
         device = self._step(f"list VLANs of {ifindex}").devices.get(ifindex)
         vlans = device.vlans if device else None
