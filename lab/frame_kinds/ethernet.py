@@ -140,6 +140,12 @@ def _bridges(me: str) -> Iterator[FrameKind]:
             ("IPv4", ether(me, to, IPV4, frames.ipv4(MINE4, OTHER4, udp(5000, 53)))),
         ):
             yield FrameKind(f"{name} to {to}", frame, NO, forwarded)
+    switches = "01:80:c2:00:00:21"
+    for name, frame in (
+        ("GVRP", llc(me, switches, b"\x42\x42\x03\0\1\1" + bytes(37))),
+        ("MVRP", ether(me, switches, 0x88F5, bytes(46))),
+    ):
+        yield FrameKind(f"{name}, which asks a switch for VLANs", frame, NO)
     yield FrameKind(
         "to 01:80:c2:00:00:10, which is beyond",
         ether(me, "01:80:c2:00:00:10", 0x88B5, bytes(46)),
@@ -169,9 +175,18 @@ def _snap(me: str) -> Iterator[FrameKind]:
         yield FrameKind(
             f"ARP, {how}", llc(me, BROADCAST, header + arp(me, MINE4, ROUTER4)), NO
         )
-    other = b"\xaa\xaa\x03\0\0\x0c\x20\0"
+    # A switch of Cisco shuts a port for the first, and learns VLANs from the second.
+    for name, to, kind in (
+        ("spanning tree of Cisco (PVST+)", "01:00:0c:cc:cc:cd", 0x010B),
+        ("VTP", "01:00:0c:cc:cc:cc", 0x2003),
+        ("DTP", "01:00:0c:cc:cc:cc", 0x2004),
+        ("CDP", "01:00:0c:cc:cc:cc", 0x2000),
+    ):
+        header = b"\xaa\xaa\x03\0\0\x0c" + struct.pack("!H", kind)
+        yield FrameKind(name, llc(me, to, header + bytes(40)), NO)
+    other = b"\xaa\xaa\x03\x00\xe0\x2b\x00\xbb"
     yield FrameKind(
-        "another vendor's protocol (CDP)", llc(me, BROADCAST, other + bytes(40)), OWN
+        "another vendor's protocol (EDP)", llc(me, BROADCAST, other + bytes(40)), OWN
     )
 
 
