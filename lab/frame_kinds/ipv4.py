@@ -124,6 +124,21 @@ def _dhcp(me: str) -> Iterator[FrameKind]:
     yield FrameKind(
         "release for another's MAC", on(MINE4, ROUTER4, udp(68, 67, forged)), NO
     )
+    for port in (0, 69, 5000):
+        where = f"from port {port}"
+        yield FrameKind(
+            f"discover for another's MAC, {where}",
+            on("0.0.0.0", BROADCAST4, udp(port, 67, forged)),
+            NO,
+        )
+        yield FrameKind(
+            f"release for another's MAC, {where}",
+            on(MINE4, ROUTER4, udp(port, 67, forged)),
+            NO,
+        )
+    yield FrameKind(
+        "renewal from port 5000", on(MINE4, ROUTER4, udp(5000, 67, ask)), YES
+    )
     yield FrameKind(
         "renewal from another's address", on(OTHER4, ROUTER4, udp(68, 67, ask)), OWN
     )
