@@ -66,8 +66,14 @@ def test_a_port_is_in_the_vlans_that_were_requested(
 
 def test_the_mtu_is_the_bridges(host: Host, switch: OpenVswitch) -> None:
     vsctl("set Interface ovs0 mtu_request=1400")
-    assert acquire(host, PLAIN).wiring.mtu == 1400
+    lease = acquire(host, PLAIN)
+    assert lease.wiring.mtu == 1400
     assert iproute.links()["vnet0"]["mtu"] == 1400
+    vsctl("set Interface ovs1 mtu_request=1300")
+    host.set(lease.id, ovs="ovs1")
+    assert iproute.links()["vnet0"]["mtu"] == 1300
+    host.set(lease.id, ovs=None, bridge="br0")
+    assert iproute.links()["vnet0"]["mtu"] == iproute.links()["br0"]["mtu"] == 1400
 
 
 def test_frames_pass_from_vm_to_vm(

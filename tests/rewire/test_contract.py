@@ -60,6 +60,17 @@ def test_a_device_that_moves_takes_its_bridges_mtu_and_lowers_none(
     assert host.differences(moved) == {}
 
 
+def test_a_device_that_asks_for_no_mtu_any_more_takes_its_bridges(
+    lab: ContractLab, others: Stranger, host: Host, lease: Lease
+) -> None:
+    others.set_by_name("br1", mtu=9000)
+    host.set(lease.id, bridge="br1", mtu=1400)
+    assert host.set(lease.id, mtu=None).wiring.mtu == lab.show()["br1"].mtu
+    assert lab.show()["vnet0"].mtu == lab.show()["br1"].mtu
+    alone = host.set(lease.id, bridge=None, mtu=None)
+    assert lab.show()["vnet0"].mtu == alone.wiring.mtu == lab.show()["br1"].mtu
+
+
 def test_a_vm_moves_to_another_bridge_and_keeps_its_descriptor(
     lab: ContractLab, host: Host, lease: Lease
 ) -> None:

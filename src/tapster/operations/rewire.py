@@ -121,9 +121,11 @@ class Rewire:
                 on = bridge.find_room(namespace, wiring.bridge)
                 # The change may name an alternative name of the bridge.
                 wiring = wiring._replace(bridge=on.name)
-                if "mtu" not in changes and _has_mtu_of_bridge(namespace, lease):
-                    # With its former bridge's MTU it might lower this bridge's.
-                    wiring = wiring._replace(mtu=on.mtu)
+            if lease.kind is Kind.TAP and _asks_for_no_mtu(namespace, lease, changes):
+                # As in an acquire. With the MTU of the device that it was on, the tap
+                # might lower that of the other one.
+                over = _joined(namespace, wiring)
+                wiring = wiring._replace(mtu=over.mtu if over else lease.wiring.mtu)
             try:
                 return self.reconnect(namespace, lease, wiring)
             except NoSuchLease:
@@ -229,11 +231,30 @@ def _moves(was: Wiring, wiring: Wiring) -> bool:
     )
 
 
-def _has_mtu_of_bridge(namespace: Namespace, lease: Lease) -> bool:
-    """Return whether a device has the MTU of its bridge, as one that asked for none."""
-    bridge = lease.wiring.bridge
-    on = namespace.named(bridge) if bridge else None
-    return on is not None and on.mtu == lease.wiring.mtu
+def _asks_for_no_mtu(namespace: Namespace, lease: Lease, changes: Changes) -> bool:
+    """Return whether a change leaves a tap's MTU to the device that the tap is on.
+
+    The ledger does not record whether the request named an MTU. A tap that moves, and
+    has the MTU of the device that it is on, has probably asked for none.
+    """
+    if "mtu" in changes:
+        return changes["mtu"] is None
+    wiring = lease.wiring
+    if _joined_name(wiring._replace(**changes)) in (None, _joined_name(wiring)):
+        return False
+    on = _joined(namespace, wiring)
+    return on is not None and on.mtu == wiring.mtu
+
+
+def _joined(namespace: Namespace, wiring: Wiring) -> Link | None:
+    """Return the device that a tap is on. A bridge of Open vSwitch has one of its
+    name."""
+    name = _joined_name(wiring)
+    return namespace.named(name) if name else None
+
+
+def _joined_name(wiring: Wiring) -> str | None:
+    return wiring.bridge or wiring.ovs or wiring.redirect
 
 
 def _gone(lease: Lease) -> NoSuchLink:

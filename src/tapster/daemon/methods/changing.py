@@ -9,7 +9,6 @@ from tapster.daemon.methods.access import Access
 from tapster.daemon.methods.call import Answer, Call, distinct, placed
 from tapster.daemon.methods.requests import (
     Requests,
-    bridge_of,
     printable,
     recorded,
 )
@@ -23,7 +22,7 @@ from tapster.operations.operations import Operations
 from tapster.rpc import interface
 
 _JOINING = frozenset({"bridge", "ovs", "standby", "mtu"})
-"""The fields whose change may give a device another MTU."""
+"""The fields whose change may give a device the MTU of another bridge."""
 
 
 class Changing:
@@ -121,11 +120,8 @@ class Changing:
                 if "bridge" in changes:
                     changes["bridge"] = spec.bridge
                 if changes.keys() & _JOINING:
-                    # As in an acquire. With the MTU of its former bridge the device
-                    # might lower this bridge's.
-                    on = bridge_of(namespace, spec)
-                    mtu = spec.mtu or (on.mtu if on else lease.wiring.mtu)
-                    changes["mtu"] = mtu
+                    # The request is known here; None is the MTU of the bridge.
+                    changes["mtu"] = spec.mtu
         changed = self._operations.rewire.set(lease.id, cast(Changes, changes))
         self._operations.context.ledger.set_asked(lease.id, recorded(request))
         self._upkeep.report("set", changed, " ".join(fields))

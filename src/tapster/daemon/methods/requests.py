@@ -91,7 +91,7 @@ class Requests:
         model.check_spec(spec)
         lowers = False
         if isinstance(spec, Tap):
-            if link := bridge_of(namespace, spec):
+            if link := _bridge_of(namespace, spec):
                 lowers = spec.mtu is not None and spec.mtu < link.mtu
                 if spec.bridge is not None:
                     # A rule lists a bridge by its name, never by an altname.
@@ -193,7 +193,7 @@ class Requests:
         return interface.Acquire((interface.nic(spec),), netns=netns)
 
 
-def bridge_of(namespace: Namespace, spec: Tap) -> Link | None:
+def _bridge_of(namespace: Namespace, spec: Tap) -> Link | None:
     """Return the bridge that a tap is to be on. One of Open vSwitch has a device of its
     name."""
     name = spec.bridge or spec.ovs
