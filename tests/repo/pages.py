@@ -15,7 +15,7 @@ from typing import Any
 from tapster import model
 from tapster.light import StrEnum
 from tests.repo import fish
-from tests.repo.test_architecture import IMPORTS, MODULES, inside
+from tests.repo.tree import IMPORTS, MODULES, inside
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "ARCHITECTURE.md"

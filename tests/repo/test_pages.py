@@ -10,7 +10,7 @@ import pytest
 import tapster
 from tests.repo import fish, pages
 from tests.repo.pages import BLOCKS, LAYERS, PAGE, ROOT, block
-from tests.repo.test_architecture import MODULES
+from tests.repo.tree import MODULES
 
 PAGES = [
     *(ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.repo.test_architecture import PYTHON, short
+from tests.repo.tree import PYTHON, short
 
 OF_A_NAMED_TUPLE = {"_asdict", "_field_defaults", "_fields", "_make", "_replace"}
 """Public in spite of the underscore: a named tuple's fields can have any name."""
