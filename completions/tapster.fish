@@ -282,7 +282,7 @@ complete -c tapster -n '__tapster_is reap' -l now -d 'end every FIN WAIT at this
 complete -c tapster -n '__tapster_is recover' -l dry-run -d 'only print the repairs'
 complete -c tapster -n '__tapster_is doctor' -l remove -x -d 'delete the devices that carry the stamp of this lost ledger'
 complete -c tapster -n '__tapster_is doctor' -l user -x -a '(__fish_complete_users)' -d 'only print what the daemon\'s policy allows USER'
-complete -c tapster -n '__tapster_is doctor' -l config -r -F -d 'the policy to explain; default: the daemon\'s'
+complete -c tapster -n '__tapster_is doctor' -l config -r -F -d 'with --user: the policy to explain; default: the daemon\'s'
 complete -c tapster -n '__tapster_is fleet' -l config -r -F -d 'in place of the usual file'
 complete -c tapster -n '__tapster_is fleet' -a 'init join leave sync epoch ls hosts who where doctor fence forget evict'
 complete -c tapster -n '__tapster_is libvirt' -a 'install uninstall adopt release attach detach ls hook'

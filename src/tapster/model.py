@@ -636,7 +636,7 @@ def check_labels(labels: tuple[tuple[str, str], ...]) -> None:
         )
 
 
-LONGEST_NUMBER = (1 << 63) - 1
+LARGEST_NUMBER = (1 << 63) - 1
 """SQLite takes no larger number."""
 LATEST = 1e12
 """Seconds since the epoch; a time that is further away was given in another unit."""
@@ -645,8 +645,8 @@ LATEST = 1e12
 def check_query(query: HistoryQuery | EventQuery) -> None:
     """Check what is looked for in the history. Raise RequestError."""
     check_record(query)
-    if query.limit is not None and not 1 <= query.limit <= LONGEST_NUMBER:
-        raise RequestError(f"limit must be 1 to {LONGEST_NUMBER}, not {query.limit}")
+    if query.limit is not None and not 1 <= query.limit <= LARGEST_NUMBER:
+        raise RequestError(f"limit must be 1 to {LARGEST_NUMBER}, not {query.limit}")
     uid = query.caller_uid
     if uid is not None and not 0 <= uid < 1 << 32:
         raise RequestError(f"caller_uid must be 0 to {(1 << 32) - 1}, not {uid}")

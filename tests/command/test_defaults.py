@@ -68,14 +68,46 @@ def test_without_a_file_there_are_tapsters_own(tmp_path: Path) -> None:
         ("mac_prefix = '53'", "not a unicast"),
         ("mac_prefix = 'x'", "not of the form"),
         ("history = 'all'", "not 'all'"),
+        ("history = 9223372036854775808", "history is a number of leases"),
         ("bridge = [", "Invalid value"),
+        ("bridge = 5", "bridge is the name of a bridge, not 5"),
+        ("mac_prefix = 5", "mac_prefix is a text such as '52:54:00', not 5"),
+        ("naming = 5", "lowest or next, not 5"),
+        ("fin_wait = 'nan'", "'nan' is not a duration"),
     ],
 )
 def test_an_impossible_value_is_refused(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "tapster.toml"
     path.write_text(f"[defaults]\n{text}\n")
-    with pytest.raises(RequestError, match=said):
+    with pytest.raises(RequestError, match=rf"^{path}: .*{said}"):
         Defaults(str(path))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[ defaults ]\nbridge = 'br0'",
+        "['defaults']\nbridge = 'br0'",
+        "defaults.bridge = 'br0'",
+        "defaults = { bridge = 'br0' }",
+    ],
+)
+def test_each_form_of_a_table_is_read(tmp_path: Path, text: str) -> None:
+    """The daemon reads them all, and says that nothing is wrong."""
+    path = tmp_path / "tapster.toml"
+    path.write_text(text)
+    assert Defaults(str(path)).bridge == "br0"
+    path.write_text("[[defaults]]\nbridge = 'br0'\n")
+    with pytest.raises(RequestError, match="with one bracket"):
+        Defaults(str(path))
+
+
+def test_the_variable_that_is_wrong_is_named(
+    settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TAPSTER_NAMING", "stable")
+    with pytest.raises(RequestError, match=r"^TAPSTER_NAMING: the default of naming"):
+        Defaults(str(settings))
 
 
 def test_the_daemon_reads_the_same_file(settings: Path) -> None:

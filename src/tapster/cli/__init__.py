@@ -201,7 +201,7 @@ def _run(options: Options, words: Sequence[str]) -> int:
     if options.version:
         print(f"tapster {__version__}")
         return 0
-    verb = options.verb or "ls"
+    verb = "ls" if options.verb is None else options.verb
     if verb not in VERBS:
         top = top_parser()
         near = f" (did you mean {ALIASES[verb]!r}?)" if verb in ALIASES else ""
@@ -236,6 +236,8 @@ def _open(verb: str, options: Options) -> "AnyHost":
     socket_given = options.socket is not None or bool(
         os.environ.get("TAPSTER_SOCKET") and options.ledger is None
     )
+    if options.socket == "":
+        raise RequestError("--socket is empty: give a path, or leave the option out")
     if socket_given and options.ledger is not None:
         top_parser().error("--socket and --ledger do not go together")
     ledger = options.ledger or os.environ.get("TAPSTER_LEDGER")

@@ -22,6 +22,7 @@ def declare(parser: "Parser") -> None:
     parser.add_argument(
         "--netns",
         metavar="NS",
+        type=values.given_text,
         help="create it in this network namespace (name or path)",
     )
     parser.add_argument(

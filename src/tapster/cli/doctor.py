@@ -9,6 +9,7 @@ import sys
 
 from tapster.cli import output
 from tapster.cli.options import Options
+from tapster.cli.values import given_text
 from tapster.errors import RequestError
 from tapster.light import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ def declare(parser: "Parser") -> None:
     parser.add_argument(
         "--remove",
         metavar="LEDGER-ID",
+        type=given_text,
         help="delete the devices that carry the stamp of this lost ledger",
     )
     parser.add_argument(
@@ -36,7 +38,8 @@ def declare(parser: "Parser") -> None:
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help="the policy to explain; default: the daemon's",
+        type=given_text,
+        help="with --user: the policy to explain; default: the daemon's",
     )
 
 
@@ -45,6 +48,11 @@ def run(options: Options, host: "AnyHost") -> int:
         raise RequestError(
             f"a device ({options.device[0]!r}) is only named with --remove LEDGER-ID; "
             f"to look at one: tapster show {options.device[0]}"
+        )
+    if options.config is not None and options.user is None:
+        raise RequestError(
+            "--config goes with --user; to look for faults: "
+            f"tapsterd --check-config --config {options.config}"
         )
     if options.remove:
         removed = host.remove_leftovers(options.remove, options.device or None)
@@ -82,7 +90,9 @@ def _explain(options: Options) -> None:
             return
     from tapster.daemon import config, policy
 
-    loaded = config.load(options.config or config.PATH)
+    loaded = config.load(
+        options.config or config.PATH, must_exist=options.config is not None
+    )
     caller = config.caller_named(options.user)
     limits = loaded.config.limits
     print("\n".join(policy.explain(loaded.rules, caller, limits.devices)))

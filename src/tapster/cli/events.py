@@ -11,6 +11,7 @@ from datetime import datetime
 
 from tapster.cli import output, terminal, times, watch
 from tapster.cli.options import Options
+from tapster.cli.values import given_text
 from tapster.light import TYPE_CHECKING
 from tapster.model import EventQuery, HistoryEvent
 
@@ -32,17 +33,21 @@ def declare(parser: "Parser") -> None:
     kinds = ", ".join(EVENTS)
     option("--event", choices=EVENTS, metavar="EVENT", help=f"one of {kinds}")
     option("--owner", metavar="TEXT", help="events of leases of this owner")
-    option("--lease", metavar="ID", help="events of the lease with this id")
+    option(
+        "--lease",
+        metavar="ID",
+        type=given_text,
+        help="events of the lease with this id",
+    )
     times.declare(parser, LIMIT, "events")
     option("--json", action="store_true", help="print JSON")
 
 
 def run(options: Options, host: "AnyHost") -> int:
-    times.check(options)
-    now = datetime.now()
+    since, until = times.interval(options, datetime.now())
     query = EventQuery(
-        since=times.parse(options.since, now),
-        until=times.parse(options.until, now),
+        since=since,
+        until=until,
         event=options.event,
         name=options.name,
         owner=options.owner,

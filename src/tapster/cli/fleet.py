@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from tapster.cli import output
 from tapster.cli.options import Options
 from tapster.cli.output import Column
+from tapster.cli.values import given_text
 from tapster.errors import NoSuchLease, RequestError
 from tapster.fleet import settings
 from tapster.fleet.book import BookEntry
@@ -45,7 +46,12 @@ HOST_COLUMNS = tuple(map(Column, ("HOST", "SESSION", "LEDGER", "FENCED")))
 
 
 def declare(parser: "Parser") -> None:
-    parser.add_argument("--config", metavar="FILE", help="in place of the usual file")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        type=given_text,
+        help="in place of the usual file",
+    )
     actions = parser.add_subparsers(metavar="ACTION", required=True, dest="action")
     for name, action in ACTIONS.items():
         child = actions.add_parser(

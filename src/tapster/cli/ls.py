@@ -140,7 +140,15 @@ def parts_of(text: str) -> list[tuple[str, str]]:
     parts = [("", first)]
     for other in others:
         field, brace, rest = other.partition("}")
-        if not brace or field.partition(".")[0] not in output.LEASE_FIELDS:
+        if not brace:
+            raise RequestError(f"--format: '{{{other}' has no closing brace")
+        name, dot, _ = field.partition(".")
+        if dot and name in output.LEASE_FIELDS and name not in output.PARTED_FIELDS:
+            raise RequestError(
+                f"--format: {name!r} has no parts, as {field!r} asks for; these have: "
+                f"{', '.join(output.PARTED_FIELDS)}"
+            )
+        if name not in output.LEASE_FIELDS:
             known = f"; there are: {', '.join(output.LEASE_FIELDS)}"
             from tapster.cli.hint import hint  # rarely needed
 

@@ -26,13 +26,20 @@ if TYPE_CHECKING:
     from tapster.cli.parser import Parser
 
 
+PLACES = ("bridge", "ovs", "redirect")
+"""The options that say what a tap is connected to."""
+
+
 def declare(parser: "Parser") -> None:
     """Add the options to `parser`."""
     option = parser.add_argument
     option("--kind", choices=_texts(Kind), help="default: tap, or macvtap with --link")
     option("--link", metavar="LOWER", help="the device that a macvtap sits on")
     option(
-        "--link-netns", metavar="NS", help="the namespace of LOWER, if it is another"
+        "--link-netns",
+        metavar="NS",
+        type=values.given_text,
+        help="the namespace of LOWER, if it is another",
     )
     option("--mode", choices=_texts(Mode), help="of a macvtap; default: bridge")
     option(
@@ -49,6 +56,7 @@ def declare(parser: "Parser") -> None:
     option(
         "--key",
         metavar="K",
+        type=values.given_text,
         help="the key from which --naming stable derives the number",
     )
     option("--owner", metavar="TEXT", default="", help="the owner, in free text")
@@ -59,7 +67,9 @@ def declare(parser: "Parser") -> None:
         default=[],
         help="text for people and programs; may be given several times",
     )
-    option("--mac", help="the guest's MAC; default: a random one")
+    option(
+        "--mac", type=values.given_text, help="the guest's MAC; default: a random one"
+    )
     option(
         "--vnet-hdr",
         action=YES_OR_NO,
@@ -125,25 +135,23 @@ def declare_wait(parser: "Parser", *, default: float) -> None:
     )
 
 
-def spec(options: Options) -> Spec:
-    """Return the request that the options make. Raises RequestError."""
+def spec(options: Options, outer: Options | None = None) -> Spec:
+    """Return the request that the options make. Raises RequestError.
+
+    `outer` has the options of `run`, of which those of a --nic can drop a value.
+    """
     defaults = Defaults()
     if options.link == "":
         raise RequestError("--link is empty: name the lower device of a macvtap")
     kind = options.kind or (Kind.MACVTAP if options.link else Kind.TAP)
     wiring = wire.changes(options)
+    _refuse_empty(options, outer, defaults)
     key = None if options.key is None else f"{options.name} {options.key}"
     mac = options.mac or defaults.mac(key)
     fin_wait = defaults.fin_wait if options.fin_wait is None else options.fin_wait
     naming = options.naming or (defaults.naming if "%d" in options.name else None)
     if kind == Kind.TAP:
         _refuse(options, "link", "link_netns", "mode", kind=kind)
-        for option in ("bridge", "ovs", "redirect"):
-            if wiring.get(option, "") is None and defaults.bridge is None:
-                # A variable of a script may be unset: the VM would have no network.
-                raise RequestError(
-                    f"--{option} is empty: leave it out for a tap that is on no bridge"
-                )
         if not wiring.keys() & {"ovs", "redirect"}:
             wiring.setdefault("bridge", defaults.bridge)
         return Tap(
@@ -183,6 +191,22 @@ def spec(options: Options) -> Spec:
         vm=_vm(options),
         lower_netns=options.link_netns,
     )
+
+
+def _refuse_empty(options: Options, outer: Options | None, defaults: Defaults) -> None:
+    """Refuse an empty value that drops none: a variable of a script may be unset.
+
+    The VM would have no network, or no filter, or be in all VLANs.
+    """
+    for option in wire.empty(options):
+        if option in PLACES:
+            if defaults.bridge is not None:
+                continue
+            remedy = "leave it out for a tap that is on no bridge"
+        else:
+            remedy = "give a value, or leave the option out"
+        if outer is None or not getattr(outer, option, None):
+            raise RequestError(f"--{option.replace('_', '-')} is empty: {remedy}")
 
 
 def _vm(options: Options) -> Vm | None:

@@ -67,6 +67,8 @@ LEASE_FIELDS = (
     *("fin_wait_left", "pid", "caller_uid", "on_close", "placeholder", "vnet_hdr"),
 )
 """The fields of `lease_json`."""
+PARTED_FIELDS = ("labels", "external_ids", "inbound", "outbound")
+"""Those of them that are objects."""
 
 
 def wiring_json(wiring: Wiring) -> dict[str, Any]:

@@ -5,11 +5,10 @@ Plain words are read in options.py, without this module.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Iterable
-from contextlib import suppress
 
+from tapster.cli import terminal
 from tapster.cli.hint import hint
 from tapster.cli.options import GATHER, SUPPRESS, YES_OR_NO, BadValue
 from tapster.errors import RequestError
@@ -22,7 +21,7 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
         # argparse would ask shutil, at the first option that is declared: its
         # imports take a twentieth of a verb's time.
-        super().__init__(prog, width=_columns() - 2)
+        super().__init__(prog, width=terminal.width() - 2)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         """Fill each paragraph, except where lines are indented."""
@@ -34,14 +33,6 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
             else fill(paragraph, width, initial_indent=indent, subsequent_indent=indent)
             for paragraph in text.strip("\n").split("\n\n")
         )
-
-
-def _columns() -> int:
-    with suppress(ValueError):
-        return int(os.environ.get("COLUMNS", ""))
-    with suppress(OSError):
-        return os.get_terminal_size().columns
-    return 80
 
 
 class _Gather(argparse.Action):
@@ -91,12 +82,13 @@ class Parser(argparse.ArgumentParser):
         return parsed, unknown
 
     def error(self, message: str) -> NoReturn:
-        wanted = message.partition("unrecognized arguments: ")[2].split(" ")[0]
+        _, unknown, words = message.partition("unrecognized arguments: ")
+        wanted = words.split(" ")[0]
         if wanted.startswith("-"):
             option = wanted.partition("=")[0]
             message = f"there is no option {option!r}"
             message += self.hint(option, self._option_string_actions)
-        elif wanted:
+        elif unknown:
             message = f"{wanted!r} is one argument too many"
         print(f"{self.prog}: {message}; see: {self.prog} --help", file=sys.stderr)
         sys.exit(self.failure)

@@ -13,6 +13,7 @@ from datetime import datetime
 
 from tapster.cli import output, times
 from tapster.cli.options import Options
+from tapster.cli.values import given_text
 from tapster.errors import HostError
 from tapster.light import TYPE_CHECKING, Any
 from tapster.model import EventQuery, HistoryEntry, HistoryEvent, HistoryQuery
@@ -30,21 +31,23 @@ MARGIN = 0.02
 def declare(parser: "Parser") -> None:
     option = parser.add_argument
     option(
-        "-o", "--output", metavar="FILE", help="write to FILE; default: standard output"
+        *("-o", "--output"),
+        metavar="FILE",
+        type=given_text,
+        help="write to FILE; default: standard output",
     )
     times.declare(parser, LIMIT, "leases")
 
 
 def run(options: Options, host: "AnyHost") -> int:
-    times.check(options)
-    now = datetime.now()
-    since, until = (times.parse(text, now) for text in (options.since, options.until))
+    since, until = times.interval(options, datetime.now())
     query = HistoryQuery(since=since, until=until, limit=options.limit)
     page = write(
         host.history(query), host.events(EventQuery(since, until)), since, until
     )
     if options.output in (None, "-"):
-        print(page, end="")
+        # The page says that it is UTF-8, whatever the locale is.
+        sys.stdout.buffer.write(page.encode())
         return 0
     try:
         with open(options.output, "w", encoding="utf-8") as file:

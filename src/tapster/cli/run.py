@@ -32,7 +32,7 @@ from tapster.cli import handover, nic, template, values
 from tapster.cli.options import Options, read
 from tapster.cli.supervise import Child, living_children, signals_blocked
 from tapster.cli.template import ConfigTemplate
-from tapster.errors import NoSuchLease, TapsterError
+from tapster.errors import NoSuchLease, RequestError, TapsterError
 from tapster.kernel import libc
 from tapster.light import TYPE_CHECKING, Any
 from tapster.model import Spec
@@ -55,7 +55,10 @@ def declare(parser: "Parser") -> None:
         help="a device, by the options below without dashes: bridge=br0,queues=2",
     )
     parser.add_argument(
-        "--netns", metavar="NS", help="create the devices in this network namespace"
+        "--netns",
+        metavar="NS",
+        type=values.given_text,
+        help="create the devices in this network namespace",
     )
     parser.add_argument(
         "--template",
@@ -82,7 +85,8 @@ def declare(parser: "Parser") -> None:
 
 def run(options: Options, host: "AnyHost") -> int:
     command = handover.command_of(options, "run")
-    specs = [nic.spec(options) for options in _nics(options)]
+    outer = options if options.nic else None
+    specs = [nic.spec(nic_options, outer) for nic_options in _nics(options)]
     handover.check_places(command, len(specs))
     templates = template.read(options.template)
     if options.wait_forwarding is not None:
@@ -195,6 +199,12 @@ def _nics(options: Options) -> list[Options]:
     """Return the options of each device; those outside --nic are the defaults."""
     if not options.nic:
         return [options]
+
+    for text in options.nic:
+        if "" in text.split(","):
+            raise RequestError(
+                f"--nic {text!r} has an empty part: give it as in bridge=br0,queues=2"
+            )
 
     def declare(parser: Any) -> None:
         nic.declare(parser)

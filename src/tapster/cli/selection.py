@@ -10,6 +10,7 @@ import sys
 
 from tapster.cli import output, terminal
 from tapster.cli.options import Options
+from tapster.cli.values import given_text
 from tapster.errors import NoSuchLease, OwnerRequired, RequestError, TapsterError
 from tapster.light import TYPE_CHECKING, Iterable, Sequence
 from tapster.model import HistoryQuery, Lease, State
@@ -54,6 +55,7 @@ def declare_one(parser: "Parser") -> None:
     parser.add_argument(
         "--netns",
         metavar="NS",
+        type=given_text,
         help="look for the name in this network namespace first",
     )
 

@@ -17,7 +17,7 @@ def width() -> int:
     """
     columns = os.environ.get("COLUMNS", "")
     if columns.isdecimal() and len(columns) < 6:
-        return int(columns)
+        return int(columns) or DEFAULT_WIDTH
     if is_terminal():
         try:
             return os.get_terminal_size(sys.stdout.fileno()).columns or DEFAULT_WIDTH

@@ -3,6 +3,7 @@
 
 import time
 from datetime import datetime, timedelta
+from math import isfinite
 
 from tapster.cli import values
 from tapster.cli.options import BadValue, Options
@@ -21,16 +22,20 @@ def declare(parser: "Parser", limit: int, what: str) -> None:
     option(
         "--limit",
         metavar="N",
-        type=values.number,
+        type=values.count,
         default=limit,
         help=f"at most N {what}, the latest; default: {limit}",
     )
 
 
-def check(options: Options) -> None:
-    """Check the options. Raises RequestError."""
-    if options.limit < 1:
-        raise RequestError(f"--limit must be 1 or more, not {options.limit}")
+def interval(options: Options, now: datetime) -> tuple[float | None, float | None]:
+    """Return the range of times that the options give. Raises RequestError."""
+    since, until = parse(options.since, now), parse(options.until, now)
+    if since is not None and until is not None and until < since:
+        raise RequestError(
+            f"--until {options.until!r} is before --since {options.since!r}"
+        )
+    return since, until
 
 
 def parse(text: str | None, now: datetime) -> float | None:
@@ -41,12 +46,17 @@ def parse(text: str | None, now: datetime) -> float | None:
     if text is None:
         return None
     moment = _parse(text.strip(), now)
+    if moment is None or not isfinite(moment):
+        raise RequestError(
+            f"time {text!r} is not of the form 2026-01-31T14:05, 14:05, "
+            "'yesterday 14:05', 2h (ago), or 1769860800"
+        )
     if moment > time.time() + 1:
         raise RequestError(f"time {text!r} is in the future")
     return moment
 
 
-def _parse(text: str, now: datetime) -> float:
+def _parse(text: str, now: datetime) -> float | None:
     try:
         return float(text)
     except ValueError:
@@ -64,7 +74,4 @@ def _parse(text: str, now: datetime) -> float:
     try:
         return now.timestamp() - values.duration(text)
     except BadValue:
-        raise RequestError(
-            f"time {text!r} is not of the form 2026-01-31T14:05, 14:05, "
-            "'yesterday 14:05', 2h (ago), or 1769860800"
-        ) from None
+        return None

@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 def declare(parser: "Parser") -> None:
     parser.add_argument(
         "--interval",
-        type=values.duration,
+        type=values.pause,
         default=1.0,
         metavar="TIME",
         help="the time between two screens; default: 1s",
     )
     parser.add_argument(
-        "--count", type=values.number, metavar="N", help="end after N screens"
+        "--count", type=values.count, metavar="N", help="end after N screens"
     )
     parser.add_argument(
         "--sort", choices=ls.SORTS, help="the order of leases; default: latest first"

@@ -13,6 +13,13 @@ def name(given: str) -> str | None:
     return given or None
 
 
+def given_text(given: str) -> str:
+    """Return a text that is not empty: a variable of a script may be unset."""
+    if not given:
+        raise BadValue("it is empty: give a value, or leave the option out")
+    return given
+
+
 def number(given: str) -> int:
     """Return a whole number."""
     if not (given.isascii() and given.removeprefix("-").isdigit()):
@@ -25,16 +32,34 @@ def optional_number(given: str) -> int | None:
     return number(given) if given else None
 
 
+def count(given: str) -> int:
+    """Return a whole number above 0."""
+    if (found := number(given)) < 1:
+        raise BadValue(f"{given!r} is not 1 or more")
+    return found
+
+
 def duration(given: str) -> float:
     """Return the seconds of a duration such as 10, 10s, 500ms, 1m, 2h or 1d."""
     digits = given.strip().rstrip("smhd")
     unit = given.strip().removeprefix(digits)
-    try:
-        return float(digits) * UNITS[unit or "s"]
-    except (ValueError, KeyError):
+    # Python takes "nan", "inf", "-1", "1e9" and "1_0" for numbers, too.
+    if (
+        not set(digits) <= set("0123456789.")
+        or digits in ("", ".")
+        or (digits.count(".") > 1 or unit not in ("", *UNITS))
+    ):
         raise BadValue(
             f"{given!r} is not a duration such as 10, 10s, 500ms, 1m, 2h or 1d"
-        ) from None
+        )
+    return float(digits) * UNITS[unit or "s"]
+
+
+def pause(given: str) -> float:
+    """Return the seconds of a duration above 0."""
+    if (found := duration(given)) <= 0:
+        raise BadValue(f"{given!r} is not more than 0 seconds")
+    return found
 
 
 def single(given: str) -> tuple[str, ...]:
@@ -56,7 +81,8 @@ def vlans(given: str) -> tuple[int, ...]:
                 f"{given!r} is not a list of VLANs such as 5,10-20"
             ) from None
         if not 1 <= low <= high <= LAST_VLAN:
-            raise BadValue(f"{part!r}: a VLAN is 1 to {LAST_VLAN}")
+            what = "a VLAN is" if low <= high else "a range rises, within"
+            raise BadValue(f"{part!r}: {what} 1 to {LAST_VLAN}")
         found += range(low, high + 1)
     return tuple(found)
 

@@ -11,6 +11,7 @@ from datetime import datetime
 from tapster.cli import nic, output, times
 from tapster.cli.options import Options
 from tapster.cli.output import Column
+from tapster.cli.values import given_text
 from tapster.errors import RequestError
 from tapster.light import TYPE_CHECKING
 from tapster.model import HistoryEntry, HistoryQuery
@@ -36,9 +37,19 @@ def declare(parser: "Parser") -> None:
     option = parser.add_argument
     option("name", nargs="?", metavar="NAME", help="a device's name")
     option("--owner", metavar="TEXT", help="the leases of this owner")
-    option("--mac", metavar="MAC", help="the leases with this MAC of the guest")
-    option("--lease", metavar="ID", help="the lease with this id")
-    option("--label", metavar="KEY=VALUE", help="the leases with this label")
+    option(
+        "--mac",
+        metavar="MAC",
+        type=given_text,
+        help="the leases with this MAC of the guest",
+    )
+    option("--lease", metavar="ID", type=given_text, help="the lease with this id")
+    option(
+        "--label",
+        metavar="KEY=VALUE",
+        type=given_text,
+        help="the leases with this label",
+    )
     option("--at", metavar="TIME", help="only at this time")
     times.declare(parser, LIMIT, "entries")
     option("--json", action="store_true", help="print JSON")
@@ -46,14 +57,12 @@ def declare(parser: "Parser") -> None:
 
 def run(options: Options, host: "AnyHost") -> int:
     now = datetime.now()
-    at, since, until = (
-        times.parse(text, now) for text in (options.at, options.since, options.until)
-    )
+    at = times.parse(options.at, now)
+    since, until = times.interval(options, now)
     if at is not None and (since is not None or until is not None):
         raise RequestError(
             "--at is one time, --since and --until are a range: give one"
         )
-    times.check(options)
     query = HistoryQuery(
         name=options.name,
         owner=options.owner,

@@ -67,6 +67,15 @@ def changes(options: Options) -> dict[str, Any]:
     return given
 
 
+def empty(options: Options) -> list[str]:
+    """Return the options that were given without a value."""
+    return [
+        option
+        for option in _OPTIONS.values()
+        if getattr(options, option, "absent") in (None, ())
+    ]
+
+
 _OPTIONS = {field: field for field in Wiring._fields} | {
     "trunks": "trunk",
     "external_ids": "external_id",
