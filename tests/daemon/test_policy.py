@@ -54,6 +54,13 @@ def test_a_user_goes_by_id(user: str) -> None:
     assert permits(Rule(users=(user,), bridges=("br0",)), BR0)
 
 
+def test_a_user_without_a_name_goes_by_id() -> None:
+    assert config.caller_named("61001") == Caller(61001, ())
+    for name in ("nobody-at-all", "4294967295", "", "a\0b", "9" * 5000):
+        with pytest.raises(RequestError, match=r"^(there is no|no) user "):
+            config.caller_named(name)
+
+
 def test_a_group_goes_by_id_and_is_no_user() -> None:
     assert permits(Rule(groups=("107",), bridges=("br0",)), BR0)
     assert not permits(Rule(users=("107",), bridges=("br0",)), BR0)
@@ -244,6 +251,29 @@ def test_a_policy_is_explained() -> None:
         ('[[allow]]\nusers=["0"]\nvlans=["0"]\n', 3, "'0' is not a range"),
         ('[[allow]]\nusers = "x"\n', 2, "'x' must be an array"),
         ('[[allow]]\nusers=["0"]\nkinds=["tun"]\n', 3, "'tun' is not known"),
+        ('[[allow]]\nusers=["0"]\nkinds=["taps"]\n', 3, "did you mean 'tap'?"),
+        ('[[allow]]\nusers=["0"]\nvlans=["1_0"]\n', 3, "'1_0' is not a VLAN"),
+        ('[[allow]]\nusers=["0"]\nvlans=["+5"]\n', 3, "'+5' is not a VLAN"),
+        ('[[allow]]\nusers=["0"]\nbridges=["br0 "]\n', 3, "contains white space"),
+        ('[[allow]]\nusers=["0"]\novs=[""]\n', 3, "name '' is empty"),
+        ('[[allow]]\nusers=["0"]\nlower=["a/b"]\n', 3, "'a/b' contains '/'"),
+        ('[[allow]]\nusers=["0"]\nnetns=["/run/*"]\n', 3, "is a pattern of paths"),
+        ('[[allow]]\nusers=["0"]\nnetns=["//run/x"]\n', 3, "must be '/run/x'"),
+        ('[[allow]]\nusers=["0"]\nnetns=[""]\n', 3, "is no name of a namespace"),
+        ('[[allow]]\nusers=["4294967295"]\n', 2, "'4294967295' does not exist"),
+        ('[[allow]]\nusers=["\u0663"]\n', 2, "does not exist on this host"),
+        ("[[allow]]\nusers=[]\ngroups=[]\n", 1, "the rule is for nobody"),
+        (
+            '[[allow]]\nusers=["0"]\nrequire=["guard"]\n',
+            3,
+            "'guard' is on unless a request turns it off, for which a rule must list "
+            "the feature 'guard'",
+        ),
+        (
+            '[[allow]]\nusers=["0"]\nrequire=["learning"]\n',
+            3,
+            "'learning' is on unless a request turns it off",
+        ),
         ('[[allow]]\nusers=["0"]\nrequire=["filters"]\n', 3, "'filter'"),
         ('[[allow]]\nusers=["0"]\ntemplates=["a/b"]\n', 3, "'a/b'"),
         ('[[allow]]\nusers=["0"]\nnetns=["a/b"]\n', 3, "absolute path"),

@@ -25,6 +25,8 @@ from tapster.rpc.varlink import Unfit, from_json
 PATH = "/etc/tapster/tapster.toml"
 LONGEST = 1 << 20
 """Bytes that the file may have."""
+LAST_ID = (1 << 32) - 2
+"""The largest id of a user or group."""
 SHOWN = 60
 """Characters of a wrong value that are shown."""
 
@@ -256,7 +258,9 @@ class _Reader:
         for number, table in enumerate(value):
             where = f"allow[{number}]"
             rule: Rule = self._table(Rule, where, table)
-            if isinstance(table, dict) and not table.keys() & {"users", "groups"}:
+            if isinstance(table, dict) and not (
+                table.get("users") or table.get("groups")
+            ):
                 self.add(where, "", "the rule is for nobody: give users or groups")
             self._check_rule(where, rule)
             yield rule
@@ -281,11 +285,16 @@ class _Reader:
 
     def _check_rule(self, where: str, rule: Rule) -> None:
         for kind in rule.kinds:
-            self._check_word(where, "kinds", kind, [*Kind])
+            self._check_word(where, "kinds", kind, [str(one) for one in Kind])
         for feature in rule.features:
             self._check_word(where, "features", feature, sorted(policy.FEATURES))
         for field in rule.require:
-            if field not in policy.REQUIRABLE:
+            if field in policy.ON_BY_DEFAULT:
+                said = f"{field!r} is on unless a request turns it off"
+                if field in policy.FEATURES:
+                    said += f", for which a rule must list the feature {field!r}"
+                self.add(where, "require", said, field)
+            elif field not in policy.REQUIRABLE:
                 self._unknown_word(where, "require", field, sorted(policy.REQUIRABLE))
         for text in rule.vlans:
             if problem := _vlan_problem(text):
@@ -296,13 +305,16 @@ class _Reader:
                     names.parse(template)
             except BadName as error:
                 self.add(where, "templates", str(error), template)
+        for key in ("bridges", "ovs", "lower"):
+            for name in getattr(rule, key):
+                try:
+                    if not set(name) & set("*?["):
+                        names.check(name)
+                except BadName as error:
+                    self.add(where, key, str(error), name)
         for name in rule.netns:
-            if "/" in name and not os.path.isabs(name):
-                problem = f"{name!r} is neither a name nor an absolute path"
-                self.add(where, "netns", problem, name)
-            elif "/" in name and name != os.path.normpath(name):
-                problem = f"{name!r} must be {os.path.normpath(name)!r}"
-                self.add(where, "netns", problem, name)
+            if problem := _netns_problem(name):
+                self.add(where, "netns", f"{name!r} {problem}", name)
         if rule.devices is not None and rule.devices < 0:
             self.add(where, "devices", f"{rule.devices} must be 0 or more")
 
@@ -402,6 +414,17 @@ def _vlan_problem(text: str) -> str | None:
     return None
 
 
+def _netns_problem(name: str) -> str | None:
+    if "/" not in name:
+        return None if name else "is no name of a namespace"
+    if not os.path.isabs(name):
+        return "is neither a name nor an absolute path"
+    if set(name) & set("*?"):
+        return "is a pattern of paths: a pattern stands for names, so list each path"
+    plain = "/" + os.path.normpath(name).lstrip("/")  # normpath() keeps "//"
+    return None if name == plain else f"must be {plain!r}"
+
+
 def _nearest(word: str, known: Sequence[str]) -> str:
     similar = get_close_matches(word.lower().replace("_", "-"), known, n=1)
     similar = similar or get_close_matches(word.lower(), known, n=1)
@@ -454,24 +477,43 @@ def _id_of_user(name: str) -> str | None:
     if name == ANYBODY:
         return name
     try:
-        return str(int(name)) if name.isdecimal() else str(getpwnam(name).pw_uid)
+        return _id(name) if _is_number(name) else str(getpwnam(name).pw_uid)
     except (KeyError, ValueError, OSError):
         return None
 
 
 def _id_of_group(name: str) -> str | None:
     try:
-        return str(int(name)) if name.isdecimal() else str(getgrnam(name).gr_gid)
+        return _id(name) if _is_number(name) else str(getgrnam(name).gr_gid)
     except (KeyError, ValueError, OSError):
         return None
 
 
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit()
+
+
+def _id(name: str) -> str | None:
+    """Return a user or group id as the rules have it; None if no user can have it."""
+    return str(int(name)) if int(name) <= LAST_ID else None
+
+
 def caller_named(name: str) -> Caller:
     """Return the caller for a user's name or id. Raises RequestError if there is no
-    such user."""
+    such user.
+
+    A user may have an id alone, as in a container: then no group is known.
+    """
+    uid = None
     try:
-        entry = getpwuid(int(name)) if name.isdecimal() else getpwnam(name)
-    except (KeyError, ValueError, OverflowError):
-        raise RequestError(f"there is no user {name!r} on this host") from None
+        if _is_number(name):
+            uid = int(_id(name) or "none")
+        entry = getpwnam(name) if uid is None else getpwuid(uid)
+    except KeyError:
+        if uid is None:
+            raise RequestError(f"there is no user {name!r} on this host") from None
+        return Caller(uid, ())
+    except (ValueError, OverflowError):
+        raise RequestError(f"no user can be called {name!r}") from None
     gids = os.getgrouplist(entry.pw_name, entry.pw_gid)
     return Caller(entry.pw_uid, tuple(gids), user=entry.pw_name)

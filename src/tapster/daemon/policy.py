@@ -119,11 +119,21 @@ FEATURES = frozenset(
     | {*_OTHER_FEATURES}
 )
 """The features that a rule can list."""
-REQUIRABLE = frozenset(
+ON_BY_DEFAULT = frozenset(
     field.replace("_", "-")
-    for kind in (Tap, Macvtap)
-    for field in kind._fields
-    if field not in ("name", "bridge", "ovs", "lower")
+    for field, default in Tap._field_defaults.items()
+    if default is True
+)
+"""The fields that are on unless a request turns them off. To require one would mean to
+require that it is off."""
+REQUIRABLE = (
+    frozenset(
+        field.replace("_", "-")
+        for kind in (Tap, Macvtap)
+        for field in kind._fields
+        if field not in ("name", "bridge", "ovs", "lower")
+    )
+    - ON_BY_DEFAULT
 )
 """The fields that a rule can require."""
 
@@ -281,7 +291,11 @@ def _in_range(value: str, text: str) -> bool:
 def vlan_range(text: str) -> tuple[int, int]:
     """Return the first and last number of "10" or "10-20". Raises ValueError."""
     first, dash, last = text.partition("-")
-    return int(first), int(last if dash else first)
+    last = last if dash else first
+    # Python takes "+1", " 1", "1_0" and the digits of every script, too.
+    if not all(number.isascii() and number.isdigit() for number in (first, last)):
+        raise ValueError(f"{text!r} is no range of numbers")
+    return int(first), int(last)
 
 
 def explain(rules: tuple[Rule, ...], caller: Caller, default: int) -> list[str]:
