@@ -4,6 +4,7 @@
 import json
 import os
 import socket
+import threading
 from collections.abc import Iterator, Sequence
 from errno import EIO
 from itertools import product
@@ -403,6 +404,32 @@ def test_a_close_that_fails_hinders_no_further_one(
     unix.send(peer.socket, b'{"method":"io.tapster.Ping"}\0', [writing] * 8)
     os.close(writing)
     made.serve()
+    assert os.read(reading, 1) == b"", "no copy of the other end is open"
+    os.close(reading)
+
+
+def test_descriptors_are_closed_although_no_thread_could_be_started(
+    made: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As while a user has as many processes as the host has room for."""
+    reading, writing = os.pipe()
+    start = threading.Thread.start
+    room = [False]
+
+    def start_or_fail(thread: threading.Thread) -> None:
+        if not room[0]:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_or_fail)
+    peer = made.connect()
+    unix.send(peer.socket, b'{"method":"io.tapster.Ping"}\0', [writing] * 8)
+    os.close(writing)
+    made.serve()
+    assert peer.received() == [PONG]
+    made.connections.sweep()
+    room[0] = True
+    made.connections.sweep()
     assert os.read(reading, 1) == b"", "no copy of the other end is open"
     os.close(reading)
 

@@ -323,6 +323,33 @@ def test_a_broken_policy_keeps_the_old_one_and_says_where(daemon: Daemon) -> Non
         assert said in daemon.logged("config-kept")[-1]
 
 
+def test_a_host_without_room_for_a_thread_keeps_the_policy(world: None) -> None:
+    with Daemon() as daemon:
+        folder = daemon.programs.parent
+        full = folder / "full"
+        (folder / "lib" / "sitecustomize.py").write_text(
+            "import os, threading\n"
+            "start = threading.Thread.start\n"
+            "def start_or_fail(thread):\n"
+            f"    if os.path.exists({str(full)!r}):\n"
+            '        raise RuntimeError("can\'t start new thread")\n'
+            "    start(thread)\n"
+            "threading.Thread.start = start_or_fail\n"
+        )
+        daemon.start()
+        with daemon.connect(ALICE) as alice:
+            alice.ping()  # its own threads have started
+        full.touch()
+        daemon.reload("")
+        assert "start new thread" in daemon.logged("config-kept")[-1]
+        with daemon.connect(ALICE) as alice:
+            alice.release(library.acquire(alice, BR0).id)
+        full.unlink()
+        daemon.reload("")
+        with daemon.connect(ALICE) as alice, pytest.raises(NotAllowed):
+            alice.acquire(BR0)
+
+
 # Bindings
 
 

@@ -28,7 +28,10 @@ class Closer:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._waiting: dict[int, deque[Callable[[], None]]] = {}
-        """What is left to close, by user. Each user in this table has a thread."""
+        """What is left to close, by user. Each user in this table has a thread, unless
+        the thread could not be started."""
+        self._idle: set[int] = set()
+        """The users whose thread could not be started."""
 
     def waiting(self, user: int) -> int:
         """Return how many of this user's descriptors and connections are not closed
@@ -52,6 +55,14 @@ class Closer:
         else:
             connection.close()
 
+    def retry(self) -> None:
+        """Start the threads that could not be started before.
+
+        The host, or the limits of the daemon's unit, may have had no room for one.
+        """
+        for user in list(self._idle):
+            self._start(user)
+
     def _put(self, user: int, close: Callable[[], None]) -> None:
         with self._changed:
             if user in self._waiting:
@@ -59,9 +70,18 @@ class Closer:
                 self._changed.notify_all()
                 return
             self._waiting[user] = deque([close])
-        threading.Thread(
+        self._start(user)
+
+    def _start(self, user: int) -> None:
+        thread = threading.Thread(
             target=self._run, args=(user,), name=f"closer {user}", daemon=True
-        ).start()
+        )
+        try:
+            thread.start()
+        except RuntimeError:  # as Python says that there is no room for a thread
+            self._idle.add(user)
+        else:
+            self._idle.discard(user)
 
     def _run(self, user: int) -> None:
         waiting = self._waiting[user]

@@ -493,6 +493,7 @@ class Connections:
         now = self._loop.now()
         limits = self._limits()
         self._throttle.forget(limits.requests, now)
+        self._closer.retry()
         self._logged.clear()
         self._resume_listeners()
         for connection in list(self._open):

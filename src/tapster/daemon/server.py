@@ -271,7 +271,11 @@ class Server:
                 result = error
             self._worker.call_serving(self._loaded, result)
 
-        threading.Thread(target=run, name="configuration", daemon=True).start()
+        thread = threading.Thread(target=run, name="configuration", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # the host has no room for a thread
+            self._loaded(error)
 
     def _loaded(self, result: Loaded | Exception) -> None:
         if isinstance(result, RequestError):
