@@ -6,12 +6,12 @@ a lower device that passes nothing, a spanning tree, a firewall that judges brid
 frames, and programs that configure new devices.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from tapster.backends.bridge import MAX_PORTS
 from tapster.errors import HostError
-from tapster.kernel import udev
+from tapster.kernel import udev, xtables
 from tapster.kernel.port import Namespace
 from tapster.model import Kind, Lease, Link, Mode, Problem, State
 
@@ -217,6 +217,29 @@ def _lower_devices(links: Sequence[Link], leases: Sequence[Lease]) -> Iterator[P
                 f"ip link set {link.name} mtu {mtu} && tapster recover",
             )
     yield from silent.values()
+    yield from _short_bridges(links, leases)
+
+
+def _short_bridges(links: Sequence[Link], leases: Sequence[Lease]) -> Iterator[Problem]:
+    """Find bridges with a smaller MTU than VMs: a port has got a smaller one."""
+    by_index = {link.ifindex: link for link in links}
+    for lease in leases:
+        port = by_index.get(lease.ifindex)
+        bridge = by_index.get(port.master) if port else None
+        mtu = lease.wiring.mtu or 0
+        if bridge is None or lease.wiring.bridge != bridge.name or mtu <= bridge.mtu:
+            continue
+        short = [
+            link.name
+            for link in links
+            if link.master == bridge.ifindex and link.mtu <= bridge.mtu
+        ]
+        yield Problem(
+            f"lease {lease.name} ({lease.id}) has an MTU of {mtu}, but bridge "
+            f"{bridge.name} of {bridge.mtu}: longer packets of its VM are lost",
+            f"ip link set {(short or [bridge.name])[0]} mtu {mtu}, or, if its VM takes "
+            f"a smaller one: tapster set {lease.id} --mtu {bridge.mtu}",
+        )
 
 
 def _firewall(
@@ -224,6 +247,7 @@ def _firewall(
 ) -> Iterator[Problem]:
     """Find chains that drop frames of bridges which they do not accept."""
     judging = _judging(namespace, [link for link in links if link.name in bridges])
+    yield from _legacy_firewall(namespace, judging)
     with suppress(HostError):  # without libnftables it cannot be told
         for listed in namespace.nft_list("chains"):
             chain = listed.get("chain", {})
@@ -243,16 +267,34 @@ def _firewall(
                 continue
             packets, table, remedy = judging[family]
             if hook == "forward":
-                remedy += ", or accept them: "
-                remedy += (
-                    f"{table} -I FORWARD -m physdev --physdev-is-bridged -j ACCEPT"
-                )
-            yield Problem(
-                f"chain {where} drops "
-                "what it does not accept, and judges bridged packets too "
-                f"(br_netfilter): ARP passes between VMs, and {packets} does not",
-                remedy,
-            )
+                remedy += f", or accept them: {table} {_ACCEPT}"
+            yield _judges_bridged(where, packets, remedy)
+
+
+_ACCEPT = "-I FORWARD -m physdev --physdev-is-bridged -j ACCEPT"
+
+
+def _judges_bridged(chain: str, packets: str, remedy: str) -> Problem:
+    return Problem(
+        f"chain {chain} drops "
+        "what it does not accept, and judges bridged packets too "
+        f"(br_netfilter): ARP passes between VMs, and {packets} does not",
+        remedy,
+    )
+
+
+def _legacy_firewall(
+    namespace: Namespace, judging: Mapping[str, tuple[str, str, str]]
+) -> Iterator[Problem]:
+    """Find the same in the older tables, which nftables does not list."""
+    for family in xtables.FAMILIES:
+        drops = False
+        with suppress(OSError), namespace.inside():
+            drops = family in judging and xtables.drops_forwarded(family)
+        if drops:
+            packets, table, remedy = judging[family]
+            remedy += f", or accept them: {table}-legacy {_ACCEPT}"
+            yield _judges_bridged(f"FORWARD of {table}-legacy", packets, remedy)
 
 
 def _judging(

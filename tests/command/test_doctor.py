@@ -83,6 +83,40 @@ def test_a_firewall_that_drops_what_a_bridge_forwards() -> None:
     assert problems() == []
 
 
+@pytest.mark.parametrize("table", ["iptables", "ip6tables"])
+@pytest.mark.skipif(
+    not Path(f"{hazards.CALLS}iptables").exists(),
+    reason="the kernel has no br_netfilter",
+)
+def test_a_firewall_in_the_older_tables(table: str) -> None:
+    """nftables does not list them: Docker uses them on some hosts."""
+    tapster("add", "--bridge", "br0")
+    Path(f"{hazards.CALLS}{table}").write_text("1")
+    assert problems() == []
+    shell.sh(f"{table}-legacy -A FORWARD -m mark --mark 1 -j DROP")
+    assert problems() == []
+    shell.sh(f"{table}-legacy -P FORWARD DROP")
+    ((problem, remedy),) = problems()
+    assert f"chain FORWARD of {table}-legacy drops" in problem
+    shell.sh(remedy.partition(",")[0])
+    assert problems() == []
+
+
+def test_a_bridge_whose_mtu_another_port_has_lowered() -> None:
+    shell.sh("ip link add lan type bridge")
+    shell.sh("ip link set lan up address 02:00:00:00:00:01")
+    shell.sh("ip link add port up type veth peer name far")
+    shell.sh("ip link set port master lan")
+    device = tapster("add", "--bridge", "lan").strip()
+    assert problems() == []
+    shell.sh("ip link set port mtu 1400")
+    ((problem, remedy),) = problems()
+    assert f"lease {device} (" in problem
+    assert "has an MTU of 1500, but bridge lan of 1400" in problem
+    shell.sh(remedy.partition(",")[0])
+    assert problems() == []
+
+
 @pytest.mark.skipif(
     not Path(f"{hazards.CALLS}iptables").exists(),
     reason="the kernel has no br_netfilter",

@@ -448,6 +448,7 @@ ROOMS = [
             "tapster.errors",
             "tapster.kernel.port",
             "tapster.kernel.udev",
+            "tapster.kernel.xtables",
             "tapster.model",
         ),
         "it looks at a namespace, and at files of other programs",

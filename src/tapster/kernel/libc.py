@@ -57,6 +57,16 @@ def pidfd_getfd(pidfd: int, number: int) -> int:
     return _syscall(_PIDFD_GETFD, pidfd, number, 0)
 
 
+def getsockopt(fd: int, level: int, option: int, asked: bytes) -> bytes:
+    """Call getsockopt(2) with a value that says what is asked for."""
+    value = ctypes.create_string_buffer(asked, len(asked))
+    length = ctypes.c_uint32(len(asked))
+    _check(
+        _libc.getsockopt(fd, level, option, value, ctypes.byref(length)), "getsockopt"
+    )
+    return value.raw
+
+
 class Devices(NamedTuple):
     """Two fields of stat(2)."""
 
