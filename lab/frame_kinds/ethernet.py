@@ -140,6 +140,9 @@ def _bridges(me: str) -> Iterator[FrameKind]:
             ("IPv4", ether(me, to, IPV4, frames.ipv4(MINE4, OTHER4, udp(5000, 53)))),
         ):
             yield FrameKind(f"{name} to {to}", frame, NO, forwarded)
+    for to, what in (("02:00:00:00:00:01", "a device"), (BROADCAST, "all")):
+        pause = ether(me, to, 0x8808, b"\0\1\xff\xff" + bytes(42))
+        yield FrameKind(f"PAUSE to {what}", pause, NO, to == BROADCAST)
     switches = "01:80:c2:00:00:21"
     for name, frame in (
         ("GVRP", llc(me, switches, b"\x42\x42\x03\0\1\1" + bytes(37))),
