@@ -5,10 +5,13 @@ As `tc qdisc add dev DEV clsact` and `tc filter replace dev DEV ingress pref 1 h
 bpf direct-action`. The kernel deletes both with the device.
 """
 
+import os
 import socket
 import struct
 from errno import EEXIST, EINVAL, ENODEV, ENOENT
 
+from tapster.kernel.failure import failure
+from tapster.kernel.port import GuardLimit
 from tapster.kernel.rtnl import (
     NLM_F_CREATE,
     NLM_F_EXCL,
@@ -18,7 +21,7 @@ from tapster.kernel.rtnl import (
     nest,
     parse_attributes,
 )
-from tapster.light import NamedTuple
+from tapster.light import Iterator, NamedTuple, Sequence, contextmanager
 
 RTM_NEWQDISC, RTM_DELQDISC = 36, 37
 RTM_NEWTFILTER, RTM_DELTFILTER, RTM_GETTFILTER = 44, 45, 46
@@ -32,6 +35,9 @@ ETH_P_ALL = 3
 
 PREFERENCE, HANDLE = 1, 1
 """A filter with a lower preference runs first, and 1 is the lowest."""
+
+GUARD = "tapster-guard"
+"""The name under which tc shows the guard."""
 
 TCMSG = struct.Struct("BxxxiIII")  # tcmsg: family, ifindex, handle, parent, info
 _U32 = struct.Struct("I")
@@ -103,6 +109,56 @@ def is_first(rtnl: Rtnl, ifindex: int, tag: bytes) -> bool:
     """Say whether the program with this tag is the first filter at the ingress."""
     first = min(filters(rtnl, ifindex), default=None)
     return first == Filter(PREFERENCE, HANDLE, "bpf", tag, True)
+
+
+class Guards:
+    """The guards of devices in one network namespace. Errors are Tapster's own."""
+
+    def __init__(self, rtnl: Rtnl) -> None:
+        self._rtnl = rtnl
+        self._tags: dict[tuple[bool, tuple[GuardLimit, ...]], bytes] = {}
+        """The digests by which the kernel shows guards."""
+
+    def attach(self, ifindex: int, judge: bool, limits: Sequence[GuardLimit]) -> None:
+        """Let a guard be the first filter of a device."""
+        try:
+            with self._loaded(judge, limits) as program:
+                attach(self._rtnl, ifindex, program, GUARD)
+        except OSError as error:
+            action = f"loading the guard of device {ifindex}"
+            raise failure(error, action, "CAP_BPF") from error
+
+    def detach(self, ifindex: int) -> None:
+        """Remove the guard of a device. There may be none."""
+        try:
+            detach(self._rtnl, ifindex)
+        except OSError as error:
+            raise failure(error, f"removing the guard of {ifindex}") from error
+
+    def is_first(self, ifindex: int, judge: bool, limits: Sequence[GuardLimit]) -> bool:
+        """Return whether the first filter of a device is this guard."""
+        from tapster.kernel import bpf
+
+        try:
+            kind = judge, tuple(limits)
+            if kind not in self._tags:
+                with self._loaded(judge, limits) as program:
+                    self._tags[kind] = bpf.tag(program)
+            return is_first(self._rtnl, ifindex, self._tags[kind])
+        except OSError as error:
+            action = f"looking at the guard of device {ifindex}"
+            raise failure(error, action, "CAP_BPF") from error
+
+    @contextmanager
+    def _loaded(self, judge: bool, limits: Sequence[GuardLimit]) -> Iterator[int]:
+        """Load a guard's program for the time of a block."""
+        from tapster.kernel import bpf, guard
+
+        fd = bpf.load(guard.program(judge=judge, limits=limits))
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
 
 def kind(name: str) -> bytes:

@@ -16,13 +16,12 @@ from errno import (
     ENOTTY,
     ENXIO,
     EOPNOTSUPP,
-    EPERM,
 )
 
-from tapster.errors import HostError, KernelError, MissingCapability, NoSuchLink
+from tapster.errors import HostError, KernelError, NoSuchLink
 from tapster.kernel import boot, netns, process, rtnl, tun
 from tapster.kernel.descriptors import close_all, closing_on_error
-from tapster.kernel.failure import failure, has, in_user_namespace
+from tapster.kernel.failure import failure
 from tapster.kernel.port import (
     HERE,
     INTRUSIONS,
@@ -40,24 +39,20 @@ from tapster.light import (
     TYPE_CHECKING,
     AbstractContextManager,
     Any,
-    Callable,
     Collection,
     Generator,
-    Iterator,
     Sequence,
     cached_property,
     closing,
-    contextmanager,
     suppress,
 )
 from tapster.model import Life, Link, Netns, Process
 
 if TYPE_CHECKING:
-    from tapster.kernel.nft import Nft
+    from tapster.kernel.ingress import Guards
+    from tapster.kernel.macvtap_nodes import MacvtapNodes
+    from tapster.kernel.nft import NamespaceNft
     from tapster.kernel.watch import LinkWatch
-
-GUARD = "tapster-guard"
-"""The name under which tc shows the guard."""
 
 _NO_TUN = (ENOENT, ENOTDIR, EISDIR, ENODEV, ENXIO, ENOTTY)
 """The errors of /dev/net/tun if it is missing or another device."""
@@ -301,11 +296,9 @@ class LinuxNamespace:
         for opened in (self._rtnl, self._watch):
             if opened is not None:
                 opened.close()
-        if "_changes" in self.__dict__:
-            self._changes.close()
-        for fd in ("_nodes", "_nowhere"):
-            if fd in self.__dict__:
-                os.close(self.__dict__[fd])
+        for part in ("_nft", "_nodes"):
+            if part in self.__dict__:
+                self.__dict__.pop(part).close()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -375,14 +368,10 @@ class LinuxNamespace:
             raise failure(error, f"reading the VLANs of device {ifindex}") from error
 
     def nft(self, commands: str) -> None:
-        with self._asking_nft():
-            self._changes.run(commands)
+        self._nft.run(commands)
 
     def nft_list(self, what: str) -> list[dict[str, Any]]:
-        # A new connection each time: one that is kept relies on its cache while the
-        # lower 16 bits of the kernel's generation number are the same.
-        with self._asking_nft(), closing(self._nft()) as fresh:
-            return fresh.run(f"list {what}")
+        return self._nft.list(what)
 
     def nft_rules(self, table: str) -> list[NftRule]:
         from tapster.kernel.nft_rules import rules
@@ -394,92 +383,30 @@ class LinuxNamespace:
             raise failure(error, "listing the rules of nftables") from error
 
     def nft_example(self, commands: str, what: str) -> list[dict[str, Any]]:
-        from tapster.kernel.nft import Nft
-
-        # In a namespace of its own, so it takes part in nothing.
-        with self._asking_nft():
-            empty = netns.new_empty()
-            try:
-                with netns.inside(empty), closing(Nft()) as example:
-                    example.run(commands)
-                    return example.run(f"list {what}")
-            finally:
-                os.close(empty)
+        return self._nft.example(commands, what)
 
     @cached_property
-    def _changes(self) -> "Nft":
-        # Keep it: to close one after a deletion takes the kernel 12 ms.
-        return self._nft()
+    def _nft(self) -> "NamespaceNft":
+        from tapster.kernel.nft import NamespaceNft  # slow to import
 
-    def _nft(self) -> "Nft":
-        from tapster.kernel.nft import Nft
-
-        with self.inside():
-            return Nft()
-
-    @contextmanager
-    def _asking_nft(self) -> Iterator[None]:
-        try:
-            with netns.inside(self._nowhere):
-                yield
-        except OSError as error:
-            raise failure(error, "asking nftables", "CAP_SYS_ADMIN") from error
-
-    @cached_property
-    def _nowhere(self) -> int:
-        """A namespace without devices, for libnftables; see nft.py."""
-        return netns.new_empty()
+        return NamespaceNft(self.fd)
 
     def guard(self, ifindex: int, *, judge: bool, limits: Sequence[GuardLimit]) -> None:
-        from tapster.kernel import ingress
-
-        try:
-            with self._guard_program(judge, limits) as program:
-                ingress.attach(self._rtnl, ifindex, program, GUARD)
-        except OSError as error:
-            action = f"loading the guard of device {ifindex}"
-            raise failure(error, action, "CAP_BPF") from error
+        self._guards.attach(ifindex, judge, limits)
 
     def unguard(self, ifindex: int) -> None:
-        from tapster.kernel import ingress
-
-        try:
-            ingress.detach(self._rtnl, ifindex)
-        except OSError as error:
-            raise failure(error, f"removing the guard of {ifindex}") from error
+        self._guards.detach(ifindex)
 
     def is_guarded(
         self, ifindex: int, *, judge: bool, limits: Sequence[GuardLimit]
     ) -> bool:
-        from tapster.kernel import bpf, ingress
-
-        try:
-            kind = judge, tuple(limits)
-            if kind not in self._guard_tags:
-                with self._guard_program(judge, limits) as program:
-                    self._guard_tags[kind] = bpf.tag(program)
-            return ingress.is_first(self._rtnl, ifindex, self._guard_tags[kind])
-        except OSError as error:
-            action = f"looking at the guard of device {ifindex}"
-            raise failure(error, action, "CAP_BPF") from error
+        return self._guards.is_first(ifindex, judge, limits)
 
     @cached_property
-    def _guard_tags(self) -> dict[tuple[bool, tuple[GuardLimit, ...]], bytes]:
-        """The digests by which the kernel shows guards."""
-        return {}
+    def _guards(self) -> "Guards":
+        from tapster.kernel.ingress import Guards
 
-    @contextmanager
-    def _guard_program(
-        self, judge: bool, limits: Sequence[GuardLimit]
-    ) -> Iterator[int]:
-        """Load a guard's program for the time of a block."""
-        from tapster.kernel import bpf, guard
-
-        fd = bpf.load(guard.program(judge=judge, limits=limits))
-        try:
-            yield fd
-        finally:
-            os.close(fd)
+        return Guards(self._rtnl)
 
     def redirect(self, ifindex: int, to: int, stamp: bytes) -> None:
         from tapster.kernel import mirred
@@ -676,61 +603,16 @@ class LinuxNamespace:
     def open_macvtap(
         self, ifindex: int, *, queues: int, vnet_hdr: bool
     ) -> tuple[int, ...]:
-        # /dev/tapN is not namespaced: two namespaces with a macvtap of the same
-        # ifindex share one node, which belongs to the first. So read the device's
-        # number from a sysfs of this namespace, and open the device through a node
-        # of our own, which no other process sees and no crash leaves behind.
-        # The kernel gives the number of a deleted macvtap to the next one, in any
-        # namespace (tap_get_minor() in drivers/net/tap.c). A macvtap keeps its number
-        # for life. So read the number again when the node is open.
-        flags = tun.flags(queues=queues, vnet_hdr=vnet_hdr)
-        node = f"tap{ifindex}"
-        try:
-            with self._numbers() as number_of, closing_on_error() as fds:
-                device = number_of(node)
-                with suppress(FileNotFoundError):  # it could not be removed before
-                    os.unlink(node, dir_fd=self._nodes)
-                os.mknod(node, 0o020600, device, dir_fd=self._nodes)
-                try:
-                    for _ in range(queues):
-                        fds.append(
-                            os.open(node, os.O_RDWR | os.O_CLOEXEC, dir_fd=self._nodes)
-                        )
-                        tun.set_flags(fds[-1], flags)
-                finally:
-                    os.unlink(node, dir_fd=self._nodes)
-                if number_of(node) != device:
-                    raise OSError(
-                        EBADFD, "the macvtap was replaced while it was opened"
-                    )
-        except OSError as error:
-            action = f"opening macvtap {ifindex}"
-            if error.errno == EPERM and in_user_namespace():
-                raise MissingCapability(
-                    f"{action} needs CAP_MKNOD outside of this user namespace, because "
-                    "a macvtap is opened through a device node: run as root of the "
-                    "host, or request a tap",
-                    capability="CAP_MKNOD",
-                ) from error
-            # Mounts come first, and need another capability than the node.
-            needed = "CAP_MKNOD" if has("CAP_SYS_ADMIN") else "CAP_SYS_ADMIN"
-            raise failure(error, action, needed) from error
-        return tuple(fds)
+        return self._nodes.open(ifindex, queues=queues, vnet_hdr=vnet_hdr)
 
     def macvtap_holders(self, ifindexes: Collection[int]) -> dict[int, int]:
-        from tapster.kernel.open_files import holders  # rarely needed
+        return self._nodes.holders(ifindexes)
 
-        devices: dict[int, int] = {}
-        try:
-            with self._numbers() as number_of:
-                for ifindex in ifindexes:
-                    with suppress(FileNotFoundError):
-                        devices[number_of(f"tap{ifindex}")] = ifindex
-            found = holders(devices) if devices else {}
-        except OSError as error:
-            action = "looking for the processes that have macvtaps open"
-            raise failure(error, action, "CAP_SYS_ADMIN") from error
-        return {devices[device]: pid for device, pid in found.items()}
+    @cached_property
+    def _nodes(self) -> "MacvtapNodes":
+        from tapster.kernel.macvtap_nodes import MacvtapNodes  # taps need none
+
+        return MacvtapNodes(self.fd)
 
     def announce(self, ifindex: int, mac: str, *, pids: Collection[int] = ()) -> bool:
         from tapster.kernel.open_files import opened  # rarely needed
@@ -742,8 +624,7 @@ class LinuxNamespace:
             if link.kind == "tun":
                 device = os.stat(tun.DEVICE).st_rdev
             else:
-                with self._numbers() as number_of:
-                    device = number_of(f"tap{ifindex}")
+                device = self._nodes.device(ifindex)
             with closing(opened(device, [os.getpid(), *pids])) as files:
                 return any(
                     tun.announce(file, mac)
@@ -851,36 +732,6 @@ class LinuxNamespace:
         if self._watch is not None:
             self._watch.close()
             self._watch = None
-
-    @cached_property
-    def _nodes(self) -> int:
-        """A directory for device nodes, on a mount that no other process sees."""
-        # Mount it once: to unmount a tmpfs takes the kernel 12 ms.
-        from tapster.kernel.libc import mount_detached
-
-        return mount_detached("tmpfs")
-
-    @contextmanager
-    def _numbers(self) -> Iterator[Callable[[str], int]]:
-        """Lend a function that tells the device number of a macvtap's node."""
-        from tapster.kernel.libc import mount_detached
-
-        with self.inside():
-            sysfs = mount_detached("sysfs")
-
-        def number_of(node: str) -> int:
-            path = f"class/macvtap/{node}/dev"
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=sysfs)
-            try:
-                major, _, minor = os.read(fd, 32).decode().partition(":")
-            finally:
-                os.close(fd)
-            return os.makedev(int(major), int(minor))
-
-        try:
-            yield number_of
-        finally:
-            os.close(sysfs)
 
     def _execute(
         self, messages: Sequence[rtnl.Message], action: str, *, ignore: int = 0
