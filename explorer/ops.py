@@ -49,7 +49,8 @@ def acquire(*specs: Spec, pid: str = "", parts: Parts = USUAL) -> Op:
         wanted = [spec._replace(owner=actor.name) for spec in specs or (TAP,)]
         process = actor.ask(Call("vm", pid)) if pid else None
         try:
-            acquired = actor.operations(parts).acquire(wanted, pid=process)
+            pids = [process] * len(wanted)
+            acquired = actor.operations(parts).acquire(wanted, pids=pids)
         except TapsterError as error:
             return Failed(type(error).__name__)
         got = tuple(Acquired.of(opened.lease) for opened in acquired)

@@ -106,7 +106,11 @@ class Host(AnyHost):
             # A descriptor must not be lost on its way to the object that owns it.
             with Deferral() as hand_over:
                 acquired = operations.acquire(
-                    chosen, pid=pid, on_close=on_close, vhost=vhost, hand_over=hand_over
+                    chosen,
+                    pids=[pid] * len(chosen),
+                    on_close=on_close,
+                    vhost=vhost,
+                    hand_over=hand_over,
                 )
                 return tuple(OpenDevice(*opened) for opened in acquired)
 

@@ -135,13 +135,13 @@ class Parts:
         self.service = Service(
             operations, self.access, self.metrics, self.log, self.upkeep
         )
-        self.caller = ALICE
+        self.caller, self.pidfd = ALICE, -1
         self.connections = Connections(
             self.loop,
             lambda: self.access.loaded.config.limits,
             self.metrics,
             self.log,
-            identify=lambda _: (self.caller, -1),
+            identify=lambda _: (self.caller, self.pidfd),
         )
         self.dispatcher = Dispatcher(
             self.connections,
@@ -157,10 +157,10 @@ class Parts:
     def _explain(self, error: Exception) -> Any:
         raise error
 
-    def connect(self, caller: Caller = ALICE) -> Peer:
-        """A client, as this caller."""
+    def connect(self, caller: Caller = ALICE, pidfd: int = -1) -> Peer:
+        """A client, as this caller. The connection will own the descriptor."""
         theirs, ours = socket.socketpair()
-        self.caller = caller
+        self.caller, self.pidfd = caller, pidfd
         self.peers.append(Peer(theirs))
         self.connections.welcome(ours)
         return self.peers[-1]

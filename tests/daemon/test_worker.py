@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -31,8 +31,10 @@ from tapster.daemon.worker import (
     DROPPED,
     MANY_JOBS,
     MOMENT,
+    MOST_TOGETHER,
     FairQueue,
     Job,
+    Joint,
     Worker,
 )
 from tapster.errors import HostError, KernelError
@@ -59,12 +61,12 @@ def test_users_take_turns_and_the_jobs_of_each_stay_in_order() -> None:
         for n in range(3):
             queue.put(user, jobs[user, n])
     queue.put(3, late)
-    order = [queue.get() for _ in range(7)]
+    order = [job for _ in range(7) for job in queue.get()]
     expected = [jobs[1, 0], jobs[2, 0], late, jobs[1, 1], jobs[2, 1]]
     assert order == [*expected, jobs[1, 2], jobs[2, 2]]
     assert not queue.waiting
     queue.close()
-    assert queue.get() is None
+    assert not queue.get()
 
 
 def test_a_newcomer_waits_for_one_job_of_a_user_who_has_many() -> None:
@@ -73,21 +75,78 @@ def test_a_newcomer_waits_for_one_job_of_a_user_who_has_many() -> None:
     late = Job(nothing, nothing)
     for job in flood[:2]:
         queue.put(1, job)
-    assert queue.get() is flood[0]
+    assert queue.get() == [flood[0]]
     queue.put(2, late)
     queue.put(1, flood[2])
-    assert [queue.get() for _ in range(3)] == [late, flood[1], flood[2]]
+    assert [queue.get() for _ in range(3)] == [[late], [flood[1]], [flood[2]]]
 
 
 def test_a_newcomer_is_before_a_user_who_asks_again_during_its_own_job() -> None:
     queue = FairQueue()
     first, again, late = (Job(nothing, nothing) for _ in range(3))
     queue.put(1, first)
-    assert queue.get() is first
+    assert queue.get() == [first]
     queue.put(1, again)
     queue.put(2, late)
     assert queue.waiting
-    assert [queue.get(), queue.get()] == [late, again]
+    assert [queue.get(), queue.get()] == [[late], [again]]
+
+
+def test_jobs_of_a_kind_are_done_together_while_no_other_user_waits() -> None:
+    queue = FairQueue()
+
+    def job(kind: str) -> Job:
+        return Job(nothing, nothing, Joint(kind, list, kind))
+
+    alike = [job("a") for _ in range(MOST_TOGETHER + 2)]
+    others = [job("b"), Job(nothing, nothing), Job(nothing, nothing), job("a")]
+    for each in alike + others:
+        queue.put(1, each)
+    assert queue.get() == alike[:MOST_TOGETHER]
+    assert queue.get() == alike[MOST_TOGETHER:]
+    assert [queue.get() for _ in others] == [[each] for each in others]
+
+
+def test_jobs_are_done_one_by_one_while_another_user_waits() -> None:
+    queue = FairQueue()
+    first, second, other = (
+        Job(nothing, nothing, Joint("a", list, number)) for number in range(3)
+    )
+    queue.put(1, first)
+    queue.put(1, second)
+    queue.put(2, other)
+    assert [queue.get() for _ in range(3)] == [[first], [other], [second]]
+
+
+def test_jobs_that_are_done_together_have_their_own_results() -> None:
+    worker = Worker(lambda error: HostError(f"unforeseen: {error}"))
+    results: list[Any] = []
+    done: list[Sequence[int]] = []
+
+    def divide(numbers: Sequence[int]) -> list[Any]:
+        done.append(numbers)
+        if 13 in numbers:
+            raise HostError("none")
+        return [
+            HostError("by zero") if number == 0 else 100 // number for number in numbers
+        ]
+
+    def submit(number: int) -> Job:
+        joint = Joint(number == 13, divide, number)
+        return worker.submit(lambda: "alone", results.append, joint=joint)
+
+    for number in (0, 5, 7):
+        submit(number)
+    submit(2).drop()
+    submit(13)
+    submit(13)
+    submit(5)
+    worker.start()
+    worker.finish()
+    assert done == [[0, 5, 7], [13, 13]]
+    dropped, zero, *others, first, second, alone = results
+    assert (dropped, str(zero), others) == (DROPPED, "by zero", [20, 14])
+    assert (str(first), str(second), alone) == ("none", "none", "alone")
 
 
 def test_a_worker_with_many_jobs_is_left_alone_for_a_moment(

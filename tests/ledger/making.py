@@ -67,7 +67,8 @@ def reserve(
 
 def hold(ledger: Ledger, *specs: Spec, netns: Netns = HERE) -> list[Lease]:
     """Active leases."""
-    return ledger.activate(reserve(ledger, *specs, netns=netns), None)
+    reserved = reserve(ledger, *specs, netns=netns)
+    return ledger.activate(reserved, [None] * len(reserved))
 
 
 def release(ledger: Ledger, *leases: Lease) -> None:

@@ -70,7 +70,7 @@ VERBS: dict[str, Callable[[Two], object]] = {
         two.reserved.id, names.parse("vnet%d"), Tap(), nobody_has
     ),
     "reindex": lambda two: two.ledger.reindex(two.reserved.id),
-    "activate": lambda two: two.ledger.activate([two.reserved], None),
+    "activate": lambda two: two.ledger.activate([two.reserved], [None]),
     "bind": lambda two: two.ledger.bind([two.reserved.id], PROCESS),
     "lease": lambda two: two.ledger.lease(two.active),
     "named": lambda two: two.ledger.named("vnet4"),

@@ -182,7 +182,7 @@ def test_a_user_makes_no_entries_of_others_go(tmp_path: Path) -> None:
         for _ in range(count):
             clock.wall += 1
             reserved = reserve(ledger, Tap(), caller_uid=caller_uid)
-            (lease,) = ledger.activate(reserved, None)
+            (lease,) = ledger.activate(reserved, [None])
             ledger.record_event(
                 HistoryEvent(clock.wall, "moved", lease.id, lease.name, "", caller_uid)
             )

@@ -163,7 +163,7 @@ def test_a_macvtap_shares_the_names_of_taps(ledger: Ledger) -> None:
 
 def test_a_lease_lives_from_reserved_to_history(ledger: Ledger, clock: Clock) -> None:
     (lease,) = reserve(ledger, Tap(owner="vm1"))
-    (active,) = ledger.activate([lease], PROCESS)
+    (active,) = ledger.activate([lease], [PROCESS])
     assert (active.state, active.process, active.manager) == (
         State.ACTIVE,
         PROCESS,
@@ -255,7 +255,7 @@ def test_ending_a_lease_may_be_repeated(
 def test_a_lease_that_is_gone_is_named(ledger: Ledger) -> None:
     (lease,) = reserve(ledger, Tap())
     calls: list[Callable[[], object]] = [
-        lambda: ledger.activate([lease._replace(id="none")], None),
+        lambda: ledger.activate([lease._replace(id="none")], [None]),
         lambda: ledger.begin_release("none"),
         lambda: ledger.claim("none", ME, dead),
         lambda: ledger.hold_name("none"),
@@ -556,7 +556,7 @@ def test_a_namespace_without_leases_is_forgotten_but_not_its_counters(
 def stable(ledger: Ledger, key: str, netns: Netns = HERE, **more: Any) -> Lease:
     """Lease the stable name of a key."""
     (lease,) = reserve(ledger, Tap(naming=Naming.STABLE, key=key, **more), netns=netns)
-    (lease,) = ledger.activate([lease], None)
+    (lease,) = ledger.activate([lease], [None])
     return lease
 
 
@@ -611,7 +611,7 @@ def test_a_key_gets_another_mac_while_another_device_has_its_own(
     web = stable(ledger, "web", bridge="br0")
     end(ledger, web)
     (other,) = reserve(ledger, Tap(bridge="br0", mac=web.mac))
-    ledger.activate([other], None)
+    ledger.activate([other], [None])
     assert stable(ledger, "web", bridge="br0").mac != web.mac
 
 

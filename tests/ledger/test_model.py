@@ -301,7 +301,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def activate(self, which: int) -> None:
         reserved = self.in_state(State.RESERVED)
         lease = reserved[which % len(reserved)]
-        (self.leases[lease.id],) = self.ledger.activate([lease], None)
+        (self.leases[lease.id],) = self.ledger.activate([lease], [None])
 
     @some_lease(State.RESERVED)
     @rule(which=which)

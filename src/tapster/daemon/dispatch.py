@@ -5,7 +5,7 @@ A method runs in the worker's thread, which also encodes the answer.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from traceback import format_exception
 
@@ -14,11 +14,12 @@ from tapster.daemon import policy
 from tapster.daemon.connection import Connection
 from tapster.daemon.connections import Connections
 from tapster.daemon.log import ERROR, Log
+from tapster.daemon.methods.acquiring import kind_of
 from tapster.daemon.methods.call import Answer, Call, Unfinished
 from tapster.daemon.metrics import Metrics
 from tapster.daemon.service import Service
 from tapster.daemon.state import ConnectionEvent
-from tapster.daemon.worker import DROPPED, Worker
+from tapster.daemon.worker import DROPPED, Joint, Worker
 from tapster.errors import TapsterError, internal
 from tapster.kernel import unix
 from tapster.light import Any, NamedTuple
@@ -143,7 +144,10 @@ class Dispatcher:
         else:
             call = Call(connection.caller, connection.pidfd, parameters, request.fds)
             work = partial(self._service.call, method.name, call)
-            self._submit(connection, method.name, work, request)
+            joint = None
+            if method.name == "Acquire" and (kind := kind_of(call)) is not None:
+                joint = Joint(kind, self._acquire_together, call)
+            self._submit(connection, method.name, work, request, joint)
             return
         connection.discard(request.fds)
 
@@ -153,6 +157,7 @@ class Dispatcher:
         method: str,
         work: Callable[[], Answer | Unfinished],
         request: Request,
+        joint: Joint | None = None,
     ) -> None:
         connection.droppable = method in _DROPPABLE and not request.oneway
         worker = self._lookups if method in _LOOKUPS else self._worker
@@ -160,7 +165,15 @@ class Dispatcher:
             partial(_encoded, work, more=request.more),
             partial(self._done, connection, method, request),
             user=connection.share,
+            joint=joint,
         )
+
+    def _acquire_together(self, calls: Sequence[Call]) -> list[Any]:
+        """Carry out acquires of one kind. Runs in the worker's thread."""
+        return [
+            result if isinstance(result, TapsterError) else _encode(result)
+            for result in self._service.acquire_together(calls)
+        ]
 
     def _done(
         self, connection: Connection, method: str, request: Request, result: Any
@@ -324,8 +337,10 @@ def _encoded(
     work: Callable[[], Answer | Unfinished], *, more: bool
 ) -> Reply | Unencodable | Unfinished:
     answer = work()
-    if isinstance(answer, Unfinished):
-        return answer
+    return answer if isinstance(answer, Unfinished) else _encode(answer, more=more)
+
+
+def _encode(answer: Answer, *, more: bool = False) -> Reply | Unencodable:
     continues = more and answer.next_page is not None
     try:
         message = {"parameters": varlink.to_json(answer.parameters)}

@@ -4,9 +4,11 @@
 Methods run in the worker's thread, unless their docstrings say otherwise.
 """
 
+from collections.abc import Sequence
+
 from tapster.daemon.log import Log
 from tapster.daemon.methods.access import Access
-from tapster.daemon.methods.acquiring import Acquiring
+from tapster.daemon.methods.acquiring import Acquiring, Result
 from tapster.daemon.methods.call import Answer, Call, Method, Unfinished
 from tapster.daemon.methods.changing import Changing
 from tapster.daemon.methods.figures import Figures
@@ -33,12 +35,12 @@ class Service:
         self.access = access
         self.figures = Figures(operations, access, metrics)
         requests = Requests(operations, access, metrics)
-        acquiring = Acquiring(operations, access, requests, upkeep, metrics, log)
+        self._acquiring = Acquiring(operations, access, requests, upkeep, metrics, log)
         changing = Changing(operations, access, requests, upkeep, metrics)
         looking = Looking(operations, access)
         maintaining = Maintaining(operations, access, upkeep)
         self._methods: dict[str, Method] = {
-            "Acquire": acquiring.acquire,
+            "Acquire": self._acquiring.acquire,
             "Bind": changing.bind,
             "Release": changing.release,
             "Get": looking.get,
@@ -54,6 +56,17 @@ class Service:
             "Explain": maintaining.explain,
             "GetStatistics": self.figures.statistics,
         }
+
+    def acquire_together(self, calls: Sequence[Call]) -> list[Result]:
+        """Carry out acquires of one kind; return the answer or the error of each."""
+        return [
+            self.access.conceal(result, call.caller)
+            if isinstance(result, NameTaken | MacTaken)
+            else result
+            for call, result in zip(
+                calls, self._acquiring.acquire_together(calls), strict=True
+            )
+        ]
 
     def call(self, method: str, call: Call) -> Answer | Unfinished:
         """Carry out a call. Raises TapsterError."""

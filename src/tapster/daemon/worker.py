@@ -5,13 +5,16 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 
 from tapster.errors import TapsterError
-from tapster.light import Any
+from tapster.light import Any, NamedTuple
 
 Work = Callable[[], Any]
 OnDone = Callable[[Any], None]
+
+MOST_TOGETHER = 8
+"""Jobs that are done together. A user that comes now waits for all of them."""
 
 MANY_JOBS = 16
 """So many jobs that the worker is busy for longer than MOMENT."""
@@ -34,13 +37,26 @@ class Dropped:
 DROPPED = Dropped()
 
 
+class Joint(NamedTuple):
+    """How to do several jobs together, which takes less time than one after another."""
+
+    kind: Hashable
+    """Jobs of the same kind can be done together."""
+    work: Callable[[Sequence[Any]], Sequence[Any]]
+    """Does the jobs with these arguments. Returns their results, or their errors."""
+    argument: Any
+    """Of one job."""
+
+
 class Job:
     """A piece of work for a user. It can be dropped as long as it has not begun."""
 
-    __slots__ = ("dropped", "on_done", "spent", "work")
+    __slots__ = ("dropped", "joint", "on_done", "spent", "work")
 
-    def __init__(self, work: Work, on_done: OnDone) -> None:
+    def __init__(self, work: Work, on_done: OnDone, joint: Joint | None = None) -> None:
         self.work = work
+        self.joint = joint
+        """How to do the job with others; None if it must be done alone."""
         self.on_done = on_done
         self.dropped = False
         self.spent = 0.0
@@ -55,7 +71,8 @@ class FairQueue:
     """Jobs by user: users take turns, and the jobs of each stay in order.
 
     A user whose job is being done has its next turn after those who wait when that job
-    is done. So a newcomer waits for at most one job of each other user.
+    is done. So a newcomer waits for at most one job of each other user. While no other
+    user waits, the user's next jobs may be done together.
     """
 
     def __init__(self) -> None:
@@ -88,10 +105,11 @@ class FairQueue:
             self._closed = True
             self._ready.notify()
 
-    def get(self) -> Job | None:
-        """Wait for the next job and return it; return None at the end.
+    def get(self) -> list[Job]:
+        """Wait for the next job and return it, with those that are to be done together
+        with it; return none at the end.
 
-        The former job is done now.
+        The former jobs are done now.
         """
         with self._ready:
             if self._served in self._jobs:
@@ -99,14 +117,20 @@ class FairQueue:
             self._served = None
             while not self._turns:
                 if self._closed:
-                    return None
+                    return []
                 self._ready.wait()
             self._served = user = self._turns.popleft()
             jobs = self._jobs[user]
-            job = jobs.popleft()
+            taken = [jobs.popleft()]
+            if not self._turns and taken[0].joint is not None:
+                kind = taken[0].joint.kind
+                while jobs and len(taken) < MOST_TOGETHER:
+                    if jobs[0].joint is None or jobs[0].joint.kind != kind:
+                        break
+                    taken.append(jobs.popleft())
             if not jobs:
                 del self._jobs[user]
-            return job
+            return taken
 
 
 class Worker:
@@ -154,9 +178,15 @@ class Worker:
         if len(self._queue) >= MANY_JOBS:
             time.sleep(MOMENT)  # noqa: TID251 - nothing is to happen: jobs wait
 
-    def submit(self, work: Work, on_done: OnDone, user: int = DAEMON) -> Job:
+    def submit(
+        self,
+        work: Work,
+        on_done: OnDone,
+        user: int = DAEMON,
+        joint: Joint | None = None,
+    ) -> Job:
         """Queue a job for a user. Any thread may call this method."""
-        job = Job(work, on_done)
+        job = Job(work, on_done, joint)
         self.calls += user != DAEMON
         self._queue.put(user, job)
         return job
@@ -199,36 +229,44 @@ class Worker:
                 self._explain(error)
 
     def run_one(self) -> bool:
-        """Wait for the next job and do it. Return False at the end.
+        """Wait for the next job and do it, with those that are to be done together with
+        it. Return False at the end.
 
         The worker's thread calls this method, or a test that has not started the
         thread.
         """
-        job = self._queue.get()
-        if job is None:
+        jobs = self._queue.get()
+        if not jobs:
             return False
         self._working = threading.get_ident()
         try:
-            self._do(job)
+            self._do(jobs)
         finally:
             self._working = 0
             os.eventfd_write(self.wake, 1)
         self._follow_up()
         return True
 
-    def _do(self, job: Job) -> None:
-        if job.dropped:
-            self.call_serving(job.on_done, DROPPED)
+    def _do(self, jobs: Sequence[Job]) -> None:
+        wanted = []
+        for job in jobs:
+            if job.dropped:
+                self.call_serving(job.on_done, DROPPED)
+            else:
+                wanted.append(job)
+        if not wanted:
             return
         start = time.thread_time()
         try:
-            result = job.work()
+            results = _results(wanted)
         except TapsterError as error:
-            result = error
+            results = [error] * len(wanted)
         except Exception as error:  # noqa: BLE001 - one call must not end all
-            result = self._explain(error)
-        job.spent = time.thread_time() - start
-        self.call_serving(job.on_done, result)
+            results = [self._explain(error)] * len(wanted)
+        spent = (time.thread_time() - start) / len(wanted)
+        for job, result in zip(wanted, results, strict=True):
+            job.spent = spent
+            self.call_serving(job.on_done, result)
 
     def _follow_up(self) -> None:
         now = time.monotonic()
@@ -246,3 +284,11 @@ class Worker:
     def _run(self) -> None:
         while self.run_one():
             pass
+
+
+def _results(jobs: Sequence[Job]) -> Sequence[Any]:
+    """Do jobs, several together. Return their results."""
+    joint = jobs[0].joint
+    if len(jobs) == 1 or joint is None:
+        return [jobs[0].work()]
+    return joint.work([job.joint.argument for job in jobs if job.joint is not None])

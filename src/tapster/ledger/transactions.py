@@ -361,11 +361,14 @@ class Ledger:
             return leases.get(db, id)
 
     def activate(
-        self, reserved: Iterable[Lease], process: Process | None
+        self, reserved: Sequence[Lease], processes: Sequence[Process | None]
     ) -> list[Lease]:
-        """Make reserved leases active and bind them to `process`. Return them."""
+        """Make reserved leases active, bind each to its process, and return them."""
         with self.file.changing() as db:
-            return [leases.activate(db, lease, process) for lease in reserved]
+            return [
+                leases.activate(db, lease, process)
+                for lease, process in zip(reserved, processes, strict=True)
+            ]
 
     def bind(self, ids: Sequence[str], process: Process | None) -> None:
         """Let active leases end with a process. None: with no process.

@@ -64,7 +64,7 @@ class Acquire:
         self,
         specs: Sequence[Spec],
         *,
-        pid: int | None = None,
+        pids: Sequence[int | None] = (),
         on_close: bool = False,
         vhost: bool = False,
         caller_uid: int | None = None,
@@ -72,19 +72,22 @@ class Acquire:
         max_keys: int | None = None,
         hand_over: Deferral | None = None,
     ) -> list[Opened]:
-        """Make all the devices of one VM, or none. The caller closes the descriptors.
+        """Make all the devices, or none. The caller closes the descriptors.
 
-        The leases end with the process `pid`, if one is given; with `on_close`, when
-        no process has the tap open any more. With `vhost` there are descriptors of
-        /dev/vhost-net, where the host has it. `caller_uid` is recorded: the user id
-        that the daemon acts for; so is what was `asked` for each device, as the
-        daemon's policy judges it. `max_keys` bounds the user's keys of stable names.
-        Signals are deferred from the moment that the descriptors are the caller's until
-        the end of the block `hand_over`.
+        A lease ends with the process that `pids` names for its device, if it names one;
+        with `on_close`, when no process has the tap open any more. With `vhost` there
+        are descriptors of /dev/vhost-net, where the host has it. `caller_uid` is
+        recorded: the user id that the daemon acts for; so is what was `asked` for each
+        device, as the daemon's policy judges it. `max_keys` bounds the user's keys of
+        stable names. Signals are deferred from the moment that the descriptors are the
+        caller's until the end of the block `hand_over`.
         """
         context = self.context
         with context.gate:
-            process = None if pid is None else context.process(pid)
+            processes = [
+                None if pid is None else context.process(pid)
+                for pid in pids or [None] * len(specs)
+            ]
             plans = [self._plan(spec, on_close, caller_uid) for spec in specs]
             fleet = context.find_fleet()
             if fleet is not None:
@@ -112,10 +115,10 @@ class Acquire:
                         with deferred():
                             made[-1] = self._open_vhost(made[-1])
                 active = context.ledger.activate(
-                    [opened.lease for opened in made], process
+                    [opened.lease for opened in made], processes
                 )
                 new = context.system.udev_interferes()
-                if new or process is not None or on_close:
+                if new or any(processes) or on_close:
                     context.wake_reaper(new=new)
                 if hand_over is not None:
                     hand_over.begin()

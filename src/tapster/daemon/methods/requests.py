@@ -64,18 +64,23 @@ class Requests:
             )
 
     def admit(
-        self, caller: Caller, namespace: Namespace, asked: interface.Acquire
+        self,
+        caller: Caller,
+        namespace: Namespace,
+        asked: interface.Acquire,
+        wanted: int = 0,
     ) -> list[interface.Acquire]:
         """Check a request for devices; return one for each device, as `check` does.
 
-        Raise NotAllowed or QuotaExceeded, and record that in the history.
+        `wanted` devices are about to be made for the caller. Raise NotAllowed or
+        QuotaExceeded, and record that in the history.
         """
         try:
             requests = [
                 self.check(caller, namespace, asked._replace(nics=(nic,)))
                 for nic in asked.nics
             ]
-            self._check_quota(caller, len(requests))
+            self._check_quota(caller, len(requests), wanted)
         except (NotAllowed, QuotaExceeded) as error:
             self._record_refusal(caller, asked, str(error))
             raise
@@ -106,13 +111,15 @@ class Requests:
             raise NotAllowed(reason)
         return request
 
-    def _check_quota(self, caller: Caller, wanted: int) -> None:
+    def _check_quota(self, caller: Caller, wanted: int, before: int) -> None:
+        """Raise QuotaExceeded if the caller may not have `wanted` more devices, after
+        those that are about to be made `before`."""
         limits = self._access.loaded.config.limits
         quota = policy.quota(self._access.rules, caller, limits.devices)
         if quota is None:
             return
         count = self._operations.look.count(caller.uid)
-        held = count[State.ACTIVE] + count[State.RESERVED]
+        held = count[State.ACTIVE] + count[State.RESERVED] + before
         if held + wanted > quota:
             self._metrics.add("refused", "quota")
             raise QuotaExceeded(
@@ -120,7 +127,7 @@ class Requests:
                 "release one, or have devices = raised in a rule of the policy",
                 limit=quota,
             )
-        if (waiting := count[State.FIN_WAIT]) + wanted > limits.waiting:
+        if (waiting := count[State.FIN_WAIT]) + before + wanted > limits.waiting:
             self._metrics.add("refused", "waiting")
             raise QuotaExceeded(
                 f"{caller} has {waiting} devices in FIN WAIT and asks for {wanted} "
