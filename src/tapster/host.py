@@ -103,16 +103,26 @@ class Host(AnyHost):
         chosen = check_acquire(specs, pid, on_close, vhost)
 
         def acquire(operations: Operations) -> tuple[OpenDevice, ...]:
-            # A descriptor must not be lost on its way to the object that owns it.
-            with Deferral() as hand_over:
-                acquired = operations.acquire(
-                    chosen,
-                    pids=[pid] * len(chosen),
-                    on_close=on_close,
-                    vhost=vhost,
-                    hand_over=hand_over,
-                )
-                return tuple(OpenDevice(*opened) for opened in acquired)
+            devices: tuple[OpenDevice, ...] = ()
+            try:
+                # A descriptor must not be lost on its way to the object that owns it.
+                with Deferral() as hand_over:
+                    acquired = operations.acquire(
+                        chosen,
+                        pids=[pid] * len(chosen),
+                        on_close=on_close,
+                        vhost=vhost,
+                        hand_over=hand_over,
+                    )
+                    devices = tuple(OpenDevice(*opened) for opened in acquired)
+            except BaseException:
+                # A deferred signal came, such as that of a time limit: the caller does
+                # not get these devices.
+                for device in devices:
+                    device.close()
+                    operations.release(device.id)
+                raise
+            return devices
 
         return self._run(acquire)
 

@@ -5,6 +5,7 @@ A variable of a script may be unset: `tapster add --bridge br0 --address "$IP"` 
 make a port without a filter.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -147,6 +148,26 @@ def test_the_error_says_what_would_be_right(
 def test_the_time_that_was_typed_is_in_the_error(tapster: Command) -> None:
     said = tapster("who", "--at", "yesterday 25:00", status=2)
     assert said.startswith("tapster: time 'yesterday 25:00' is not of the form")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("--ledger x.db ls", "x.db"),
+        ("add --netns ./pod", "./pod"),
+        ("run --template /etc/hostname=out -- true", "out"),
+    ],
+)
+def test_a_working_directory_that_is_gone_is_named(
+    tapster: Command, tmp_path: Path, words: str, named: str
+) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    with contextlib.chdir(folder):
+        folder.rmdir()
+        said = tapster(*words.split(), status=125 if "run" in words else 2)
+        assert said.startswith(f"tapster: {named!r} leads nowhere, because the working")
+        assert tapster("add", "--bridge", "br0") == "vnet0\n"
 
 
 @pytest.mark.parametrize("columns", ["0", "1", "-3", "none"])

@@ -10,12 +10,13 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lab.interrupts import act_at, moments
 from lab.library import no_reaper
-from tapster import Host, Macvtap, RequestError, Tap
+from tapster import Host, Macvtap, OpenDevice, RequestError, State, Tap
 from tapster.testing import FakeSystem
 
 pytestmark = pytest.mark.slow
@@ -116,6 +117,25 @@ def test_ctrl_c_at_any_instruction_leaves_nothing(
     # An interrupt in a destructor is not raised in its caller.
     assert raised > len(there) * 0.9
     assert len(there) * PARTS > INTERRUPTS
+
+
+def test_an_acquire_that_is_interrupted_at_its_end_leaves_no_lease(
+    host: Host, system: FakeSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(OpenDevice):
+        """Is made when signals are deferred, and none of it can be undone inside."""
+
+        def __init__(self, *opened: Any) -> None:
+            super().__init__(*opened)
+            _interrupt()
+
+    live(host)
+    before = settled(host, system)
+    monkeypatch.setattr("tapster.host.OpenDevice", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        host.acquire_all([Tap(bridge="br0"), Tap(bridge="br0")])
+    assert [lease.state for lease in host.leases()] == [State.FIN_WAIT] * 2
+    assert settled(host, system) == before
 
 
 def _interrupt() -> None:

@@ -145,7 +145,11 @@ ROOMS = [
         ),
         "a file, whatever is in it",
     ),
-    Room("tapster.kernel.files", (), "whose they are, whatever is in them"),
+    Room(
+        "tapster.kernel.files",
+        ("tapster.errors",),
+        "whose they are, whatever is in them",
+    ),
     Room(
         "tapster.ledger.rows",
         ("tapster.model", "tapster.names"),

@@ -64,6 +64,7 @@ def _open(options: Options) -> "Host":
 
 def _install(options: Options) -> int:
     """Put libvirt's hook on this host."""
+    from tapster.kernel.files import absolute
     from tapster.libvirt import hooks
 
     _need_root("install writes below /etc/libvirt")
@@ -71,7 +72,7 @@ def _install(options: Options) -> int:
     if not os.access(program, os.X_OK):
         raise HostError(f"{program!r} is no program that libvirt could start")
     ledger = options.ledger or os.environ.get("TAPSTER_LEDGER")
-    print(*hooks.install(program, ledger and os.path.abspath(ledger)), sep="\n")
+    print(*hooks.install(program, ledger and absolute(ledger)), sep="\n")
     if daemon := hooks.daemon_to_restart():
         print(
             f"next: systemctl restart {daemon} (it had no hook when it started; VMs "

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from tapster.errors import KernelError, RequestError
+from tapster.kernel.files import absolute
 from tapster.light import NamedTuple
 
 MAX_SIZE = 1 << 22
@@ -43,7 +44,7 @@ def _read(pair: str) -> ConfigTemplate:
         raise RequestError(f"--template would write over itself: {source!r}")
     if len(text) > MAX_SIZE:
         raise RequestError(f"--template {source!r} has more than {MAX_SIZE} bytes")
-    return ConfigTemplate(text, os.path.abspath(destination))
+    return ConfigTemplate(text, absolute(destination))
 
 
 def write(path: str, text: str, owner: int | None) -> Callable[[], None]:

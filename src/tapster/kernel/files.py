@@ -4,7 +4,22 @@
 import os
 from errno import EINVAL, EPERM
 
+from tapster.errors import RequestError
 from tapster.light import Iterable, suppress
+
+
+def absolute(path: str) -> str:
+    """Return the path from the root. Raise RequestError if nothing can be there.
+
+    A process may be in a directory that was deleted.
+    """
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError:
+        raise RequestError(
+            f"{path!r} leads nowhere, because the working directory was deleted: give "
+            "a path that begins with '/'"
+        ) from None
 
 
 def make(path: str) -> None:

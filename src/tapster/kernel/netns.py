@@ -13,6 +13,7 @@ from errno import EBADFD, EINVAL, ELOOP, ENODEV, ENOTTY, ENXIO
 
 from tapster.kernel import sockets
 from tapster.kernel.descriptors import closing_on_error
+from tapster.kernel.files import absolute
 from tapster.light import AbstractContextManager, Any, Iterator, contextmanager
 
 SO_NETNS_COOKIE = 71
@@ -33,7 +34,7 @@ _OTHER_FILES = (ELOOP, ENODEV, ENXIO)
 
 def path_of(where: str) -> str:
     """Return the path of a namespace that is given by name or path."""
-    return os.path.abspath(where) if "/" in where else f"{NAMED}/{where}"
+    return absolute(where) if "/" in where else f"{NAMED}/{where}"
 
 
 def known_path() -> str:

@@ -10,6 +10,7 @@ from tapster import backends as all_backends
 from tapster.backends import MakeBackends
 from tapster.errors import HostError, RequestError
 from tapster.gate import Gate
+from tapster.kernel.files import absolute
 from tapster.kernel.linux import LinuxSystem
 from tapster.kernel.lock import LockFile
 from tapster.kernel.port import Namespace, System
@@ -178,7 +179,7 @@ def ledger_path(path: str | os.PathLike[str] | None = None) -> str:
         good = False
     if not good:
         raise RequestError(f"the ledger's path {where!r} has a character of no path")
-    return where
+    return absolute(where)
 
 
 def open_context(
