@@ -14,7 +14,7 @@ import tapster
 from lab import iproute, library, shell
 from lab.reapers import wait_for
 from tapster import Action, Host, State, Tap
-from tapster.kernel import netns
+from tapster.kernel import all_namespaces, netns
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
@@ -178,7 +178,8 @@ class Looks:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.opened: list[str] = []
         self.listed = self.searched = 0
-        open_netns, named, everywhere = netns.open_netns, netns.named, netns.everywhere
+        open_netns, named = netns.open_netns, netns.named
+        everywhere = all_namespaces.everywhere
 
         def open_(path: str) -> int:
             self.opened.append(path)
@@ -194,7 +195,7 @@ class Looks:
 
         monkeypatch.setattr(netns, "open_netns", open_)
         monkeypatch.setattr(netns, "named", list_)
-        monkeypatch.setattr(netns, "everywhere", search)
+        monkeypatch.setattr(all_namespaces, "everywhere", search)
 
 
 def test_a_recover_opens_each_namespace_once_and_looks_once_for_those_that_ended(

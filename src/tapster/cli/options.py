@@ -11,9 +11,7 @@ wrong.
 from tapster.light import TYPE_CHECKING, Any, Callable, Sequence
 
 if TYPE_CHECKING:
-    from argparse import Namespace
-
-    from tapster.cli.parser import Parser
+    from argparse import ArgumentParser, Namespace
 
     Options = Namespace
 else:
@@ -49,7 +47,7 @@ class Unclear(Exception):
 def read(
     words: Sequence[str],
     declare: Callable[[Any], None],
-    make_parser: Callable[[], "Parser"],
+    make_parser: Callable[[], "ArgumentParser"],
 ) -> Options:
     """Return the values of the options that `declare` declares.
 
@@ -69,7 +67,7 @@ class Reader:
     """Takes declarations as argparse does, and reads plain words. Raises Unclear."""
 
     command_follows = False
-    """As in Parser."""
+    """As in parser.py: a command follows `--`; it becomes the option `command`."""
 
     def __init__(self) -> None:
         self._options: dict[str, tuple[str, str, dict[str, Any]]] = {}

@@ -108,6 +108,8 @@ class LinuxSystem:
             ) from error
 
     def namespaces(self) -> Generator[Namespace]:
+        from tapster.kernel.all_namespaces import everywhere  # rarely needed
+
         try:
             for path in netns.named():
                 try:
@@ -120,7 +122,7 @@ class LinuxSystem:
                     raise
                 with closing(self._namespace(fd, path)) as named:
                     yield named
-            for fd in netns.everywhere():
+            for fd in everywhere():
                 with closing(self._namespace(os.dup(fd), "")) as found:
                     yield found
         except OSError as error:
@@ -146,9 +148,11 @@ class LinuxSystem:
             and netns.is_nothing_at(wanted.path)
         ]
         if lost:
+            from tapster.kernel.all_namespaces import cookies  # rarely needed
+
             with suppress(OSError):  # `find` says what prevents it
-                cookies = netns.cookies()
-                gone = {one for one in lost if one.cookie not in cookies}
+                found = cookies()
+                gone = {one for one in lost if one.cookie not in found}
                 self._ended_cookies.update(one.cookie for one in gone)
                 ended |= gone
         return ended
@@ -175,7 +179,9 @@ class LinuxSystem:
                 f"({wanted.path or 'which has no path'}) can only be told from the "
                 "pid namespace in which its lease was made, or outside all containers"
             )
-        for fd in netns.everywhere():
+        from tapster.kernel.all_namespaces import everywhere  # rarely needed
+
+        for fd in everywhere():
             with netns.inside(fd):
                 found = netns.cookie() == wanted.cookie
             if found:

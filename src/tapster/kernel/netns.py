@@ -178,7 +178,7 @@ class inside:
 
 @contextmanager
 def _visiting(fd: int) -> Iterator[None]:
-    with _coming_back():
+    with coming_back():
         from tapster.kernel.libc import setns
 
         setns(fd, CLONE_NEWNET)
@@ -196,39 +196,10 @@ def is_nothing_at(path: str) -> bool:
     return False
 
 
-def cookies() -> set[int]:
-    """Return the cookies of all namespaces that are in use.
-
-    Raise OSError if that cannot be determined.
-    """
-    from tapster.kernel.libc import setns
-
-    found: set[int] = set()
-    with _coming_back():
-        for path in named():
-            try:
-                fd = open_netns(path)
-            except GONE:
-                continue
-            except OSError as error:
-                if error.errno != EINVAL:
-                    raise
-                continue  # no namespace any more
-            try:
-                setns(fd, CLONE_NEWNET)
-                found.add(cookie())
-            finally:
-                os.close(fd)
-        for fd in everywhere():
-            setns(fd, CLONE_NEWNET)
-            found.add(cookie())
-    return found
-
-
 def is_hosts() -> bool:
     """Return whether the calling thread is in the namespace of the host, or of the
     container. Raise OSError if /proc hides it."""
-    # As in `everywhere`: init may have more privileges than root.
+    # As in all_namespaces.py: init may have more privileges than root.
     there, here = "/proc/1/net/dev", "/proc/thread-self/net/dev"
     return os.stat(there).st_ino == os.stat(here).st_ino
 
@@ -246,7 +217,7 @@ def new_empty() -> int:
     The caller closes the descriptor. Then the namespace ends.
     """
     with closing_on_error() as fds:
-        with _coming_back():
+        with coming_back():
             from tapster.kernel.libc import unshare
 
             unshare(CLONE_NEWNET)
@@ -255,7 +226,7 @@ def new_empty() -> int:
 
 
 @contextmanager
-def _coming_back() -> Iterator[None]:
+def coming_back() -> Iterator[None]:
     """Return to the thread's namespace when the block has ended, however it ends."""
     from tapster.kernel.libc import setns
     from tapster.kernel.signals import deferred
@@ -275,46 +246,3 @@ def _coming_back() -> Iterator[None]:
                     setns(own, CLONE_NEWNET)
         finally:
             os.close(own)
-
-
-def everywhere() -> Iterator[int]:
-    """Yield a descriptor of each namespace that is in use, and close it after.
-
-    First those that a process is in, then those that files keep. Raise OSError if /proc
-    does not tell. Raise PermissionError at the end if there is a namespace that the
-    caller may not open.
-    """
-    from tapster.kernel.held_namespaces import held_namespaces  # rarely needed
-
-    # To open /proc/PID/ns/net one needs every capability that the process has, which
-    # may be more than root has. /proc/PID/net/dev can be looked at without them, and
-    # its inode is the same for all processes of a namespace. So one process that can
-    # be opened is enough for each namespace.
-    opened: set[int] = set()
-    refused: list[tuple[int, str, PermissionError]] = []
-    os.stat("/proc/1/net/dev")  # it is hidden (hidepid in proc(5)) if processes are
-    for pid in filter(str.isdecimal, os.listdir("/proc")):
-        try:
-            inode = os.stat(f"/proc/{pid}/net/dev").st_ino
-        except GONE:
-            continue
-        if inode in opened:
-            continue
-        try:
-            fd = open_netns(f"/proc/{pid}/ns/net")
-        except PermissionError as error:
-            refused.append((inode, pid, error))
-            continue
-        except GONE:
-            continue
-        opened.add(inode)
-        try:
-            yield fd
-        finally:
-            os.close(fd)
-    yield from held_namespaces()
-    for inode, pid, refusal in refused:
-        # EACCES is also the answer for a process that ended during the call
-        # (proc_ns_get_link() in fs/proc/namespaces.c).
-        if inode not in opened and not is_nothing_at(f"/proc/{pid}/net/dev"):
-            raise refusal
