@@ -260,6 +260,31 @@ def test_a_directory_is_no_ledger(tmp_path: Path) -> None:
     assert snapshot(tmp_path) == {}
 
 
+def test_what_is_no_file_is_no_ledger(tmp_path: Path) -> None:
+    pipe, loop = tmp_path / "pipe", tmp_path / "loop"
+    os.mkfifo(pipe)
+    loop.symlink_to("loop")
+    for path in (pipe, "/dev/null", "/dev/zero"):
+        with pytest.raises(LedgerError, match=f"'{path}' is a device, a pipe or"):
+            Ledger(path, Clock())
+    with pytest.raises(LedgerError, match=f"'{loop}': Too many levels of symbolic"):
+        Ledger(loop, Clock())
+    with pytest.raises(LedgerError, match=f"'{loop}/x': Too many levels of symbolic"):
+        Ledger(loop / "x", Clock())
+    with pytest.raises(LedgerError, match=r"'/proc/ledger.db': No such file"):
+        Ledger("/proc/ledger.db", Clock())
+
+
+@pytest.mark.kernel
+@pytest.mark.usefixtures("world")
+def test_a_file_system_without_room_for_a_file_is_named(tmp_path: Path) -> None:
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "nr_inodes=2", "tmpfs", tmp_path], check=True
+    )
+    with pytest.raises(LedgerError, match=r"no room for another file.*df -i"):
+        Ledger(tmp_path / "ledger.db", Clock())
+
+
 def test_a_directory_whose_owner_has_no_number_here_may_hold_a_ledger(
     path: Path,
 ) -> None:

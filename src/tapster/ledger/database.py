@@ -12,6 +12,7 @@ another descriptor would unlock the file under another ledger of the same proces
 """
 
 import os
+from stat import S_ISDIR, S_ISREG
 
 from tapster.errors import LedgerError, LedgerTooNew
 from tapster.kernel import files
@@ -302,6 +303,8 @@ def _make_file(path: str, *, make_directory: bool) -> None:
     try:
         files.make(path)  # this opens no file that exists; see the top
     except FileNotFoundError:
+        if os.path.isdir(directory):
+            raise  # no file can be made there, as in /proc
         raise LedgerError(
             f"there is no directory {directory!r} for the ledger {path!r}: "
             "make the directory, or give the path of another ledger"
@@ -335,9 +338,14 @@ def _refuse_unknown(path: str) -> None:
     beside the file. If there is a journal, the file alone tells nothing. If there is
     a log, only the application id can be judged: it is in the file from the start.
     """
-    if os.path.isdir(path):
-        raise LedgerError(f"{path!r} is a directory: a ledger is a file")
-    if not os.path.exists(path) or os.stat(path).st_size == 0:
+    try:
+        there = os.stat(path)
+    except FileNotFoundError:
+        return
+    if not S_ISREG(there.st_mode):
+        what = "directory" if S_ISDIR(there.st_mode) else "device, a pipe or a socket"
+        raise LedgerError(f"{path!r} is a {what}: a ledger is a file")
+    if there.st_size == 0:
         return
     for look in range(LOOKS):
         if os.path.exists(path + "-journal"):

@@ -24,6 +24,11 @@ def failure(path: str, error: sqlite.Error) -> LedgerError:
         return LedgerError(
             f"ledger {path!r}: its file system is full; free some space on it"
         )
+    if code == sqlite.SQLITE_CANTOPEN and _has_no_room_for_files(path):
+        return LedgerError(
+            f"ledger {path!r}: its file system has no room for another file; delete "
+            "some there (see df -i)"
+        )
     if code == sqlite.SQLITE_BUSY:
         return LedgerError(f"ledger {path!r} is locked{_by_whom(path)}")
     if code == sqlite.SQLITE_READONLY:
@@ -53,6 +58,14 @@ def _is_full(path: str) -> bool:
     except OSError:
         return False
     return found.f_bavail * found.f_frsize < LITTLE or found.f_favail == 0
+
+
+def _has_no_room_for_files(path: str) -> bool:
+    try:
+        found = os.statvfs(os.path.dirname(path))
+    except OSError:
+        return False
+    return found.f_files > 0 and found.f_favail == 0
 
 
 def _is_read_only(path: str) -> bool:

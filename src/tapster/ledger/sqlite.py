@@ -35,6 +35,7 @@ if not TYPE_CHECKING and "functools" not in sys.modules and not other_threads():
 
 from _sqlite3 import (
     SQLITE_BUSY,
+    SQLITE_CANTOPEN,
     SQLITE_FULL,
     SQLITE_IOERR,
     SQLITE_READONLY,
@@ -50,6 +51,7 @@ from _sqlite3 import (
 
 __all__ = [
     "SQLITE_BUSY",
+    "SQLITE_CANTOPEN",
     "SQLITE_FULL",
     "SQLITE_IOERR",
     "SQLITE_READONLY",
