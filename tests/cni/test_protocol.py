@@ -118,6 +118,7 @@ def test_every_wrong_variable_is_named_at_once(
         (encode(name=""), Code.CONFIGURATION, "name '' is not letters"),
         (encode(name="../net"), Code.CONFIGURATION, "name '../net' is not letters"),
         (encode(name=7), Code.CONFIGURATION, "name 7 is not letters"),
+        (encode(name="n" * 201), Code.CONFIGURATION, "name has 201 characters, and at"),
     ],
 )
 def test_a_wrong_configuration_is_refused_by_every_command(

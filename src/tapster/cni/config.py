@@ -9,6 +9,7 @@ from tapster.cni.protocol import (
     CniFailure,
     Code,
     is_identifier,
+    wrong_identifier,
     wrong_part,
 )
 from tapster.light import Any, NamedTuple
@@ -102,11 +103,7 @@ def read_network(
     """
     name = configuration.get("name")
     if not isinstance(name, str) or not is_identifier(name):
-        raise CniFailure(
-            Code.CONFIGURATION,
-            f"name {name!r} is not letters, digits, '_', '.' and '-', beginning with "
-            "a letter or digit",
-        )
+        raise CniFailure(Code.CONFIGURATION, wrong_identifier("name", name))
     ending = call.command in ("DEL", "GC")
     if not ending:
         _check_keys(configuration)

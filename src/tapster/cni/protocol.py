@@ -102,7 +102,9 @@ def read_call(environment: Mapping[str, str]) -> CniCall:
     )
     if command not in ATTACHMENT_COMMANDS:
         return call
-    wrong = [] if is_identifier(call.container) else [_wrong_container(call.container)]
+    wrong = []
+    if not is_identifier(call.container):
+        wrong.append(wrong_identifier("CNI_CONTAINERID", call.container))
     try:
         check_ifname(call.ifname)
     except BadName as error:
@@ -120,10 +122,20 @@ def read_call(environment: Mapping[str, str]) -> CniCall:
     return call._replace(arguments=tuple(arguments))
 
 
-def _wrong_container(container: str) -> str:
+LONGEST_IDENTIFIER = 200
+"""Characters: the name of a file has an identifier, and more."""
+
+
+def wrong_identifier(what: str, identifier: object) -> str:
+    """Say why something does not identify a container or a network."""
+    if isinstance(identifier, str) and len(identifier) > LONGEST_IDENTIFIER:
+        return (
+            f"{what} has {len(identifier)} characters, and at most "
+            f"{LONGEST_IDENTIFIER} are allowed: {identifier!r}"
+        )
     return (
-        f"CNI_CONTAINERID {container!r} is not letters, digits, '_', '.' and '-', "
-        "beginning with a letter or digit"
+        f"{what} {identifier!r} is not letters, digits, '_', '.' and '-', beginning "
+        "with a letter or digit"
     )
 
 
@@ -131,7 +143,7 @@ def is_identifier(text: str) -> bool:
     """Say whether a text can identify a container or a network."""
     plain = text.replace("_", "").replace(".", "").replace("-", "")
     good = text[:1].isalnum() and (not plain or plain.isalnum())
-    return good and text.isascii() and len(text) <= 200
+    return good and text.isascii() and len(text) <= LONGEST_IDENTIFIER
 
 
 def check_ifname(name: str) -> None:

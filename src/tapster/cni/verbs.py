@@ -9,6 +9,7 @@ device. So a process that is killed in between leaves a lease, and DEL or GC end
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
+from errno import EINVAL
 
 from tapster.backends import bridge, lower
 from tapster.cni import config, result
@@ -21,6 +22,7 @@ from tapster.errors import (
     DaemonError,
     HostError,
     InternalError,
+    KernelError,
     LeaseBusy,
     LedgerError,
     NameTaken,
@@ -317,7 +319,11 @@ def failure_of(error: TapsterError, call: CniCall) -> CniFailure:
             return CniFailure(
                 Code.ENVIRONMENT, f"CNI_IFNAME {call.ifname!r}: {message}"
             )
-    if isinstance(error, NoSuchLink) and call.netns and call.netns in message:
+    # There is nothing, or something else than a namespace.
+    unfit = isinstance(error, NoSuchLink) or (
+        isinstance(error, KernelError) and error.errno == EINVAL
+    )
+    if unfit and call.netns and call.netns in message:
         return CniFailure(Code.ENVIRONMENT, f"CNI_NETNS: {message}")
     for kinds, code in _CODES:
         if isinstance(error, kinds):
