@@ -13,7 +13,8 @@ from typing import Any
 from explorer.calls import Call
 from explorer.script import USUAL, Actor, Failed, Op, Parts, Script
 from tapster.daemon.metrics import Metrics
-from tapster.daemon.upkeep import LAST_RETRY, Upkeep
+from tapster.daemon.repairs import LAST_RETRY
+from tapster.daemon.upkeep import Upkeep
 from tapster.errors import TapsterError
 from tapster.kernel.port import HERE, WatchReport
 from tapster.ledger import FIRST_IFINDEX

@@ -13,7 +13,8 @@ import pytest
 
 from lab.library import no_reaper
 from tapster import Host, KernelError, Macvtap, OpenDevice, Repair, State, Tap
-from tapster.daemon.upkeep import FIRST_RETRY, PATROL
+from tapster.daemon.repairs import FIRST_RETRY
+from tapster.daemon.upkeep import PATROL
 from tapster.errors import HostError
 from tapster.kernel.port import LinkChange, Vlans
 from tapster.ledger import FIRST_IFINDEX

@@ -15,7 +15,7 @@ from tapster import cli
 from tapster.cli import events
 from tapster.cli.parser import Parser
 from tapster.daemon import __main__ as daemon
-from tapster.daemon import upkeep
+from tapster.daemon import reports
 
 PAGE = Path(__file__).parents[2] / "man/tapster.1"
 SOURCE = PAGE.parents[1] / "src/tapster"
@@ -111,7 +111,7 @@ def test_events_chooses_and_explains_every_event_that_is_recorded() -> None:
     calls = re.findall(r'\breport\(\s*"(\w+)"', daemon)
     problems = re.findall(r'\breturn \(?\s*f?"(\w+): (?:the|another) ', daemon)
     repairs = re.findall(r'\bevent, detail = "(\w+)"', operations)
-    recorded = {"refused", "changed", *calls, *problems, *repairs} - set(upkeep.LIFE)
+    recorded = {"refused", "changed", *calls, *problems, *repairs} - set(reports.LIFE)
     assert recorded == set(events.EVENTS)
     both = SECTIONS["events"] + SECTIONS["watch"]
     assert recorded <= set(re.findall(r"\b[a-z]+\b", both))

@@ -9,69 +9,31 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
+from tapster.daemon.bound import BoundLeases
 from tapster.daemon.log import INFO, WARNING, Log
 from tapster.daemon.metrics import Metrics
+from tapster.daemon.repairs import FIRST_RETRY, LAST_RETRY, Repairing, Repairs
+from tapster.daemon.reports import EventReports
 from tapster.daemon.turns import Turns
-from tapster.errors import HostError, LedgerError, NoSuchLease, TapsterError
+from tapster.errors import HostError, NoSuchLease, TapsterError
 from tapster.kernel.port import ALL, REDIRECTED, WatchReport
-from tapster.light import NamedTuple
-from tapster.model import HistoryEvent, Lease, Link, Netns, Process, State
+from tapster.model import Lease, Link, Netns, Process, State
 from tapster.operations.decision import Action, Repair
 from tapster.operations.followed import FollowedNamespaces
 from tapster.operations.operations import Operations
 from tapster.operations.pace import Pace
-from tapster.rpc.interface import Event, event_of
+from tapster.rpc.interface import Event
 
 EXIT = "the process that the lease was bound to has ended"
 CLOSE = "nobody has the device open any more"
 RULES = "another program deleted rules of its filter or limits; they are back"
 ENTRY = "another program deleted its static entry from its bridge; it is back"
-FIRST_RETRY, LAST_RETRY = 1.0, 30.0
-"""Seconds until a repair that failed is tried again. The wait doubles from the first
-value to the last."""
-
 LOOK_BATCH = 32
 """Reported devices that are compared with their leases in one piece of work."""
 MOST_FRESH = 1000
 """New leases to keep until the first look at their devices."""
 PATROL = 8
 """Devices that one patrol looks at."""
-REPAIR_BATCH = 8
-"""Leases that are repaired in one piece of work: each takes about a millisecond."""
-
-
-class Repairing(NamedTuple):
-    """What is to be repaired of some leases, and why."""
-
-    reason: str | None = None
-    wiring: bool = False
-    backends: bool = False
-    """As in `Recover.some`."""
-
-    @property
-    def batch(self) -> int | None:
-        """How many leases are repaired in one piece of work; None for all.
-
-        One transaction restores the rules of all leases, and a list of a table takes
-        as long for one lease as for all.
-        """
-        return None if self.backends else REPAIR_BATCH
-
-
-PLAIN = Repairing()
-
-
-class Retry(NamedTuple):
-    """A lease whose repair failed, and when to try again."""
-
-    when: float
-    wait: float
-    """Seconds between the previous attempt and this attempt."""
-    what: Repairing
-
-
-LIFE = ("acquired", "released", "ended", "restored")
-"""Events that the history already records: of leases, and of repairs as `repaired`."""
 
 
 class Upkeep:
@@ -101,13 +63,10 @@ class Upkeep:
         self._operations = operations
         self._metrics = metrics
         self._log = log
-        self._on_event = on_event
-        self._watch_process = watch_process
-        self._forget_process = forget_process
         self._clock = clock
-        self._bound: dict[Process, set[str]] = {}
-        """The leases that end with each watched process."""
-        self._process_of: dict[str, Process] = {}
+        self._bound = BoundLeases(watch_process, forget_process)
+        self.bind = self._bound.bind
+        self.report = EventReports(operations.context, metrics, log, on_event).report
         self._followed = FollowedNamespaces(
             operations.context.namespace.netns, self._doubt, clock
         )
@@ -120,7 +79,6 @@ class Upkeep:
         self._problems: dict[str, str] = {}
         """The reported problem of each device, by lease, so that it is reported
         once."""
-        self._retries: dict[str, Retry] = {}
         self._worked_on: set[str] = set()
         """The leases to look at again: they changed while another manager worked on
         them, which may not have seen the change, or too often to be reported."""
@@ -131,8 +89,14 @@ class Upkeep:
         self._told = Pace()
         """Of reporting changes of a device."""
         self._turns = Turns(submit, clock)
-        self._repairing: dict[Repairing, list[str]] = {}
-        """The leases that wait for their repair."""
+        self._repairs = Repairs(
+            operations,
+            self._turns,
+            log,
+            clock,
+            on_repaired=self.report_repairs,
+            on_done=self._repaired,
+        )
 
     # Deadlines
 
@@ -178,10 +142,7 @@ class Upkeep:
     def retry(self) -> None:
         """Repair the leases whose retry is due; look at those that were worked on."""
         self._look_again()
-        now = self._clock()
-        for id, retry in list(self._retries.items()):
-            if retry.when <= now:
-                self._repair([id], retry.what)
+        self._repairs.retry()
         self._turns.run()
 
     def restrict(self) -> None:
@@ -191,7 +152,7 @@ class Upkeep:
     @property
     def retries(self) -> int:
         """How many leases wait for a retry. Any thread may read it."""
-        return len(self._retries) + len(self._worked_on)
+        return len(self._repairs) + len(self._worked_on)
 
     # Namespaces
 
@@ -199,7 +160,7 @@ class Upkeep:
         """Follow namespaces in which other managers have acquired leases."""
         self._forget_ended(self._followed.suspects(soon=False))
         if found := self._followed.follow_all(self._operations.look):
-            self._repair(self._leases_in(found))
+            self._repairs.add(self._leases_in(found))
         self._turns.run()
 
     def follow(self, netns: Netns) -> bool:
@@ -220,7 +181,7 @@ class Upkeep:
             if place[0] in self._followed
         }
         if ended:
-            self._repair(self._leases_in(ended))
+            self._repairs.add(self._leases_in(ended))
 
     def _leases_in(self, netnses: Iterable[Netns]) -> list[str]:
         where = {(netns.boot, netns.cookie) for netns in netnses}
@@ -325,8 +286,8 @@ class Upkeep:
         As the MTU of a macvtap, which is at most its lower device's.
         """
         found = self._problems.get(lease.id, "").startswith("changed: ")
-        if self.reconnect and found and lease.id not in self._retries:
-            self._repair([lease.id], Repairing(wiring=True))
+        if self.reconnect and found and lease.id not in self._repairs:
+            self._repairs.add([lease.id], Repairing(wiring=True))
 
     def _look_now(self, lease: Lease, *, if_there: bool = False) -> None:
         try:
@@ -355,7 +316,7 @@ class Upkeep:
             if lease.state is State.ACTIVE and lease.manager is None and lease.backends
         ]
         if attached:
-            self._repair(attached, Repairing(RULES, wiring=True, backends=True))
+            self._repairs.add(attached, Repairing(RULES, wiring=True, backends=True))
 
     def _look_at_entries(self, netns: Netns, ports: set[int]) -> None:
         """Put back the static entries that another program took from a bridge.
@@ -374,7 +335,7 @@ class Upkeep:
                     lost.append(lease.id)
             except TapsterError as error:
                 self._log(WARNING, "not-looked-at", lease=lease.id, error=error)
-        self._repair(lost, Repairing(ENTRY, wiring=True))
+        self._repairs.add(lost, Repairing(ENTRY, wiring=True))
 
     def _look_if_suspicious(self, lease: Lease, link: Link | None) -> None:
         # Tapster itself makes most changes. Their reports show no problem, so the
@@ -397,20 +358,20 @@ class Upkeep:
             return
         self._problems[lease.id] = problem
         if problem == CLOSE:
-            self._repair([lease.id], Repairing(CLOSE))
+            self._repairs.add([lease.id], Repairing(CLOSE))
         elif problem:
             event, _, detail = problem.partition(": ")
             self._log(WARNING, event, lease=lease.id, name=lease.name, detail=detail)
             self.report(event, lease, detail or None)
             if link is None:
-                self._repair([lease.id])
+                self._repairs.add([lease.id])
             elif event == "changed":
                 self._restore(lease, link)
             elif event == "renamed":
                 if self.reconnect and lease.state is State.ACTIVE:
                     self._answer(lease)
             elif self.reconnect:
-                self._repair([lease.id], Repairing(wiring=True))
+                self._repairs.add([lease.id], Repairing(wiring=True))
         else:
             del self._problems[lease.id]
             if lease.state is State.ACTIVE:
@@ -434,12 +395,10 @@ class Upkeep:
 
     def _answer(self, lease: Lease) -> None:
         """Restore what another program changed, but not again and again at once."""
-        now = self._clock()
-        if self._pace.allows(lease.id, now):
-            self._repair([lease.id], Repairing(wiring=True))
+        if self._pace.allows(lease.id, self._clock()):
+            self._repairs.add([lease.id], Repairing(wiring=True))
         else:
-            retry = Retry(now + FIRST_RETRY, FIRST_RETRY, Repairing(wiring=True))
-            self._retries.setdefault(lease.id, retry)
+            self._repairs.add_later(lease.id, Repairing(wiring=True), FIRST_RETRY)
 
     def _problem_of(self, lease: Lease, link: Link | None) -> str:
         """Return what is wrong with a lease's device, as an event and its detail, or
@@ -471,44 +430,17 @@ class Upkeep:
         if changed:
             return f"changed: {_printable(str(changed))}"
         # A lease whose process has ended lasts until its tap is closed.
-        ended = lease.process is not None and lease.process not in self._bound
+        ended = lease.process is not None and not self._bound.watches(lease.process)
         if (lease.on_close or ended) and not link.open:
             return CLOSE
         return ""
 
-    def _repair(self, ids: Sequence[str], what: Repairing = PLAIN) -> None:
-        """Repair these leases when it is their turn; try again if that fails."""
-        waiting = self._repairing.setdefault(what, [])
-        if ids and not waiting:
-            self._turns.add(partial(self._repair_batch, what))
-        waiting += ids
-
-    def _repair_batch(self, what: Repairing) -> None:
-        """Repair the next of the leases that wait."""
-        waiting = self._repairing.pop(what)
-        self._repair(waiting[len(waiting[: what.batch]) :], what)
-        ids = [*dict.fromkeys(waiting[: what.batch])]
-
-        def report(repairs: Sequence[Repair]) -> None:
-            self.report_repairs(repairs, what.reason)
-
-        try:
-            self._operations.recover.some(
-                ids, wiring=what.wiring, backends=what.backends, on_repaired=report
-            )
-        except TapsterError as error:
-            self._log(WARNING, "not-repaired", leases=" ".join(ids), error=error)
-            for id in ids:
-                last = self._retries.get(id)
-                wait = min(2 * last.wait, LAST_RETRY) if last else FIRST_RETRY
-                self._retries[id] = Retry(self._clock() + wait, wait, what)
-        else:
-            for id in ids:
-                self._retries.pop(id, None)
-            if what.reason == EXIT:
-                self._follow_holders(ids)
-            if what.reason in (EXIT, CLOSE):
-                self._look_later(ids, what)
+    def _repaired(self, ids: Sequence[str], what: Repairing) -> None:
+        """Look at what a repair that was done may have left."""
+        if what.reason == EXIT:
+            self._follow_holders(ids)
+        if what.reason in (EXIT, CLOSE):
+            self._look_later(ids, what)
 
     def _follow_holders(self, ids: Sequence[str]) -> None:
         """Watch the processes that go on with the macvtaps of ended ones."""
@@ -528,8 +460,7 @@ class Upkeep:
                 lease = self._operations.look.lease(id)
                 link = self._operations.look.device(lease)
                 if lease.state is State.ACTIVE and link is not None and not link.open:
-                    when = self._clock() + LAST_RETRY
-                    self._retries[id] = Retry(when, LAST_RETRY, what)
+                    self._repairs.add_later(id, what, LAST_RETRY)
 
     def report_repairs(
         self, repairs: Iterable[Repair], reason: str | None = None
@@ -539,7 +470,7 @@ class Upkeep:
             self._metrics.add("recovered", action)
             self._log(INFO, "repaired", lease=lease.id, name=lease.name, action=action)
             if action is not Action.REWIRE:
-                self.unbind(lease.id)
+                self._bound.unbind(lease.id)
             elif reason in (RULES, ENTRY):
                 self.report("restored", lease, reason)
             if action is Action.RELEASE:
@@ -568,70 +499,15 @@ class Upkeep:
     def released(self, lease: Lease, reason: str | None) -> None:
         """Report that a lease has been released. `lease` has its former values."""
         self._fresh.pop((lease.netns.cookie, lease.ifindex), None)
-        self.unbind(lease.id)
+        self._bound.unbind(lease.id)
         if lease.state is State.ACTIVE:
             self.report("released", lease, reason)
 
     def processes_ended(self, processes: Iterable[Process]) -> None:
         """Release the leases that were bound to processes, which have ended."""
         for process in processes:
-            self._repair(sorted(self._bound.pop(process, ())), Repairing(EXIT))
+            self._repairs.add(self._bound.take(process), Repairing(EXIT))
         self._turns.run()
-
-    def bind(self, lease: Lease) -> None:
-        """Watch the process that a lease is bound to, and no other process for this
-        lease."""
-        if self._process_of.get(lease.id) == lease.process:
-            return
-        self.unbind(lease.id)
-        if lease.process is None:
-            return
-        self._process_of[lease.id] = lease.process
-        self._bound.setdefault(lease.process, set()).add(lease.id)
-        self._watch_process(lease.process)
-
-    def unbind(self, id: str) -> None:
-        """Watch no process for this lease any more."""
-        process = self._process_of.pop(id, None)
-        if process is not None and process in self._bound:
-            self._bound[process].discard(id)
-            if not self._bound[process]:
-                del self._bound[process]
-                self._forget_process(process)
-
-    # Events
-
-    def report(self, event: str, lease: Lease, detail: str | None = None) -> None:
-        """Count an event, log it, and send it to the clients that watch."""
-        self._metrics.add("events", event)
-        self._log(
-            INFO,
-            event,
-            lease=lease.id,
-            name=lease.name,
-            owner=lease.owner or None,
-            caller_uid=lease.caller_uid,
-            detail=detail,
-        )
-        reported = event_of(lease, time.time(), event, detail)
-        self._on_event(reported)
-        if event not in LIFE:
-            self._record(reported, lease)
-
-    def _record(self, event: Event, lease: Lease) -> None:
-        """Record an event in the history. A full disk loses the event, not the
-        daemon."""
-        kept = HistoryEvent(
-            event.time,
-            event.event,
-            lease.id,
-            lease.name,
-            lease.owner,
-            lease.caller_uid,
-            event.detail or "",
-        )
-        with suppress(LedgerError), self._operations.context.gate:
-            self._operations.context.ledger.record_event(kept)
 
 
 def _is_worked_on(lease: Lease) -> bool:
