@@ -20,7 +20,7 @@ from lab.libvirt import (
     virsh,
     wait_until_off,
 )
-from lab.reapers import kill_reapers, reapers
+from lab.reapers import kill_reapers, reapers, wait_for
 from tests.libvirt.system import Place, place
 
 pytestmark = [pytest.mark.kernel, pytest.mark.e2e, pytest.mark.timeout(180)]
@@ -160,10 +160,18 @@ def test_no_failure_of_the_hook_ends_a_vm_when_libvirtd_restarts(host: Place) ->
         libvirt.HOOK.write_text(kept)
 
 
+def wait_waiting(host: Place, name: str) -> None:
+    """Wait until the lease of a process that has ended is released.
+
+    The reaper or tapsterd may be at it: until then, the lease is shown as it was.
+    """
+    wait_for(lambda: host.state(name) == "fin_wait", f"{name} is released")
+
+
 def test_the_death_of_qemu_ends_the_lease(host: Place) -> None:
     first = start(host, "crash", "dev='crash0' bridge='br0'")
     kill(qemu_pid("crash"))
-    assert host.state("crash0") == "fin_wait"
+    wait_waiting(host, "crash0")
     wait_until_off("crash")
     virsh("start --paused crash")
     assert index_of("crash0") != first
@@ -175,7 +183,7 @@ def test_the_death_of_qemu_and_libvirtd_ends_the_lease(host: Place) -> None:
     pid = qemu_pid("both")
     host.libvirt.stop(signal.SIGKILL)
     kill(pid)
-    assert host.state("both0") == "fin_wait"
+    wait_waiting(host, "both0")
     host.libvirt.start()
     wait_until_off("both")
     virsh("start --paused both")
@@ -202,12 +210,12 @@ def test_the_death_of_libvirtd_in_a_phase_leaves_the_right_lease(
     host.libvirt.stop(signal.SIGKILL)
     acting.wait(TIMEOUT)
     kill(hook)
-    lease = host.leases().get(f"{name}0")
     if (phase, before) == ("prepare", True):
-        assert lease is None
+        assert f"{name}0" not in host.leases()
+    elif runs:
+        assert host.state(f"{name}0") == "active"
     else:
-        assert lease
-        assert lease["state"] == ("active" if runs else "fin_wait")
+        wait_waiting(host, f"{name}0")
     host.libvirt.start()
     if runs:
         host.libvirt.hooks.wait_for(name, "reconnect")
