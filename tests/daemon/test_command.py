@@ -81,7 +81,7 @@ def test_a_refusal_is_the_policys_and_is_wrong_usage_of_nothing(
     assert 'bridges = ["br9"]' in said
     for verb in ("reap", "recover", "doctor"):
         assert "maintain" in daemon.tapster(verb, status=1).stderr
-    done = daemon.tapster("add", "--bridge", "br0", "--fin-wait", "1e9", status=2)
+    done = daemon.tapster("add", "--bridge", "br0", "--fin-wait", "2d", status=2)
     assert "fin_wait must be" in done.stderr
 
 
