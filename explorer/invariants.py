@@ -11,7 +11,7 @@ from explorer.script import LEDGER, Acquired, Failed, Reopened, acquired_in
 from explorer.state_space import Environment, Transition
 from tapster.model import Lease, Link, State, host_mac, parse_stamp
 from tapster.operations.decision import DeviceState, look
-from tapster.testing import Device
+from tapster.testing import FakeDevice
 
 ENDS_OWN = ("acquire", "release", "GC")
 """Operations that need no claim on the leases of the actor's owners."""
@@ -411,7 +411,7 @@ def _name_is_taken(namespace: KernelState, name: str) -> bool:
     return any(device.name == name for device in namespace.devices.values())
 
 
-def _link(device: Device) -> Link:
+def _link(device: FakeDevice) -> Link:
     return Link(
         ifindex=device.ifindex,
         name=device.name,
@@ -424,7 +424,7 @@ def _link(device: Device) -> Link:
     )
 
 
-def _lease_of(transition: Transition, device: Device) -> Lease | None:
+def _lease_of(transition: Transition, device: FakeDevice) -> Lease | None:
     """Return the lease that a device is of: by ifindex, or by stamp if it was moved."""
     for lease in transition.leases:
         if lease.ifindex == device.ifindex:
@@ -435,7 +435,7 @@ def _lease_of(transition: Transition, device: Device) -> Lease | None:
     return next((lease for lease in transition.leases if lease.id == stamp.lease), None)
 
 
-def _named(device: Device) -> str:
+def _named(device: FakeDevice) -> str:
     return f"{device.name} (ifindex {device.ifindex})"
 
 

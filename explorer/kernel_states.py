@@ -13,7 +13,7 @@ from explorer.calls import PLACES, Call, Raised, freeze, raised
 from tapster.errors import KernelError, TapsterError
 from tapster.kernel.port import LinkChange
 from tapster.model import parse_stamp
-from tapster.testing import Device, FakeNamespace, FakeSystem, World
+from tapster.testing import FakeDevice, FakeNamespace, FakeSystem, World
 from tapster.testing.space import Space
 
 BRIDGE = "br0"
@@ -36,7 +36,7 @@ class Change(NamedTuple):
 
     what: str
     """"made", "changed", "attached to" or "deleted"."""
-    device: Device
+    device: FakeDevice
     """The device before the call; if it was made, after the call."""
     author: str
     """Which actor made the device."""
@@ -53,9 +53,9 @@ class KernelAnswer(NamedTuple):
 class KernelState(NamedTuple):
     """One state of the kernel."""
 
-    devices: dict[int, Device]
+    devices: dict[int, FakeDevice]
     """The devices of the first namespace, by ifindex."""
-    elsewhere: dict[int, Device]
+    elsewhere: dict[int, FakeDevice]
     """The devices of the second namespace."""
     authors: dict[int, str]
     """Which actor made each device."""
@@ -65,7 +65,7 @@ class KernelState(NamedTuple):
     numbers: dict[int, int]
     """The number of each macvtap, by which its node is opened."""
 
-    def find(self, ifindex: int) -> Device | None:
+    def find(self, ifindex: int) -> FakeDevice | None:
         """Return a device of either namespace."""
         return self.devices.get(ifindex) or self.elsewhere.get(ifindex)
 
@@ -201,7 +201,7 @@ class KernelStates:
             self.views.append(view)
         return self._numbers[key]
 
-    def _devices(self) -> tuple[dict[int, Device], dict[int, Device]]:
+    def _devices(self) -> tuple[dict[int, FakeDevice], dict[int, FakeDevice]]:
         here, pod = self._space("kernel").devices, self._space("pod").devices
         loopback = 1
         return dict(here), {i: device for i, device in pod.items() if i != loopback}

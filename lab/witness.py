@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from lab import iproute
 from tapster.kernel.port import Vlans
-from tapster.testing import Device
+from tapster.testing import FakeDevice
 from tapster.testing.space import Space
 
 
@@ -56,7 +56,7 @@ def by_ip(netns: str | None = None) -> dict[str, Shown]:
     return found
 
 
-def _device(space: Space, device: Device) -> Shown:
+def _device(space: Space, device: FakeDevice) -> Shown:
     tap = device.kind == "tun"
     return Shown(
         ifindex=device.ifindex,

@@ -10,7 +10,7 @@ import pytest
 from tapster.errors import RequestError
 from tapster.libvirt import adoption, domain
 from tapster.libvirt.adoption import Conversion
-from tapster.libvirt.domain import Nic
+from tapster.libvirt.domain import NicRequest
 
 DOMAINS = {
     path.stem: path for path in sorted(Path(__file__).with_name("domains").iterdir())
@@ -28,7 +28,7 @@ def adopt(name: str) -> Conversion:
     return adoption.adopt(DOMAINS[name].read_bytes(), resolve)
 
 
-def only_nic(name: str) -> Nic:
+def only_nic(name: str) -> NicRequest:
     (nic,) = adopt(name).nics
     return nic
 
@@ -296,7 +296,7 @@ def test_a_nic_written_by_hand_is_never_removed() -> None:
         b"<tapster:nic dev='web0' bridge='br0'/></tapster:nics>\n  </metadata>\n"
         b"  <memory",
     )
-    assert domain.nics_of(by_hand) == [Nic("web0", {"bridge": "br0"})]
+    assert domain.nics_of(by_hand) == [NicRequest("web0", {"bridge": "br0"})]
     adopted = adoption.adopt(by_hand, resolve)
     released = adoption.release(adopted.xml)
-    assert domain.nics_of(released.xml) == [Nic("web0", {"bridge": "br0"})]
+    assert domain.nics_of(released.xml) == [NicRequest("web0", {"bridge": "br0"})]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tapster.cli.parser import Parser
     from tapster.host import Host
     from tapster.libvirt.adoption import Conversion
-    from tapster.libvirt.domain import Nic
+    from tapster.libvirt.domain import NicRequest
 
 HOOK_SECONDS = 20
 """How long the hook may take: libvirt waits for it without a limit."""
@@ -174,7 +174,7 @@ def _convert_one(
         print(f"{name}: it runs, and changes at its next start", file=sys.stderr)
 
 
-def _shown(nic: "Nic") -> str:
+def _shown(nic: "NicRequest") -> str:
     return " ".join(
         [nic.dev, *(f"{key}={value}" for key, value in nic.attributes.items())]
     )

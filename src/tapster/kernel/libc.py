@@ -67,14 +67,14 @@ def getsockopt(fd: int, level: int, option: int, asked: bytes) -> bytes:
     return value.raw
 
 
-class Devices(NamedTuple):
+class DeviceNumbers(NamedTuple):
     """Two fields of stat(2)."""
 
     st_dev: int
     st_rdev: int
 
 
-def devices(path: str) -> Devices:
+def devices(path: str) -> DeviceNumbers:
     """Return what device a file is on, and what device it is.
 
     The file system is not asked. It may be that of a server that does not answer, and
@@ -84,7 +84,7 @@ def devices(path: str) -> Devices:
     flags = AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT
     _check(_libc.statx(AT_FDCWD, os.fsencode(path), flags, 0, buffer), "statx")
     major, minor, on_major, on_minor = _STATX.unpack(buffer)
-    return Devices(os.makedev(on_major, on_minor), os.makedev(major, minor))
+    return DeviceNumbers(os.makedev(on_major, on_minor), os.makedev(major, minor))
 
 
 def open_cached(folder: int, path: str) -> int:

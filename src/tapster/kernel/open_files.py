@@ -13,7 +13,7 @@ from tapster.kernel import netns, tun
 from tapster.light import TYPE_CHECKING, Collection, Generator, Iterator, suppress
 
 if TYPE_CHECKING:
-    from tapster.kernel.libc import Devices
+    from tapster.kernel.libc import DeviceNumbers
 
 MANY = 1024
 """How many files of another user's process are looked at."""
@@ -77,7 +77,7 @@ def _numbers_of_taps(pid: str) -> Iterator[str]:
                     yield entry.name
 
 
-def files_of(pid: str) -> "Iterator[tuple[str, Devices]]":
+def files_of(pid: str) -> "Iterator[tuple[str, DeviceNumbers]]":
     """Yield the number and the devices of each open file of a process that has a
     path."""
     from tapster.kernel.libc import devices  # rarely needed

@@ -11,8 +11,8 @@ from tapster.libvirt.domain import (
     INTERFACE,
     NAMESPACE,
     NICS,
-    Interface,
-    Nic,
+    DomainInterface,
+    NicRequest,
     interfaces_of,
 )
 from tapster.libvirt.spans import (
@@ -30,7 +30,7 @@ class Conversion(NamedTuple):
     """A domain after a conversion."""
 
     xml: bytes
-    nics: tuple[Nic, ...]
+    nics: tuple[NicRequest, ...]
     lost: tuple[str, ...]
     """The settings of the domain that Tapster does not support, as text."""
     left: tuple[str, ...]
@@ -48,7 +48,7 @@ def adopt(xml: bytes, resolve: Resolve) -> Conversion:
     elements = spans(xml)
     known = domain.nics_of(xml)
     taken = {nic.dev for nic in known}
-    nics: list[Nic] = []
+    nics: list[NicRequest] = []
     lost: list[str] = []
     left: list[str] = []
     changes: list[tuple[int, int, bytes]] = []
@@ -67,7 +67,7 @@ def adopt(xml: bytes, resolve: Resolve) -> Conversion:
         taken.add(dev)
         lost += [f"{mac}: {what}" for what in not_given]
         was = xml[span.start : span.end].decode()
-        nics.append(Nic(dev, attributes, was))
+        nics.append(NicRequest(dev, attributes, was))
         changes.append((span.start, span.end, _adopted(xml, interface, dev)))
     if nics:
         changes.append(_metadata(xml, elements, [*known, *nics]))
@@ -84,7 +84,7 @@ def release(
     elements = spans(xml)
     nics = {nic.dev: nic for nic in domain.nics_of(xml)}
     changes: list[tuple[int, int, bytes]] = []
-    released: list[Nic] = []
+    released: list[NicRequest] = []
     left: list[str] = []
     for interface in interfaces_of(elements):
         span, dev = interface.span, interface.attribute("target", "dev")
@@ -197,7 +197,7 @@ def _target(dev: str) -> bytes:
     return f"<target dev={quoteattr(dev)} managed='no'/>".encode()
 
 
-def _adopted(xml: bytes, interface: Interface, dev: str) -> bytes:
+def _adopted(xml: bytes, interface: DomainInterface, dev: str) -> bytes:
     """Return the interface element of an adopted device."""
     span = interface.span
     cuts = [
@@ -214,7 +214,7 @@ def _adopted(xml: bytes, interface: Interface, dev: str) -> bytes:
 
 
 def _metadata(
-    xml: bytes, elements: list[Span], nics: list[Nic]
+    xml: bytes, elements: list[Span], nics: list[NicRequest]
 ) -> tuple[int, int, bytes]:
     """Return the change after which the metadata requests these devices and no
     others."""
@@ -243,7 +243,7 @@ def _metadata(
     return uuid.end, uuid.end, b"\n" + margin + block
 
 
-def _nics(nics: list[Nic], margin: bytes) -> bytes:
+def _nics(nics: list[NicRequest], margin: bytes) -> bytes:
     lines = [f'<tapster:nics xmlns:tapster="{NAMESPACE}">'.encode()]
     for nic in nics:
         named = {"dev": nic.dev, **nic.attributes}

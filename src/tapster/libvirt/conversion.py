@@ -4,7 +4,7 @@
 from collections.abc import Callable
 
 from tapster.errors import RequestError
-from tapster.libvirt.domain import Interface
+from tapster.libvirt.domain import DomainInterface
 
 Resolve = Callable[[str], dict[str, str]]
 """Returns what a libvirt network is on, as attributes of a nic. Raises RequestError if
@@ -12,7 +12,7 @@ Tapster cannot connect a device to that network."""
 
 
 def converted(
-    interface: Interface, uuid: str, resolve: Resolve
+    interface: DomainInterface, uuid: str, resolve: Resolve
 ) -> tuple[dict[str, str], list[str]]:
     """Return the attributes of the nic, and the settings that they do not cover."""
     attributes = _place(interface, uuid, resolve)
@@ -44,7 +44,7 @@ def converted(
     return attributes, lost
 
 
-def _place(interface: Interface, uuid: str, resolve: Resolve) -> dict[str, str]:
+def _place(interface: DomainInterface, uuid: str, resolve: Resolve) -> dict[str, str]:
     kind = interface.span.attributes.get("type", "")
     virtualport = interface.attribute("virtualport", "type")
     if kind == "bridge":
@@ -76,7 +76,9 @@ def _place(interface: Interface, uuid: str, resolve: Resolve) -> dict[str, str]:
     return place
 
 
-def _rates(interface: Interface, attributes: dict[str, str], lost: list[str]) -> None:
+def _rates(
+    interface: DomainInterface, attributes: dict[str, str], lost: list[str]
+) -> None:
     for span in interface.within("bandwidth"):
         direction, given = span.path[-1], span.attributes
         if "floor" in given:
@@ -86,7 +88,9 @@ def _rates(interface: Interface, attributes: dict[str, str], lost: list[str]) ->
             attributes[direction] = ":".join(numbers).rstrip(":")
 
 
-def _vlans(interface: Interface, attributes: dict[str, str], lost: list[str]) -> None:
+def _vlans(
+    interface: DomainInterface, attributes: dict[str, str], lost: list[str]
+) -> None:
     trunk = interface.attribute("vlan", "trunk") == "yes"
     tags = interface.within("vlan")
     trunks = []
@@ -117,7 +121,9 @@ MAC_ALONE = {
 }
 
 
-def _filter(interface: Interface, attributes: dict[str, str], lost: list[str]) -> None:
+def _filter(
+    interface: DomainInterface, attributes: dict[str, str], lost: list[str]
+) -> None:
     name = interface.attribute("filterref", "filter")
     if name is None:
         return

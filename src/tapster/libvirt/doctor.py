@@ -23,7 +23,7 @@ class Known(NamedTuple):
     owner: str
     """Of its leases."""
     definition: bytes
-    nics: tuple[domain.Nic, ...]
+    nics: tuple[domain.NicRequest, ...]
     live: bytes | None
     """The XML of a domain that runs."""
 

@@ -37,7 +37,7 @@ WITH_VNET_HDR = ("virtio", "e1000e", "igb", "vmxnet3")
 """The models for which libvirt opens a tap with the virtio header."""
 
 
-class Nic(NamedTuple):
+class NicRequest(NamedTuple):
     """One line of the metadata: a device and what it is connected to."""
 
     dev: str
@@ -47,7 +47,7 @@ class Nic(NamedTuple):
     """The interface element before it was adopted."""
 
 
-class Interface(NamedTuple):
+class DomainInterface(NamedTuple):
     """An interface of the domain, with the elements in it."""
 
     span: Span
@@ -62,7 +62,7 @@ class Interface(NamedTuple):
         return children(self.inside, self.parts[part]) if part in self.parts else []
 
 
-def nics_of(xml: bytes) -> list[Nic]:
+def nics_of(xml: bytes) -> list[NicRequest]:
     """Return the devices that a domain's metadata requests from Tapster."""
     if NAMESPACE.encode() not in xml:
         return []
@@ -76,18 +76,18 @@ def nics_of(xml: bytes) -> list[Nic]:
                 raise RequestError("a tapster:nic of the metadata has no dev")
             inside = children(elements, span)
             was = [child.text for child in inside if child.path[-1] == WAS]
-            found.append(Nic(dev, attributes, was[0] if was else None))
+            found.append(NicRequest(dev, attributes, was[0] if was else None))
     return found
 
 
-def requests_of(xml: bytes) -> list[Nic]:
+def requests_of(xml: bytes) -> list[NicRequest]:
     """Return the devices that a domain needs before it starts.
 
     The interface adds the MAC, the queues, the MTU, and whether the model knows the
     virtio header, unless the metadata has them. Raises RequestError if no interface
     opens a device, or two do.
     """
-    opened: dict[str, Interface] = {}
+    opened: dict[str, DomainInterface] = {}
     for interface in interfaces_of(spans(xml)):
         dev = interface.attribute("target", "dev")
         if dev in opened:
@@ -158,13 +158,13 @@ def text(xml: bytes, name: str) -> str:
     raise RequestError(f"the XML is no definition of a domain: it has no <{name}>")
 
 
-def interfaces_of(elements: list[Span]) -> Iterator[Interface]:
+def interfaces_of(elements: list[Span]) -> Iterator[DomainInterface]:
     """Yield the interfaces among the elements of a domain."""
     for span in elements:
         if span.path == INTERFACE:
             inside = [item for item in elements if span.start < item.start < span.end]
             parts = {part.path[-1]: part for part in children(elements, span)}
-            yield Interface(span, parts, inside)
+            yield DomainInterface(span, parts, inside)
 
 
 def free_name(uuid: str, taken: set[str]) -> str:
@@ -181,7 +181,7 @@ def prefix(uuid: str) -> str:
     return f"tv{uuid.replace('-', '')[:8]}-"
 
 
-def _properties(interface: Interface, *, linked: bool) -> dict[str, str]:
+def _properties(interface: DomainInterface, *, linked: bool) -> dict[str, str]:
     """Return the attributes that the guest's part of the interface determines."""
     attributes = {}
     if mac := interface.attribute("mac", "address"):

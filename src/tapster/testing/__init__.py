@@ -13,8 +13,8 @@ with tapster.Host(system=system) as host:
 """
 
 from tapster.testing.fake import FakeNamespace, FakeSystem
-from tapster.testing.space import Device
+from tapster.testing.space import FakeDevice
 from tapster.testing.stranger import Stranger
 from tapster.testing.world import World
 
-__all__ = ["Device", "FakeNamespace", "FakeSystem", "Stranger", "World"]
+__all__ = ["FakeDevice", "FakeNamespace", "FakeSystem", "Stranger", "World"]

@@ -35,7 +35,7 @@ from tapster.testing.backends import Attached, make_backends
 from tapster.testing.descriptors import Descriptors
 from tapster.testing.space import (
     MIN_IPV4_MTU,
-    Device,
+    FakeDevice,
     Space,
     check_length,
     cut,
@@ -643,7 +643,7 @@ _PORT = ("isolated", "learning", "root_guard", "bpdu_guard")
 
 def _join(
     space: Space, file: int, name: str, *, multi_queue: bool, vnet_hdr: bool
-) -> Device:
+) -> FakeDevice:
     """Attach to the tap that has this name, as tapster.kernel.tun.join does."""
     if space.find(cut(name)) is None:
         raise refusal(EBADFD)
@@ -662,7 +662,7 @@ def _path_of(where: str) -> str:
     return where if "/" in where else f"{NAMED}/{where}"
 
 
-def _link(space: Space, device: Device) -> Link:
+def _link(space: Space, device: FakeDevice) -> Link:
     return Link(
         ifindex=device.ifindex,
         name=device.name,

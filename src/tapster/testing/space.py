@@ -42,7 +42,7 @@ ETHERNET_MTU = 1500
 NO_MAC = "00:00:00:00:00:00"
 
 
-class Device(NamedTuple):
+class FakeDevice(NamedTuple):
     """A network device. A field that does not apply to its kind keeps the default."""
 
     ifindex: int
@@ -107,7 +107,7 @@ class Space:
     __slots__ = ("counter", "devices", "macs", "names", "queues", "watches")
 
     def __init__(self) -> None:
-        self.devices: dict[int, Device] = {}
+        self.devices: dict[int, FakeDevice] = {}
         self.names: dict[str, int] = {}
         """Names and altnames: they share one name space."""
         self.queues: dict[int, int] = {}
@@ -131,11 +131,11 @@ class Space:
 
     # Looking
 
-    def find(self, name: str) -> Device | None:
+    def find(self, name: str) -> FakeDevice | None:
         """Return the device that has `name` as name or altname."""
         return self.devices.get(self.names.get(name, 0))
 
-    def get(self, ifindex: int) -> Device:
+    def get(self, ifindex: int) -> FakeDevice:
         if device := self.devices.get(ifindex):
             return device
         raise refusal(ENODEV)
@@ -144,21 +144,23 @@ class Space:
         """Return how many open files are attached to a device."""
         return sum(1 for attached in self.queues.values() if attached == ifindex)
 
-    def carrier(self, device: Device) -> bool:
+    def carrier(self, device: FakeDevice) -> bool:
         """Return whether LOWER_UP is shown: of a tap, while somebody holds it open."""
         if not device.up:
             return False
         return device.kind != "tun" or self.open_queues(device.ifindex) > 0
 
-    def ports(self, bridge: int) -> list[Device]:
+    def ports(self, bridge: int) -> list[FakeDevice]:
         return [device for device in self.devices.values() if device.master == bridge]
 
-    def macvtaps(self, lower: int) -> list[Device]:
+    def macvtaps(self, lower: int) -> list[FakeDevice]:
         return [device for device in self.devices.values() if device.lower == lower]
 
     # Coming and going
 
-    def register(self, name: str, kind: str, ifindex: int = 0, **more: Any) -> Device:
+    def register(
+        self, name: str, kind: str, ifindex: int = 0, **more: Any
+    ) -> FakeDevice:
         """Add a device under a name or a template; register_netdevice()."""
         name = self._free_name(name)
         if ifindex in self.devices:
@@ -173,12 +175,14 @@ class Space:
         if "mac" not in more:
             self.macs += 1
             more["mac"] = "02:00:" + self.macs.to_bytes(4, "big").hex(":")
-        device = Device(ifindex, name, kind, **more)
+        device = FakeDevice(ifindex, name, kind, **more)
         self.names[name] = ifindex
         self._put(device)
         return device
 
-    def add_macvtap(self, device: NewMacvtap, beneath: "Space | None" = None) -> Device:
+    def add_macvtap(
+        self, device: NewMacvtap, beneath: "Space | None" = None
+    ) -> FakeDevice:
         """RTM_NEWLINK with NLM_F_EXCL; macvlan_common_newlink().
 
         If the lower device is in another namespace, no later change of it is followed.
@@ -247,7 +251,7 @@ class Space:
         multi_queue: bool,
         vnet_hdr: bool,
         ifindex: int = 0,
-    ) -> Device:
+    ) -> FakeDevice:
         """TUNSETIFF, with an earlier TUNSETIFINDEX: attach to a tap, or make it."""
         name = cut(name)
         tap = self.find(name)
@@ -276,7 +280,7 @@ class Space:
             raise refusal(EBUSY)
         self.queues[file] = ifindex
 
-    def attached(self, file: int) -> Device:
+    def attached(self, file: int) -> FakeDevice:
         """Return the device behind an open file: TUNGETIFF."""
         if file not in self.queues:
             raise refusal(EBADFD)
@@ -413,7 +417,7 @@ class Space:
             raise refusal(EINVAL)
         return numbered
 
-    def _join(self, tap: Device, multi_queue: bool, vnet_hdr: bool) -> None:
+    def _join(self, tap: FakeDevice, multi_queue: bool, vnet_hdr: bool) -> None:
         if tap.kind != "tun" or tap.multi_queue != multi_queue:
             raise refusal(EINVAL)
         queues = self.open_queues(tap.ifindex)
@@ -426,13 +430,13 @@ class Space:
             # flags.
             self._put(tap._replace(vnet_hdr=vnet_hdr))
 
-    def _set_altnames(self, device: Device, altnames: tuple[str, ...]) -> None:
+    def _set_altnames(self, device: FakeDevice, altnames: tuple[str, ...]) -> None:
         # netdev_state_change() reports no device that is down.
         self.devices[device.ifindex] = device._replace(altnames=altnames)
         if device.up:
             self._note(device.ifindex)
 
-    def _set_mac(self, device: Device, mac: str) -> None:
+    def _set_mac(self, device: FakeDevice, mac: str) -> None:
         fixed = device.kind == "bridge"
         if mac == device.mac:
             self._assign(device, mac=mac, fixed_mac=fixed)
@@ -447,7 +451,7 @@ class Space:
         self._assign(device, mac=mac, fixed_mac=fixed)
         self._follow_ports(device.master)
 
-    def _set_mtu(self, device: Device, mtu: int) -> None:
+    def _set_mtu(self, device: FakeDevice, mtu: int) -> None:
         if mtu == device.mtu:
             return
         most = MAX_TAP_MTU if device.kind == "tun" else MAX_MTU
@@ -458,14 +462,14 @@ class Space:
         self._assign(device, mtu=mtu, fixed_mtu=device.kind == "bridge")
         self._follow_ports(device.master)
 
-    def _set_mode(self, device: Device, mode: Mode) -> None:
+    def _set_mode(self, device: FakeDevice, mode: Mode) -> None:
         if device.mode is None:
             raise refusal(EOPNOTSUPP)
         if device.mode is not mode and Mode.PASSTHRU in (device.mode, mode):
             raise refusal(EINVAL)
         self.edit(device.ifindex, mode=mode)
 
-    def _assign(self, device: Device, **fields: Any) -> None:
+    def _assign(self, device: FakeDevice, **fields: Any) -> None:
         """Give a device another MAC or MTU, which the macvtaps on it follow."""
         device = device._replace(**fields)
         self._put(device)
@@ -476,7 +480,7 @@ class Space:
             if follows != above:
                 self._put(follows)
 
-    def _set_master(self, device: Device, master: int) -> None:
+    def _set_master(self, device: FakeDevice, master: int) -> None:
         if device.master == master:
             return
         if device.master:
@@ -501,20 +505,20 @@ class Space:
         self._put(device._replace(master=master, vlans=vlans))
         self._follow_ports(master)
 
-    def _set_up(self, device: Device, up: bool) -> None:
+    def _set_up(self, device: FakeDevice, up: bool) -> None:
         shares = device.lower and device.mode is not Mode.PASSTHRU
         if up and not device.up and shares and self._mac_busy(device, device.mac):
             raise refusal(EADDRINUSE)
         self._put(device._replace(up=up))
 
-    def _mac_busy(self, macvtap: Device, mac: str) -> bool:
+    def _mac_busy(self, macvtap: FakeDevice, mac: str) -> bool:
         """Return whether the lower device or another macvtap that is up has the MAC."""
         return self.get(macvtap.lower).mac == mac or any(
             other.mac == mac and other.up and other.ifindex != macvtap.ifindex
             for other in self.macvtaps(macvtap.lower)
         )
 
-    def _leave(self, port: Device) -> None:
+    def _leave(self, port: FakeDevice) -> None:
         self._put(_alone(port))
         self._follow_ports(port.master)
 
@@ -533,7 +537,7 @@ class Space:
             if mtu != bridge.mtu:
                 self._assign(self.get(ifindex), mtu=mtu)
 
-    def _remove(self, device: Device) -> None:
+    def _remove(self, device: FakeDevice) -> None:
         ifindex = device.ifindex
         del self.devices[ifindex]
         for name in (device.name, *device.altnames):
@@ -552,7 +556,7 @@ class Space:
         if peer := self.devices.get(device.peer):
             self._remove(peer)
 
-    def _put(self, device: Device) -> None:
+    def _put(self, device: FakeDevice) -> None:
         if not has_ipv6(device):
             device = device._replace(no_ipv6=False, ipv6_disabled=False)
         if device.no_ipv4 and device.mtu < MIN_IPV4_MTU:
@@ -565,7 +569,7 @@ class Space:
             seen.add(ifindex)
 
 
-def _alone(port: Device) -> Device:
+def _alone(port: FakeDevice) -> FakeDevice:
     """Return a device without the properties that it had as a bridge port."""
     return port._replace(
         master=0,
@@ -578,7 +582,7 @@ def _alone(port: Device) -> Device:
     )
 
 
-def has_ipv6(device: Device) -> bool:
+def has_ipv6(device: FakeDevice) -> bool:
     """Return whether a device has IPv6, which can be switched off."""
     return device.mtu >= MIN_IPV6_MTU or not device.kind
 

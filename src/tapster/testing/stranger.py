@@ -10,7 +10,7 @@ from errno import EEXIST, ENODEV
 
 from tapster.kernel.port import LinkChange, NewMacvtap
 from tapster.model import Mode
-from tapster.testing.space import Device, Space, refusal
+from tapster.testing.space import FakeDevice, Space, refusal
 from tapster.testing.world import World
 
 
@@ -23,7 +23,7 @@ class Stranger:
 
     # Looking
 
-    def show(self, name: str) -> Device | None:
+    def show(self, name: str) -> FakeDevice | None:
         """Return the device that has `name` as name or altname."""
         return self._space.find(name)
 
@@ -149,7 +149,7 @@ class Stranger:
     def _space(self) -> Space:
         return self._look().spaces[self._cookie]
 
-    def _named(self, name: str) -> Device:
+    def _named(self, name: str) -> FakeDevice:
         if device := self._space.find(name):
             return device
         raise refusal(ENODEV)

@@ -6,7 +6,7 @@ random, reads the real host, or is shared between two states.
 """
 
 from tapster.model import Process
-from tapster.testing.space import Device, Space
+from tapster.testing.space import FakeDevice, Space
 
 PIDNS = 4026531836
 """The inode of the first pid namespace: PROC_PID_INIT_INO in the kernel."""
@@ -161,9 +161,9 @@ class World:
         return "\n".join(lines) + "\n"
 
 
-def _line(space: Space, device: Device) -> str:
+def _line(space: Space, device: FakeDevice) -> str:
     """Return a device as text: the fields that differ from the defaults."""
-    plain = Device(device.ifindex, device.name, device.kind, device.mac)
+    plain = FakeDevice(device.ifindex, device.name, device.kind, device.mac)
     fields = [
         f"{key}={value}"
         for key, value, usual in zip(device._fields, device, plain, strict=True)
