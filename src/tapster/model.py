@@ -305,6 +305,13 @@ class Netns(NamedTuple):
     of that pid namespace can tell that no process is in it any more."""
 
 
+def place_of(netns: Netns) -> str:
+    """Return the words that say in a message where a namespace is; "" without a
+    path."""
+    name = netns.path.removeprefix("/run/netns/")
+    return f" in network namespace {name!r}" if name else ""
+
+
 class Lease(NamedTuple):
     """The recorded right of one owner to one device."""
 

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from lab import shell
+from tapster.cli import events
+from tapster.model import HistoryEvent
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
@@ -143,6 +145,11 @@ def test_the_error_says_what_would_be_right(
     tapster: Command, words: str, said: str
 ) -> None:
     assert said in tapster(*words.split(), status=2)
+
+
+def test_an_event_without_a_detail_ends_with_its_owner() -> None:
+    event = HistoryEvent(0.0, "reopened", "0" * 16, "vnet0", "web")
+    assert events.lines(event, 80)[0].endswith(" reopened vnet0 (web)")
 
 
 def test_the_time_that_was_typed_is_in_the_error(tapster: Command) -> None:

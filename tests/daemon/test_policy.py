@@ -90,6 +90,12 @@ def test_each_thing_needs_its_own_permission(spec: Tap | Macvtap, rule: Rule) ->
     assert permits(rule, spec)
 
 
+def test_a_refusal_has_words_and_no_names_of_ours() -> None:
+    said = judge((BASIC,), ALICE, DeviceRequest(Macvtap("eth0", mode=Mode.VEPA)))
+    assert said is not None
+    assert "no kinds 'macvtap', lower 'eth0', features 'mode'; needed:" in said
+
+
 def test_fields_that_hurt_no_other_guest_need_no_permission() -> None:
     free = Tap("lab7", owner="vm", isolated=True, vnet_hdr=False, uid=1000, gid=107)
     assert permits(BASIC, free)

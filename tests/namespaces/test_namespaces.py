@@ -13,7 +13,7 @@ import pytest
 import tapster
 from lab import iproute, library, shell
 from lab.reapers import wait_for
-from tapster import Action, Host, State, Tap
+from tapster import Action, Host, Macvtap, NoSuchLink, State, Tap
 from tapster.kernel import all_namespaces, netns
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
@@ -27,6 +27,9 @@ def blue(world: None) -> None:
 
 def test_a_device_is_made_inside(blue: None, ledger: Path) -> None:
     with Host(ledger, netns="blue", reaper=library.no_reaper) as host:
+        for spec in (Tap(bridge="br9"), Macvtap(lower="br9")):
+            with pytest.raises(NoSuchLink, match="'br9' in network namespace 'blue'"):
+                host.acquire(spec)
         lease = library.acquire(host, Tap(bridge="br0"))
     assert lease.netns.path == "/run/netns/blue"
     assert iproute.links("blue")["vnet0"]["master"] == "br0"

@@ -4,7 +4,7 @@
 from tapster.errors import BridgeFull, NoSuchLink
 from tapster.kernel.port import LinkChange, Namespace, Vlans
 from tapster.light import Any, Mapping, remembered
-from tapster.model import Kind, Lease, Link, Wiring, host_mac
+from tapster.model import Kind, Lease, Link, Wiring, host_mac, place_of
 
 MAX_PORTS = 1023
 """`BR_MAX_PORTS` in net/bridge/br_private.h, without the reserved port number 0."""
@@ -14,9 +14,11 @@ def find(namespace: Namespace, name: str) -> Link:
     """Return the bridge called `name`. Raises NoSuchLink."""
     link = namespace.named(name)
     if link is None:
+        where = place_of(namespace.netns)
+        remedy = f"ip link add {name} type bridge && ip link set {name} up"
         raise NoSuchLink(
-            f"there is no bridge {name!r}; make it with: "
-            f"ip link add {name} type bridge && ip link set {name} up",
+            f"there is no bridge {name!r}{where}; make it "
+            f"{'there' if where else 'with'}: {remedy}",
             name=name,
         )
     if link.kind != "bridge":

@@ -4,7 +4,7 @@
 from tapster.errors import NoSuchLink, RequestError
 from tapster.kernel.port import Namespace
 from tapster.light import NamedTuple
-from tapster.model import Macvtap, Mode, parse_stamp
+from tapster.model import Macvtap, Mode, parse_stamp, place_of
 
 LOOPBACK = 1
 """`LOOPBACK_IFINDEX` in include/net/net_namespace.h: the ifindex of each `lo`."""
@@ -24,7 +24,9 @@ def find(namespace: Namespace, spec: Macvtap) -> Lower:
     link = namespace.named(name)
     if link is None:
         raise NoSuchLink(
-            f"there is no device {name!r} for a macvtap to sit on", name=name
+            f"there is no device {name!r}{place_of(namespace.netns)} for a macvtap to "
+            "sit on",
+            name=name,
         )
     if parse_stamp(link.alias):
         # It may be another VM's, and would take this macvtap with it.

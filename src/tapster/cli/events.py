@@ -68,7 +68,8 @@ def lines(event: HistoryEvent, width: int) -> list[str]:
     from textwrap import wrap  # slow to import: `tapster add` does without
 
     head = f"{output.moment(event.time)} {event.event:<8} "
-    words = [event.name, event.owner and f"({event.owner})", "-", event.detail]
+    detail = event.detail and f"- {event.detail}"
+    words = [event.name, event.owner and f"({event.owner})", detail]
     found = wrap(
         terminal.plain(head + " ".join(word for word in words if word)),
         width,

@@ -320,10 +320,14 @@ def failure_of(error: TapsterError, call: CniCall) -> CniFailure:
                 Code.ENVIRONMENT, f"CNI_IFNAME {call.ifname!r}: {message}"
             )
     # There is nothing, or something else than a namespace.
-    unfit = isinstance(error, NoSuchLink) or (
-        isinstance(error, KernelError) and error.errno == EINVAL
+    unfit = (
+        error.name == call.netns
+        if isinstance(error, NoSuchLink)
+        else isinstance(error, KernelError)
+        and error.errno == EINVAL
+        and call.netns in message
     )
-    if unfit and call.netns and call.netns in message:
+    if call.netns and unfit:
         return CniFailure(Code.ENVIRONMENT, f"CNI_NETNS: {message}")
     for kinds, code in _CODES:
         if isinstance(error, kinds):

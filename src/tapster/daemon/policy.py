@@ -145,7 +145,7 @@ def needs(device: DeviceRequest, caller: Caller) -> tuple[Need, ...]:
 
 def _needs(device: DeviceRequest, caller: Caller) -> Iterator[Need]:
     spec = device.spec
-    yield Need("kinds", spec.kind)
+    yield Need("kinds", str(spec.kind))
     yield Need("templates", spec.name)
     if not SAFE.issuperset(spec.name):
         yield Need("features", "unsafe-names")

@@ -124,7 +124,7 @@ class Requests:
             self._metrics.add("refused", "quota")
             raise QuotaExceeded(
                 f"{caller} has {held} of {quota} devices and asks for {wanted} more; "
-                "release one, or have devices = raised in a rule of the policy",
+                "release one, or ask for a rule of the policy with more devices",
                 limit=quota,
             )
         if (waiting := count[State.FIN_WAIT]) + before + wanted > limits.waiting:
@@ -161,7 +161,7 @@ class Requests:
             printable(spec.name),
             printable(spec.owner),
             caller.uid,
-            printable(reason.partition("\n")[0]),
+            printable(reason.partition("; needed:\n")[0]),
         )
         with suppress(LedgerError), self._operations.context.gate:
             self._operations.context.ledger.record_event(refused)
