@@ -4,6 +4,7 @@
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -550,6 +551,15 @@ def test_set_says_what_is_wrong(tapster: Run, options: list[str], said: str) -> 
     tapster("add")
     done = tapster("set", "vnet0", *options, status=2)
     assert said in done.stderr
+
+
+def test_the_values_that_show_prints_begin_in_one_column(tapster: Run) -> None:
+    tapster("add", "--bridge", "br0")
+    shell.sh("ip link set vnet0 nomaster")
+    lines = tapster("show", "vnet0").stdout.splitlines()
+    fields = [re.match("(?:device |differs )?[a-z0-9_]+  +", line) for line in lines]
+    assert len({field and field.end() for field in fields}) == 1
+    assert lines[-1].startswith("differs link ")
 
 
 def test_show_and_doctor_say_what_differs(tapster: Run) -> None:

@@ -57,22 +57,21 @@ def _look(host: "AnyHost", lease: Lease) -> dict[str, Any]:
 
 def lines(shown: dict[str, Any]) -> list[str]:
     """Return one lease for people."""
-    red = terminal.RED if terminal.has_colours() else None
-    found = [
-        f"{field:<22}{_shown(value)}"
-        for field, value in shown["lease"].items()
+    sound = [
+        (prefix + field, _shown(value))
+        for prefix, part in (("", shown["lease"]), ("device ", shown["device"] or {}))
+        for field, value in part.items()
         if value not in (None, "", (), {})
     ]
-    if shown["device"] is None:
-        found.append(terminal.paint(f"{'device':<22}is missing: tapster recover", red))
-    for field, value in (shown["device"] or {}).items():
-        if value not in (None, "", (), {}):
-            found.append(f"device {field:<15}{_shown(value)}")
+    wrong = [] if shown["device"] else [("device", "is missing: tapster recover")]
     for backend, difference in shown["differences"].items():
-        line = terminal.plain(f"differs {backend:<14}{difference}")
         remedy = "" if backend in UNREPAIRED else ": tapster recover"
-        found.append(terminal.paint(line + remedy, red))
-    return found
+        wrong.append((f"differs {backend}", terminal.plain(difference) + remedy))
+    width = 2 + max(len(field) for field, _ in sound + wrong)
+    red = terminal.RED if terminal.has_colours() else None
+    return [f"{field:<{width}}{text}" for field, text in sound] + [
+        terminal.paint(f"{field:<{width}}{text}", red) for field, text in wrong
+    ]
 
 
 def _shown(value: object) -> str:
