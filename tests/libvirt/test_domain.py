@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from tapster import cli
 from tapster.errors import RequestError
 from tapster.libvirt import adoption, domain
 from tapster.libvirt.adoption import Conversion
@@ -170,6 +171,61 @@ def test_an_interface_that_needs_no_device_stays_as_it_is(name: str, why: str) -
     assert adopted.xml == DOMAINS[name].read_bytes()
     (left,) = adopted.left
     assert why in left
+
+
+def changed(name: str, old: str, new: str) -> Conversion:
+    """Adopt a domain after a change of its text."""
+    xml = DOMAINS[name].read_text()
+    assert old in xml
+    return adoption.adopt(xml.replace(old, new, 1).encode(), resolve)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        (
+            "/>",
+            "/><virtualport type='openvswitch'/>",
+            "is on a bridge, not on a device",
+        ),
+        (" dev='eth0'", "", "it names no device"),
+        (" dev='eth0'", " dev=''", "it names no device"),
+    ],
+)
+def test_an_interface_that_libvirt_could_not_connect_stays_as_it_is(
+    old: str, new: str, why: str
+) -> None:
+    xml = DOMAINS["direct-bridge"].read_text()
+    before, interface, after = xml.partition("<interface")
+    assert old in after
+    text = before + interface + after.replace(old, new, 1)
+    adopted = adoption.adopt(text.encode(), resolve)
+    (left,) = adopted.left
+    assert (adopted.xml, adopted.nics) == (text.encode(), ())
+    assert why in left
+
+
+def test_an_id_with_a_space_and_a_guest_that_changes_its_mac_are_listed() -> None:
+    adopted = changed("ovs", "'gold'", "'solid gold'")
+    (nic,) = adopted.nics
+    assert "port-profile" not in nic.attributes["external-id"]
+    assert "port-profile 'solid gold', which has a space" in adopted.lost[0]
+    trusting = changed(
+        "bridge", "type='bridge'", "type='bridge' trustGuestRxFilters='yes'"
+    )
+    assert "trustGuestRxFilters" in trusting.lost[0]
+
+
+def test_a_domain_that_could_not_start_is_not_adopted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    xml = DOMAINS["clean-traffic"].read_bytes().replace(b"192.0.2.7", b"192.0.2.777")
+    monkeypatch.setattr("tapster.libvirt.virsh.definition", lambda _: xml)
+    monkeypatch.setattr(
+        "tapster.libvirt.virsh.define", lambda _: pytest.fail("defined")
+    )
+    assert cli.main(["libvirt", "adopt", "web"]) == 1
+    assert "tapster: web: '192.0.2.777' is not an IPv4" in capsys.readouterr().err
 
 
 def test_two_domains_never_ask_for_the_same_device() -> None:

@@ -124,9 +124,18 @@ def _adopt(options: Options) -> int:
 
     A domain that runs keeps its devices until it is shut down.
     """
-    from tapster.libvirt import adoption
+    from tapster.cli import nic_attributes
+    from tapster.libvirt import adoption, domain
+    from tapster.model import check_spec
 
-    return _convert(options, lambda xml: adoption.adopt(xml, _resolve))
+    def adopted(xml: bytes) -> "Conversion":
+        conversion = adoption.adopt(xml, _resolve)
+        for nic in domain.requests_of(conversion.xml):
+            # Else the hook would refuse it when the domain starts.
+            check_spec(nic_attributes.request(nic.dev, nic.attributes))
+        return conversion
+
+    return _convert(options, adopted)
 
 
 def _release(options: Options) -> int:

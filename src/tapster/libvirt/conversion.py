@@ -15,8 +15,10 @@ def converted(
     interface: DomainInterface, uuid: str, resolve: Resolve
 ) -> tuple[dict[str, str], list[str]]:
     """Return the attributes of the nic, and the settings that they do not cover."""
-    attributes = _place(interface, uuid, resolve)
     lost: list[str] = []
+    attributes = _place(interface, uuid, resolve, lost)
+    if interface.span.attributes.get("trustGuestRxFilters") == "yes":
+        lost.append("trustGuestRxFilters, by which a guest changes its MAC itself")
     if group := interface.attribute("source", "portgroup"):
         lost.append(f"port group {group!r} of the network")
     if interface.attribute("port", "isolated") == "yes":
@@ -44,7 +46,9 @@ def converted(
     return attributes, lost
 
 
-def _place(interface: DomainInterface, uuid: str, resolve: Resolve) -> dict[str, str]:
+def _place(
+    interface: DomainInterface, uuid: str, resolve: Resolve, lost: list[str]
+) -> dict[str, str]:
     kind = interface.span.attributes.get("type", "")
     virtualport = interface.attribute("virtualport", "type")
     if kind == "bridge":
@@ -56,21 +60,28 @@ def _place(interface: DomainInterface, uuid: str, resolve: Resolve) -> dict[str,
         place = dict(resolve(interface.attribute("source", "network") or ""))
     elif kind == "direct":
         mode = interface.attribute("source", "mode") or "vepa"
+        lower = interface.attribute("source", "dev")
+        if not lower:
+            raise RequestError("it names no device")
         place = {
-            "link": interface.attribute("source", "dev") or "",
+            "link": lower,
             "mode": "passthru" if mode == "passthrough" else mode,
         }
     else:
         raise RequestError(f"type {kind!r} needs no device of Tapster's")
     if virtualport == "openvswitch":
-        place = {"ovs": place.get("ovs") or place["bridge"]}
+        switch = place.get("ovs") or place.get("bridge")
+        if not switch:
+            raise RequestError("a port of Open vSwitch is on a bridge, not on a device")
+        place = {"ovs": switch}
         ids = {"attached-mac": interface.attribute("mac", "address"), "vm-id": uuid}
         for parameters in interface.within("virtualport"):
             ids["iface-id"] = parameters.attributes.get("interfaceid")
             ids["port-profile"] = parameters.attributes.get("profileid")
-        place["external-id"] = " ".join(
-            f"{key}={value}" for key, value in ids.items() if value
-        )
+        given = {key: value for key, value in ids.items() if value}
+        split = [key for key, value in given.items() if len(value.split()) != 1]
+        lost += [f"{key} {given.pop(key)!r}, which has a space" for key in split]
+        place["external-id"] = " ".join(f"{key}={given[key]}" for key in given)
     elif virtualport is not None:
         raise RequestError(f"virtualport {virtualport!r} is libvirt's own")
     return place
