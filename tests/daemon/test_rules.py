@@ -2,9 +2,11 @@
 """Filters and limits that another program deletes: the daemon puts them back."""
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pyroute2
@@ -95,6 +97,35 @@ def test_deleted_rules_are_put_back_at_once(
         2 if "nft" in deletion else 1
     )
     close_all(lease, other)
+
+
+@pytest.mark.parametrize("repair", [False, True])
+def test_a_device_that_was_moved_away_and_back_is_filtered(
+    world: None, repair: bool
+) -> None:
+    """The kernel takes the guard and the queue from a device that is moved."""
+    policy = "[watch]\nrepair = true\n" if repair else ""
+    with Daemon(policy=policy) as daemon, ExitStack() as stack:
+        daemon.start()
+        root = stack.enter_context(tapster.connect(daemon.socket))
+        shutil.copytree(Path(pyroute2.__file__).parent, "/run/test/lib/pyroute2")
+        shell.sh("ip netns add away")
+        device = root.acquire(SPEC)
+        before = rules(None)
+        events = daemon.events()
+        shell.sh("ip link set vnet0 netns away")
+        assert next(events).event == "lost"
+        shell.sh(f"ip -n away link set vnet0 netns {os.getpid()}")
+        assert next(events).event == "down"
+        if not repair:
+            shell.sh("ip link set vnet0 master br0 up")
+        told = {next(events).event}
+        while not told >= {"sound", "restored"}:
+            told.add(next(events).event)
+        assert rules(None) == before
+        with Host(daemon.ledger, reaper=no_reaper) as host:
+            assert host.recover() == []
+        device.close()
 
 
 @pytest.mark.parametrize("spec", [SPEC, Tap(bridge="br0", learning=False)])

@@ -27,6 +27,9 @@ from tapster.rpc.interface import Event
 EXIT = "the process that the lease was bound to has ended"
 CLOSE = "nobody has the device open any more"
 RULES = "another program deleted rules of its filter or limits; they are back"
+RETURN = (
+    "another program moved the device away and back; its filter and limits are back"
+)
 ENTRY = "another program deleted its static entry from its bridge; it is back"
 LOOK_BATCH = 32
 """Reported devices that are compared with their leases in one piece of work."""
@@ -79,6 +82,9 @@ class Upkeep:
         self._problems: dict[str, str] = {}
         """The reported problem of each device, by lease, so that it is reported
         once."""
+        self._returned: set[str] = set()
+        """The leases whose devices were in another namespace. The kernel takes queues
+        and programs from a device that is moved, and reports none."""
         self._worked_on: set[str] = set()
         """The leases to look at again: they changed while another manager worked on
         them, which may not have seen the change, or too often to be reported."""
@@ -134,6 +140,7 @@ class Upkeep:
             self._log(WARNING, "not-recovered", error=error)
         leases = {lease.id: lease for lease in self._operations.look.leases()}
         self._problems = {id: p for id, p in self._problems.items() if id in leases}
+        self._returned.clear()
         for lease in leases.values():
             if lease.state is not State.FIN_WAIT:
                 self.bind(lease)
@@ -348,8 +355,11 @@ class Upkeep:
         if link is not None and not problem and lease.state is State.ACTIVE:
             unreported = self._operations.look.unreported(lease, link)
             problem = f"changed: {unreported}" if unreported else ""
-        if problem == self._problems.get(lease.id, ""):
+        former = self._problems.get(lease.id, "")
+        if problem == former:
             return
+        if link is not None and former.startswith("lost: "):
+            self._returned.add(lease.id)
         # A guest's VMM can change its tap without end, and each report is logged and
         # kept. A device that is lost or closed stays so.
         lasts = problem in ("", CLOSE) or link is None
@@ -371,11 +381,20 @@ class Upkeep:
                 if self.reconnect and lease.state is State.ACTIVE:
                     self._answer(lease)
             elif self.reconnect:
-                self._repairs.add([lease.id], Repairing(wiring=True))
+                self._repairs.add([lease.id], self._reconnecting(lease))
         else:
+            if lease.id in self._returned:
+                self._repairs.add([lease.id], self._reconnecting(lease))
             del self._problems[lease.id]
             if lease.state is State.ACTIVE:
                 self.report("sound", lease)
+
+    def _reconnecting(self, lease: Lease) -> Repairing:
+        """Return how to repair what a device is connected to."""
+        if lease.id not in self._returned:
+            return Repairing(wiring=True)
+        self._returned.remove(lease.id)
+        return Repairing(RETURN, wiring=True, backends=True)
 
     def _restore(self, lease: Lease, link: Link) -> None:
         """Put back what was changed: a foreign MAC or alias in any case.
@@ -395,10 +414,11 @@ class Upkeep:
 
     def _answer(self, lease: Lease) -> None:
         """Restore what another program changed, but not again and again at once."""
+        how = self._reconnecting(lease)
         if self._pace.allows(lease.id, self._clock()):
-            self._repairs.add([lease.id], Repairing(wiring=True))
+            self._repairs.add([lease.id], how)
         else:
-            self._repairs.add_later(lease.id, Repairing(wiring=True), FIRST_RETRY)
+            self._repairs.add_later(lease.id, how, FIRST_RETRY)
 
     def _problem_of(self, lease: Lease, link: Link | None) -> str:
         """Return what is wrong with a lease's device, as an event and its detail, or
@@ -471,7 +491,7 @@ class Upkeep:
             self._log(INFO, "repaired", lease=lease.id, name=lease.name, action=action)
             if action is not Action.REWIRE:
                 self._bound.unbind(lease.id)
-            elif reason in (RULES, ENTRY):
+            elif reason in (RULES, ENTRY, RETURN):
                 self.report("restored", lease, reason)
             if action is Action.RELEASE:
                 self.report("released", lease, reason or EXIT)
