@@ -376,6 +376,6 @@ def specs_of(specs: Iterable[Spec]) -> tuple[Spec, ...]:
 
 def _check_several(value: object, where: str) -> None:
     """Refuse one item where several belong: a record and a str are iterable too."""
-    one = isinstance(value, str) or hasattr(value, "_fields")
-    if one or not hasattr(value, "__iter__"):
+    is_item = isinstance(value, str) or hasattr(value, "_fields")
+    if is_item or not hasattr(value, "__iter__"):
         raise RequestError(f"{where} must be several, such as a list, not {value!r}")

@@ -102,7 +102,7 @@ def _described(kind: Any) -> str:
 def _fits(kind: Any, value: Any) -> bool:
     if isinstance(kind, UnionType):
         options = get_args(kind)
-        return type(value) in options or any(_fits(one, value) for one in options)
+        return type(value) in options or any(_fits(option, value) for option in options)
     if kind is NoneType or kind is None:
         return value is None
     if get_origin(kind) is tuple:

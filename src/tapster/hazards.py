@@ -307,8 +307,13 @@ def _judging(
     """
     judging = {"bridge": ("", "", "")}
     for family, packets, table, calling in (
-        ("ip6", "IPv6", "ip6tables", [one for one in bridges if one.calls_ip6tables]),
-        ("ip", "IPv4", "iptables", [one for one in bridges if one.calls_iptables]),
+        (
+            "ip6",
+            "IPv6",
+            "ip6tables",
+            [each for each in bridges if each.calls_ip6tables],
+        ),
+        ("ip", "IPv4", "iptables", [each for each in bridges if each.calls_iptables]),
     ):
         # The file is there if br_netfilter is loaded.
         with suppress(OSError), namespace.inside(), open(f"{CALLS}{table}") as file:

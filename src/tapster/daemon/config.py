@@ -285,7 +285,7 @@ class _Reader:
 
     def _check_rule(self, where: str, rule: Rule) -> None:
         for kind in rule.kinds:
-            self._check_word(where, "kinds", kind, [str(one) for one in Kind])
+            self._check_word(where, "kinds", kind, [str(known) for known in Kind])
         for feature in rule.features:
             self._check_word(where, "features", feature, sorted(policy.FEATURES))
         for field in rule.require:

@@ -152,8 +152,8 @@ class LinuxSystem:
 
             with suppress(OSError):  # `find` says what prevents it
                 found = cookies()
-                gone = {one for one in lost if one.cookie not in found}
-                self._ended_cookies.update(one.cookie for one in gone)
+                gone = {wanted for wanted in lost if wanted.cookie not in found}
+                self._ended_cookies.update(wanted.cookie for wanted in gone)
                 ended |= gone
         return ended
 

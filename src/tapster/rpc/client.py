@@ -75,7 +75,7 @@ def _opened(
     Raise DaemonError if the answer has other devices, or no descriptor, or the same one
     twice, where a device says that it has one.
     """
-    places = [place for one in devices for place in one.fds + one.vhost_fds]
+    places = [place for device in devices for place in device.fds + device.vhost_fds]
     if len(devices) != number or sorted(places) != [*range(len(fds))]:
         unix.close(fds)
         raise DaemonError(

@@ -113,11 +113,11 @@ class Acquiring:
                 return [error]
             return [self._make(operations, [alone])[0] for alone in admitted]
         devices = iter(acquired)
-        shares = [[next(devices) for _ in one.requests] for one in admitted]
+        shares = [[next(devices) for _ in requests] for _, requests in admitted]
         try:
             return [
-                self._answer(one.call, share)
-                for one, share in zip(admitted, shares, strict=True)
+                self._answer(call, share)
+                for (call, _), share in zip(admitted, shares, strict=True)
             ]
         except BaseException:
             for share in shares:
@@ -129,17 +129,17 @@ class Acquiring:
     ) -> list[Opened]:
         first = admitted[0].call
         asked: interface.Acquire = first.parameters
-        requests = [request for one in admitted for request in one.requests]
+        wanted = [request for _, requests in admitted for request in requests]
         limits = self._access.loaded.config.limits
         return operations.acquire(
-            [interface.spec_of(request.nics[0]) for request in requests],
-            pids=[one.call.caller.pid for one in admitted for _ in one.requests]
+            [interface.spec_of(request.nics[0]) for request in wanted],
+            pids=[call.caller.pid for call, requests in admitted for _ in requests]
             if asked.bind is Binding.CALLER
             else (),
             on_close=asked.bind is Binding.CLOSE,
             vhost=asked.vhost,
             caller_uid=first.caller.uid,
-            asked=[recorded(request) for request in requests],
+            asked=[recorded(request) for request in wanted],
             max_keys=None if first.caller.root else limits.keys,
         )
 
