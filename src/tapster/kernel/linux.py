@@ -555,34 +555,21 @@ class LinuxNamespace:
         gid: int | None,
         pids: Collection[int] = (),
     ) -> bool:
-        from tapster.kernel.open_files import open_taps  # rarely needed
-
         try:
-            with closing(open_taps([os.getpid(), *pids])) as taps:
+            with closing(self._open_taps(ifindex, pids)) as taps:
                 for tap in taps:
-                    if self._is_of(tap, ifindex):
-                        tun.restore(tap, uid=uid, gid=gid)
-                        return True
+                    tun.restore(tap, uid=uid, gid=gid)
+                    return True
         except OSError as error:
             action = f"restoring the owner and the persistence of device {ifindex}"
             raise failure(error, action) from error
         return False
 
-    def _is_of(self, tap: int, ifindex: int) -> bool:
-        """Return whether an open tap is the device with this ifindex here."""
-        try:
-            there = tun.namespace_of(tap)
-            try:
-                found, own = os.fstat(there), os.fstat(self.fd)
-            finally:
-                os.close(there)
-            if (found.st_dev, found.st_ino) != (own.st_dev, own.st_ino):
-                return False
-            name = tun.name_of(tap)
-        except OSError:
-            return False  # its device is gone, or it is no tap yet
-        # It is asked for its name again: it may have been renamed in between.
-        return self._rtnl.find(name) == ifindex and tun.name_of(tap) == name
+    def _open_taps(self, ifindex: int, pids: Collection[int]) -> Generator[int]:
+        """Yield copies of a tap's descriptors, of this process and of `pids` first."""
+        from tapster.kernel.open_files import open_taps  # rarely needed
+
+        return open_taps(self.fd, ifindex, self._rtnl.find, [os.getpid(), *pids])
 
     def create_macvtap(
         self, device: NewMacvtap, *, beneath: Namespace | None = None
@@ -628,16 +615,11 @@ class LinuxNamespace:
             if link is None:
                 return False
             if link.kind == "tun":
-                device = os.stat(tun.DEVICE).st_rdev
-            else:
-                device = self._nodes.device(ifindex)
-            with closing(opened(device, [os.getpid(), *pids])) as files:
-                return any(
-                    tun.announce(file, mac)
-                    for file in files
-                    # The number of a macvtap is its own.
-                    if link.kind != "tun" or self._is_of(file, ifindex)
-                )
+                files = self._open_taps(ifindex, pids)
+            else:  # the number of a macvtap is its own
+                files = opened(self._nodes.device(ifindex), [os.getpid(), *pids])
+            with closing(files):
+                return any(tun.announce(file, mac) for file in files)
         except OSError:
             return False
 

@@ -10,7 +10,15 @@ from errno import ENAMETOOLONG
 from itertools import islice
 
 from tapster.kernel import netns, tun
-from tapster.light import TYPE_CHECKING, Collection, Generator, Iterator, suppress
+from tapster.light import (
+    TYPE_CHECKING,
+    Callable,
+    Collection,
+    Generator,
+    Iterator,
+    closing,
+    suppress,
+)
 
 if TYPE_CHECKING:
     from tapster.kernel.libc import DeviceNumbers
@@ -37,17 +45,47 @@ def holders(devices: Collection[int]) -> dict[int, int]:
     return found
 
 
-def open_taps(first: Collection[int] = ()) -> Generator[int]:
-    """Yield a copy of each process's descriptors of taps, and close it after.
+def open_taps(
+    namespace: int,
+    ifindex: int,
+    find: Callable[[str], int],
+    first: Collection[int] = (),
+) -> Generator[int]:
+    """Yield copies of the descriptors of a tap, as `opened` does.
+
+    `namespace` is a descriptor of the tap's namespace. `find` returns the ifindex of
+    the device that has a name there.
+    """
+    with closing(opened(os.stat(tun.DEVICE).st_rdev, first)) as taps:
+        for tap in taps:
+            if _is_tap(tap, namespace, ifindex, find):
+                yield tap
+
+
+def _is_tap(tap: int, namespace: int, ifindex: int, find: Callable[[str], int]) -> bool:
+    """Return whether an open tap is the device with this ifindex in a namespace."""
+    try:
+        there = tun.namespace_of(tap)
+        try:
+            found, own = os.fstat(there), os.fstat(namespace)
+        finally:
+            os.close(there)
+        if (found.st_dev, found.st_ino) != (own.st_dev, own.st_ino):
+            return False
+        name = tun.name_of(tap)
+    except OSError:
+        return False  # its device is gone, or it is no tap yet
+    # It is asked for its name again: it may have been renamed in between.
+    return find(name) == ifindex and tun.name_of(tap) == name
+
+
+def opened(device: int, first: Collection[int] = ()) -> Generator[int]:
+    """Yield a copy of each process's descriptors of a device, by the device's number,
+    and close it after.
 
     The processes `first` come first. Processes that the caller may not look into are
     left out.
     """
-    return opened(os.stat(tun.DEVICE).st_rdev, first)
-
-
-def opened(device: int, first: Collection[int] = ()) -> Generator[int]:
-    """As `open_taps`, of the device with this number."""
     likely = [str(pid) for pid in first]
     others = [pid for pid in os.listdir("/proc") if pid.isdecimal()]
     for pid in dict.fromkeys([*likely, *others]):
