@@ -9,6 +9,7 @@ frames, and programs that configure new devices.
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 
+from tapster.backends import ovs
 from tapster.backends.bridge import MAX_PORTS
 from tapster.errors import HostError
 from tapster.kernel import udev, xtables
@@ -33,6 +34,7 @@ def find(
     yield from _ports(links, active)
     yield from _vlans(namespace, links, active)
     yield from _entries(namespace, links, active)
+    yield from _switched(links, active)
     yield from _lower_devices(links, active)
     if bridges := {lease.wiring.bridge for lease in active if lease.wiring.bridge}:
         yield from _firewall(namespace, links, bridges)
@@ -179,6 +181,22 @@ def _entries(
                     "VM go there",
                     f"bridge fdb del {lease.mac} dev {other.name} {where}",
                 )
+
+
+def _switched(links: Sequence[Link], leases: Sequence[Lease]) -> Iterator[Problem]:
+    """Find ports of Open vSwitch that take in VMs' devices by their names."""
+    elsewhere = [lease for lease in leases if lease.wiring.ovs is None]
+    names = {link.name for link in links}
+    ports = ovs.unstamped_ports() if elsewhere else {}
+    for lease in elsewhere:
+        bridge = ports.get(lease.name)
+        if bridge in names:  # Open vSwitch is in this network namespace
+            yield Problem(
+                f"Open vSwitch has a port {lease.name} on its bridge {bridge}, which "
+                f"takes in each device of this name: the VM of lease {lease.name} "
+                f"({lease.id}) may be connected there",
+                f"ovs-vsctl del-port {bridge} {lease.name}",
+            )
 
 
 def _lower_devices(links: Sequence[Link], leases: Sequence[Lease]) -> Iterator[Problem]:

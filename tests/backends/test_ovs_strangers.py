@@ -177,6 +177,21 @@ def test_a_port_that_a_stranger_claimed_stays_when_its_device_is_released(
     assert ports("ovs1") == ["vnet0"]
 
 
+def test_a_port_that_takes_in_the_device_of_another_bridge_is_a_problem(
+    host: Host, switch: OpenVswitch
+) -> None:
+    """As one that a host's former libvirt left: Open vSwitch knows names alone."""
+    lease = acquire(host, Tap(bridge="br0"))
+    acquire(host)
+    assert [one for one in host.examine() if "Open vSwitch" in one.description] == []
+    vsctl("add-port ovs1 vnet0")
+    (problem,) = [one for one in host.examine() if "Open vSwitch" in one.description]
+    assert "a port vnet0 on its bridge ovs1, which takes in" in problem.description
+    assert lease.id in problem.description
+    shell.sh(problem.remedy)
+    assert ports("ovs1") == []
+
+
 def test_external_ids_of_others_on_our_port_stay(
     host: Host, switch: OpenVswitch
 ) -> None:

@@ -449,6 +449,7 @@ ROOMS = [
         "tapster.hazards",
         (
             "tapster.backends.bridge",
+            "tapster.backends.ovs",
             "tapster.errors",
             "tapster.kernel.port",
             "tapster.kernel.udev",

@@ -90,7 +90,7 @@ class Ovs:
         name = wiring.ovs or ""
         here = select("Interface", _named(name), "ifindex", "mac_in_use")
         unused: list[Condition] = [*_named(name), ("ifindex", "==", frozenset())]
-        with self._open() as db:
+        with self.connected() as db:
             bridges, local = db.transact(select("Bridge", _named(name), "name"), here)
             if not bridges:
                 raise _no_bridge(name)
@@ -108,7 +108,7 @@ class Ovs:
 
     def attach(self, namespace: Namespace, lease: Lease) -> None:
         """Insert or repair the lease's port, and wait until it works."""
-        with self._open() as db:
+        with self.connected() as db:
             inserted, config = _retry(lambda: self.write_port(db, lease))
             try:
                 wait_done(db, config)
@@ -136,10 +136,10 @@ class Ovs:
             self.concerns(lease.wiring) or self.name in lease.backends
             for lease in leases
         )
-        if not needed and not os.path.exists(self._socket):
+        if not needed and not self.is_installed:
             return Observation({})
         try:
-            with self._open() as db:
+            with self.connected() as db:
                 rows = db.transact(
                     *(select(table, [], *columns) for table, columns in COLUMNS.items())
                 )
@@ -158,6 +158,11 @@ class Ovs:
 
     def remove(self, namespace: Namespace, leftover: Leftover) -> None:
         self._delete_port(leftover.lease, [])
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether Open vSwitch's database has run since the boot."""
+        return os.path.exists(self._socket)
 
     # Attach
 
@@ -210,7 +215,7 @@ class Ovs:
         """
         stamp = self._stamp(lease)
         policed: list[Condition] = [*_stamped(stamp), ("ingress_policing_rate", ">", 0)]
-        with self._open() as db:
+        with self.connected() as db:
             qos, interfaces = db.transact(
                 select("QoS", _stamped(stamp), "_uuid"),
                 select("Interface", policed, "_uuid"),
@@ -224,7 +229,7 @@ class Ovs:
             wait_done(db, _commit(db, [stamp], changes))
 
     def _delete_port(self, lease: str, leases: Sequence[Lease]) -> None:
-        with self._open() as db:
+        with self.connected() as db:
             config = _retry(lambda: self._delete(db, lease, leases))
             try:
                 if self._vswitchd_runs():
@@ -294,7 +299,7 @@ class Ovs:
         return model.stamp(self._ledger, lease)
 
     @contextmanager
-    def _open(self) -> Iterator["OvsdbConnection"]:
+    def connected(self) -> Iterator["OvsdbConnection"]:
         """Connect to the database. Wait less if Open vSwitch is known to hang."""
         try:
             from tapster.backends.ovsrpc import OvsdbConnection
@@ -314,6 +319,29 @@ class Ovs:
             raise
         if db.kept_up:
             self._late = False
+
+
+def unstamped_ports(rundir: str | None = None) -> dict[str, str]:
+    """Return the ports that no Tapster has made: the bridge of each, by the name of
+    the device that it takes in. {} if Open vSwitch cannot be asked."""
+    switch = Ovs("", rundir)
+    found: dict[str, str] = {}
+    with suppress(ServiceUnavailable):
+        if not switch.is_installed:
+            return {}
+        with switch.connected() as db:
+            bridges, ports, interfaces = db.transact(
+                select("Bridge", [], "name", "ports"),
+                select("Port", [], "_uuid", "interfaces", "external_ids"),
+                select("Interface", [("type", "==", "")], "_uuid", "name"),
+            )
+        names = {row["_uuid"]: row["name"] for row in interfaces}
+        rows = {row["_uuid"]: row for row in ports if not ovsport.owner(row)}
+        for bridge in bridges:
+            for port in members(bridge["ports"]) & rows.keys():
+                for interface in members(rows[port]["interfaces"]) & names.keys():
+                    found[names[interface]] = bridge["name"]
+    return found
 
 
 def _is_by_hand(lease: Lease, port: Row, interface: Row | None) -> bool:
