@@ -134,6 +134,7 @@ def test_the_log_says_once_that_the_host_has_not_joined(
         ('name = "a"\nendpoints = ["http://x"]\nuser = "a"', "password_file"),
         ('name = "a"\nendpoints = ["http://x"]\nprefix = "x/"', "begins with"),
         ('name = "a"\nendpoints = ["http://x"]\nspeed = 1', "no setting 'speed'"),
+        ('name = "a"\nendpoints = ["x:1"]', "line 3.*an endpoint is a URL such as"),
     ],
 )
 def test_a_fault_in_the_file_is_named(tmp_path: Path, table: str, problem: str) -> None:
@@ -141,6 +142,20 @@ def test_a_fault_in_the_file_is_named(tmp_path: Path, table: str, problem: str) 
     file.write_text(f"[fleet]\n{table}\n")
     with pytest.raises(RequestError, match=problem):
         config.load(str(file))
+
+
+def test_a_file_of_the_fleet_that_is_missing_is_named_and_ends_nothing(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "tapster.toml"
+    file.write_text(
+        '[fleet]\nname = "a"\nendpoints = ["https://x"]\nca = "/none/ca.pem"\n'
+    )
+    loaded, faults = config.check(str(file))
+    assert loaded == config.load(str(file))
+    assert [str(fault) for fault in faults] == [
+        "line 4: fleet.ca: '/none/ca.pem' does not exist on this host"
+    ]
 
 
 @pytest.fixture

@@ -355,7 +355,11 @@ def test_a_missing_password_is_no_obstacle_to_an_acquire(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "url", ["", "etcd1", "ftp://x", "http://", "http://x:99999", "http://x/path"]
+    "url",
+    [
+        *("", "etcd1", "ftp://x", "http://", "http://x:99999", "http://x/path"),
+        *("http://[::1", "http://x:0", "http://a b", "http://u:p@x", "http://x?y"),
+    ],
 )
 def test_a_url_that_is_no_endpoint_is_refused(url: str) -> None:
     with pytest.raises(RequestError, match="endpoint"):

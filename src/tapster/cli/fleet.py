@@ -66,6 +66,8 @@ def declare(parser: "Parser") -> None:
 
 def run(options: Options, _: None) -> int:
     if options.config is not None:
+        if not os.path.exists(options.config):
+            raise RequestError(f"there is no file {options.config!r}")
         os.environ["TAPSTER_CONFIG"] = options.config
     loaded = settings.load()
     if loaded is None:
@@ -397,7 +399,10 @@ class FleetAction(NamedTuple):
 
 _DRY_RUN = ("--dry-run", {"action": "store_true", "help": "change nothing"})
 _YES = ("--yes", {"action": "store_true", "help": "do not ask"})
-_HOST = ("host", {"metavar": "HOST", "help": "a host's name in the fleet"})
+_HOST = (
+    "host",
+    {"type": given_text, "metavar": "HOST", "help": "a host's name in the fleet"},
+)
 
 ACTIONS = {
     "init": FleetAction(
@@ -433,13 +438,25 @@ ACTIONS = {
     "epoch": FleetAction(
         "print the epoch to hand over with a VM",
         _epoch,
-        (("name", {"metavar": "NAME", "help": "a device's name, or a lease's id"}),),
+        (
+            (
+                "name",
+                {
+                    "metavar": "NAME",
+                    "type": given_text,
+                    "help": "a device's name, or a lease's id",
+                },
+            ),
+        ),
     ),
     "ls": FleetAction(
         "list the leases of all hosts",
         _ls,
         (
-            ("--host", {"metavar": "HOST", "help": "only of this host"}),
+            (
+                "--host",
+                {"metavar": "HOST", "type": given_text, "help": "only of this host"},
+            ),
             (
                 "--silent",
                 {"action": "store_true", "help": "only of hosts that do not sync"},
@@ -450,12 +467,26 @@ ACTIONS = {
     "who": FleetAction(
         "show which host has a device",
         _who,
-        (("wanted", {"metavar": "MAC|NAME|VM", "help": "a MAC, a name or a VM"}),),
+        (
+            (
+                "wanted",
+                {
+                    "type": given_text,
+                    "metavar": "MAC|NAME|VM",
+                    "help": "a MAC, a name or a VM",
+                },
+            ),
+        ),
     ),
     "where": FleetAction(
         "show where a VM runs, or ran last",
         _where,
-        (("wanted", {"metavar": "VM|MAC", "help": "a VM or a MAC"}),),
+        (
+            (
+                "wanted",
+                {"type": given_text, "metavar": "VM|MAC", "help": "a VM or a MAC"},
+            ),
+        ),
     ),
     "doctor": FleetAction("list the problems of the fleet", _doctor),
     "fence": FleetAction(
@@ -475,7 +506,10 @@ ACTIONS = {
         "give up the MACs of a VM that no host runs",
         _forget,
         (
-            ("wanted", {"metavar": "VM|MAC", "help": "a VM or a MAC"}),
+            (
+                "wanted",
+                {"type": given_text, "metavar": "VM|MAC", "help": "a VM or a MAC"},
+            ),
             _YES,
             _DRY_RUN,
         ),

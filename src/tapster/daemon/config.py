@@ -169,7 +169,8 @@ def load(path: str, *, must_exist: bool = False) -> Loaded:
 def check(path: str) -> tuple[Loaded | None, list[ConfigFault]]:
     """Read the file, and report every fault.
 
-    A user or group that does not exist is a fault, but the file can still be used.
+    A user, group or file of the fleet that does not exist is a fault, but the file can
+    still be used.
     """
     try:
         text = _read(path)
@@ -203,7 +204,7 @@ def check(path: str) -> tuple[Loaded | None, list[ConfigFault]]:
         )
         for name in loaded.unknown
     ]
-    return loaded, unknown
+    return loaded, [*reader.missing, *unknown]
 
 
 def _read(path: str) -> str:
@@ -223,6 +224,8 @@ class _Reader:
 
     def __init__(self, text: str) -> None:
         self.faults: list[ConfigFault] = []
+        self.missing: list[ConfigFault] = []
+        """What the file names and the host lacks: the rest can still be used."""
         self._lines = text.splitlines()
 
     def config(self, content: dict[str, Any]) -> Config:
@@ -244,12 +247,30 @@ class _Reader:
         return config
 
     def _check_fleet(self, value: Any) -> None:
-        from tapster.fleet import settings  # outside a fleet nothing of it is imported
+        # Outside a fleet nothing of it is imported.
+        from tapster.fleet import settings
+        from tapster.fleet.etcd import parse_endpoint
 
         try:
-            settings.parse(value)
+            found = settings.parse(value)
         except RequestError as error:
             self.add("", "fleet", str(error))
+            return
+        for url in found.endpoints:
+            try:
+                parse_endpoint(url)
+            except RequestError as error:
+                self.add("fleet", "endpoints", str(error), url)
+        for key in ("password_file", "ca", "cert", "key"):
+            path = getattr(found, key)
+            if path is not None and not os.path.exists(path):
+                self.missing.append(
+                    ConfigFault(
+                        self._line("fleet", key, path),
+                        f"fleet.{key}",
+                        f"{path!r} does not exist on this host",
+                    )
+                )
 
     def _rules(self, value: Any) -> Iterator[Rule]:
         if not isinstance(value, list):

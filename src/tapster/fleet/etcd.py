@@ -36,6 +36,10 @@ IDLE = 30.0
 silently. More than the time between two syncs."""
 
 
+HOST_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-._:%")
+"""Of names and addresses of hosts."""
+
+
 class Login(NamedTuple):
     """A user of the store and how to get the password."""
 
@@ -79,14 +83,27 @@ def parse_endpoint(text: str) -> Endpoint:
 
     try:
         url = urlsplit(text)
-        host, port = url.hostname, url.port or 2379
+        host, port = url.hostname or "", 2379 if url.port is None else url.port
     except ValueError:
-        host, port = None, 0
-    if url.scheme not in ("http", "https") or not host or url.path not in ("", "/"):
-        raise RequestError(
-            f"an endpoint is a URL such as https://etcd1:2379, not {text!r}"
-        )
+        raise _no_endpoint(text) from None
+    plain = f"{url.scheme}://{url.netloc}"
+    # A user and a password have settings of their own.
+    if (
+        url.scheme not in ("http", "https")
+        or text not in (plain, f"{plain}/")
+        or not host
+        or not set(host) <= HOST_CHARACTERS
+        or not port
+        or "@" in url.netloc
+    ):
+        raise _no_endpoint(text)
     return Endpoint(url.scheme == "https", host, port)
+
+
+def _no_endpoint(text: str) -> RequestError:
+    return RequestError(
+        f"an endpoint is a URL such as https://etcd1:2379, not {text!r}"
+    )
 
 
 class Etcd:
