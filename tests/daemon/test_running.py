@@ -127,6 +127,56 @@ def test_callers_of_a_daemon_that_cannot_start_get_an_answer(
     assert process.wait(20) == 2, "systemd must not start it again by itself"
 
 
+@pytest.mark.parametrize(
+    ("before", "arguments", "said"),
+    [
+        ("LISTEN_FDS=x", "", "LISTEN_FDS is a number of sockets, not 'x'"),
+        ("LISTEN_FDS=-1", "", "LISTEN_FDS is a number of sockets, not '-1'"),
+        ("LISTEN_FDS=1", "", "descriptor 3 of LISTEN_FDS=1 is no socket: Bad file"),
+        ("LISTEN_FDS=1", "3</etc/passwd", "is no socket: Socket operation on non-"),
+        ("", "--config /none", "/none: No such file or directory"),
+        ("ulimit -n 12;", "", "Too many open files"),
+        ("", "--user root", "--user goes with --check-config"),
+    ],
+)
+def test_a_daemon_that_cannot_start_says_why(
+    tmp_path: Path, before: str, arguments: str, said: str
+) -> None:
+    """systemd tells from the status 2 that it need not start the daemon again."""
+    tapsterd = Path(shell.TAPSTER).with_name("tapsterd")
+    files = f"--ledger {tmp_path}/ledger.db --socket {tmp_path}/socket"
+    given = before if ";" in before else f"export LISTEN_PID=$$ {before};"
+    line = f"exec 3<&-; {given} exec {tapsterd} {files} {arguments}"
+    done = subprocess.run(
+        ["sh", "-c", line], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert (done.returncode, said in done.stderr) == (2, True), done
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "socket").exists()
+
+
+def test_the_socket_of_another_daemon_stays(daemon: Daemon) -> None:
+    daemon.socket.unlink()
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(daemon.socket))
+        daemon.stop()
+        assert daemon.socket.exists()
+    daemon.socket.unlink()
+    daemon.start()
+    daemon.socket.unlink()
+    daemon.stop()  # with the status 0
+    daemon.start()
+
+
+def test_prometheus_may_read_at_an_address_of_ipv6(world: None) -> None:
+    shell.sh("ip link set lo up")
+    listen = '[metrics]\nlisten = "[::1]:9475"\neverybody = true\n'
+    with Daemon(policy=listen + POLICY) as daemon:
+        daemon.start()
+        with urllib.request.urlopen("http://[::1]:9475/metrics") as answer:
+            assert b"tapster_leases" in answer.read()
+
+
 def test_the_example_policy_is_one(tmp_path: Path) -> None:
     example = (UNITS / "tapster.toml").read_text()
     assert load(str(UNITS / "tapster.toml")).config.allow == ()

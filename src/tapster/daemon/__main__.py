@@ -8,7 +8,7 @@ import resource
 import socket
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from tapster.daemon import config, policy
 from tapster.daemon.log import DEBUG, ERROR, INFO, Log
@@ -28,6 +28,8 @@ next caller makes systemd do it."""
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until a signal stops the daemon. Return the exit code."""
     options = parser().parse_args(arguments)
+    if options.user is not None and not options.check_config:
+        parser().error("--user goes with --check-config")
     log = Log(DEBUG if options.debug else INFO)
     try:
         if options.check_config:
@@ -83,13 +85,14 @@ def _serve(options: argparse.Namespace, log: Log) -> int:
     sys.setswitchinterval(SWITCH)
     gc.set_threshold(GARBAGE)
     _raise_limit()
-    given = systemd.listeners()
-    scrapers = given.pop("metrics", [])
-    listeners = [listener for sockets in given.values() for listener in sockets]
+    listeners: list[socket.socket] = []
     with ExitStack() as stack:
         try:
+            given = systemd.listeners()
+            scrapers = given.pop("metrics", [])
+            listeners = [listener for sockets in given.values() for listener in sockets]
             server = _start(options, log, listeners, scrapers, stack)
-        except TapsterError as error:
+        except (TapsterError, OSError) as error:  # such as of too many open files
             log(ERROR, "failed", error=error)
             refuse(listeners, _public_reason(error, options.config))
             return CANNOT_START
@@ -113,14 +116,13 @@ def _start(
     If systemd gave no sockets, listen where the options say.
     """
     if not listeners:
-        listeners = [_listen(options.socket)]
-        stack.callback(os.unlink, options.socket)
-    loaded = config.load(options.config).config
+        listeners = [_listen(options.socket, stack)]
+    # Without the usual file, only root may do anything. A file that is named is there.
+    must_exist = options.config != config.PATH
+    loaded = config.load(options.config, must_exist=must_exist).config
     where = loaded.metrics.listen
     if where and not scrapers:
-        scrapers = [_listen_for_scrapes(where)]
-        if where.startswith("/"):
-            stack.callback(os.unlink, where)
+        scrapers = [_listen_for_scrapes(where, stack)]
     ledger = ledger_path(options.ledger)
     operations = stack.enter_context(open_operations(ledger, reaper=lambda _: None))
     if loaded.fleet:
@@ -133,7 +135,7 @@ def _start(
     return server
 
 
-def _public_reason(error: TapsterError, config_path: str) -> str:
+def _public_reason(error: Exception, config_path: str) -> str:
     """Return why the daemon cannot start, without a word of the configuration."""
     if isinstance(error, RequestError):
         return f"its configuration {config_path} cannot be used"
@@ -166,19 +168,32 @@ def _raise_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _listen(path: str) -> socket.socket:
+def _listen(path: str, stack: ExitStack) -> socket.socket:
+    """Listen at a path until `stack` ends."""
     try:
-        return unix.listen(path, mode=0o666)
+        listener = unix.listen(path, mode=0o666)
+        stack.callback(_remove, path, os.lstat(path))
     except OSError as error:
         raise RequestError(f"socket {path!r}: {error.strerror or error}") from error
+    return listener
 
 
-def _listen_for_scrapes(where: str) -> socket.socket:
+def _remove(path: str, made: os.stat_result) -> None:
+    """Remove a socket that this process has made. Another daemon may have its own there
+    by now."""
+    with suppress(FileNotFoundError):
+        if os.path.samestat(os.lstat(path), made):
+            os.unlink(path)
+
+
+def _listen_for_scrapes(where: str, stack: ExitStack) -> socket.socket:
     if where.startswith("/"):
-        return _listen(where)
+        return _listen(where, stack)
     address, _, port = where.rpartition(":")
+    address = address.removeprefix("[").removesuffix("]")
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
-        return socket.create_server((address, int(port)))
+        return socket.create_server((address, int(port)), family=family)
     except (OSError, ValueError) as error:
         raise RequestError(f"metrics.listen {where!r}: {error}") from error
 
