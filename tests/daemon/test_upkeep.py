@@ -14,7 +14,7 @@ import pytest
 from lab.library import no_reaper
 from tapster import Host, KernelError, Macvtap, OpenDevice, Repair, State, Tap
 from tapster.daemon.repairs import FIRST_RETRY
-from tapster.daemon.upkeep import PATROL
+from tapster.daemon.upkeep import PATROL, SWITCH_SECONDS
 from tapster.errors import HostError
 from tapster.kernel.port import LinkChange, Vlans
 from tapster.ledger import FIRST_IFINDEX
@@ -23,6 +23,7 @@ from tapster.operations.followed import NAMESPACE_RETRY, FollowedNamespaces
 from tapster.operations.look import Look
 from tapster.operations.pace import AT_ONCE, SECONDS
 from tapster.testing import FakeSystem
+from tapster.testing.backends import Attached, make_backends
 from tests.daemon.parts import Parts, parts
 
 BR0 = Tap(bridge="br0", fin_wait=60)
@@ -260,6 +261,41 @@ def test_a_macvtap_gets_its_mtu_back_when_its_lower_device_has(
     assert device.mtu == 1500
     assert watched.hear() == ["sound"]
     lease.close()
+
+
+@pytest.mark.parametrize("repair", [False, True])
+def test_patrols_find_changed_ports_of_open_vswitch(
+    watched: Watched, repair: bool
+) -> None:
+    """Its database reports nothing to the kernel."""
+    made, context = watched.made, watched.made.host.operations.context
+    watched.upkeep.reconnect = repair
+    made.system.stranger().add_bridge("ovs0")
+    attached: Attached = {}
+    context.backends = make_backends(attached, lambda _: None, context.ledger.id)
+    with acquire(made.host, Tap(ovs="ovs0")), acquire(made.host):
+        watched.hear()
+        before = dict(attached)
+        watched.upkeep.patrol()  # meets it
+        watched.upkeep.patrol()
+        assert made.events == []
+        attached.clear()
+        watched.upkeep.patrol()
+        assert made.events == [], "each look reads the whole database"
+        made.clock.advance(SWITCH_SECONDS)
+        watched.upkeep.patrol()
+        assert [(one.event, one.detail) for one in made.events] == [
+            ("changed", "is missing")
+        ]
+        made.clock.advance(SWITCH_SECONDS)
+        watched.upkeep.patrol()
+        said = [one.event for one in made.events]
+        assert said == (["changed", "sound"] if repair else ["changed"])
+        assert attached == (before if repair else {})
+        attached |= before
+        made.clock.advance(SWITCH_SECONDS)
+        watched.upkeep.patrol()
+        assert [one.event for one in made.events] == ["changed", "sound"]
 
 
 def test_no_patrol_takes_the_end_of_a_namespace_for_a_lost_device(

@@ -35,6 +35,8 @@ LOOK_BATCH = 32
 """Reported devices that are compared with their leases in one piece of work."""
 MOST_FRESH = 1000
 """New leases to keep until the first look at their devices."""
+SWITCH_SECONDS = 10.0
+"""Seconds between two looks at the ports of Open vSwitch: each reads all rows."""
 PATROL = 8
 """Devices that one patrol looks at."""
 
@@ -90,6 +92,12 @@ class Upkeep:
         them, which may not have seen the change, or too often to be reported."""
         self._patrolled = 0
         """Where the next patrol begins in the ledger's list of leases."""
+        self._switched: dict[str, str] = {}
+        """How ports of Open vSwitch differ from what their leases request, by lease."""
+        self._on_switch: set[str] = set()
+        """The leases with such a port that patrols have met."""
+        self._next_switch = clock()
+        """When to look at these ports again."""
         self._pace = Pace()
         """Of putting back a foreign MAC, alias or name."""
         self._told = Pace()
@@ -276,16 +284,49 @@ class Upkeep:
         settings of IPv4, by sysctl(8).
         """
         look = self._operations.look
+        # First, so that what it finds is repaired with the rest.
+        if self._on_switch and self._clock() >= self._next_switch:
+            self._next_switch = self._clock() + SWITCH_SECONDS
+            self._look_at_switch()
         leases, after = look.page(
             after=self._patrolled, limit=PATROL, caller_uid=None, all=False
         )
         self._patrolled = after or 0
         for lease in leases:
+            if lease.wiring.in_force.ovs:
+                self._on_switch.add(lease.id)
             if not _is_worked_on(lease):
                 # The end of a device, or of its namespace, is reported.
                 self._look_now(lease, if_there=True)
                 self._repair_again(lease)
         self._turns.run()
+
+    def _look_at_switch(self) -> None:
+        """Compare the ports of Open vSwitch: the kernel does not report its changes."""
+        look = self._operations.look
+        leases = {
+            lease.id: lease
+            for lease in look.leases(all=False)
+            if lease.wiring.in_force.ovs and not _is_worked_on(lease)
+        }
+        self._on_switch &= leases.keys()
+        try:
+            found = look.some_differences(leases.values())
+        except TapsterError:
+            return  # an acquire, or recover, says so
+        former = self._switched
+        self._switched = {
+            id: parts["ovs"] for id, parts in found.items() if "ovs" in parts
+        }
+        for id in former.keys() | self._switched.keys():
+            try:
+                same = look.lease(id) == leases.get(id)
+            except NoSuchLease:
+                same = False
+            if same:
+                self._look_now(leases[id], if_there=True)
+            else:  # it changed meanwhile
+                self._switched.pop(id, None)
 
     def _repair_again(self, lease: Lease) -> None:
         """Repair what could not be repaired when it was found.
@@ -294,7 +335,7 @@ class Upkeep:
         """
         found = self._problems.get(lease.id, "").startswith("changed: ")
         if self.reconnect and found and lease.id not in self._repairs:
-            self._repairs.add([lease.id], Repairing(wiring=True))
+            self._repairs.add([lease.id], self._reconnecting(lease))
 
     def _look_now(self, lease: Lease, *, if_there: bool = False) -> None:
         try:
@@ -353,7 +394,9 @@ class Upkeep:
     def _look(self, lease: Lease, link: Link | None) -> None:
         problem = self._problem_of(lease, link)
         if link is not None and not problem and lease.state is State.ACTIVE:
-            unreported = self._operations.look.unreported(lease, link)
+            unreported = self._operations.look.unreported(
+                lease, link
+            ) or self._switched.get(lease.id)
             problem = f"changed: {unreported}" if unreported else ""
         former = self._problems.get(lease.id, "")
         if problem == former:
@@ -392,7 +435,7 @@ class Upkeep:
     def _reconnecting(self, lease: Lease) -> Repairing:
         """Return how to repair what a device is connected to."""
         if lease.id not in self._returned:
-            return Repairing(wiring=True)
+            return Repairing(wiring=True, backends=lease.id in self._switched)
         self._returned.remove(lease.id)
         return Repairing(RETURN, wiring=True, backends=True)
 
@@ -409,6 +452,7 @@ class Upkeep:
             or look.lacks_entry(lease, link)
             or (self.reconnect and look.changed(lease, link))
             or (self.reconnect and look.unreported(lease, link))
+            or (self.reconnect and lease.id in self._switched)
         ):
             self._answer(lease)
 
@@ -488,6 +532,7 @@ class Upkeep:
         """Report repairs of leases. `reason` says why a lease was released."""
         for lease, action in repairs:
             self._metrics.add("recovered", action)
+            self._switched.pop(lease.id, None)
             self._log(INFO, "repaired", lease=lease.id, name=lease.name, action=action)
             if action is not Action.REWIRE:
                 self._bound.unbind(lease.id)

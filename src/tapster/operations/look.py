@@ -187,6 +187,10 @@ class Look:
         """
         return self._differences([lease], every=False).get(lease.id, {})
 
+    def some_differences(self, leases: Iterable[Lease]) -> Differences:
+        """As `differences`, of several leases: each backend is asked once."""
+        return self._differences(leases, every=False)
+
     def all_differences(self, leases: Iterable[Lease]) -> Differences:
         """Return how active leases' devices are not connected as requested.
 
