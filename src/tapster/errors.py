@@ -32,6 +32,7 @@ program may want to know of an error is in its attributes.
 """
 
 import os
+from errno import EMFILE, ENFILE, ENOMEM
 
 from tapster.light import ClassVar
 
@@ -224,8 +225,18 @@ class InternalError(TapsterError):
     """A fault of Tapster's own, which it did not foresee."""
 
 
-def internal(error: Exception) -> InternalError:
-    """Return the InternalError for an exception that no code of ours foresaw."""
+_NO_ROOM = (EMFILE, ENFILE, ENOMEM)
+
+
+def unforeseen(error: Exception) -> TapsterError:
+    """Return the error for an exception that no code of ours foresaw.
+
+    That the process can open no more files, or has no memory, shows at any place: also
+    where a module is loaded. Anything else is an InternalError.
+    """
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        opened = f"opening {error.filename!r}" if error.filename else "going on"
+        return KernelError(error.errno, opened)
     return InternalError(
         f"Tapster failed unexpectedly: {type(error).__name__}: {error}; this is a "
         "fault of Tapster: please report it, with the traceback, to its developers"

@@ -15,7 +15,7 @@ import os
 import sys
 from _thread import RLock  # threading costs as much as all of this
 
-from tapster.errors import RequestError, TapsterError, internal
+from tapster.errors import RequestError, TapsterError, unforeseen
 from tapster.kernel.signals import raised_by_handler
 from tapster.light import Callable, TypeVar
 
@@ -35,7 +35,7 @@ class Gate:
         """Do the work of a user's whole call; no other call comes in between.
 
         An exception that is neither Tapster's own nor raised by a signal handler
-        becomes an InternalError.
+        becomes the error that `unforeseen` makes of it.
         """
         lock = self.lock
         self._refuse_reentry()
@@ -48,7 +48,7 @@ class Gate:
             except Exception as error:
                 if raised_by_handler(error):
                     raise
-                raise internal(error) from error
+                raise unforeseen(error) from error
 
     @property
     def lock(self) -> RLock:

@@ -161,6 +161,7 @@ def test_the_command_out_of_descriptors_says_so_and_leaves_nothing_I6(
     for said in complaints:
         assert said.startswith("tapster: "), said
         assert "Traceback" not in said
+        assert "fault of Tapster" not in said
 
 
 @pytest.mark.parametrize(

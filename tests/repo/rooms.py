@@ -749,7 +749,7 @@ PURE = {
         "types",
         "typing",
     },
-    "tapster.errors": {"os"},  # os.strerror
+    "tapster.errors": {"errno", "os"},  # os.strerror
     "tapster.checks": set(),
     "tapster.names": {"hashlib"},
     "tapster.model": {"ipaddress"},

@@ -11,7 +11,7 @@ import sys
 
 from tapster.cni import config, protocol, verbs
 from tapster.cni.protocol import CniFailure, Code
-from tapster.errors import TapsterError, internal
+from tapster.errors import TapsterError, unforeseen
 from tapster.light import Any, NoReturn
 
 MAX_INPUT = 1 << 20
@@ -44,7 +44,7 @@ def main() -> int:
     except Exception as error:
         if os.environ.get("TAPSTER_DEBUG"):
             raise
-        failure = CniFailure(Code.INTERNAL, str(internal(error)))
+        failure = CniFailure(Code.INTERNAL, str(unforeseen(error)))
         _print(failure.to_json(protocol.version_to_answer_in(configuration)))
     return 1
 

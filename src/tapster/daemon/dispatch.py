@@ -20,7 +20,7 @@ from tapster.daemon.metrics import Metrics
 from tapster.daemon.service import Service
 from tapster.daemon.state import ConnectionEvent
 from tapster.daemon.worker import DROPPED, Joint, Worker
-from tapster.errors import TapsterError, internal
+from tapster.errors import TapsterError, unforeseen
 from tapster.kernel import unix
 from tapster.light import Any, NamedTuple
 from tapster.rpc import description, interface, varlink
@@ -121,7 +121,7 @@ class Dispatcher:
     def explain(self, error: Exception) -> TapsterError:
         """Log an unforeseen error. Return the error to send to the client."""
         self._log(ERROR, "failed", traceback="".join(format_exception(error)))
-        return internal(error)
+        return unforeseen(error)
 
     def _dispatch(self, connection: Connection, request: Request) -> None:
         """Answer immediately, or let the worker answer. Take over the descriptors,
