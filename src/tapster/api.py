@@ -287,6 +287,18 @@ ID_LENGTH = 16
 """Characters of a lease's id."""
 
 
+def check_name(name_or_id: str) -> None:
+    """Check what a lease is looked for by. Raises RequestError."""
+    check_value(str, name_or_id, "name_or_id")
+    try:
+        name_or_id.encode()
+    except UnicodeEncodeError:
+        # As a word of a command line that is not UTF-8.
+        raise NoSuchLease(
+            f"no lease has the name or id {name_or_id!r}", reference=name_or_id
+        ) from None
+
+
 def ids_of(references: Iterable[Reference]) -> list[str]:
     """Return the ids of the leases that are meant. Raises RequestError."""
     _check_several(references, "leases")

@@ -63,6 +63,11 @@ class Gate:
         self._refuse_closed()
         return self._lock
 
+    @property
+    def closed(self) -> bool:
+        """Whether the object is closed. Any thread may ask, without waiting."""
+        return self._closed
+
     def close(self) -> bool:
         """Refuse every further call. True the first time, in the opener's process."""
         if os.getpid() != self._pid:

@@ -10,6 +10,7 @@ from tapster.api import (
     AnyHost,
     Reference,
     check_acquire,
+    check_name,
     id_of,
     ids_of,
     leases_of,
@@ -155,7 +156,7 @@ class Host(AnyHost):
         return self._run(lambda do: do.look.leases(all=all))
 
     def look_up(self, name_or_id: str, *, owner: str | None = None) -> Lease:
-        check_value(str, name_or_id, "name_or_id")
+        check_name(name_or_id)
         check_value(str | None, owner, "owner")
         return self._run(lambda do: do.look.find(name_or_id, owner))
 

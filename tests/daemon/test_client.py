@@ -15,7 +15,14 @@ import pytest
 import tapster
 from lab.daemon import ALICE, BOB, Daemon, user
 from lab.interrupts import act_at, moments
-from tapster import Client, DaemonError, Overloaded, RequestError, Tap
+from tapster import (
+    Client,
+    DaemonError,
+    NoSuchLease,
+    Overloaded,
+    RequestError,
+    Tap,
+)
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
@@ -143,6 +150,29 @@ def test_a_client_that_watches_does_nothing_else(client: Client) -> None:
     assert next(events).event == "watching"
     with pytest.raises(RequestError, match="this client watches"):
         client.ping()
+
+
+def test_a_watch_ends_when_another_thread_closes_the_client(client: Client) -> None:
+    events = client.watch()
+    assert next(events).event == "watching"
+    seen: list[object] = []
+    watching = threading.Thread(
+        target=lambda: seen.extend([*events, "the end"]), daemon=True
+    )
+    watching.start()
+    client.close()
+    watching.join(20)
+    assert seen == ["the end"]
+
+
+def test_no_request_says_another_text_than_it_was_given(client: Client) -> None:
+    with pytest.raises(RequestError, match=r"'\\ud800' is half of a surrogate pair"):
+        client.acquire(Tap(owner="\ud800"))
+    with pytest.raises(NoSuchLease, match=r"'\\udcff'"):
+        client.look_up("\udcff")
+    with pytest.raises(RequestError, match=rf"no process {1 << 40} to bind"):
+        client.bind([], 1 << 40)
+    client.ping()
 
 
 def test_a_client_connects_again_after_a_daemon_that_was_away(daemon: Daemon) -> None:

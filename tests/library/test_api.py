@@ -271,6 +271,11 @@ def test_a_generator_gives_requests_leases_and_names(host: Host) -> None:
     assert host.reap(device for device in everything) == 4
 
 
+def test_a_name_that_is_no_text_is_that_of_no_lease(host: Host) -> None:
+    with pytest.raises(NoSuchLease, match=r"name or id '\\udcff'"):
+        host.look_up("\udcff")
+
+
 # References
 
 

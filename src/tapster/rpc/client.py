@@ -14,6 +14,7 @@ from tapster.api import (
     AnyHost,
     Reference,
     check_acquire,
+    check_name,
     id_of,
     ids_of,
     leases_of,
@@ -96,9 +97,12 @@ def _open_process(pid: int) -> int:
     """Open a pidfd of the process that a lease is to end with."""
     try:
         return os.pidfd_open(pid)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
+        reason = (
+            getattr(error, "strerror", None) or "no number of a process is so large"
+        )
         raise RequestError(
-            f"there is no process {pid} to bind a lease to: {error.strerror}"
+            f"there is no process {pid} to bind a lease to: {reason}"
         ) from None
 
 
@@ -204,6 +208,7 @@ class Client(AnyHost):
 
     def _disconnect(self) -> None:
         self._waiting = True  # no call may use this connection
+        unix.shut_down(self._socket)  # it ends a `watch` in another thread
         self._socket.close()
         unix.close(self._fds)
         self._fds = []
@@ -308,7 +313,7 @@ class Client(AnyHost):
         return self._pages("List", {"all": all}, "leases", Lease)
 
     def look_up(self, name_or_id: str, *, owner: str | None = None) -> Lease:
-        check_value(str, name_or_id, "name_or_id")
+        check_name(name_or_id)
         check_value(str | None, owner, "owner")
         asked = {"lease": name_or_id, "netns": self._netns, "owner": owner}
         lease: Lease = self._ask("Get", asked, "lease", Lease)
@@ -390,7 +395,8 @@ class Client(AnyHost):
     def watch(self) -> "Iterator[Event]":
         """Yield events as they happen; the first event is "watching".
 
-        Nothing else can be called on this connection any more.
+        Nothing else can be called on this connection any more. The events end when
+        another thread closes the client.
         """
         from tapster.rpc.interface import Event  # late: no start needs it
 
@@ -398,7 +404,12 @@ class Client(AnyHost):
         self._watches = True
         self._socket.settimeout(None)
         while True:
-            event, _ = self._receive("Watch", _field("event", Event))
+            try:
+                event, _ = self._receive("Watch", _field("event", Event))
+            except DaemonError:
+                if self._gate.closed:
+                    return
+                raise
             yield event
 
     def ready(self, seconds: float) -> bool:
@@ -509,7 +520,13 @@ class Client(AnyHost):
             },
             **({"more": True} if more else {}),
         }
-        data = varlink.encode(message)
+        try:
+            data = varlink.encode(message, strict=True)
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                f"{error.object[error.start : error.end]!r} is half of a surrogate "
+                "pair, and no text has it"
+            ) from None
         self._waiting = True
         try:
             while data:

@@ -46,10 +46,11 @@ class Unfit(ValueError):
 # Messages
 
 
-def encode(message: Mapping[str, Any]) -> bytes:
-    """Return the bytes of a message. A character that UTF-8 lacks becomes `?`."""
+def encode(message: Mapping[str, Any], *, strict: bool = False) -> bytes:
+    """Return the bytes of a message. A character that UTF-8 lacks becomes `?`, or, if
+    `strict`, raises UnicodeEncodeError."""
     text = "".join(_encode(message, 0))
-    return text.encode(errors="replace") + b"\0"
+    return text.encode(errors="strict" if strict else "replace") + b"\0"
 
 
 def decode(data: bytes) -> dict[str, Any]:
