@@ -2,6 +2,9 @@
 """`tapster watch` and `tapster top` for root, without the daemon."""
 
 import json
+import os
+import pty
+import select
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -13,6 +16,7 @@ import pytest
 
 from lab import shell
 from lab.lines import Lines
+from tapster.cli import top
 from tests.command.test_json import check
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
@@ -133,6 +137,57 @@ def test_top_shows_leases_and_events() -> None:
     shown = tapster("top --count 2 --interval 0.1")
     assert shown.count("1 active") == 2
     assert "vnet0  active  br0" in shown
+
+
+class Screen:
+    """A terminal on which `top` runs."""
+
+    def __init__(self) -> None:
+        self._terminal, theirs = pty.openpty()
+        self.process = subprocess.Popen([shell.TAPSTER, "top"], stdout=theirs)
+        os.close(theirs)
+
+    def wait_for(self, text: str) -> None:
+        """Read until this text comes."""
+        seen = b""
+        while text.encode() not in seen:
+            assert select.select([self._terminal], [], [], SECONDS)[0], seen
+            seen += os.read(self._terminal, 1 << 16)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._terminal)
+
+
+@pytest.fixture
+def screen() -> Iterator[Screen]:
+    screen = Screen()
+    screen.wait_for(top.ENTER)
+    screen.wait_for("0 active")
+    yield screen
+    screen.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
+)
+def test_top_gives_the_terminal_back_at_its_end(
+    screen: Screen, number: int, status: int
+) -> None:
+    screen.process.send_signal(number)
+    screen.wait_for(top.LEAVE)
+    assert screen.process.wait(SECONDS) == status
+
+
+def test_top_gives_the_terminal_back_while_it_is_stopped(screen: Screen) -> None:
+    screen.process.send_signal(signal.SIGTSTP)
+    screen.wait_for(top.LEAVE)
+    _, status = os.waitpid(screen.process.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    screen.process.send_signal(signal.SIGCONT)
+    screen.wait_for(top.ENTER)
+    screen.wait_for("0 active")
 
 
 def test_the_daemon_is_asked_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,9 @@ the ledger tell, without the rates. The screen that was there before comes
 back.
 """
 
+import os
 import shutil
+import signal
 import sys
 import time
 from collections import deque
@@ -50,6 +52,8 @@ def declare(parser: "Parser") -> None:
 def run(options: Options, host: "AnyHost") -> int:
     other_screen = terminal.is_terminal()
     if other_screen:
+        signal.signal(signal.SIGTERM, _end)
+        signal.signal(signal.SIGTSTP, _pause)
         sys.stdout.write(ENTER)
     try:
         return _watch(options, host)
@@ -57,6 +61,19 @@ def run(options: Options, host: "AnyHost") -> int:
         if other_screen:
             sys.stdout.write(LEAVE)
             sys.stdout.flush()
+
+
+def _end(number: int, _: object) -> None:
+    """End as a signal does, but give the terminal back: `timeout 5 tapster top`."""
+    sys.exit(128 + number)
+
+
+def _pause(*_: object) -> None:
+    """Give the terminal back until the user lets the verb go on: Ctrl-Z."""
+    screen = sys.stdout.fileno()
+    os.write(screen, LEAVE.encode())  # print() may be under way
+    os.kill(os.getpid(), signal.SIGSTOP)
+    os.write(screen, ENTER.encode())
 
 
 def _watch(options: Options, host: "AnyHost") -> int:
