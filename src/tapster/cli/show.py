@@ -66,7 +66,8 @@ def lines(shown: dict[str, Any]) -> list[str]:
     wrong = [] if shown["device"] else [("device", "is missing: tapster recover")]
     for backend, difference in shown["differences"].items():
         remedy = "" if backend in UNREPAIRED else ": tapster recover"
-        wrong.append((f"differs {backend}", terminal.plain(difference) + remedy))
+        what = f"differs {terminal.plain(backend)}"
+        wrong.append((what, terminal.plain(difference) + remedy))
     width = 2 + max(len(field) for field, _ in sound + wrong)
     red = terminal.RED if terminal.has_colours() else None
     return [f"{field:<{width}}{text}" for field, text in sound] + [
