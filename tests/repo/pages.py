@@ -44,6 +44,7 @@ LAYERS = (
     ("fleet", "MACs and an inventory that hosts share"),
     ("ledger", "the records"),
     ("kernel", "the only room that makes system calls"),
+    ("defaults", "what the defaults of options may be"),
     ("model", "requests, leases, identities"),
     ("checks", "types of values, by annotations"),
     ("names", "what a device may be called"),

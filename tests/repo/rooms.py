@@ -29,6 +29,11 @@ ROOMS = [
         "plain values",
     ),
     Room(
+        "tapster.defaults",
+        ("tapster.errors", "tapster.model"),
+        "pure rules of values",
+    ),
+    Room(
         "tapster.open_device",
         ("tapster.errors", "tapster.kernel.signals", "tapster.model"),
         "it owns descriptors",

@@ -7,16 +7,12 @@ The file is parsed only if it has such a section: the command sits in a VM's sta
 import os
 
 from tapster import names
-from tapster.cli import values
-from tapster.cli.options import BadValue
+from tapster.defaults import READERS
 from tapster.errors import RequestError
-from tapster.light import Any, Callable, Iterable, TypeVar
-from tapster.model import DEFAULT_FIN_WAIT, LARGEST_NUMBER, Naming, parse_mac
-
-T = TypeVar("T")
+from tapster.light import Any, Iterable
+from tapster.model import DEFAULT_FIN_WAIT, Naming
 
 PATH = "/etc/tapster/tapster.toml"
-KEYS = ("bridge", "fin_wait", "naming", "mac_prefix", "history", "history_days")
 ENVIRONMENT = ("bridge", "fin_wait", "naming", "mac_prefix")
 """The keys that a variable such as TAPSTER_BRIDGE can set, too."""
 
@@ -31,21 +27,19 @@ class Defaults:
             if text := os.environ.get(variable):
                 given[key] = text, f"{variable}: "
 
-        def value(key: str, read: Callable[[Any], T], default: T) -> T:
+        def value(key: str, default: Any) -> Any:
             found, source = given.get(key, (None, ""))
-            if found is None:
-                return default
             try:
-                return read(found)
-            except (BadValue, RequestError) as error:
+                return default if found is None else READERS[key](found)
+            except RequestError as error:
                 raise RequestError(f"{source}{error}") from None
 
-        self.bridge = value("bridge", _bridge, None)
-        self.fin_wait = value("fin_wait", _duration, DEFAULT_FIN_WAIT)
-        self.naming = value("naming", _naming, str(Naming.LOWEST))
-        self.mac_prefix = value("mac_prefix", _prefix, None)
-        self.history = value("history", _history, None)
-        self.history_days = value("history_days", _days, None)
+        self.bridge: str | None = value("bridge", None)
+        self.fin_wait: float = value("fin_wait", DEFAULT_FIN_WAIT)
+        self.naming: str = value("naming", str(Naming.LOWEST))
+        self.mac_prefix: bytes | None = value("mac_prefix", None)
+        self.history: int | None = value("history", None)
+        self.history_days: float | None = value("history_days", None)
 
     def mac(self, key: str | None = None) -> str | None:
         """Return a random MAC with the prefix; None without a prefix.
@@ -91,53 +85,8 @@ def _read(path: str) -> Iterable[tuple[str, Any]]:
     if not isinstance(section, dict):
         raise RequestError(f"{path}: write [defaults], with one bracket")
     for key in section:
-        if key not in KEYS:
+        if key not in READERS:
             raise RequestError(
-                f"{path}: [defaults] has no {key!r}; there are: {', '.join(KEYS)}"
+                f"{path}: [defaults] has no {key!r}; there are: {', '.join(READERS)}"
             )
     return section.items()
-
-
-def _bridge(given: Any) -> str | None:
-    if not isinstance(given, str):
-        raise RequestError(f"bridge is the name of a bridge, not {given!r}")
-    return given or None
-
-
-def _duration(given: Any) -> float:
-    try:
-        return values.duration(str(given))
-    except BadValue as error:
-        raise RequestError(f"fin_wait: {error}") from None
-
-
-def _naming(given: Any) -> str:
-    if given not in (str(Naming.LOWEST), str(Naming.NEXT)):
-        raise RequestError(f"the default of naming is lowest or next, not {given!r}")
-    return str(given)
-
-
-def _history(given: Any) -> int:
-    if type(given) is not int or not 0 <= given <= LARGEST_NUMBER:
-        raise RequestError(f"history is a number of leases to remember, not {given!r}")
-    return given
-
-
-def _days(given: Any) -> float:
-    if type(given) not in (int, float) or not 0 < given < 1e6:
-        raise RequestError(
-            f"history_days is a number of days to remember leases, not {given!r}"
-        )
-    return float(given)
-
-
-def _prefix(given: Any) -> bytes:
-    if not isinstance(given, str):
-        raise RequestError(f"mac_prefix is a text such as '52:54:00', not {given!r}")
-    parts = given.rstrip(":").split(":")
-    padded = ":".join([*parts, *["01"] * (6 - len(parts))])
-    if not 1 <= len(parts) <= 5:
-        raise RequestError(
-            f"mac_prefix is 1 to 5 bytes such as 52:54:00, not {given!r}"
-        )
-    return parse_mac(padded)[: len(parts)]

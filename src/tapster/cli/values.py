@@ -2,9 +2,9 @@
 """Read the values of options: numbers, durations, VLANs, rates."""
 
 from tapster.cli.options import BadValue
+from tapster.defaults import A_DURATION, seconds_of
 from tapster.model import Rate
 
-UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 LAST_VLAN = 4094
 
 
@@ -41,18 +41,9 @@ def count(given: str) -> int:
 
 def duration(given: str) -> float:
     """Return the seconds of a duration such as 10, 10s, 500ms, 1m, 2h or 1d."""
-    digits = given.strip().rstrip("smhd")
-    unit = given.strip().removeprefix(digits)
-    # Python takes "nan", "inf", "-1", "1e9" and "1_0" for numbers, too.
-    if (
-        not set(digits) <= set("0123456789.")
-        or digits in ("", ".")
-        or (digits.count(".") > 1 or unit not in ("", *UNITS))
-    ):
-        raise BadValue(
-            f"{given!r} is not a duration such as 10, 10s, 500ms, 1m, 2h or 1d"
-        )
-    return float(digits) * UNITS[unit or "s"]
+    if (found := seconds_of(given)) is None:
+        raise BadValue(f"{given!r} is not {A_DURATION}")
+    return found
 
 
 def pause(given: str) -> float:

@@ -14,6 +14,7 @@ from pwd import getpwnam, getpwuid
 from tapster import names
 from tapster.daemon import policy
 from tapster.daemon.policy import ANYBODY, Caller, Rule
+from tapster.defaults import READERS
 from tapster.errors import BadName, RequestError
 from tapster.integrate import acl
 from tapster.integrate.acl import Acl
@@ -241,10 +242,20 @@ class _Reader:
             else:
                 kind = type(Config._field_defaults[section])
                 values[section] = self._table(kind, section, value)
+        self._check_defaults(content.get("defaults"))
         config = Config(**values)
         self._check_limits(config.limits)
         self._check_metrics(config.metrics)
         return config
+
+    def _check_defaults(self, value: Any) -> None:
+        """Check what `_table` does not: more than the types."""
+        for key, given in value.items() if isinstance(value, dict) else ():
+            if type(given) in (str, int, float) and key in READERS:
+                try:
+                    READERS[key](given)
+                except RequestError as error:
+                    self.add("defaults", key, str(error))
 
     def _check_fleet(self, value: Any) -> None:
         # Outside a fleet nothing of it is imported.
