@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from tapster import KernelError, Lease, Tap
+from tapster import KernelError, Lease, Macvtap, Rate, Spec, Tap
 from tapster.kernel import process
 from tapster.kernel.port import LinkChange
 from tapster.rpc import interface, varlink
 from tapster.rpc.interface import Binding
+from tapster.testing.backends import make_backends
 from tests.daemon.parts import ALICE, BOB, ROOT, RULES, Parts, Peer, parts
 
 BR0 = Tap(bridge="br0")
@@ -29,7 +30,7 @@ def made(tmp_path: Path) -> Iterator[Parts]:
         yield made
 
 
-def ask(peer: Peer, *specs: Tap, bind: Binding = Binding.NOTHING) -> None:
+def ask(peer: Peer, *specs: Spec, bind: Binding = Binding.NOTHING) -> None:
     """Send an acquire of devices."""
     asked = interface.Acquire(tuple(map(interface.nic, specs)), bind)
     peer.send("io.tapster.Acquire", parameters=varlink.to_json(asked))
@@ -45,19 +46,46 @@ def answer(peer: Peer) -> Any:
 
 def test_acquires_that_wait_are_done_together(made: Parts) -> None:
     peers = [made.connect() for _ in range(3)]
-    for peer, specs in zip(peers, ([BR0], [BR0, BR0], [BR0]), strict=True):
-        ask(peer, *specs)
+    for peer in peers:
+        ask(peer, BR0)
     made.turn()
     assert made.work() == 1
-    answers = [answer(peer) for peer in peers]
-    assert answers == [["vnet0"], ["vnet1", "vnet2"], ["vnet3"]]
-    assert [event.event for event in made.events] == ["acquired"] * 4
+    assert [answer(peer) for peer in peers] == [["vnet0"], ["vnet1"], ["vnet2"]]
+    assert [event.event for event in made.events] == ["acquired"] * 3
     names = {lease.name: lease for lease in made.host.leases()}
     assert {lease.caller_uid for lease in names.values()} == {ALICE.uid}
     made.host.release(names["vnet1"])
     assert {lease.name for lease in made.host.leases(all=False)} == {
-        *("vnet0", "vnet2", "vnet3")
+        *("vnet0", "vnet2")
     }, "a lease of a call can end without those of the other calls"
+
+
+@pytest.mark.parametrize(
+    "slow",
+    [
+        [BR0, BR0],
+        [BR0._replace(queues=2)],
+        [BR0._replace(filter=True)],
+        [Tap(ovs="ovs0", vlan=5)],
+        [BR0._replace(inbound=Rate(1000))],
+        [BR0._replace(outbound=Rate(1000))],
+        [Tap(redirect="eth0")],
+        [Macvtap(lower="eth0")],
+    ],
+)
+def test_an_acquire_that_takes_long_is_done_alone(
+    made: Parts, slow: list[Spec]
+) -> None:
+    """Another user that comes meanwhile waits for it only, not for seven like it."""
+    made.host.operations.context.backends = make_backends({}, lambda _: None, "ledger")
+    peers = [made.connect(ROOT) for _ in range(3)]
+    for peer in peers:
+        ask(peer, *slow)
+    made.turn()
+    assert made.worker.waiting
+    made.worker.run_one()
+    made.turn()
+    assert [bool(peer.received()) for peer in peers] == [True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -111,12 +139,13 @@ def test_a_device_that_cannot_be_made_spoils_none_that_is_made_with_it(
 
 
 def test_a_quota_counts_the_devices_that_are_made_together(made: Parts) -> None:
-    peers = [made.connect() for _ in range(3)]
+    peers = [made.connect() for _ in range(5)]
     for peer in peers:
-        ask(peer, BR0, BR0)
-    made.serve()
+        ask(peer, BR0)
+    made.turn()
+    assert made.work() == 1
     answers = [answer(peer) for peer in peers]
-    assert answers == [["vnet0", "vnet1"], ["vnet2", "vnet3"], "QuotaExceeded"]
+    assert answers == [*([f"vnet{number}"] for number in range(4)), "QuotaExceeded"]
 
 
 def test_a_caller_that_has_ended_gets_nothing_and_spoils_nothing(

@@ -14,7 +14,6 @@ from tapster.daemon import policy
 from tapster.daemon.connection import Connection
 from tapster.daemon.connections import Connections
 from tapster.daemon.log import ERROR, Log
-from tapster.daemon.methods.acquiring import kind_of
 from tapster.daemon.methods.call import Answer, Call, Unfinished
 from tapster.daemon.metrics import Metrics
 from tapster.daemon.service import Service
@@ -145,8 +144,8 @@ class Dispatcher:
             call = Call(connection.caller, connection.pidfd, parameters, request.fds)
             work = partial(self._service.call, method.name, call)
             joint = None
-            if method.name == "Acquire" and (kind := kind_of(call)) is not None:
-                joint = Joint(kind, self._acquire_together, call)
+            if (kind := self._service.kind_of(method.name, call)) is not None:
+                joint = Joint(kind, self._call_together, call)
             self._submit(connection, method.name, work, request, joint)
             return
         connection.discard(request.fds)
@@ -168,11 +167,11 @@ class Dispatcher:
             joint=joint,
         )
 
-    def _acquire_together(self, calls: Sequence[Call]) -> list[Any]:
-        """Carry out acquires of one kind. Runs in the worker's thread."""
+    def _call_together(self, calls: Sequence[Call]) -> list[Any]:
+        """Carry out calls of one kind. Runs in the worker's thread."""
         return [
             result if isinstance(result, TapsterError) else _encode(result)
-            for result in self._service.acquire_together(calls)
+            for result in self._service.call_together(calls)
         ]
 
     def _done(

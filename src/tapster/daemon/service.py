@@ -4,7 +4,7 @@
 Methods run in the worker's thread, unless their docstrings say otherwise.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from tapster.daemon.log import Log
 from tapster.daemon.methods.access import Access
@@ -57,8 +57,15 @@ class Service:
             "GetStatistics": self.figures.statistics,
         }
 
-    def acquire_together(self, calls: Sequence[Call]) -> list[Result]:
-        """Carry out acquires of one kind; return the answer or the error of each."""
+    def kind_of(self, method: str, call: Call) -> Hashable:
+        """Return the kind of a call: calls of one kind may be carried out together.
+
+        None means that a call must be carried out alone. Any thread may ask.
+        """
+        return self._acquiring.kind_of(call) if method == "Acquire" else None
+
+    def call_together(self, calls: Sequence[Call]) -> list[Result]:
+        """Carry out calls of one kind; return the answer or the error of each."""
         return [
             self.access.conceal(result, call.caller)
             if isinstance(result, NameTaken | MacTaken)
