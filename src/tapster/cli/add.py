@@ -41,6 +41,7 @@ def declare(parser: "Parser") -> None:
 
 
 def run(options: Options, host: "AnyHost") -> int:
+    output.check_forms(options)
     if options.format is not None:
         from tapster.cli import ls  # rarely needed
 

@@ -65,6 +65,7 @@ def declare(parser: "Parser") -> None:
 
 
 def run(options: Options, host: "AnyHost") -> int:
+    output.check_forms(options)
     parts = None if options.format is None else parts_of(options.format)
     chosen = selection.choose(options, host, all=options.all)
     leases = sorted(chosen.leases, key=key(options.sort))

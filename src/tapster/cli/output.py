@@ -9,6 +9,8 @@ import sys
 import time
 
 from tapster.cli import terminal
+from tapster.cli.options import Options
+from tapster.errors import RequestError
 from tapster.light import Any, Sequence
 from tapster.model import HistoryEntry, HistoryEvent, Lease, Link, Problem, Wiring
 
@@ -24,6 +26,25 @@ def print_json(**content: Any) -> None:
 
     json.dump({"version": VERSION, **content}, sys.stdout, indent=2)
     print()
+
+
+def check_forms(options: Options) -> None:
+    """Refuse several forms of output: a program would get another than it reads.
+
+    Raises RequestError.
+    """
+    forms = [
+        flag
+        for flag, given in (
+            ("--json", options.json),
+            ("--format", options.format is not None),
+            ("--id", options.id),
+            ("--quiet", getattr(options, "quiet", False) and not options.id),
+        )
+        if given
+    ]
+    if len(forms) > 1:
+        raise RequestError(f"{' and '.join(forms)} do not go together: give one")
 
 
 def print_json_line(**content: Any) -> None:
