@@ -18,7 +18,7 @@ from tapster.daemon.connections import CLOSING_PAUSE
 from tapster.daemon.loop import Loop
 from tapster.daemon.methods.call import Answer, Call
 from tapster.daemon.policy import Caller, Rule
-from tapster.errors import NoSuchLease, QuotaExceeded, RequestError
+from tapster.errors import NoSuchLease, NotAllowed, QuotaExceeded, RequestError
 from tapster.kernel import unix
 from tapster.model import Lease, Wiring
 from tapster.rpc import interface
@@ -100,6 +100,21 @@ def test_a_changed_field_counts_once(made: Parts) -> None:
     assert made.log.named("set")[0]["detail"] == "up isolated"
     (event,) = ask(made, "Events", interface.Events()).parameters.events
     assert event.detail == "up isolated"
+
+
+def test_a_clock_that_is_set_back_hides_no_refusal(
+    made: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for wall, uptime in ((1e9, 1.0), (1e9 - 3600, 3.0)):
+        monkeypatch.setattr("time.time", lambda wall=wall: wall)
+        monkeypatch.setattr("time.monotonic", lambda uptime=uptime: uptime)
+        for _ in range(2):  # the second one comes too soon
+            with pytest.raises(NotAllowed):
+                acquire(made, Tap(bridge="br9"))
+    events = made.service.call("Events", Call(ROOT, -1, interface.Events(), ()))
+    assert isinstance(events, Answer)
+    times = [event.time for event in events.parameters.events]
+    assert times == [1e9 - 3600, 1e9]
 
 
 def test_so_many_devices_of_a_user_are_in_fin_wait(made: Parts) -> None:

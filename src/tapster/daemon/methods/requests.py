@@ -143,19 +143,19 @@ class Requests:
 
         The user's share of the history bounds these, too.
         """
-        now = time.time()
+        now = time.monotonic()  # the wall clock may be set back
         # One user may have the ids of thousands for whom there is no rule.
         known = bool(policy.rules_of(self._access.rules, caller))
         user = caller.uid if known else None
         pause = REFUSAL_PAUSE if known else STRANGERS_PAUSE
-        if now - self._refused.get(user, 0.0) < pause:
+        if user in self._refused and now - self._refused[user] < pause:
             return
         if len(self._refused) >= REFUSED_USERS:
             self._refused.clear()
         self._refused[user] = now
         spec = interface.spec_of(asked.nics[0])
         refused = HistoryEvent(
-            round(now, 3),
+            round(time.time(), 3),
             "refused",
             "",
             printable(spec.name),
