@@ -193,6 +193,23 @@ def test_no_width_of_the_terminal_is_a_fault(tapster: Command, columns: str) -> 
         tapster(*words.split(), COLUMNS=columns)
 
 
+def test_an_earlier_report_stays_if_the_disk_is_full(
+    tapster: Command, tmp_path: Path
+) -> None:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    shell.sh(f"mount -t tmpfs -o size=64k tmpfs {folder}")
+    page = folder / "names.html"
+    tapster("report", "-o", str(page))
+    before = page.read_text()
+    (folder / "other").write_bytes(bytes(1 << 15))
+    said = tapster("report", "-o", str(page), status=1)
+    assert said == f"tapster: {page}: No space left on device\n"
+    assert page.read_text() == before
+    assert {entry.name for entry in folder.iterdir()} == {"names.html", "other"}
+    assert "<html" in tapster("report", "-o", "/dev/stdout")
+
+
 def test_the_page_of_a_report_is_utf8_whatever_the_locale(tapster: Command) -> None:
     tapster("add", "--bridge", "br0", "--owner", "Zoë")
     page = tapster("report", PYTHONIOENCODING="ascii")

@@ -15,7 +15,7 @@ from tapster.cli import output, times
 from tapster.cli.options import Options
 from tapster.cli.values import given_text
 from tapster.errors import HostError
-from tapster.light import TYPE_CHECKING, Any
+from tapster.light import TYPE_CHECKING, Any, suppress
 from tapster.model import EventQuery, HistoryEntry, HistoryEvent, HistoryQuery
 
 if TYPE_CHECKING:
@@ -50,12 +50,32 @@ def run(options: Options, host: "AnyHost") -> int:
         sys.stdout.buffer.write(page.encode())
         return 0
     try:
-        with open(options.output, "w", encoding="utf-8") as file:
-            file.write(page)
+        _save(options.output, page)
     except OSError as error:
         raise HostError(f"{options.output}: {error.strerror}") from error
     print(f"wrote {options.output}", file=sys.stderr)
     return 0
+
+
+def _save(path: str, page: str) -> None:
+    """Write a page. An earlier page stays until the new one is whole."""
+    if os.path.lexists(path) and not os.path.isfile(path):
+        partial = path  # a pipe or a device
+    else:
+        path = os.path.realpath(path)
+        partial = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            file.write(page)
+        if partial != path:
+            if os.path.exists(path):
+                os.chmod(partial, os.stat(path).st_mode & 0o777)
+            os.replace(partial, path)
+    except OSError:
+        if partial != path:
+            with suppress(OSError):
+                os.unlink(partial)
+        raise
 
 
 def write(
