@@ -174,6 +174,24 @@ def test_wrong_arguments_are_refused_as_qemus_own_does(
     assert done.stderr.startswith("Usage: qemu-bridge-helper [--use-vnet] --br=bridge")
 
 
+@pytest.mark.parametrize("fd", ["99", "0", "99999999999999999999"])
+def test_a_descriptor_that_is_no_socket_is_refused_before_a_tap_is_made(
+    daemon: Daemon, fd: str
+) -> None:
+    done = subprocess.run(
+        [str(daemon.programs / "qemu-bridge-helper"), "--br=br0", f"--fd={fd}"],
+        env={**os.environ, "TAPSTER_SOCKET": str(daemon.socket)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"qemu-bridge-helper: --fd={fd} is no socket: ")
+    with daemon.connect() as root:
+        assert root.leases() == []
+
+
 def test_qemus_own_file_is_heeded_too(daemon: Daemon) -> None:
     conf = Path("/etc/qemu/bridge.conf")
     conf.write_text("allow all\ndeny br0\n")

@@ -10,7 +10,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from tapster.errors import NotAllowed, TapsterError
+from tapster.errors import NotAllowed, RequestError, TapsterError
 from tapster.integrate import acl
 from tapster.kernel import unix
 from tapster.model import Tap
@@ -83,11 +83,16 @@ def _check_acl(bridge: str) -> None:
 
 def _hand_over(bridge: str, to: int, *, vnet_hdr: bool) -> None:
     spec = Tap(bridge=bridge, owner="qemu", vnet_hdr=vnet_hdr)
-    with client.connect() as host:
-        opened = host.acquire(spec, on_close=True)
-    # If QEMU does not take the descriptor, the end of this block is the last close.
-    with opened, socket.socket(fileno=to) as waiting:
-        unix.send(waiting, b"\0", opened.fds)
+    try:
+        waiting = socket.socket(fileno=to)
+    except (OSError, OverflowError) as error:
+        raise RequestError(f"--fd={to} is no socket: {error}") from error
+    with waiting:
+        with client.connect() as host:
+            opened = host.acquire(spec, on_close=True)
+        # If QEMU does not take the descriptor, the end of this block is the last close.
+        with opened:
+            unix.send(waiting, b"\0", opened.fds)
 
 
 if __name__ == "__main__":
