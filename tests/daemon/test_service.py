@@ -6,6 +6,7 @@ import os
 import signal
 import struct
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,11 +32,13 @@ from tapster import (
     Tap,
     Wiring,
 )
+from tapster.daemon.upkeep import TAKEN_OFF
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
 TUNGETIFF = 0x800454D2
 TUNSETOWNER = 0x400454CC
+ARPHRD_ETHER, SIOCSIFHWADDR = 1, 0x8924
 BR0 = Tap(bridge="br0")
 
 
@@ -620,6 +623,35 @@ def test_a_device_is_put_back_where_the_policy_says_so(world: None) -> None:
             link = iproute.links()["vnet0"]
             assert link["linkinfo"]["info_slave_data"]["isolated"] is True
             lease.close()
+
+
+def test_who_takes_anothers_mac_without_end_is_off_the_bridge(
+    daemon: Daemon, alice: Client
+) -> None:
+    """A bridge delivers frames to the MAC of a port to the host, and not to the VM."""
+    mallory, victim = alice.acquire(BR0), alice.acquire(BR0)
+    events = daemon.events()
+    mac = bytes.fromhex(victim.mac.replace(":", ""))
+    request = struct.pack("16sH6s16x", mallory.name.encode(), ARPHRD_ETHER, mac)
+    stop = threading.Event()
+
+    def change() -> None:
+        while not stop.is_set():
+            fcntl.ioctl(mallory.fds[0], SIOCSIFHWADDR, request)
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    try:
+        while next(events).detail != TAKEN_OFF:
+            pass
+        wait_for(lambda: "master" not in iproute.links()[mallory.name], "it is off")
+    finally:
+        stop.set()
+        changing.join()
+    assert "UP" not in iproute.links()[mallory.name]["flags"]
+    local = f"{victim.mac} dev {mallory.name}"
+    assert local not in shell.sh("bridge fdb show br br0")
+    library.close_all(mallory, victim)
 
 
 def test_users_hear_of_their_own_leases_alone(daemon: Daemon, alice: Client) -> None:

@@ -14,7 +14,7 @@ import pytest
 from lab.library import no_reaper
 from tapster import Host, KernelError, Macvtap, OpenDevice, Repair, State, Tap
 from tapster.daemon.repairs import FIRST_RETRY
-from tapster.daemon.upkeep import PATROL, SWITCH_SECONDS
+from tapster.daemon.upkeep import PATROL, SWITCH_SECONDS, TAKEN_OFF
 from tapster.errors import HostError
 from tapster.kernel.port import LinkChange, Vlans
 from tapster.ledger import FIRST_IFINDEX
@@ -171,10 +171,12 @@ def test_a_foreign_mac_or_alias_is_put_back_at_once(
     lease.close()
 
 
-def test_who_changes_a_mac_again_and_again_is_answered_once_a_second(
-    watched: Watched,
+@pytest.mark.parametrize("repair", [False, True])
+def test_who_changes_a_mac_again_and_again_is_off_the_bridge_for_a_minute(
+    watched: Watched, repair: bool
 ) -> None:
-    """A guest's VMM can change it without end, and must not keep the daemon busy."""
+    """A guest's VMM can do so without end, and take another VM's frames."""
+    watched.upkeep.reconnect = repair
     lease = acquire(watched.made.host)
     stranger = watched.made.system.stranger()
     before = stranger.show("vnet0")
@@ -184,16 +186,53 @@ def test_who_changes_a_mac_again_and_again_is_answered_once_a_second(
         assert stranger.show("vnet0") == before
         assert watched.hear() == ["sound"]
     stranger.set_by_name("vnet0", mac="02:00:00:00:00:01")
-    assert watched.hear() == []
-    assert stranger.show("vnet0") != before
+    assert watched.hear() == [], "reports are paced, too"
     watched.made.clock.advance(FIRST_RETRY)
     watched.upkeep.retry()
-    assert stranger.show("vnet0") == before
-    assert watched.hear() == ["sound"]
+    assert [one.event for one in watched.made.events[-2:]] == ["changed", "moved"]
+    assert watched.made.events[-1].detail == TAKEN_OFF
+    for _ in range(3):
+        device = stranger.show("vnet0")
+        assert device
+        assert (device.up, device.master) == (False, 0)
+        stranger.set_by_name("vnet0", mac="02:00:00:00:00:02")
+        assert watched.hear() == []
+        watched.upkeep.patrol()
+        watched.upkeep.retry()
     watched.made.clock.advance(SECONDS)
+    watched.upkeep.retry()
+    assert watched.hear() == ["sound"]
+    assert stranger.show("vnet0") == before
     stranger.set_by_name("vnet0", mac="02:00:00:00:00:01")
     watched.hear()
     assert stranger.show("vnet0") == before, "a minute later it is put back at once"
+    lease.close()
+
+
+def test_a_macvtap_whose_mac_changes_without_end_is_down_for_a_minute(
+    watched: Watched,
+) -> None:
+    """With a router's MAC it gets what other VMs send there."""
+    stranger = watched.made.system.stranger()
+    stranger.add_veth("low", "far")
+    lease = watched.made.host.acquire(Macvtap(lower="low", fin_wait=60))
+    before = stranger.show(lease.name)
+    for _ in range(AT_ONCE):
+        stranger.set_by_name(lease.name, mac="02:00:00:00:00:01")
+        assert watched.hear() == ["changed"]
+        assert watched.hear() == ["sound"]
+    stranger.set_by_name(lease.name, mac="02:00:00:00:00:01")
+    watched.hear()
+    watched.made.clock.advance(FIRST_RETRY)
+    watched.upkeep.retry()
+    assert watched.made.events[-1].detail == TAKEN_OFF
+    device = stranger.show(lease.name)
+    assert device
+    assert not device.up
+    watched.made.clock.advance(SECONDS)
+    watched.upkeep.retry()
+    assert watched.hear() == ["sound"]
+    assert stranger.show(lease.name) == before
     lease.close()
 
 

@@ -17,11 +17,11 @@ from tapster.daemon.reports import EventReports
 from tapster.daemon.turns import Turns
 from tapster.errors import HostError, NoSuchLease, TapsterError
 from tapster.kernel.port import ALL, REDIRECTED, WatchReport
-from tapster.model import Lease, Link, Netns, Process, State
+from tapster.model import Kind, Lease, Link, Mode, Netns, Process, State, host_mac
 from tapster.operations.decision import Action, Repair
 from tapster.operations.followed import FollowedNamespaces
 from tapster.operations.operations import Operations
-from tapster.operations.pace import Pace
+from tapster.operations.pace import SECONDS, Pace
 from tapster.rpc.interface import Event
 
 EXIT = "the process that the lease was bound to has ended"
@@ -29,6 +29,9 @@ CLOSE = "nobody has the device open any more"
 RULES = "another program deleted rules of its filter or limits; they are back"
 RETURN = (
     "another program moved the device away and back; its filter and limits are back"
+)
+TAKEN_OFF = (
+    "its MAC in the host was changed again and again: it is off its bridge for a minute"
 )
 ENTRY = "another program deleted its static entry from its bridge; it is back"
 LOOK_BATCH = 32
@@ -87,6 +90,8 @@ class Upkeep:
         self._returned: set[str] = set()
         """The leases whose devices were in another namespace. The kernel takes queues
         and programs from a device that is moved, and reports none."""
+        self._taken_off: set[str] = set()
+        """The leases whose devices wait off their bridges: see `_take_off`."""
         self._worked_on: set[str] = set()
         """The leases to look at again: they changed while another manager worked on
         them, which may not have seen the change, or too often to be reported."""
@@ -298,7 +303,6 @@ class Upkeep:
             if not _is_worked_on(lease):
                 # The end of a device, or of its namespace, is reported.
                 self._look_now(lease, if_there=True)
-                self._repair_again(lease)
         self._turns.run()
 
     def _look_at_switch(self) -> None:
@@ -327,15 +331,6 @@ class Upkeep:
                 self._look_now(leases[id], if_there=True)
             else:  # it changed meanwhile
                 self._switched.pop(id, None)
-
-    def _repair_again(self, lease: Lease) -> None:
-        """Repair what could not be repaired when it was found.
-
-        As the MTU of a macvtap, which is at most its lower device's.
-        """
-        found = self._problems.get(lease.id, "").startswith("changed: ")
-        if self.reconnect and found and lease.id not in self._repairs:
-            self._repairs.add([lease.id], self._reconnecting(lease))
 
     def _look_now(self, lease: Lease, *, if_there: bool = False) -> None:
         try:
@@ -392,6 +387,12 @@ class Upkeep:
             self._look(lease, self._operations.look.device(lease))
 
     def _look(self, lease: Lease, link: Link | None) -> None:
+        if link is not None and lease.id in self._taken_off:
+            if lease.state is State.ACTIVE and lease.id in self._repairs:
+                if _has_foreign_mac(lease, link):  # a repair was under way
+                    self._take_off(lease)
+                return
+            self._taken_off.discard(lease.id)
         problem = self._problem_of(lease, link)
         if link is not None and not problem and lease.state is State.ACTIVE:
             unreported = self._operations.look.unreported(
@@ -400,6 +401,11 @@ class Upkeep:
             problem = f"changed: {unreported}" if unreported else ""
         former = self._problems.get(lease.id, "")
         if problem == former:
+            # It may have been changed again before it was looked at, or could not be
+            # restored before, as the MTU of a macvtap above a smaller one.
+            changed = link if problem.startswith("changed: ") else None
+            if changed is not None and lease.id not in self._repairs:
+                self._restore(lease, changed)
             return
         if link is not None and former.startswith("lost: "):
             self._returned.add(lease.id)
@@ -454,15 +460,32 @@ class Upkeep:
             or (self.reconnect and look.unreported(lease, link))
             or (self.reconnect and lease.id in self._switched)
         ):
-            self._answer(lease)
+            self._answer(lease, foreign_mac=_has_foreign_mac(lease, link))
 
-    def _answer(self, lease: Lease) -> None:
+    def _answer(self, lease: Lease, *, foreign_mac: bool = False) -> None:
         """Restore what another program changed, but not again and again at once."""
         how = self._reconnecting(lease)
-        if self._pace.allows(lease.id, self._clock()):
+        if foreign_mac and self._pace.is_spent(lease.id, self._clock()):
+            self._taken_off.add(lease.id)
+            self._repairs.add_later(lease.id, how, SECONDS)
+            self._take_off(lease)
+            self.report("moved", lease, TAKEN_OFF)
+        elif self._pace.allows(lease.id, self._clock()):
             self._repairs.add([lease.id], how)
         else:
             self._repairs.add_later(lease.id, how, FIRST_RETRY)
+
+    def _take_off(self, lease: Lease) -> None:
+        """Take a device off its bridge: its MAC changes without end.
+
+        The process that has a tap open needs no privilege to change its MAC in the
+        host. While that is another VM's, the bridge delivers that VM's frames to the
+        host. To put it back each time is too slow.
+        """
+        try:
+            self._operations.rewire.take_off(lease.id)
+        except TapsterError as error:
+            self._log(WARNING, "not-taken-off", lease=lease.id, error=error)
 
     def _problem_of(self, lease: Lease, link: Link | None) -> str:
         """Return what is wrong with a lease's device, as an event and its detail, or
@@ -573,6 +596,13 @@ class Upkeep:
         for process in processes:
             self._repairs.add(self._bound.take(process), Repairing(EXIT))
         self._turns.run()
+
+
+def _has_foreign_mac(lease: Lease, link: Link) -> bool:
+    """Return whether a device gets frames for another MAC than its own."""
+    if lease.kind is Kind.TAP:
+        return link.master != 0 and link.mac != host_mac(lease.mac)
+    return link.up and link.mac != lease.mac and lease.mode is not Mode.PASSTHRU
 
 
 def _is_worked_on(lease: Lease) -> bool:

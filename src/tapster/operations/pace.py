@@ -18,6 +18,11 @@ class Pace:
         """Since when, how often and when last, by lease."""
         self._swept = 0.0
 
+    def is_spent(self, id: str, now: float) -> bool:
+        """Return whether a device was restored as often as it is at once."""
+        since, times, _ = self._restored.get(id, (now, 0, now))
+        return times >= AT_ONCE and now - since < SECONDS
+
     def allows(self, id: str, now: float) -> bool:
         """Return whether to restore a lease's device now; count it if so."""
         if now - self._swept >= SECONDS:

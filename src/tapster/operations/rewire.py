@@ -66,6 +66,24 @@ class Rewire:
             raise NoSuchLease(released, reference=lease.id)
         return changed
 
+    def take_off(self, id: str) -> None:
+        """Take an active lease's device down and off its bridge, until `reconnect`.
+
+        Raises NoSuchLease, LeaseBusy and HostError.
+        """
+        with self.context.gate:
+            lease = self.context.claims.claim(id)
+            try:
+                with self.context.opened(lease.netns) as namespace:
+                    if (
+                        lease.state is State.ACTIVE
+                        and namespace is not None
+                        and self.devices.is_there(namespace, lease)
+                    ):
+                        namespace.set_links([bridge.detach(lease.ifindex)])
+            finally:
+                self.context.claims.release()
+
     def restore_tap(self, namespace: Namespace, lease: Lease) -> bool:
         """Give a claimed lease's tap its owner, group and persistence back.
 
