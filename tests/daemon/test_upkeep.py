@@ -260,6 +260,19 @@ def test_patrols_find_every_change_that_nobody_reports(watched: Watched) -> None
     assert device.mac != "02:00:00:00:00:01"
 
 
+def test_a_port_that_leaves_while_it_is_looked_at_has_lost_nothing(
+    watched: Watched,
+) -> None:
+    """That it left is reported, and its former bridge has nothing of it."""
+    look = watched.made.host.operations.look
+    with acquire(watched.made.host, Tap(bridge="br0", learning=False)) as device:
+        before = look.device(device.lease)
+        assert before
+        watched.made.system.stranger().set_by_name("vnet0", master="")
+        assert look.unreported(device.lease, before) is None
+        assert not look.lacks_entry(device.lease, before)
+
+
 @pytest.mark.parametrize("repair", [False, True])
 def test_patrols_find_changed_vlans(watched: Watched, repair: bool) -> None:
     made, stranger = watched.made, watched.made.system.stranger()

@@ -248,13 +248,20 @@ class Look:
         with context.gate, context.opened(lease.netns) as namespace:
             if namespace is None:
                 return None
-            return bridge.unreported(lease, link, namespace)
+            said = bridge.unreported(lease, link, namespace)
+            # The bridge of a port that has left it meanwhile has nothing of it.
+            same = said is None or namespace.link(link.ifindex) == link
+            return said if same else None
 
     def lacks_entry(self, lease: Lease, link: Link) -> bool:
         """Return whether a bridge has lost the static, sticky entry of a port."""
         context = self.context
         with context.gate, context.opened(lease.netns) as namespace:
-            return namespace is not None and bridge.lacks_entry(lease, link, namespace)
+            return (
+                namespace is not None
+                and bridge.lacks_entry(lease, link, namespace)
+                and namespace.link(link.ifindex) == link
+            )
 
     def undetermined(self, lease: Lease, link: Link | None) -> str | None:
         """Say that nothing tells whether a lease has ended; None if something does.
