@@ -14,8 +14,11 @@ import pytest
 
 from lab import iproute, shell
 from lab.daemon import Daemon
+from lab.library import no_reaper
 from lab.reapers import Monitor, reapers, wait_dead
 from lab.strangers import foreign_tap
+from tapster import Host, LeaseBusy, Tap
+from tapster.cli import run as run_verb
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world", "own_ledger")]
 
@@ -74,6 +77,22 @@ def test_a_command_in_the_background_keeps_its_device_whoever_hears_of_it(
     assert done.returncode == 0
     assert states() == {"vnet0": "active"}
     kill(int(done.stdout))
+
+
+@pytest.mark.parametrize("failing", ["bind", "device"])
+def test_a_device_stays_if_it_cannot_be_told_whether_a_process_has_it(
+    ledger: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """As while another command works on the lease, or the daemon restarts."""
+
+    def fail(*_: object) -> None:
+        raise LeaseBusy("another process works on it")
+
+    children = [os.getpid()] if failing == "bind" else []
+    monkeypatch.setattr("tapster.cli.run.living_children", lambda: children)
+    with Host(ledger, reaper=no_reaper) as host, host.acquire(Tap()) as opened:
+        monkeypatch.setattr(host, failing, fail)
+        assert run_verb.goes_on(host, [opened])
 
 
 def test_a_daemon_that_opens_the_tap_by_name_keeps_it(ledger: Path) -> None:
