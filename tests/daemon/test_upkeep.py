@@ -4,6 +4,7 @@
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
+from errno import EEXIST
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -11,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from lab.library import no_reaper
+from lab.library import close_all, no_reaper
 from tapster import Host, KernelError, Macvtap, OpenDevice, Repair, State, Tap
 from tapster.daemon.repairs import FIRST_RETRY
 from tapster.daemon.upkeep import PATROL, SWITCH_SECONDS, TAKEN_OFF
 from tapster.errors import HostError
-from tapster.kernel.port import LinkChange, Vlans
+from tapster.kernel.port import HERE, LinkChange, Vlans, WatchReport
 from tapster.ledger import FIRST_IFINDEX
 from tapster.model import Lease, Netns
 from tapster.operations.followed import NAMESPACE_RETRY, FollowedNamespaces
@@ -207,6 +208,33 @@ def test_who_changes_a_mac_again_and_again_is_off_the_bridge_for_a_minute(
     watched.hear()
     assert stranger.show("vnet0") == before, "a minute later it is put back at once"
     lease.close()
+
+
+def test_an_entry_is_put_back_when_who_took_it_has_its_own_mac_again(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device with another VM's MAC takes that VM's entry from the bridge."""
+    made = watched.made
+    victim = acquire(made.host, BR0._replace(learning=False))
+    other = acquire(made.host)
+    watched.hear()
+    recover = made.host.operations.recover
+    some, tried = recover.some, []
+
+    def refuse_first(ids: Sequence[str], **how: Any) -> list[Repair]:
+        tried.append([*ids])
+        if tried == [[victim.id]]:
+            raise KernelError(EEXIST, "adding an entry")
+        return some(ids, **how)
+
+    monkeypatch.setattr(recover, "some", refuse_first)
+    watched.upkeep.look_at(WatchReport({}, set(), {}, {HERE: {victim.ifindex}}))
+    assert tried == [[victim.id]]
+    made.system.stranger().set_by_name(other.name, mac=victim.mac)
+    assert watched.hear() == ["changed"]
+    assert tried == [[victim.id], [other.id], [victim.id]]
+    assert watched.upkeep.retries == 0
+    close_all(victim, other)
 
 
 def test_a_macvtap_whose_mac_changes_without_end_is_down_for_a_minute(

@@ -98,6 +98,13 @@ class Repairs:
             if retry.when <= now:
                 self.add([id], retry.what)
 
+    def hasten(self, reason: str) -> None:
+        """Repair the leases that wait for a retry for this reason, when it is their
+        turn."""
+        for id, retry in list(self._retries.items()):
+            if retry.what.reason == reason:
+                self.add([id], retry.what)
+
     def _repair(self, what: Repairing) -> None:
         """Repair the next of the leases that wait."""
         waiting = self._waiting.pop(what)

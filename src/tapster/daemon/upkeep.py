@@ -556,6 +556,9 @@ class Upkeep:
         for lease, action in repairs:
             self._metrics.add("recovered", action)
             self._switched.pop(lease.id, None)
+            if self._problems.get(lease.id, "").startswith("changed: "):
+                # With another VM's MAC it had taken that VM's entry in the bridge.
+                self._repairs.hasten(ENTRY)
             self._log(INFO, "repaired", lease=lease.id, name=lease.name, action=action)
             if action is not Action.REWIRE:
                 self._bound.unbind(lease.id)
