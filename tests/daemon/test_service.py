@@ -353,6 +353,55 @@ def test_a_host_without_room_for_a_thread_keeps_the_policy(world: None) -> None:
             alice.acquire(BR0)
 
 
+SLOW_DIRECTORY = """
+import os, pwd, time
+import tapster.daemon.server
+if os.path.exists("FOLDER/often"):
+    tapster.daemon.server.REFRESH = 0.2
+getpwnam = pwd.getpwnam
+def slowly(name):
+    if name != "slow":
+        return getpwnam(name)
+    if os.path.exists("FOLDER/hold"):
+        open("FOLDER/held", "w").close()
+        while not os.path.exists("FOLDER/go"):
+            time.sleep(0.01)
+    return pwd.struct_passwd(("slow", "x", USER, USER, "", "/", ""))
+import tapster.daemon.config
+tapster.daemon.config.getpwnam = slowly
+"""
+
+
+@pytest.mark.parametrize("begun_by", ["a signal", "the look-up of names"])
+def test_a_slow_look_up_of_names_never_brings_an_older_policy_back(
+    world: None, begun_by: str
+) -> None:
+    slow = '[[allow]]\nusers = ["slow"]\nbridges = ["br0"]\n'
+    quick = f'[[allow]]\nusers = ["{BOB}"]\nbridges = ["br0"]\n'
+    with Daemon(policy=slow) as daemon:
+        folder = daemon.programs.parent
+        code = SLOW_DIRECTORY.replace("FOLDER", str(folder))
+        hooked = folder / "lib" / "sitecustomize.py"
+        hooked.write_text(code.replace("USER", str(ALICE)))
+        if begun_by != "a signal":
+            (folder / "often").touch()
+        daemon.start()
+        with daemon.connect(ALICE) as alice:
+            alice.release(library.acquire(alice, BR0).id)
+        (folder / "hold").touch()
+        if begun_by == "a signal":
+            daemon.send_signal(signal.SIGHUP)
+        wait_for((folder / "held").exists, "nothing looks the name up")
+        daemon.reload(quick)
+        logged = daemon.log.stat().st_size
+        (folder / "go").touch()
+        daemon.wait_logged("config-(outdated|read)", after=logged)
+        with daemon.connect(ALICE) as alice, pytest.raises(NotAllowed):
+            alice.acquire(BR0)
+        with daemon.connect(BOB) as bob:
+            bob.release(library.acquire(bob, BR0).id)
+
+
 # Bindings
 
 

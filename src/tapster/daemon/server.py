@@ -66,6 +66,8 @@ class Server:
         self._metrics = Metrics()
         self._loop = Loop()
         self._stopping = False
+        self._reads = self._newest = 0
+        """How often the configuration was read again, and the read that is in use."""
         self._scrapes: list[Callable[[str], None]] = []
         """The replies to scrapes for which the worker measures now."""
         self._ended: deque[Process] = deque()
@@ -253,37 +255,68 @@ class Server:
     def reload(self) -> None:
         """Read the configuration again. A broken configuration changes nothing.
 
-        A thread of its own reads it: users and groups may be looked up at a server.
+        A thread of its own reads it: users and groups may be looked up at a server. So
+        an earlier read may end after a later one, which knows more.
         """
-        self._in_background(partial(config.load, self._path, must_exist=True))
+        self._reads += 1
+        number = self._reads
+
+        def use(loaded: Loaded) -> bool:
+            if number < self._newest:
+                return False
+            self._newest = number
+            self._use_if_changed(loaded)
+            return True
+
+        self._in_background(partial(config.load, self._path, must_exist=True), use)
 
     def _refresh(self) -> None:
         """Look up the users and groups of the rules again."""
         self._loop.at(self._loop.now() + REFRESH, self._refresh)
-        if any(not name.isdecimal() for name in self._access.loaded.names_to_look_up):
-            self._in_background(partial(config.resolve, self._access.loaded))
+        before = self._access.loaded
+        if all(name.isdecimal() for name in before.names_to_look_up):
+            return
 
-    def _in_background(self, read: Callable[[], Loaded]) -> None:
+        def use(loaded: Loaded) -> bool:
+            if self._access.loaded is not before:
+                return False  # another configuration was read in the meantime
+            self._use_if_changed(loaded)
+            return True
+
+        self._in_background(partial(config.resolve, before), use)
+
+    def _in_background(
+        self, read: Callable[[], Loaded], use: Callable[[Loaded], bool]
+    ) -> None:
+        """Read a configuration, and let the serving thread use it. `use` returns False
+        if it is outdated."""
+
         def run() -> None:
             try:
                 result: Loaded | Exception = read()
             except Exception as error:  # noqa: BLE001 - however broken the file is
                 result = error
-            self._worker.call_serving(self._loaded, result)
+            self._worker.call_serving(partial(self._loaded, use), result)
 
         thread = threading.Thread(target=run, name="configuration", daemon=True)
         try:
             thread.start()
         except RuntimeError as error:  # the host has no room for a thread
-            self._loaded(error)
+            self._loaded(use, error)
 
-    def _loaded(self, result: Loaded | Exception) -> None:
+    def _loaded(
+        self, use: Callable[[Loaded], bool], result: Loaded | Exception
+    ) -> None:
         if isinstance(result, RequestError):
             self._log(ERROR, "config-kept", error=result)
         elif isinstance(result, Exception):
             self._log(ERROR, "config-kept", error=repr(result))
-        elif result != self._access.loaded:
-            self._use(result)
+        elif not use(result):
+            self._log(INFO, "config-outdated", path=self._path)
+
+    def _use_if_changed(self, loaded: Loaded) -> None:
+        if loaded != self._access.loaded:
+            self._use(loaded)
             self._log(INFO, "config-read", path=self._path)
 
     def _use(self, loaded: Loaded) -> None:
