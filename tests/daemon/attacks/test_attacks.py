@@ -13,6 +13,7 @@ import pytest
 from lab import shell
 from lab.daemon import ALICE, Daemon
 from lab.mallory import ATTACKS, MALLORY, METRICS, POLICY, Target, attacked
+from lab.reapers import wait_for
 from tapster import Client, Tap
 from tests.daemon.test_storm import usage
 
@@ -42,13 +43,14 @@ def use(client: Client) -> None:
         client.release(opened)
 
 
-def settled(daemon: Daemon, client: Client, descriptors: int) -> tuple[int, int]:
-    """Memory and descriptors once the attacker's connections are gone."""
-    for _ in range(2000):
+def wait_calm(daemon: Daemon, client: Client, descriptors: int) -> None:
+    """Wait until the attacker's connections are gone: so many descriptors are left."""
+
+    def is_calm() -> bool:
         client.ping()
-        if usage(daemon.pid)[1] <= descriptors:
-            break
-    return usage(daemon.pid)
+        return usage(daemon.pid)[1] <= descriptors
+
+    wait_for(is_calm, f"the daemon has no more than {descriptors} descriptors")
 
 
 @pytest.mark.timeout(120)
@@ -62,9 +64,8 @@ def test_others_are_served_while_one_user_attacks(daemon: Daemon, name: str) -> 
         memory, descriptors = usage(daemon.pid)
         with attacked(ATTACKS[name], target):
             use(client)
-        after, left = settled(daemon, client, descriptors + 2)
-        assert after - memory < GROWTH
-        assert left <= descriptors + 2
+        wait_calm(daemon, client, descriptors + 2)
+        assert usage(daemon.pid)[0] - memory < GROWTH
         assert [lease.id for lease in client.leases(all=False)] == [kept.id]
     assert not daemon.logged("failed")
     about = [
