@@ -302,6 +302,24 @@ def test_a_port_that_leaves_while_it_is_looked_at_has_lost_nothing(
 
 
 @pytest.mark.parametrize("repair", [False, True])
+def test_patrols_find_a_renamed_bridge(watched: Watched, repair: bool) -> None:
+    """As recover, which would put the device on another bridge of that name."""
+    made, stranger = watched.made, watched.made.system.stranger()
+    watched.upkeep.reconnect = repair
+    with acquire(made.host):
+        watched.hear()
+        watched.upkeep.patrol()
+        assert made.events == []
+        stranger.rename("br0", "lan0")
+        watched.upkeep.patrol()
+        assert [one.event for one in made.events] == ["moved"]
+        assert watched.upkeep.retries == repair
+        stranger.rename("lan0", "br0")
+        watched.upkeep.patrol()
+        assert [one.event for one in made.events] == ["moved", "sound"]
+
+
+@pytest.mark.parametrize("repair", [False, True])
 def test_patrols_find_changed_vlans(watched: Watched, repair: bool) -> None:
     made, stranger = watched.made, watched.made.system.stranger()
     watched.upkeep.reconnect = repair

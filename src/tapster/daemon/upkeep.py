@@ -286,7 +286,8 @@ class Upkeep:
         """Look at the next few devices, for what the kernel reports to nobody.
 
         A port's properties, VLANs and static entry may be changed so, by bridge(8), and
-        settings of IPv4, by sysctl(8).
+        settings of IPv4, by sysctl(8). A bridge is renamed without a report of its
+        ports.
         """
         look = self._operations.look
         # First, so that what it finds is repaired with the rest.
@@ -297,6 +298,7 @@ class Upkeep:
             after=self._patrolled, limit=PATROL, caller_uid=None, all=False
         )
         self._patrolled = after or 0
+        self._bridges.clear()  # one may have been renamed
         for lease in leases:
             if lease.wiring.in_force.ovs:
                 self._on_switch.add(lease.id)
