@@ -35,6 +35,8 @@ TAPSTERD = str(Path(sys.executable).with_name("tapsterd"))
 SPEC = Tap(bridge="br0")
 SHORT = 0.2
 """Seconds of FIN WAIT after which devices are reaped while others are acquired."""
+START = 60.0
+"""Seconds that a daemon has to say that it is ready."""
 
 
 class DaemonFigures(NamedTuple):
@@ -131,21 +133,19 @@ def daemon(place: BenchWorld) -> Iterator[Path]:
 
 def _start(place: BenchWorld) -> subprocess.Popen[bytes]:
     folder = place.directory
+    rules = folder / "tapster.toml"
+    rules.touch()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
         ready.bind(str(folder / "ready"))
         process = subprocess.Popen(
             [
                 *(TAPSTERD, "--socket", str(folder / "sock")),
-                *(
-                    "--ledger",
-                    str(folder / "daemon.db"),
-                    "--config",
-                    str(folder / "no"),
-                ),
+                *("--ledger", str(folder / "daemon.db"), "--config", str(rules)),
             ],
             env={**os.environ, "NOTIFY_SOCKET": str(folder / "ready")},
             stderr=subprocess.DEVNULL,
         )
+        ready.settimeout(START)
         ready.recv(100)
     (folder / "ready").unlink()
     return process

@@ -75,14 +75,14 @@ def far(near: Place, daemon: bool) -> Iterator[Far]:
 def tapsterd(host: SecondHost) -> Iterator[None]:
     """Have the daemon on the other host, on the ledger that the hook uses."""
     address = "run/tapsterd.ready"
-    host.sh(f"mkdir -p {LEDGER.parent}")
+    host.sh(f"mkdir -p {LEDGER.parent}; touch /run/tapster.toml")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
         ready.bind(str(host.root / address))
         ready.settimeout(TIMEOUT)
         process = subprocess.Popen(
             [
                 *(*host.inside, f"{TAPSTER}d", "--socket", "/run/tapster.sock"),
-                *("--ledger", str(LEDGER), "--config", "/run/no-such-file"),
+                *("--ledger", str(LEDGER), "--config", "/run/tapster.toml"),
             ],
             env=os.environ | {"NOTIFY_SOCKET": f"/{address}"},
         )
