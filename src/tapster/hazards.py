@@ -228,6 +228,12 @@ def _lower_devices(links: Sequence[Link], leases: Sequence[Lease]) -> Iterator[P
                 f"device {link.name} has no carrier, with VMs on it",
                 "connect its cable, or bring up what is at the other end",
             )
+        elif lease.kind is Kind.MACVTAP and not device.carrier:
+            yield Problem(
+                f"{which} has no carrier, although the device that it is on has: a "
+                "program keeps it down, so its VM is cut off",
+                f"ip link set dev {device.name} protodown off",
+            )
         elif link.mtu < (mtu := (device.lower and lease.wiring.mtu) or 0):
             yield Problem(
                 f"{which} has an MTU of {mtu}, but the device that it is on, "

@@ -241,6 +241,19 @@ def add_veth() -> None:
     shell.sh("ip link set far up")
 
 
+def test_a_macvtap_that_a_program_keeps_down() -> None:
+    """As a program for redundant switches does: the device stays up."""
+    add_veth()
+    device = tapster("add", "--link", "low").strip()
+    assert problems() == []
+    shell.sh(f"ip link set dev {device} protodown on")
+    ((problem, remedy),) = problems()
+    assert f"lease {device} (" in problem
+    assert "has no carrier, although the device that it is on has" in problem
+    shell.sh(remedy)
+    assert problems() == []
+
+
 def test_a_bridge_that_has_the_mac_of_a_vms_port() -> None:
     """It takes the lowest of its ports', so the stop of one VM changes it."""
     shell.sh("ip link add lan up type bridge")
