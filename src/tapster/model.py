@@ -563,7 +563,7 @@ def check_spec(spec: Spec) -> names.Template:
                 f"{field} has {len(text)} characters; at most {MAX_OWNER} are allowed"
             )
     if isinstance(spec, Macvtap):
-        names.check(spec.lower)
+        names.check_reference(spec.lower)
     if spec.naming != Naming.LOWEST and not template.numbered:
         raise RequestError(
             f"naming {shown(spec.naming)} needs a template with '%d', not {spec.name!r}"
@@ -675,16 +675,16 @@ def check_wiring(wiring: Wiring) -> None:
             f"a device is on one bridge: Linux's {wiring.bridge!r} "
             f"or Open vSwitch's {wiring.ovs!r}"
         )
-    for bridge in (wiring.bridge, wiring.ovs):
-        if bridge is not None:
-            names.check(bridge)
-    if wiring.redirect is not None:
-        names.check(wiring.redirect)
-        if on := wiring.bridge or wiring.ovs:
-            raise RequestError(
-                f"a tap on bridge {on!r} cannot take the place of {wiring.redirect!r}: "
-                "give one of them"
-            )
+    if wiring.ovs is not None:
+        names.check(wiring.ovs)
+    for reference in (wiring.bridge, wiring.redirect):
+        if reference is not None:
+            names.check_reference(reference)
+    if wiring.redirect is not None and (on := wiring.bridge or wiring.ovs):
+        raise RequestError(
+            f"a tap on bridge {on!r} cannot take the place of {wiring.redirect!r}: "
+            "give one of them"
+        )
     default = Wiring()
     for field, homes in _HOMES.items():
         asked = getattr(wiring, field) != getattr(default, field)

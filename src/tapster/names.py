@@ -15,6 +15,8 @@ from tapster.light import NamedTuple, remembered
 
 MAX_BYTES = 15
 """`IFNAMSIZ` less the NUL that ends the name."""
+MAX_ALTNAME_BYTES = 127
+"""`ALTIFNAMSIZ`, without its end."""
 
 # `isspace` in the kernel is Latin-1 (lib/ctype.c): a no-break space counts, and
 # so does the byte 0xa0 inside a longer UTF-8 character.
@@ -80,17 +82,23 @@ def parse(text: str) -> Template:
 
 def check(name: str) -> None:
     """Raise BadName if Linux would refuse the name."""
-    if reason := _objection(name):
+    if reason := _objection(name, MAX_BYTES):
         raise BadName(f"name {name!r} {reason}", name=name)
 
 
-def _objection(name: str) -> str | None:
+def check_reference(name: str) -> None:
+    """Raise BadName if no device can have the name, nor the alternative name."""
+    if reason := _objection(name, MAX_ALTNAME_BYTES):
+        raise BadName(f"name {name!r} {reason}", name=name)
+
+
+def _objection(name: str, most: int) -> str | None:
     if not name:
         return "is empty"
     # Bytes that are not UTF-8 are surrogates here, which cannot be printed either.
     encoded = name.encode(errors="replace")
-    if len(encoded) > MAX_BYTES:
-        return f"has {len(encoded)} bytes: Linux takes at most {MAX_BYTES}"
+    if len(encoded) > most:
+        return f"has {len(encoded)} bytes: Linux takes at most {most}"
     if name in {".", "..", "all", "default"}:
         return "is reserved by Linux"
     for forbidden in "/:%":

@@ -14,6 +14,9 @@ def test_a_device_is_found_by_its_name_and_by_its_altname(
 ) -> None:
     others.add_bridge("br0")
     others.add_altname("br0", "uplink")
+    long = "an-alternative-name-may-be-longer"
+    others.add_altname("br0", long)
+    assert namespace.ifindex(long) == namespace.ifindex("br0")
     assert namespace.ifindex("br0") == namespace.ifindex("uplink") > 0
     assert namespace.named("br0") == namespace.named("uplink")
     assert namespace.named("br0") == namespace.link(namespace.ifindex("br0"))

@@ -304,6 +304,23 @@ def test_recover_puts_back_what_others_took_away(
     assert host.recover() == []
 
 
+def test_a_bridge_may_be_named_by_a_long_alternative_name(
+    host: Host, others: Stranger
+) -> None:
+    """Linux takes 15 bytes for a name, and 127 for an alternative one."""
+    long = "the-bridge-of-the-storage-network"
+    others.add_altname("br1", long)
+    made = library.acquire(host, Tap(bridge=long))
+    assert made.wiring.bridge == "br1"
+    assert host.set(made.id, bridge="br0").wiring.bridge == "br0"
+    assert host.set(made.id, bridge=long).wiring.bridge == "br1"
+    assert host.recover() == []
+    with pytest.raises(NoSuchLink):
+        host.set(made.id, bridge="x" * 127)
+    with pytest.raises(RequestError, match="Linux takes at most 127"):
+        host.set(made.id, bridge="x" * 128)
+
+
 def test_a_renamed_bridge_is_named_and_not_to_be_made_again(
     lab: ContractLab, host: Host, lease: Lease, others: Stranger
 ) -> None:

@@ -59,6 +59,8 @@ IFLA_NUM_TX_QUEUES = 31
 IFLA_NUM_RX_QUEUES = 32
 IFLA_CARRIER = 33
 IFLA_LINK_NETNSID = 37
+IFLA_ALT_IFNAME = 53
+LONGEST_NAME = 15
 IFLA_INFO_KIND = 1
 IFLA_INFO_DATA = 2
 IFLA_INFO_SLAVE_KIND = 4
@@ -236,7 +238,10 @@ class Rtnl:
         return 0 if body is None else int(IFINFO.unpack_from(body)[2])
 
     def _get_named(self, name: str) -> bytes | None:
-        named = attribute(IFLA_IFNAME, os.fsencode(name) + b"\0")
+        raw = os.fsencode(name)
+        # A name that is longer can only be an alternative one.
+        type_ = IFLA_IFNAME if len(raw) <= LONGEST_NAME else IFLA_ALT_IFNAME
+        named = attribute(type_, raw + b"\0")
         return self._get(_GET.pack(0, 0, 0, 0, 0, *_NO_STATS) + named)
 
     def _get(self, wanted: bytes) -> bytes | None:

@@ -34,6 +34,7 @@ from tapster.model import Life, Link, Netns, Process
 from tapster.testing.backends import Attached, make_backends
 from tapster.testing.descriptors import Descriptors
 from tapster.testing.space import (
+    MAX_ALTNAME_BYTES,
     MIN_IPV4_MTU,
     FakeDevice,
     Space,
@@ -325,7 +326,7 @@ class FakeNamespace:
 
     def named(self, name: str) -> Link | None:
         with _failing(f"looking up {name!r}"):
-            check_length(name)
+            check_length(name, MAX_ALTNAME_BYTES)
             space = self._step(f"look up {name}")
             device = space.find(name)
             return _link(space, device) if device else None

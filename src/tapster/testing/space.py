@@ -30,6 +30,7 @@ from tapster.light import Any, NamedTuple
 from tapster.model import Mode
 
 MAX_BYTES = 15
+MAX_ALTNAME_BYTES = 127
 SYSCTL_NAMES = ("all", "default")
 """Names that /proc/sys/net/ipv4/conf has already: the kernel refuses them late."""
 MAX_PORTS = 1023
@@ -86,9 +87,9 @@ class FakeDevice(NamedTuple):
     """The MTU was set: a bridge then keeps it too."""
 
 
-def check_length(name: str) -> None:
+def check_length(name: str, most: int = MAX_BYTES) -> None:
     """Refuse a longer name, as the kernel does before it looks at the message."""
-    if len(name.encode()) > MAX_BYTES:
+    if len(name.encode()) > most:
         raise refusal(ERANGE)
 
 
