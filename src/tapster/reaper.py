@@ -193,6 +193,8 @@ def run(ledger: str, announcement: int | None = None) -> None:
     lock on STARTING: while that lasts, no other reaper is started.
     """
     os.chdir("/")
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a pidfd for each VM
     _leave_namespace()
     guarding, failures = True, 0
     while guarding and failures < FAILURES:
@@ -328,8 +330,6 @@ def lead(ledger: str, standby: int, announcement: int | None = None) -> bool:
 
 
 def _work_on(ledger: str, lock: Lock, standby: int) -> bool:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a pidfd for each VM
     system = LinuxSystem()
     processes = Processes(system)
     identities = Identities()
