@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from contextlib import ExitStack
+from errno import EACCES
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,7 @@ def test_a_command_in_the_background_keeps_its_device_whoever_hears_of_it(
     kill(int(done.stdout))
 
 
-@pytest.mark.parametrize("failing", ["bind", "device"])
+@pytest.mark.parametrize("failing", ["bind", "device", "listdir"])
 def test_a_device_stays_if_it_cannot_be_told_whether_a_process_has_it(
     ledger: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
@@ -88,10 +89,14 @@ def test_a_device_stays_if_it_cannot_be_told_whether_a_process_has_it(
     def fail(*_: object) -> None:
         raise LeaseBusy("another process works on it")
 
-    children = [os.getpid()] if failing == "bind" else []
-    monkeypatch.setattr("tapster.cli.run.living_children", lambda: children)
+    def children() -> list[int]:
+        if failing == "listdir":
+            raise PermissionError(EACCES, "Permission denied", "/proc/self/task")
+        return [os.getpid()] if failing == "bind" else []
+
+    monkeypatch.setattr("tapster.cli.run.living_children", children)
     with Host(ledger, reaper=no_reaper) as host, host.acquire(Tap()) as opened:
-        monkeypatch.setattr(host, failing, fail)
+        monkeypatch.setattr(host, failing, fail, raising=failing != "listdir")
         assert run_verb.goes_on(host, [opened])
 
 

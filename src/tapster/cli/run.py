@@ -182,7 +182,7 @@ def goes_on(host: "AnyHost", devices: Sequence[OpenDevice]) -> bool:
                 link = host.device(opened)
                 if link and link.open:
                     held.append(opened.name)
-    except TapsterError as error:
+    except (TapsterError, OSError) as error:
         # As when another command works on a lease, or the daemon restarts. A VM may go
         # on. The leases are bound to the command, which has ended: so each ends when no
         # process has its device open.
