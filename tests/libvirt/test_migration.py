@@ -75,7 +75,8 @@ def far(near: Place, daemon: bool) -> Iterator[Far]:
 def tapsterd(host: SecondHost) -> Iterator[None]:
     """Have the daemon on the other host, on the ledger that the hook uses."""
     address = "run/tapsterd.ready"
-    host.sh(f"mkdir -p {LEDGER.parent}; touch /run/tapster.toml")
+    host.sh(f"mkdir -p {LEDGER.parent}")
+    host.sh("touch /run/tapster.toml")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
         ready.bind(str(host.root / address))
         ready.settimeout(TIMEOUT)
