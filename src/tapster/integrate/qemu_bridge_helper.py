@@ -6,6 +6,7 @@ with one end of a socket pair, and wait for the descriptor of a tap that has joi
 bridge. The lease ends at the last close of that tap, and so with the VM.
 """
 
+import os
 import socket
 import sys
 from collections.abc import Sequence
@@ -84,7 +85,9 @@ def _check_acl(bridge: str) -> None:
 def _hand_over(bridge: str, to: int, *, vnet_hdr: bool) -> None:
     spec = Tap(bridge=bridge, owner="qemu", vnet_hdr=vnet_hdr)
     try:
-        waiting = socket.socket(fileno=to)
+        # libvirt reads what the helper prints when `to` is closed. So this process
+        # keeps `to` until it ends, after the error that it prints.
+        waiting = socket.socket(fileno=os.dup(to))
     except (OSError, OverflowError) as error:
         raise RequestError(f"--fd={to} is no socket: {error}") from error
     with waiting:
