@@ -3,12 +3,13 @@
 
 import os
 from collections.abc import Iterator
-from errno import EBADFD, ENOENT
+from errno import EACCES, EBADFD, ENODEV, ENOENT
 
 import pytest
 
 from lab import shell
 from tapster.errors import KernelError
+from tapster.kernel import libc
 from tapster.kernel.linux import LinuxSystem
 from tapster.kernel.port import Namespace
 
@@ -74,3 +75,41 @@ def test_a_macvtap_whose_number_goes_to_another_is_not_opened(
         namespace.open_macvtap(OURS, queues=1, vnet_hdr=True)
     assert raised.value.errno == (EBADFD if again else ENOENT)
     assert set(os.listdir("/proc/self/fd")) - before == opened
+
+
+def test_a_macvtap_that_is_deleted_during_the_look_hides_no_other(
+    namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel answers ENODEV to a read in sysfs then (kernfs_fop_read_iter())."""
+    add("vnet1", THEIRS)
+    (fd,) = namespace.open_macvtap(OURS, queues=1, vnet_hdr=True)
+    read, reads = os.read, []
+
+    def late(file: int, size: int) -> bytes:
+        reads.append(file)
+        if len(reads) == 1:
+            raise OSError(ENODEV, "No such device")
+        return read(file, size)
+
+    monkeypatch.setattr(os, "read", late)
+    assert namespace.macvtap_holders([THEIRS, OURS]) == {OURS: os.getpid()}
+    os.close(fd)
+
+
+def test_a_file_that_may_not_be_looked_at_hides_no_macvtap(
+    namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a file in another user's FUSE (fuse_allow_current_process())."""
+    with open(os.devnull) as private:
+        (fd,) = namespace.open_macvtap(OURS, queues=1, vnet_hdr=True)
+        devices = libc.devices
+
+        def refuse(path: str) -> libc.DeviceNumbers:
+            if path.endswith(f"/fd/{private.fileno()}"):
+                raise PermissionError(EACCES, "Permission denied")
+            return devices(path)
+
+        monkeypatch.setattr(libc, "devices", refuse)
+        assert private.fileno() < fd, "it is looked at first"
+        assert namespace.macvtap_holders([OURS]) == {OURS: os.getpid()}
+        os.close(fd)

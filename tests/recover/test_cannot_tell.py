@@ -2,7 +2,7 @@
 """A process or a device that nothing tells of: its lease stays, hinders no other."""
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import NoReturn
@@ -11,7 +11,8 @@ import pytest
 
 from lab.fake_and_real import FakeLab
 from lab.library import no_reaper
-from tapster import Host, HostError, OpenDevice, State, Tap
+from tapster import Host, HostError, Macvtap, OpenDevice, State, Tap
+from tapster.testing.fake import FakeNamespace
 
 
 @pytest.fixture
@@ -82,3 +83,44 @@ def test_a_lost_device_that_may_be_elsewhere_hinders_no_other(
         assert [lease.id for lease in host.leases()] == [lost.id]
     assert host.reap(now=True) == 1
     assert host.leases() == []
+
+
+def test_a_macvtap_whose_process_ends_during_the_look_keeps_its_lease(
+    lab: FakeLab, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process may have left its macvtap to a VM in the background, and the search
+    for VMs is over."""
+    lab.others().add_veth("low", "far")
+    pids = [lab.start(), lab.start()]
+    over, starts = (host.acquire(Macvtap(lower="low"), pid=pid) for pid in pids)
+    lab.end(pids[0])
+
+    def find(namespace: FakeNamespace, ifindexes: Collection[int]) -> dict[int, int]:
+        assert [*ifindexes] == [over.lease.ifindex]
+        lab.end(pids[1])
+        return {}
+
+    monkeypatch.setattr(FakeNamespace, "macvtap_holders", find)
+    host.recover()
+    active = [lease.id for lease in host.leases(all=False)]
+    assert active == [starts.lease.id]
+    over.close()
+    starts.close()
+
+
+def test_a_macvtap_of_which_nothing_tells_who_has_it_open_keeps_its_lease(
+    lab: FakeLab, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.others().add_veth("low", "far")
+    pid = lab.start()
+    opened = host.acquire(Macvtap(lower="low"), pid=pid)
+    lab.end(pid)
+
+    def fail(*_: object) -> NoReturn:
+        raise HostError("/proc cannot be read")
+
+    monkeypatch.setattr(FakeNamespace, "macvtap_holders", fail)
+    with pytest.raises(HostError, match="/proc cannot be read"):
+        host.recover()
+    assert [lease.id for lease in host.leases(all=False)] == [opened.lease.id]
+    opened.close()

@@ -12,7 +12,7 @@ number is read again when the node is open.
 """
 
 import os
-from errno import EBADFD, EPERM
+from errno import EBADFD, ENODEV, ENOENT, EPERM
 
 from tapster.errors import MissingCapability
 from tapster.kernel import netns, tun
@@ -82,8 +82,12 @@ class MacvtapNodes:
         try:
             with self._numbers() as number_of:
                 for ifindex in ifindexes:
-                    with suppress(FileNotFoundError):
+                    try:
                         devices[number_of(f"tap{ifindex}")] = ifindex
+                    except OSError as error:
+                        # It is gone, or was deleted during the read.
+                        if error.errno not in (ENOENT, ENODEV):
+                            raise
             found = holders(devices) if devices else {}
         except OSError as error:
             action = "looking for the processes that have macvtaps open"

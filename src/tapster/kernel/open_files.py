@@ -6,7 +6,7 @@ are on a server which does not answer. No call here waits for such a server.
 """
 
 import os
-from errno import ENAMETOOLONG
+from errno import ENAMETOOLONG, ENOMEM
 from itertools import islice
 
 from tapster.kernel import netns, tun
@@ -123,10 +123,13 @@ def files_of(pid: str) -> "Iterator[tuple[str, DeviceNumbers]]":
     for number in os.listdir(f"/proc/{pid}/fd"):
         path = f"/proc/{pid}/fd/{number}"
         try:
-            if not _has_no_path(path):
-                yield number, devices(path)
-        except netns.GONE:
-            continue  # it was closed
+            found = None if _has_no_path(path) else devices(path)
+        except OSError as error:
+            if error.errno == ENOMEM:
+                raise
+            continue  # it was closed, or its file system tells this caller nothing
+        if found is not None:
+            yield number, found
 
 
 def _has_no_path(link: str) -> bool:

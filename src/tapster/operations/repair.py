@@ -5,7 +5,7 @@ from tapster.backends.backend import Backend, Leftover
 from tapster.errors import HostError, NoSuchLease, ServiceUnavailable, TapsterError
 from tapster.kernel.port import Namespace
 from tapster.light import Collection, Iterator, Mapping, Sequence, suppress
-from tapster.model import Kind, Lease, Link, State
+from tapster.model import Kind, Lease, Link, Process, State
 from tapster.operations import decision
 from tapster.operations.context import Context
 from tapster.operations.decision import Action, Conditions, DeviceState
@@ -61,6 +61,10 @@ class NamespaceRepair:
         self._holders: Mapping[str, int] = {}
         """By lease: the pid of a process that has the lease's macvtap open, although
         the process that the lease is bound to has ended."""
+        self._ended: Mapping[str, Process] = {}
+        """By lease: the process that a macvtap's lease is bound to, if it has ended and
+        no process has the macvtap open. A process that ends later may leave its macvtap
+        to a process that was not looked for."""
         self.actions: dict[str, Action] = {}
         """What is to be done with each lease, and after `repair` what was done."""
 
@@ -81,7 +85,7 @@ class NamespaceRepair:
         elif wiring:
             self._differences = self._devices.link_differences(namespace, leases, links)
         self._elsewhere = self._find_elsewhere(links)
-        self._holders = self._find_holders()
+        self._holders, self._ended = self._find_holders()
         self.actions = {
             lease.id: self._decide(
                 lease,
@@ -125,29 +129,32 @@ class NamespaceRepair:
             self._failures.add(error)
             return frozenset(lease.id for lease in lost)
 
-    def _find_holders(self) -> dict[str, int]:
-        """Return processes that go on with macvtaps of processes that have ended.
+    def _find_holders(self) -> tuple[dict[str, int], dict[str, Process]]:
+        """Return processes that go on with macvtaps of processes that have ended, and
+        the ended processes of the other macvtaps.
 
         A process may start the VM in the background, and end.
         """
-        ended = [
-            lease
+        ended = {
+            lease.ifindex: (lease.id, lease.process)
             for lease in self._leases
             if lease.kind is Kind.MACVTAP
             and lease.state is State.ACTIVE
             and lease.process is not None
             and self._context.has_ended(lease.process)
-        ]
+        }
         holders: dict[int, int] = {}
         if self._namespace is not None and ended:
-            with suppress(HostError):  # as if no process had them open
-                wanted = [lease.ifindex for lease in ended]
-                holders = self._namespace.macvtap_holders(wanted)
-        return {
-            lease.id: holders[lease.ifindex]
-            for lease in ended
-            if lease.ifindex in holders
-        }
+            try:
+                holders = self._namespace.macvtap_holders(ended)
+            except HostError as error:
+                # An active lease does not end because nothing tells who has it open.
+                self._failures.add(error)
+                return {}, {}
+        return (
+            {ended[ifindex][0]: pid for ifindex, pid in holders.items()},
+            dict(at for ifindex, at in ended.items() if ifindex not in holders),
+        )
 
     def _restore_together(self) -> set[str]:
         """Let each backend restore many leases in one step, if it can.
@@ -340,7 +347,10 @@ class NamespaceRepair:
         The process that the caller named may have started the VM and ended, as with
         QEMU's -daemonize. So a lease does not end while a process has its device open.
         """
-        if (link is not None and link.open) or lease.id in self._holders:
+        if lease.kind is Kind.MACVTAP:
+            ended = self._ended.get(lease.id)
+            return ended is not None and ended == lease.process
+        if link is not None and link.open:
             return False
         if lease.process is not None and self._context.has_ended(lease.process):
             return True
