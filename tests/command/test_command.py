@@ -335,7 +335,7 @@ def test_a_vm_that_outlives_a_killed_run_keeps_its_port(
     assert select.select([ended], [], [], 10)[0]
     os.close(ended)
     started.communicate()
-    # The reaper may be at it: until then, the lease is shown as it was.
+    # The reaper may be ending the lease. Until it has, `ls` shows the lease as before.
     wait_for(
         lambda: not tapster("ls", "--quiet").stdout and not iproute.ports(),
         "the lease ends, and the device leaves the bridge",

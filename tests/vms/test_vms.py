@@ -80,7 +80,7 @@ def test_a_vm_outlives_its_supervisor(lab: VmNetwork) -> None:
     finally:
         os.close(qemu)
 
-    # The reaper may be at it: until then, the lease is shown as it was.
+    # The reaper may be ending the lease. Until it has, `ls` shows the lease as before.
     wait_for(
         lambda: lab.leases()[tap]["state"] == "fin_wait" and lab.bridge_of(tap) is None,
         "the lease ends, and the device leaves the bridge",

@@ -138,7 +138,8 @@ def declare_wait(parser: "Parser", *, default: float) -> None:
 def spec(options: Options, outer: Options | None = None) -> Spec:
     """Return the request that the options make. Raises RequestError.
 
-    `outer` has the options of `run`, of which those of a --nic can drop a value.
+    `outer` has the options that `run` gives to every device. An empty value of a --nic
+    drops the value that is given there.
     """
     defaults = Defaults()
     if options.link == "":

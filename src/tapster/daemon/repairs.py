@@ -62,7 +62,7 @@ class Repairs:
         on_done: Callable[[Sequence[str], Repairing], None],
     ) -> None:
         """`on_repaired` gets what was repaired, and the reason. `on_done` gets the
-        leases of which nothing is left to repair."""
+        leases whose repair is complete."""
         self._operations = operations
         self._turns = turns
         self._log = log

@@ -331,7 +331,7 @@ class Upkeep:
                 same = False
             if same:
                 self._look_now(leases[id], if_there=True)
-            else:  # it changed meanwhile
+            else:  # the lease has changed since the look at the switch
                 self._switched.pop(id, None)
 
     def _look_now(self, lease: Lease, *, if_there: bool = False) -> None:

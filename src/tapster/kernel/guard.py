@@ -234,7 +234,7 @@ def _count(a: _Assembler) -> None:
 
 
 def _read_headers(a: _Assembler) -> None:
-    """Find the bytes of headers, of which each segment gets a copy.
+    """Find the length of the headers. Each segment of the frame gets a copy of them.
 
     A frame that is cut inside a UDP tunnel (Linux 6.17) has the outer transport header
     where the guest says. The kernel compares with the packet only where the checksum

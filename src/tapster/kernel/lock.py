@@ -13,10 +13,10 @@ the time into the file whenever it wakes. A reaper that has not been awake for a
 replaced. The new reaper takes another byte. If both are awake again, the one with the
 lower byte ends. Until then they share the work, by their claims.
 
-A reaper takes as long to start as an interpreter. Leases that are released meanwhile
-need no second reaper. So a process that starts a reaper first locks a further byte, and
-leaves that lock to the reaper, which frees it when it has its own. If the reaper is
-killed before, the kernel frees it.
+A reaper starts as slowly as Python does. A lease that is released during that time
+needs no second reaper. So a process that starts a reaper first locks a further byte.
+The reaper inherits that lock, and frees it when the reaper has a lock of its own. If
+the reaper is killed before that, the kernel frees the lock.
 """
 
 import fcntl

@@ -249,7 +249,8 @@ class Look:
             if namespace is None:
                 return None
             said = bridge.unreported(lease, link, namespace)
-            # The bridge of a port that has left it meanwhile has nothing of it.
+            # If the port has left its bridge since the look at the link, the bridge
+            # has no entry of the port, and that is no difference.
             same = said is None or namespace.link(link.ifindex) == link
             return said if same else None
 

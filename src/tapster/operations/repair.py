@@ -243,10 +243,10 @@ class NamespaceRepair:
     def _decide_again(
         self, lease: Lease, before: Lease
     ) -> tuple[Lease, Action, Collection[str]]:
-        """Decide on a claimed lease; return it with every backend that has some of it.
+        """Decide on a claimed lease. Return the lease, the action and the differences.
 
-        The third value names what is not as requested. `before` is the lease as it was
-        when the backends were asked.
+        The returned lease names every backend that has a part of it. The differences
+        are named by kind. `before` is the lease when the backends were asked.
         """
         namespace = self._namespace
         link = namespace.link(lease.ifindex) if namespace else None
