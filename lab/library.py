@@ -4,7 +4,8 @@
 import os
 from collections.abc import Iterable
 
-from tapster import AnyHost, Lease, OpenDevice, Spec
+from lab import shell
+from tapster import AnyHost, Host, Lease, OpenDevice, Spec, Tap
 
 
 def no_reaper(_: str) -> None:
@@ -27,3 +28,14 @@ def close_all(*devices: OpenDevice) -> None:
     """Close the descriptors of these devices."""
     for opened in devices:
         opened.close()
+
+
+def abandon(ledger: str | os.PathLike[str]) -> Lease:
+    """Return a lease whose manager died while it changed the lease, and whose bridge is
+    deleted: nobody can repair it."""
+    shell.sh("ip link add gone type bridge")
+    with Host(ledger, reaper=no_reaper) as host:
+        lease = acquire(host, Tap(bridge="gone", owner="gone"))
+        host.operations.context.claims.claim(lease.id)
+    shell.sh("ip link del gone")
+    return lease

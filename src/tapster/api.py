@@ -6,8 +6,7 @@ from time import CLOCK_BOOTTIME, clock_gettime
 
 from tapster.checks import check_value, shown
 from tapster.errors import (
-    ConflictError,
-    HostError,
+    OF_ONE_LEASE,
     NameTaken,
     NoSuchLease,
     NotAllowed,
@@ -349,7 +348,7 @@ def wait_for_name(host: AnyHost, attempt: Callable[[], T], wait: float) -> T:
         select([], [], [], min(left, LONGEST_SLEEP))
         try:
             host.reap()
-        except (NotAllowed, ConflictError, HostError):
+        except (NotAllowed, *OF_ONE_LEASE):
             continue  # acquire says what is wrong
 
 

@@ -225,6 +225,10 @@ class InternalError(TapsterError):
     """A fault of Tapster's own, which it did not foresee."""
 
 
+OF_ONE_LEASE = (RequestError, ConflictError, HostError, InternalError)
+"""What is raised when one lease, or its device, cannot be worked on: its bridge may be
+missing. The work on other leases goes on. A LedgerError concerns all leases."""
+
 _NO_ROOM = (EMFILE, ENFILE, ENOMEM)
 
 

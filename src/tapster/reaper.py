@@ -38,7 +38,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from math import inf
 
-from tapster.errors import ConflictError, HostError, LedgerError, TapsterError
+from tapster.errors import (
+    OF_ONE_LEASE,
+    HostError,
+    LedgerError,
+    MissingCapability,
+)
 from tapster.kernel.boot import boottime
 from tapster.kernel.failure import has
 from tapster.kernel.linux import LinuxSystem
@@ -55,13 +60,15 @@ from tapster.operations.pace import Pace
 
 LONGEST_NAP = 1.0
 """Seconds. A lease that is released during a nap may have a shorter FIN WAIT."""
-LEDGER_RETRY = 2.0
-"""Seconds until a ledger that is locked, or whose disk is full, is tried again."""
+RETRY = 2.0
+"""Seconds until the reaper tries again after a failure. The ledger may be locked or its
+disk full, or the kernel may be out of memory or descriptors."""
 LONGEST_WATCH = 5.0
 """Seconds that the reaper waits for a report while leases are bound."""
 FAILURES = 20
-"""How many leaders in a row may be killed in their first second (a seccomp filter).
-Then the standby ends; the next command starts a reaper again."""
+"""How many leaders in a row may be killed in their first second (a seccomp filter), and
+how often in a row the leader's work may fail. Then the reaper ends; the next command
+starts a reaper again."""
 KILLING = 1.0
 """Seconds to wait for the end of a stopped reaper that was killed."""
 
@@ -284,21 +291,10 @@ def _kill_halted(ledger: str, file: LockFile, byte: int) -> bool:
             return True
         try:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            return bool(select.select([pidfd], [], [], KILLING)[0])
+            return _is_ready(pidfd, KILLING)
         finally:
             os.close(pidfd)
     return False
-
-
-def _done(ledger: str, lock: Lock) -> bool:
-    """Return whether there is no work, or the ledger cannot be used."""
-    try:
-        with _open(ledger) as operations:
-            return operations.reap.quit_if_idle(lock.free)
-    except LedgerError as error:
-        return not _may_pass(error, ledger)
-    except TapsterError:
-        return True
 
 
 def _may_pass(error: LedgerError, ledger: str) -> bool:
@@ -324,46 +320,72 @@ def lead(ledger: str, standby: int, announcement: int | None = None) -> bool:
     if lock is None:
         return False
     try:
-        return not _done(ledger, lock) and _work_on(ledger, lock, standby)
+        return _work_on(ledger, lock, standby)
     finally:
         lock.file.leave()
 
 
 def _work_on(ledger: str, lock: Lock, standby: int) -> bool:
+    """Work until there is no work, or until the ledger cannot be used, however often
+    the work fails.
+
+    Return True if the standby has ended before.
+    """
+    failures = 0
+    while True:
+        began = boottime()
+        try:
+            with _open(ledger) as operations:
+                if operations.reap.quit_if_idle(lock.free):
+                    return False
+            return _work_and_watch(ledger, lock, standby)
+        except MissingCapability:
+            return False  # the next command shows the reason to its user
+        except LedgerError as error:
+            if not _may_pass(error, ledger):
+                return False
+        except Exception:  # noqa: BLE001 - VMs that end rely on this process
+            failures = failures + 1 if boottime() - began < LONGEST_WATCH else 1
+            if failures == FAILURES:
+                return False
+        lock.awake()
+        if _is_ready(standby, RETRY):
+            return True
+
+
+def _work_and_watch(ledger: str, lock: Lock, standby: int) -> bool:
+    """Work until there is no work; return True if the standby has ended before.
+
+    Raises what the work raises; the work can begin again.
+    """
     system = LinuxSystem()
     processes = Processes(system)
     identities = Identities()
     with closing(system.netns(None)) as own:
         followed = FollowedNamespaces(own.netns)
-    watches = [system.watch(first=FIRST_IFINDEX)]
-    with suppress(HostError):  # only the devices of this namespace are reported
-        watches.append(system.watch(first=FIRST_IFINDEX, elsewhere=True))
+    watches: list[Watch] = []
     report = Report(settle=True, changed=None)
     try:
-        while True:
+        watches.append(system.watch(first=FIRST_IFINDEX))
+        with suppress(HostError):  # only the devices of this namespace are reported
+            watches.append(system.watch(first=FIRST_IFINDEX, elsewhere=True))
+        while not report.alone:
             lock.awake()
-            failed = False
-            try:
-                nap = _work(ledger, lock, processes, identities, followed, report)
-            except LedgerError as error:
-                if not _may_pass(error, ledger):
-                    return False
-                nap, failed = LEDGER_RETRY, True
+            nap = _work(ledger, lock, processes, identities, followed, report)
             if nap is None:
                 return False
             lock.awake()
             report = _wait(watches, processes, standby, nap)
-            if failed:
-                report = report._replace(settle=True, changed=None)
-            if report.alone:
-                return True
-    except TapsterError:
-        pass  # the next command tries again, and shows the reason to its user
+        return True
     finally:
         processes.follow([])
         for watch in watches:
             watch.close()
-    return False
+
+
+def _is_ready(fd: int, seconds: float) -> bool:
+    """Wait for a descriptor to be readable, so long at most; return whether it is."""
+    return bool(select.select([fd], [], [], seconds)[0])
 
 
 def _work(
@@ -385,17 +407,17 @@ def _work(
         # comes back, a process closes a device.
         ended = 0
         leases, changed = _changed(operations, followed, report)
-        with suppress(HostError, ConflictError):
+        with suppress(*OF_ONE_LEASE):
             if report.settle:
                 operations.recover.settle()
-        with suppress(HostError, ConflictError):
+        with suppress(*OF_ONE_LEASE):
             if changed:
                 operations.recover.some([lease.id for lease in changed])
-        with suppress(HostError, ConflictError):
+        with suppress(*OF_ONE_LEASE):
             identities.restore(operations, leases)
-        with suppress(HostError, ConflictError):
+        with suppress(*OF_ONE_LEASE):
             operations.recover.restrict()
-        with suppress(HostError, ConflictError):
+        with suppress(*OF_ONE_LEASE):
             ended = operations.reap()
         if operations.reap.quit_if_idle(lock.free):
             return None

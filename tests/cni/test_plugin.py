@@ -12,6 +12,7 @@ import pytest
 
 from lab import iproute
 from lab.daemon import ALICE, Daemon, as_user, install, let_everybody_open_tun
+from lab.library import abandon
 from lab.redirect import kernel_redirects, redirections
 from lab.shell import sh
 from tapster import Host, Tap
@@ -68,6 +69,12 @@ def test_a_tap_in_the_pod(plugin: Plugin, version: str) -> None:
     assert not in_pod()
     assert not plugin.reserved()
     plugin.succeed("DEL", network)  # again, without the result
+
+
+def test_a_lease_that_cannot_be_repaired_hinders_no_pod(plugin: Plugin) -> None:
+    abandon(plugin.ledger)
+    plugin.add(plugin.configuration())
+    assert in_pod()["eth0"]
 
 
 def test_a_tap_on_a_bridge_of_the_host(plugin: Plugin) -> None:

@@ -209,6 +209,17 @@ def test_an_error_is_one_line_and_an_exit_code(
     assert set(iproute.links()) == {"lo", "br0"}
 
 
+def test_a_lease_that_cannot_be_repaired_hinders_no_other_vm(
+    tapster: Run, ledger: Path
+) -> None:
+    lost = library.abandon(ledger)
+    done = tapster("add", "--bridge", "br0")
+    assert done.stdout == "vnet1\n"
+    assert "another lease was not repaired: there is no bridge 'gone'" in done.stderr
+    tapster("run", "--bridge", "br0", "--", "true")
+    tapster("rm", lost.name, "--owner", "gone")
+
+
 def test_without_root_the_missing_capability_is_named(
     environment: dict[str, str],
 ) -> None:

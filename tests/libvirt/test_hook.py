@@ -13,7 +13,7 @@ import pytest
 
 from lab import iproute, shell
 from lab.crashes import Crashes
-from lab.library import close
+from lab.library import abandon, close
 from lab.libvirt import adopted, domain, uuid_of
 from lab.shell import TAPSTER
 from lab.strangers import foreign_tap
@@ -210,6 +210,14 @@ def test_a_host_without_virsh_cannot_see_a_vm_arrive(
     assert leases(host) == []
     assert call(script, "prepare", WEB).returncode == 0
     assert [lease.wiring.standby for lease in leases(host)] == [False, False]
+
+
+def test_a_lease_that_cannot_be_repaired_hinders_no_domain(
+    script: Path, host: Host, ledger: Path
+) -> None:
+    abandon(ledger)
+    assert call(script, "prepare", WEB).returncode == 0
+    assert {"web0", "web1"} <= {lease.name for lease in leases(host)}
 
 
 def test_it_never_calls_libvirt(

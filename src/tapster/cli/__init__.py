@@ -17,9 +17,8 @@ from io import TextIOWrapper
 from tapster import __version__
 from tapster.cli.options import SUPPRESS, Options, read
 from tapster.errors import (
-    ConflictError,
+    OF_ONE_LEASE,
     DaemonError,
-    HostError,
     MissingCapability,
     NoSuchLease,
     NoSuchLink,
@@ -350,8 +349,8 @@ def _settle(host: "Host") -> None:
     """Repair what dead processes left; continue if a lease cannot be repaired."""
     try:
         host.settle()
-    except (HostError, ConflictError) as error:
-        print(f"tapster: {error}; going on", file=sys.stderr)
+    except OF_ONE_LEASE as error:
+        print(f"tapster: another lease was not repaired: {error}", file=sys.stderr)
 
 
 def _ready_to_print() -> None:

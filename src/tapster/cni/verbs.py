@@ -18,6 +18,7 @@ from tapster.cni.ipam import Ipam
 from tapster.cni.protocol import NEWEST, VERSIONS, Attachment, CniCall, CniFailure, Code
 from tapster.cni.reservations import Reservations
 from tapster.errors import (
+    OF_ONE_LEASE,
     ConflictError,
     DaemonError,
     HostError,
@@ -57,7 +58,7 @@ def open_host(network: Network, netns: str | None = None) -> "AnyHost":
         host = Host(ledger, netns=netns)
         try:
             host.settle()
-        except (HostError, ConflictError):
+        except OF_ONE_LEASE:
             pass  # another attachment cannot be repaired now
         except BaseException:
             host.close()

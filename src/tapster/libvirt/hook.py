@@ -22,7 +22,7 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 
-from tapster.errors import ConflictError, HostError, NameTaken
+from tapster.errors import OF_ONE_LEASE, ConflictError, NameTaken
 from tapster.host import Host
 from tapster.light import NamedTuple
 from tapster.model import Lease, Spec
@@ -124,7 +124,7 @@ def release(host: Host, leases: Sequence[Lease]) -> None:
 
 def _acquire(host: Host, domain: Domain, libvirtd: int, *, standby: bool) -> None:
     """Make the devices of a domain that does not run; nothing of it may be left."""
-    with suppress(ConflictError, HostError):  # of other domains
+    with suppress(*OF_ONE_LEASE):  # of other domains
         host.settle()
     release(host, leases_of(host, domain.owner))
     specs = [

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reaper goes on after a failure: VMs that end rely on it."""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from errno import EMFILE, ENOBUFS
+from pathlib import Path
+
+import pytest
+
+from lab import iproute, library, shell
+from lab.reapers import Monitor, wait_for, wait_reaping
+from tapster import (
+    Host,
+    InternalError,
+    KernelError,
+    LedgerError,
+    MissingCapability,
+    NoSuchLink,
+    Tap,
+    reaper,
+)
+from tapster.kernel.lock import REAPER, LockFile
+from tapster.operations.reap import Reap
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
+
+FOREIGN = "02:00:00:00:00:99"
+
+
+def test_a_lease_that_cannot_be_repaired_does_not_end_the_reaper(ledger: Path) -> None:
+    """Its bridge is gone. The reaper still sees the end of the VM."""
+    shell.sh("ip link add br1 type bridge")
+    with Host(ledger) as host, subprocess.Popen(["sleep", "1000"]) as vm:
+        lost = library.acquire(host, Tap(bridge="br1", fin_wait=0.1), pid=vm.pid)
+        sound = library.acquire(host, Tap(bridge="br0"))
+        wait_reaping(ledger)
+        shell.sh("ip link del br1")
+        for lease in (lost, sound):
+            shell.sh(f"ip link set {lease.name} address {FOREIGN}")
+        mac = "fe" + sound.mac[2:]
+        wait_for(
+            lambda: iproute.links()[sound.name]["address"] == mac,
+            "the reaper has looked at both",
+        )
+        with Monitor() as monitor:
+            vm.kill()
+            monitor.wait_index_deleted(lost.ifindex)
+
+
+def fail(patch: pytest.MonkeyPatch, error: Exception, times: int) -> list[Exception]:
+    """Let a part of the reaper's work fail so often. Return the failures."""
+    failed: list[Exception] = []
+    quit_if_idle = Reap.quit_if_idle
+
+    def fail_or_quit(reap: Reap, on_idle: Callable[[], None]) -> bool:
+        if len(failed) == times:
+            return quit_if_idle(reap, on_idle)
+        failed.append(error)
+        raise error
+
+    patch.setattr(Reap, "quit_if_idle", fail_or_quit)
+    return failed
+
+
+@pytest.fixture
+def waiting(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    """A Host with a device whose FIN WAIT is over in a moment, and no reaper."""
+    monkeypatch.setattr(reaper, "RETRY", 0.0)
+    with Host(ledger, reaper=library.no_reaper) as host:
+        host.release(library.acquire(host, Tap(fin_wait=0.1)).id)
+        yield host
+
+
+def lead(ledger: Path) -> bool:
+    standby = os.pidfd_open(os.getpid())
+    try:
+        return reaper.lead(str(ledger), standby)
+    finally:
+        os.close(standby)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KernelError(ENOBUFS, "listing the links"),
+        OSError(EMFILE, "Too many open files"),
+        NoSuchLink("there is no bridge 'br1'"),
+        LedgerError("the disk is full"),
+        InternalError("a fault"),
+        KeyError("a fault"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_work_that_fails_is_tried_again(
+    waiting: Host, ledger: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    failed = fail(monkeypatch, error, reaper.FAILURES - 1)
+    assert not lead(ledger)
+    assert len(failed) == reaper.FAILURES - 1
+    assert waiting.leases() == []
+    assert iproute.ports() == set()
+
+
+@pytest.mark.parametrize(
+    ("error", "times"),
+    [
+        (KernelError(ENOBUFS, "listing the links"), reaper.FAILURES),
+        (MissingCapability("this needs CAP_NET_ADMIN"), 1),
+    ],
+    ids=["again and again", "for want of a capability"],
+)
+def test_work_that_cannot_be_done_ends_the_reaper_and_the_next_command_tries(
+    waiting: Host,
+    ledger: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    times: int,
+) -> None:
+    failed = fail(monkeypatch, error, reaper.FAILURES + 1)
+    assert not lead(ledger)
+    assert len(failed) == times
+    locks = LockFile(str(ledger))
+    assert not locks.alive(REAPER)
+    locks.leave()
+    with Monitor() as monitor:
+        shell.sh(f"{shell.TAPSTER} ls --ledger {ledger}")
+        monitor.wait_deleted("vnet0")
