@@ -275,7 +275,9 @@ class LeavesUsers(Devices):
 class LooksHereOnly(Devices):
     """A device that was moved to another namespace is not looked for."""
 
-    def moved(self, _: Collection[Lease]) -> dict[str, list[tuple[Netns, Link]]]:
+    def moved(
+        self, _: Collection[Lease], *, back: bool = False
+    ) -> dict[str, list[tuple[Netns, Link]]]:
         return {}
 
 

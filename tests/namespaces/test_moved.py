@@ -2,14 +2,28 @@
 """A device that somebody moves to another namespace is found, and never forgotten."""
 
 import os
-from collections.abc import Iterator, Sequence
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
+from itertools import combinations, cycle
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lab import iproute, library, shell
-from tapster import Action, Host, HostError, Lease, Macvtap, Mode, State, Tap
-from tapster.kernel.linux import LinuxNamespace
+from tapster import (
+    Action,
+    ConflictError,
+    Host,
+    HostError,
+    Lease,
+    Macvtap,
+    Mode,
+    State,
+    Tap,
+)
+from tapster.kernel.linux import LinuxNamespace, LinuxSystem
 from tapster.kernel.port import LinkChange, Namespace
 from tapster.operations.devices import Devices
 
@@ -128,6 +142,70 @@ def test_one_that_is_moved_on_before_it_is_deleted_is_found_again(
     host.release(moved)
     assert host.reap(now=True) == 1
     assert ours() == ours("pod") == ours("other") == {}
+
+
+class Mover:
+    """Moves vnet0 to the pod and back, before calls of the kernel.
+
+    It counts the calls by which a reap looks at the devices here and in the pod, and
+    deletes them.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.calls = 0
+        self._moves: dict[int, str] = {}
+        self._places: set[int] = set()
+        for name in (None, "pod"):
+            with closing(LinuxSystem().netns(name)) as place:
+                self._places.add(place.netns.cookie)
+        for name in ("delete_links", "link", "links", "links_with"):
+            patch.setattr(LinuxNamespace, name, self._counted(name))
+
+    def plan(self, *numbers: int) -> None:
+        """Move vnet0 away, back, and so on, before these calls; count from 0."""
+        away = "ip link set vnet0 netns pod"
+        back = f"ip -n pod link set vnet0 netns {os.getpid()}"
+        self.calls = 0
+        self._moves = dict(zip(numbers, cycle((away, back))))
+
+    def _counted(self, name: str) -> Callable[..., Any]:
+        call = getattr(LinuxNamespace, name)
+
+        def counted(namespace: LinuxNamespace, *arguments: Any) -> Any:
+            if namespace.netns.cookie in self._places:
+                if way := self._moves.pop(self.calls, None):
+                    subprocess.run(way.split(), capture_output=True, check=False)
+                self.calls += 1
+            return call(namespace, *arguments)
+
+        return counted
+
+
+@pytest.mark.parametrize("device", ["its own", "a placeholder"])
+def test_one_that_is_moved_at_any_moment_of_a_reap_is_deleted(
+    host: Host, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    mover = Mover(monkeypatch)
+
+    def reap(*numbers: int) -> int:
+        lease = library.acquire(host, Tap(bridge="br0"))
+        host.release(lease)
+        if device == "a placeholder":
+            shell.sh("ip link del vnet0")
+            host.recover()
+        mover.plan(*numbers)
+        with suppress(ConflictError):
+            host.reap(now=True)
+        made = mover.calls
+        mover.plan()
+        host.reap(now=True)
+        assert (ours(), ours("pod")) == ({}, {}), numbers
+        assert host.leases() == []
+        return made
+
+    most = max(reap(number) for number in range(reap()))
+    for moves in combinations(range(most), 2):
+        reap(*moves)
 
 
 @pytest.mark.parametrize("first", ["recover", "reap"])

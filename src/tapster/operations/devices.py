@@ -355,18 +355,27 @@ class Devices:
                 ready.append(lease)
             except ConflictError as error:
                 failures.add(error)
+        searched: list[Lease] = []
         if lost := [lease for lease in ready if self._is_lost(links, lease)]:
-            ready = self._delete_lost(lost, ready, failures)
-            links = self._look(namespace, ready)  # the search took a while
+            ready = self._delete_lost(lost, ready, failures, moving=False)
+            before, links = links, self._look(namespace, ready)
+            searched = [
+                lease
+                for lease in lost
+                if not (self._is_in(before, lease) or self._is_in(links, lease))
+            ]
         absent, left = self.try_to_delete(namespace, ready, links)
+        # Those that were moved since the first look.
+        missed = [lease for lease in absent if lease not in searched]
         if left:  # once more: it was moved away and back, or to another group
-            left = self.try_to_delete(namespace, left, self._look(namespace, left)).left
+            absent, left = self.try_to_delete(
+                namespace, left, self._look(namespace, left)
+            )
+            missed += absent
         for lease in left:
             failures.add(_not_deleted(lease))
         ready = [lease for lease in ready if lease not in left]
-        # Those that were moved between the look and the deletion.
-        missed = [lease for lease in absent if lease not in lost]
-        return self._delete_lost(missed, ready, failures)
+        return self._delete_lost(missed, ready, failures, moving=True)
 
     def _is_lost(self, links: Mapping[int, Link], lease: Lease) -> bool:
         """Return whether a lease's device may be in another namespace.
@@ -381,7 +390,12 @@ class Devices:
         )
 
     def _delete_lost(
-        self, lost: Sequence[Lease], leases: Sequence[Lease], failures: Failures
+        self,
+        lost: Sequence[Lease],
+        leases: Sequence[Lease],
+        failures: Failures,
+        *,
+        moving: bool,
     ) -> list[Lease]:
         """Delete the devices of lost leases that are in other namespaces.
 
@@ -392,7 +406,7 @@ class Devices:
         if not lost:
             return [*leases]
         try:
-            self.delete_moved(lost)
+            self.delete_moved(lost, moving=moving)
         except TapsterError as error:
             waiting = {lease.id for lease in lost if lease.state is State.FIN_WAIT}
             if waiting:
@@ -430,12 +444,15 @@ class Devices:
             return {link.ifindex: link for link in links if link}
         return {link.ifindex: link for link in namespace.links()}
 
-    def moved(self, leases: Collection[Lease]) -> dict[str, list[tuple[Netns, Link]]]:
+    def moved(
+        self, leases: Collection[Lease], *, back: bool = False
+    ) -> dict[str, list[tuple[Netns, Link]]]:
         """Return where devices are that another program moved, by the lease's id.
 
         A device keeps its stamp when it is moved to another network namespace. A lease
-        may have several such devices, because its placeholders can be moved, too. This
-        looks into every namespace. Raises HostError if that is impossible.
+        may have several such devices, because its placeholders can be moved, too. With
+        `back`, also those that are back at their places. This looks into every
+        namespace. Raises HostError if that is impossible.
         """
         stamps = {self.stamp(lease): lease for lease in leases}
         found: dict[str, list[tuple[Netns, Link]]] = {}
@@ -451,22 +468,27 @@ class Devices:
                 for link in namespace.links():
                     lease = stamps.get(link.alias)
                     # A placeholder has the stamp of the device that it replaces.
-                    if lease and (cookie, link.ifindex) != (
-                        lease.netns.cookie,
-                        lease.ifindex,
+                    if lease and (
+                        back
+                        or (cookie, link.ifindex) != (lease.netns.cookie, lease.ifindex)
                     ):
                         found.setdefault(lease.id, []).append((namespace.netns, link))
         return found
 
-    def delete_moved(self, leases: Collection[Lease]) -> None:
+    def delete_moved(self, leases: Collection[Lease], *, moving: bool = True) -> None:
         """Delete the devices of leases that end, if another program moved them.
 
         The search is repeated until it finds nothing: a device may be moved again
-        between the search and the deletion.
+        between the search and the deletion. If devices are `moving` at this moment,
+        it must find nothing twice, also at their places: a device may come to a
+        namespace after the search has looked there.
         """
+        needed = 2 if moving else 1
+        in_vain = 0
         for _ in range(ATTEMPTS):
-            moved = self.moved(leases)
-            if not moved:
+            moved = self.moved(leases, back=moving)
+            in_vain = 0 if moved else in_vain + 1
+            if in_vain == needed:
                 return
             for places in moved.values():
                 for netns, link in places:
