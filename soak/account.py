@@ -195,6 +195,9 @@ class Account:
         device = self.devices.get(event.ifindex)
         if device is None:
             device = DeviceRecord(event.look, event.altnames)
+            left = self._deleted.get(event.ifindex)
+            if left is not None and left.look.alias == event.look.alias != "":
+                device.touched = left.touched  # it was moved away, and is back
             self.devices[event.ifindex] = device
             self._renumber(event.look.name)
         for attribute in _changes(device.look, event):

@@ -227,8 +227,9 @@ class Storm:
                 find(BLIND, netns, f"{report.names[netns]} were reported, not {names}")
             for name in names ^ self._ground[netns]:
                 find(LEAK, netns, f"{name} is left, or was taken")
-        for name in _names(ground.AWAY) - {"lo"}:
-            find(LEAK, ground.AWAY, f"{name} is left")
+        for link in ground.links(ground.AWAY):
+            if link["ifname"] != "lo":
+                find(LEAK, ground.AWAY, f"{link} is left")
         for ledger in LEDGERS:
             for row in books.rows(ledger):
                 find(LEAK, f"ledger {ledger}", f"{row} is left")

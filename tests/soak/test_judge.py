@@ -224,6 +224,22 @@ def test_a_device_may_leave_the_namespace_by_an_act_only(row: Sequence) -> None:
     assert row.found == []
 
 
+def test_a_device_may_be_moved_away_and_back_before_its_vm_begins(
+    row: Sequence,
+) -> None:
+    row.link(VM)
+    for _ in row.act("admin", "away", "vnet0"):
+        row.link(VM, up=False)
+        row.link(VM, master=0)
+        row.link(VM, gone=True)
+    row.link(VM)
+    row.begin(make=False)
+    assert row.found == []
+    row.link(VM + 1, up=False, master=0)
+    row.begin(VM + 1, make=False)
+    assert row.found == [NOT_AS_PROMISED] * 2
+
+
 def test_an_act_accounts_for_nothing_after_it_or_elsewhere(row: Sequence) -> None:
     row.begin()
     row.begin(VM + 1)
