@@ -3,9 +3,17 @@
 
 import json
 import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 from lab import shell
+from lab.lines import Lines, readable
+
+SECONDS = 20.0
+"""Time in which a report surely comes, even on a busy host."""
 
 
 def ruleset() -> list[dict[str, Any]]:
@@ -45,6 +53,32 @@ def unnumbered(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
             if "elem" in body:
                 body["elem"].sort(key=json.dumps)
     return sorted(objects, key=lambda item: (table_of(item), "rule" in item))
+
+
+@contextmanager
+def changes() -> Iterator[list[str]]:
+    """Yield a list that has, after the block, what nft reports of it, line by line."""
+    with subprocess.Popen(["nft", "monitor"], stdout=subprocess.PIPE) as monitor:
+        assert monitor.stdout is not None
+        lines = Lines(monitor.stdout)
+        try:
+            # It does not say when it listens; that it reports a change does.
+            for number in count():
+                nft(f"add table bridge first{number}")
+                if readable(monitor.stdout.fileno(), time.monotonic() + 0.02):
+                    break
+            found: list[str] = []
+            yield found
+            nft("add table bridge last")
+            for line in lines.until(time.monotonic() + SECONDS):
+                if line == "add table bridge last":
+                    nft("delete table bridge last")
+                    return
+                if "table bridge first" not in line and not line.startswith("#"):
+                    found.append(line)
+            raise TimeoutError("nft monitor reports nothing")
+        finally:
+            monitor.kill()
 
 
 def nft(commands: str) -> None:

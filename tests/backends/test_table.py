@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Elements of leases come and go with them, and with nothing else."""
 
+import re
 import subprocess
 import sys
 import threading
@@ -453,10 +454,14 @@ def test_a_release_deletes_elements_that_were_added_by_hand(
 def test_while_a_lease_is_changed_honest_frames_pass_and_forged_ones_do_not(
     lab: GuestBridge,
 ) -> None:
-    guest = lab.guest(**WIRING, outbound=Rate(100_000))
+    # On a busy host a change takes long, and this test sends some MB meanwhile.
+    guest = lab.guest(**WIRING, outbound=Rate(10_000_000))
     honest, forged = announce(guest, MINE), announce(guest, "192.0.2.99")
     changes: list[dict[str, Any]] = [
-        {"addresses": (MINE, f"192.0.2.{number}"), "outbound": Rate(100_000 + number)}
+        {
+            "addresses": (MINE, f"192.0.2.{number}"),
+            "outbound": Rate(10_000_000 + number),
+        }
         for number in range(10, 20)
     ]
 
@@ -475,6 +480,23 @@ def test_while_a_lease_is_changed_honest_frames_pass_and_forged_ones_do_not(
     assert lab.passes(guest, announce(guest, "192.0.2.19"))
     assert not lab.passes(guest, announce(guest, "192.0.2.18"))
     assert lab.host.differences(lab.host.find(guest.lease.id)) == {}
+
+
+def test_a_change_replaces_only_what_differs(lab: GuestBridge) -> None:
+    """While the kernel replaces an element, a frame may find none."""
+    guest = lab.guest(**WIRING)
+    with nftables.changes() as changes:
+        lab.host.set(guest.lease.id, addresses=(OTHER, FILTERED.addresses[1]))
+    changed = re.findall(
+        r"^(create|delete) (\w+) bridge \w+ (\w+)", "\n".join(changes), re.MULTILINE
+    )
+    assert sorted(changed) == [
+        *(("create", "element", "ipv4"), ("create", "element", "leases")),
+        *(("delete", "element", "ipv4"), ("delete", "element", "leases")),
+    ]
+    with nftables.changes() as changes:
+        lab.host.set(guest.lease.id, isolated=True)
+    assert changes == []
 
 
 def test_a_lease_can_get_a_filter_and_lose_it(lab: GuestBridge) -> None:

@@ -72,8 +72,8 @@ class Purpose(NamedTuple):
     """Derive the elements that a lease's wiring asks for."""
 
 
-class _ListedElement(NamedTuple):
-    """An element as nft lists it."""
+class _OwnedElement(NamedTuple):
+    """An element with its device and its lease, as nft lists it."""
 
     element: Element
     device: str
@@ -90,7 +90,7 @@ class _Listing(NamedTuple):
 
     problem: str | None
     """How the table differs from the one that this class makes."""
-    elements: Sequence[_ListedElement]
+    elements: Sequence[_OwnedElement]
     gone: bool = False
 
 
@@ -125,7 +125,7 @@ class TableBackend:
             # is enough. A flush of the table leaves its sets, and elements without
             # rules filter nothing.
             try:
-                namespace.nft("\n".join(self._commands(lease)))
+                namespace.nft("\n".join(map(self._create, self._elements(lease))))
                 if namespace.nft_rules(self.table) == self._expected_rules:
                     return
             except NftRefused:
@@ -151,18 +151,33 @@ class TableBackend:
         devices = {str(lease.ifindex) for lease in leases}
         others = self._others(namespace, ids) if listing.gone else []
         old = [
-            self._delete(listed)
+            listed
             for listed in listing.elements
             if listed.device in devices or listed.lease in ids
         ]
-        new = [line for lease in [*leases, *others] for line in self._commands(lease)]
-        namespace.nft("\n".join([*self._rules, *old, *new]))
+        new = [each for lease in [*leases, *others] for each in self._elements(lease)]
+        # Rules and elements that stay are left alone. While the kernel replaces one,
+        # for some nanoseconds a frame finds neither the old one nor the new one, and
+        # an honest frame is dropped.
+        kept = set(old).intersection(new)
+        namespace.nft(
+            "\n".join(
+                [
+                    *(self._rules if listing.problem else ()),
+                    *(self._delete(each) for each in old if each not in kept),
+                    *(self._create(each) for each in new if each not in kept),
+                ]
+            )
+        )
+        if namespace.nft_rules(self.table) != self._expected_rules:
+            # Somebody has deleted them after the table was listed.
+            namespace.nft("\n".join(self._rules))
         return ids
 
-    def _commands(self, lease: Lease) -> list[str]:
-        """Return the commands that create all elements of a lease."""
+    def _elements(self, lease: Lease) -> list[_OwnedElement]:
+        """Return all elements that a lease should have."""
         return [
-            self._create(lease, element)
+            _OwnedElement(element, str(lease.ifindex), lease.id)
             for element in _with_witness(self._purpose.elements(lease))
         ]
 
@@ -181,13 +196,9 @@ class TableBackend:
         """Delete the lease's elements."""
         if namespace is None:
             return
-        if expected := list(self._purpose.elements(lease)):
-            commands = [
-                self._delete(_ListedElement(element, str(lease.ifindex), lease.id))
-                for element in _with_witness(expected)
-            ]
+        if any(self._purpose.elements(lease)):
             try:
-                namespace.nft("\n".join(commands))
+                namespace.nft("\n".join(map(self._delete, self._elements(lease))))
                 return
             except NftRefused:
                 pass
@@ -295,36 +306,37 @@ class TableBackend:
         present = _without_elements(objects)
         return None if present == self._reference else "has other rules"
 
-    def _listed_element(self, set: str, element: Any) -> _ListedElement:
+    def _listed_element(self, set: str, element: Any) -> _OwnedElement:
         """Make an element from its JSON."""
         body = element.get("elem", {}) if isinstance(element, dict) else {}
         value = body.get("val", element)
         parts = value["concat"] if isinstance(value, dict) else [value]
         owner = parse_stamp(body.get("comment", ""))
-        return _ListedElement(
+        return _OwnedElement(
             Element(set, tuple(map(_part, parts[1:])), _limit(body.get("limit"))),
             str(parts[0]),
             owner.lease if owner and owner.ledger == self._ledger else "",
         )
 
     def _delete_all(
-        self, namespace: Namespace, listed: Sequence[_ListedElement]
+        self, namespace: Namespace, listed: Sequence[_OwnedElement]
     ) -> None:
         if listed:
             namespace.nft("\n".join(map(self._delete, listed)))
 
-    def _create(self, lease: Lease, element: Element) -> str:
+    def _create(self, wanted: _OwnedElement) -> str:
+        element, device, lease = wanted
         limit = ""
         if element.limit is not None:
             rate, burst, unit = element.limit
             what = "" if unit == "packets" else f" {unit}"
             limit = f"limit rate over {rate}{what}/second burst {burst} {unit} "
-        comment = f'comment "{stamp(self._ledger, lease.id)}"'
+        comment = f'comment "{stamp(self._ledger, lease)}"'
         set = f"bridge {self.table} {element.set}"
-        key = " . ".join([str(lease.ifindex), *element.key])
+        key = " . ".join([device, *element.key])
         return f"create element {set} {{ {key} {limit}{comment} }}"
 
-    def _delete(self, listed: _ListedElement) -> str:
+    def _delete(self, listed: _OwnedElement) -> str:
         key = " . ".join([listed.device, *listed.element.key])
         return f"delete element bridge {self.table} {listed.element.set} {{ {key} }}"
 
