@@ -78,10 +78,12 @@ class FleetHost:
         self.config = folder / f"{name}.toml"
         self.configure()
         self.ledger = folder / f"{name}.db"
-        system = FakeSystem()
-        system.stranger().add_bridge("br0")
-        system.stranger().add_bridge("br1")
-        self.host = tapster.Host(self.ledger, system=system, reaper=library.no_reaper)
+        self.system = FakeSystem()
+        self.system.stranger().add_bridge("br0")
+        self.system.stranger().add_bridge("br1")
+        self.host = tapster.Host(
+            self.ledger, system=self.system, reaper=library.no_reaper
+        )
         self.boot = f"boot-{name}"
         self.late = 0.0
         self.store = store

@@ -17,7 +17,10 @@ from tapster.fleet import sync_loop
 from tapster.fleet.keys import BLOCK_SIZE, Keys
 from tapster.fleet.member import Member
 from tapster.fleet.sync_loop import SyncLoop
+from tapster.model import Vm
 from tests.fleet.hosts import MAC, Pair, X
+
+OTHER, Y = "52:54:00:aa:bb:dd", Vm("Y")
 
 
 class SyncLog:
@@ -113,6 +116,25 @@ def test_a_fenced_host_lets_go_of_vms_that_run_elsewhere(
     assert [synced.turn() for _ in range(2)] == [down, []]
     up = {lease.id: lease.wiring.up for lease in pair.a.host.leases()}
     assert up == {own.id: True, moved.id: on_fenced == "report"}
+
+
+def test_a_device_that_cannot_be_taken_down_keeps_no_other_vm_up(
+    pair: Pair, synced: TurnedLoop
+) -> None:
+    """The bridge of one VM is gone. The other VM would run twice on its network."""
+    pair.a.configure('on_fenced = "down"')
+    lost, moved = pair.a.add(MAC, X, "br1"), pair.a.add(OTHER, Y)
+    synced.turn()
+    pair.a.system.stranger().delete_by_name("br1")
+    pair.fleet.fence("a", by="test", why="test")
+    pair.b.add(MAC, X)
+    pair.b.add(OTHER, Y)
+    said = [synced.turn() for _ in range(2)]
+    assert said == [["fleet-away", "fleet-not-down", "fleet-down"], []]
+    up = {lease.id: lease.wiring.up for lease in pair.a.host.leases()}
+    assert up == {lost.id: True, moved.id: False}
+    pair.a.system.stranger().add_bridge("br1")
+    assert synced.turn() == ["fleet-down"]
 
 
 def test_the_log_says_once_that_the_host_has_not_joined(

@@ -354,11 +354,28 @@ def test_a_missing_password_is_no_obstacle_to_an_acquire(tmp_path: Path) -> None
             store.read(["/a"])
 
 
+def test_a_wrong_endpoint_is_no_obstacle_to_an_acquire(
+    pair: Pair, etcd: Stores
+) -> None:
+    """As a store that is away. A faulty file of settings was none before."""
+    pair.b.settings = pair.b.settings._replace(endpoints=("etcd1:2379",))
+    pair.b.configure()
+    pair.b.store = etcd(Endpoint(False, "127.0.0.1", 1))
+    lease = pair.b.add(MAC)
+    entry = pair.b.member.book.of_lease(lease.id)
+    assert entry is not None
+    assert "an endpoint is a URL" in entry.problem
+    pair.b.configure('when_away = "refuse"')
+    with pytest.raises(FleetUnavailable, match="an endpoint is a URL"):
+        pair.b.add(MAC, bridge="br1")
+
+
 @pytest.mark.parametrize(
     "url",
     [
         *("", "etcd1", "ftp://x", "http://", "http://x:99999", "http://x/path"),
         *("http://[::1", "http://x:0", "http://a b", "http://u:p@x", "http://x?y"),
+        *("http://.x", "http://a..b", f"http://{'a' * 64}.example"),
     ],
 )
 def test_a_url_that_is_no_endpoint_is_refused(url: str) -> None:

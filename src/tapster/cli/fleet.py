@@ -13,7 +13,7 @@ from tapster.cli import output
 from tapster.cli.options import Options
 from tapster.cli.output import Column
 from tapster.cli.values import given_text
-from tapster.errors import NoSuchLease, RequestError
+from tapster.errors import OF_ONE_LEASE, NoSuchLease, RequestError
 from tapster.fleet import settings
 from tapster.fleet.book import BookEntry
 from tapster.fleet.fleet import Overview
@@ -135,7 +135,11 @@ def _take_down(options: Options, member: Member) -> None:
 
     with Host(options.ledger) as host:
         for entry in member.superseded():
-            host.set(entry.record.lease, up=False)
+            try:
+                host.set(entry.record.lease, up=False)
+            except OF_ONE_LEASE as error:
+                print(f"tapster: {entry.row.name}: {error}", file=sys.stderr)
+                continue
             said = f"{entry.row.name} is down: VM {entry.record.vm} runs elsewhere"
             print(said, file=sys.stderr)
 

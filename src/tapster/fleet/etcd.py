@@ -84,6 +84,7 @@ def parse_endpoint(text: str) -> Endpoint:
     try:
         url = urlsplit(text)
         host, port = url.hostname or "", 2379 if url.port is None else url.port
+        host.encode("idna")  # as a look-up does, with the same error
     except ValueError:
         raise _no_endpoint(text) from None
     plain = f"{url.scheme}://{url.netloc}"

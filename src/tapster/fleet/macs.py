@@ -149,7 +149,10 @@ class FleetMacs:
         if asking is None or asking.settings != settings:
             if asking is not None:
                 asking.close()
-            asking = Asking(settings, self._ledger.id)
+            try:
+                asking = Asking(settings, self._ledger.id)
+            except RequestError as error:  # as of other settings, in `_load`
+                raise FleetUnavailable(str(error)) from error
         began = time.monotonic()
         calm = began >= self._anxious_until
         budget = settings.budget if calm else settings.budget / 10

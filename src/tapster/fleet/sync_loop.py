@@ -9,7 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 
-from tapster.errors import TapsterError
+from tapster.errors import OF_ONE_LEASE, TapsterError
 from tapster.fleet import settings
 from tapster.fleet.member import Member, open_store
 from tapster.fleet.steps import Fenced
@@ -39,6 +39,7 @@ class SyncLoop:
         self._say = say
         self._take_down = take_down
         self._down: set[str] = set()
+        self._not_down: set[str] = set()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fleet", daemon=True)
         self._said = ""
@@ -94,11 +95,20 @@ class SyncLoop:
     def _let_go(self, member: Member) -> None:
         """Take down the devices of VMs that another host has taken over."""
         for entry in member.superseded():
-            if entry.record.lease not in self._down:
-                self._take_down(entry.record.lease)
-                self._down.add(entry.record.lease)
-                fields = {"name": entry.row.name, "vm": entry.record.vm}
-                self._say("fleet-down", fields)
+            lease = entry.record.lease
+            if lease in self._down:
+                continue
+            fields = {"name": entry.row.name, "vm": entry.record.vm}
+            try:
+                self._take_down(lease)
+            except OF_ONE_LEASE as error:
+                # The next sync tries again.
+                if lease not in self._not_down:
+                    self._say("fleet-not-down", {**fields, "problem": str(error)})
+                    self._not_down.add(lease)
+                continue
+            self._down.add(lease)
+            self._say("fleet-down", fields)
 
     def turn(self, member: Member | None) -> Member | None:
         """Sync once, whatever happens; return the member for the next time."""
