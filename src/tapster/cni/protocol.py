@@ -55,6 +55,9 @@ class CniFailure(Exception):
         self.message = message
         self.details = details
 
+    def __str__(self) -> str:
+        return self.message
+
     def to_json(self, version: str) -> dict[str, Any]:
         """Return what is printed."""
         answer = {"cniVersion": version, "code": int(self.code), "msg": self.message}

@@ -86,6 +86,7 @@ def add(
     with open_host(network, call.netns if network.in_pod else None) as host:
         with host.acquire(spec) as opened:
             lease = opened.lease
+        _refuse_second(host, call, network, lease)
         given: dict[str, Any] | None = None
         try:
             if ipam is not None:
@@ -99,6 +100,29 @@ def add(
         except BaseException as error:
             _undo(host, lease, ipam, reservations, call.attachment, error)
             raise
+
+
+def _refuse_second(
+    host: "AnyHost", call: CniCall, network: Network, lease: Lease
+) -> None:
+    """Release a lease if its attachment has another one. Raises CniFailure.
+
+    The IPAM plugin would refuse a second address, and undoing that would give back the
+    address that the attachment uses. This looks when it has its own lease: of two ADDs
+    at the same moment, one at least sees the other.
+    """
+    for other, attachment in _leases(host, network):
+        if (
+            attachment == call.attachment
+            and other.state is State.ACTIVE
+            and other.id != lease.id
+        ):
+            host.release(lease)
+            raise CniFailure(
+                Code.ENVIRONMENT,
+                f"CNI_IFNAME {call.ifname!r}: container {call.container!r} has device "
+                f"{other.name!r} on network {network.name!r} already; DEL comes first",
+            )
 
 
 def _undo(
