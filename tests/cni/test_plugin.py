@@ -4,6 +4,7 @@
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,33 @@ def test_an_attachment_can_be_added_once(plugin: Plugin) -> None:
     assert "CNI_IFNAME 'eth0'" in error["msg"]
     assert in_pod().keys() == {"eth0"}
     assert plugin.reserved() == {"192.0.2.2"}
+
+
+def test_an_attachment_to_a_bridge_can_be_added_once(plugin: Plugin) -> None:
+    """The second ADD gave the address back that the first one had got."""
+    network = plugin.configuration(bridge="br0", ipam=plugin.ipam())
+    plugin.add(network)
+    before = bridged()
+    error = plugin.fail("ADD", network)
+    assert error["code"] == 4
+    assert "container 'c1' has device 'vnet0' on network 'net' already" in error["msg"]
+    assert bridged() == before
+    assert plugin.reserved() == {"192.0.2.2"}
+    plugin.succeed("DEL", network)
+    assert not plugin.reserved()
+    plugin.add(network)
+
+
+def test_a_runtime_may_ignore_its_children(plugin: Plugin) -> None:
+    """The plugin inherits that, and still gets the status of the IPAM plugin."""
+    code = (
+        "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); "
+        "os.execv(sys.executable, [sys.executable, '-m', 'tapster.cni'])"
+    )
+    plugin.command = [sys.executable, "-c", code]
+    network = plugin.configuration(ipam=plugin.ipam())
+    plugin.add(network)
+    plugin.succeed("DEL", network)
 
 
 def test_a_foreign_device_with_the_name_is_left_alone(plugin: Plugin) -> None:

@@ -57,6 +57,44 @@ def test_a_command_in_the_background_keeps_its_device(ledger: Path) -> None:
         monitor.wait_deleted("vnet0")  # no command was typed
 
 
+def test_a_helper_that_was_started_before_keeps_no_device(ledger: Path) -> None:
+    """A script starts it, and then becomes the command, as at the end of a wrapper."""
+    helper = "sleep 1000 </dev/null >/dev/null 2>&1 & echo $!"
+    tapster = f"exec {TAPSTER} run --bridge br0 -- true"
+    done = subprocess.run(
+        ["sh", "-c", f"{helper}; {tapster}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    kill(int(done.stdout))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert states() == {"vnet0": "fin_wait"}
+
+
+LEAVE = """
+import os, select, sys, time
+told, tell = os.pipe()
+if not (child := os.fork()):
+    if left := os.fork():
+        os.write(tell, str(left).encode())
+    os._exit(0)
+os.waitpid(child, 0)
+left = os.read(told, 16).decode()
+end = time.monotonic() + 20
+while os.path.exists(f"/proc/{left}"):
+    if time.monotonic() > end:
+        sys.exit(f"process {left} is a zombie")
+    select.select([], [], [], 0.01)
+"""
+"""It leaves a process that ends, as a VMM may do for each connection for months."""
+
+
+def test_no_zombie_stays_of_what_the_command_leaves(ledger: Path) -> None:
+    done = run("--", sys.executable, "-c", LEAVE)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("errors", ["/dev/full", "a pipe that is read no more"])
 def test_a_command_in_the_background_keeps_its_device_whoever_hears_of_it(
     ledger: Path, errors: str
@@ -89,7 +127,7 @@ def test_a_device_stays_if_it_cannot_be_told_whether_a_process_has_it(
     def fail(*_: object) -> None:
         raise LeaseBusy("another process works on it")
 
-    def children() -> list[int]:
+    def children(_: object) -> list[int]:
         if failing == "listdir":
             raise PermissionError(EACCES, "Permission denied", "/proc/self/task")
         return [os.getpid()] if failing == "bind" else []

@@ -585,6 +585,7 @@ ROOMS = [
             "tapster.host",
             "tapster.kernel.failure",
             "tapster.kernel.linux",
+            "tapster.kernel.signals",
             "tapster.model",
             "tapster.rpc.client",
         ),

@@ -25,7 +25,7 @@ from tapster.errors import (
     RequestError,
     TapsterError,
 )
-from tapster.kernel import failure
+from tapster.kernel import failure, signals
 from tapster.light import TYPE_CHECKING, Any, NoReturn, Sequence, cast, suppress
 
 if TYPE_CHECKING:
@@ -191,7 +191,11 @@ RUNNING = ("run", "open")
 
 
 def _take_signals() -> None:
-    """Let Ctrl-C undo what is under way, instead of ending the process."""
+    """Let Ctrl-C undo what is under way, instead of ending the process.
+
+    Verbs may run other programs, such as virsh.
+    """
+    signals.keep_statuses()
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -256,7 +260,7 @@ def _open(verb: str, options: Options) -> "AnyHost":
             host = Host(options.ledger, netns=netns)
         try:
             if verb not in ("recover", "doctor"):
-                _settle(host)
+                settle(host)
             if verb in KEEPING:
                 _keep_history(host)
         except BaseException:
@@ -345,7 +349,7 @@ def _declare_common(parser: Any, before: Options) -> None:
     )
 
 
-def _settle(host: "Host") -> None:
+def settle(host: "Host") -> None:
     """Repair what dead processes left; continue if a lease cannot be repaired."""
     try:
         host.settle()

@@ -18,6 +18,7 @@ import os
 import sys
 from collections.abc import Callable
 
+from tapster.cli import settle
 from tapster.cli.options import SUPPRESS, Options
 from tapster.errors import HostError, RequestError, TapsterError
 from tapster.light import TYPE_CHECKING, NamedTuple
@@ -220,7 +221,7 @@ def _attach(options: Options) -> int:
     name, options.name = options.name, options.name or "tap"
     spec = nic.spec(options)
     with _open(options) as host:
-        host.settle()
+        settle(host)
         print(plug.attach(host, options.domain, spec, options.model, name))
     return 0
 
@@ -235,7 +236,7 @@ def _detach(options: Options) -> int:
     from tapster.libvirt import plug
 
     with _open(options) as host:
-        host.settle()
+        settle(host)
         plug.detach(host, options.domain, options.nic)
     return 0
 

@@ -22,7 +22,7 @@ Exit codes: COMMAND's, 128+N if signal N ended it, 127 if it was not found,
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack, suppress
 from errno import ENOENT
 from math import inf
@@ -144,7 +144,7 @@ def _run(
                 )
                 return 127 if error.errno == ENOENT else 126
             status = child.wait()
-            if goes_on(host, devices):
+            if goes_on(host, devices, child.siblings):
                 ending.pop_all()
             return status
 
@@ -157,13 +157,17 @@ def _release(host: "AnyHost", opened: OpenDevice) -> None:
         print(f"tapster: {error}", file=sys.stderr)
 
 
-def goes_on(host: "AnyHost", devices: Sequence[OpenDevice]) -> bool:
+def goes_on(
+    host: "AnyHost", devices: Sequence[OpenDevice], siblings: Collection[int] = ()
+) -> bool:
     """Return whether the command continues in the background; then its leases last too.
+
+    The children `siblings` are not the command's.
 
     They end with the process in the background, or when no process has the tap open.
     """
     try:
-        for pid in living_children():
+        for pid in living_children(siblings):
             bound = []
             for opened in devices:
                 # One lease may be over, because an administrator deleted its device.

@@ -10,10 +10,11 @@ the child.
 
 import os
 import signal
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 
 from tapster.errors import KernelError
+from tapster.kernel import signals
 from tapster.light import NoReturn, Self
 
 PASSED_ON = {
@@ -34,8 +35,7 @@ SI_KERNEL = 128
 @contextmanager
 def signals_blocked() -> Iterator[Mask]:
     """Block the signals that `Child.wait` waits for; yield the earlier mask."""
-    # A process that ignores SIGCHLD, as many daemons do, gets no status of a child.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signals.keep_statuses()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON | {signal.SIGCHLD})
     try:
         yield before
@@ -54,6 +54,11 @@ class Child:
         environment: Mapping[str, str],
     ) -> None:
         """Fork; the child inherits `fds`, blocks `mask`, and waits for `go`."""
+        self.siblings: set[int] = set()
+        """The children that this process had before: a script may start helpers, and
+        then become this process by exec."""
+        with suppress(OSError):  # without /proc no child is found later, either
+            self.siblings.update(_children())
         try:
             may_go, self._go = os.pipe()
             self._failure, failed = os.pipe()  # both close-on-exec
@@ -96,13 +101,28 @@ class Child:
         while True:
             caught = signal.sigwaitinfo(PASSED_ON | {signal.SIGCHLD})
             if caught.si_signo == signal.SIGCHLD:
-                pid, status = os.waitpid(self.pid, os.WNOHANG)
-                if pid:
+                status = self._collect()
+                if status is not None:
                     code = os.waitstatus_to_exitcode(status)
                     return code if code >= 0 else 128 - code
             elif caught.si_code != SI_KERNEL:
                 # What the terminal sends reaches the whole process group.
                 os.kill(self.pid, caught.si_signo)
+
+    def _collect(self) -> int | None:
+        """Collect children that have ended; return the status of the command, if it is
+        one of them.
+
+        A process that the command leaves becomes a child of this process: see
+        `adopt_orphans`. As zombies, such processes would use up the process ids.
+        """
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == self.pid:
+                return status
+            if not pid:
+                return None
+            self.siblings.discard(pid)  # it may be the pid of another process now
 
     def _close_go(self) -> None:
         if self._go >= 0:
@@ -110,23 +130,27 @@ class Child:
             self._go = -1
 
 
-def living_children() -> list[int]:
-    """Return the pids of this process's children that have not ended.
+def living_children(siblings: Collection[int]) -> list[int]:
+    """Return the pids of this process's children that have not ended, without
+    `siblings`.
 
     Those that a command left in the background are among them, if the process adopts
     orphans. First come the VMs: those that have a tap or macvtap open. A command may
     also leave helpers, such as swtpm. Otherwise the oldest comes first.
     """
-    children: list[int] = []
-    for thread in os.listdir("/proc/self/task"):
-        with open(f"/proc/self/task/{thread}/children") as file:
-            children += map(int, file.read().split())
     living = []
-    for pid in sorted(children):
+    for pid in sorted({*_children()} - {*siblings}):
         ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if ended is None:
             living.append(pid)
     return sorted(living, key=lambda pid: not _has_device(pid))
+
+
+def _children() -> Iterator[int]:
+    """Yield the pids of this process's children. Raises OSError."""
+    for thread in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{thread}/children") as file:
+            yield from map(int, file.read().split())
 
 
 def _has_device(pid: int) -> bool:

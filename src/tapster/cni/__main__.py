@@ -12,6 +12,7 @@ import sys
 from tapster.cni import config, protocol, verbs
 from tapster.cni.protocol import CniFailure, Code
 from tapster.errors import TapsterError, unforeseen
+from tapster.kernel import signals
 from tapster.light import Any, NoReturn
 
 MAX_INPUT = 1 << 20
@@ -72,6 +73,7 @@ def _print(answer: dict[str, Any]) -> None:
 def command() -> NoReturn:
     """Carry out the command and end the process at once."""
     gc.disable()  # the process ends before there is much of it
+    signals.keep_statuses()  # of the IPAM plugin
     status = main()
     try:
         sys.stdout.flush()

@@ -64,6 +64,16 @@ class Deferral:
             self._deferred.__exit__()
 
 
+def keep_statuses() -> None:
+    """Let this process get the status of each child that ends.
+
+    A process whose starter ignores SIGCHLD, as many daemons do, ignores it too. Then
+    the kernel keeps no status, and waitpid(2) fails.
+    """
+    if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
 def raised_by_handler(error: BaseException) -> bool:
     """Return whether a signal handler of the program has raised an error.
 
