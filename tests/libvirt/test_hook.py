@@ -15,10 +15,11 @@ from lab import iproute, shell
 from lab.crashes import Crashes
 from lab.library import abandon, close
 from lab.libvirt import adopted, domain, uuid_of
+from lab.reapers import wait_for
 from lab.shell import TAPSTER
 from lab.strangers import foreign_tap
 from tapster import Host, Lease, Tap
-from tapster.libvirt import hooks
+from tapster.libvirt import arrival, hooks
 from tapster.libvirt.hook import leases_of
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
@@ -218,6 +219,38 @@ def test_a_lease_that_cannot_be_repaired_hinders_no_domain(
     abandon(ledger)
     assert call(script, "prepare", WEB).returncode == 0
     assert {"web0", "web1"} <= {lease.name for lease in leases(host)}
+
+
+@pytest.fixture
+def virsh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A virsh that says that each domain runs. The test adds what else it does."""
+    path = tmp_path / "virsh"
+    path.write_text('#!/bin/sh\ncase "$*" in *domstate*) echo running; exit ;; esac\n')
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return path
+
+
+def test_the_devices_of_a_vm_that_arrives_are_taken_off_standby(
+    script: Path, host: Host, virsh: Path
+) -> None:
+    """They are in the hook's ledger. The default ledger has no such lease."""
+    for phase in ("migrate", "prepare", "start"):
+        assert call(script, phase, WEB).returncode == 0
+    assert iproute.ports() == set()
+    assert call(script, "started", WEB).returncode == 0
+    wait_for(lambda: iproute.ports() == {"web0", "web1"}, "the VM is connected")
+
+
+def test_a_device_that_cannot_be_taken_off_standby_is_tried_again(
+    script: Path, host: Host, ledger: Path, virsh: Path
+) -> None:
+    call(script, "migrate", WEB)
+    shell.sh("ip link set br0 name away")
+    with virsh.open("a") as file:  # while no event comes
+        file.write("exec ip link set away name br0\n")
+    arrival.wait(uuid_of("web"), str(ledger))
+    assert iproute.ports() == {"web0", "web1"}
 
 
 def test_it_never_calls_libvirt(

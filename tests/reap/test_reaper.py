@@ -152,7 +152,7 @@ def count_starts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def count(module: str, ledger: str, keep: int | None = None) -> None:
         started.append(module)
-        start(module, ledger, keep)
+        start(module, ledger, keep=keep)
 
     monkeypatch.setattr(detached, "start", count)
     return started

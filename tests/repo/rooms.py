@@ -533,6 +533,7 @@ ROOMS = [
             "tapster.host",
             "tapster.libvirt.hook",
             "tapster.libvirt.virsh",
+            "tapster.model",
         ),
         "the hook's work that has to wait for libvirt",
     ),

@@ -290,7 +290,8 @@ def _hook(options: Options) -> int:
         if hook.call(host, asked, options.phase, os.getppid()):
             from tapster.kernel import detached
 
-            detached.start("tapster.libvirt.arrival", asked.uuid)
+            ledger = host.operations.context.ledger.path
+            detached.start("tapster.libvirt.arrival", asked.uuid, ledger)
     return 0
 
 

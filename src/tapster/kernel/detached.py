@@ -17,8 +17,8 @@ KEPT = 3
 """The number of the descriptor that a process inherits."""
 
 
-def start(module: str, argument: str, keep: int | None = None) -> None:
-    """Run `python -m MODULE ARGUMENT` in a new session, without input or output.
+def start(module: str, *arguments: str, keep: int | None = None) -> None:
+    """Run `python -m MODULE ARGUMENTS` in a new session, without input or output.
 
     The process becomes a child of init. So the caller has no zombie to collect. If the
     caller is in a service of systemd, the process gets a unit of its own: systemd kills
@@ -36,7 +36,7 @@ def start(module: str, argument: str, keep: int | None = None) -> None:
             "give Host a reaper that runs: python3 -m tapster.reaper LEDGER",
         )
     # -P: take no module from the caller's working directory.
-    command = [sys.executable, "-P", "-m", module, argument]
+    command = [sys.executable, "-P", "-m", module, *arguments]
     script, kept = '"$@" &', keep is not None
     if _in_a_service():
         script, kept = _OWN_UNIT, False  # systemd passes no descriptor on

@@ -253,7 +253,7 @@ def start_reaper(ledger: str) -> None:
     locks = LockFile(ledger, make=False)
     try:
         if locks.announce_reaper():
-            start("tapster.reaper", ledger, locks.fileno())
+            start("tapster.reaper", ledger, keep=locks.fileno())
     except OSError as error:
         raise HostError(
             f"the reaper could not be started: {error.strerror}; released devices "
