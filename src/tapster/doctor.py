@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from tapster import hazards, names
-from tapster.errors import ServiceUnavailable, TapsterError
+from tapster.errors import OF_ONE_LEASE, ServiceUnavailable, TapsterError
 from tapster.kernel import failure, tun
 from tapster.model import Lease, Link, Problem, State, parse_stamp
 from tapster.operations.decision import UNREPAIRED, Action, is_ours
@@ -34,22 +34,35 @@ def examine(operations: Operations) -> list[Problem]:
             for lease in ledger.leases()
             if (lease.netns.boot, lease.netns.cookie) == own
         ]
-        return [
-            *_privileges(),
-            *_tun(),
-            *(
-                Problem(f"the ledger is damaged: {damage}", "restore it from a backup")
-                for damage in ledger.check()
-            ),
-            *_unrepaired(operations),
-            *_undetermined(operations, links, here),
-            *_moved(operations, links, here),
-            *_opened(ledger.id, links, here),
-            *_left_in_backends(operations),
-            *_leftovers(ledger.id, links, here),
-            *_squatters(ledger.templates(), links, here),
-            *hazards.find(namespace, links, here),
+        checks = [
+            _privileges(),
+            _tun(),
+            _damages(operations),
+            _unrepaired(operations),
+            _undetermined(operations, links, here),
+            _moved(operations, links, here),
+            _opened(ledger.id, links, here),
+            _left_in_backends(operations),
+            _leftovers(ledger.id, links, here),
+            _squatters(ledger.templates(), links, here),
+            *hazards.checks(namespace, links, here),
         ]
+        problems = [problem for check in checks for problem in _found(check)]
+        return [*dict.fromkeys(problems)]
+
+
+def _found(check: Iterator[Problem]) -> Iterator[Problem]:
+    """Yield what a check finds. A check that fails is a problem, and hides no other."""
+    try:
+        yield from check
+    except OF_ONE_LEASE as error:
+        remedy = "remove the cause, then: tapster doctor"
+        yield Problem(f"not everything could be looked at: {error}", remedy)
+
+
+def _damages(operations: Operations) -> Iterator[Problem]:
+    for damage in operations.context.ledger.check():
+        yield Problem(f"the ledger is damaged: {damage}", "restore it from a backup")
 
 
 def _privileges() -> Iterator[Problem]:

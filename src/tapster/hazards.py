@@ -8,10 +8,11 @@ frames, and programs that configure new devices.
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from errno import ENODEV
 
 from tapster.backends import ovs
 from tapster.backends.bridge import MAX_PORTS
-from tapster.errors import HostError
+from tapster.errors import HostError, KernelError
 from tapster.kernel import udev, xtables
 from tapster.kernel.port import Namespace
 from tapster.model import Kind, Lease, Link, Mode, Problem, State
@@ -24,21 +25,24 @@ CALLS = "/proc/sys/net/bridge/bridge-nf-call-"
 """Where br_netfilter says which of its tables judge bridged packets."""
 
 
-def find(
+def checks(
     namespace: Namespace, links: Sequence[Link], leases: Sequence[Lease]
-) -> Iterator[Problem]:
-    """Yield the hazards to the leases of a namespace; `links` are its devices."""
+) -> Iterator[Iterator[Problem]]:
+    """Yield checks for hazards to the leases of a namespace; `links` are its devices.
+
+    Each may raise a TapsterError, and does not look before it is iterated.
+    """
     active = [lease for lease in leases if lease.state is State.ACTIVE]
-    yield from _equal_macs(links, active)
-    yield from _bridges(namespace, links, leases)
-    yield from _ports(links, active)
-    yield from _vlans(namespace, links, active)
-    yield from _entries(namespace, links, active)
-    yield from _switched(links, active)
-    yield from _lower_devices(links, active)
+    yield _equal_macs(links, active)
+    yield _bridges(namespace, links, leases)
+    yield _ports(links, active)
+    yield _vlans(namespace, links, active)
+    yield _entries(namespace, links, active)
+    yield _switched(links, active)
+    yield _lower_devices(links, active)
     if bridges := {lease.wiring.bridge for lease in active if lease.wiring.bridge}:
-        yield from _firewall(namespace, links, bridges)
-    yield from _udev()
+        yield _firewall(namespace, links, bridges)
+    yield _udev()
 
 
 def _equal_macs(links: Sequence[Link], leases: Sequence[Lease]) -> Iterator[Problem]:
@@ -98,11 +102,24 @@ def _bridges(
                 "loop is possible: stp_state 0; or let each VM wait: tapster run "
                 "--wait-forwarding",
             )
-        if link.kind == "bridge" and (ports := namespace.ports(link)) >= NEARLY_FULL:
+        if (ports := _count_ports(namespace, link)) >= NEARLY_FULL:
             yield Problem(
                 f"bridge {link.name} has {ports} of {MAX_PORTS} possible ports",
                 "spread the VMs over several bridges",
             )
+
+
+def _count_ports(namespace: Namespace, link: Link) -> int:
+    """Return how many ports a bridge has; 0 of another device, and of one that was
+    deleted after it was listed."""
+    if link.kind != "bridge":
+        return 0
+    try:
+        return namespace.ports(link)
+    except KernelError as error:
+        if error.errno == ENODEV:
+            return 0
+        raise
 
 
 def _ports(links: Sequence[Link], leases: Sequence[Lease]) -> Iterator[Problem]:

@@ -154,6 +154,19 @@ def test_without_the_database_recover_says_so_and_waits(
 # The database is away while a VM starts
 
 
+def test_without_the_database_doctor_finds_what_else_is_wrong(
+    host: Host, switch: OpenVswitch
+) -> None:
+    lease = acquire(host)
+    acquire(host, Tap(bridge="br0"))
+    shell.sh(f"ip link del {lease.name}")
+    shell.sh("ip link set br0 down")
+    switch.stop_database()
+    found = [problem.description for problem in host.examine()]
+    assert any("database cannot be reached" in text for text in found)
+    assert "bridge br0 is down, with VMs on it" in found
+
+
 def test_without_the_database_nothing_is_made(host: Host, switch: OpenVswitch) -> None:
     switch.stop_database()
     with pytest.raises(ServiceUnavailable, match=str(RUNDIR)):

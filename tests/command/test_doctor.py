@@ -13,6 +13,8 @@ from lab.strangers import foreign_tap
 from tapster import Host, Tap, doctor, hazards
 from tapster.kernel import udev
 from tapster.kernel.boot import boottime
+from tapster.kernel.linux import LinuxNamespace
+from tapster.model import Link
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
@@ -310,6 +312,25 @@ def test_a_lower_device_that_carries_shorter_frames() -> None:
     tapster(*recover.split()[1:])
     assert iproute.links()["vnet0"]["mtu"] == 1500
     assert problems() == []
+
+
+def test_a_bridge_that_is_deleted_during_the_look_is_no_problem(
+    ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As bridges of containers, which come and go."""
+    ports = LinuxNamespace.ports
+
+    def count(namespace: LinuxNamespace, bridge: Link) -> int:
+        if bridge.name == "brief":
+            shell.sh("ip link del brief")
+        return ports(namespace, bridge)
+
+    shell.sh("ip link add brief type bridge")
+    with Host(ledger, reaper=no_reaper) as host:
+        before = host.examine()
+        monkeypatch.setattr(LinuxNamespace, "ports", count)
+        assert host.examine() == before
+    assert "brief" not in iproute.links()
 
 
 def test_udev_that_is_not_told_to_keep_its_hands_off() -> None:

@@ -12,6 +12,8 @@ from lab import iproute
 from lab.library import abandon
 from lab.libvirt import domain
 from lab.shell import TAPSTER
+from tapster import HostError
+from tapster.libvirt import virsh
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
@@ -29,9 +31,9 @@ def running(
 ) -> None:
     """Domain web runs."""
     monkeypatch.setenv("TAPSTER_LEDGER", str(ledger))
-    virsh = tmp_path / "virsh"
-    virsh.write_text(VIRSH.format(xml=domain("web").replace('"', "'")))
-    virsh.chmod(0o755)
+    program = tmp_path / "virsh"
+    program.write_text(VIRSH.format(xml=domain("web").replace('"', "'")))
+    program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     pids = Path("/run/libvirt/qemu")
     pids.mkdir(parents=True)
@@ -51,6 +53,16 @@ def test_a_lease_that_cannot_be_repaired_hinders_no_other_domain(ledger: Path) -
     command = [TAPSTER, "libvirt", "detach", "web", attached.stdout.strip()]
     subprocess.run(command, check=True)
     assert iproute.ports() == set()
+
+
+def test_a_libvirtd_that_is_stopped_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """virsh waits for it without end."""
+    (tmp_path / "virsh").write_text("#!/bin/sh\nexec sleep 1000\n")
+    monkeypatch.setattr(virsh, "ANSWER_SECONDS", 0.1)
+    with pytest.raises(HostError, match=r"virsh list: no answer in 0\.1 s"):
+        virsh.domains()
 
 
 def test_the_caller_may_ignore_its_children() -> None:

@@ -242,8 +242,9 @@ def test_a_port_in_no_vlan_is_a_problem(lab: ContractLab, host: Host) -> None:
     with closing(lab.system.netns(None)) as namespace:
 
         def problems() -> list[str]:
-            found = hazards.find(namespace, namespace.links(), host.leases())
-            return [one.description for one in found if "VLAN" in one.description]
+            checks = hazards.checks(namespace, namespace.links(), host.leases())
+            found = [one.description for check in checks for one in check]
+            return [text for text in found if "VLAN" in text]
 
         assert problems() == []
         for each in (lease, asked):

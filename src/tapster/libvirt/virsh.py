@@ -7,16 +7,25 @@ LIBVIRT_DEFAULT_URI says, else to the system's libvirt.
 """
 
 import os
+from select import select
 
 from tapster.errors import HostError, RequestError
 
 SYSTEM = "qemu:///system"
+SIGKILL = 9
+"""On every architecture; a library imports no `signal`."""
+ANSWER_SECONDS = 60.0
+"""How long the list of domains may take. A libvirtd that is stopped never answers, and
+virsh itself knows no limit."""
 
 
-def call(*arguments: str, xml: bytes | None = None) -> bytes:
+def call(
+    *arguments: str, xml: bytes | None = None, seconds: float | None = None
+) -> bytes:
     """Run a command of virsh and return its output.
 
-    With `xml`, the command can read it from /dev/stdin. Raise HostError.
+    With `xml`, the command can read it from /dev/stdin. With `seconds`, it is killed
+    after this time. Raise HostError.
     """
     uri = os.environ.get("LIBVIRT_DEFAULT_URI") or SYSTEM
     # Files in memory: no pipe can fill up, and both outputs can be read at the end.
@@ -40,11 +49,16 @@ def call(*arguments: str, xml: bytes | None = None) -> bytes:
                 "there is no program 'virsh' on this host: install it, in Debian with "
                 "the package libvirt-clients"
             ) from None
+        late = not _wait(pid, seconds)
+        if late:
+            os.kill(pid, SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         output, complaint = (_contents(file) for file in files[1:])
     finally:
         for file in files:
             os.close(file)
+    if late:
+        raise HostError(f"virsh {arguments[0]}: no answer in {seconds:g} s")
     if status:
         lines = complaint.decode(errors="replace").split("error: ")
         reason = " ".join(" ".join(lines[-1:]).split())
@@ -52,11 +66,19 @@ def call(*arguments: str, xml: bytes | None = None) -> bytes:
     return output
 
 
+def _wait(pid: int, seconds: float | None) -> bool:
+    """Wait for the end of a child; return False if that took too long."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        return bool(select([pidfd], [], [], seconds)[0])
+    finally:
+        os.close(pidfd)
+
+
 def domains() -> list[str]:
     """Return the names of all domains."""
-    return [
-        line for line in call("list", "--all", "--name").decode().split("\n") if line
-    ]
+    listed = call("list", "--all", "--name", seconds=ANSWER_SECONDS)
+    return [line for line in listed.decode().split("\n") if line]
 
 
 def definition(domain: str) -> bytes:
