@@ -16,6 +16,7 @@ from tapster.daemon import config
 from tapster.fleet import sync_loop
 from tapster.fleet.keys import BLOCK_SIZE, Keys
 from tapster.fleet.member import Member
+from tapster.fleet.registration import RecordState
 from tapster.fleet.sync_loop import SyncLoop
 from tapster.model import Vm
 from tests.fleet.hosts import MAC, Pair, X
@@ -135,6 +136,25 @@ def test_a_device_that_cannot_be_taken_down_keeps_no_other_vm_up(
     assert up == {lost.id: True, moved.id: False}
     pair.a.system.stranger().add_bridge("br1")
     assert synced.turn() == ["fleet-down"]
+
+
+def test_a_damaged_value_of_the_store_hinders_no_other_record(
+    pair: Pair, synced: TurnedLoop
+) -> None:
+    key = Keys().registration("default", MAC)
+    damaged, sound = pair.a.add(MAC, X), pair.a.add(OTHER, Y)
+    pair.store.values[key] = "{"
+    pair.a.host.release(damaged.id)
+    pair.a.host.release(sound.id)
+    assert synced.turn() == ["fleet-conflict"]
+    found = pair.registration(OTHER)
+    assert found is not None
+    assert found.state is RecordState.PARKED
+    (problem,) = pair.a.member.book.entries("WHERE problem != ''")
+    assert f"the store's key {key!r} is damaged" in problem.problem
+    del pair.store.values[key]
+    synced.turn()
+    assert pair.a.member.book.entries("WHERE problem != ''") == []
 
 
 def test_the_log_says_once_that_the_host_has_not_joined(

@@ -4,15 +4,16 @@
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from tapster.errors import ConflictError, RequestError
 from tapster.fleet import keys, registration, steps
-from tapster.fleet.book import Book, BookEntry
+from tapster.fleet.book import UNASKED, Book, BookEntry
 from tapster.fleet.keys import Block, Fleet, Keys, Session, encode
 from tapster.fleet.registration import RELEASED, PushAction, Standing
 from tapster.fleet.settings import CACHE, Settings
 from tapster.fleet.steps import Me, Outcome, Push, Steps
-from tapster.fleet.store import FleetUnavailable, Store
+from tapster.fleet.store import FleetDamaged, FleetUnavailable, Store
 from tapster.ledger import Ledger
 from tapster.light import NamedTuple, TypeVar
 
@@ -183,7 +184,11 @@ class Member:
         found = []
         for entry in self.book.entries("WHERE fleet_record.state = 'active'"):
             key = self.where.registration(entry.record.segment, entry.record.mac)
-            held = keys.registration_of(key, self.store.read([key]).get(key))
+            text = self.store.read([key]).get(key)
+            try:
+                held = keys.registration_of(key, text)
+            except FleetDamaged:
+                continue  # nothing tells that another host has taken it over
             standing = registration.stand(self.me.host, entry.record, held, lost=False)
             if standing is Standing.NEWER:
                 found.append(entry)
@@ -191,19 +196,38 @@ class Member:
 
     def _push(self, entries: list[BookEntry]) -> list[tuple[BookEntry, Outcome]]:
         pushes = [Push(entry.record, entry.row) for entry in entries]
-        outcomes = self._run(
-            steps.push_all(self.where, self.me, pushes, self.book.running())
-        )
-        done = [*zip(entries, outcomes, strict=True)]
+        try:
+            outcomes = self._run(
+                steps.push_all(self.where, self.me, pushes, self.book.running())
+            )
+            done = [*zip(entries, outcomes, strict=True)]
+        except FleetDamaged:
+            done = [*self._push_singly(entries)]
         self.book.record_outcomes(done, self._wallclock())
         return done
+
+    def _push_singly(
+        self, entries: list[BookEntry]
+    ) -> Iterator[tuple[BookEntry, Outcome]]:
+        """Push records one after the other: a damaged value of the store hinders the
+        records that need it, and no others."""
+        for entry in entries:
+            pending = Push(entry.record, entry.row)
+            running = self.book.running()
+            try:
+                pushed = self._run(steps.push(self.where, self.me, pending, running))
+            except FleetDamaged as error:
+                self.book.note([entry.record.lease], f"{UNASKED}{error}")
+            else:
+                yield entry, pushed
 
     def _sweep(self, *, everything: bool) -> None:
         """Delete registrations of VMs that are gone, after their MACs have rested."""
         for entry in self.book.rested(self._wallclock()):
             record = entry.record
-            self._run(steps.sweep(self.where, self.me, record.segment, record.mac))
-            self.book.forget(entry)
+            with suppress(FleetDamaged):  # doctor reports it; the record stays
+                self._run(steps.sweep(self.where, self.me, record.segment, record.mac))
+                self.book.forget(entry)
         if everything:
             for entry in self.book.parked():
                 key = self.where.registration(entry.record.segment, entry.record.mac)
