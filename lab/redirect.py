@@ -37,6 +37,18 @@ def redirections(device: str, netns: str | None = None) -> dict[int, str]:
     }
 
 
+def carried(device: str, netns: str | None = None) -> int:
+    """Return how many frames the present redirections of a device have carried."""
+    inside = f"-n {netns} " if netns else ""
+    shown = json.loads(sh(f"tc {inside}-s -j filter show dev {device} ingress"))
+    return sum(
+        action["stats"]["packets"]
+        for entry in shown
+        for action in entry.get("options", {}).get("actions", ())
+        if action["kind"] == "mirred"
+    )
+
+
 def qdiscs(device: str, netns: str | None = None) -> set[str]:
     """Return the kinds of qdisc at the ingress of a device."""
     inside = f"-n {netns} " if netns else ""

@@ -17,7 +17,7 @@ from lab import iproute, shell
 from lab.daemon import Daemon
 from lab.library import no_reaper
 from lab.namespaces import inside
-from lab.redirect import filters, kernel_redirects, qdiscs, redirections
+from lab.redirect import carried, filters, kernel_redirects, qdiscs, redirections
 from lab.shell import sh
 from tapster import (
     AnyHost,
@@ -242,6 +242,20 @@ def test_set_moves_a_redirection_and_ends_it(host: Host) -> None:
         assert not filters("tap0", POD)
         host.release(opened)
     assert not qdiscs("eth1", POD)
+
+
+@redirecting
+def test_a_change_of_something_else_leaves_a_redirection_alone(host: Host) -> None:
+    """Without it, even for a moment, the VM loses frames."""
+    with acquire(host) as opened:
+        passes(opened)
+        before = carried("eth0", POD), carried("tap0", POD)
+        assert min(before) > 0
+        host.set(opened, mtu=1300)
+        assert carried("eth0", POD) >= before[0], "it counts on"
+        assert carried("tap0", POD) >= before[1]
+        assert iproute.links(POD)["tap0"]["mtu"] == 1300
+        passes(opened)
 
 
 @redirecting

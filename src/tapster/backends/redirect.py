@@ -61,6 +61,12 @@ class Redirect:
         assert lease.wiring.redirect is not None
         outer = find(namespace, lease.wiring.redirect)
         stamp = self._stamp(lease.id)
+        wanted = self._wanted(namespace, lease)
+        if (
+            lease.state is State.ACTIVE
+            and self._there(namespace).get(lease.id) == wanted
+        ):
+            return  # without a redirection, even for a moment, the VM loses frames
         # Another device may have been redirected before, or this one elsewhere.
         self._delete(namespace, lease)
         try:
