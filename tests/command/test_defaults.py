@@ -152,3 +152,21 @@ def test_the_command_uses_the_defaults(ledger: Path) -> None:
     with_history = Ledger(ledger, LinuxSystem())
     assert len(with_history.entries(HistoryQuery())) == 1
     with_history.close()
+
+
+@pytest.mark.kernel
+@pytest.mark.usefixtures("world")
+def test_a_mistake_in_the_settings_keeps_no_device(
+    ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tapster = [shell.TAPSTER, "--ledger", str(ledger)]
+    subprocess.run([*tapster, "add", "--bridge", "br0"], check=True)
+    monkeypatch.setenv("TAPSTER_FIN_WAIT", "soon")
+    done = subprocess.run(
+        [*tapster, "rm", "vnet0"], check=False, stderr=subprocess.PIPE, text=True
+    )
+    assert done.returncode == 0
+    assert "the history keeps its size: TAPSTER_FIN_WAIT: " in done.stderr
+    assert iproute.ports() == set()
+    subprocess.run([*tapster, "reap", "--now"], check=True)
+    assert "vnet0" not in iproute.links()

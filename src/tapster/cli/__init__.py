@@ -58,6 +58,9 @@ HOST_VERBS = ("fleet", "install-service", "libvirt")
 """Verbs that get no Host and no connection: they open what they need."""
 KEEPING = ("add", "rm", "run", "reap")
 """Verbs before which the size of the history is set."""
+ENDING = ("rm", "reap")
+"""Those of them that use no setting else: a VM's end must not fail for a mistake in
+the settings."""
 LASTING = ("watch", "top", "run", "open", "fleet", "libvirt")
 """Verbs that may last. The others end before garbage matters: to look for it among
 thousands of leases takes a third of a recover."""
@@ -262,7 +265,7 @@ def _open(verb: str, options: Options) -> "AnyHost":
             if verb not in ("recover", "doctor"):
                 settle(host)
             if verb in KEEPING:
-                _keep_history(host)
+                _keep_history(host, verb)
         except BaseException:
             host.close()
             raise
@@ -290,11 +293,17 @@ def _open(verb: str, options: Options) -> "AnyHost":
         ) from error
 
 
-def _keep_history(host: "Host") -> None:
+def _keep_history(host: "Host", verb: str) -> None:
     """Set the size of the ledger's history, if the settings have one."""
     from tapster.cli.defaults import Defaults
 
-    defaults = Defaults()
+    try:
+        defaults = Defaults()
+    except RequestError as error:
+        if verb not in ENDING:
+            raise
+        print(f"tapster: the history keeps its size: {error}", file=sys.stderr)
+        return
     if (defaults.history, defaults.history_days) != (None, None):
         host.operations.context.ledger.keep_history(
             defaults.history, days=defaults.history_days
