@@ -1,38 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plugging devices into a domain, with a virsh that does nothing."""
+"""What asks virsh, with a virsh that does as the real one does, and changes nothing."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from lab import iproute
+from lab import iproute, library
 from lab.library import abandon
-from lab.libvirt import domain
+from lab.libvirt import adopted, domain, uuid_of
 from lab.shell import TAPSTER
-from tapster import HostError
-from tapster.libvirt import virsh
+from tapster import Host, HostError, Tap
+from tapster.libvirt import doctor, listing, virsh
+from tapster.libvirt.hook import owner_of
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
 VIRSH = """#!/bin/sh
 case "$*" in
+    *list*--uuid*) echo "{web} web"; echo "{seven} 7"; exit ;;
+    *list*) echo web; echo 7; exit ;;
+    *"--domain web"* | *"--domain 7"* | *{web}*) name=web ;;
+    *{seven}*) name=7 ;;
+    *) exit 1 ;;
+esac
+case "$*" in
     *domstate*) echo running ;;
-    *dumpxml*) echo "{xml}" ;;
+    *dumpxml*) exec cat {folder}/$name.xml ;;
 esac
 """
+"""A number is an id before it is a name: domain web has the id 7."""
 
 
 @pytest.fixture(autouse=True)
 def running(
     world: None, ledger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Domain web runs."""
+    """Domains web and 7 run."""
     monkeypatch.setenv("TAPSTER_LEDGER", str(ledger))
     program = tmp_path / "virsh"
-    program.write_text(VIRSH.format(xml=domain("web").replace('"', "'")))
+    uuids = {"web": uuid_of("web"), "seven": uuid_of("7")}
+    program.write_text(VIRSH.format(folder=tmp_path, **uuids))
+    (tmp_path / "web.xml").write_text(domain("web"))
+    (tmp_path / "7.xml").write_text(adopted("7", "dev='seven0' bridge='br0'"))
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     pids = Path("/run/libvirt/qemu")
@@ -73,3 +86,36 @@ def test_the_caller_may_ignore_its_children() -> None:
     )
     attached = attach(sys.executable, "-c", code)
     assert attached.returncode == 0, attached.stderr
+
+
+@pytest.fixture
+def leased(ledger: Path) -> Iterator[Host]:
+    """A Host with the device of domain 7, which nobody has open."""
+    with Host(ledger, reaper=library.no_reaper) as host:
+        spec = Tap(bridge="br0", name="seven0", owner=owner_of(uuid_of("7")))
+        library.acquire(host, spec)
+        yield host
+
+
+def test_a_domain_whose_name_is_a_number_is_not_taken_for_an_id(leased: Host) -> None:
+    """doctor said to release the device, and another domain was adopted."""
+    found = [problem.description for problem in doctor.examine(leased)]
+    assert found == ["libvirt's hook is missing: adopted domains do not start"]
+    rows = [(row.domain, row.nic, row.lease) for row in listing.rows(leased)]
+    assert rows == [("7", "seven0", "active")]
+    released = subprocess.run(
+        [TAPSTER, "libvirt", "release", "--dry-run", "7"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "seven0" in released.stdout + released.stderr
+
+
+def test_a_domain_of_which_libvirt_does_not_tell_keeps_its_device(
+    leased: Host, tmp_path: Path
+) -> None:
+    """As during a job that holds the domain's lock."""
+    (tmp_path / "7.xml").unlink()
+    for problem in doctor.examine(leased):
+        assert "libvirt lacks" not in problem.description

@@ -153,9 +153,10 @@ def _convert(options: Options, convert: "Callable[[bytes], Conversion]") -> int:
     if bool(options.domain) == options.all:
         raise RequestError("give one or more DOMAINs, or --all")
     failed = False
-    for name in virsh.domains() if options.all else options.domain:
+    uuids = virsh.domains()
+    for name in uuids if options.all else options.domain:
         try:
-            _convert_one(name, options, convert)
+            _convert_one(name, uuids.get(name, name), options, convert)
         except TapsterError as error:
             print(f"tapster: {name}: {error}", file=sys.stderr)
             failed = True
@@ -163,11 +164,11 @@ def _convert(options: Options, convert: "Callable[[bytes], Conversion]") -> int:
 
 
 def _convert_one(
-    name: str, options: Options, convert: "Callable[[bytes], Conversion]"
+    name: str, uuid: str, options: Options, convert: "Callable[[bytes], Conversion]"
 ) -> None:
     from tapster.libvirt import virsh
 
-    before = virsh.definition(name)
+    before = virsh.definition(uuid)
     conversion = convert(before)
     for line in conversion.left:
         print(f"{name}: stays as it is: {line}", file=sys.stderr)
@@ -180,7 +181,7 @@ def _convert_one(
     if conversion.xml == before or options.dry_run:
         return
     virsh.define(conversion.xml)
-    if virsh.runs(name):
+    if virsh.runs(uuid):
         print(f"{name}: it runs, and changes at its next start", file=sys.stderr)
 
 

@@ -20,9 +20,9 @@ class Known(NamedTuple):
     """A domain that libvirt knows."""
 
     name: str
-    owner: str
-    """Of its leases."""
+    uuid: str
     definition: bytes
+    """Empty if libvirt does not tell."""
     nics: tuple[domain.NicRequest, ...]
     live: bytes | None
     """The XML of a domain that runs."""
@@ -57,14 +57,14 @@ def examine(host: AnyHost) -> list[Problem]:
 
 
 def _known() -> Iterator[Known]:
-    for name in virsh.domains():
+    for name, uuid in virsh.domains().items():
         try:
-            xml = virsh.definition(name)
-            live = virsh.live(name) if virsh.runs(name) else None
+            xml = virsh.definition(uuid)
+            live = virsh.live(uuid) if virsh.runs(uuid) else None
         except TapsterError:
-            continue  # it has ended in this moment
-        owner = owner_of(domain.uuid_of(xml))
-        yield Known(name, owner, xml, tuple(domain.nics_of(xml)), live)
+            # It has ended at this moment. Or it is busy: then it has its leases.
+            xml, live = b"", None
+        yield Known(name, uuid, xml, tuple(domain.nics_of(xml)), live)
 
 
 def _hook() -> Iterator[Problem]:
@@ -125,7 +125,7 @@ def _abandoned(
     host: AnyHost, known: Sequence[Known], leases: Sequence[Lease]
 ) -> Iterator[Problem]:
     """Report leases that no domain uses."""
-    owners = {entry.owner: entry for entry in known}
+    owners = {owner_of(entry.uuid): entry for entry in known}
     for lease in leases:
         owner = owners.get(lease.owner)
         remedy = f"tapster rm --owner {lease.owner} {lease.name}"
@@ -139,7 +139,7 @@ def _abandoned(
             if link is not None and not link.open:
                 problem = f"{lease.name} is leased to domain {owner.name}, which is off"
                 yield Problem(problem, remedy)
-        elif lease.wiring.standby and virsh.state(owner.name) == "running":
+        elif lease.wiring.standby and virsh.state(owner.uuid) == "running":
             yield Problem(
                 f"{lease.name} of domain {owner.name}, which runs, is on standby",
                 f"tapster take {lease.id}",

@@ -34,10 +34,10 @@ def rows(host: Host) -> list[DomainDevice]:
         if is_a_domains(lease)
     }
     found: list[DomainDevice] = []
-    for name in virsh.domains():
-        state = virsh.state(name)
-        xml = virsh.definition(name)
-        owner = owner_of(domain.uuid_of(xml))
+    for name, uuid in virsh.domains().items():
+        state = virsh.state(uuid)
+        xml = virsh.definition(uuid)
+        owner = owner_of(uuid)
         for nic in domain.nics_of(xml):
             lease = leases.pop((owner, nic.dev), None)
             if lease:

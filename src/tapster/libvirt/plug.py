@@ -16,7 +16,7 @@ def attach(host: Host, name: str, spec: Spec, model: str, dev: str | None) -> st
 
     The lease ends with the domain's QEMU. Raise TapsterError; then nothing is left.
     """
-    xml = virsh.live(name)
+    xml = _live(name)
     uuid, name = domain.uuid_of(xml), domain.name_of(xml)
     pid = qemu_pid(name)
     if pid is None:
@@ -47,7 +47,7 @@ def detach(host: Host, name: str, nic: str) -> None:
 
     The guest has to agree, and a guest that does not run its operating system cannot.
     """
-    xml = virsh.live(name)
+    xml = _live(name)
     uuid = domain.uuid_of(xml)
     (lease,) = _chosen(host, uuid, nic)
     for interface in domain.targets(xml):
@@ -58,13 +58,21 @@ def detach(host: Host, name: str, nic: str) -> None:
                 xml=element,
             )
     # libvirt waits a while for the guest, and then reports success either way.
-    targets = domain.targets(virsh.live(name))
+    targets = domain.targets(_live(name))
     if any(target.dev == lease.name for target in targets):
         raise HostError(
             f"the guest of {name!r} still uses {lease.name}: try again when its "
             "operating system runs"
         )
     host.release(lease)
+
+
+def _live(name: str) -> bytes:
+    """Return the XML of a domain that runs. Raise RequestError if it does not."""
+    uuid = virsh.uuid_of(name)
+    if not virsh.runs(uuid):
+        raise RequestError(f"domain {name!r} does not run")
+    return virsh.live(uuid)
 
 
 def _chosen(host: Host, uuid: str, nic: str) -> Iterator[Lease]:

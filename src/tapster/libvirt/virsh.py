@@ -9,7 +9,7 @@ LIBVIRT_DEFAULT_URI says, else to the system's libvirt.
 import os
 from select import select
 
-from tapster.errors import HostError, RequestError
+from tapster.errors import HostError
 
 SYSTEM = "qemu:///system"
 SIGKILL = 9
@@ -75,10 +75,20 @@ def _wait(pid: int, seconds: float | None) -> bool:
         os.close(pidfd)
 
 
-def domains() -> list[str]:
-    """Return the names of all domains."""
-    listed = call("list", "--all", "--name", seconds=ANSWER_SECONDS)
-    return [line for line in listed.decode().split("\n") if line]
+def domains() -> dict[str, str]:
+    """Return the UUIDs of all domains, by their names.
+
+    The other functions take a UUID. virsh would take the name "7" for the domain with
+    the id 7, which is any domain that runs.
+    """
+    listed = call("list", "--all", "--uuid", "--name", seconds=ANSWER_SECONDS)
+    lines = [line.partition(" ") for line in listed.decode().split("\n") if line]
+    return {name: uuid for uuid, _, name in lines}
+
+
+def uuid_of(name: str) -> str:
+    """Return the UUID of the domain with this name, else what was given: a UUID."""
+    return domains().get(name, name)
 
 
 def definition(domain: str) -> bytes:
@@ -87,9 +97,7 @@ def definition(domain: str) -> bytes:
 
 
 def live(domain: str) -> bytes:
-    """Return the XML of a domain that runs. Raise RequestError if it does not."""
-    if not runs(domain):
-        raise RequestError(f"domain {domain!r} does not run")
+    """Return the XML of a domain that runs."""
     return call("dumpxml", "--security-info", "--domain", domain)
 
 
