@@ -573,6 +573,28 @@ def test_two_managers_that_make_the_table_at_the_same_moment(
     assert lab.host.recover() == []
 
 
+@pytest.mark.parametrize("verb", ["flush", "delete"])
+def test_a_table_that_is_lost_during_a_change_is_made_again(
+    lab: GuestBridge, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """Also if the change itself asks nothing of the table."""
+    lease, _ = taken(lab.host, FILTERED), taken(lab.host, FILTERED)
+    namespace = lab.host.operations.context.namespace
+    nft_list = namespace.nft_list
+
+    def list_then_lose(what: str) -> list[dict[str, Any]]:
+        listed = nft_list(what)
+        if what.startswith("table"):
+            monkeypatch.undo()
+            nftables.nft(f"{verb} table bridge {table(lab.host, 'filter')}")
+        return listed
+
+    monkeypatch.setattr(namespace, "nft_list", list_then_lose)
+    lab.host.set(lease.id, isolated=True)
+    assert sorted(shown(lab.host, "filter", "ports")) == ["vnet2", "vnet3"]
+    assert lab.host.recover() == []
+
+
 def test_managers_side_by_side_do_not_disturb_each_other(lab: GuestBridge) -> None:
     """Each process has a copy of the tables before it changes them."""
     code = """

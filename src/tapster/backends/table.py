@@ -138,14 +138,28 @@ class TableBackend:
         If somebody has deleted the table, make it whole: with the elements of all
         active leases, which would otherwise not be filtered without anybody seeing it.
         """
+        whole = False
         for _ in range(ATTEMPTS - 1):
             # Another process may do the same after the table was listed. Then nft
             # refuses to create an element twice, and does none of the commands.
             with suppress(NftRefused):
-                return self._restore(namespace, leases)
-        return self._restore(namespace, leases)
+                self._change(namespace, leases, whole=whole)
+                if namespace.nft_rules(self.table) == self._expected_rules:
+                    break
+            whole = True
+        else:
+            self._change(namespace, leases, whole=True)
+        return frozenset(lease.id for lease in leases)
 
-    def _restore(self, namespace: Namespace, leases: Sequence[Lease]) -> frozenset[str]:
+    def _change(
+        self, namespace: Namespace, leases: Sequence[Lease], *, whole: bool
+    ) -> None:
+        """Make the leases' elements as they should be, in one transaction.
+
+        Rules and elements that are right are left alone, unless `whole` replaces the
+        rules. While the kernel replaces one, for some nanoseconds a frame finds neither
+        the old one nor the new one, and an honest frame is dropped.
+        """
         listing = self._list(namespace)
         ids = frozenset(lease.id for lease in leases)
         devices = {str(lease.ifindex) for lease in leases}
@@ -156,23 +170,16 @@ class TableBackend:
             if listed.device in devices or listed.lease in ids
         ]
         new = [each for lease in [*leases, *others] for each in self._elements(lease)]
-        # Rules and elements that stay are left alone. While the kernel replaces one,
-        # for some nanoseconds a frame finds neither the old one nor the new one, and
-        # an honest frame is dropped.
         kept = set(old).intersection(new)
         namespace.nft(
             "\n".join(
                 [
-                    *(self._rules if listing.problem else ()),
+                    *(self._rules if whole or listing.problem else ()),
                     *(self._delete(each) for each in old if each not in kept),
                     *(self._create(each) for each in new if each not in kept),
                 ]
             )
         )
-        if namespace.nft_rules(self.table) != self._expected_rules:
-            # Somebody has deleted them after the table was listed.
-            namespace.nft("\n".join(self._rules))
-        return ids
 
     def _elements(self, lease: Lease) -> list[_OwnedElement]:
         """Return all elements that a lease should have."""
