@@ -5,7 +5,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
-from itertools import combinations, cycle
+from itertools import combinations, cycle, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,15 @@ def test_placeholders_that_are_moved_are_deleted_too(host: Host, moved: Lease) -
     assert ours() == ours("pod") == {}
 
 
+def test_a_moved_placeholder_of_a_passthru_device_is_deleted_too(host: Host) -> None:
+    lease = library.acquire(host, Macvtap(lower="low", mode=Mode.PASSTHRU))
+    host.release(lease)
+    shell.sh(f"ip link set {lease.name} netns pod name eth0")
+    assert [one.action for one in host.recover()] == [Action.HOLD_NAME]
+    assert host.reap(now=True) == 1
+    assert ours() == ours("pod") == {}
+
+
 def test_one_that_is_moved_on_before_it_is_deleted_is_found_again(
     host: Host, moved: Lease, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,6 +215,30 @@ def test_one_that_is_moved_at_any_moment_of_a_reap_is_deleted(
     most = max(reap(number) for number in range(reap()))
     for moves in combinations(range(most), 2):
         reap(*moves)
+
+
+def test_one_that_is_moved_at_any_moment_of_an_acquire_that_fails_is_deleted(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mac = "52:54:00:00:00:01"
+    shell.sh("ip link set low master br0")
+    shell.sh(f"bridge fdb add {mac} dev low master static")
+    mover = Mover(monkeypatch)
+
+    def acquire(*numbers: int) -> int:
+        mover.plan(*numbers)
+        with pytest.raises(HostError):
+            host.acquire(Tap(bridge="br0", mac=mac, learning=False))
+        made = mover.calls
+        mover.plan()
+        host.recover()
+        assert (ours(), ours("pod")) == ({}, {}), numbers
+        assert host.leases() == []
+        return made
+
+    most = max(acquire(number) for number in range(acquire()))
+    for moves in pairwise(range(most)):
+        acquire(*moves)
 
 
 @pytest.mark.parametrize("first", ["recover", "reap"])

@@ -13,8 +13,19 @@ import pytest
 import tapster
 from lab import iproute, library, shell
 from lab.reapers import wait_for
-from tapster import Action, Host, Macvtap, NoSuchLink, State, Tap
+from tapster import (
+    Action,
+    Host,
+    Lease,
+    Link,
+    Macvtap,
+    NoSuchLease,
+    NoSuchLink,
+    State,
+    Tap,
+)
 from tapster.kernel import all_namespaces, netns
+from tapster.operations.look import Look
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
@@ -145,6 +156,24 @@ def test_another_namespace_of_the_same_name_is_not_it(blue: None, ledger: Path) 
         host.release(lease.id)
         assert host.reap(now=True) == 1
     assert "vnet0" in iproute.links("blue")
+
+
+def test_a_device_whose_namespace_ends_while_it_is_opened_again_is_gone(
+    blue: None, host: Host, ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Host(ledger, netns="blue", reaper=library.no_reaper) as there:
+        lease = library.acquire(there, Tap(bridge="br0"))
+    device = Look.device
+
+    def look(self: Look, lease: Lease) -> Link | None:
+        link = device(self, lease)
+        shell.sh("ip netns del blue")
+        return link
+
+    monkeypatch.setattr(Look, "device", look)
+    with pytest.raises(NoSuchLease, match="is gone; run: tapster recover"):
+        host.reopen(lease)
+    assert [one.action for one in host.recover()] == [Action.CLOSE]
 
 
 def test_an_unknown_namespace_is_refused(ledger: Path) -> None:

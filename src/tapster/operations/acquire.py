@@ -343,17 +343,10 @@ class Acquire:
             # By the ledger, not by `made`: Ctrl-C may have come between the two.
             leases = [lease for id in ids if (lease := context.ledger.lease(id))]
             detached = [lease for lease in leases if self._detach(lease)]
-            # A device that was made, and is not there, may have been moved.
+            absent = self.devices.delete(context.namespace, detached).absent
+            # A device that was made, and was not there, may have been moved.
             known = {opened.lease.id for opened in made}
-            self.devices.delete_moved(
-                [
-                    lease
-                    for lease in detached
-                    if lease.id in known
-                    and not self.devices.is_there(context.namespace, lease)
-                ]
-            )
-            self.devices.delete(context.namespace, detached)
+            self.devices.delete_moved([each for each in absent if each.id in known])
             context.ledger.end([lease.id for lease in detached])
         except TapsterError as second:
             error.add_note(f"undoing it failed too ({second}); recover will do it")

@@ -249,8 +249,9 @@ class Devices:
         with suppress(TapsterError):  # reap or recover will try again
             self.detach(namespace, lease)
         absent = self.delete(namespace, [lease]).absent
-        if lease.mode is Mode.PASSTHRU and not lease.placeholder:
-            # Wherever it is, it excludes others from its lower device.
+        if lease.mode is Mode.PASSTHRU:
+            # Wherever it is, it excludes others from its lower device. A placeholder
+            # that was moved is not looked for at the end of the wait: see `_is_lost`.
             self.delete_moved(absent)
         for attempt in count(1):
             lease = self.context.ledger.hold_name(lease.id)

@@ -34,14 +34,13 @@ class Reopen:
                 raise NoSuchLease(
                     f"lease {id} ({lease.name}) is released", reference=id
                 )
-            if link is None:
-                raise NoSuchLease(
-                    f"the device of lease {id} ({lease.name}) is gone; "
-                    "run: tapster recover",
-                    reference=id,
-                )
             with context.opened(lease.netns) as namespace, ExitStack() as opened:
-                assert namespace is not None, "its device has just been seen"
+                if link is None or namespace is None:
+                    raise NoSuchLease(
+                        f"the device of lease {id} ({lease.name}) is gone; "
+                        "run: tapster recover",
+                        reference=id,
+                    )
                 if lease.kind is Kind.MACVTAP:
                     opened_fds = namespace.open_macvtap(
                         lease.ifindex, queues=lease.queues, vnet_hdr=lease.vnet_hdr
