@@ -2,6 +2,7 @@
 """I4: what is foreign is never created over, attached to, modified or deleted."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 
 import tapster
 from lab import iproute, library, shell, strangers
-from tapster import Host, Macvtap, Tap
+from tapster import Host, HostError, Macvtap, NoSuchLink, Tap
+from tapster.kernel import rtnl
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
@@ -164,3 +166,66 @@ def test_a_rename_between_queues_fails_and_leaves_nothing(
     assert host.leases() == []
     assert "mine" not in iproute.links()
     assert iproute.links()["vnet0"]["linkinfo"]["info_data"]["numqueues"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("ip link del vnet0", "device 'vnet0': somebody deleted it"),
+        ("ip link del br0", "bridge 'br0' was deleted while the device joined it"),
+    ],
+)
+def test_an_acquire_says_what_was_deleted_at_any_moment_of_its_connection(
+    host: Host, monkeypatch: pytest.MonkeyPatch, change: str, said: str
+) -> None:
+    execute, when, calls = rtnl.Rtnl.execute, -1, 0
+
+    def execute_later(
+        self: rtnl.Rtnl, messages: Sequence[rtnl.Message]
+    ) -> list[OSError | None]:
+        nonlocal calls
+        if calls == when:
+            shell.sh(change)
+        calls += 1
+        return execute(self, messages)
+
+    monkeypatch.setattr(rtnl.Rtnl, "execute", execute_later)
+    spec = Tap(bridge="br0", filter=True)
+    host.release(library.acquire(host, spec))
+    host.reap(now=True)
+    errors = []
+    for when in range(calls):
+        calls = 0
+        try:
+            library.acquire(host, spec)
+        except (HostError, NoSuchLink) as error:
+            errors.append(str(error))
+        when = -1
+        for lease in host.leases():
+            host.release(lease)
+        host.reap(now=True)
+        assert iproute.links().keys() - {"br0"} == {"lo"}
+        if "br0" not in iproute.links():
+            shell.sh("ip link add br0 type bridge")
+            shell.sh("ip link set br0 up")
+    assert len(errors) > 3
+    assert [error for error in errors if said not in error] == []
+
+
+def test_an_acquire_says_that_its_bridge_was_deleted_while_its_entries_were_read(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mac = "52:54:00:00:00:01"
+    shell.sh("ip link add uplink type veth peer name other")
+    shell.sh("ip link set uplink master br0")
+    shell.sh(f"bridge fdb add {mac} dev uplink master static")
+    entries = rtnl.Rtnl.static_entries
+
+    def delete_first(self: rtnl.Rtnl, bridge: int) -> dict[str, set[int]]:
+        shell.sh("ip link del br0")
+        return entries(self, bridge)
+
+    monkeypatch.setattr(rtnl.Rtnl, "static_entries", delete_first)
+    with pytest.raises(NoSuchLink, match="bridge 'br0' was deleted"):
+        host.acquire(Tap(bridge="br0", mac=mac, learning=False))
+    assert host.leases() == []

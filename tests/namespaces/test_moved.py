@@ -269,7 +269,7 @@ def test_one_that_is_moved_during_its_acquire_is_deleted_where_it_is(
         connect(devices, namespace, lease, [], joining)
 
     monkeypatch.setattr(Devices, "connect", move_first)
-    with pytest.raises(HostError, match="No such device"):
+    with pytest.raises(HostError, match="moved it to another network namespace"):
         host.acquire(Tap(bridge="br0"))
     assert ours() == ours("pod") == {}
     assert host.leases() == []

@@ -3,6 +3,8 @@
 
 import fcntl
 import os
+from errno import EBUSY
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,14 +15,18 @@ from lab import iproute, library, shell, strangers
 from tapster import (
     Action,
     Host,
+    KernelError,
     LeaseBusy,
     Macvtap,
     NoSuchLease,
+    Rate,
     RequestError,
     State,
     Tap,
 )
+from tapster.backends import htb
 from tapster.kernel import tun
+from tapster.operations.devices import Devices
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
@@ -58,6 +64,36 @@ def test_a_placeholder_that_is_deleted_while_it_is_made_is_made_again_I2(
     (waiting,) = host.leases()
     assert iproute.links()["vnet0"]["ifindex"] == waiting.ifindex
     assert waiting.placeholder
+
+
+def test_a_device_that_is_deleted_while_its_rate_is_removed_is_released(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clear = htb.Queues.clear
+
+    def delete_first(queues: htb.Queues, ifindex: int) -> None:
+        shell.sh("ip link del vnet0")
+        clear(queues, ifindex)
+
+    lease = library.acquire(host, Tap(bridge="br0", inbound=Rate(1000)))
+    monkeypatch.setattr(htb.Queues, "clear", delete_first)
+    host.release(lease)
+    assert host.find(lease.id).backends == ()
+
+
+def test_a_release_that_fails_half_way_starts_a_reaper(
+    ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def detach(*_: object) -> None:
+        raise KernelError(EBUSY, "removing a filter")
+
+    started: list[str] = []
+    with Host(ledger, reaper=started.append) as host:
+        lease = library.acquire(host, Tap(bridge="br0", filter=True))
+        monkeypatch.setattr(Devices, "detach", detach)
+        with pytest.raises(KernelError, match="removing a filter"):
+            host.release(lease)
+    assert started == [str(ledger)]
 
 
 def test_reap_waits_for_the_deadline_and_takes_no_more(host: Host) -> None:

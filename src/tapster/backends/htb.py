@@ -5,7 +5,7 @@ The queue is qdisc 1: at the root of the device, with the class 1:1. The kernel 
 it with the device, so nothing can be left over.
 """
 
-from errno import EINVAL, ENOENT
+from errno import EINVAL, ENODEV, ENOENT
 
 from tapster.errors import KernelError, RequestError, ServiceUnavailable
 from tapster.kernel.port import Namespace
@@ -118,7 +118,8 @@ class Queues:
         try:
             self.tc("del", kind, ifindex, QDISC, parent=TC_H_ROOT)
         except KernelError as error:
-            if error.errno not in (ENOENT, EINVAL):  # another qdisc, or none
+            # Another qdisc, or none; or the device is gone, and its qdisc with it.
+            if error.errno not in (ENOENT, EINVAL, ENODEV):
                 raise
 
     def tc(

@@ -663,7 +663,7 @@ class LinuxNamespace:
             if error.errno != EEXIST:
                 raise
             link = self.link(ifindex)
-            entries = self._rtnl.static_entries(link.master if link else 0)
+            entries = self.static_entries(link.master if link else 0)
             ports = entries.get(mac, set())
             if ports - {ifindex}:
                 others = ", ".join(map(self._name_of, sorted(ports - {ifindex})))

@@ -6,12 +6,12 @@ claimed or released, unless the verb only looks.
 """
 
 import os
-from errno import EBADFD, EBUSY, EINVAL, ENODEV, EOPNOTSUPP, EXFULL
+from errno import EBADFD, EBUSY, ENODEV, EOPNOTSUPP, EXFULL
 from itertools import count
 
 from tapster import model
 from tapster.backends import bridge
-from tapster.errors import ConflictError, KernelError, TapsterError
+from tapster.errors import ConflictError, HostError, KernelError, TapsterError
 from tapster.kernel.port import LinkChange, Namespace, NewMacvtap
 from tapster.light import (
     TYPE_CHECKING,
@@ -129,17 +129,21 @@ class Devices:
             for backend in self.context.backends
             if backend.name in lease.backends and backend.name not in sound
         ]
-        if needed:
-            namespace.set_links(first)
-            for backend in needed:
-                backend.attach(namespace, lease)
         try:
+            if needed:
+                namespace.set_links(first)
+                for backend in needed:
+                    backend.attach(namespace, lease)
             namespace.set_links(joining if needed else [*first, *joining])
-        except KernelError as error:
-            if error.errno == EXFULL and lease.wiring.bridge:
+        except HostError as error:
+            errno = error.errno if isinstance(error, KernelError) else 0
+            if errno == EXFULL and lease.wiring.bridge:
                 raise bridge.full(lease.wiring.bridge) from error
+            # What failed may say no more than that a device is not there any more.
+            if namespace.link(lease.ifindex) is None:
+                raise _vanished(lease) from error
             on = [change.master for change in joining if change.master]
-            if error.errno == EINVAL and on and not any(map(namespace.link, on)):
+            if on and not any(map(namespace.link, on)):
                 raise bridge.gone(lease.wiring.bridge or "") from error
             raise
 
@@ -604,6 +608,14 @@ def is_openable(link: Link) -> bool:
     return link.kind == "tun" and (
         link.tap_owner not in (0, os.geteuid())
         or link.tap_group not in (None, 0, os.getegid())
+    )
+
+
+def _vanished(lease: Lease) -> KernelError:
+    return KernelError(
+        ENODEV,
+        f"connecting device {lease.name!r}",
+        "somebody deleted it at this moment, or moved it to another network namespace",
     )
 
 

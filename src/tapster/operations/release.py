@@ -15,7 +15,7 @@ record when it is done, and brings the device to rest itself.
 
 from tapster.errors import NoSuchLease, ServiceUnavailable, TapsterError
 from tapster.kernel.port import Namespace
-from tapster.light import Callable, suppress
+from tapster.light import Callable
 from tapster.model import Lease
 from tapster.operations.context import Context
 from tapster.operations.devices import Devices
@@ -46,15 +46,21 @@ class Release:
                     return
                 raise
             failures = Failures()
-            with context.opened(lease.netns) as namespace:
-                if namespace is not None:
+            try:
+                with context.opened(lease.netns) as namespace:
+                    if namespace is not None:
+                        try:
+                            self._rest(namespace, lease)
+                        except TapsterError as error:
+                            failures.add(error)
                     try:
-                        self._rest(namespace, lease)
+                        self._finish(namespace, lease)
+                    except ServiceUnavailable:
+                        pass  # the reaper will try again
                     except TapsterError as error:
                         failures.add(error)
-                with suppress(ServiceUnavailable):  # the reaper will try again
-                    self._finish(namespace, lease)
-            context.wake_reaper()
+            finally:
+                context.wake_reaper()
             failures.raise_any()
 
     def _rest(self, namespace: Namespace, lease: Lease) -> None:
