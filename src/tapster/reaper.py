@@ -433,6 +433,8 @@ def _changed(
     """Return the leases whose MAC and alias to compare, and those to repair."""
     look, at = operations.look, operations.context.ledger.at
     numbered = followed.numbered()
+    if report.changed is None:  # the reports of ended namespaces may be lost, too
+        followed.suspect(followed.others())
     followed.suspect(netns for netns, number in numbered if number in report.ended)
     gone = set(followed.forget_ended(look, followed.suspects(soon=True)))
     new = followed.follow_all(look)
@@ -442,7 +444,7 @@ def _changed(
         return leases, [
             lease
             for lease in leases
-            if lease.state is State.FIN_WAIT or lease.netns in gone
+            if lease.state is State.FIN_WAIT or lease.on_close or lease.netns in gone
         ]
     leases = [
         lease

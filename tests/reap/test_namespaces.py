@@ -11,7 +11,12 @@ import pytest
 
 from lab import iproute, library, shell
 from lab.reapers import Monitor, kill_reapers, reapers, wait_for, wait_reaping
-from tapster import Host, Tap
+from tapster import Host, Tap, reaper
+from tapster.kernel.port import WatchReport
+from tapster.kernel.watch import LinkWatch
+from tapster.model import Netns
+from tapster.operations.followed import FollowedNamespaces
+from tapster.operations.look import Look
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
@@ -84,6 +89,33 @@ def test_leases_end_with_their_namespace(ledger: Path) -> None:
         pod.close()
         shell.sh("ip netns del pod")
         wait_for(lambda: len(host.leases()) == 1, "the lease in the pod ends")
+
+
+def test_leases_end_with_a_namespace_whose_end_was_reported_among_lost_reports(
+    ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell.sh("ip netns add pod")
+    with Host(ledger, netns="pod", reaper=library.no_reaper) as pod:
+        library.acquire(pod, Tap(), pid=os.getpid())
+    changes, follow_all = LinkWatch.changes, FollowedNamespaces.follow_all
+
+    def overrun(watch: LinkWatch) -> WatchReport | None:
+        report = changes(watch)
+        return None if report is None or report.ended else report
+
+    def end(followed: FollowedNamespaces, look: Look) -> list[Netns]:
+        new = follow_all(followed, look)
+        if new and followed.others():
+            shell.sh("ip netns del pod")
+        return new
+
+    monkeypatch.setattr(LinkWatch, "changes", overrun)
+    monkeypatch.setattr(FollowedNamespaces, "follow_all", end)
+    standby = os.pidfd_open(os.getpid())
+    assert not reaper.lead(str(ledger), standby), "it ends: there is no work left"
+    os.close(standby)
+    with Host(ledger, reaper=library.no_reaper) as host:
+        assert host.leases() == []
 
 
 def wait_held(name: str, netns: str | None = None) -> None:

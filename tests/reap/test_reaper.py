@@ -135,6 +135,17 @@ def test_an_error_tells_a_program_without_an_interpreter_how_to_reap(
         host.reap(now=True)
 
 
+def test_a_tap_that_was_closed_while_no_reaper_listened_is_released(
+    ledger: Path,
+) -> None:
+    with Host(ledger, reaper=library.no_reaper) as host:
+        opened = host.acquire(Tap(bridge="br0", fin_wait=0.1), on_close=True)
+        opened.close()
+    with Monitor() as monitor:
+        shell.sh(f"{shell.TAPSTER} ls --ledger {ledger}")
+        monitor.wait_index_deleted(opened.ifindex)
+
+
 def test_one_reaper_is_enough(released: Host, ledger: Path) -> None:
     before = reapers(ledger)
     with Monitor() as monitor:
