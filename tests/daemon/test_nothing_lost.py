@@ -2,6 +2,7 @@
 """What the daemon could not do, it does when it can: a disk, a service, a bridge."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,6 +68,30 @@ def test_a_release_that_a_full_disk_prevented_is_done_when_there_is_space(
             assert "UP" not in iproute.links()[tap.name]["flags"]
 
 
+def test_what_a_full_disk_prevented_at_the_start_is_done_when_there_is_space(
+    small: Path,
+) -> None:
+    with Daemon() as daemon:
+        daemon.ledger = small / "ledger.db"
+        daemon.start()
+        with daemon.connect() as root:
+            lost = root.acquire(Tap(bridge="br0", fin_wait=60))
+            moved = root.acquire(Tap(bridge="br0", fin_wait=60))
+        daemon.stop(signal.SIGKILL)  # it leaves SQLite's files, which need space
+        shell.sh(f"ip link del {lost.name}")
+        shell.sh(f"ip link set {moved.name} nomaster")
+        with full(small):
+            daemon.start()
+            daemon.wait_logged("not-recovered")
+            events = daemon.events()
+            assert lost.name not in iproute.links()
+        wait_for(events, "held")
+        assert lost.name in iproute.links()
+        assert iproute.links()[moved.name]["master"] == "br0"
+        lost.close()
+        moved.close()
+
+
 def test_a_port_that_a_stopped_service_kept_goes_when_the_service_is_back(
     switch: OpenVswitch,
 ) -> None:
@@ -97,6 +122,29 @@ def test_a_device_whose_bridge_was_missing_is_put_back_on_the_new_one(
             shell.sh("ip link del br0")
             daemon.wait_logged("not-repaired")
             assert "master" not in iproute.links()[tap.name]
+            shell.sh("ip link add br0 type bridge")
+            wait_for(events, "sound")
+            assert iproute.links()[tap.name]["master"] == "br0"
+            tap.close()
+
+
+def test_a_vm_in_the_background_is_put_back_on_its_new_bridge(world: None) -> None:
+    """Its starter ends while there is no bridge. That end is no repair of its port."""
+    with Daemon(policy=REPAIRING) as daemon:
+        daemon.start()
+        with (
+            subprocess.Popen(["sleep", "infinity"]) as starter,
+            daemon.connect() as root,
+        ):
+            tap = root.acquire(Tap(bridge="br0"), pid=starter.pid)
+            unopened = root.acquire(Tap(), pid=starter.pid)
+            unopened.close()
+            events = daemon.events()
+            shell.sh("ip link del br0")
+            daemon.wait_logged("not-repaired")
+            starter.kill()
+            wait_for(events, "released")
+            assert root.look_up(tap.id).state is State.ACTIVE
             shell.sh("ip link add br0 type bridge")
             wait_for(events, "sound")
             assert iproute.links()[tap.name]["master"] == "br0"

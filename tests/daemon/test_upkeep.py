@@ -3,7 +3,7 @@
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from errno import EEXIST
 from functools import partial
 from itertools import pairwise
@@ -16,7 +16,7 @@ from lab.library import close_all, no_reaper
 from tapster import Host, KernelError, Macvtap, OpenDevice, Repair, State, Tap
 from tapster.daemon.repairs import FIRST_RETRY
 from tapster.daemon.upkeep import PATROL, SWITCH_SECONDS, TAKEN_OFF
-from tapster.errors import HostError
+from tapster.errors import HostError, LedgerError
 from tapster.kernel.port import HERE, LinkChange, Vlans, WatchReport
 from tapster.ledger import FIRST_IFINDEX
 from tapster.model import Lease, Netns
@@ -602,8 +602,11 @@ def test_one_process_is_watched_for_a_lease_however_often_it_is_bound(
     lease.close()
 
 
+@pytest.mark.parametrize(
+    "error", [HostError("the disk is full"), KeyError("a fault")], ids=repr
+)
 def test_a_release_that_fails_is_tried_again(
-    watched: Watched, monkeypatch: pytest.MonkeyPatch
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     made = watched.made
     process = made.system.start(7)
@@ -613,9 +616,9 @@ def test_a_release_that_fails_is_tried_again(
     made.system.end(7)
 
     def full(*_: object, **__: object) -> None:
-        raise HostError("the disk is full")
+        raise error
 
-    with monkeypatch.context() as broken:
+    with monkeypatch.context() as broken, suppress(KeyError):
         broken.setattr(made.host.operations.recover, "some", full)
         watched.upkeep.processes_ended([process])
     assert made.host.find(lease.id).state is State.ACTIVE
@@ -625,6 +628,52 @@ def test_a_release_that_fails_is_tried_again(
     watched.upkeep.retry()
     assert made.host.find(lease.id).state is State.FIN_WAIT
     assert watched.upkeep.retries == 0
+
+
+def test_a_lease_that_cannot_be_repaired_keeps_no_other_waiting(
+    watched: Watched,
+) -> None:
+    """Both wait for their bridges, and one bridge comes back."""
+    made = watched.made
+    watched.upkeep.reconnect = True
+    stranger = made.system.stranger()
+    stranger.add_bridge("br1")
+    back, lost = acquire(made.host), acquire(made.host, Tap(bridge="br1"))
+    for bridge in ("br0", "br1"):
+        stranger.delete_by_name(bridge)
+    watched.hear()
+    assert watched.upkeep.retries == 2
+    stranger.add_bridge("br0")
+    made.clock.advance(FIRST_RETRY)
+    watched.upkeep.retry()
+    assert watched.upkeep.retries == 1
+    assert watched.hear() == ["sound"]
+    (failure,) = made.log.named("not-repaired")[-1:]
+    assert failure["leases"] == lost.id
+    close_all(back, lost)
+
+
+def test_a_repair_waits_although_another_of_the_same_lease_succeeds(
+    watched: Watched,
+) -> None:
+    """The process of a VM in the background ends while there is no bridge."""
+    made = watched.made
+    watched.upkeep.reconnect = True
+    process = made.system.start(7)
+    lease = acquire(made.host, pid=7)
+    watched.upkeep.bind(lease.lease)
+    stranger = made.system.stranger()
+    stranger.delete_by_name("br0")
+    watched.hear()
+    made.system.end(7)
+    watched.upkeep.processes_ended([process])
+    assert watched.upkeep.retries == 1
+    stranger.add_bridge("br0")
+    made.clock.advance(FIRST_RETRY)
+    watched.upkeep.retry()
+    assert watched.hear() == ["sound"]
+    assert watched.upkeep.retries == 0
+    lease.close()
 
 
 def test_a_change_in_another_namespace_is_noticed(
@@ -827,6 +876,38 @@ def test_lost_reports_make_it_look_at_everything(watched: Watched) -> None:
     watched.made.system.stranger().delete_by_name("vnet0")
     watched.here.overrun()
     assert watched.hear() == ["held"]
+    lease.close()
+
+
+@pytest.mark.parametrize("part", ["followed", "leases", "repaired"])
+def test_a_recover_that_fails_after_lost_reports_is_tried_again(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    made = watched.made
+    lease = acquire(made.host)
+    assert watched.hear() == []
+
+    def full(*_: object, **__: object) -> None:
+        raise LedgerError("the disk is full")
+
+    with monkeypatch.context() as broken:
+        ledger = made.host.operations.context.ledger
+        if part == "followed":
+            broken.setattr(ledger, "namespaces", full)
+        elif part == "leases":
+            broken.setattr(ledger, "leases", full)
+        else:
+            broken.setattr(ledger, "claim_available", full)
+        made.system.stranger().delete_by_name("vnet0")
+        watched.here.overrun()
+        with suppress(LedgerError):
+            watched.hear()
+    assert watched.upkeep.retries == 1
+    made.clock.advance(FIRST_RETRY)
+    made.events.clear()
+    watched.upkeep.retry()
+    assert [event.event for event in made.events] == ["held"]
+    assert watched.upkeep.retries == 0
     lease.close()
 
 

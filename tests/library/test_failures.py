@@ -39,6 +39,22 @@ def test_the_first_is_raised_with_a_note_for_each_other() -> None:
     ]
 
 
+def test_the_leases_that_no_error_concerns_are_not_left() -> None:
+    failures = Failures()
+    error = ConflictError("in use")
+    failures.add(error, ["b"])
+    assert failures.left(error, ["a", "b", "c"]) == ["b"]
+
+
+def test_all_leases_are_left_if_the_batch_ended_early_or_no_error_names_one() -> None:
+    failures = Failures()
+    error = ConflictError("in use")
+    failures.add(error)
+    assert failures.left(error, ["a", "b"]) == ["a", "b"]
+    failures.add(error, ["b"])
+    assert failures.left(KernelError(1, "another"), ["a", "b"]) == ["a", "b"]
+
+
 def test_the_same_failure_is_reported_once() -> None:
     error = raised(ServiceUnavailable("away"), ServiceUnavailable("away"))
     assert not hasattr(error, "__notes__")

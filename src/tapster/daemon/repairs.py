@@ -9,6 +9,7 @@ from tapster.daemon.turns import Turns
 from tapster.errors import TapsterError
 from tapster.light import NamedTuple
 from tapster.operations.decision import Repair
+from tapster.operations.failures import Failures
 from tapster.operations.operations import Operations
 
 FIRST_RETRY, LAST_RETRY = 1.0, 30.0
@@ -40,12 +41,11 @@ PLAIN = Repairing()
 
 
 class Retry(NamedTuple):
-    """A lease whose repair failed, and when to try again."""
+    """When to try a repair again that failed."""
 
     when: float
     wait: float
     """Seconds between the previous attempt and this attempt."""
-    what: Repairing
 
 
 class Repairs:
@@ -70,7 +70,8 @@ class Repairs:
         self._on_repaired = on_repaired
         self._on_done = on_done
         self._waiting: dict[Repairing, list[str]] = {}
-        self._retries: dict[str, Retry] = {}
+        self._retries: dict[str, dict[Repairing, Retry]] = {}
+        """By lease. A repair that succeeds has not done what another one waits for."""
 
     def __len__(self) -> int:
         """How many leases wait for a retry. Any thread may ask."""
@@ -88,42 +89,58 @@ class Repairs:
         waiting += ids
 
     def add_later(self, id: str, what: Repairing, wait: float) -> None:
-        """Repair a lease in so many seconds, unless it waits for a retry already."""
-        self._retries.setdefault(id, Retry(self._clock() + wait, wait, what))
+        """Repair a lease in so many seconds, unless it waits for this already."""
+        retries = self._retries.setdefault(id, {})
+        retries.setdefault(what, Retry(self._clock() + wait, wait))
 
     def retry(self) -> None:
         """Repair the leases whose retry is due, when it is their turn."""
         now = self._clock()
-        for id, retry in list(self._retries.items()):
-            if retry.when <= now:
-                self.add([id], retry.what)
+        for id, retries in self._retries.items():
+            for what, retry in retries.items():
+                if retry.when <= now:
+                    self.add([id], what)
 
     def hasten(self, reason: str) -> None:
         """Repair the leases that wait for a retry for this reason, when it is their
         turn."""
-        for id, retry in list(self._retries.items()):
-            if retry.what.reason == reason:
-                self.add([id], retry.what)
+        for id, retries in self._retries.items():
+            for what in retries:
+                if what.reason == reason:
+                    self.add([id], what)
 
     def _repair(self, what: Repairing) -> None:
         """Repair the next of the leases that wait."""
         waiting = self._waiting.pop(what)
         self.add(waiting[len(waiting[: what.batch]) :], what)
         ids = [*dict.fromkeys(waiting[: what.batch])]
+        failures = Failures()
+        left: Sequence[str] = ids
         try:
             self._operations.recover.some(
                 ids,
                 wiring=what.wiring,
                 backends=what.backends,
                 on_repaired=lambda repairs: self._on_repaired(repairs, what.reason),
+                failures=failures,
             )
+            left = ()
         except TapsterError as error:
-            self._log(WARNING, "not-repaired", leases=" ".join(ids), error=error)
-            for id in ids:
-                last = self._retries.get(id)
+            left = failures.left(error, ids)
+            self._log(WARNING, "not-repaired", leases=" ".join(left), error=error)
+        finally:  # also after an error that nobody foresaw
+            self._schedule(ids, left, what)
+        if done := [id for id in ids if id not in left]:
+            self._on_done(done, what)
+
+    def _schedule(
+        self, ids: Sequence[str], left: Sequence[str], what: Repairing
+    ) -> None:
+        """Try again later to repair the leases that are `left`, but not the others."""
+        for id in ids:
+            last = self._retries.get(id, {}).pop(what, None)
+            if id in left:
                 wait = min(2 * last.wait, LAST_RETRY) if last else FIRST_RETRY
-                self._retries[id] = Retry(self._clock() + wait, wait, what)
-        else:
-            for id in ids:
+                self.add_later(id, what, wait)
+            elif not self._retries.get(id):
                 self._retries.pop(id, None)
-            self._on_done(ids, what)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from traceback import format_exception
 
 from tapster.daemon.bound import BoundLeases
 from tapster.daemon.log import INFO, WARNING, Log
@@ -15,10 +16,11 @@ from tapster.daemon.metrics import Metrics
 from tapster.daemon.repairs import FIRST_RETRY, LAST_RETRY, Repairing, Repairs
 from tapster.daemon.reports import EventReports
 from tapster.daemon.turns import Turns
-from tapster.errors import HostError, NoSuchLease, TapsterError
+from tapster.errors import HostError, InternalError, NoSuchLease, TapsterError
 from tapster.kernel.port import ALL, REDIRECTED, WatchReport
 from tapster.model import Kind, Lease, Link, Mode, Netns, Process, State, host_mac
 from tapster.operations.decision import Action, Repair
+from tapster.operations.failures import Failures
 from tapster.operations.followed import FollowedNamespaces
 from tapster.operations.operations import Operations
 from tapster.operations.pace import SECONDS, Pace
@@ -34,6 +36,8 @@ TAKEN_OFF = (
     "its MAC in the host was changed again and again: it is off its bridge for a minute"
 )
 ENTRY = "another program deleted its static entry from its bridge; it is back"
+RECOVERING = Repairing(wiring=True, backends=True)
+"""What recover does to each lease."""
 LOOK_BATCH = 32
 """Reported devices that are compared with their leases in one piece of work."""
 MOST_FRESH = 1000
@@ -95,6 +99,8 @@ class Upkeep:
         self._worked_on: set[str] = set()
         """The leases to look at again: they changed while another manager worked on
         them, which may not have seen the change, or too often to be reported."""
+        self._unrecovered = False
+        """Whether the latest recover did not look at every lease."""
         self._patrolled = 0
         """Where the next patrol begins in the ledger's list of leases."""
         self._switched: dict[str, str] = {}
@@ -139,7 +145,11 @@ class Upkeep:
     # Agreement of ledger and kernel
 
     def recover(self) -> None:
-        """Bring ledger and kernel into agreement, and watch what has leases."""
+        """Bring ledger and kernel into agreement, and watch what has leases.
+
+        What fails is tried again later.
+        """
+        self._unrecovered = True
         self._fresh.clear()
         self._forget_ended(self._followed.others())
         # Follow first: then changes during recover are reported.
@@ -147,20 +157,34 @@ class Upkeep:
         self._worked_on.update(
             lease.id for lease in self._operations.look.leases() if _is_worked_on(lease)
         )
+        failures = Failures()
+        failure: TapsterError | None = None
+        recover = self._operations.recover
         try:
-            self._operations.recover(on_repaired=self.report_repairs)
+            self._operations.context.run(
+                partial(recover, on_repaired=self.report_repairs, failures=failures)
+            )
         except TapsterError as error:
-            self._log(WARNING, "not-recovered", error=error)
+            failure = error
+            trace = format_exception(error) if isinstance(error, InternalError) else ()
+            traceback = "".join(trace) or None
+            self._log(WARNING, "not-recovered", error=error, traceback=traceback)
         leases = {lease.id: lease for lease in self._operations.look.leases()}
+        if failure is not None:
+            for id in failures.left(failure, [*leases]):
+                self._repairs.add_later(id, RECOVERING, FIRST_RETRY)
         self._problems = {id: p for id, p in self._problems.items() if id in leases}
         self._returned.clear()
         for lease in leases.values():
             if lease.state is not State.FIN_WAIT:
                 self.bind(lease)
+        self._unrecovered = False
         self._turns.run()
 
     def retry(self) -> None:
         """Repair the leases whose retry is due; look at those that were worked on."""
+        if self._unrecovered:
+            self.recover()
         self._look_again()
         self._repairs.retry()
         self._turns.run()
@@ -171,8 +195,9 @@ class Upkeep:
 
     @property
     def retries(self) -> int:
-        """How many leases wait for a retry. Any thread may read it."""
-        return len(self._repairs) + len(self._worked_on)
+        """How many leases wait for a retry, and 1 if recover does. Any thread may read
+        it."""
+        return len(self._repairs) + len(self._worked_on) + self._unrecovered
 
     # Namespaces
 

@@ -341,7 +341,7 @@ class Devices:
                 self.detach(namespace, lease)
                 ready.append(lease)
             except TapsterError as error:
-                failures.add(error)
+                failures.add(error, [lease.id])
         return ready
 
     def _delete_all(
@@ -359,7 +359,7 @@ class Devices:
                 self._refuse_opened(lease, links.get(lease.ifindex))
                 ready.append(lease)
             except ConflictError as error:
-                failures.add(error)
+                failures.add(error, [lease.id])
         searched: list[Lease] = []
         if lost := [lease for lease in ready if self._is_lost(links, lease)]:
             ready = self._delete_lost(lost, ready, failures, moving=False)
@@ -378,7 +378,7 @@ class Devices:
             )
             missed += absent
         for lease in left:
-            failures.add(_not_deleted(lease))
+            failures.add(_not_deleted(lease), [lease.id])
         ready = [lease for lease in ready if lease not in left]
         return self._delete_lost(missed, ready, failures, moving=True)
 
@@ -415,7 +415,7 @@ class Devices:
         except TapsterError as error:
             waiting = {lease.id for lease in lost if lease.state is State.FIN_WAIT}
             if waiting:
-                failures.add(error)
+                failures.add(error, waiting)
             return [lease for lease in leases if lease.id not in waiting]
         return [*leases]
 
@@ -550,14 +550,13 @@ class Devices:
         ]
         # In each namespace a backend takes as long for one lease as for all.
         for backend in self.context.backends:
-            if leftovers is None and not any(
-                _may_have(backend, lease) for lease in leases
-            ):
+            concerned = [lease.id for lease in leases if _may_have(backend, lease)]
+            if leftovers is None and not concerned:
                 continue
             try:
                 observed = backend.observe(namespace, leases)
             except TapsterError as error:
-                failures.add(error)
+                failures.add(error, concerned)
                 continue
             for id, wrong in observed.differences.items():
                 differences.setdefault(id, {})[backend.name] = wrong

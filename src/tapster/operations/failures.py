@@ -2,6 +2,7 @@
 """The failures of a batch: each is kept, so that one failure hides no other."""
 
 from tapster.errors import ServiceUnavailable, TapsterError
+from tapster.light import Iterable, Sequence
 
 
 class Failures:
@@ -13,13 +14,23 @@ class Failures:
 
     def __init__(self) -> None:
         self._errors: list[TapsterError] = []
+        self._leases: set[str] = set()
 
     def __bool__(self) -> bool:
         return bool(self._errors)
 
-    def add(self, error: TapsterError) -> None:
-        """Keep an error for later."""
+    def add(self, error: TapsterError, ids: Iterable[str] = ()) -> None:
+        """Keep an error for later, and the ids of the leases that it concerns."""
         self._errors.append(error)
+        self._leases.update(ids)
+
+    def left(self, error: BaseException, ids: Sequence[str]) -> Sequence[str]:
+        """Return which of these leases are left when their batch has raised `error`.
+
+        That is all of them, if the batch ended early or no error names a lease.
+        """
+        known = error in self._errors
+        return [id for id in ids if known and id in self._leases] or ids
 
     def raise_any(self) -> None:
         """Raise what was collected, if anything was.

@@ -30,20 +30,25 @@ class Recover:
         self.rewire = rewire
 
     def __call__(
-        self, *, dry_run: bool = False, on_repaired: OnRepaired | None = None
+        self,
+        *,
+        dry_run: bool = False,
+        on_repaired: OnRepaired | None = None,
+        failures: Failures | None = None,
     ) -> list[Repair]:
         """Repair every lease, and remove leftovers; return what was, or would be, done.
 
         Leases that a living manager works on are left alone. May be repeated.
         `on_repaired` is called with what was done. A lease that cannot be repaired
-        hinders no other; its error is raised after the rest is done.
+        hinders no other; its error is raised after the rest is done, and is in
+        `failures` with the lease.
         """
         context = self.context
+        failures = Failures() if failures is None else failures
         with context.gate:
             if not dry_run:
                 context.claims.drop_stale()
             leases = context.ledger.leases()
-            failures = Failures()
             leftovers: Leftovers = []
             try:
                 repairs = self._repair_all(
@@ -69,17 +74,23 @@ class Recover:
         wiring: bool = False,
         backends: bool = True,
         on_repaired: OnRepaired | None = None,
+        failures: Failures | None = None,
     ) -> list[Repair]:
         """Repair these leases alone; with `wiring`, also how they are connected.
 
-        Without `backends`, look at the devices alone, which is quick.
+        Without `backends`, look at the devices alone, which is quick. The rest is as
+        for every lease.
         """
         context = self.context
         with context.gate:
             context.claims.drop_stale()
             leases = [lease for id in ids if (lease := context.ledger.lease(id))]
             return self._repair_and_wake(
-                leases, on_repaired, wiring=wiring, backends=backends
+                leases,
+                Failures() if failures is None else failures,
+                on_repaired,
+                wiring=wiring,
+                backends=backends,
             )
 
     def settle(self) -> list[Repair]:
@@ -92,7 +103,7 @@ class Recover:
         context = self.context
         with context.gate:
             context.claims.drop_stale()
-            return self._repair_and_wake(find_orphans(context))
+            return self._repair_and_wake(find_orphans(context), Failures())
 
     def restrict(self) -> list[Repair]:
         """Take from users the right to open waiting taps that are closed by now.
@@ -138,12 +149,12 @@ class Recover:
     def _repair_and_wake(
         self,
         leases: Sequence[Lease],
+        failures: Failures,
         on_repaired: OnRepaired | None = None,
         *,
         wiring: bool = False,
         backends: bool = False,
     ) -> list[Repair]:
-        failures = Failures()
         try:
             repairs = self._repair_all(
                 leases,
@@ -202,7 +213,7 @@ class Recover:
                 with context.opened(netns) as namespace:
                     repair(namespace, batch)
             except TapsterError as error:
-                failures.add(error)
+                failures.add(error, [lease.id for lease in batch])
         repairs = [
             Repair(lease, action)
             for lease in leases

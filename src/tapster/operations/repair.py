@@ -110,7 +110,7 @@ class NamespaceRepair:
             try:
                 self._repair(portion)
             except TapsterError as error:
-                self._failures.add(error)
+                self._failures.add(error, left)
 
     def _find_elsewhere(self, links: Mapping[int, Link]) -> frozenset[str]:
         """Return the ids of active leases whose devices may be in other namespaces."""
@@ -126,7 +126,7 @@ class NamespaceRepair:
             return frozenset(self._devices.moved(lost))
         except TapsterError as error:
             # An active lease does not end because its device cannot be found.
-            self._failures.add(error)
+            self._failures.add(error, [lease.id for lease in lost])
             return frozenset(lease.id for lease in lost)
 
     def _find_holders(self) -> tuple[dict[str, int], dict[str, Process]]:
@@ -149,7 +149,7 @@ class NamespaceRepair:
                 holders = self._namespace.macvtap_holders(ended)
             except HostError as error:
                 # An active lease does not end because nothing tells who has it open.
-                self._failures.add(error)
+                self._failures.add(error, [id for id, _ in ended.values()])
                 return {}, {}
         return (
             {ended[ifindex][0]: pid for ifindex, pid in holders.items()},
@@ -232,13 +232,13 @@ class NamespaceRepair:
                     else:
                         self.actions[lease.id] = self._act(action, lease, wrong)
                 except TapsterError as error:
-                    self._failures.add(error)
+                    self._failures.add(error, [lease.id])
             if ready:
                 try:
                     ended = self._devices.end(self._namespace, ready, self._failures)
                     self.actions.update((each.id, ending[each.id]) for each in ended)
                 except TapsterError as error:
-                    self._failures.add(error)
+                    self._failures.add(error, [lease.id for lease in ready])
 
     def _decide_again(
         self, lease: Lease, before: Lease
