@@ -402,6 +402,48 @@ def test_a_slow_look_up_of_names_never_brings_an_older_policy_back(
             bob.release(library.acquire(bob, BR0).id)
 
 
+UNANSWERED = """
+import tapster.daemon.config, tapster.daemon.server
+def note(name):
+    with open("FOLDER/" + name, "a") as file:
+        file.write("x")
+refresh, resolve = tapster.daemon.server.Server._refresh, tapster.daemon.config.resolve
+def refresh_often(server):
+    note("refreshed")
+    refresh(server)
+def look_up(loaded):
+    note("looked-up")
+    return resolve(loaded)
+tapster.daemon.server.Server._refresh = refresh_often
+tapster.daemon.config.resolve = look_up
+"""
+
+
+def test_one_thread_at_most_waits_for_a_directory_server(world: None) -> None:
+    with Daemon(policy='[[allow]]\nusers = ["slow"]\nbridges = ["br0"]\n') as daemon:
+        folder = daemon.programs.parent
+        code = (SLOW_DIRECTORY + UNANSWERED).replace("FOLDER", str(folder))
+        hooked = folder / "lib" / "sitecustomize.py"
+        hooked.write_text(code.replace("USER", str(ALICE)))
+        (folder / "often").touch()
+        daemon.start()
+        (folder / "hold").touch()
+        wait_for((folder / "held").exists, "nothing looks the name up")
+
+        def wait_for_more(file: str, number: int) -> None:
+            before = (folder / file).stat().st_size
+            wait_for(
+                lambda: (folder / file).stat().st_size >= before + number,
+                f"{file}: {number} times more",
+            )
+
+        begun = (folder / "looked-up").stat().st_size
+        wait_for_more("refreshed", 5)
+        assert (folder / "looked-up").stat().st_size == begun
+        (folder / "go").touch()
+        wait_for_more("looked-up", 2)
+
+
 # Bindings
 
 

@@ -68,6 +68,8 @@ class Server:
         self._stopping = False
         self._reads = self._newest = 0
         """How often the configuration was read again, and the read that is in use."""
+        self._looking_up = False
+        """Whether a thread looks up the users and groups of the rules again."""
         self._scrapes: list[Callable[[str], None]] = []
         """The replies to scrapes for which the worker measures now."""
         self._ended: deque[Process] = deque()
@@ -276,6 +278,15 @@ class Server:
         before = self._access.loaded
         if all(name.isdecimal() for name in before.names_to_look_up):
             return
+        if self._looking_up:
+            return  # the directory server does not answer: one thread waits for it
+
+        def look_up() -> Loaded:
+            self._looking_up = True
+            try:
+                return config.resolve(before)
+            finally:
+                self._looking_up = False
 
         def use(loaded: Loaded) -> bool:
             if self._access.loaded is not before:
@@ -283,7 +294,7 @@ class Server:
             self._use_if_changed(loaded)
             return True
 
-        self._in_background(partial(config.resolve, before), use)
+        self._in_background(look_up, use)
 
     def _in_background(
         self, read: Callable[[], Loaded], use: Callable[[Loaded], bool]
