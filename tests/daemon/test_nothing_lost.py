@@ -4,8 +4,10 @@
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from lab import iproute, shell
 from lab.daemon import POLICY, SERVICE, Daemon
 from lab.openvswitch import OpenVswitch, ports, switch
 from tapster import State, Tap
+from tapster.daemon.log import INFO, Log
 from tapster.rpc.interface import Event
 
 __all__ = ["switch"]
@@ -90,6 +93,18 @@ def test_what_a_full_disk_prevented_at_the_start_is_done_when_there_is_space(
         assert iproute.links()[moved.name]["master"] == "br0"
         lost.close()
         moved.close()
+
+
+def test_a_log_whose_disk_was_full_goes_on_when_there_is_space(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log, later = Log(), StringIO()
+    with suppress(OSError), open("/dev/full", "w", buffering=1) as full_disk:
+        monkeypatch.setattr(sys, "stderr", full_disk)
+        log(INFO, "lost")
+    monkeypatch.setattr(sys, "stderr", later)
+    log(INFO, "kept")
+    assert later.getvalue() == "level=info event=kept\n"
 
 
 def test_a_port_that_a_stopped_service_kept_goes_when_the_service_is_back(

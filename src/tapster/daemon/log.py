@@ -32,8 +32,10 @@ class Log:
         try:
             sys.stderr.write(start + " ".join(words) + "\n")
             sys.stderr.flush()
-        except OSError:
+        except BrokenPipeError:
             self._level = -1  # no process reads the log any more
+        except OSError:
+            pass  # its disk is full, say: this line is lost, and the next may not be
 
 
 def _quoted(value: Any) -> str:
