@@ -676,6 +676,27 @@ def test_a_repair_waits_although_another_of_the_same_lease_succeeds(
     lease.close()
 
 
+def test_nothing_is_kept_of_leases_that_have_ended(watched: Watched) -> None:
+    """The daemon runs for months."""
+    made, upkeep = watched.made, watched.upkeep
+    for number in range(10):
+        closed = acquire(made.host, Tap(fin_wait=0), on_close=True)
+        made.system.start(100 + number)
+        bound = acquire(made.host, Tap(fin_wait=0), pid=100 + number)
+        upkeep.bind(bound.lease)
+        watched.hear()
+        closed.close()
+        watched.hear()
+        made.host.release(bound)
+        bound.close()
+    assert made.host.leases() == []
+    assert made.watched
+    upkeep.patrol()
+    assert made.watched == set()
+    kept = [each for each in vars(upkeep).values() if isinstance(each, dict | set)]
+    assert not any(kept)
+
+
 def test_a_change_in_another_namespace_is_noticed(
     watched: Watched, tmp_path: Path
 ) -> None:

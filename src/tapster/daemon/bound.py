@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The leases that end with a process, and which processes to watch for them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from tapster.model import Lease, Process
 
@@ -43,6 +43,11 @@ class BoundLeases:
             if not self._leases[process]:
                 del self._leases[process]
                 self._forget(process)
+
+    def forget_others(self, ids: Collection[str]) -> None:
+        """Watch no process any more for leases other than these."""
+        for id in self._process_of.keys() - set(ids):
+            self.unbind(id)
 
     def take(self, process: Process) -> list[str]:
         """Return the leases that were bound to a process, which has ended."""

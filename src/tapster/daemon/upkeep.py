@@ -323,6 +323,8 @@ class Upkeep:
             after=self._patrolled, limit=PATROL, caller_uid=None, all=False
         )
         self._patrolled = after or 0
+        if after is None:
+            self._forget_others()
         self._bridges.clear()  # one may have been renamed
         for lease in leases:
             if lease.wiring.in_force.ovs:
@@ -331,6 +333,14 @@ class Upkeep:
                 # The end of a device, or of its namespace, is reported.
                 self._look_now(lease, if_there=True)
         self._turns.run()
+
+    def _forget_others(self) -> None:
+        """Forget the leases that have ended: another manager may have ended them."""
+        leases = {lease.id for lease in self._operations.look.leases()}
+        self._problems = {id: p for id, p in self._problems.items() if id in leases}
+        self._returned &= leases
+        self._taken_off &= leases
+        self._bound.forget_others(leases)
 
     def _look_at_switch(self) -> None:
         """Compare the ports of Open vSwitch: the kernel does not report its changes."""

@@ -77,7 +77,11 @@ class FollowedNamespaces:
 
         Return those that were not followed before or have ended.
         """
-        new = [netns for netns in look.namespaces() if self._is_new(netns)]
+        namespaces = look.namespaces()
+        # Thousands of pods may have ended since the process has begun.
+        used = {netns.cookie for netns in namespaces}
+        self._retries = {key: at for key, at in self._retries.items() if key in used}
+        new = [netns for netns in namespaces if self._is_new(netns)]
         # One look at all processes tells of all namespaces that have ended. `follow`
         # would look at all processes for each.
         ended = look.ended_namespaces(new) if new else set()
