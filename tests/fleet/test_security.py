@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """TLS, users and their rights on a real etcd, and the traps of its gateway."""
 
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,6 +86,20 @@ def etcd(authority: Authority, tmp_path: Path) -> Iterator[Cluster]:
     with cluster(tmp_path, 1, scheme="https", options=options) as running:
         enable_users(running, authority, "a", "b")
         yield running
+
+
+def test_a_key_with_a_passphrase_is_refused_and_not_asked_for(
+    authority: Authority, tmp_path: Path
+) -> None:
+    _, cert, key = (option.partition("=")[2] for option in client_of(authority))
+    locked = tmp_path / "locked.key"
+    sh(f"openssl pkey -aes256 -passout pass:secret -in {key} -out {locked}")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        endpoint = parse_endpoint(f"https://127.0.0.1:{listening.getsockname()[1]}")
+        certificates = Certificates(str(authority.cert), cert, str(locked))
+        store = Etcd([endpoint], certificates=certificates)
+        with pytest.raises(FleetUnavailable, match="has a passphrase"):
+            store.read(["/a"])
 
 
 def test_a_host_has_the_rights_that_it_needs_and_no_more(

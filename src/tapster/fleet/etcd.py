@@ -410,7 +410,7 @@ class Etcd:
             try:
                 context = ssl.create_default_context(cafile=files.ca)
                 if files.cert:
-                    context.load_cert_chain(files.cert, files.key)
+                    context.load_cert_chain(files.cert, files.key, _no_passphrase)
             except OSError as error:
                 names = ", ".join(file for file in files if file)
                 raise FleetUnavailable(
@@ -501,6 +501,14 @@ class _Reader(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         self._wire.sock.settimeout(_left(self._wire.until))
         return self._wire.sock.recv_into(buffer)
+
+
+def _no_passphrase() -> str:
+    """Refuse a key that has a passphrase: OpenSSL would ask for it at the terminal."""
+    raise FleetUnavailable(
+        "the key of fleet.key has a passphrase: decrypt it with: "
+        "openssl pkey -in KEY -out NEW"
+    )
 
 
 def _left(until: float) -> float:
