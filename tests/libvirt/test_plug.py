@@ -12,7 +12,7 @@ import pytest
 from lab import iproute, library
 from lab.library import abandon
 from lab.libvirt import adopted, domain, uuid_of
-from lab.shell import TAPSTER
+from lab.shell import TAPSTER, sh
 from tapster import Host, HostError, Tap
 from tapster.libvirt import doctor, listing, virsh
 from tapster.libvirt.hook import owner_of
@@ -119,3 +119,27 @@ def test_a_domain_of_which_libvirt_does_not_tell_keeps_its_device(
     (tmp_path / "7.xml").unlink()
     for problem in doctor.examine(leased):
         assert "libvirt lacks" not in problem.description
+
+
+def test_a_mistake_in_a_domains_metadata_hides_nothing_else(
+    leased: Host, tmp_path: Path
+) -> None:
+    right = adopted("web", "dev='web0' bridge='br0'")
+    (tmp_path / "web.xml").write_text(right.replace("nic dev='web0'", "nic"))
+    found = [problem.description for problem in doctor.examine(leased)]
+    assert found == [
+        "libvirt's hook is missing: adopted domains do not start",
+        "domain web: a tapster:nic of the metadata has no dev",
+    ]
+    assert [(row.domain, row.nic) for row in listing.rows(leased)] == [("7", "seven0")]
+
+
+def test_a_problem_with_libvirt_does_not_hide_those_of_the_host(
+    leased: Host, tmp_path: Path
+) -> None:
+    (tmp_path / "web.xml").write_text("<domain>urn:tapster:libvirt:1")
+    sh("ip link set br0 down")
+    done = subprocess.run(
+        [TAPSTER, "doctor"], check=False, capture_output=True, text=True
+    )
+    assert "bridge br0 is down, with VMs on it" in done.stdout

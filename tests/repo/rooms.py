@@ -565,6 +565,7 @@ ROOMS = [
     Room(
         "tapster.libvirt.listing",
         (
+            "tapster.errors",
             "tapster.host",
             "tapster.libvirt.domain",
             "tapster.libvirt.hook",

@@ -10,8 +10,9 @@ import sys
 from tapster.cli import output
 from tapster.cli.options import Options
 from tapster.cli.values import given_text
-from tapster.errors import RequestError
+from tapster.errors import OF_ONE_LEASE, RequestError
 from tapster.light import TYPE_CHECKING
+from tapster.model import Problem
 
 if TYPE_CHECKING:
     from tapster.api import AnyHost
@@ -70,7 +71,14 @@ def run(options: Options, host: "AnyHost") -> int:
         return 0
     from tapster.libvirt import doctor as libvirt
 
-    problems = [*host.examine(), *libvirt.examine(host)]
+    problems = host.examine()
+    try:
+        problems += libvirt.examine(host)
+    except OF_ONE_LEASE as error:
+        remedy = "remove the cause, then: tapster doctor"
+        problems.append(
+            Problem(f"libvirt's domains were not looked at: {error}", remedy)
+        )
     return output.print_problems(problems, json=options.json)
 
 

@@ -23,9 +23,20 @@ class Known(NamedTuple):
     uuid: str
     definition: bytes
     """Empty if libvirt does not tell."""
-    nics: tuple[domain.NicRequest, ...]
     live: bytes | None
     """The XML of a domain that runs."""
+
+    @property
+    def is_adopted(self) -> bool:
+        return domain.NAMESPACE.encode() in self.definition
+
+    @property
+    def nics(self) -> list[domain.NicRequest]:
+        """None if the metadata is wrong; `_disagreements` says so."""
+        try:
+            return domain.nics_of(self.definition)
+        except RequestError:
+            return []
 
 
 def examine(host: AnyHost) -> list[Problem]:
@@ -47,7 +58,7 @@ def examine(host: AnyHost) -> list[Problem]:
         if not leases and not os.path.exists(hooks.HOOK):
             return []  # libvirt is not in use
         return [Problem(f"libvirt does not answer: {error}", "start its daemon")]
-    adopted = [entry for entry in known if entry.nics]
+    adopted = [entry for entry in known if entry.is_adopted]
     return [
         *(_hook() if adopted or leases else ()),
         *(problem for entry in adopted for problem in _disagreements(entry)),
@@ -64,7 +75,7 @@ def _known() -> Iterator[Known]:
         except TapsterError:
             # It has ended at this moment. Or it is busy: then it has its leases.
             xml, live = b"", None
-        yield Known(name, uuid, xml, tuple(domain.nics_of(xml)), live)
+        yield Known(name, uuid, xml, live)
 
 
 def _hook() -> Iterator[Problem]:

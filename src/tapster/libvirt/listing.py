@@ -3,6 +3,7 @@
 
 from collections.abc import Iterator
 
+from tapster.errors import RequestError
 from tapster.host import Host
 from tapster.libvirt import domain, virsh
 from tapster.libvirt.hook import LABEL, PREFIX, is_a_domains, owner_of
@@ -38,7 +39,11 @@ def rows(host: Host) -> list[DomainDevice]:
         state = virsh.state(uuid)
         xml = virsh.definition(uuid)
         owner = owner_of(uuid)
-        for nic in domain.nics_of(xml):
+        try:
+            nics = domain.nics_of(xml)
+        except RequestError:
+            nics = []  # doctor says what is wrong; its leases are listed
+        for nic in nics:
             lease = leases.pop((owner, nic.dev), None)
             if lease:
                 found.append(_leased(name, state, lease))
