@@ -64,6 +64,7 @@ if TYPE_CHECKING:
         Spec,
         State,
         Tap,
+        Vm,
         Wiring,
     )
     from tapster.open_device import OpenDevice
@@ -128,6 +129,7 @@ __all__ = [
     "System",
     "Tap",
     "TapsterError",
+    "Vm",
     "Wiring",
     "connect",
 ]

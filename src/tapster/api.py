@@ -131,7 +131,7 @@ class AnyHost(Protocol):
 
         return wait_for_name(self, acquire, wait)
 
-    def holding(self, *specs: Spec) -> AbstractContextManager[tuple[OpenDevice, ...]]:
+    def holding(self, *specs: Spec) -> "AbstractContextManager[tuple[OpenDevice, ...]]":
         """Acquire devices for a block; then close and release them."""
         from contextlib import contextmanager  # late: no verb holds devices
 
@@ -157,7 +157,7 @@ class AnyHost(Protocol):
         allows a queue one descriptor.
         """
 
-    def set(self, lease: Reference, **changes: Unpack[Changes]) -> Lease:
+    def set(self, lease: Reference, **changes: "Unpack[Changes]") -> Lease:
         """Change what an active lease's device is connected to, all or nothing.
 
         The keyword arguments are fields of `Wiring`; what is not given stays. The
@@ -213,6 +213,7 @@ class AnyHost(Protocol):
     def who(self, name: str, at: float | None = None) -> list[HistoryEntry]:
         """Return who holds or held `name`, latest first; at wall clock `at` if
         given."""
+        check_value(str, name, "name")
         return self.history(HistoryQuery(name, at=at))
 
     def history(self, query: HistoryQuery) -> list[HistoryEntry]:

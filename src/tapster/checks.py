@@ -74,6 +74,12 @@ def check_value(kind: Any, value: Any, where: str) -> None:
         check_record(value)
 
 
+def check_has(method: str, value: object, where: str, what: str) -> None:
+    """Check that `value` has a method of `what`, or is None. Raises RequestError."""
+    if value is not None and not hasattr(value, method):
+        raise RequestError(f"{where} must be {what} or None, not {shown(value)}")
+
+
 def shown(value: object) -> str:
     """Return a value as its user wrote it: the text of an enum, not its repr."""
     return repr(value.value if isinstance(value, StrEnum) else value)

@@ -38,7 +38,7 @@ from tapster.light import ClassVar
 
 
 class TapsterError(Exception):
-    """The root of the tree."""
+    """The root of all errors of Tapster. `help("tapster.errors")` shows the tree."""
 
     fields: ClassVar[tuple[str, ...]] = ()
     """The names of the attributes that this type of error has."""

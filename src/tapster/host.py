@@ -17,7 +17,7 @@ from tapster.api import (
     names_of,
 )
 from tapster.backends import MakeBackends
-from tapster.checks import check_value
+from tapster.checks import check_has, check_value
 from tapster.kernel.port import System
 from tapster.kernel.signals import Deferral, deferred
 from tapster.light import Callable, Iterable, TypeVar, Unpack
@@ -69,6 +69,9 @@ class Host(AnyHost):
         """
         check_value(str | os.PathLike | None, ledger, "ledger")
         check_value(str | None, netns, "netns")
+        check_has("__call__", backends, "backends", "a function")
+        check_has("__call__", reaper, "reaper", "a function")
+        check_has("boottime", system, "system", "a System")
         self._operations = open_operations(
             ledger, netns=netns, system=system, backends=backends, reaper=reaper
         )
@@ -145,7 +148,7 @@ class Host(AnyHost):
 
         return self._run(reopen)
 
-    def set(self, lease: Reference, **changes: Unpack[Changes]) -> Lease:
+    def set(self, lease: Reference, **changes: "Unpack[Changes]") -> Lease:
         id = id_of(lease)
         return self._run(lambda do: do.rewire.set(id, changes))
 

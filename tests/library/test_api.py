@@ -132,6 +132,24 @@ def test_every_type_in_a_public_signature_is_public() -> None:
                     assert not ours or part in exported, (kind, name, part)
 
 
+def test_every_type_in_a_public_record_is_public() -> None:
+    exported = {getattr(tapster, name) for name in tapster.__all__}
+    for record in exported:
+        if hasattr(record, "_fields"):
+            for annotation in get_type_hints(record).values():
+                for part in names_in(annotation):
+                    ours = re.match(r"tapster\.(?!light)", part.__module__)
+                    assert not ours or part in exported, (record, part)
+
+
+@pytest.mark.parametrize("kind", [Host, Client, AnyHost])
+def test_help_shows_the_types_of_each_method(kind: type) -> None:
+    for name in public(kind):
+        function = getattr(kind, name)
+        if inspect.isfunction(function):
+            assert "tapster.light" not in str(inspect.signature(function)), name
+
+
 def test_changes_are_the_fields_of_a_wiring() -> None:
     assert get_type_hints(Changes) == get_type_hints(Wiring)
 
@@ -211,7 +229,8 @@ def test_a_wrong_type_in_a_request_is_named(
         (lambda host: host.set("0" * 16, up=1), "up must be True or False, not 1"),
         (lambda host: host.set("0" * 16, color=1), "color cannot be changed"),
         (lambda host: host.find(3), "name_or_id must be a str, not 3"),
-        (lambda host: host.who(3), "name must be a str or None, not 3"),
+        (lambda host: host.who(3), "name must be a str, not 3"),
+        (lambda host: host.who(None), "name must be a str, not None"),
         (lambda host: host.who("a", "b"), "at must be a number or None, not 'b'"),
         (lambda host: host.reap(now=2), "now must be True or False, not 2"),
         (lambda host: host.recover(dry_run=None), "dry_run must be True or False"),
@@ -219,6 +238,9 @@ def test_a_wrong_type_in_a_request_is_named(
         (lambda host: host.remove_leftovers(8), "ledger must be a str, not 8"),
         (lambda host: refused(7), "ledger must be a str or a PathLike or None, not 7"),
         (lambda host: refused(netns=7), "netns must be a str or None, not 7"),
+        (lambda host: refused(system=7), "system must be a System or None, not 7"),
+        (lambda host: refused(backends=7), "backends must be a function or None"),
+        (lambda host: refused(reaper=False), "reaper must be a function or None, not"),
         (lambda host: refused("a\0b"), r"the ledger's path 'a\x00b' has a character"),
         (lambda host: refused("\ud800"), r"the ledger's path '\ud800' has a"),
     ],

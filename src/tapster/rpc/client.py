@@ -296,7 +296,7 @@ class Client(AnyHost):
         )
         return _opened([device], fds, 1)[0]
 
-    def set(self, lease: Reference, **changes: Unpack[Changes]) -> Lease:
+    def set(self, lease: Reference, **changes: "Unpack[Changes]") -> Lease:
         check_changes(changes)
         asked = {
             "lease": id_of(lease),
