@@ -5,8 +5,6 @@
 import _signal as signal  # type: ignore[import-not-found] # it has no stub
 import gc
 
-from tapster import finder
-
 
 def command() -> None:
     """Run the command and end the process."""
@@ -16,6 +14,8 @@ def command() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     # To look for garbage among modules takes a sixteenth of a verb's time.
     gc.disable()
+    from tapster import finder
+
     finder.install()
     from tapster import cli
 

@@ -570,10 +570,12 @@ def check_spec(spec: Spec) -> names.Template:
         )
     if spec.reclaim and not spec.owner:
         raise RequestError("reclaim needs an owner: only the owner may reclaim a name")
-    if (spec.naming == Naming.STABLE) != (spec.key is not None):
+    if spec.naming == Naming.STABLE and spec.key is None:
+        raise RequestError("naming 'stable' needs a key")
+    if spec.naming != Naming.STABLE and spec.key is not None:
         raise RequestError(
-            "naming stable needs a key, and no other naming takes a key: "
-            f"naming is {shown(spec.naming)}, key is {spec.key!r}"
+            f"naming {shown(spec.naming)} takes no key, and key is {spec.key!r}: "
+            "only naming 'stable' takes one"
         )
     if spec.labels:
         check_labels(spec.labels)

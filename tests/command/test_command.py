@@ -174,7 +174,8 @@ def test_who_finds_by_every_field_of_a_lease(tapster: Run) -> None:
         (["add", "--bridg", "br0"], 2, "did you mean '--bridge'?"),
         (["add", "--queues", "x"], 2, "'x' is not a whole number"),
         (["add", "--name", "sixteen-letters-"], 2, "at most 15"),
-        (["add", "--naming", "stable"], 2, "naming stable needs a key"),
+        (["add", "--naming", "stable"], 2, "naming 'stable' needs a key"),
+        (["add", "--key", "k"], 2, "naming 'lowest' takes no key, and key is 'k'"),
         (["add", "--mac", "01:00:00:00:00:00"], 2, "not a unicast"),
         (["add", "--kind", "macvtap"], 2, "give --link"),
         (["add", "--link", "lo", "--bridge", "br0"], 2, "does not go with a macvtap"),
@@ -197,6 +198,8 @@ def test_who_finds_by_every_field_of_a_lease(tapster: Run) -> None:
         (["run", "--bridge", "nix", "--", "true"], 125, "no bridge 'nix'"),
         (["run", "--", "true", "{fd1}"], 125, "numbered 0 to 0"),
         (["run", "--nic", "frob=1", "--", "true"], 125, "no option 'frob'"),
+        (["run", "--nic", "brdige=x", "--", "true"], 125, "mean 'bridge'?"),
+        (["libvirt"], 2, "required: ACTION; see"),
     ],
 )
 def test_an_error_is_one_line_and_an_exit_code(

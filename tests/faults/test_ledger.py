@@ -199,7 +199,7 @@ def test_a_ledger_of_others_is_an_error(here: FaultLab) -> None:
     with FaultyChild(steps) as child:
         error = child.step()
     assert isinstance(error, LedgerError)
-    assert "Permission denied" in str(error)
+    assert "Permission denied; run as root" in str(error)
 
 
 @pytest.mark.parametrize("replaced", [False, True])

@@ -227,7 +227,7 @@ def locked_directory(path: Path, whole: bytes) -> Iterator[Path]:
 
 @pytest.mark.usefixtures("locked_directory", "unprivileged")
 def test_a_directory_that_cannot_be_read_is_an_error(path: Path) -> None:
-    with pytest.raises(LedgerError, match=f"{path}.*Permission denied"):
+    with pytest.raises(LedgerError, match=f"{path}.*Permission denied; run as root"):
         Ledger(path, Clock())
 
 

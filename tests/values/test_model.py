@@ -46,15 +46,9 @@ def test_a_request_that_can_be_gives_its_template(spec: Spec) -> None:
             Tap(name="mytap", naming=Naming.STABLE, key="k"),
             "template with '%d', not 'mytap'",
         ),
-        (
-            Tap(naming=Naming.STABLE),
-            "naming stable needs a key, and no other naming takes a key",
-        ),
-        (Tap(key="k"), "naming stable needs a key, and no other naming takes a key"),
-        (
-            Tap(naming=Naming.NEXT, key="k"),
-            "naming stable needs a key, and no other naming takes a key",
-        ),
+        (Tap(naming=Naming.STABLE), "naming 'stable' needs a key"),
+        (Tap(key="k"), "naming 'lowest' takes no key, and key is 'k'"),
+        (Tap(naming=Naming.NEXT, key="k"), "only naming 'stable' takes one"),
         (Tap(naming=Naming.STABLE, key="k" * 256), "key has 256 characters"),
         (Tap(owner="o" * 256), "owner has 256 characters"),
         (

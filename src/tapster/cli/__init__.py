@@ -271,9 +271,10 @@ def _open(verb: str, options: Options) -> "AnyHost":
             raise
         return host
     if not socket_given and ledger:
+        given = "--ledger" if options.ledger else "$TAPSTER_LEDGER"
         raise MissingCapability(
-            f"tapster {verb}, on a ledger of its own, needs "
-            f"{failure.lacks('CAP_NET_ADMIN')}",
+            f"tapster {verb} with {given} needs {failure.lacks('CAP_NET_ADMIN')}; "
+            f"without {given} the daemon does it",
             capability="CAP_NET_ADMIN",
         )
     if options.verbose:

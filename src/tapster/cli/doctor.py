@@ -61,7 +61,7 @@ def run(options: Options, host: "AnyHost") -> int:
             print(f"deleted {name}")
         if not removed:
             print(
-                f"no device here can be deleted that ledger {options.remove} left; "
+                f"ledger {options.remove} has left no device here that can be deleted; "
                 "a device stays while a process has it open",
                 file=sys.stderr,
             )

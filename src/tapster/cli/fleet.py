@@ -50,7 +50,7 @@ def declare(parser: "Parser") -> None:
         "--config",
         metavar="FILE",
         type=given_text,
-        help="in place of the usual file",
+        help="the configuration; default: /etc/tapster/tapster.toml",
     )
     actions = parser.add_subparsers(metavar="ACTION", required=True, dest="action")
     for name, action in ACTIONS.items():

@@ -41,7 +41,7 @@ def declare(parser: "Parser") -> None:
         type=values.given_text,
         help="the namespace of LOWER, if it is another",
     )
-    option("--mode", choices=_texts(Mode), help="of a macvtap; default: bridge")
+    option("--mode", choices=_texts(Mode), help="mode of the macvtap; default: bridge")
     option(
         "--name",
         metavar="TEMPLATE",
@@ -65,7 +65,7 @@ def declare(parser: "Parser") -> None:
         metavar="KEY=VALUE",
         action="append",
         default=[],
-        help="text for people and programs; may be given several times",
+        help="a label, for people and programs; may be given several times",
     )
     option(
         "--mac", type=values.given_text, help="the guest's MAC; default: a random one"
@@ -76,8 +76,18 @@ def declare(parser: "Parser") -> None:
         default=True,
         help="let the guest leave checksums and segmentation to the host",
     )
-    option("--queues", type=values.number, metavar="N", default=1, help="default: 1")
-    option("--user", metavar="U", help="the user who may open the tap by name")
+    option(
+        "--queues",
+        type=values.number,
+        metavar="N",
+        default=1,
+        help="how many queues the device has; default: 1",
+    )
+    option(
+        "--user",
+        metavar="U",
+        help="the user who may open the tap by name; default: the caller",
+    )
     option("--group", metavar="G", help="the group that may open the tap by name")
     option(
         "--fin-wait",
@@ -94,12 +104,13 @@ def declare(parser: "Parser") -> None:
     option(
         "--incoming",
         metavar="EPOCH",
-        help="the VM still runs elsewhere, by this epoch (tapster fleet epoch)",
+        help="the VM still runs on another host, which printed EPOCH: see tapster "
+        "fleet epoch",
     )
     option(
         "--takeover",
         action="store_true",
-        help="start the VM although a host that is silent may run it",
+        help="start the VM although a host that does not answer may still run it",
     )
     wire.declare(parser)
 
@@ -131,7 +142,7 @@ def declare_wait(parser: "Parser", *, default: float) -> None:
         const=inf,
         default=default,
         metavar="TIME",
-        help="wait while the name is in FIN WAIT, so long at most",
+        help="while the name is in FIN WAIT, wait for at most TIME",
     )
 
 

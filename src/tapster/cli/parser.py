@@ -69,7 +69,10 @@ class Parser(argparse.ArgumentParser):
             key: argparse.SUPPRESS if value == SUPPRESS else value
             for key, value in how.items()
         }
-        return super().add_argument(*names, **given)
+        action = super().add_argument(*names, **given)
+        if action.nargs == argparse.REMAINDER:
+            action.required = False  # else an error names it, though it may be empty
+        return action
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         # argparse would take options between an operand and the command for the
@@ -118,5 +121,6 @@ class NicParser(Parser):
     def error(self, message: str) -> NoReturn:
         unknown = message.partition("unrecognized arguments: ")[2].partition("=")[0]
         if unknown:
-            message = f"there is no option {unknown!r}"
+            near = self.hint(unknown, self._option_string_actions)
+            message = f"there is no option {unknown!r}{near}"
         raise RequestError(f"--nic: {message.replace('--', '')}")

@@ -31,8 +31,8 @@ def run(options: Options, host: "AnyHost") -> int:
         return 0
     if options.now:
         raise RequestError(
-            "--now ends every FIN WAIT: give it alone; that of the leases that are "
-            "chosen ends at once in any case"
+            "--now ends the FIN WAIT of every lease: give it alone; without --now, "
+            "the FIN WAIT of the chosen leases ends at once, too"
         )
     chosen = selection.choose(options, host)
     # Of filters and patterns those that wait; a plain name or id has to wait.

@@ -76,7 +76,7 @@ def declare(parser: "Parser") -> None:
         const=FORWARDING_SECONDS,
         metavar="TIME",
         help="start COMMAND only when the bridges forward frames of its devices, which "
-        "takes a while with a spanning tree; wait so long at most; default: 60s",
+        "takes a while with a spanning tree; wait for at most TIME; default: 60s",
     )
     parser.add_argument(
         "command", nargs="...", metavar="COMMAND", help="the command to run"

@@ -26,13 +26,17 @@ def declare(parser: "Parser") -> None:
     texts: dict[str, Any] = {"action": GATHER, "type": values.single}
     name, number, rate = values.name, values.optional_number, values.rate
     option("--bridge", "the Linux bridge that a tap joins", metavar="BR", type=name)
-    option("--ovs", "the Open vSwitch bridge instead", metavar="BR", type=name)
+    option("--ovs", "the Open vSwitch bridge that a tap joins", metavar="BR", type=name)
     option("--redirect", "the device whose place a tap takes", metavar="DEV", type=name)
-    option("--mtu", "default: the bridge's", metavar="N", type=number)
-    option("--isolated", "isolate the bridge port", action=yes_or_no)
-    option("--learning", "whether the bridge learns MACs there", action=yes_or_no)
-    option("--root-guard", "keep the root bridge away", action=yes_or_no)
-    option("--bpdu-guard", "disable it at spanning tree", action=yes_or_no)
+    option("--mtu", "the MTU; default: the bridge's", metavar="N", type=number)
+    option(
+        "--isolated", "exchange no frames with other isolated ports", action=yes_or_no
+    )
+    option("--learning", "let the bridge learn MACs from the guest", action=yes_or_no)
+    option(
+        "--root-guard", "do not let the guest become the root bridge", action=yes_or_no
+    )
+    option("--bpdu-guard", "close the port if a BPDU comes in", action=yes_or_no)
     option("--vlan", "the VLAN of untagged frames", metavar="N", type=number)
     option(
         "--trunk",
@@ -41,13 +45,27 @@ def declare(parser: "Parser") -> None:
         action=GATHER,
         type=values.vlans,
     )
-    option("--external-id", "for Open vSwitch", metavar="KEY=VALUE", **texts)
+    option(
+        "--external-id", "an external id for Open vSwitch", metavar="KEY=VALUE", **texts
+    )
     option("--filter", "drop frames that are not the guest's own", action=yes_or_no)
     option("--address", "an IP that the guest may use", metavar="IP", **texts)
     option("--guard", "drop what the filter cannot judge", action=yes_or_no)
-    option("--inbound", "limit traffic to the guest", metavar=RATE, type=rate)
-    option("--outbound", "limit traffic from the guest", metavar=RATE, type=rate)
-    option("--outbound-pps", "limit its frames a second", metavar="N", type=number)
+    option(
+        "--inbound",
+        "limit traffic to the guest: kB/s, kB/s, KiB",
+        metavar=RATE,
+        type=rate,
+    )
+    option(
+        "--outbound",
+        "limit traffic from the guest: kB/s, kB/s, KiB",
+        metavar=RATE,
+        type=rate,
+    )
+    option(
+        "--outbound-pps", "limit the guest's frames a second", metavar="N", type=number
+    )
     option("--standby", "connect it to nothing until tapster take", action=yes_or_no)
     option("--up", "plug the guest's cable in (the default)", action="store_true")
     option("--down", "pull the guest's cable out", action="store_false", dest="up")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 
 from tapster.daemon import config, policy
-from tapster.daemon.log import DEBUG, ERROR, INFO, Log
+from tapster.daemon.log import ERROR, INFO, Log
 from tapster.daemon.refusal import refuse
 from tapster.daemon.server import Server
 from tapster.errors import RequestError, TapsterError
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     if options.user is not None and not options.check_config:
         parser().error("--user goes with --check-config")
-    log = Log(DEBUG if options.debug else INFO)
+    log = Log()
     try:
         if options.check_config:
             return _check(options)
@@ -45,12 +45,29 @@ def parser() -> argparse.ArgumentParser:
         prog="tapsterd", description=__doc__, allow_abbrev=False
     )
     option = parser.add_argument
-    option("--config", default=config.PATH, metavar="FILE", help="the policy")
-    option("--socket", default=SOCKET, metavar="PATH", help="where to listen")
-    option("--ledger", metavar="PATH", help="the ledger")
-    option("--debug", action="store_true", help="log more")
-    option("--check-config", action="store_true", help="look at the policy, and end")
-    option("--user", metavar="USER", help="with it, say what this user may do")
+    usual = "default: %(default)s"
+    option("--config", default=config.PATH, metavar="FILE", help=f"the policy; {usual}")
+    option(
+        "--socket",
+        default=SOCKET,
+        metavar="PATH",
+        help=f"where to listen, unless systemd passes a socket; {usual}",
+    )
+    option(
+        "--ledger",
+        metavar="PATH",
+        help="the ledger (else $TAPSTER_LEDGER, else /var/lib/tapster/ledger.db)",
+    )
+    option(
+        "--check-config",
+        action="store_true",
+        help="print every fault of the policy, and exit",
+    )
+    option(
+        "--user",
+        metavar="USER",
+        help="with --check-config: also print what the policy allows this user",
+    )
     return parser
 
 

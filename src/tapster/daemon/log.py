@@ -9,19 +9,19 @@ import sys
 
 from tapster.light import Any
 
-ERROR, WARNING, INFO, DEBUG = 3, 4, 6, 7
-_NAMES = {ERROR: "error", WARNING: "warning", INFO: "info", DEBUG: "debug"}
+ERROR, WARNING, INFO = 3, 4, 6
+_NAMES = {ERROR: "error", WARNING: "warning", INFO: "info"}
 
 
 class Log:
-    """Writes lines of at least one level to standard error."""
+    """Writes lines to standard error."""
 
-    def __init__(self, level: int = INFO) -> None:
-        self._level = level
+    def __init__(self) -> None:
+        self._is_read = True
         self._journal = "JOURNAL_STREAM" in os.environ
 
     def __call__(self, level: int, event: str, **fields: Any) -> None:
-        if level > self._level:
+        if not self._is_read:
             return
         start = f"<{level}>" if self._journal else f"level={_NAMES[level]} "
         words = [f"event={event}"] + [
@@ -33,7 +33,7 @@ class Log:
             sys.stderr.write(start + " ".join(words) + "\n")
             sys.stderr.flush()
         except BrokenPipeError:
-            self._level = -1  # no process reads the log any more
+            self._is_read = False  # no process reads the log any more
         except OSError:
             pass  # its disk is full, say: this line is lost, and the next may not be
 

@@ -17,7 +17,7 @@ from stat import S_ISDIR, S_ISREG
 from tapster.errors import LedgerError, LedgerTooNew
 from tapster.kernel import files
 from tapster.ledger import sqlite
-from tapster.ledger.failure import damaged, failure
+from tapster.ledger.failure import damaged, denied, failure
 from tapster.light import Callable, Iterator, closing, contextmanager, suppress
 
 APPLICATION_ID = 0x54415053
@@ -183,6 +183,8 @@ class Database:
             return LedgerError(
                 f"ledger {self.path!r} holds UTF-8 only, not {error.object!r}"
             )
+        if isinstance(error, PermissionError):
+            return denied(self.path)
         if isinstance(error, OSError):
             return LedgerError(f"ledger {self.path!r}: {error.strerror}")
         return None

@@ -29,6 +29,8 @@ def failure(path: str, error: sqlite.Error) -> LedgerError:
             f"ledger {path!r}: its file system has no room for another file; delete "
             "some there (see df -i)"
         )
+    if code == sqlite.SQLITE_CANTOPEN and _is_denied(path):
+        return denied(path)
     if code == sqlite.SQLITE_BUSY:
         return LedgerError(f"ledger {path!r} is locked{_by_whom(path)}")
     if code == sqlite.SQLITE_READONLY:
@@ -50,6 +52,17 @@ def damaged(path: str, reason: str) -> LedgerDamaged:
         f"{path!r} is not a ledger, or a damaged one: {reason}; "
         "if its disk is well, restore it, or move it away to begin a new one"
     )
+
+
+def denied(path: str) -> LedgerError:
+    """Return the error to raise for a file that this process may not use."""
+    remedy = "; run as root" if os.geteuid() != 0 else ""
+    return LedgerError(f"ledger {path!r}: Permission denied{remedy}")
+
+
+def _is_denied(path: str) -> bool:
+    place = path if os.path.exists(path) else os.path.dirname(path)
+    return not os.access(place, os.R_OK | os.W_OK, effective_ids=True)
 
 
 def _is_full(path: str) -> bool:

@@ -93,7 +93,10 @@ class Acquire:
             if fleet is not None:
                 plans = [_with_mac(plan, fleet) for plan in plans]
             elif any(spec.vm for spec in specs):
-                raise RequestError("a VM's id is for a fleet: tapster fleet join")
+                raise RequestError(
+                    "the id of a VM is for a fleet, and this host is in none: "
+                    "tapster fleet join"
+                )
             if len(plans) > 1:
                 _refuse_equal_macs(plans)
             for number, text in enumerate(asked):
