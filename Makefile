@@ -29,7 +29,7 @@ demo: root deps setup ## Reproduce the race with real VMs, then show the fix (ro
 demo-libvirt: root deps setup ## The race under libvirt, round after round: ROUNDS=10 (root)
 	$(VENV)/bin/python -m demo.libvirt_race --rounds $(or $(ROUNDS),10) $(ARGS)
 
-quick: setup ## Run the tests that need no root and no service, in under a minute
+quick: setup ## Run the tests that need no root and no service, in a minute or two
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "$(QUICK)" $(ARGS)
 QUICK = not kernel and not crash and not e2e and not slow
 
