@@ -712,7 +712,10 @@ def check_wiring(wiring: Wiring) -> None:
         if not key or "=" in key or not f"{key}{value}".isprintable():
             raise RequestError(f"external id {key!r}={value!r} is not KEY=VALUE")
     if wiring.addresses and not wiring.filter:
-        raise RequestError("addresses need filter, which allows them: set filter")
+        raise RequestError(
+            "addresses need the filter, which lets them pass: set filter, or leave "
+            "the addresses out"
+        )
     if len(wiring.addresses) > MAX_ADDRESSES:
         raise RequestError(
             f"{len(wiring.addresses)} addresses are too many: at most {MAX_ADDRESSES}; "

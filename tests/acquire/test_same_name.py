@@ -128,6 +128,14 @@ def test_the_error_says_who_has_the_name_and_until_when(host: Host) -> None:
     assert error.until is not None
 
 
+def test_the_error_names_no_owner_of_a_lease_without_one(host: Host) -> None:
+    first = acquire(host, WEB._replace(owner=""))
+    host.release(first)
+    said = f"lease {first.id}, without an owner; wait, or end its wait: tapster reap"
+    with pytest.raises(NameTaken, match=said):
+        host.acquire(WEB)
+
+
 @pytest.mark.kernel
 def test_a_wait_lasts_until_the_name_is_free(world: None, tmp_path: Path) -> None:
     with Host(tmp_path / "ledger.db", reaper=no_reaper) as host:

@@ -194,6 +194,8 @@ def test_who_finds_by_every_field_of_a_lease(tapster: Run) -> None:
         (["ls", "--format", "{nme}"], 2, "no field 'nme'"),
         (["ls", "--format", "name,mac"], 2, "names no field"),
         (["run"], 125, "needs a COMMAND"),
+        (["run", "--bridge", "br0", "--", ""], 125, "COMMAND is empty"),
+        (["add", "--filter=yes"], 2, "it takes no value, not 'yes'"),
         (["run", "--frob"], 125, "no option '--frob'"),
         (["run", "--bridge", "nix", "--", "true"], 125, "no bridge 'nix'"),
         (["run", "--", "true", "{fd1}"], 125, "numbered 0 to 0"),

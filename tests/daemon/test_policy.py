@@ -306,10 +306,13 @@ def test_a_fault_of_the_file_is_reported_with_line_value_and_remedy(
 
 def test_every_fault_is_reported_at_once(tmp_path: Path) -> None:
     path = tmp_path / "tapster.toml"
-    path.write_text('[limits]\nidle = "x"\n[[allow]]\nfeatures = ["a", "b"]\n[x]\n')
-    with pytest.raises(RequestError) as caught:
+    path.write_text(
+        '[limits]\nidle = "x"\n[[allow]]\nfeatures = ["a", "b"]\n[x]\n'
+        '[[allow]]\nusers = ["gone-9"]\n'
+    )
+    with pytest.raises(RequestError, match="'gone-9' does not exist") as caught:
         load(str(path))
-    assert str(caught.value).count("\n") == 4
+    assert str(caught.value).count("\n") == 5
 
 
 def test_a_file_that_is_missing_is_a_fault_and_allows_nothing(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ def command_of(options: Options, verb: str) -> list[str]:
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
         raise RequestError(f"tapster {verb} needs a COMMAND after --")
+    if not command[0]:  # a variable of a script may be unset
+        raise RequestError("COMMAND is empty: name a program after --")
     return list(command)
 
 

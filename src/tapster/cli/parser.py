@@ -93,6 +93,7 @@ class Parser(argparse.ArgumentParser):
             message += self.hint(option, self._option_string_actions)
         elif unknown:
             message = f"{wanted!r} is one argument too many"
+        message = message.replace("ignored explicit argument", "it takes no value, not")
         print(f"{self.prog}: {message}; see: {self.prog} --help", file=sys.stderr)
         sys.exit(self.failure)
 

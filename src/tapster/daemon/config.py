@@ -196,8 +196,6 @@ def check(path: str) -> tuple[Loaded | None, list[ConfigFault]]:
             )
         except ValueError as error:
             reader.add("qemu", "bridge_conf", str(error))
-    if reader.faults:
-        return None, reader.faults
     loaded = resolve(Loaded(config, listed))
     unknown = [
         ConfigFault(
@@ -205,7 +203,8 @@ def check(path: str) -> tuple[Loaded | None, list[ConfigFault]]:
         )
         for name in loaded.unknown
     ]
-    return loaded, [*reader.missing, *unknown]
+    faults = [*reader.faults, *reader.missing, *unknown]
+    return (None if reader.faults else loaded), faults
 
 
 def _read(path: str) -> str:

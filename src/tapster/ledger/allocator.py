@@ -176,14 +176,15 @@ class Allocator:
             status = (
                 "is leased" if deadline is None else f"waits {fin_wait:g} s (FIN WAIT)"
             )
+            whose = f"owner {owner!r}" if owner else "without an owner"
+            reclaim = " reclaim it as its owner," if owner else ""
             remedy = (
                 ""
                 if deadline is None
-                else "; wait, reclaim it as its owner, or end its wait: "
-                f"tapster reap {id_}"
+                else f"; wait,{reclaim} or end its wait: tapster reap {id_}"
             )
             raise NameTaken(
-                f"name {name!r} {status}: lease {id_}, owner {owner!r}{remedy}",
+                f"name {name!r} {status}: lease {id_}, {whose}{remedy}",
                 name=name,
                 lease=id_,
                 owner=owner,

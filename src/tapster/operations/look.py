@@ -77,6 +77,9 @@ class Look:
                 text = (
                     f"{name_or_id!r} belongs to owner {named[0].owner!r}, "
                     f"not to {owner!r}"
+                    if named[0].owner
+                    else f"{name_or_id!r} has no owner, so it does not belong to "
+                    f"{owner!r}"
                 )
             raise NoSuchLease(text, reference=name_or_id)
         if len(leases) > 1:
