@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -593,6 +593,47 @@ def test_a_table_that_is_lost_during_a_change_is_made_again(
     lab.host.set(lease.id, isolated=True)
     assert sorted(shown(lab.host, "filter", "ports")) == ["vnet2", "vnet3"]
     assert lab.host.recover() == []
+
+
+def test_a_table_that_is_lost_at_any_moment_hinders_no_look_and_no_removal(
+    lab: GuestBridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, namespace = lab.host, lab.host.operations.context.namespace
+    when, calls = -1, 0
+
+    def losing(verb: Callable[[str], Any]) -> Callable[[str], Any]:
+        def lose_first(what: str) -> Any:
+            nonlocal calls
+            if calls == when and nftables.elements(table(host, "filter")):
+                nftables.nft(f"delete table bridge {table(host, 'filter')}")
+            calls += 1
+            return verb(what)
+
+        return lose_first
+
+    for verb in ("nft", "nft_list"):
+        monkeypatch.setattr(namespace, verb, losing(getattr(namespace, verb)))
+
+    def calls_of(step: Callable[[Lease], object], moment: int) -> int:
+        nonlocal when, calls
+        lease = taken(host, FILTERED)
+        when, calls = moment, 0
+        step(lease)
+        when, made = -1, calls
+        host.release(lease)
+        host.reap(now=True)
+        host.recover()
+        assert left(host) == []
+        return made
+
+    steps: list[Callable[[Lease], object]] = [
+        host.differences,
+        lambda lease: host.set(lease, filter=False, addresses=()),
+        host.release,
+    ]
+    for step in steps:
+        for moment in range(calls_of(step, -1)):
+            calls_of(step, moment)
 
 
 def test_managers_side_by_side_do_not_disturb_each_other(lab: GuestBridge) -> None:

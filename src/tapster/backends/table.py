@@ -94,6 +94,9 @@ class _Listing(NamedTuple):
     gone: bool = False
 
 
+_GONE = _Listing("is gone", [], gone=True)
+
+
 class TableBackend:
     """One ledger's table for one purpose, in every network namespace that needs it."""
 
@@ -209,8 +212,7 @@ class TableBackend:
                 return
             except NftRefused:
                 pass
-        listed = self._list(namespace).elements
-        self._delete_all(namespace, [each for each in listed if each.belongs_to(lease)])
+        self._delete_listed(namespace, lambda each: each.belongs_to(lease))
 
     def observe(self, namespace: Namespace, leases: Sequence[Lease]) -> Observation:
         try:
@@ -252,10 +254,7 @@ class TableBackend:
 
     def remove(self, namespace: Namespace, leftover: Leftover) -> None:
         """Delete the elements that carry the leftover's stamp."""
-        listed = self._list(namespace).elements
-        self._delete_all(
-            namespace, [each for each in listed if each.lease == leftover.lease]
-        )
+        self._delete_listed(namespace, lambda each: each.lease == leftover.lease)
 
     def _differences(
         self, listing: _Listing, present: set[Element], wanted: Sequence[Element]
@@ -272,13 +271,14 @@ class TableBackend:
 
     def _list(self, namespace: Namespace, *, repair: bool = True) -> _Listing:
         """List the table. With `repair`, first repair a table that nft cannot read."""
-        chains = namespace.nft_list(CHAINS)
-        if not any(
-            listed.get("chain", {}).get("table") == self.table for listed in chains
-        ):
-            return _Listing("is gone", [], gone=True)
+        if not self._is_there(namespace):
+            return _GONE
         try:
             objects = namespace.nft_list(f"table bridge {self.table}")
+        except NftRefused:
+            if self._is_there(namespace):
+                raise
+            return _GONE  # somebody has deleted it at this moment
         except HostError as error:
             if not repair or not _unreadable(error):
                 raise
@@ -291,6 +291,13 @@ class TableBackend:
             for element in listed["set"].get("elem", [])
         ]
         return _Listing(self._problem(namespace, objects), elements)
+
+    def _is_there(self, namespace: Namespace) -> bool:
+        """Say whether the table exists."""
+        return any(
+            listed.get("chain", {}).get("table") == self.table
+            for listed in namespace.nft_list(CHAINS)
+        )
 
     def _problem(
         self, namespace: Namespace, objects: Sequence[dict[str, Any]]
@@ -325,11 +332,20 @@ class TableBackend:
             owner.lease if owner and owner.ledger == self._ledger else "",
         )
 
-    def _delete_all(
-        self, namespace: Namespace, listed: Sequence[_OwnedElement]
+    def _delete_listed(
+        self, namespace: Namespace, chosen: Callable[[_OwnedElement], bool]
     ) -> None:
-        if listed:
-            namespace.nft("\n".join(map(self._delete, listed)))
+        """List the table, and delete the elements that are chosen."""
+        for attempt in range(1, ATTEMPTS + 1):
+            listed = filter(chosen, self._list(namespace).elements)
+            try:
+                if commands := "\n".join(map(self._delete, listed)):
+                    namespace.nft(commands)
+                return
+            except NftRefused:
+                # Somebody has deleted the table, or an element, after it was listed.
+                if attempt == ATTEMPTS:
+                    raise
 
     def _create(self, wanted: _OwnedElement) -> str:
         element, device, lease = wanted
