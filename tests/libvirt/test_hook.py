@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from lab.libvirt import adopted, domain, uuid_of
 from lab.reapers import wait_for
 from lab.shell import TAPSTER
 from lab.strangers import foreign_tap
-from tapster import Host, Lease, Tap
+from tapster import Host, Lease, LedgerError, Tap
 from tapster.libvirt import arrival, hooks
 from tapster.libvirt.hook import leases_of
 
@@ -251,6 +252,37 @@ def test_a_device_that_cannot_be_taken_off_standby_is_tried_again(
         file.write("exec ip link set away name br0\n")
     arrival.wait(uuid_of("web"), str(ledger))
     assert iproute.ports() == {"web0", "web1"}
+
+
+def test_a_vm_that_arrives_while_the_disk_is_full_is_connected_later(
+    script: Path,
+    host: Host,
+    ledger: Path,
+    virsh: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    call(script, "migrate", WEB)
+    errors = iter([LedgerError("the disk is full")])
+    plain = Host.set
+
+    def fail_once(*arguments: Any, **changes: Any) -> Lease:
+        if error := next(errors, None):
+            raise error
+        return plain(*arguments, **changes)
+
+    monkeypatch.setattr(Host, "set", fail_once)
+    arrival.wait(uuid_of("web"), str(ledger))
+    assert iproute.ports() == {"web0", "web1"}
+
+
+@pytest.mark.parametrize("change", ["", " '", " /usr/bin/tapster"])
+def test_a_hook_that_somebody_has_changed_calls_no_known_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    hook = tmp_path / "hook"
+    hook.write_text(hooks.CALL + change)
+    monkeypatch.setattr(hooks, "HOOK", str(hook))
+    assert hooks.program() == (change.strip() if "/" in change else None)
 
 
 def test_it_never_calls_libvirt(

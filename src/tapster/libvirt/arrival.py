@@ -11,7 +11,13 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-from tapster.errors import OF_ONE_LEASE, HostError, NoSuchLease, TapsterError
+from tapster.errors import (
+    OF_ONE_LEASE,
+    HostError,
+    LedgerError,
+    NoSuchLease,
+    TapsterError,
+)
 from tapster.host import Host
 from tapster.libvirt import virsh
 from tapster.libvirt.hook import leases_of, owner_of
@@ -23,7 +29,21 @@ LONGEST_WATCH = "1"
 
 def wait(uuid: str, ledger: str) -> None:
     """Wait for the VM, then take its devices. Return at once if none is on standby."""
-    while True:
+    while not _is_done(uuid, ledger):
+        # virsh fails if no event comes in time.
+        with suppress(HostError):
+            virsh.call(
+                *("event", "--domain", uuid, "--event", "lifecycle"),
+                *("--timeout", LONGEST_WATCH),
+            )
+
+
+def _is_done(uuid: str, ledger: str) -> bool:
+    """Take the devices if the VM runs; return whether none is on standby.
+
+    Raises HostError if the domain is gone, and LedgerError if the ledger is damaged.
+    """
+    try:
         with Host(ledger) as host:
             waiting = [
                 lease
@@ -31,17 +51,16 @@ def wait(uuid: str, ledger: str) -> None:
                 if lease.wiring.standby
             ]
             if not waiting:
-                return
+                return True
             # Ask for the domain's state after reading the ledger: leases end with the
             # domain.
-            if virsh.state(uuid) == "running" and _take(host, waiting):
-                return
-        # virsh fails if no event comes in time.
-        with suppress(HostError):
-            virsh.call(
-                *("event", "--domain", uuid, "--event", "lifecycle"),
-                *("--timeout", LONGEST_WATCH),
-            )
+            return virsh.state(uuid) == "running" and _take(host, waiting)
+    except LedgerError as error:
+        if type(error) is not LedgerError:
+            raise
+        # It is locked, or its disk is full: try again while there is the domain.
+        virsh.state(uuid)
+        return False
 
 
 def _take(host: Host, leases: Sequence[Lease]) -> bool:

@@ -35,9 +35,11 @@ def program() -> str | None:
     except (OSError, UnicodeError):
         return None
     calls = [line for line in lines if line.startswith(CALL)]
-    return (
-        shlex.split(calls[0].partition("<<")[0])[len(CALL.split())] if calls else None
-    )
+    try:
+        words = shlex.split(calls[0].partition("<<")[0])
+        return words[len(CALL.split())]
+    except (IndexError, ValueError):  # somebody has changed the line
+        return None
 
 
 def install(program: str, ledger: str | None) -> list[str]:
