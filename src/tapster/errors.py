@@ -32,7 +32,7 @@ program may want to know of an error is in its attributes.
 """
 
 import os
-from errno import EMFILE, ENFILE, ENOMEM
+from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
 
 from tapster.light import ClassVar
 
@@ -229,7 +229,12 @@ OF_ONE_LEASE = (RequestError, ConflictError, HostError, InternalError)
 """What is raised when one lease, or its device, cannot be worked on: its bridge may be
 missing. The work on other leases goes on. A LedgerError concerns all leases."""
 
-_NO_ROOM = (EMFILE, ENFILE, ENOMEM)
+_NO_ROOM = (EMFILE, ENFILE, ENOMEM, ENOBUFS)
+
+
+def is_shortage(error: Exception) -> bool:
+    """Return whether memory or descriptors were short: the same call may work later."""
+    return isinstance(error, OSError | KernelError) and error.errno in _NO_ROOM
 
 
 def unforeseen(error: Exception) -> TapsterError:
@@ -238,7 +243,7 @@ def unforeseen(error: Exception) -> TapsterError:
     That the process can open no more files, or has no memory, shows at any place: also
     where a module is loaded. Anything else is an InternalError.
     """
-    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+    if isinstance(error, OSError) and error.errno and is_shortage(error):
         opened = f"opening {error.filename!r}" if error.filename else "going on"
         return KernelError(error.errno, opened)
     return InternalError(

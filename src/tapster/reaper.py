@@ -43,6 +43,7 @@ from tapster.errors import (
     HostError,
     LedgerError,
     MissingCapability,
+    is_shortage,
 )
 from tapster.kernel.boot import boottime
 from tapster.kernel.failure import has
@@ -367,8 +368,12 @@ def _work_and_watch(ledger: str, lock: Lock, standby: int) -> bool:
     report = Report(settle=True, changed=None)
     try:
         watches.append(system.watch(first=FIRST_IFINDEX))
-        with suppress(HostError):  # only the devices of this namespace are reported
+        try:
             watches.append(system.watch(first=FIRST_IFINDEX, elsewhere=True))
+        except HostError as error:
+            if is_shortage(error):
+                raise  # it passes
+            # Only the devices of this namespace are reported.
         while not report.alone:
             lock.awake()
             nap = _work(ledger, lock, processes, identities, followed, report)

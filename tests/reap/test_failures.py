@@ -21,7 +21,9 @@ from tapster import (
     Tap,
     reaper,
 )
+from tapster.kernel.linux import LinuxSystem
 from tapster.kernel.lock import REAPER, LockFile
+from tapster.kernel.port import Watch
 from tapster.operations.reap import Reap
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
@@ -101,6 +103,33 @@ def test_work_that_fails_is_tried_again(
     assert len(failed) == reaper.FAILURES - 1
     assert waiting.leases() == []
     assert iproute.ports() == set()
+
+
+def test_a_reaper_hears_of_every_namespace_although_memory_was_short_at_its_start(
+    ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reaper, "RETRY", 0.0)
+    shell.sh("ip netns add pod")
+    with Host(ledger, netns="pod", reaper=library.no_reaper) as pod:
+        opened = pod.acquire(Tap(fin_wait=0), on_close=True)
+    watch, next_deadline = LinuxSystem.watch, Reap.next_deadline
+    failed: list[bool] = []
+
+    def fail_once(system: LinuxSystem, *, first: int, elsewhere: bool = False) -> Watch:
+        if elsewhere and not failed:
+            failed.append(True)
+            raise KernelError(ENOBUFS, "watching the devices")
+        return watch(system, first=first, elsewhere=elsewhere)
+
+    def close_first(reap: Reap) -> float | None:
+        opened.close()  # after the first look, so it must be reported
+        return next_deadline(reap)
+
+    monkeypatch.setattr(LinuxSystem, "watch", fail_once)
+    monkeypatch.setattr(Reap, "next_deadline", close_first)
+    assert not lead(ledger), "it ends: there is no work left"
+    with Host(ledger, reaper=library.no_reaper) as host:
+        assert host.leases() == []
 
 
 @pytest.mark.parametrize(
