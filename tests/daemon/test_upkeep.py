@@ -15,7 +15,7 @@ import pytest
 from lab.library import close_all, no_reaper
 from tapster import Host, KernelError, Macvtap, OpenDevice, Repair, State, Tap
 from tapster.daemon.repairs import FIRST_RETRY
-from tapster.daemon.upkeep import PATROL, SWITCH_SECONDS, TAKEN_OFF
+from tapster.daemon.upkeep import CLOSE, PATROL, SWITCH_SECONDS, TAKEN_OFF
 from tapster.errors import HostError, LedgerError
 from tapster.kernel.port import HERE, LinkChange, Vlans, WatchReport
 from tapster.ledger import FIRST_IFINDEX
@@ -898,6 +898,15 @@ def test_lost_reports_make_it_look_at_everything(watched: Watched) -> None:
     watched.here.overrun()
     assert watched.hear() == ["held"]
     lease.close()
+
+
+def test_a_close_among_lost_reports_is_reported_as_a_close(watched: Watched) -> None:
+    lease = acquire(watched.made.host, on_close=True)
+    assert watched.hear() == []
+    lease.close()
+    watched.here.overrun()
+    assert watched.hear() == ["released"]
+    assert watched.made.events[-1].detail == CLOSE
 
 
 @pytest.mark.parametrize("part", ["followed", "leases", "repaired"])

@@ -602,7 +602,8 @@ class Upkeep:
             elif reason in (RULES, ENTRY, RETURN):
                 self.report("restored", lease, reason)
             if action is Action.RELEASE:
-                self.report("released", lease, reason or EXIT)
+                why = reason or (CLOSE if lease.process is None else EXIT)
+                self.report("released", lease, why)
                 if lease.fin_wait == 0:
                     self.report("ended", lease)
             elif action is Action.HOLD_NAME:
