@@ -147,7 +147,9 @@ class Identities:
             with suppress(HostError):
                 ids += self._misidentified(operations, netns, active)
         if ids:
+            self.pending.update(ids)  # until it succeeds
             operations.recover.some(ids, wiring=True, backends=False)
+            self.pending.difference_update(ids)
 
     def _misidentified(
         self, operations: Operations, netns: Netns, leases: Sequence[Lease]
@@ -366,6 +368,7 @@ def _work_and_watch(ledger: str, lock: Lock, standby: int) -> bool:
         followed = FollowedNamespaces(own.netns)
     watches: list[Watch] = []
     report = Report(settle=True, changed=None)
+    settled = boottime()
     try:
         watches.append(system.watch(first=FIRST_IFINDEX))
         try:
@@ -380,7 +383,13 @@ def _work_and_watch(ledger: str, lock: Lock, standby: int) -> bool:
             if nap is None:
                 return False
             lock.awake()
+            if report.settle:
+                settled = boottime()
             report = _wait(watches, processes, standby, nap)
+            # Devices may change without a pause, and a process may have ended before
+            # it was followed.
+            if boottime() - settled >= LONGEST_WATCH:
+                report = report._replace(settle=True)
         return True
     finally:
         processes.follow([])

@@ -3,9 +3,11 @@
 
 import os
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from errno import EMFILE, ENOBUFS
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +26,9 @@ from tapster import (
 from tapster.kernel.linux import LinuxSystem
 from tapster.kernel.lock import REAPER, LockFile
 from tapster.kernel.port import Watch
+from tapster.operations.decision import Repair
 from tapster.operations.reap import Reap
+from tapster.operations.recover import Recover
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
@@ -156,3 +160,60 @@ def test_work_that_cannot_be_done_ends_the_reaper_and_the_next_command_tries(
     with Monitor() as monitor:
         shell.sh(f"{shell.TAPSTER} ls --ledger {ledger}")
         monitor.wait_deleted("vnet0")
+
+
+def test_the_end_of_a_process_is_seen_although_devices_change_all_the_time(
+    ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the first attempt to release its lease fails."""
+    monkeypatch.setattr(reaper, "LONGEST_WATCH", 0.2)
+    errors = iter([KernelError(ENOBUFS, "listing the links")])
+    settle = Recover.settle
+
+    def fail_once(recover: Recover) -> list[Repair]:
+        if error := next(errors, None):
+            raise error
+        return settle(recover)
+
+    monkeypatch.setattr(Recover, "settle", fail_once)
+    ended = threading.Event()
+
+    def change() -> None:
+        for number in range(2000):
+            if ended.is_set():
+                return
+            shell.sh(f"ip link set {other.name} mtu {1300 + number % 2}")
+
+    with Host(ledger, reaper=library.no_reaper) as host:
+        other = library.acquire(host, Tap())
+        with subprocess.Popen(["sleep", "1000"]) as vm:
+            # The kernel reports a device that is down at no later moment.
+            library.acquire(host, Tap(up=False, fin_wait=0.1), pid=vm.pid)
+            vm.kill()
+        changing = threading.Thread(target=change)
+        changing.start()
+        assert not lead(ledger)
+        assert changing.is_alive(), "the device changed all the time"
+        ended.set()
+        changing.join()
+        assert [lease.id for lease in host.leases()] == [other.id]
+
+
+def test_a_mac_that_cannot_be_put_back_at_once_is_put_back_later(
+    ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = iter([KernelError(ENOBUFS, "changing a link")])
+    some = Recover.some
+
+    def fail_once(*arguments: Any, **options: Any) -> list[Repair]:
+        if options.get("wiring") and (error := next(errors, None)):
+            raise error
+        return some(*arguments, **options)
+
+    monkeypatch.setattr(Recover, "some", fail_once)
+    with Host(ledger, reaper=library.no_reaper) as host:
+        lease = library.acquire(host, Tap(bridge="br0"))
+        host.release(library.acquire(host, Tap(fin_wait=1.5)).id)
+        shell.sh(f"ip link set {lease.name} address {FOREIGN}")
+        assert not lead(ledger)
+        assert iproute.links()[lease.name]["address"] == "fe" + lease.mac[2:]
