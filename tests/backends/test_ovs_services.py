@@ -313,7 +313,7 @@ def test_a_device_that_vswitchd_cannot_use_is_not_handed_out(
         return write_port(backend, db, lease)
 
     monkeypatch.setattr(ovs.Ovs, "write_port", lose)
-    with pytest.raises(HostError, match="No such device"):
+    with pytest.raises(HostError, match="'vnet0': somebody deleted it"):
         acquire(host)
     nothing_is_left(host)
 

@@ -220,6 +220,7 @@ def test_a_domain_that_could_not_start_is_not_adopted(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     xml = DOMAINS["clean-traffic"].read_bytes().replace(b"192.0.2.7", b"192.0.2.777")
+    monkeypatch.setattr("tapster.libvirt.virsh.domains", lambda: {"web": "1"})
     monkeypatch.setattr("tapster.libvirt.virsh.definition", lambda _: xml)
     monkeypatch.setattr(
         "tapster.libvirt.virsh.define", lambda _: pytest.fail("defined")
