@@ -454,7 +454,7 @@ def test_a_release_deletes_elements_that_were_added_by_hand(
 def test_while_a_lease_is_changed_honest_frames_pass_and_forged_ones_do_not(
     lab: GuestBridge,
 ) -> None:
-    # On a busy host a change takes long, and this test sends some MB meanwhile.
+    # On a busy host a change takes so long that this test sends some MB.
     guest = lab.guest(**WIRING, outbound=Rate(10_000_000))
     honest, forged = announce(guest, MINE), announce(guest, "192.0.2.99")
     changes: list[dict[str, Any]] = [

@@ -187,7 +187,7 @@ def test_the_end_of_a_process_is_seen_although_devices_change_all_the_time(
     with Host(ledger, reaper=library.no_reaper) as host:
         other = library.acquire(host, Tap())
         with subprocess.Popen(["sleep", "1000"]) as vm:
-            # The kernel reports a device that is down at no later moment.
+            # The device is down, so the kernel sends no later report of its carrier.
             library.acquire(host, Tap(up=False, fin_wait=0.1), pid=vm.pid)
             vm.kill()
         changing = threading.Thread(target=change)

@@ -32,7 +32,8 @@ class Known(NamedTuple):
 
     @property
     def nics(self) -> list[domain.NicRequest]:
-        """None if the metadata is wrong; `_disagreements` says so."""
+        """The devices that the metadata asks for; [] if the metadata is wrong, which
+        `_disagreements` reports."""
         try:
             return domain.nics_of(self.definition)
         except RequestError:
