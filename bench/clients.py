@@ -26,15 +26,17 @@ class Together(NamedTuple):
 
 
 def together(
-    opening: Callable[[], AbstractContextManager[AnyHost]], works: Sequence[Work]
+    opening: Callable[[], AbstractContextManager[AnyHost]],
+    works: Sequence[Work],
+    first: Tap,
 ) -> Together:
     """Let a process do each work with a Host or a Client of its own.
 
-    The clock begins when each has opened it and has made one device with it: what a
-    process takes to start is no part of a call.
+    The clock begins when each has opened it and has made the `first` device with it:
+    what a process takes to start is no part of a call.
     """
     going, go = os.pipe()
-    pipes = [_client(opening, work, going, go) for work in works]
+    pipes = [_client(opening, work, first, going, go) for work in works]
     os.close(going)
     for pipe in pipes:
         assert os.read(pipe, 1) == READY, "a client has failed"
@@ -53,6 +55,7 @@ def together(
 def _client(
     opening: Callable[[], AbstractContextManager[AnyHost]],
     work: Work,
+    first: Tap,
     going: int,
     go: int,
 ) -> int:
@@ -71,9 +74,9 @@ def _client(
     try:
         os.close(go)
         with opening() as host:
-            first = host.acquire(Tap())
-            first.close()
-            host.release(first)
+            lease = host.acquire(first)
+            lease.close()
+            host.release(lease)
             os.write(writer, READY)
             os.read(going, 1)
             work(host, report)

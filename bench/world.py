@@ -1,19 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """A network for measurements, with bridges that have any number of ports."""
 
+import select
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from bench.floor import Floor
 from lab.namespaces import namespaces
 from lab.reapers import kill_reapers
+from tapster.kernel.watch import LinkWatch
 
 SYSFS = Path("/sys/class/net")
 GROUP = 200
 """Devices deleted at a time when all is over."""
+DELETED = 60.0
+"""Seconds in which the next one of released devices has to be deleted."""
 
 
 class BenchWorld:
@@ -38,18 +43,37 @@ class BenchWorld:
         return ifindex
 
     def devices(self) -> int:
-        """Return how many devices there are."""
-        return len(list(SYSFS.iterdir()))
+        """Return how many devices there are.
+
+        /sys/class/net still shows a device for a moment after the kernel has reported
+        its end.
+        """
+        return len(socket.if_nameindex())
+
+    def wait_for(self, devices: int) -> None:
+        """Wait until there are no more devices than this."""
+        with closing(LinkWatch()) as watch:
+            while (left := self.devices() - devices) > 0:
+                heard, _, _ = select.select([watch], [], [], DELETED)
+                assert heard, f"{left} devices were not deleted"
+                watch.changed()
 
     def clear(self) -> None:
         """Delete every device, so that the next measurement does not wait for
-        deletions."""
-        found = [
-            int(device.joinpath("ifindex").read_text())
-            for device in SYSFS.iterdir()
-            if device.name != "lo"
-        ]
-        self.floor.reap(found, GROUP)
+        deletions.
+
+        Some may end meanwhile with a namespace that is being deleted.
+        """
+        names = [name for _, name in socket.if_nameindex() if name != "lo"]
+        for first in range(0, len(names), GROUP):
+            lines = [f"link set {name} group 1" for name in names[first:][:GROUP]]
+            subprocess.run(
+                ["ip", "-force", "-batch", "-"],
+                input="\n".join([*lines, "link delete group 1"]),
+                text=True,
+                stderr=subprocess.DEVNULL,
+                check=False,  # it fails if a device has ended
+            )
 
 
 @contextmanager

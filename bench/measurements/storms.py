@@ -111,7 +111,7 @@ def _boot(path: Path, clients: int, devices: int) -> Storm:
         )
         for client in range(clients)
     ]
-    storm = together(partial(tapster.connect, path), works)
+    storm = together(partial(tapster.connect, path), works, tapster.Tap())
     with tapster.connect(path) as host:
         host.reap(now=True)
     return Storm(storm.seconds, max(storm.found))
