@@ -44,6 +44,11 @@ class Place:
         """Return the state of the lease of this name."""
         return str(self.leases()[name]["state"])
 
+    def released(self, name: str) -> bool:
+        """Return whether the lease of this name is released; FIN WAIT may be over."""
+        lease = self.leases().get(name)
+        return lease is None or lease["state"] == "fin_wait"
+
 
 @contextmanager
 def place(*, daemon: bool) -> Iterator[Place]:

@@ -80,7 +80,7 @@ def test_a_guest_gets_an_address_and_its_end_ends_the_lease(host: Place) -> None
     assert host.lab.wire.wait_for_ack(mac, TIMEOUT)
     assert host.leases()["dhcp0"]["mac"] == mac, "it is the interface's"
     virsh("destroy dhcp")
-    assert host.state("dhcp0") == "fin_wait"
+    assert host.released("dhcp0")
     assert "dhcp0" not in iproute.ports()
 
 
@@ -90,7 +90,7 @@ def test_destroy_followed_at_once_by_start_waits_for_nothing(host: Place) -> Non
     assert_on_the_network(host, "web")
     former = host.leases()["web0"]["id"]
     virsh("destroy web")
-    assert host.state("web0") == "fin_wait"
+    assert host.released("web0")
     virsh("start --paused web")
     assert index_of("web0") != first, "it is another device"
     assert_on_the_network(host, "web")
@@ -165,7 +165,7 @@ def wait_waiting(host: Place, name: str) -> None:
 
     The reaper or tapsterd may be at it: until then, the lease is shown as it was.
     """
-    wait_for(lambda: host.state(name) == "fin_wait", f"{name} is released")
+    wait_for(lambda: host.released(name), f"{name} is released")
 
 
 def test_the_death_of_qemu_ends_the_lease(host: Place) -> None:
@@ -246,7 +246,7 @@ def test_a_saved_guest_comes_back_on_a_new_device(host: Place, tmp_path: Path) -
     first = start(host, "nap", "dev='nap0' bridge='br0'")
     file = Path("/run/nap.save")
     virsh(f"save nap {file}")
-    assert host.state("nap0") == "fin_wait"
+    assert host.released("nap0")
     virsh(f"restore --paused {file}")
     assert index_of("nap0") != first
     assert_on_the_network(host, "nap")
