@@ -16,7 +16,7 @@ import pytest
 from lab import iproute, shell
 from lab.daemon import Daemon
 from lab.library import no_reaper
-from lab.reapers import Monitor, reapers, wait_dead
+from lab.reapers import Monitor, reapers, wait_dead, wait_for
 from lab.strangers import foreign_tap
 from tapster import Host, LeaseBusy, Tap
 from tapster.cli import run as run_verb
@@ -136,6 +136,20 @@ def test_a_device_stays_if_it_cannot_be_told_whether_a_process_has_it(
     with Host(ledger, reaper=no_reaper) as host, host.acquire(Tap()) as opened:
         monkeypatch.setattr(host, failing, fail, raising=failing != "listdir")
         assert run_verb.goes_on(host, [opened])
+
+
+def test_a_look_of_a_reaper_is_not_taken_for_a_process(
+    ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reaper attaches to a tap for a moment to find out whether a process has it."""
+    with Host(ledger, reaper=no_reaper) as host, host.acquire(Tap()) as opened:
+
+        def bind(*_: object) -> None:
+            opened.close()  # it stands for the reaper's descriptor
+
+        monkeypatch.setattr("tapster.cli.run.living_children", lambda _: [])
+        monkeypatch.setattr(host, "bind", bind)
+        assert not run_verb.goes_on(host, [opened])
 
 
 def test_a_daemon_that_opens_the_tap_by_name_keeps_it(ledger: Path) -> None:
@@ -308,7 +322,12 @@ def test_a_waiting_device_that_another_program_deletes_is_replaced_at_once(
         monitor.wait_replaced("held")
     assert iproute.links()["held"]["ifindex"] != before
     both = reapers(ledger)
-    subprocess.run([TAPSTER, "reap", "--now"], check=True)
+    # The reaper may still work on the lease; `reap` leaves it to the reaper then.
+    reap = [TAPSTER, "reap", "--now"]
+    wait_for(
+        lambda: subprocess.check_output(reap, text=True) == "reaped 1\n",
+        "the lease is reaped",
+    )
     wait_dead(both)
 
 

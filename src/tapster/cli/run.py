@@ -180,12 +180,7 @@ def goes_on(
                 file=sys.stderr,
             )
             return True
-        held = []
-        for opened in devices:
-            with suppress(NoSuchLease):
-                link = host.device(opened)
-                if link and link.open:
-                    held.append(opened.name)
+        held = [opened.name for opened in devices if _is_held(host, opened)]
     except (TapsterError, OSError) as error:
         # As when another command works on a lease, or the daemon restarts. A VM may go
         # on. The leases are bound to the command, which has ended: so each ends when no
@@ -203,6 +198,25 @@ def goes_on(
         file=sys.stderr,
     )
     return True
+
+
+def _is_held(host: "AnyHost", opened: OpenDevice) -> bool:
+    """Return whether a process has the tap of a command that has ended open.
+
+    A reaper that finds out the same has the tap open for a moment. So if it is open,
+    the lease is bound to this process, which keeps reapers from it, and a second look
+    decides.
+    """
+    with suppress(NoSuchLease):
+        if _is_open(host, opened):
+            host.bind([opened], os.getpid())
+            return _is_open(host, opened)
+    return False
+
+
+def _is_open(host: "AnyHost", opened: OpenDevice) -> bool:
+    link = host.device(opened)
+    return link is not None and link.open
 
 
 def _nics(options: Options) -> list[Options]:
