@@ -22,57 +22,11 @@ def attribute(kind: int, value: bytes) -> bytes:
     return struct.pack("=HH", 4 + len(value), kind) + value + padding
 
 
-@pytest.mark.parametrize(
-    ("switch", "master"), [(b"bridge", 7), (b"openvswitch", 0), (b"bond", 7)]
-)
-def test_a_port_of_open_vswitch_in_the_kernel_is_on_no_linux_bridge(
-    switch: bytes, master: int
-) -> None:
-    """It cannot be taken off by netlink: `ovs-system` has no ndo_del_slave."""
-    info = attribute(IFLA_INFO_KIND, b"tun\0")
-    info += attribute(IFLA_INFO_SLAVE_KIND, switch + b"\0")
-    body = struct.pack("=BxHiII", 0, 1, 42, 0, 0)
-    body += attribute(IFLA_IFNAME, b"vnet0\0")
-    body += attribute(IFLA_MASTER, struct.pack("=I", 7))
-    body += attribute(IFLA_LINKINFO, info)
-    link = rtnl.link_of(body)
-    assert (link.ifindex, link.name, link.kind) == (42, "vnet0", "tun")
-    assert link.master == master
-
-
-def walked(data: bytes, offset: int, wanted: frozenset[int] | None) -> dict[int, bytes]:
-    """Parse attributes one after the other, with no memory of earlier lists."""
-    found = {}
-    while offset + 4 <= len(data):
-        length, kind = struct.unpack_from("=HH", data, offset)
-        if length < 4:
-            break
-        if wanted is None or kind & 0x3FFF in wanted:
-            found[kind & 0x3FFF] = data[offset + 4 : offset + length]
-        offset += length + 3 & ~3
-    return found
-
-
-@pytest.mark.parametrize("wanted", [None, frozenset({1, 3})])
-@pytest.mark.parametrize("offset", [0, 16])
-def test_attributes_are_found_whatever_lists_of_the_same_length_came_before(
-    offset: int, wanted: frozenset[int] | None
-) -> None:
-    random = Random(1)
-    lengths = [[4, 4, 8, 4], [4, 8, 4, 4], [8, 4, 4, 4], [4, 4, 4, 4, 0], [24, 0]]
-    for _ in range(3000):
-        first = attribute(1, bytes(4))  # most lists begin alike
-        parts = [first] + [
-            attribute(random.choice((1, 2, 3, 1 << 15 | 3)), random.randbytes(length))
-            for length in random.choice(lengths)
-        ]
-        data = bytes(offset) + b"".join(parts)
-        if random.random() < 0.2:  # a header that says anything
-            at = random.randrange(offset, len(data) - 4, 4)
-            header = struct.pack("=HH", random.choice((0, 3, 9, 100)), 3)
-            data = data[:at] + header + data[at + 4 :]
-        expected = walked(data, offset, wanted)
-        assert rtnl.parse_attributes(data, offset, wanted) == expected
+@pytest.mark.parametrize("length", [0, 3])
+def test_a_list_of_attributes_ends_at_a_header_that_is_too_short(length: int) -> None:
+    broken = struct.pack("=HH", length, 2)
+    data = bytes(16) + attribute(1, b"first") + broken + attribute(3, b"")
+    assert rtnl.parse_attributes(data, 16) == {1: b"first"}
 
 
 class Drawn(NamedTuple):
@@ -154,7 +108,10 @@ def test_a_link_is_read_whatever_links_of_the_same_length_came_before() -> None:
 @pytest.mark.parametrize(
     ("on", "master"), [(b"bridge", 7), (b"bond", 7), (b"vrf", 0), (b"openvswitch", 0)]
 )
-def test_a_device_in_a_vrf_is_no_port(on: bytes, master: int) -> None:
+def test_only_a_device_that_netlink_can_take_off_is_a_port(
+    on: bytes, master: int
+) -> None:
+    """`ovs-system` has no ndo_del_slave. A VRF is a table of routes, and no bridge."""
     kinds = rtnl.attribute(rtnl.IFLA_INFO_KIND, b"tun\0")
     kinds += rtnl.attribute(rtnl.IFLA_INFO_SLAVE_KIND, on + b"\0")
     body = rtnl.ifinfo(1 << 30) + rtnl.attribute(rtnl.IFLA_IFNAME, b"vnet0\0")

@@ -649,83 +649,14 @@ def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
         offset += length + 3 & ~3
 
 
-def parse_attributes(
-    data: bytes, offset: int = 0, wanted: frozenset[int] | None = None
-) -> dict[int, bytes]:
-    """Return the values of attributes, by type: all, or those `wanted`."""
-    # A link has a hundred attributes, and the links of a dump are much alike. So the
-    # headers of all attributes are compared, in one call, with those of the last list
-    # that had this length and began so: if they are the same, the values are in the
-    # same places. A walk over the headers takes eight times as long.
-    key = (len(data), offset, data[offset : offset + _ATTR.size], wanted)
-    layout = _layouts.get(key)
-    if layout is not None and layout.matches(data, offset):
-        return {type_: data[start:end] for type_, start, end in layout.places}
-    found, places = _walk(data, offset)
-    if wanted is not None:
-        places = [place for place in places if place[0] in wanted]
-    if key in _layouts:
-        _layouts[key] = _Layout(found, places)
-    else:
-        if len(_layouts) == _MOST_LAYOUTS:
-            _layouts.clear()
-        _layouts[key] = None
-    return {type_: data[start:end] for type_, start, end in places}
+def parse_attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
+    """Return the values of attributes, by type: the last one of each."""
+    return dict(attributes(data, offset))
 
 
-def _walk(
-    data: bytes, offset: int
-) -> tuple[list[tuple[int, int]], list[tuple[int, int, int]]]:
-    """Return the headers of a list of attributes, and where the values are.
-
-    A header is the number of bytes between the header and the one before, and its
-    word. A value is a type, a start and an end.
-    """
-    found: list[tuple[int, int]] = []
-    places: list[tuple[int, int, int]] = []
-    if len(data) & 3:
-        data += bytes(-len(data) & 3)  # the padding of the last value may be missing
-    words = memoryview(data).cast("I")
-    at, end = offset >> 2, len(words)
-    skipped = 0
-    while at < end:
-        head = words[at]
-        length, type_ = head >> _LENGTH & 0xFFFF, head >> _TYPE & NLA_TYPE_MASK
-        found.append((skipped, head))
-        if length < _ATTR.size:
-            break
-        start = at << 2
-        places.append((type_, start + _ATTR.size, start + length))
-        step = length + 3 >> 2
-        skipped = (step << 2) - _ATTR.size
-        at += step
-    return found, places
-
-
-class _Layout:
-    """The headers of a list of attributes, and where the wanted values are."""
-
-    def __init__(
-        self, found: list[tuple[int, int]], places: list[tuple[int, int, int]]
-    ) -> None:
-        format_ = "".join(f"{skipped}xI" for skipped, _ in found)
-        self._headers = struct.Struct(f"={format_}")
-        self._words = tuple(word for _, word in found)
-        self.places = places
-
-    def matches(self, data: bytes, offset: int) -> bool:
-        """Return whether a list of the same length has the same headers."""
-        return self._headers.unpack_from(data, offset) == self._words
-
-
-_MOST_LAYOUTS = 256
-_layouts: dict[tuple[int, int, bytes, frozenset[int] | None], _Layout | None] = {}
-"""The layouts of lists that were seen twice; None for those that were seen once."""
-
-
-def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield the type and value of each attribute of a list, in which types repeat."""
-    offset = 0
+def attributes(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Yield the type and value of each attribute of a list, in which types may
+    repeat."""
     while offset + _ATTR.size <= len(data):
         length, type_ = _ATTR.unpack_from(data, offset)
         if length < _ATTR.size:
@@ -764,7 +695,6 @@ _SHARED: frozenset[_Path] = frozenset(
                 IFLA_BR_NF_CALL_IPTABLES,
                 IFLA_BR_NF_CALL_IP6TABLES,
                 IFLA_MACVLAN_MODE,
-                IFLA_MACVLAN_MODE,
             )
         ),
         *(
@@ -790,6 +720,10 @@ _SHARED: frozenset[_Path] = frozenset(
 """The values in which many links agree, such as the ports of a bridge."""
 
 
+_MOST_LAYOUTS = 256
+"""How many shapes of links to remember, and sets of values of a shape."""
+
+
 def link_of(body: bytes) -> Link:
     # A link has more than a hundred attributes, and links are much alike. So all
     # headers are compared, in one call, with those of the last link that was as long
@@ -812,7 +746,6 @@ class _Shape:
         headers: list[tuple[int, int]] = []
         places: dict[_Path, tuple[int, int]] = {}
         _walk_link(body, IFINFO.size, len(body), (), headers, places)
-        self._length = len(body)
         self._headers = _at([(start, start + 4) for start, _ in headers], "I")
         self._words = tuple(word for _, word in headers)
         self._own = [places.get(path, (0, 0)) for path in _OWN]
