@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from lab import iproute, nftables, openvswitch
+from lab.openvswitch import OpenVswitch, switch, vsctl
 from lab.shell import sh
 from tapster import Host, Tap
+
+__all__ = ["switch"]
 
 pytestmark = pytest.mark.kernel
 
@@ -48,3 +52,33 @@ def test_a_restored_ledger_knows_its_leases_and_leaves_other_devices(
     later.close()
     kept.close()
     ended.close()
+
+
+def test_a_restored_ledger_leaves_what_later_vms_are_connected_to(
+    world: None, switch: OpenVswitch, tmp_path: Path
+) -> None:
+    """Each has a device with the ledger's stamp, so it is no leftover."""
+    ledger, backup = tmp_path / "ledger.db", tmp_path / "backup.db"
+    with Host(ledger) as host:
+        back_up(ledger, backup)
+        filtered = host.acquire(Tap(bridge="br0", filter=True))
+        _, id, _ = iproute.links()[filtered.name]["ifalias"].split(":")
+        switched = host.acquire(Tap(ovs="ovs0", name="switched"))
+        gone = host.acquire(Tap(ovs="ovs0", name="gone", fin_wait=0))
+        before = nftables.elements(f"tapster_{id}_filter")
+        assert before["ports"]
+    for file in tmp_path.glob("ledger.db-*"):
+        file.unlink()
+    shutil.copy(backup, ledger)
+    gone.close()
+    sh("ip link del gone")
+    with Host(ledger) as host:
+        host.recover()
+        assert nftables.elements(f"tapster_{id}_filter") == before
+        assert openvswitch.ports() == ["switched"]
+        assert vsctl("get Interface switched link_state") == "up"
+        for problem in host.examine():
+            assert "carries this ledger's stamp" in problem.description
+            assert problem.remedy.startswith("only if no VM uses it")
+    filtered.close()
+    switched.close()

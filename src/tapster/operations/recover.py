@@ -9,7 +9,7 @@ repaired.
 from tapster.errors import LedgerError, TapsterError
 from tapster.kernel.port import Namespace
 from tapster.light import Callable, Iterable, Sequence, suppress
-from tapster.model import HistoryEvent, Lease, Netns
+from tapster.model import HistoryEvent, Lease, Netns, stamp
 from tapster.operations.context import Context
 from tapster.operations.decision import Action, Repair
 from tapster.operations.devices import Devices
@@ -132,12 +132,24 @@ class Recover:
             return self._without_lease(leftovers)
 
     def _without_lease(self, observed: Leftovers) -> Leftovers:
-        """Return what belongs to no lease.
+        """Return what belongs to no lease and to no device.
 
         The ledger is asked after the backends: a lease precedes what is made for it.
+        A ledger that was restored from a backup does not know the VMs that were
+        started later: what their devices are connected to stays, as the devices do.
         """
-        find = self.context.ledger.lease
-        return [found for found in observed if find(found[1].lease) is None]
+        context = self.context
+        lost = [
+            each for each in observed if context.ledger.lease(each[1].lease) is None
+        ]
+        if not lost:
+            return []
+        stamps = {link.alias for link in context.namespace.links()}
+        return [
+            each
+            for each in lost
+            if stamp(context.ledger.id, each[1].lease) not in stamps
+        ]
 
     def _remove_leftovers(self, observed: Leftovers, failures: Failures) -> None:
         for backend, leftover in self._without_lease(observed):
