@@ -466,6 +466,24 @@ def change_it(made: Parts, id: str, change: dict[str, Any]) -> bool:
     return True
 
 
+def test_a_wait_is_ended_only_if_the_rule_for_the_device_lets_its_user_choose_it(
+    tmp_path: Path,
+) -> None:
+    """A rule for another bridge does not."""
+    with parts(tmp_path) as made:
+        made.system.stranger().add_bridge("br1")
+        chosen = Rule(("1000",), bridges=("br1",), features=("fin-wait",))
+        made.access.loaded = made.access.loaded._replace(rules=(BASIC, chosen))
+        ids = [acquire(made, Tap(bridge)) for bridge in ("br0", "br1")]
+        for id in ids:
+            assert id is not None
+            ask(made, "Release", interface.Release(id))
+        with pytest.raises(NotAllowed, match="no features 'fin-wait'"):
+            ask(made, "Reap", interface.Reap(leases=(str(ids[0]),)))
+        answer = ask(made, "Reap", interface.Reap(leases=(str(ids[1]),)))
+        assert answer.parameters == interface.Reaped(1)
+
+
 def test_a_bridge_is_judged_by_its_name_and_not_by_an_altname(tmp_path: Path) -> None:
     with parts(tmp_path) as made:
         stranger = made.system.stranger()

@@ -38,7 +38,7 @@ class Service:
         self._acquiring = Acquiring(operations, access, requests, upkeep, metrics, log)
         changing = Changing(operations, access, requests, upkeep, metrics)
         looking = Looking(operations, access)
-        maintaining = Maintaining(operations, access, upkeep)
+        maintaining = Maintaining(operations, access, requests, upkeep)
         self._methods: dict[str, Method] = {
             "Acquire": self._acquiring.acquire,
             "Bind": changing.bind,

@@ -8,6 +8,7 @@ from tapster import doctor
 from tapster.daemon import config, policy
 from tapster.daemon.methods.access import Access
 from tapster.daemon.methods.call import Answer, Call, Unfinished, distinct
+from tapster.daemon.methods.requests import Requests
 from tapster.daemon.policy import Caller
 from tapster.daemon.upkeep import Upkeep
 from tapster.errors import TapsterError
@@ -20,9 +21,16 @@ from tapster.rpc import interface
 class Maintaining:
     """The methods that keep a whole host in order, and explain its policy."""
 
-    def __init__(self, operations: Operations, access: Access, upkeep: Upkeep) -> None:
+    def __init__(
+        self,
+        operations: Operations,
+        access: Access,
+        requests: Requests,
+        upkeep: Upkeep,
+    ) -> None:
         self._operations = operations
         self._access = access
+        self._requests = requests
         self._upkeep = upkeep
 
     def reap(self, call: Call) -> Answer | Unfinished:
@@ -55,12 +63,13 @@ class Maintaining:
         return Answer(interface.Reaped(reaped))
 
     def _reap_some(self, caller: Caller, ids: Sequence[str]) -> Answer:
-        """End the FIN WAIT of leases that the caller may end; needs `fin-wait`."""
+        """End the FIN WAIT of leases that the caller may end, and may choose it for."""
         look = self._operations.look
         there = [id for id in distinct(ids) if not look.has_ended(id)]
         leases = [self._access.endable(caller, id) for id in there]
         if not policy.allows(self._access.rules, caller, policy.MAINTAIN):
-            self._access.permit(caller, policy.FIN_WAIT)
+            for lease in leases:
+                self._requests.permit_end_of_wait(caller, lease)
         reaped = self._operations.reap.some(
             [lease.id for lease in leases], on_reaped=self._upkeep.report_reaped
         )

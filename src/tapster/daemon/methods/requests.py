@@ -106,10 +106,29 @@ class Requests:
         if request.bind is Binding.CLOSE and isinstance(spec, Tap):
             rules = self._access.loaded.rules_for_bridge(spec.bridge)
         device = DeviceRequest(spec, request.netns, request.vhost, lowers)
+        self._permit(rules, caller, device)
+        return request
+
+    def permit_end_of_wait(self, caller: Caller, lease: Lease) -> None:
+        """Raise NotAllowed unless a rule lets the caller choose how long a lease waits.
+
+        Of a lease of the caller's, that is the rule that allows the device.
+        """
+        if lease.caller_uid != caller.uid:
+            self._access.permit(caller, policy.END_OTHERS, policy.FIN_WAIT)
+            return
+        request = self.of(lease)
+        spec = interface.spec_of(request.nics[0])._replace(fin_wait=0.0)
+        device = DeviceRequest(spec, request.netns, request.vhost)
+        self._permit(self._access.rules, caller, device)
+
+    def _permit(
+        self, rules: tuple[policy.Rule, ...], caller: Caller, device: DeviceRequest
+    ) -> None:
+        """Raise NotAllowed unless a rule allows the caller a device."""
         if reason := policy.judge(rules, caller, device):
             self._metrics.add("refused", "policy")
             raise NotAllowed(reason)
-        return request
 
     def _check_quota(self, caller: Caller, wanted: int, before: int) -> None:
         """Raise QuotaExceeded if the caller may not have `wanted` more devices, after
