@@ -17,24 +17,33 @@ def cookies() -> set[int]:
     """
     found: set[int] = set()
     with netns.coming_back():
-        for path in netns.named():
-            try:
-                fd = netns.open_netns(path)
-            except netns.GONE:
-                continue
-            except OSError as error:
-                if error.errno != EINVAL:
-                    raise
-                continue  # no namespace any more
-            try:
-                setns(fd, netns.CLONE_NEWNET)
-                found.add(netns.cookie())
-            finally:
-                os.close(fd)
-        for fd in everywhere():
+        for fd, _ in named_and_others():
             setns(fd, netns.CLONE_NEWNET)
             found.add(netns.cookie())
     return found
+
+
+def named_and_others() -> Iterator[tuple[int, str]]:
+    """Yield a descriptor of each namespace that is in use, and close it after.
+
+    First those that have a name, each with its path, then those that `everywhere`
+    yields, with "". So a namespace may come twice. Raise OSError as `everywhere`.
+    """
+    for path in netns.named():
+        try:
+            fd = netns.open_netns(path)
+        except netns.GONE:
+            continue
+        except OSError as error:
+            if error.errno != EINVAL:
+                raise
+            continue  # no namespace any more
+        try:
+            yield fd, path
+        finally:
+            os.close(fd)
+    for fd in everywhere():
+        yield fd, ""
 
 
 def everywhere() -> Iterator[int]:

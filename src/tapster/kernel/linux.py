@@ -108,22 +108,11 @@ class LinuxSystem:
             ) from error
 
     def namespaces(self) -> Generator[Namespace]:
-        from tapster.kernel.all_namespaces import everywhere  # rarely needed
+        from tapster.kernel.all_namespaces import named_and_others  # rarely needed
 
         try:
-            for path in netns.named():
-                try:
-                    fd = netns.open_netns(path)
-                except netns.GONE:
-                    continue
-                except OSError as error:
-                    if error.errno == EINVAL:
-                        continue  # no namespace any more
-                    raise
-                with closing(self._namespace(fd, path)) as named:
-                    yield named
-            for fd in everywhere():
-                with closing(self._namespace(os.dup(fd), "")) as found:
+            for fd, path in named_and_others():
+                with closing(self._namespace(os.dup(fd), path)) as found:
                     yield found
         except OSError as error:
             raise failure(
