@@ -229,6 +229,10 @@ OF_ONE_LEASE = (RequestError, ConflictError, HostError, InternalError)
 """What is raised when one lease, or its device, cannot be worked on: its bridge may be
 missing. The work on other leases goes on. A LedgerError concerns all leases."""
 
+LASTING = (LedgerDamaged, LedgerTooNew)
+"""The errors of a ledger that another attempt meets again. Any other LedgerError may
+pass: the file is locked, or its disk is full."""
+
 _NO_ROOM = (EMFILE, ENFILE, ENOMEM, ENOBUFS)
 
 

@@ -39,6 +39,7 @@ from contextlib import closing, suppress
 from math import inf
 
 from tapster.errors import (
+    LASTING,
     OF_ONE_LEASE,
     HostError,
     LedgerError,
@@ -300,11 +301,6 @@ def _kill_halted(ledger: str, file: LockFile, byte: int) -> bool:
     return False
 
 
-def _may_pass(error: LedgerError, ledger: str) -> bool:
-    """Return whether the ledger may be usable later: its file system is full, say."""
-    return type(error) is LedgerError and os.path.exists(ledger)
-
-
 def lead(ledger: str, standby: int, announcement: int | None = None) -> bool:
     """Work until there is no work, or until the ledger cannot be used.
 
@@ -344,8 +340,10 @@ def _work_on(ledger: str, lock: Lock, standby: int) -> bool:
             return _work_and_watch(ledger, lock, standby)
         except MissingCapability:
             return False  # the next command shows the reason to its user
-        except LedgerError as error:
-            if not _may_pass(error, ledger):
+        except LASTING:
+            return False
+        except LedgerError:
+            if not os.path.exists(ledger):
                 return False
         except Exception:  # noqa: BLE001 - VMs that end rely on this process
             failures = failures + 1 if boottime() - began < LONGEST_WATCH else 1

@@ -19,7 +19,7 @@ from lab.libvirt import adopted, domain, uuid_of
 from lab.reapers import wait_for
 from lab.shell import TAPSTER
 from lab.strangers import foreign_tap
-from tapster import Host, Lease, LedgerError, Tap
+from tapster import Host, Lease, LedgerDamaged, LedgerError, Tap
 from tapster.libvirt import arrival, hooks
 from tapster.libvirt.hook import leases_of
 
@@ -254,6 +254,19 @@ def test_a_device_that_cannot_be_taken_off_standby_is_tried_again(
     assert iproute.ports() == {"web0", "web1"}
 
 
+def fail_once(patch: pytest.MonkeyPatch, error: LedgerError) -> None:
+    """Let the next change of a lease fail."""
+    errors = iter([error])
+    plain = Host.set
+
+    def fail_or_set(*arguments: Any, **changes: Any) -> Lease:
+        for error in errors:
+            raise error
+        return plain(*arguments, **changes)
+
+    patch.setattr(Host, "set", fail_or_set)
+
+
 def test_a_vm_that_arrives_while_the_disk_is_full_is_connected_later(
     script: Path,
     host: Host,
@@ -262,17 +275,23 @@ def test_a_vm_that_arrives_while_the_disk_is_full_is_connected_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     call(script, "migrate", WEB)
-    errors = iter([LedgerError("the disk is full")])
-    plain = Host.set
-
-    def fail_once(*arguments: Any, **changes: Any) -> Lease:
-        if error := next(errors, None):
-            raise error
-        return plain(*arguments, **changes)
-
-    monkeypatch.setattr(Host, "set", fail_once)
+    fail_once(monkeypatch, LedgerError("the disk is full"))
     arrival.wait(uuid_of("web"), str(ledger))
     assert iproute.ports() == {"web0", "web1"}
+
+
+def test_the_wait_for_a_vm_ends_if_the_ledger_is_damaged(
+    script: Path,
+    host: Host,
+    ledger: Path,
+    virsh: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    call(script, "migrate", WEB)
+    fail_once(monkeypatch, LedgerDamaged("the file is not a ledger"))
+    with pytest.raises(LedgerDamaged):
+        arrival.wait(uuid_of("web"), str(ledger))
+    assert iproute.ports() == set()
 
 
 @pytest.mark.parametrize("change", ["", " '", " /usr/bin/tapster"])

@@ -17,6 +17,7 @@ from tapster import (
     Host,
     InternalError,
     KernelError,
+    LedgerDamaged,
     LedgerError,
     MissingCapability,
     NoSuchLink,
@@ -141,8 +142,9 @@ def test_a_reaper_hears_of_every_namespace_although_memory_was_short_at_its_star
     [
         (KernelError(ENOBUFS, "listing the links"), reaper.FAILURES),
         (MissingCapability("this needs CAP_NET_ADMIN"), 1),
+        (LedgerDamaged("the file is not a ledger"), 1),
     ],
-    ids=["again and again", "for want of a capability"],
+    ids=["again and again", "for want of a capability", "for want of a ledger"],
 )
 def test_work_that_cannot_be_done_ends_the_reaper_and_the_next_command_tries(
     waiting: Host,

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from tapster.errors import (
+    LASTING,
     OF_ONE_LEASE,
     HostError,
     LedgerError,
@@ -55,11 +56,10 @@ def _is_done(uuid: str, ledger: str) -> bool:
             # Ask for the domain's state after reading the ledger: leases end with the
             # domain.
             return virsh.state(uuid) == "running" and _take(host, waiting)
-    except LedgerError as error:
-        if type(error) is not LedgerError:
-            raise
-        # It is locked, or its disk is full: try again while there is the domain.
-        virsh.state(uuid)
+    except LASTING:
+        raise
+    except LedgerError:
+        virsh.state(uuid)  # try again while there is the domain
         return False
 
 
