@@ -515,6 +515,22 @@ def test_a_device_that_root_has_moved_is_judged_where_it_is(tmp_path: Path) -> N
         assert change_it(made, id, {"isolated": True})
 
 
+@pytest.mark.parametrize("asked", [1300, None])
+def test_a_device_that_takes_another_place_keeps_the_mtu_that_was_asked_for(
+    tmp_path: Path, asked: int | None
+) -> None:
+    """Also if the device in whose place it was has the same MTU."""
+    with parts(tmp_path) as made:
+        made.system.stranger().add_bridge("br1")
+        made.system.stranger().set_by_name("br0", mtu=1300)
+        rule = BASIC._replace(features=("mtu", "redirect"))
+        made.access.loaded = made.access.loaded._replace(rules=(rule,))
+        id = acquire(made, Tap(redirect="br0", mtu=asked))
+        assert id is not None
+        assert change_it(made, id, {"redirect": "br1"})
+        assert made.host.find(id).wiring.mtu == (asked or 1500)
+
+
 @pytest.mark.parametrize(
     "spec",
     [

@@ -21,8 +21,8 @@ from tapster.model import Changes, Lease, Life, Macvtap, State, Tap, Wiring
 from tapster.operations.operations import Operations
 from tapster.rpc import interface
 
-_JOINING = frozenset({"bridge", "ovs", "standby", "mtu"})
-"""The fields whose change may give a device the MTU of another bridge."""
+_JOINING = frozenset({"bridge", "ovs", "redirect", "standby", "mtu"})
+"""The fields whose change may give a device the MTU of another one."""
 
 
 class Changing:
@@ -120,7 +120,7 @@ class Changing:
                 if "bridge" in changes:
                     changes["bridge"] = spec.bridge
                 if changes.keys() & _JOINING:
-                    # The request is known here; None is the MTU of the bridge.
+                    # The request is known here; None is the MTU of the device it joins.
                     changes["mtu"] = spec.mtu
         changed = self._operations.rewire.set(lease.id, cast(Changes, changes))
         self._operations.context.ledger.set_asked(lease.id, recorded(request))
