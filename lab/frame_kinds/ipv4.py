@@ -107,6 +107,31 @@ def _options(packet: bytes, words: int = 1) -> bytes:
     return header[:10] + checksum + header[12:] + packet[20:]
 
 
+def _icmp(me: str) -> Iterator[FrameKind]:
+    types = {
+        0: ("echo reply", YES),
+        3: ("destination unreachable", YES),
+        5: ("redirect", NO),
+        9: ("router advertisement", NO),
+        10: ("router solicitation", YES),
+        11: ("time exceeded", YES),
+    }
+    for number, (name, passes) in types.items():
+        message = summed(bytes([number, 1]) + bytes(34))
+        packet = frames.ipv4(MINE4, OTHER4, message, protocol=ICMP)
+        yield FrameKind(name, broadcast4(me, packet), passes)
+        yield FrameKind(
+            f"{name}, behind options", broadcast4(me, _options(packet)), passes
+        )
+        first = frames.ipv4(MINE4, OTHER4, message, protocol=ICMP, fragment=0x2000)
+        yield FrameKind(f"{name}, in fragments", broadcast4(me, first), passes)
+    hidden = authenticated(ICMP, summed(b"\5\1" + bytes(34)))
+    packet = frames.ipv4(MINE4, OTHER4, hidden, protocol=AH)
+    yield FrameKind(
+        "redirect, behind an authentication header", broadcast4(me, packet), NO
+    )
+
+
 def _dhcp(me: str) -> Iterator[FrameKind]:
 
     def on(source: str, to: str, payload: bytes) -> bytes:
@@ -250,6 +275,7 @@ def _fragments(me: str) -> Iterator[FrameKind]:
 
 GROUPS = {
     "IPv4": (_sources, _headers),
+    "ICMP": (_icmp,),
     "DHCP": (_dhcp,),
     "multicast groups and routers (IPv4)": (_groups,),
     "fragments (IPv4)": (_fragments,),
