@@ -9,7 +9,7 @@ ten devices.
 from tapster import names
 from tapster.checks import check_record, check_value, shown
 from tapster.errors import RequestError
-from tapster.light import Any, NamedTuple, StrEnum, TypedDict, remembered
+from tapster.light import Any, Iterable, NamedTuple, StrEnum, TypedDict, remembered
 
 DEFAULT_TEMPLATE = "vnet%d"
 DEFAULT_FIN_WAIT = 5.0
@@ -369,6 +369,14 @@ class Lease(NamedTuple):
     """The VM still had the tap open when the lease was released."""
     labels: tuple[tuple[str, str], ...] = ()
     """Text for people and programs, as KEY=VALUE."""
+
+
+def by_namespace(leases: Iterable[Lease]) -> dict[Netns, list[Lease]]:
+    """Return leases by their namespaces, in the order in which they are given."""
+    spaces: dict[Netns, list[Lease]] = {}
+    for lease in leases:
+        spaces.setdefault(lease.netns, []).append(lease)
+    return spaces
 
 
 class HistoryEntry(NamedTuple):

@@ -55,7 +55,7 @@ from tapster.kernel.port import Watch
 from tapster.kernel.process import is_halted
 from tapster.ledger import FIRST_IFINDEX
 from tapster.light import NamedTuple
-from tapster.model import Lease, Netns, Process, State
+from tapster.model import Lease, Netns, Process, State, by_namespace
 from tapster.operations.followed import FollowedNamespaces
 from tapster.operations.operations import Operations, open_operations
 from tapster.operations.pace import Pace
@@ -139,14 +139,11 @@ class Identities:
             if lease := find(id):
                 by_id[id] = lease
         self.pending.clear()
-        spaces: dict[Netns, list[Lease]] = {}
-        for lease in by_id.values():
-            if lease.state is State.ACTIVE:
-                spaces.setdefault(lease.netns, []).append(lease)
+        active = [lease for lease in by_id.values() if lease.state is State.ACTIVE]
         ids: list[str] = []
-        for netns, active in spaces.items():
+        for netns, here in by_namespace(active).items():
             with suppress(HostError):
-                ids += self._misidentified(operations, netns, active)
+                ids += self._misidentified(operations, netns, here)
         if ids:
             self.pending.update(ids)  # until it succeeds
             operations.recover.some(ids, wiring=True, backends=False)

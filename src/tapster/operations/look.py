@@ -14,6 +14,7 @@ from tapster.model import (
     Link,
     Netns,
     State,
+    by_namespace,
     check_query,
 )
 from tapster.operations import decision
@@ -202,12 +203,9 @@ class Look:
         return self._differences(leases, every=True)
 
     def _differences(self, leases: Iterable[Lease], *, every: bool) -> Differences:
-        spaces: dict[Netns, list[Lease]] = {}
-        for lease in leases:
-            spaces.setdefault(lease.netns, []).append(lease)
         differences: Differences = {}
         failures = Failures()
-        for netns, here in spaces.items():
+        for netns, here in by_namespace(leases).items():
             with self.context.gate, self.context.opened(netns) as namespace:
                 links = self.devices.links(namespace, here)
                 differences |= self.devices.differences(
@@ -287,8 +285,7 @@ class Look:
         """
         active = [lease for lease in leases if lease.state is State.ACTIVE]
         found: set[str] = set()
-        for netns in {lease.netns for lease in active}:
-            here = [lease for lease in active if lease.netns == netns]
+        for netns, here in by_namespace(active).items():
             with suppress(HostError):
                 found.update(self._differing(netns, here))
         return frozenset(found)

@@ -5,7 +5,7 @@ from math import inf
 
 from tapster.errors import ConflictError, LeaseBusy, NoSuchLease, TapsterError
 from tapster.light import Callable, Sequence
-from tapster.model import Lease, State
+from tapster.model import Lease, State, by_namespace
 from tapster.operations.context import Context
 from tapster.operations.devices import Devices
 from tapster.operations.failures import Failures
@@ -56,8 +56,7 @@ class Reap:
                         break
                     self.batches += 1
                     tried += len(due)
-                    for netns in {lease.netns for lease in due}:
-                        batch = [lease for lease in due if lease.netns == netns]
+                    for batch in by_namespace(due).values():
                         reaped = self._reap(batch, failures)
                         ended += len(reaped)
                         if reaped and on_reaped is not None:
@@ -87,8 +86,7 @@ class Reap:
             waiting = [lease for id in ids if (lease := self._waiting(id))]
             with context.claims.claimed([lease.id for lease in waiting]) as claimed:
                 ended: list[Lease] = []
-                for netns in {lease.netns for lease in claimed}:
-                    batch = [lease for lease in claimed if lease.netns == netns]
+                for netns, batch in by_namespace(claimed).items():
                     with context.opened(netns) as namespace:
                         ended += self.devices.end(namespace, batch, failures)
             if ended and on_reaped is not None:

@@ -9,7 +9,7 @@ repaired.
 from tapster.errors import LedgerError, TapsterError
 from tapster.kernel.port import Namespace
 from tapster.light import Callable, Iterable, Sequence, suppress
-from tapster.model import HistoryEvent, Lease, Netns, stamp
+from tapster.model import HistoryEvent, Lease, Netns, by_namespace, stamp
 from tapster.operations.context import Context
 from tapster.operations.decision import Action, Repair
 from tapster.operations.devices import Devices
@@ -196,9 +196,7 @@ class Recover:
         `leftovers` collects what backends have here that belongs to none of the leases.
         """
         context = self.context
-        spaces: dict[Netns, list[Lease]] = {}
-        for lease in leases:
-            spaces.setdefault(lease.netns, []).append(lease)
+        spaces = by_namespace(leases)
         if leftovers is not None and not any(map(context.is_here, spaces)):
             spaces[context.namespace.netns] = []
         actions: dict[str, Action] = {}
