@@ -321,10 +321,10 @@ class Ovs:
             self._late = False
 
 
-def unstamped_ports(rundir: str | None = None) -> dict[str, str]:
+def unstamped_ports() -> dict[str, str]:
     """Return the ports that no Tapster has made: the bridge of each, by the name of
     the device that it takes in. {} if Open vSwitch cannot be asked."""
-    switch = Ovs("", rundir)
+    switch = Ovs("")
     found: dict[str, str] = {}
     with suppress(ServiceUnavailable):
         if not switch.is_installed:

@@ -117,14 +117,14 @@ def declare(parser: "Parser") -> None:
 
 def labels(options: Options) -> tuple[tuple[str, str], ...]:
     """Return the labels that the options give. Raises RequestError."""
-    return tuple(pair(text, "label") for text in options.label)
+    return tuple(map(label, options.label))
 
 
-def pair(text: str, what: str) -> tuple[str, str]:
-    """Return a key and its value. Raises RequestError."""
+def label(text: str) -> tuple[str, str]:
+    """Return a label's key and value. Raises RequestError."""
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise RequestError(f"{what} {text!r} is not KEY=VALUE")
+        raise RequestError(f"label {text!r} is not KEY=VALUE")
     return key, value
 
 

@@ -68,7 +68,7 @@ def run(options: Options, host: "AnyHost") -> int:
         owner=options.owner,
         mac=options.mac,
         lease=options.lease,
-        label=nic.pair(options.label, "label") if options.label else None,
+        label=nic.label(options.label) if options.label else None,
         at=at,
         since=since,
         until=until,

@@ -98,7 +98,7 @@ def _wait_for_room(made: sockets.socket, path: str, timeout: float | None) -> No
             return
 
 
-def listen(path: str, *, mode: int, backlog: int = 128) -> "socket.socket":
+def listen(path: str, *, mode: int) -> "socket.socket":
     """Return a socket that listens at `path`, with its directory if that is missing.
 
     A socket at which no process answers is replaced. Raise OSError if a process
@@ -121,7 +121,7 @@ def listen(path: str, *, mode: int, backlog: int = 128) -> "socket.socket":
     try:
         made.bind(path)
         os.chmod(path, mode)
-        made.listen(backlog)
+        made.listen()
     except BaseException:
         made.close()
         raise

@@ -16,9 +16,6 @@ class Failures:
         self._errors: list[TapsterError] = []
         self._leases: set[str] = set()
 
-    def __bool__(self) -> bool:
-        return bool(self._errors)
-
     def add(self, error: TapsterError, ids: Iterable[str] = ()) -> None:
         """Keep an error for later, and the ids of the leases that it concerns."""
         self._errors.append(error)
