@@ -181,6 +181,23 @@ def test_a_runtime_may_ignore_its_children(plugin: Plugin) -> None:
     plugin.succeed("DEL", network)
 
 
+def test_a_closed_standard_input_is_named(plugin: Plugin) -> None:
+    plugin.command = ["sh", "-c", 'exec "$@" <&-', "sh", *plugin.command]
+    error = plugin.fail("ADD")
+    assert error["code"] == 5  # "I/O failure"
+    assert "standard input is closed" in error["msg"]
+
+
+def test_without_standard_output_nothing_is_made(plugin: Plugin) -> None:
+    """The runtime could not learn what there is."""
+    plugin.command = ["sh", "-c", 'exec "$@" >&-', "sh", *plugin.command]
+    process = plugin.start("ADD")
+    _, complaint = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert b"standard output is closed" in complaint
+    assert not plugin.ledger.exists()
+
+
 def test_a_foreign_device_with_the_name_is_left_alone(plugin: Plugin) -> None:
     sh(f"ip -n {POD} tuntap add eth0 mode tap")
     before = in_pod()

@@ -52,6 +52,10 @@ def main() -> int:
 
 def _read() -> bytes:
     """Read the configuration. Raises CniFailure."""
+    if sys.stdin is None:  # Python's way to say that the descriptor is closed
+        raise CniFailure(
+            Code.IO, "standard input is closed: give it the network configuration"
+        )
     try:
         text = sys.stdin.buffer.read(MAX_INPUT + 1)
     except OSError as error:
@@ -72,6 +76,8 @@ def _print(answer: dict[str, Any]) -> None:
 
 def command() -> NoReturn:
     """Carry out the command and end the process at once."""
+    if sys.stdout is None:  # closed: no runtime could learn what has been made
+        sys.exit("tapster-cni: standard output is closed: the result is written to it")
     gc.disable()  # the process ends before there is much of it
     signals.keep_statuses()  # of the IPAM plugin
     status = main()
