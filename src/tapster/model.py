@@ -90,9 +90,10 @@ class Wiring(NamedTuple):
     bpdu_guard: bool = False
     """Spanning tree: a frame of it from the guest disables the port."""
     vlan: int | None = None
-    """The VLAN of untagged frames; without `trunks`, the only VLAN of the port."""
+    """The VLAN of untagged frames, 1 to 4094; without `trunks`, the only VLAN of the
+    port."""
     trunks: tuple[int, ...] = ()
-    """The VLANs of tagged frames."""
+    """The VLANs of tagged frames, each 1 to 4094."""
     external_ids: tuple[tuple[str, str], ...] = ()
     """`external_ids` of the Interface row in Open vSwitch, such as iface-id."""
     filter: bool = False
@@ -113,7 +114,8 @@ class Wiring(NamedTuple):
     """A device in the namespace of the tap, such as the veth of a pod, whose place the
     tap takes: frames go from each to the other."""
     mtu: int | None = None
-    """None: that of the bridge, or of the lower device."""
+    """The MTU in bytes, 68 to 65521; None: that of the bridge, or of the lower
+    device."""
     up: bool = True
     """False: the guest's cable is unplugged."""
     standby: bool = False
@@ -167,7 +169,7 @@ class Vm(NamedTuple):
 class Tap(NamedTuple):
     """A request for a tap.
 
-    The fields that connect the tap are as in `Wiring`. The user `uid`, or the group
+    `Wiring` explains the fields that connect the tap. The user `uid`, or the group
     `gid`, may open the tap by its name; if both are given, a process must be of both.
     If neither is given, only the user who acquires the tap may.
     """
@@ -185,7 +187,7 @@ class Tap(NamedTuple):
     """The MAC of the guest; None: a random one."""
     mtu: int | None = None
     queues: int = 1
-    """How many queues the device has, and so how many descriptors."""
+    """How many queues the device has, 1 to 256, and so how many descriptors."""
     vnet_hdr: bool = True
     """A virtio header precedes each frame: the guest can leave checksums and
     segmentation to the host."""
@@ -194,7 +196,7 @@ class Tap(NamedTuple):
     gid: int | None = None
     """The group that may open the tap by its name."""
     fin_wait: float = DEFAULT_FIN_WAIT
-    """Seconds for which the name stays reserved after the release."""
+    """Seconds, 0 to 86400, for which the name stays reserved after the release."""
     reclaim: bool = False
     """Take a plain or stable name from a lease of the same owner that is in FIN WAIT.
     Only the owner knows that its own late cleanup by name is over."""
@@ -236,7 +238,7 @@ class Macvtap(NamedTuple):
     """A request for a macvtap on the lower device `lower`.
 
     In mode `passthru` the guest has the MAC of the lower device, and the lower device
-    can carry no other macvtap.
+    can carry no other macvtap. `Tap` and `Wiring` explain the other fields.
     """
 
     lower: str
@@ -636,7 +638,9 @@ def check_labels(labels: tuple[tuple[str, str], ...]) -> None:
     if len(labels) > MAX_LABELS:
         raise RequestError(f"{len(labels)} labels are too many: at most {MAX_LABELS}")
     if len(dict(labels)) < len(labels):
-        raise RequestError("each label may be given once")
+        keys = [key for key, _ in labels]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise RequestError(f"label {twice!r} is given twice: give it once")
     for key, value in labels:
         if not key or "=" in key or not f"{key}{value}".isprintable():
             raise RequestError(f"label {key!r}={value!r} is not KEY=VALUE")
@@ -731,9 +735,9 @@ def check_wiring(wiring: Wiring) -> None:
         )
     for address in wiring.addresses:
         _check_address(address)
-    for rate in (wiring.inbound, wiring.outbound):
-        if rate is not None:
-            _check_rate(rate)
+    for direction in ("inbound", "outbound"):
+        if (rate := getattr(wiring, direction)) is not None:
+            _check_rate(direction, rate)
     if wiring.outbound_pps is not None and not 1 <= wiring.outbound_pps < 1 << 32:
         raise RequestError(
             f"outbound_pps must be 1 to {(1 << 32) - 1}, not {wiring.outbound_pps}"
@@ -799,12 +803,16 @@ def _check_address(address: str) -> None:
         raise RequestError(f"{address} is no address that a guest can have")
 
 
-def _check_rate(rate: Rate) -> None:
+def _check_rate(direction: str, rate: Rate) -> None:
     for field, value in rate._asdict().items():
         if value is not None and not 1 <= value < 1 << 32:
-            raise RequestError(f"{field} must be 1 to {(1 << 32) - 1}, not {value}")
+            raise RequestError(
+                f"{direction}: {field} must be 1 to {(1 << 32) - 1}, not {value}"
+            )
     if rate.peak is not None and rate.peak < rate.average:
-        raise RequestError(f"peak {rate.peak} is less than the average, {rate.average}")
+        raise RequestError(
+            f"{direction}: peak {rate.peak} is less than the average, {rate.average}"
+        )
 
 
 def parse_mac(text: str) -> bytes:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tapster import model, names
 from tapster.errors import BadName, RequestError
-from tapster.model import Kind, Macvtap, Mode, Naming, Spec, Stamp, Tap
+from tapster.model import Kind, Macvtap, Mode, Naming, Rate, Spec, Stamp, Tap
 
 SETTINGS = settings(derandomize=True, deadline=None)
 
@@ -55,6 +55,15 @@ def test_a_request_that_can_be_gives_its_template(spec: Spec) -> None:
             Tap(labels=tuple((f"k{n}", "ü" * 200) for n in range(3))),
             "the labels have 1209 bytes together: at most 1024",
         ),
+        (
+            Tap(labels=(("role", "web"), ("site", "a"), ("role", "db"))),
+            "label 'role' is given twice",
+        ),
+        (
+            Tap("br0", inbound=Rate(1), outbound=Rate(0)),
+            "outbound: average must be 1 to",
+        ),
+        (Tap(inbound=Rate(9, 8)), "inbound: peak 8 is less than the average, 9"),
         (
             Tap(bridge="br0", filter=True, addresses=("10.0.0.1",) * 65),
             "65 addresses are too many: at most 64; give networks",
