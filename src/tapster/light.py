@@ -212,6 +212,11 @@ else:
             return super().__new__(mcs, name, bases, body)
 
         @property
+        def __doc__(cls):  # help() shows the text of a class, but not of its fields
+            text = vars(cls).get("__doc__")
+            return _with_fields(cls, text) if text and "_made" in vars(cls) else text
+
+        @property
         def __signature__(cls):
             from inspect import Signature, signature
 
@@ -223,6 +228,23 @@ else:
                     for parameter in found
                 ]
             )
+
+    def _with_fields(cls, text):
+        """Add to the docstring of a class what its source says of each field."""
+        from textwrap import indent, wrap
+
+        lines = []
+        for field, (kind, meaning) in fields(cls).items():
+            default = ""
+            if field in cls._field_defaults:
+                value = cls._field_defaults[field]
+                plain = str(value) if isinstance(value, str) else value  # no StrEnum
+                default = f" = {plain!r}"
+            lines += [
+                f"{field}: {kind}{default}",
+                *("    " + line for line in wrap(meaning, 70)),
+            ]
+        return f"{text.rstrip()}\n\n" + indent("\n".join(lines), "    ")
 
     def _constructor(cls):
         """Compile the function that makes a tuple from the fields of a class."""
@@ -336,6 +358,29 @@ else:
             return type(self), (self.value,)
 
 
+def fields(record: type) -> dict[str, tuple[str, str]]:
+    """Return the type and the text of each field of a named tuple, from its source.
+
+    The text is what stands below the field, or "". Without the source: {}.
+    """
+    import ast
+    from inspect import getsource
+
+    try:
+        (parsed,) = ast.parse(getsource(record)).body
+    except (OSError, TypeError):
+        return {}
+    found = {}
+    below: object = None
+    for part in reversed(parsed.body if isinstance(parsed, ast.ClassDef) else []):
+        if isinstance(part, ast.AnnAssign):
+            text = " ".join(below.split()) if isinstance(below, str) else ""
+            found[ast.unparse(part.target)] = ast.unparse(part.annotation), text
+        below = part.value if isinstance(part, ast.Expr) else None
+        below = below.value if isinstance(below, ast.Constant) else None
+    return dict(reversed(found.items()))
+
+
 _A = TypeVar("_A")
 _R = TypeVar("_R")
 MOST_REMEMBERED = 64
@@ -391,6 +436,7 @@ __all__ = [
     "cast",
     "closing",
     "contextmanager",
+    "fields",
     "get_args",
     "get_origin",
     "remembered",

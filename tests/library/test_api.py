@@ -150,6 +150,14 @@ def test_help_shows_the_types_of_each_method(kind: type) -> None:
             assert "tapster.light" not in str(inspect.signature(function)), name
 
 
+def test_the_help_of_a_record_lists_each_field_with_its_type() -> None:
+    for name in tapster.__all__:
+        record = getattr(tapster, name)
+        help_ = pydoc.plain(pydoc.render_doc(record))
+        for field in getattr(record, "_fields", ()):
+            assert f"\n |  {field}: " in help_, (name, field)
+
+
 def test_changes_are_the_fields_of_a_wiring() -> None:
     assert get_type_hints(Changes) == get_type_hints(Wiring)
 

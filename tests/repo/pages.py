@@ -8,12 +8,11 @@ import ast
 import inspect
 import json
 import re
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from tapster import model
-from tapster.light import StrEnum
+from tapster.light import StrEnum, fields
 from tests.repo import fish
 from tests.repo.tree import IMPORTS, MODULES, inside
 
@@ -197,29 +196,23 @@ that describes the fields which the value itself does not describe."""
 
 
 def tables_of_values() -> str:
-    """Return a table of the fields of each value: `help` shows no more than names."""
-    text = (PACKAGE / "model.py").read_text("utf-8")
-    classes = {
-        node.name: node
-        for node in ast.parse(text).body
-        if isinstance(node, ast.ClassDef)
-    }
+    """Return a table of the fields of each value."""
     lines = []
     for name, other in VALUES.items():
-        meanings = descriptions(classes[name])
-        kinds = {
-            ast.unparse(field.target): ast.unparse(field.annotation)
-            for field in classes[name].body
-            if isinstance(field, ast.AnnAssign)
-        }
-        defaults = getattr(model, name)._field_defaults
-        lines += [f"## {name}", "", inspect.getdoc(getattr(model, name)) or "", ""]
+        record = getattr(model, name)
+        found = fields(record)
+        defaults = record._field_defaults
+        text = inspect.cleandoc(vars(record)["__doc__"])  # without the fields
+        lines += [f"## {name}", "", text, ""]
         lines += ["| field | type | default | meaning |", "| --- | --- | --- | --- |"]
-        for field, meaning in meanings.items():
+        for field, (kind, meaning) in found.items():
             default = f"`{shown(defaults[field])}`" if field in defaults else ""
-            kind = kinds[field].replace(" | ", " or ")
-            lines.append(f"| `{field}` | {kind} | {default} | {meaning} |")
-        elsewhere = [f"`{field}`" for field in kinds if field not in meanings]
+            if meaning:
+                kind = kind.replace(" | ", " or ")
+                lines.append(f"| `{field}` | {kind} | {default} | {meaning} |")
+        elsewhere = [
+            f"`{field}`" for field, (_, meaning) in found.items() if not meaning
+        ]
         assert bool(other) == bool(elsewhere), (name, elsewhere)
         if elsewhere:
             link = f"[{other}](#{other.lower()})"
@@ -232,18 +225,6 @@ def shown(value: object) -> str:
     """Return a default value as a program writes it."""
     text = str(value) if isinstance(value, StrEnum) else value
     return f'"{text}"' if isinstance(text, str) else repr(text)
-
-
-def descriptions(record: ast.ClassDef) -> dict[str, str]:
-    """Return the text below each field of a record that has one."""
-    return {
-        ast.unparse(field.target): " ".join(below.value.value.split())
-        for field, below in pairwise(record.body)
-        if isinstance(field, ast.AnnAssign)
-        and isinstance(below, ast.Expr)
-        and isinstance(below.value, ast.Constant)
-        and isinstance(below.value.value, str)
-    }
 
 
 BLOCKS = {

@@ -9,6 +9,7 @@ import pickle
 import typing
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -77,7 +78,7 @@ USES: list[Callable[[Class], object]] = [
     lambda point: point._field_defaults,
     lambda point: point.__annotations__,
     lambda point: point.__match_args__,
-    lambda point: point.__doc__,
+    lambda point: point(1).__doc__,
     lambda point: inspect.signature(point),
     lambda point: isinstance(point(1), tuple),
 ]
@@ -194,3 +195,21 @@ def test_what_another_thread_forgets_meanwhile_is_found_again() -> None:
     double = light.remembered(twice)
     argument = Argument("a")
     assert [double(argument), double(argument), double(argument)] == ["aa"] * 3
+
+
+def test_the_docstring_has_what_the_source_says_of_each_field() -> None:
+    assert Light.__doc__ == (
+        "A point.\n\n"
+        "    x: int\n"
+        "    y: int = 2\n"
+        "        Up.\n"
+        "    names: tuple[str, ...] = ()"
+    )
+    assert LightNothing.__doc__ is None
+
+
+def test_without_a_source_the_docstring_is_the_text_of_the_class(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(inspect, "getsource", Mock(side_effect=OSError))
+    assert inspect.getdoc(Light) == "A point."

@@ -48,7 +48,7 @@ def describe(interface: Interface) -> str:
     parts = [
         (interface.says, f"interface {interface.name}"),
         *(
-            (kind.__doc__ or "", f"type {kind.__name__} {_body(kind)}")
+            (vars(kind)["__doc__"] or "", f"type {kind.__name__} {_body(kind)}")
             for kind in _named(interface)
         ),
         *(
