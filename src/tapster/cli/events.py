@@ -29,7 +29,13 @@ EVENTS = (
 
 def declare(parser: "Parser") -> None:
     option = parser.add_argument
-    option("name", nargs="?", metavar="NAME", help="events of devices of this name")
+    option(
+        "name",
+        nargs="?",
+        metavar="NAME",
+        type=given_text,
+        help="events of devices of this name",
+    )
     kinds = ", ".join(EVENTS)
     option("--event", choices=EVENTS, metavar="EVENT", help=f"one of {kinds}")
     option("--owner", metavar="TEXT", help="events of leases of this owner")

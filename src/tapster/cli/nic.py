@@ -59,7 +59,12 @@ def declare(parser: "Parser") -> None:
         type=values.given_text,
         help="the key from which --naming stable derives the number",
     )
-    option("--owner", metavar="TEXT", default="", help="the owner, in free text")
+    option(
+        "--owner",
+        metavar="TEXT",
+        type=values.given_text,
+        help="the owner, in free text",
+    )
     option(
         "--label",
         metavar="KEY=VALUE",
@@ -170,7 +175,7 @@ def spec(options: Options, outer: Options | None = None) -> Spec:
             name=options.name,
             naming=Naming(naming or Naming.LOWEST),
             key=options.key,
-            owner=options.owner,
+            owner=options.owner or "",
             labels=labels(options),
             mac=mac,
             queues=options.queues,
@@ -192,7 +197,7 @@ def spec(options: Options, outer: Options | None = None) -> Spec:
         name=options.name,
         naming=Naming(naming or Naming.LOWEST),
         key=options.key,
-        owner=options.owner,
+        owner=options.owner or "",
         labels=labels(options),
         mac=mac,
         mtu=wiring.get("mtu"),

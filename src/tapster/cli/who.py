@@ -35,7 +35,7 @@ LIMIT = 1000
 
 def declare(parser: "Parser") -> None:
     option = parser.add_argument
-    option("name", nargs="?", metavar="NAME", help="a device's name")
+    option("name", nargs="?", metavar="NAME", type=given_text, help="a device's name")
     option("--owner", metavar="TEXT", help="the leases of this owner")
     option(
         "--mac",
