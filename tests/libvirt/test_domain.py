@@ -345,6 +345,17 @@ def test_a_device_has_a_name_and_no_template() -> None:
         domain.requests_of(xml)
 
 
+def test_a_nic_that_was_unplugged_counts_for_nothing() -> None:
+    """libvirt's own detach-device leaves it in the metadata."""
+    xml = b"""<domain><metadata><t:nics xmlns:t='urn:tapster:libvirt:1'>
+        <t:nic dev='web1' bridge='br0' plugged='yes'/>
+        <t:nic dev='web2' bridge='br0' plugged='yes'/></t:nics></metadata><devices>
+        <interface type='ethernet'><target dev='web2' managed='no'/>
+        <model type='virtio'/></interface></devices></domain>"""
+    assert [nic.dev for nic in domain.nics_of(xml)] == ["web2"]
+    assert domain.requests_of(xml) == [NicRequest("web2", {"bridge": "br0"})]
+
+
 def test_a_nic_written_by_hand_is_never_removed() -> None:
     xml = DOMAINS["bridge"].read_bytes()
     by_hand = xml.replace(

@@ -253,6 +253,38 @@ def test_a_saved_guest_comes_back_on_a_new_device(host: Place, tmp_path: Path) -
 
 
 @ALONE
+@pytest.mark.parametrize("name", ["adopted", "bare"])
+def test_a_device_that_was_plugged_in_comes_back_with_a_saved_guest(
+    host: Place, name: str
+) -> None:
+    """libvirt would open the released device: it waits, and leads nowhere."""
+    nic = f"dev='{name}0' bridge='br0'"
+    xml = adopted(name, nic) if name == "adopted" else domain(name)
+    # Without ACPI this QEMU's machine has no PCI slots to plug in to.
+    acpi = "<features><acpi/></features><devices>"
+    host.libvirt.define(xml.replace("<devices>", acpi))
+    virsh(f"start --paused {name}")
+    device = f"{name}1"
+    host.tapster(f"libvirt attach {name} --name {device} --bridge br0 --isolated")
+    first = index_of(device)
+    file = Path(f"/run/{name}.save")
+    virsh(f"save {name} {file}")
+    assert host.released(device)
+    virsh(f"restore --paused {file}")
+    assert index_of(device) != first
+    assert device in iproute.ports()
+    assert (f"{name}0" in iproute.ports()) is (name == "adopted")
+    lease = host.leases()[device]
+    assert (lease["state"], lease["isolated"]) == ("active", True)
+    assert lease["pid"] == qemu_pid(name)
+    virsh(f"destroy {name}")
+    assert host.released(device)
+    virsh(f"start --paused {name}")
+    assert host.released(device), "it was plugged in for the former run"
+    virsh(f"destroy {name}")
+
+
+@ALONE
 def test_a_device_without_metadata_is_left_to_libvirt(host: Place) -> None:
     nic = "<interface type='bridge'><source bridge='br0'/></interface>"
     host.libvirt.define(domain("other", nic))

@@ -10,6 +10,8 @@ import pytest
 
 from tapster.cli import nic_attributes
 from tapster.libvirt import domain
+from tapster.libvirt.adoption import nics_element
+from tapster.libvirt.domain import NicRequest
 from tests.libvirt.test_domain import DOMAINS, adopt
 
 SCHEMA = Path(__file__).parents[2] / "docs/libvirt.rng"
@@ -47,7 +49,29 @@ def test_it_accepts_what_adopt_writes() -> None:
 
 def test_it_knows_the_attributes_that_the_hook_knows() -> None:
     known = set(re.findall(r'<attribute name="([\w-]+)"', SCHEMA.read_text()))
-    assert known - {"dev"} == nic_attributes.allowed_attributes()
+    assert known - {"dev", domain.PLUGGED} == nic_attributes.allowed_attributes()
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"bridge": "br0"},
+        {"link": "eth0", "mode": "private", "mtu": "1400"},
+        {"bridge": "br0", "address": "192.0.2.7,fe80::1", "filter": "yes"},
+        {"bridge": "br0", "inbound": "9::7", "outbound": "5", "outbound-pps": "6"},
+        {"ovs": "ovs0", "external-id": "iface-id=a=b x=y", "vlan": "7"},
+        {"bridge": "br0", "trunk": "5,6,9", "isolated": "yes", "learning": "no"},
+        {"bridge": "br0", "up": "no", "vnet-hdr": "no", "fin-wait": "60s"},
+    ],
+)
+def test_it_accepts_what_attach_writes_which_asks_for_the_same(
+    attributes: dict[str, str],
+) -> None:
+    spec = nic_attributes.request("web0", attributes)
+    written = nic_attributes.attributes_of(spec)
+    assert nic_attributes.request("web0", written) == spec
+    element = nics_element([NicRequest("web0", {**written, domain.PLUGGED: "yes"})])
+    assert complaint(element.decode()) == ""
 
 
 @pytest.mark.parametrize(

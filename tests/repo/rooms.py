@@ -542,6 +542,7 @@ ROOMS = [
         (
             "tapster.errors",
             "tapster.host",
+            "tapster.libvirt.adoption",
             "tapster.libvirt.domain",
             "tapster.libvirt.hook",
             "tapster.libvirt.virsh",

@@ -216,14 +216,15 @@ def _attach(options: Options) -> int:
     The device lasts until it is detached or the domain ends. The options are those of
     tapster add.
     """
-    from tapster.cli import nic
+    from tapster.cli import nic, nic_attributes
     from tapster.libvirt import plug
 
     name, options.name = options.name, options.name or "tap"
     spec = nic.spec(options)
+    asked = nic_attributes.attributes_of(spec)
     with _open(options) as host:
         settle(host)
-        print(plug.attach(host, options.domain, spec, options.model, name))
+        print(plug.attach(host, options.domain, spec, asked, options.model, name))
     return 0
 
 

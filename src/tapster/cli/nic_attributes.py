@@ -11,7 +11,7 @@ from tapster.cli import nic, wire
 from tapster.cli.parser import Parser
 from tapster.errors import RequestError
 from tapster.light import NoReturn
-from tapster.model import Spec
+from tapster.model import DEFAULT_FIN_WAIT, Macvtap, Rate, Spec, Wiring
 
 NIC_OPTIONS = ("link", "mode", "mac", "vnet-hdr", "queues", "fin-wait")
 """Options of `add` that are no wiring, and belong to a domain's NIC."""
@@ -55,6 +55,39 @@ def request(name: str, attributes: Mapping[str, str]) -> Spec:
         words += _words(name, option, value, known[option])
     options = parser.parse_args(words)
     return nic.spec(options)
+
+
+def attributes_of(spec: Spec) -> dict[str, str]:
+    """Return attributes of which `request` makes this request again.
+
+    Without those that the interface of a domain determines, such as the MAC.
+    """
+    found: dict[str, object] = {
+        wire.OPTIONS[field].replace("_", "-"): value
+        for field, value in spec.wiring._asdict().items()
+        if value != Wiring._field_defaults[field]
+    }
+    if isinstance(spec, Macvtap):
+        found |= {"link": spec.lower, "mode": spec.mode}
+    if not spec.vnet_hdr:
+        found["vnet-hdr"] = False
+    if spec.fin_wait != DEFAULT_FIN_WAIT:
+        found["fin-wait"] = f"{spec.fin_wait:g}s"
+    return {name: _text(name, value) for name, value in found.items()}
+
+
+def _text(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Rate):
+        return ":".join("" if part is None else str(part) for part in value).rstrip(":")
+    if name == "external-id" and isinstance(value, tuple):
+        # The attribute cannot have a value with a space.
+        ids = ["=".join(pair) for pair in value]
+        return " ".join(id for id in ids if len(id.split()) == 1)
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value)
 
 
 def _words(

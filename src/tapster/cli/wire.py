@@ -75,7 +75,7 @@ def changes(options: Options) -> dict[str, Any]:
     """Return the fields of `Wiring` that were given. Raises RequestError."""
     given = {
         field: getattr(options, option)
-        for field, option in _OPTIONS.items()
+        for field, option in OPTIONS.items()
         if hasattr(options, option)
     }
     if "external_ids" in given:
@@ -89,12 +89,12 @@ def empty(options: Options) -> list[str]:
     """Return the options that were given without a value."""
     return [
         option
-        for option in _OPTIONS.values()
+        for option in OPTIONS.values()
         if getattr(options, option, "absent") in (None, ())
     ]
 
 
-_OPTIONS = {field: field for field in Wiring._fields} | {
+OPTIONS = {field: field for field in Wiring._fields} | {
     "trunks": "trunk",
     "external_ids": "external_id",
     "addresses": "address",

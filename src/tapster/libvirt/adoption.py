@@ -228,22 +228,23 @@ def _metadata(
             return (*with_line(xml, metadata[0].start, metadata[0].end), b"")
         if not nics:
             return (*with_line(xml, now[0].start, now[0].end), b"")
-        return now[0].start, now[0].end, _nics(nics, margin)
+        return now[0].start, now[0].end, nics_element(nics, margin)
     if metadata and metadata[0].inner < metadata[0].end:
         margin = indent(xml, metadata[0].start) + b"  "
         place = metadata[0].inner
-        return place, place, b"\n" + margin + _nics(nics, margin)
+        return place, place, b"\n" + margin + nics_element(nics, margin)
     inside = children(elements, whole)
     (uuid,) = [span for span in inside if span.path[-1] == "uuid"]
     margin = indent(xml, uuid.start)
-    block = b"<metadata>\n" + margin + b"  " + _nics(nics, margin + b"  ")
+    block = b"<metadata>\n" + margin + b"  " + nics_element(nics, margin + b"  ")
     block += b"\n" + margin + b"</metadata>"
     if metadata:
         return metadata[0].start, metadata[0].end, block
     return uuid.end, uuid.end, b"\n" + margin + block
 
 
-def _nics(nics: list[NicRequest], margin: bytes) -> bytes:
+def nics_element(nics: list[NicRequest], margin: bytes = b"") -> bytes:
+    """Return the element of the metadata that requests these devices."""
     lines = [f'<tapster:nics xmlns:tapster="{NAMESPACE}">'.encode()]
     for nic in nics:
         named = {"dev": nic.dev, **nic.attributes}

@@ -14,8 +14,10 @@ unchanged and gives it to its hooks:
       </tapster:nics>
     </metadata>
 
-The attributes of a nic are the options of "tapster add". libvirt documents the elements
-in formatdomain, "Network interfaces".
+The attributes of a nic are the options of "tapster add". A device that was plugged into
+a running domain has its nic in the metadata of that run alone. libvirt saves this with
+the domain, and sends it to the host that the domain migrates to. libvirt documents the
+elements in formatdomain, "Network interfaces".
 """
 
 from collections.abc import Iterator
@@ -29,6 +31,10 @@ NIC = f"{NAMESPACE} nic"
 NICS = f"{NAMESPACE} nics"
 WAS = f"{NAMESPACE} was"
 INTERFACE = ("domain", "devices", "interface")
+
+PLUGGED = "plugged"
+"""The attribute of a nic that was plugged in. It may be unplugged without Tapster: then
+no interface opens its device, and the nic counts for nothing."""
 
 PLACES = {"bridge", "ovs", "link", "redirect"}
 """The attributes of a nic that say what its device is on."""
@@ -67,6 +73,7 @@ def nics_of(xml: bytes) -> list[NicRequest]:
     if NAMESPACE.encode() not in xml:
         return []
     elements = spans(xml)
+    opened = {each.attribute("target", "dev") for each in interfaces_of(elements)}
     found = []
     for span in elements:
         if span.path[-1] == NIC:
@@ -74,6 +81,8 @@ def nics_of(xml: bytes) -> list[NicRequest]:
             dev = attributes.pop("dev", "")
             if not dev:
                 raise RequestError("a tapster:nic of the metadata has no dev")
+            if PLUGGED in attributes and dev not in opened:
+                continue
             inside = children(elements, span)
             was = [child.text for child in inside if child.path[-1] == WAS]
             found.append(NicRequest(dev, attributes, was[0] if was else None))
@@ -109,7 +118,9 @@ def requests_of(xml: bytes) -> list[NicRequest]:
             )
         interface = opened[nic.dev]
         properties = _properties(interface, linked="link" in nic.attributes)
-        requests.append(nic._replace(attributes=properties | nic.attributes))
+        attributes = properties | nic.attributes
+        attributes.pop(PLUGGED, None)
+        requests.append(nic._replace(attributes=attributes))
     return requests
 
 

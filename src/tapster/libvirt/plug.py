@@ -1,20 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plug a device into a domain that runs, and unplug it. libvirt calls no hook then."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from xml.sax.saxutils import quoteattr
 
 from tapster.errors import HostError, RequestError
 from tapster.host import Host
 from tapster.libvirt import domain, virsh
+from tapster.libvirt.adoption import nics_element
+from tapster.libvirt.domain import NicRequest
 from tapster.libvirt.hook import LABEL, leases_of, owner_of, qemu_pid
 from tapster.model import Lease, Spec
 
 
-def attach(host: Host, name: str, spec: Spec, model: str, dev: str | None) -> str:
+def attach(
+    host: Host,
+    name: str,
+    spec: Spec,
+    attributes: Mapping[str, str],
+    model: str,
+    dev: str | None,
+) -> str:
     """Make a device, let a domain open it, and return the device's name.
 
-    The lease ends with the domain's QEMU. Raise TapsterError; then nothing is left.
+    The lease ends with the domain's QEMU. The metadata gets `attributes`, which say the
+    same as `spec`, so that the domain can be saved, and migrate. Raise TapsterError;
+    then no device is left.
     """
     xml = _live(name)
     uuid, name = domain.uuid_of(xml), domain.name_of(xml)
@@ -31,7 +42,10 @@ def attach(host: Host, name: str, spec: Spec, model: str, dev: str | None) -> st
     )
     with host.acquire(spec, pid=pid) as device:
         lease = device.lease
+    plugged = NicRequest(lease.name, {**attributes, domain.PLUGGED: "yes"})
+    element = nics_element([*domain.nics_of(xml), plugged])
     try:
+        virsh.set_live_metadata(uuid, domain.NAMESPACE, element)
         virsh.call(
             *("attach-device", "--live", "--domain", uuid, "/dev/stdin"),
             xml=_interface(lease, model).encode(),

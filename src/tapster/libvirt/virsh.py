@@ -116,6 +116,17 @@ def define(xml: bytes) -> None:
     call("define", "/dev/stdin", xml=xml)
 
 
+def set_live_metadata(domain: str, uri: str, element: bytes) -> None:
+    """Give a domain that runs this element of metadata, until its end.
+
+    The key is a further prefix: libvirt refuses one that the element has.
+    """
+    call(
+        *("metadata", "--live", "--domain", domain, "--uri", uri),
+        *("--key", "live", "--set", element.decode()),
+    )
+
+
 def network(name: str) -> bytes:
     """Return the XML of a network of libvirt."""
     return call("net-dumpxml", "--network", name)
