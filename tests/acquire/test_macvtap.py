@@ -106,6 +106,13 @@ def test_a_released_macvtap_frees_its_mac(host: Host) -> None:
         host.release(lease.id)
 
 
+def test_a_lower_device_by_its_altname_is_recorded_by_its_name(host: Host) -> None:
+    shell.sh("ip link property add dev low altname uplink")
+    with host.acquire(Macvtap(lower="uplink")) as opened:
+        assert opened.lease.lower == "low"
+        assert host.differences(opened.lease) == {}
+
+
 def test_a_bridge_port_carries_no_macvtap(host: Host) -> None:
     shell.sh("ip link set low master br0")
     with pytest.raises(tapster.NoSuchLink, match="put the macvtap on 'br0'"):

@@ -447,7 +447,7 @@ def ask(made: Parts, method: str, parameters: Any) -> Any:
     return made.service.call(method, call)
 
 
-def acquire(made: Parts, spec: Tap) -> str | None:
+def acquire(made: Parts, spec: Tap | Macvtap) -> str | None:
     request = interface.Acquire((interface.nic(spec),), interface.Binding.NOTHING)
     try:
         answer = ask(made, "Acquire", request)
@@ -497,6 +497,26 @@ def test_a_bridge_is_judged_by_its_name_and_not_by_an_altname(tmp_path: Path) ->
         assert id is not None
         assert made.host.find(id).wiring.bridge == "br0"
         assert not change_it(made, id, {"bridge": "lab1"})
+
+
+@pytest.mark.parametrize("lower_netns", [None, ""])
+def test_a_lower_device_is_judged_by_its_name_and_not_by_an_altname(
+    tmp_path: Path, lower_netns: str | None
+) -> None:
+    """udev gives every network card further names."""
+    with parts(tmp_path) as made:
+        stranger = made.system.stranger()
+        stranger.add_veth("secret", "far")
+        stranger.add_altname("secret", "lab1")
+        stranger.add_veth("lab2", "far2")
+        rule = BASIC._replace(
+            kinds=("macvtap",), lower=("lab*",), features=("lower-netns",)
+        )
+        made.access.loaded = made.access.loaded._replace(rules=(rule,))
+        assert acquire(made, Macvtap("lab1", lower_netns=lower_netns)) is None
+        id = acquire(made, Macvtap("lab2", lower_netns=lower_netns))
+        assert id is not None
+        assert made.host.find(id).lower == "lab2"
 
 
 def test_a_device_that_root_has_moved_is_judged_where_it_is(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ class Lower(NamedTuple):
     """A lower device that can carry the requested macvtap."""
 
     ifindex: int
+    name: str
     mac: str
     mtu: int
 
@@ -60,4 +61,4 @@ def find(namespace: Namespace, spec: Macvtap) -> Lower:
             f"in mode passthru the guest has the MAC of {name!r}, {link.mac}; "
             f"to use {spec.mac}, set it on {name!r} first"
         )
-    return Lower(link.ifindex, link.mac, link.mtu)
+    return Lower(link.ifindex, link.name, link.mac, link.mtu)

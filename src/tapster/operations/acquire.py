@@ -14,6 +14,7 @@ from tapster.errors import (
     ConflictError,
     KernelError,
     NameTaken,
+    NotAllowed,
     RequestError,
     ServiceUnavailable,
     TapsterError,
@@ -256,6 +257,12 @@ class Acquire:
                 )
             with self.context.lower_namespace(spec) as beneath:
                 below = lower.find(beneath, spec)
+            if caller_uid and below.name != spec.lower:
+                raise NotAllowed(
+                    f"{spec.lower!r} is an alternative name of a device: the policy "
+                    "lists devices by their own names"
+                )
+            spec = spec._replace(lower=below.name)
             lower_index = below.ifindex
             if spec.mode == Mode.PASSTHRU:
                 mac = below.mac
