@@ -19,6 +19,7 @@ from lab.reapers import wait_for
 from tapster import (
     BadName,
     Client,
+    ConflictError,
     Host,
     LeaseBusy,
     Macvtap,
@@ -32,7 +33,7 @@ from tapster import (
     Tap,
     Wiring,
 )
-from tapster.daemon.upkeep import TAKEN_OFF
+from tapster.daemon.upkeep import MOST_FOREIGN_MACS, TAKEN_OFF
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
@@ -736,6 +737,9 @@ def test_who_takes_anothers_mac_without_end_is_off_the_bridge(
         while next(events).detail != TAKEN_OFF:
             pass
         wait_for(lambda: "master" not in iproute.links()[mallory.name], "it is off")
+        with pytest.raises(ConflictError, match="for a minute"):
+            alice.set(mallory.id, isolated=True)
+        assert "master" not in iproute.links()[mallory.name]
     finally:
         stop.set()
         changing.join()
@@ -743,6 +747,33 @@ def test_who_takes_anothers_mac_without_end_is_off_the_bridge(
     local = f"{victim.mac} dev {mallory.name}"
     assert local not in shell.sh("bridge fdb show br br0")
     library.close_all(mallory, victim)
+
+
+def test_who_takes_anothers_mac_with_new_taps_gets_none_for_a_minute(
+    daemon: Daemon, alice: Client, bob: Client
+) -> None:
+    events = daemon.events(ALICE)
+    victim = bob.acquire(BR0)
+    mac = bytes.fromhex(victim.mac.replace(":", ""))
+    changes = 0
+
+    def change_with_new_taps() -> None:
+        nonlocal changes
+        while changes < 2 * MOST_FOREIGN_MACS:
+            mallory = alice.acquire(BR0._replace(fin_wait=0))
+            request = struct.pack("16sH6s16x", mallory.name.encode(), ARPHRD_ETHER, mac)
+            for _ in range(4):
+                fcntl.ioctl(mallory.fds[0], SIOCSIFHWADDR, request)
+                changes += 1
+                while next(events).event != "sound":
+                    pass
+            mallory.close()
+            alice.release(mallory.id)
+
+    with pytest.raises(ConflictError, match="changed the MACs"):
+        change_with_new_taps()
+    assert changes <= MOST_FOREIGN_MACS + 4
+    library.close_all(victim, bob.acquire(BR0))
 
 
 def test_users_hear_of_their_own_leases_alone(daemon: Daemon, alice: Client) -> None:

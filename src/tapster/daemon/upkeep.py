@@ -40,6 +40,8 @@ RECOVERING = Repairing(wiring=True, backends=True)
 """What recover does to each lease."""
 LOOK_BATCH = 32
 """Reported devices that are compared with their leases in one piece of work."""
+MOST_FOREIGN_MACS = 30
+"""Foreign MACs of a user's devices in a minute. A user with more gets no new device."""
 MOST_FRESH = 1000
 """New leases to keep until the first look at their devices."""
 SWITCH_SECONDS = 10.0
@@ -110,6 +112,8 @@ class Upkeep:
         self._next_switch = clock()
         """When to look at these ports again."""
         self._pace = Pace()
+        self._foreign_macs = Pace(MOST_FOREIGN_MACS)
+        """How often devices of each user had a foreign MAC."""
         """Of putting back a foreign MAC, alias or name."""
         self._told = Pace()
         """Of reporting changes of a device."""
@@ -502,6 +506,8 @@ class Upkeep:
     def _answer(self, lease: Lease, *, foreign_mac: bool = False) -> None:
         """Restore what another program changed, but not again and again at once."""
         how = self._reconnecting(lease)
+        if foreign_mac:
+            self._foreign_macs.allows(str(lease.caller_uid), self._clock())
         if foreign_mac and self._pace.is_spent(lease.id, self._clock()):
             self._taken_off.add(lease.id)
             self._repairs.add_later(lease.id, how, SECONDS)
@@ -511,6 +517,19 @@ class Upkeep:
             self._repairs.add([lease.id], how)
         else:
             self._repairs.add_later(lease.id, how, FIRST_RETRY)
+
+    def may_acquire(self, uid: int) -> bool:
+        """Return whether a user may have new devices.
+
+        With new devices, a user whose processes change MACs could keep a bridge from
+        another VM, although each device is taken off.
+        """
+        return not self._foreign_macs.is_spent(str(uid), self._clock())
+
+    def is_taken_off(self, id: str) -> bool:
+        """Return whether a device is off its bridge, since its MAC changes without
+        end."""
+        return id in self._taken_off and id in self._repairs
 
     def _take_off(self, lease: Lease) -> None:
         """Take a device off its bridge: its MAC changes without end.

@@ -13,7 +13,8 @@ class Pace:
     The program that changes a device, such as the guest's VMM, may do so without end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, at_once: int = AT_ONCE) -> None:
+        self._at_once = at_once
         self._restored: dict[str, tuple[float, int, float]] = {}
         """Since when, how often and when last, by lease."""
         self._swept = 0.0
@@ -21,7 +22,7 @@ class Pace:
     def is_spent(self, id: str, now: float) -> bool:
         """Return whether a device was restored as often as it is at once."""
         since, times, _ = self._restored.get(id, (now, 0, now))
-        return times >= AT_ONCE and now - since < SECONDS
+        return times >= self._at_once and now - since < SECONDS
 
     def allows(self, id: str, now: float) -> bool:
         """Return whether to restore a lease's device now; count it if so."""
@@ -32,7 +33,7 @@ class Pace:
         since, times, last = self._restored.get(id, (now, 0, now))
         if now - since >= SECONDS:
             since, times = now, 0
-        if times >= AT_ONCE and now - last < PAUSE:
+        if times >= self._at_once and now - last < PAUSE:
             return False
         self._restored[id] = since, times + 1, now
         return True

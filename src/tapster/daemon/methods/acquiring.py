@@ -11,7 +11,7 @@ from tapster.daemon.methods.call import Answer, Call, placed
 from tapster.daemon.methods.requests import Requests, recorded
 from tapster.daemon.metrics import Metrics
 from tapster.daemon.upkeep import Upkeep
-from tapster.errors import RequestError, TapsterError
+from tapster.errors import ConflictError, RequestError, TapsterError
 from tapster.kernel import process, unix
 from tapster.light import NamedTuple
 from tapster.model import State
@@ -113,6 +113,11 @@ class Acquiring:
         if asked.bind is Binding.CALLER and not call.caller.pid:
             raise RequestError(
                 "the daemon cannot see your process: bind the leases to nothing"
+            )
+        if not call.caller.root and not self._upkeep.may_acquire(call.caller.uid):
+            raise ConflictError(
+                "processes of yours changed the MACs of their devices again and again: "
+                "try again in a minute"
             )
         self._requests.check_size(asked)
         namespace = operations.context.namespace

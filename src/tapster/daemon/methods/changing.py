@@ -14,7 +14,13 @@ from tapster.daemon.methods.requests import (
 )
 from tapster.daemon.metrics import Metrics
 from tapster.daemon.upkeep import EXIT, Upkeep
-from tapster.errors import NoSuchLease, NoSuchLink, NotAllowed, RequestError
+from tapster.errors import (
+    ConflictError,
+    NoSuchLease,
+    NoSuchLink,
+    NotAllowed,
+    RequestError,
+)
 from tapster.kernel import process
 from tapster.light import Any, cast
 from tapster.model import Changes, Lease, Life, Macvtap, State, Tap, Wiring
@@ -103,6 +109,11 @@ class Changing:
         """Change a wiring, if the caller could acquire a device of the new wiring."""
         asked: interface.Set = call.parameters
         lease = self._access.own(call.caller, asked.lease)
+        if self._upkeep.is_taken_off(lease.id) and not call.caller.root:
+            raise ConflictError(
+                f"device {lease.name!r} is off its bridge for a minute: the process "
+                "that has it open changed its MAC again and again"
+            )
         fields = dict.fromkeys(asked.fields)
         if unknown := fields.keys() - set(Wiring._fields):
             named = printable(", ".join(sorted(unknown)))
