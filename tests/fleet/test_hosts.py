@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """What two hosts of a fleet do: blocks, registrations, hand-over, fences, no store."""
 
+import shutil
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
+import tapster
+from lab import library
 from tapster import ConflictError, RequestError, Tap
 from tapster.fleet import doctor, keys
 from tapster.fleet.book import REST, figures
@@ -359,6 +364,33 @@ def test_a_block_that_an_old_store_gave_away_is_used_no_more(pair: Pair) -> None
 
 
 # Hosts that die, leave, or share a name
+
+
+def test_a_restored_ledger_gives_out_no_mac_of_a_vm_that_was_started_later(
+    pair: Pair, tmp_path: Path
+) -> None:
+    """That VM may run here, where the ledger does not know it, or elsewhere by now."""
+    first, backup = pair.a.add(), tmp_path / "backup.db"
+    pair.a.member.sync()
+    with closing(sqlite3.connect(pair.a.ledger)) as db:
+        db.execute("VACUUM INTO ?", (str(backup),))
+    later = [pair.a.add(), pair.a.add(vm=X)]
+    pair.a.member.sync()
+    epoch = pair.a.epoch(later[1])
+    moved = pair.b.add(later[1].mac, Vm("X", incoming=epoch), standby=True)
+    pair.b.host.set(moved.id, standby=False)
+    pair.b.member.sync()
+    pair.a.host.close()
+    for file in tmp_path.glob("a.db*"):
+        file.unlink()
+    shutil.copy(backup, pair.a.ledger)
+    pair.a.host = tapster.Host(
+        pair.a.ledger, system=pair.a.system, reaper=library.no_reaper
+    )
+    pair.callback(pair.a.host.close)
+    pair.a.start().sync(everything=True)
+    macs = {pair.a.add().mac for _ in range(10)}
+    assert not macs & {first.mac, *[lease.mac for lease in later]}
 
 
 def test_a_vm_of_a_fenced_host_starts_elsewhere(pair: Pair) -> None:

@@ -7,7 +7,7 @@ is one transaction.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from tapster.fleet import keys
 from tapster.fleet.keys import BLOCK_SIZE, InventoryRow
@@ -140,6 +140,29 @@ class Book:
                         )
                         return mac
         return None
+
+    def skip(self, block: str, macs: Collection[str], now: float) -> None:
+        """Go on behind those of these MACs of a block that the ledger does not know.
+
+        A ledger that was restored from a backup does not know the VMs that were started
+        later. They have the MACs that come next. MACs that come much later were given
+        out long ago, and their VMs have moved to other hosts.
+        """
+        with self._file.changing() as db:
+            query = "SELECT next FROM fleet_block WHERE block = ?"
+            (first,) = db.execute(query, (block,)).fetchone()
+            given = [
+                turn
+                for number, mac in enumerate(keys.macs_of(block))
+                if (turn := (number - first) % BLOCK_SIZE) < BLOCK_SIZE // 2
+                and mac in macs
+                and not _in_use(db, mac, now)
+            ]
+            if given:
+                db.execute(
+                    "UPDATE fleet_block SET next = ? WHERE block = ?",
+                    ((first + max(given) + 1) % BLOCK_SIZE, block),
+                )
 
     # Records
 

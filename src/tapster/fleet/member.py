@@ -304,3 +304,13 @@ class Member:
             )
             if block not in mine or (known is not None) != mine[block]:
                 self.book.set_block(block, lost=known is None)
+            if known is not None:
+                self.book.skip(block, self._registered(block), self._wallclock())
+
+    def _registered(self, block: str) -> set[str]:
+        """Return the MACs of a block that are registered in segments of this host."""
+        return {
+            key.rpartition("/")[2]
+            for segment in {"default", *self.settings.segments.values()}
+            for key, _ in self.store.scan(self.where.registration(segment, block))
+        }
