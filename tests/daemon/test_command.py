@@ -90,7 +90,18 @@ def test_without_a_daemon_it_says_what_to_do(daemon: Daemon) -> None:
     said = daemon.tapster("ls", status=1).stderr
     assert "CAP_NET_ADMIN" in said
     assert "no daemon answers" in said
+    assert "start tapsterd" in said
     daemon.start()
+
+
+def test_a_socket_that_keeps_the_user_out_is_no_daemon_that_is_missing(
+    daemon: Daemon,
+) -> None:
+    daemon.socket.chmod(0o600)
+    said = daemon.tapster("ls", status=1).stderr
+    daemon.socket.chmod(0o666)
+    assert "keeps this user out" in said
+    assert "start tapsterd" not in said
 
 
 def test_root_uses_the_daemon_with_the_option(daemon: Daemon) -> None:

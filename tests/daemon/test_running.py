@@ -18,6 +18,7 @@ from lab.daemon import ALICE, POLICY, SERVICE, Daemon
 from tapster import DaemonError, NotAllowed, Tap
 from tapster.daemon.config import load
 from tapster.daemon.metrics import FAMILIES, HISTOGRAMS, Metrics
+from tapster.kernel import unix
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
@@ -30,6 +31,19 @@ def figures(text: str) -> dict[str, float]:
     return {
         name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)
     }
+
+
+def test_users_reach_the_daemon_in_a_directory_that_it_made(tmp_path: Path) -> None:
+    """The daemon's umask lets nobody else in."""
+    path = tmp_path / "made" / "socket"
+    before = os.umask(0o077)
+    try:
+        listening = unix.listen(str(path), mode=0o666)
+    finally:
+        os.umask(before)
+    with listening:
+        assert path.parent.stat().st_mode & 0o777 == 0o755
+        assert path.stat().st_mode & 0o777 == 0o666
 
 
 def test_prometheus_reads_what_happened(world: None) -> None:

@@ -105,8 +105,9 @@ def listen(path: str, *, mode: int) -> "socket.socket":
     answers there, or if something else than a socket is there.
     """
     directory = os.path.dirname(path)
-    if directory:
-        os.makedirs(directory, mode=0o755, exist_ok=True)
+    if directory and not os.path.isdir(directory):
+        os.makedirs(directory, exist_ok=True)
+        os.chmod(directory, 0o755)  # noqa: S103 - users go through it, whatever the umask
     try:
         there = os.lstat(path)
     except FileNotFoundError:

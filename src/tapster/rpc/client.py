@@ -192,8 +192,13 @@ class Client(AnyHost):
         except TimeoutError as error:
             raise self._late() from error
         except OSError as error:
+            remedy = (
+                "the socket or a directory above it keeps this user out"
+                if isinstance(error, PermissionError)
+                else "start tapsterd"
+            )
             raise DaemonError(
-                f"no daemon answers at {self.path!r} ({error.strerror}); start tapsterd"
+                f"no daemon answers at {self.path!r} ({error.strerror}); {remedy}"
             ) from error
         self._buffer = b""
         self._fds: list[int] = []
