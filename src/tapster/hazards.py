@@ -15,7 +15,7 @@ from tapster.backends.bridge import MAX_PORTS
 from tapster.errors import HostError, KernelError
 from tapster.kernel import udev, xtables
 from tapster.kernel.port import Namespace
-from tapster.model import Kind, Lease, Link, Mode, Problem, State
+from tapster.model import Kind, Lease, Link, Mode, Problem, State, host_mac
 
 NEARLY_FULL = MAX_PORTS * 9 // 10
 """A bridge with at least this many ports is reported."""
@@ -50,6 +50,7 @@ def _equal_macs(links: Sequence[Link], leases: Sequence[Lease]) -> Iterator[Prob
     names = {link.ifindex: link.name for link in links}
     # A macvtap has its guest's MAC, and a tap has one of its own.
     ours = {lease.ifindex for lease in leases if lease.kind is Kind.MACVTAP}
+    leased = {lease.ifindex for lease in leases}
     for lease in leases:
         segment = lease.wiring.bridge or lease.wiring.ovs or lease.lower
         # A device on standby is connected to nothing. In mode passthru the guest has
@@ -57,12 +58,16 @@ def _equal_macs(links: Sequence[Link], leases: Sequence[Lease]) -> Iterator[Prob
         if segment and not lease.wiring.standby and lease.mode is not Mode.PASSTHRU:
             which = f"lease {lease.name} ({lease.id})"
             holders.setdefault((lease.mac, segment), []).append(which)
+    # The tap of another ledger, or of libvirt, tells the MAC of its guest.
+    taps = {(host_mac(mac), segment): each for (mac, segment), each in holders.items()}
     for link in links:
         # A bridge delivers what is sent to its own MAC to the host.
         segment = link.name if link.kind == "bridge" else names.get(link.master, "")
         place = (link.mac, segment)
         if place in holders and link.ifindex not in ours:
             holders[place].append(f"device {link.name}")
+        elif place in taps and link.kind == "tun" and link.ifindex not in leased:
+            taps[place].append(f"the VM of device {link.name}")
     for (mac, segment), several in holders.items():
         if len(several) > 1:
             yield Problem(

@@ -238,6 +238,19 @@ def test_a_guest_that_has_the_mac_of_a_device_of_the_host(of: str) -> None:
     assert f"device {place}" in problem
 
 
+def test_a_mac_that_a_vm_of_another_ledger_has() -> None:
+    """libvirt's own taps have such a MAC, too."""
+    mac = "52:54:00:00:00:01"
+    tapster("add", "--bridge", "br0", "--mac", mac)
+    shell.sh("ip tuntap add other mode tap")
+    shell.sh("ip link set other address fe:54:00:00:00:01")
+    assert problems() == [], "it is on no bridge of a VM"
+    shell.sh("ip link set other master br0")
+    ((problem, _),) = problems()
+    assert f"MAC {mac} is used more than once on br0: lease vnet0" in problem
+    assert "the VM of device other" in problem
+
+
 def add_veth() -> None:
     shell.sh("ip link add low up type veth peer name far")
     shell.sh("ip link set far up")
