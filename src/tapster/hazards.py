@@ -141,6 +141,13 @@ def _ports(links: Sequence[Link], leases: Sequence[Lease]) -> Iterator[Problem]:
         elif port.locked:
             problem = "is locked: frames from MACs that were not entered do not pass"
             remedy = "locked off"
+        elif port.proxy_arp:
+            yield Problem(
+                f"port {port.name} of bridge {bridge.name} has proxy ARP: the bridge "
+                "floods nothing to it, so its VM hears no broadcast",
+                f"ip link set dev {port.name} type bridge_slave proxy_arp off",
+            )
+            continue
         elif not port.bcast_flood:
             problem = "gets no broadcasts, so its VM hears no ARP request"
             remedy = "bcast_flood on"

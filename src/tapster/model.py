@@ -528,6 +528,9 @@ class Link(NamedTuple):
     """Of a bridge port: the bridge sends its own frames back to it."""
     mcast_flood: bool = True
     """Of a bridge port: the bridge sends multicast to it that it has not asked for."""
+    proxy_arp: bool = False
+    """Of a bridge port: the bridge floods no frame to it, such as a broadcast
+    (br_flood() in net/bridge/br_forward.c)."""
 
 
 def stamp(ledger: str, lease: str) -> str:

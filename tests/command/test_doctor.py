@@ -181,11 +181,15 @@ def test_a_firewall_of_any_family_that_drops_the_rest(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("state 0", "is blocked, so its VM is cut off"),
-        ("locked on", "is locked"),
-        ("bcast_flood off", "gets no broadcasts"),
-        ("mcast_flood off", "gets no multicast that its VM has not asked for"),
-        ("hairpin on", "sends its VM's frames back to it"),
+        ("bridge link set dev {} state 0", "is blocked, so its VM is cut off"),
+        ("bridge link set dev {} locked on", "is locked"),
+        ("bridge link set dev {} bcast_flood off", "gets no broadcasts"),
+        ("bridge link set dev {} mcast_flood off", "gets no multicast that its VM has"),
+        ("bridge link set dev {} hairpin on", "sends its VM's frames back to it"),
+        (
+            "ip link set dev {} type bridge_slave proxy_arp on",
+            "has proxy ARP: the bridge floods nothing to it",
+        ),
     ],
 )
 def test_a_port_that_another_program_has_blocked(change: str, said: str) -> None:
@@ -194,7 +198,7 @@ def test_a_port_that_another_program_has_blocked(change: str, said: str) -> None
     try:
         reapers.wait_for(lambda: state_of(device) == "forwarding", "the port is up")
         assert problems() == []
-        shell.sh(f"bridge link set dev {device} {change}")
+        shell.sh(change.format(device))
         ((problem, remedy),) = problems()
         assert f"port {device} of bridge br0 {said}" in problem
         shell.sh(remedy)

@@ -83,6 +83,7 @@ IFLA_BRPORT_STATE, FORWARDING = 1, b"\3"  # BR_STATE_FORWARDING
 IFLA_BRPORT_PROTECT = 6
 IFLA_BRPORT_LEARNING = 8
 IFLA_BRPORT_UNICAST_FLOOD = 9
+IFLA_BRPORT_PROXYARP = 10
 IFLA_BRPORT_MCAST_FLOOD = 27
 IFLA_BRPORT_BCAST_FLOOD = 30
 IFLA_BRPORT_ISOLATED = 33
@@ -708,6 +709,7 @@ _SHARED: frozenset[_Path] = frozenset(
                 IFLA_BRPORT_ISOLATED,
                 IFLA_BRPORT_BCAST_FLOOD,
                 IFLA_BRPORT_MCAST_FLOOD,
+                IFLA_BRPORT_PROXYARP,
                 IFLA_BRPORT_MODE,
                 IFLA_BRPORT_LOCKED,
             )
@@ -891,6 +893,7 @@ def _shared_of(found: dict[_Path, bytes]) -> _Shared:
         calls_ip6tables=bridge.get(IFLA_BR_NF_CALL_IP6TABLES) == b"\1",
         hairpin=port.get(IFLA_BRPORT_MODE) == b"\1",
         mcast_flood=port.get(IFLA_BRPORT_MCAST_FLOOD) != b"\0",
+        proxy_arp=port.get(IFLA_BRPORT_PROXYARP) == b"\1",
     )
     first = Link._fields.index("isolated")
     stopped = port.get(IFLA_BRPORT_STATE, FORWARDING) != FORWARDING
