@@ -77,20 +77,20 @@ class Server:
         self._listeners = list(listeners)
         self._worker = Worker(self._explain)
         self._lookups = Worker(self._explain, name="lookups", may_hang=True)
+        self._processes = WatchedProcesses(self._loop, system, self._process_ended, log)
         self._upkeep = Upkeep(
             operations,
             self._metrics,
             log,
             on_event=self._on_event,
-            watch_process=partial(self._worker.call_serving, self._watch_process),
-            forget_process=partial(self._worker.call_serving, self._forget_process),
+            watch_process=partial(self._worker.call_serving, self._processes.watch),
+            forget_process=partial(self._worker.call_serving, self._processes.forget),
             submit=self._submit,
         )
         self._access = Access(operations, ledger, loaded, self._metrics)
         self._service = Service(
             operations, self._access, self._metrics, log, self._upkeep
         )
-        self._processes = WatchedProcesses(self._loop, system, self._process_ended, log)
         self._connections = Connections(
             self._loop,
             lambda: self._access.loaded.config.limits,
@@ -161,12 +161,6 @@ class Server:
         """Return whether nothing is allowed to a caller, also not by bridge.conf."""
         listed = self._access.loaded.listed
         return not self._has_rules(caller) and not any(line.allow for line in listed)
-
-    def _watch_process(self, process: Process) -> None:
-        self._processes.watch(process)
-
-    def _forget_process(self, process: Process) -> None:
-        self._processes.forget(process)
 
     def _process_ended(self, process: Process) -> None:
         """Let the worker release the leases of a process, and of all that end with it.
