@@ -8,7 +8,7 @@ from tapster.cli import values, wire
 from tapster.cli.defaults import Defaults
 from tapster.cli.options import YES_OR_NO, Options
 from tapster.errors import RequestError
-from tapster.light import TYPE_CHECKING, Iterable
+from tapster.light import TYPE_CHECKING, Any, Iterable
 from tapster.model import (
     DEFAULT_FIN_WAIT,
     DEFAULT_TEMPLATE,
@@ -167,46 +167,35 @@ def spec(options: Options, outer: Options | None = None) -> Spec:
     mac = options.mac or defaults.mac(key)
     fin_wait = defaults.fin_wait if options.fin_wait is None else options.fin_wait
     naming = options.naming or (defaults.naming if "%d" in options.name else None)
+    common: dict[str, Any] = {
+        "name": options.name,
+        "naming": Naming(naming or Naming.LOWEST),
+        "key": options.key,
+        "owner": options.owner or "",
+        "labels": labels(options),
+        "mac": mac,
+        "queues": options.queues,
+        "vnet_hdr": options.vnet_hdr,
+        "fin_wait": fin_wait,
+        "reclaim": options.reclaim,
+        "vm": _vm(options),
+    }
     if kind == Kind.TAP:
         _refuse(options, "link", "link_netns", "mode", kind=kind)
         if not wiring.keys() & {"ovs", "redirect"}:
             wiring.setdefault("bridge", defaults.bridge)
-        return Tap(
-            name=options.name,
-            naming=Naming(naming or Naming.LOWEST),
-            key=options.key,
-            owner=options.owner or "",
-            labels=labels(options),
-            mac=mac,
-            queues=options.queues,
-            vnet_hdr=options.vnet_hdr,
-            uid=_uid(options.user),
-            gid=_gid(options.group),
-            fin_wait=fin_wait,
-            reclaim=options.reclaim,
-            vm=_vm(options),
-            **wiring,
-        )
+        uid, gid = _uid(options.user), _gid(options.group)
+        return Tap(uid=uid, gid=gid, **common, **wiring)
     _refuse(options, "user", "group", kind=kind)
     model.check_macvtap_wiring(Wiring(**wiring))
     if not options.link:
         raise RequestError("a macvtap needs a lower device: give --link")
     return Macvtap(
-        lower=options.link,
+        options.link,
         mode=Mode(options.mode or Mode.BRIDGE),
-        name=options.name,
-        naming=Naming(naming or Naming.LOWEST),
-        key=options.key,
-        owner=options.owner or "",
-        labels=labels(options),
-        mac=mac,
         mtu=wiring.get("mtu"),
-        queues=options.queues,
-        vnet_hdr=options.vnet_hdr,
-        fin_wait=fin_wait,
-        reclaim=options.reclaim,
-        vm=_vm(options),
         lower_netns=options.link_netns,
+        **common,
     )
 
 
