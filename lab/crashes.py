@@ -2,6 +2,7 @@
 """Kill a command at each of its system calls (strace); check what recover leaves."""
 
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ from tapster import Host, Lease, Macvtap, State, Tap
 CALLS = {"sendto": 1, "ioctl": 1, "pwrite64": 5, "clone": 1, "execve": 1, "mknodat": 1}
 """The system calls to kill at, each with the distance between kills. A transaction is
 several writes, and SQLite handles a death in any of them: every fifth will do."""
+LOOK = re.compile(r"ioctl\(\d+, (TCGET|NS_GET|TUNGET|SIOCG)")
+"""An ioctl that changes nothing. A command makes as many of them as the host has open
+files and namespaces to look at."""
 
 
 class Crashes:
@@ -23,35 +27,60 @@ class Crashes:
 
     def __init__(self, ledger: Path) -> None:
         self._ledger = ledger
+        self._calls = ledger.with_name("calls")
         self._environment = {**os.environ, "TAPSTER_LEDGER": str(ledger)}
         self.host = Host(ledger, reaper=library.no_reaper)
         self.kills = 0
         self.input: Path | None = None
-        """What the command reads, if it reads anything."""
+        """What the command reads; None: nothing."""
 
     def killed(self, *arguments: str) -> Iterator[str]:
-        """Yield where the command was killed; the caller checks what is left."""
+        """Yield where the command was killed, and when it ran to its end.
+
+        The caller checks what is left, and makes what the command needs.
+        """
+        command = " ".join(arguments)
         for call, distance in self.calls.items():
-            number = 1
-            while self._killed_at(call, number, arguments):
-                self.kills += 1
-                yield f"{' '.join(arguments)}, killed at {call} {number}"
-                number += distance
+            numbers = self._numbers(call, arguments)
+            yield f"{command}, which ran to its end"
+            for number in numbers[::distance]:
+                self.kills += self._killed_at(call, number, arguments)
+                yield f"{command}, killed at {call} {number}"
+
+    def _numbers(self, call: str, arguments: tuple[str, ...]) -> list[int]:
+        """Run the command to its end; return which of these calls to kill it at.
+
+        Of looks that follow each other that is the first: between them nothing changes.
+        """
+        self._run(call, [], arguments)
+        lines = self._calls.read_text().splitlines()
+        calls = [line for line in lines if line.startswith(f"{call}(")]
+        looks = [bool(LOOK.match(line)) for line in calls]
+        return [
+            number
+            for number, look in enumerate(looks, 1)
+            if not (look and number > 1 and looks[number - 2])
+        ]
 
     def _killed_at(self, call: str, number: int, arguments: tuple[str, ...]) -> bool:
-        trace = ["strace", "-o", "/dev/null", "-e", f"trace={call}"]
         inject = ["-e", f"inject={call}:signal=KILL:when={number}"]
-        done = subprocess.Popen(
-            [*trace, *inject, shell.TAPSTER, *arguments],
-            env=self._environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        return self._run(call, inject, arguments) == -signal.SIGKILL
+
+    def _run(self, call: str, inject: list[str], arguments: tuple[str, ...]) -> int:
+        trace = ["strace", "-o", str(self._calls), "-e", f"trace={call}"]
+        with open(self.input or os.devnull, "rb") as read:
+            done = subprocess.Popen(
+                [*trace, *inject, shell.TAPSTER, *arguments],
+                env=self._environment,
+                stdin=read,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
         done.wait()
         _wait_for_session(done.pid)
         kill_reapers(self._ledger)  # they would repair what is checked
-        return done.returncode == -signal.SIGKILL
+        return done.returncode
 
     def acquire(self, spec: Tap | Macvtap) -> Lease:
         lease = library.acquire(self.host, spec)

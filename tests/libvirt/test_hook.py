@@ -382,7 +382,7 @@ class HookCrashes(Crashes):
 
     def __init__(self, ledger: Path) -> None:
         super().__init__(ledger)
-        self.calls = {"sendto": 16, "ioctl": 7, "pwrite64": 160}
+        self.calls = {"sendto": 2, "ioctl": 2, "pwrite64": 20}
 
 
 @pytest.fixture
@@ -405,7 +405,7 @@ def test_a_hook_that_is_killed_anywhere_can_be_called_again_I5(
         active = [one.name for one in leases(crashes.host)]
         assert active == ["web0", "web1"], where
         crashes.clear()
-    assert crashes.kills
+    assert crashes.kills > 9
 
 
 @pytest.mark.crash
