@@ -256,6 +256,11 @@ def test_a_socket_is_a_path(path: Any) -> None:
         connect(path)
 
 
+def test_an_empty_path_is_not_the_usual_socket() -> None:
+    with pytest.raises(RequestError, match="path is empty"):
+        connect("")
+
+
 @pytest.mark.parametrize("errno", [1 << 62, -1, 1 << 20])
 def test_an_error_number_that_is_none_can_be_shown(
     liar: Liar, client: Client, errno: int

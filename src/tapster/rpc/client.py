@@ -149,6 +149,8 @@ def connect(
     """
     check_value(float | None, timeout, "timeout")
     check_value(str | None, netns, "netns")
+    if path == "":
+        raise RequestError("path is empty: give the daemon's socket, or leave it out")
     if timeout is not None and not 0 < timeout <= MOST_SECONDS:
         raise RequestError(
             f"timeout must be more than 0 and at most {MOST_SECONDS} seconds, or None, "
