@@ -190,8 +190,10 @@ def _undetermined(
 def _left_in_backends(operations: Operations) -> Iterator[Problem]:
     with suppress(ServiceUnavailable):  # recover has reported it
         for _, leftover in operations.recover.leftovers():
-            problem = f"{leftover.description} is left of lease {leftover.lease}"
-            yield Problem(problem, "tapster recover")
+            whose = (
+                f"left by lease {leftover.lease}" if leftover.lease else "of no lease"
+            )
+            yield Problem(f"{leftover.description}, {whose}", "tapster recover")
 
 
 def _leftovers(

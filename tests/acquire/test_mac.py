@@ -33,6 +33,12 @@ def test_a_mac_in_use_on_the_bridge_is_refused_with_its_owner(
     assert [lease.id for lease in host.leases()] == [first.id]
 
 
+def test_a_mac_in_use_by_a_lease_without_an_owner_says_so(host: Host) -> None:
+    acquire(host, Tap(bridge="br0", mac=MAC))
+    with pytest.raises(MacTaken, match=r"\(vnet0\), without an owner; give"):
+        host.acquire(Tap(bridge="br0", mac=MAC))
+
+
 def test_two_nics_of_one_request_never_share_a_mac(host: Host) -> None:
     with pytest.raises(RequestError, match=f"the MAC {MAC}"):
         host.acquire_all([Tap(bridge="br0", mac=MAC), Tap(mac=MAC)])

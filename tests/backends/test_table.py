@@ -228,6 +228,9 @@ def test_recover_removes_what_is_left_of_a_lost_lease(
     found = {stray.lease: stray.description for _, stray in leftovers}
     assert set(found) == {"0123456789abcdef", ""}
     assert found[""] == f"3 elements of nftables table {name}"
+    described = [problem.description for problem in lab.host.examine()]
+    assert f"3 elements of nftables table {name}, of no lease" in described
+    assert any(text.endswith(", left by lease 0123456789abcdef") for text in described)
     lab.host.recover()
     assert left(lab.host) == []
     assert lab.host.operations.recover.leftovers() == []

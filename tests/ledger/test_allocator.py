@@ -292,7 +292,7 @@ def test_a_plain_name_that_is_leased_is_refused_with_its_owner(
 
 def test_a_plain_name_in_fin_wait_is_refused_I2(ns: NamespaceRow) -> None:
     ns.wait(ns.lease("mytap"))
-    with pytest.raises(NameTaken, match="'mytap' waits 5 s"):
+    with pytest.raises(NameTaken, match="'mytap' is in FIN WAIT, which lasts 5 s"):
         ns.lease("mytap")
 
 

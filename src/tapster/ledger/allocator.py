@@ -174,7 +174,9 @@ class Allocator:
         if lease:
             id_, owner, fin_wait, deadline = lease
             status = (
-                "is leased" if deadline is None else f"waits {fin_wait:g} s (FIN WAIT)"
+                "is leased"
+                if deadline is None
+                else f"is in FIN WAIT, which lasts {fin_wait:g} s"
             )
             whose = f"owner {owner!r}" if owner else "without an owner"
             reclaim = " reclaim it as its owner," if owner else ""

@@ -193,10 +193,11 @@ def refuse_same_mac(
     ).fetchone()
     if taken is not None:
         id, name, owner = taken
+        whose = f"owner {owner!r}" if owner else "without an owner"
         raise MacTaken(
             f"MAC {mac} is in use on {next(filter(None, segment))!r}: lease {id} "
-            f"({name}), owner {owner!r}; give this VM another MAC, or acquire the "
-            "device on standby if the VM is to move here",
+            f"({name}), {whose}; give this VM another MAC, or acquire the device on "
+            "standby if the VM is to move here",
             mac=mac,
             lease=id,
             owner=owner,
