@@ -42,6 +42,7 @@ def checks(
     yield _lower_devices(links, active)
     if bridges := {lease.wiring.bridge for lease in active if lease.wiring.bridge}:
         yield _firewall(namespace, links, bridges)
+    yield _device_chains(namespace, links, active)
     yield _udev()
 
 
@@ -348,6 +349,36 @@ def _legacy_firewall(
             packets, table, remedy = judging[family]
             remedy += f", or accept them: {table}-legacy {_ACCEPT}"
             yield _judges_bridged(f"FORWARD of {table}-legacy", packets, remedy)
+
+
+def _device_chains(
+    namespace: Namespace, links: Sequence[Link], leases: Sequence[Lease]
+) -> Iterator[Problem]:
+    """Find chains of single devices that drop frames which they do not accept.
+
+    Such a chain outlives its device, and judges the next device of that name: another
+    VM's.
+    """
+    by_index = {link.ifindex: link for link in links}
+    with suppress(HostError):  # a kernel without nftables
+        for chain in namespace.nft_device_chains() if leases else ():
+            for lease in leases:
+                device = by_index.get(lease.ifindex)
+                lower = by_index.get(device.lower) if device else None
+                names = [link.name for link in (device, lower) if link]
+                at = [
+                    name
+                    for name in names
+                    if name in chain.devices or name.startswith(chain.prefixes)
+                ]
+                if at and (chain.drops or _drops_rest(namespace, chain.place)):
+                    yield Problem(
+                        f"chain {chain.place} drops what it does not accept of device "
+                        f"{at[0]}: the VM of lease {lease.name} ({lease.id}) may be "
+                        "cut off",
+                        "if it was made for a former device of that name: nft delete "
+                        f"chain {chain.place}",
+                    )
 
 
 def _judging(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import iproute, reapers, shell
+from lab import iproute, nftables, reapers, shell
 from lab.library import no_reaper
 from lab.strangers import foreign_tap
 from tapster import Host, Tap, doctor, hazards
@@ -176,6 +176,39 @@ def test_a_firewall_of_any_family_that_drops_the_rest(
         shell.sh(f"nft add rule {family} wall through {rule}")
     ((problem, _),) = problems()
     assert f"chain {family} wall through drops" in problem
+
+
+@pytest.mark.parametrize(
+    ("family", "hook", "policy", "device"),
+    [
+        ("netdev", "ingress", "drop", 'device "vnet0"'),
+        ("netdev", "egress", "drop", "devices = { other, vnet0 }"),
+        ("inet", "ingress", "drop", 'device "vnet0"'),
+        ("netdev", "ingress", "accept", 'device "low"'),
+    ],
+)
+def test_a_firewall_at_the_device_of_a_vm(
+    family: str, hook: str, policy: str, device: str
+) -> None:
+    """nftables knows it by name: a former device of the name may have left it."""
+    add_veth()
+    shell.sh("ip link add other type veth peer name another")
+    place = ("--link", "low") if "low" in device else ("--bridge", "br0")
+    tapster("add", *place)
+    assert problems() == []
+    nftables.nft(
+        f"table {family} wall {{ chain vm {{ type filter hook {hook} {device} "
+        f"priority 0; policy {policy}; }}; }}"
+    )
+    if policy == "accept":
+        assert problems() == []
+        nftables.nft(f"add rule {family} wall vm counter drop")
+    ((problem, remedy),) = problems()
+    assert f"chain {family} wall vm drops what it does not accept" in problem
+    assert "the VM of lease vnet0" in problem
+    nftables.nft(f"flush chain {family} wall vm")
+    shell.sh(remedy.partition(": ")[2])
+    assert problems() == []
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from tapster.kernel.port import (
     LinkChange,
     Namespace,
     NewMacvtap,
+    NftDeviceChain,
     NftRule,
     Redirection,
     Vlans,
@@ -376,6 +377,15 @@ class LinuxNamespace:
                 return rules(table)
         except OSError as error:
             raise failure(error, "listing the rules of nftables") from error
+
+    def nft_device_chains(self) -> list[NftDeviceChain]:
+        from tapster.kernel.nft_rules import device_chains
+
+        try:
+            with self.inside():
+                return device_chains()
+        except OSError as error:
+            raise failure(error, "listing the chains of nftables") from error
 
     def nft_example(self, commands: str, what: str) -> list[dict[str, Any]]:
         return self._nft.example(commands, what)

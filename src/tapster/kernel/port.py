@@ -135,6 +135,18 @@ class NftRule(NamedTuple):
     comment: str
 
 
+class NftDeviceChain(NamedTuple):
+    """A chain of nftables at the hooks of some devices, which it knows by name."""
+
+    place: str
+    """Its family, table and name."""
+    devices: tuple[str, ...]
+    prefixes: tuple[str, ...]
+    """It is also at each device whose name begins with one of these."""
+    drops: bool
+    """Its policy is to drop."""
+
+
 class Namespace(Protocol):
     """One network namespace. It stays in existence for as long as this object is open.
 
@@ -204,6 +216,9 @@ class Namespace(Protocol):
 
         [] if there is no such table, or if it is dormant.
         """
+
+    def nft_device_chains(self) -> list[NftDeviceChain]:
+        """List the chains of nftables that judge frames of single devices."""
 
     def nft_example(self, commands: str, what: str) -> list[dict[str, Any]]:
         """Return what nft_list would return after these commands. Change nothing."""

@@ -386,6 +386,9 @@ class FakeNamespace:
     def nft_rules(self, table: str) -> NoReturn:
         raise HostError("the host in memory has no nftables")
 
+    def nft_device_chains(self) -> NoReturn:
+        raise HostError("the host in memory has no nftables")
+
     def nft_example(self, commands: str, what: str) -> NoReturn:
         raise HostError("the host in memory has no nftables")
 
