@@ -100,7 +100,8 @@ class NameTaken(ConflictError):
     owner: str | None = None
     """The owner of that lease."""
     until: float | None = None
-    """`CLOCK_BOOTTIME` at which the lease's FIN WAIT ends; None if it is not in it.
+    """Seconds of `CLOCK_BOOTTIME` at which the lease's FIN WAIT ends; None if it is not
+    in it.
 
     For an owner that reclaims the name: now, if another manager works on the lease."""
 
@@ -122,6 +123,7 @@ class NamesExhausted(ConflictError):
 
     fields: ClassVar[tuple[str, ...]] = ("template",)
     template: str | None = None
+    """The template that was given."""
 
 
 class BridgeFull(ConflictError):
@@ -129,6 +131,7 @@ class BridgeFull(ConflictError):
 
     fields: ClassVar[tuple[str, ...]] = ("bridge",)
     bridge: str | None = None
+    """The name of the bridge."""
 
 
 class OwnerRequired(ConflictError):
@@ -173,10 +176,12 @@ class HostError(TapsterError):
 class KernelError(HostError):
     """A system call failed."""
 
+    errno: int
+    """The kernel's error number, as in Python's module `errno`."""
+
     def __init__(self, errno: int, action: str, reason: str = "") -> None:
         super().__init__(errno, action, reason)
         self.errno = errno
-        """The kernel's error number, as in `errno`."""
 
     def __str__(self) -> str:
         errno, action, reason = self.args

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tapster import model
+from tapster import errors, model
 from tapster.light import StrEnum, fields
 from tests.repo import fish
 from tests.repo.tree import IMPORTS, MODULES, inside
@@ -227,14 +227,34 @@ def shown(value: object) -> str:
     return f'"{text}"' if isinstance(text, str) else repr(text)
 
 
+def table_of_errors() -> str:
+    """Return a table of the attributes of errors."""
+    lines = ["| error | attribute | type | meaning |", "| --- | --- | --- | --- |"]
+    for name, error in vars(errors).items():
+        if not (isinstance(error, type) and issubclass(error, errors.TapsterError)):
+            continue
+        for field, (kind, meaning) in fields(error).items():
+            if field == "fields":  # the names of the others
+                continue
+            assert meaning, (name, field)
+            kind = kind.removesuffix(" | None")
+            lines.append(f"| `{name}` | `{field}` | {kind} | {meaning} |")
+    return "\n".join(lines)
+
+
 BLOCKS = {
     "map": map_of_the_tree,
     "imports": table_of_imports,
     "promises": table_of_promises,
     "json": tables_of_json,
     "values": tables_of_values,
+    "errors": table_of_errors,
 }
-PAGES = {"json": ROOT / "docs/json.md", "values": ROOT / "docs/values.md"}
+PAGES = {
+    "json": ROOT / "docs/json.md",
+    "values": ROOT / "docs/values.md",
+    "errors": ROOT / "docs/library.md",
+}
 """The pages of blocks that are not in ARCHITECTURE.md."""
 
 
