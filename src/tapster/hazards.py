@@ -36,6 +36,7 @@ def checks(
     yield _equal_macs(links, active)
     yield _bridges(namespace, links, leases)
     yield _ports(links, active)
+    yield _unplugged(namespace, links, active)
     yield _vlans(namespace, links, active)
     yield _entries(namespace, links, active)
     yield _switched(links, active)
@@ -167,6 +168,31 @@ def _ports(links: Sequence[Link], leases: Sequence[Lease]) -> Iterator[Problem]:
             f"port {port.name} of bridge {bridge.name} {problem}",
             f"bridge link set dev {port.name} {remedy}",
         )
+
+
+def _unplugged(
+    namespace: Namespace, links: Sequence[Link], leases: Sequence[Lease]
+) -> Iterator[Problem]:
+    """Find taps without carrier that a process has open: a program switched it off."""
+    by_index = {link.ifindex: link for link in links}
+    idle = [
+        (lease, link)
+        for lease in leases
+        if (link := by_index.get(lease.ifindex))
+        and link.kind == "tun"
+        and link.up
+        and not link.carrier
+    ]
+    held = namespace.held_taps() if idle else set()
+    for lease, link in idle:
+        # Its VM may have opened it since the first look.
+        now = namespace.link(link.ifindex) if link.ifindex in held else None
+        if now and now.up and not now.carrier:
+            yield Problem(
+                f"lease {lease.name} ({lease.id}) has no carrier, although a process "
+                "has its device open: its VM is cut off",
+                f"ip link set dev {link.name} carrier on",
+            )
 
 
 def _vlans(

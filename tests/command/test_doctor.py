@@ -240,6 +240,21 @@ def test_a_port_that_another_program_has_blocked(change: str, said: str) -> None
         os.close(fd)
 
 
+@pytest.mark.parametrize("queues", [1, 2])
+def test_a_tap_whose_carrier_a_program_has_switched_off(queues: int) -> None:
+    idle = tapster("add", "--bridge", "br0").strip()
+    with Host(reaper=no_reaper) as host:
+        device = host.acquire(Tap(bridge="br0", queues=queues))
+    with device:
+        assert problems() == [], f"no process has {idle} open"
+        shell.sh(f"ip link set dev {device.name} carrier off")
+        ((problem, remedy),) = problems()
+        assert f"lease {device.name} (" in problem
+        assert "has no carrier, although a process has its device open" in problem
+        shell.sh(remedy)
+        assert problems() == []
+
+
 @pytest.mark.parametrize("place", ["port", "br0"])
 def test_a_static_entry_that_sends_a_vms_frames_elsewhere(place: str) -> None:
     """As one that is left of a VM that has moved here."""

@@ -564,6 +564,14 @@ class LinuxNamespace:
             raise failure(error, action) from error
         return False
 
+    def held_taps(self) -> set[int]:
+        from tapster.kernel.open_files import held_taps  # rarely needed
+
+        try:
+            return held_taps(self.fd, self._rtnl.find)
+        except OSError as error:
+            raise failure(error, "looking for processes that have taps open") from error
+
     def _open_taps(self, ifindex: int, pids: Collection[int]) -> Generator[int]:
         """Yield copies of a tap's descriptors, of this process and of `pids` first."""
         from tapster.kernel.open_files import open_taps  # rarely needed

@@ -62,8 +62,22 @@ def open_taps(
                 yield tap
 
 
+def held_taps(namespace: int, find: Callable[[str], int]) -> set[int]:
+    """Return the ifindexes of the taps of a namespace that a process has open.
+
+    The arguments are as in `open_taps`.
+    """
+    with closing(opened(os.stat(tun.DEVICE).st_rdev)) as taps:
+        return {_ifindex_of(tap, namespace, find) for tap in taps} - {0}
+
+
 def _is_tap(tap: int, namespace: int, ifindex: int, find: Callable[[str], int]) -> bool:
     """Return whether an open tap is the device with this ifindex in a namespace."""
+    return _ifindex_of(tap, namespace, find) == ifindex
+
+
+def _ifindex_of(tap: int, namespace: int, find: Callable[[str], int]) -> int:
+    """Return the ifindex of an open tap; 0 if it is not in this namespace."""
     try:
         there = tun.namespace_of(tap)
         try:
@@ -71,12 +85,13 @@ def _is_tap(tap: int, namespace: int, ifindex: int, find: Callable[[str], int]) 
         finally:
             os.close(there)
         if (found.st_dev, found.st_ino) != (own.st_dev, own.st_ino):
-            return False
+            return 0
         name = tun.name_of(tap)
     except OSError:
-        return False  # its device is gone, or it is no tap yet
+        return 0  # its device is gone, or it is no tap yet
     # It is asked for its name again: it may have been renamed in between.
-    return find(name) == ifindex and tun.name_of(tap) == name
+    ifindex = find(name)
+    return ifindex if tun.name_of(tap) == name else 0
 
 
 def opened(device: int, first: Collection[int] = ()) -> Generator[int]:

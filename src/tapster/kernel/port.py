@@ -286,6 +286,12 @@ class Namespace(Protocol):
         may have been switched off by the VM or a person. False if it is gone.
         """
 
+    def held_taps(self) -> set[int]:
+        """Return the ifindexes of taps that a process has open, whatever their carrier.
+
+        Only processes that the caller may look into count. All are looked at.
+        """
+
     def give_tap(
         self,
         name: str,

@@ -492,6 +492,10 @@ class FakeNamespace:
     def is_held(self, name: str, ifindex: int, *, vnet_hdr: bool) -> bool:
         return self._step(f"is {name} held").open_queues(ifindex) > 0
 
+    def held_taps(self) -> set[int]:
+        space = self._space()
+        return {index for index in space.devices if space.open_queues(index)}
+
     def give_tap(
         self,
         name: str,
