@@ -5,16 +5,19 @@ import json
 import random
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, NoReturn, get_args, get_origin
 
 import pytest
 
-from tapster.cli import main
+from tapster import Host, HostError, Tap
+from tapster.cli import main, settle
+from tapster.cli.run import goes_on
 from tapster.rpc.interface import METHODS
+from tapster.testing import FakeSystem
 
 ROUNDS = 25
 GIVES = {method.name: method.gives for method in METHODS}
@@ -111,3 +114,29 @@ def test_no_answer_is_a_fault_of_the_command_or_controls_the_terminal(
             assert "writing the output" not in text
             if "report" not in words:  # an HTML page
                 assert text.replace("\n", "").replace("\t", "").isprintable()
+
+
+def go_on(host: Host) -> None:
+    with host.acquire(Tap()) as device:
+        goes_on(host, [device])
+
+
+@pytest.mark.parametrize("act", [settle, go_on])
+def test_an_error_is_printed_with_its_notes_and_controls_no_terminal(
+    act: Callable[[Host], object],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    error = HostError("\x1b[31m is busy")
+    error.add_note("another failure: \x07")
+
+    def fail(*_: object) -> NoReturn:
+        raise error
+
+    for method in ("settle", "bind", "device"):
+        monkeypatch.setattr(Host, method, fail)
+    with Host(system=FakeSystem()) as host:
+        act(host)
+    said = capsys.readouterr().err
+    assert "\\x1b[31m is busy\n" in said
+    assert "another failure: \\x07\n" in said

@@ -303,7 +303,9 @@ def _keep_history(host: "Host", verb: str) -> None:
     except RequestError as error:
         if verb not in ENDING:
             raise
-        print(f"tapster: the history keeps its size: {error}", file=sys.stderr)
+        from tapster.cli.terminal import complain  # rarely needed
+
+        complain(error, "the history keeps its size: ")
         return
     if (defaults.history, defaults.history_days) != (None, None):
         host.operations.context.ledger.keep_history(
@@ -364,7 +366,9 @@ def settle(host: "Host") -> None:
     try:
         host.settle()
     except OF_ONE_LEASE as error:
-        print(f"tapster: another lease was not repaired: {error}", file=sys.stderr)
+        from tapster.cli.terminal import complain  # rarely needed
+
+        complain(error, "another lease was not repaired: ")
 
 
 def _ready_to_print() -> None:
@@ -389,8 +393,7 @@ def _fail_to_print(error: OSError, code: int) -> int:
 
 
 def _fail(error: TapsterError, code: int) -> int:
-    from tapster.cli.terminal import plain  # rarely needed
+    from tapster.cli.terminal import complain  # rarely needed
 
-    for line in (str(error), *getattr(error, "__notes__", ())):
-        print(f"tapster: {plain(line, lines=True)}", file=sys.stderr)
+    complain(error)
     return code

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from tapster.cli import output
+from tapster.cli import output, terminal
 from tapster.cli.options import Options
 from tapster.cli.output import Column
 from tapster.cli.values import given_text
@@ -138,7 +138,7 @@ def _take_down(options: Options, member: Member) -> None:
             try:
                 host.set(entry.record.lease, up=False)
             except OF_ONE_LEASE as error:
-                print(f"tapster: {entry.row.name}: {error}", file=sys.stderr)
+                terminal.complain(error, f"{entry.row.name}: ")
                 continue
             said = f"{entry.row.name} is down: VM {entry.record.vm} runs elsewhere"
             print(said, file=sys.stderr)

@@ -18,7 +18,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from tapster.cli import settle
+from tapster.cli import settle, terminal
 from tapster.cli.options import SUPPRESS, Options
 from tapster.errors import HostError, RequestError, TapsterError
 from tapster.light import TYPE_CHECKING, NamedTuple
@@ -158,7 +158,7 @@ def _convert(options: Options, convert: "Callable[[bytes], Conversion]") -> int:
         try:
             _convert_one(name, uuids.get(name, name), options, convert)
         except TapsterError as error:
-            print(f"tapster: {name}: {error}", file=sys.stderr)
+            terminal.complain(error, f"{name}: ")
             failed = True
     return int(failed)
 

@@ -28,7 +28,7 @@ from errno import ENOENT
 from math import inf
 
 from tapster.api import wait_for_name
-from tapster.cli import handover, nic, template, values
+from tapster.cli import handover, nic, template, terminal, values
 from tapster.cli.options import Options, read
 from tapster.cli.supervise import Child, living_children, signals_blocked
 from tapster.cli.template import ConfigTemplate
@@ -154,7 +154,7 @@ def _release(host: "AnyHost", opened: OpenDevice) -> None:
     try:
         host.release(opened)
     except TapsterError as error:
-        print(f"tapster: {error}", file=sys.stderr)
+        terminal.complain(error)
 
 
 def goes_on(
@@ -185,8 +185,9 @@ def goes_on(
         # As when another command works on a lease, or the daemon restarts. A VM may go
         # on. The leases are bound to the command, which has ended: so each ends when no
         # process has its device open.
+        terminal.complain(error)
         print(
-            f"tapster: {error}; the leases end when the devices are closed",
+            "tapster: the leases end when the devices are closed",
             file=sys.stderr,
         )
         return True

@@ -6,8 +6,6 @@ choose one lease by its name or id. To change a lease that has an owner, a name 
 is not enough: it may be another VM's by now.
 """
 
-import sys
-
 from tapster.cli import output, terminal
 from tapster.cli.options import Options
 from tapster.cli.values import given_text
@@ -118,8 +116,7 @@ def report(errors: Iterable[TapsterError]) -> bool:
     failed = False
     for error in errors:
         failed = True
-        for line in (str(error), *getattr(error, "__notes__", ())):
-            print(f"tapster: {terminal.plain(line, lines=True)}", file=sys.stderr)
+        terminal.complain(error)
     return failed
 
 

@@ -58,3 +58,10 @@ def plain(text: str, *, lines: bool = False) -> str:
         letter if letter.isprintable() or letter in kept else ascii(letter)[1:-1]
         for letter in text
     )
+
+
+def complain(error: Exception, about: str = "") -> None:
+    """Print an error and its notes as lines of standard error. Each line says first
+    what the error is `about`."""
+    for line in (str(error), *getattr(error, "__notes__", ())):
+        print(f"tapster: {about}{plain(line, lines=True)}", file=sys.stderr)
