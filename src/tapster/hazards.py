@@ -290,6 +290,12 @@ def _lower_devices(links: Sequence[Link], leases: Sequence[Lease]) -> Iterator[P
                 "program keeps it down, so its VM is cut off",
                 f"ip link set dev {device.name} protodown off",
             )
+        elif lease.kind is Kind.MACVTAP and not device.bcast_flood:
+            yield Problem(
+                f"{which} gets no broadcasts, so its VM hears no ARP request: the "
+                f"device that it is on, {link.name}, keeps none in a queue",
+                f"ip link set dev {device.name} type macvtap bcqueuelen 1000",
+            )
         elif link.mtu < (mtu := (device.lower and lease.wiring.mtu) or 0):
             yield Problem(
                 f"{which} has an MTU of {mtu}, but the device that it is on, "

@@ -514,7 +514,8 @@ class Link(NamedTuple):
     locked: bool = False
     """Of a bridge port: only frames from MACs that the bridge knows there pass."""
     bcast_flood: bool = True
-    """Of a bridge port: the bridge sends broadcasts to it."""
+    """Of a bridge port or a macvtap: the bridge, or the lower device, sends broadcasts
+    to it."""
     mode: Mode | None = None
     """Of a macvtap."""
     lower: int = 0

@@ -321,6 +321,18 @@ def test_a_macvtap_that_a_program_keeps_down() -> None:
     assert problems() == []
 
 
+def test_a_macvtap_without_a_queue_for_broadcasts() -> None:
+    add_veth()
+    device = tapster("add", "--link", "low").strip()
+    assert problems() == []
+    shell.sh(f"ip link set dev {device} type macvtap bcqueuelen 0")
+    ((problem, remedy),) = problems()
+    assert f"lease {device} (" in problem
+    assert "gets no broadcasts, so its VM hears no ARP request" in problem
+    shell.sh(remedy)
+    assert problems() == []
+
+
 def test_a_bridge_that_has_the_mac_of_a_vms_port() -> None:
     """It takes the lowest of its ports', so the stop of one VM changes it."""
     shell.sh("ip link add lan up type bridge")

@@ -89,6 +89,7 @@ IFLA_BRPORT_BCAST_FLOOD = 30
 IFLA_BRPORT_ISOLATED = 33
 IFLA_BRPORT_LOCKED = 39
 IFLA_MACVLAN_MODE = 1
+IFLA_MACVLAN_BC_QUEUE_LEN_USED = 8
 IFLA_TUN_OWNER = 1
 IFLA_TUN_GROUP = 2
 IFLA_TUN_PERSIST = 6
@@ -696,6 +697,7 @@ _SHARED: frozenset[_Path] = frozenset(
                 IFLA_BR_NF_CALL_IPTABLES,
                 IFLA_BR_NF_CALL_IP6TABLES,
                 IFLA_MACVLAN_MODE,
+                IFLA_MACVLAN_BC_QUEUE_LEN_USED,
             )
         ),
         *(
@@ -887,7 +889,8 @@ def _shared_of(found: dict[_Path, bytes]) -> _Shared:
         bpdu_guard=port.get(IFLA_BRPORT_GUARD) == b"\1",
         forwarding=port.get(IFLA_BRPORT_STATE) == FORWARDING,
         locked=port.get(IFLA_BRPORT_LOCKED) == b"\1",
-        bcast_flood=port.get(IFLA_BRPORT_BCAST_FLOOD) != b"\0",
+        bcast_flood=port.get(IFLA_BRPORT_BCAST_FLOOD) != b"\0"
+        and macvtap.get(IFLA_MACVLAN_BC_QUEUE_LEN_USED) != bytes(4),
         mode=_MODES.get(_number(macvtap.get(IFLA_MACVLAN_MODE))),
         calls_iptables=bridge.get(IFLA_BR_NF_CALL_IPTABLES) == b"\1",
         calls_ip6tables=bridge.get(IFLA_BR_NF_CALL_IP6TABLES) == b"\1",
