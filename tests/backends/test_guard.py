@@ -16,6 +16,7 @@ from lab.frames import ARP, BROADCAST, IPV4, IPV6, TCP, UDP, arp, ether, ipv4, i
 from lab.guests import MARK, GuestBridge, Leased, checksum_request
 from lab.veth import Receiver
 from tapster import Action, Host
+from tapster.backends.guard import MOST_SEGMENTS
 from tapster.errors import KernelError
 from tapster.kernel import linux
 from tapster.kernel.port import LinkChange
@@ -298,7 +299,7 @@ def segmentation(size: int) -> bytes:
     return struct.pack("BBHHHH", 1, VIRTIO_NET_HDR_GSO_TCPV4, 54, size, 34, 16)
 
 
-VIRTIO_NET_HDR_GSO_TCPV4 = 1
+VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_UDP = 1, 3
 
 
 @pytest.mark.parametrize("size", [1, 8, 100, 1400])
@@ -372,6 +373,24 @@ def test_a_limit_counts_the_segments_of_a_small_frame(
             guest.send(large(guest.mac, payload), segmentation(1))
         arrived = lengths(lab, receiver, guest)
     assert 75_000 <= sum(arrived) <= 100_000
+
+
+@pytest.mark.parametrize(
+    ("start", "offset"), [(20, 6), (34, 6), (-10, 6), (34, 16), (-40, 16)]
+)
+@pytest.mark.parametrize("wiring", [{}, {"filter": True}])
+def test_a_limit_counts_the_fragments_of_a_datagram(
+    lab: GuestBridge, wiring: dict[str, bool], start: int, offset: int
+) -> None:
+    """The kernel cuts it wherever the guest says that the checksum begins."""
+    guest = lab.guest(outbound_pps=1, **wiring)
+    packet = ipv4(MINE, VICTIM, udp(1000, 2000, bytes(3 * MOST_SEGMENTS * 8)))
+    frame = ether(guest.mac, BROADCAST, IPV4, packet)
+    start %= len(frame)
+    request = struct.pack("BBHHHH", 1, VIRTIO_NET_HDR_GSO_UDP, 42, 8, start, offset)
+    with Receiver("plain", offload=False) as receiver:
+        guest.send(frame, request)
+        assert lengths(lab, receiver, guest) == []
 
 
 def test_frames_a_second_are_those_on_the_wire(lab: GuestBridge) -> None:

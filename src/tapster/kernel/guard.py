@@ -52,7 +52,7 @@ TCP, UDP = 6, 17
 EXTENSIONS = (0, 43, 60)
 """Hop-by-hop options, routing, destination options."""
 MOST_EXTENSIONS = 6
-ETHERNET, IPV6_HEADER = 14, 40
+ETHERNET, IPV4_HEADER, IPV6_HEADER = 14, 20, 40
 LINK_LOCAL = 0x0180C200
 """The first four bytes of 01:80:c2:00:00:00 to 0f."""
 DHCP_SERVER = 67
@@ -63,8 +63,9 @@ _MEMBERS = (
     StructMember("csum_offset", 16),
     StructMember("mac_header", 16),
     StructMember("transport_header", 16),
+    StructMember("encapsulation", 1),
 )
-_IP_SUMMED, _START, _OFFSET, _MAC_HEADER, _TRANSPORT_HEADER = range(5)
+_IP_SUMMED, _START, _OFFSET, _MAC_HEADER, _TRANSPORT_HEADER, _ENCAPSULATION = range(6)
 _LEN, _PROTOCOL, _GSO_SIZE = 0, 16, 176
 """The offsets of members in struct __sk_buff."""
 
@@ -223,9 +224,7 @@ def _count(a: _Assembler) -> None:
     a.load(_BYTES, 4, _LEN, _SKB).load(_NOW, 4, _GSO_SIZE, _SKB)
     a.jump("one frame", _EQ, _NOW, 0)
     _read_headers(a)
-    a.by(_MOV, _R2, _SEGMENTS)  # a segment's headers
-    a.by(_MOV, _R1, _BYTES).by(_SUB, _R1, _R2)
-    a.jump("one frame", _LESS_SIGNED, _R1, 1)
+    a.jump("one frame", _LESS_SIGNED, _R1, 1).by(_MOV, _R2, _SEGMENTS)
     a.by(_ADD, _R1, _NOW).do(_SUB, _R1, 1).by(_DIV, _R1, _NOW)
     a.by(_MOV, _SEGMENTS, _R1).do(_SUB, _R1, 1).by(_MUL, _R1, _R2)
     a.by(_ADD, _BYTES, _R1).jump("counted")
@@ -234,11 +233,14 @@ def _count(a: _Assembler) -> None:
 
 
 def _read_headers(a: _Assembler) -> None:
-    """Find the length of the headers. Each segment of the frame gets a copy of them.
+    """Find the length of the headers, and in R1 that of the rest, which is cut. Each
+    segment of the frame gets a copy of the headers.
 
     A frame that is cut inside a UDP tunnel (Linux 6.17) has the outer transport header
     where the guest says. The kernel compares with the packet only where the checksum
-    of each segment begins.
+    of each segment of TCP begins. It cuts a UDP packet into fragments of IP wherever
+    the guest says that the checksum begins. So the rest of such a frame is taken to be
+    as long as can be, and the headers to be no shorter than can be.
     """
     _read_summed(a)
     a.jump("summed", _EQ, _R0, CHECKSUM_PARTIAL)
@@ -247,9 +249,22 @@ def _read_headers(a: _Assembler) -> None:
     a.label("summed").read_member(_START, 2).by(_MOV, _SEGMENTS, _R0)
     a.read_member(_MAC_HEADER, 2).by(_SUB, _SEGMENTS, _R0)
     a.read_member(_OFFSET, 2).jump("shortest", _NE, _R0, TCP_CHECKSUM)
+    _read_bits(a, _ENCAPSULATION, 1)
+    a.jump("tcp", _NE, _R0, 0)
+    a.load(_R0, 4, _PROTOCOL, _SKB).do(_BIG_ENDIAN, _R0, 16)
+    a.do(_MOV, _R2, ETHERNET + 6).jump("next header", _EQ, _R0, IPV6)
+    a.do(_MOV, _R2, ETHERNET + 9).label("next header").read_frame(1)
+    a.load(_R0, 1, _BUFFER).jump("shortest", _NE, _R0, TCP).label("tcp")
     a.by(_MOV, _R2, _SEGMENTS).do(_ADD, _R2, TCP_LENGTH).read_frame(1)
     a.load(_R0, 1, _BUFFER).do(_RSH, _R0, 4).do(_LSH, _R0, 2).by(_ADD, _SEGMENTS, _R0)
-    a.jump("headers").label("shortest").do(_ADD, _SEGMENTS, UDP_HEADER)
+    a.by(_MOV, _R1, _BYTES).by(_SUB, _R1, _SEGMENTS).jump("headers")
+    a.label("shortest").do(_ADD, _SEGMENTS, UDP_HEADER)
+    a.load(_R0, 4, _PROTOCOL, _SKB).do(_BIG_ENDIAN, _R0, 16)
+    a.do(_MOV, _R2, ETHERNET + IPV6_HEADER + UDP_HEADER)
+    a.jump("ipv6 headers", _EQ, _R0, IPV6)
+    a.do(_MOV, _R2, ETHERNET + IPV4_HEADER + UDP_HEADER).label("ipv6 headers")
+    a.by(_MOV, _R1, _BYTES).by(_SUB, _R1, _R2)
+    a.jump_by("headers", _NOT_LESS, _SEGMENTS, _R2).by(_MOV, _SEGMENTS, _R2)
     a.label("headers")
 
 
@@ -288,9 +303,14 @@ def _judge_destination(a: _Assembler) -> None:
 
 def _read_summed(a: _Assembler) -> None:
     """Read which checksum the kernel is to write, if any."""
-    a.read_member(_IP_SUMMED, 1)
-    a.refer(_LSH, _R0, _IP_SUMMED, SHIFT_LEFT)
-    a.refer(_RSH, _R0, _IP_SUMMED, SHIFT_RIGHT, 64 - 2)
+    _read_bits(a, _IP_SUMMED, 2)
+
+
+def _read_bits(a: _Assembler, member: int, bits: int) -> None:
+    """Read a member that is a part of a byte."""
+    a.read_member(member, 1)
+    a.refer(_LSH, _R0, member, SHIFT_LEFT)
+    a.refer(_RSH, _R0, member, SHIFT_RIGHT, 64 - bits)
 
 
 def _judge_request(a: _Assembler) -> None:
