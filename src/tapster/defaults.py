@@ -6,7 +6,7 @@ The command uses them, and `tapsterd --check-config` finds the mistakes in them.
 """
 
 from tapster.errors import RequestError
-from tapster.light import Any, Callable
+from tapster.light import Any, Callable, suppress
 from tapster.model import LARGEST_NUMBER, Naming, parse_mac
 
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -61,12 +61,12 @@ def _prefix(given: Any) -> bytes:
     if not isinstance(given, str):
         raise RequestError(f"mac_prefix is a text such as '52:54:00', not {given!r}")
     parts = given.rstrip(":").split(":")
-    padded = ":".join([*parts, *["01"] * (6 - len(parts))])
-    if not 1 <= len(parts) <= 5:
-        raise RequestError(
-            f"mac_prefix is 1 to 5 bytes such as 52:54:00, not {given!r}"
-        )
-    return parse_mac(padded)[: len(parts)]
+    if len(parts) <= 5:
+        with suppress(RequestError):
+            return parse_mac(":".join([*parts, *["01"] * 6][:6]))[: len(parts)]
+    raise RequestError(
+        f"mac_prefix is 1 to 5 bytes of a unicast MAC, such as 52:54:00, not {given!r}"
+    )
 
 
 READERS: dict[str, Callable[[Any], Any]] = {

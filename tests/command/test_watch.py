@@ -197,4 +197,4 @@ def test_the_daemon_is_asked_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> N
         [shell.TAPSTER, "watch"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert "no daemon answers at '/run/nothing'" in done.stderr
+    assert done.stderr.startswith("tapster: no daemon answers at '/run/nothing'")

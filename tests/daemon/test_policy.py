@@ -242,7 +242,7 @@ def test_a_policy_is_explained() -> None:
         ("[limits]\nidle = -1\n", 2, "-1.0 must be more than 0"),
         ('[defaults]\nfin_wait = "abc"\n', 2, "'abc' is not a duration"),
         ('[defaults]\nnaming = "stable"\n', 2, "lowest or next, not 'stable'"),
-        ('[defaults]\nmac_prefix = "zz"\n', 2, "is not of the form"),
+        ('[defaults]\nmac_prefix = "zz"\n', 2, "mac_prefix is 1 to 5 bytes"),
         ("[defaults]\nhistory = -1\n", 2, "history is a number of leases"),
         ("[defaults]\nhistory_days = 0\n", 2, "history_days is a number of days"),
         ("[limits]\nidle = nan\n", 2, "nan must be more than 0"),

@@ -286,7 +286,7 @@ def _open(verb: str, options: Options) -> "AnyHost":
     try:
         return connect(options.socket, netns=netns)
     except DaemonError as error:
-        if options.socket is not None:
+        if socket_given:
             raise
         raise MissingCapability(
             f"tapster {verb} needs root (CAP_NET_ADMIN), or the daemon: {error}",
