@@ -20,3 +20,17 @@ def refused(command: str) -> str:
     done = subprocess.run(command.split(), capture_output=True, text=True, check=False)
     assert done.returncode != 0, f"{command} succeeded: {done.stdout}"
     return done.stderr
+
+
+def write_settings(text: str) -> None:
+    """Write /etc/tapster/tapster.toml of this mount namespace."""
+    # /etc is the host's: an overlay takes what is written.
+    sh("mount -t tmpfs tmpfs /mnt")
+    sh("mkdir /mnt/upper /mnt/work")
+    sh(
+        "mount -t overlay overlay -o "
+        "lowerdir=/etc,upperdir=/mnt/upper,workdir=/mnt/work /etc"
+    )
+    settings = Path("/etc/tapster")
+    settings.mkdir(exist_ok=True)
+    (settings / "tapster.toml").write_text(text)

@@ -121,16 +121,7 @@ def test_the_daemon_reads_the_same_file(settings: Path) -> None:
 @pytest.mark.kernel
 @pytest.mark.usefixtures("world")
 def test_the_command_uses_the_defaults(ledger: Path) -> None:
-    # /etc is the host's: an overlay takes what is written.
-    shell.sh("mount -t tmpfs tmpfs /mnt")
-    shell.sh("mkdir /mnt/upper /mnt/work")
-    shell.sh(
-        "mount -t overlay overlay -o "
-        "lowerdir=/etc,upperdir=/mnt/upper,workdir=/mnt/work /etc"
-    )
-    settings = Path("/etc/tapster")
-    settings.mkdir(exist_ok=True)
-    (settings / "tapster.toml").write_text(FILE)
+    shell.write_settings(FILE)
 
     def tapster(*arguments: str) -> str:
         return subprocess.run(

@@ -37,6 +37,17 @@ def problems() -> list[tuple[str, str]]:
     return list(zip(lines[::2], [line.strip() for line in lines[1::2]], strict=True))
 
 
+def test_each_fault_of_the_settings_is_a_problem() -> None:
+    shell.write_settings("[defaults]\nbride = 'br0'\n[[allow]]\nbridges = ['br0']\n")
+    said = problems()
+    assert [remedy for _, remedy in said] == [
+        "correct it, then: systemctl try-reload-or-restart tapsterd"
+    ] * 2
+    text = " ".join(problem for problem, _ in said)
+    assert "tapster.toml: line 2: defaults.bride: " in text
+    assert "tapster.toml: line 3: allow[0]: the rule is for nobody" in text
+
+
 def test_a_spanning_tree_keeps_a_new_vm_waiting() -> None:
     tapster("add", "--bridge", "br0")
     assert problems() == []

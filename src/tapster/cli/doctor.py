@@ -5,6 +5,7 @@ The exit code is 1 if there is a problem. Only --remove changes anything: it
 deletes the devices that a lost ledger has left behind, or of these the named ones.
 """
 
+import os
 import sys
 
 from tapster.cli import output
@@ -71,7 +72,7 @@ def run(options: Options, host: "AnyHost") -> int:
         return 0
     from tapster.libvirt import doctor as libvirt
 
-    problems = host.examine()
+    problems = host.examine() + _faulty_settings()
     try:
         problems += libvirt.examine(host)
     except OF_ONE_LEASE as error:
@@ -80,6 +81,17 @@ def run(options: Options, host: "AnyHost") -> int:
             Problem(f"libvirt's domains were not looked at: {error}", remedy)
         )
     return output.print_problems(problems, json=options.json)
+
+
+def _faulty_settings() -> list[Problem]:
+    """Return the faults of the policy and the defaults, if the caller can read them."""
+    from tapster.daemon import config
+
+    if not os.access(config.PATH, os.R_OK):
+        return []
+    remedy = "correct it, then: systemctl try-reload-or-restart tapsterd"
+    _, faults = config.check(config.PATH)
+    return [Problem(f"{config.PATH}: {fault}", remedy) for fault in faults]
 
 
 def _explain(options: Options) -> None:
