@@ -795,7 +795,10 @@ def _check_address(address: str) -> None:
             f"{address!r} is not an IPv4 or IPv6 address or network"
         ) from None
     if "/" in address and ip_address(address.partition("/")[0]) != network[0]:
-        raise RequestError(f"{address!r} is an address in the network {network}")
+        raise RequestError(
+            f"{address!r} is an address in the network {network}: give the address "
+            "alone, or the network"
+        )
     first, length = network.network_address, network.prefixlen
     if (
         first.is_unspecified
