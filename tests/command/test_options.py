@@ -115,5 +115,6 @@ def test_a_plain_verb_does_not_import_argparse() -> None:
         "assert 'argparse' not in sys.modules\n"
         "try: cli.main(['lss'])\n"
         "except SystemExit: assert 'argparse' in sys.modules\n"
+        "else: sys.exit('the mistake was not found')\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
