@@ -151,6 +151,8 @@ def test_callers_of_a_daemon_that_cannot_start_get_an_answer(
         ("", "--config /none", "/none: No such file or directory"),
         ("ulimit -n 12;", "", "Too many open files"),
         ("", "--user root", "--user goes with --check-config"),
+        ("", "--config ''", "--config is empty: give a path, or leave the option out"),
+        ("", "--ledger ''", "--ledger is empty: give a path, or leave the option out"),
     ],
 )
 def test_a_daemon_that_cannot_start_says_why(

@@ -30,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     if options.user is not None and not options.check_config:
         parser().error("--user goes with --check-config")
+    for name in ("config", "socket", "ledger"):
+        if getattr(options, name) == "":
+            parser().error(f"--{name} is empty: give a path, or leave the option out")
     log = Log()
     try:
         if options.check_config:
@@ -79,7 +82,8 @@ def _check(options: argparse.Namespace) -> int:
         sys.stderr.write(f"{options.config}: {fault}\n")
     if loaded is None or faults:
         return 2
-    lines = [f"{options.config}: {len(loaded.rules)} rules, and nothing is wrong"]
+    rules = "1 rule" if len(loaded.rules) == 1 else f"{len(loaded.rules)} rules"
+    lines = [f"{options.config}: {rules}, and nothing is wrong"]
     if options.user is not None:
         caller = config.caller_named(options.user)
         limits = loaded.config.limits
