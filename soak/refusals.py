@@ -12,7 +12,7 @@ DELETED = r"No such device|File descriptor in bad state|is gone"
 NO_BRIDGE = r"there is no bridge|was deleted while the device joined it"
 REFUSED = {
     r"belongs to a foreign device|was taken by a foreign device": "foreign name",
-    r"is leased|waits [0-9.]+ s": "leased or waiting name",
+    r"is leased|is in FIN WAIT": "leased or waiting name",
     DELETED: "an outsider deleted the device",
     NO_BRIDGE: "an outsider deleted the bridge",
     r"making macvtap .*Device or resource busy|cannot carry a": "lower device busy",
