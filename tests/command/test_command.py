@@ -377,6 +377,22 @@ def test_run_works_where_the_caller_ignores_its_children(
     assert iproute.ports() == set()
 
 
+@pytest.mark.parametrize("words", ["--help", "add --help", "--version"])
+def test_a_text_that_could_not_be_printed_is_a_failure(words: str) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [shell.TAPSTER, *words.split()],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (
+        1,
+        "tapster: writing the output: No space left on device\n",
+    )
+
+
 def test_a_name_that_could_not_be_printed_leaves_no_device(
     environment: dict[str, str],
 ) -> None:

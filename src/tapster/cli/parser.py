@@ -84,6 +84,10 @@ class Parser(argparse.ArgumentParser):
         parsed.command = args[place + 1 :]
         return parsed, unknown
 
+    def print_help(self, file: Any = None) -> None:
+        # argparse would not say that the help could not be written.
+        print(self.format_help(), end="", file=file, flush=True)
+
     def error(self, message: str) -> NoReturn:
         _, unknown, words = message.partition("unrecognized arguments: ")
         wanted = words.split(" ")[0]
