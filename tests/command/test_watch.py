@@ -142,17 +142,22 @@ def test_top_shows_leases_and_events() -> None:
 class Screen:
     """A terminal on which `top` runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str = "xterm", *options: str) -> None:
         self._terminal, theirs = pty.openpty()
-        self.process = subprocess.Popen([shell.TAPSTER, "top"], stdout=theirs)
+        self.process = subprocess.Popen(
+            [shell.TAPSTER, "top", *options],
+            stdout=theirs,
+            env={**os.environ, "TERM": kind},
+        )
         os.close(theirs)
 
-    def wait_for(self, text: str) -> None:
-        """Read until this text comes."""
+    def wait_for(self, text: str) -> bytes:
+        """Read until this text comes, and return what was read."""
         seen = b""
         while text.encode() not in seen:
             assert select.select([self._terminal], [], [], SECONDS)[0], seen
             seen += os.read(self._terminal, 1 << 16)
+        return seen
 
     def close(self) -> None:
         self.process.kill()
@@ -188,6 +193,15 @@ def test_top_gives_the_terminal_back_while_it_is_stopped(screen: Screen) -> None
     screen.process.send_signal(signal.SIGCONT)
     screen.wait_for(top.ENTER)
     screen.wait_for("0 active")
+
+
+def test_top_sends_no_escape_sequence_to_a_terminal_that_knows_none() -> None:
+    screen = Screen("dumb", "--interval", "0.1")
+    try:
+        shown = screen.wait_for("0 active") + screen.wait_for("0 active")
+        assert b"\x1b" not in shown
+    finally:
+        screen.close()
 
 
 def test_the_daemon_is_asked_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:

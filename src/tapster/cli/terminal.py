@@ -31,13 +31,14 @@ def is_terminal() -> bool:
     return sys.stdout.isatty()
 
 
+def takes_escapes() -> bool:
+    """Tell whether standard output is a terminal that knows escape sequences."""
+    return is_terminal() and os.environ.get("TERM") not in (None, "", "dumb")
+
+
 def has_colours() -> bool:
-    """Tell whether to print colours: on a terminal, unless NO_COLOR forbids them."""
-    return (
-        is_terminal()
-        and not os.environ.get("NO_COLOR")
-        and os.environ.get("TERM") not in (None, "", "dumb")
-    )
+    """Tell whether to print colours, which NO_COLOR forbids."""
+    return takes_escapes() and not os.environ.get("NO_COLOR")
 
 
 def paint(text: str, style: str | None) -> str:

@@ -50,7 +50,7 @@ def declare(parser: "Parser") -> None:
 
 
 def run(options: Options, host: "AnyHost") -> int:
-    other_screen = terminal.is_terminal()
+    other_screen = terminal.takes_escapes()
     if other_screen:
         signal.signal(signal.SIGTERM, _end)
         signal.signal(signal.SIGTSTP, _pause)
@@ -151,7 +151,7 @@ def _screen(
 
 
 def _show(lines: Sequence[str]) -> None:
-    if terminal.is_terminal():
+    if terminal.takes_escapes():
         height = shutil.get_terminal_size().lines
         lines = lines[: height - 1]
         sys.stdout.write(CLEAR)
