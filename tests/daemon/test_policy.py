@@ -288,7 +288,8 @@ def test_a_policy_is_explained() -> None:
         ('[[allow]]\nusers=["0"]\nrequire=["filters"]\n', 3, "'filter'"),
         ('[[allow]]\nusers=["0"]\ntemplates=["a/b"]\n', 3, "'a/b'"),
         ('[[allow]]\nusers=["0"]\nnetns=["a/b"]\n', 3, "absolute path"),
-        ('[[allow]]\nusers = ["nobody-9"]\n', 2, "'nobody-9' does not exist"),
+        ('[[allow]]\nusers = ["nobody-9"]\n', 2, "user 'nobody-9' does not exist"),
+        ('[[allow]]\ngroups = ["no-9"]\n', 2, "group 'no-9' does not exist"),
         ('[metrics]\nlisten = "127.0.0.1:9474"\n', 2, "everybody = true"),
         ('[metrics]\nlisten = "here"\n', 2, "neither an absolute path"),
         ("x = " + "[" * 5000 + "]" * 5000, None, "nested too deeply"),
@@ -313,6 +314,13 @@ def test_every_fault_is_reported_at_once(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="'gone-9' does not exist") as caught:
         load(str(path))
     assert str(caught.value).count("\n") == 5
+
+
+def test_a_default_of_the_wrong_type_is_one_fault(tmp_path: Path) -> None:
+    path = tmp_path / "tapster.toml"
+    path.write_text('[defaults]\nbridge = 5\nhistory = "x"\nnaming = "y"\n')
+    _, faults = check(str(path))
+    assert [fault.line for fault in faults] == [2, 3, 4]
 
 
 def test_a_file_that_is_missing_is_a_fault_and_allows_nothing(tmp_path: Path) -> None:
@@ -350,7 +358,7 @@ def test_names_become_ids_and_an_unknown_name_matches_no_user(
     assert loaded.rules[0].users == ("0", "7")
     assert loaded.rules[0].groups == ("1", "8")
     assert loaded.names == ((0, "root"),)
-    assert loaded.unknown == ("gone-9",)
+    assert loaded.unknown == (("user", "gone-9"),)
 
 
 def test_a_namespace_with_a_nul_in_its_name_is_refused(tmp_path: Path) -> None:

@@ -133,8 +133,9 @@ class Loaded(NamedTuple):
     """The rules, with users and groups by id."""
     names: tuple[tuple[int, str], ...] = ()
     """The names of the users that the rules name, by id."""
-    unknown: tuple[str, ...] = ()
-    """The users and groups of the rules that do not exist."""
+    unknown: tuple[tuple[str, str], ...] = ()
+    """The users and groups of the rules that do not exist: "user" or "group", and the
+    name."""
 
     @property
     def names_to_look_up(self) -> tuple[str, ...]:
@@ -199,9 +200,11 @@ def check(path: str) -> tuple[Loaded | None, list[ConfigFault]]:
     loaded = resolve(Loaded(config, listed))
     unknown = [
         ConfigFault(
-            reader.line_of(name), "allow", f"{name!r} does not exist on this host"
+            reader.line_of(name),
+            "allow",
+            f"{what} {name!r} does not exist on this host",
         )
-        for name in loaded.unknown
+        for what, name in loaded.unknown
     ]
     faults = [*reader.faults, *reader.missing, *unknown]
     return (None if reader.faults else loaded), faults
@@ -249,8 +252,9 @@ class _Reader:
 
     def _check_defaults(self, value: Any) -> None:
         """Check what `_table` does not: more than the types."""
+        wrong = {fault.where for fault in self.faults}
         for key, given in value.items() if isinstance(value, dict) else ():
-            if type(given) in (str, int, float) and key in READERS:
+            if key in READERS and f"defaults.{key}" not in wrong:
                 try:
                     READERS[key](given)
                 except RequestError as error:
@@ -477,16 +481,16 @@ def resolve(loaded: Loaded) -> Loaded:
     server."""
     users: dict[str, str] = {}
     groups: dict[str, str] = {}
-    unknown: list[str] = []
+    unknown: list[tuple[str, str]] = []
     for rule in loaded.config.allow:
         for name in rule.users:
             users[name] = _id_of_user(name) or ""
             if not users[name]:
-                unknown.append(name)
+                unknown.append(("user", name))
         for name in rule.groups:
             groups[name] = _id_of_group(name) or ""
             if not groups[name]:
-                unknown.append(name)
+                unknown.append(("group", name))
     rules = tuple(
         rule._replace(
             users=tuple(filter(None, (users[name] for name in rule.users))),

@@ -328,8 +328,8 @@ class Server:
         self._access.loaded = loaded
         self._names = dict(loaded.names)
         self._upkeep.reconnect = loaded.config.watch.repair
-        for name in loaded.unknown:
-            self._log(WARNING, "unknown-user-or-group", name=name)
+        for what, name in loaded.unknown:
+            self._log(WARNING, f"unknown-{what}", name=name)
 
     # The end
 
