@@ -93,7 +93,7 @@ def _tun() -> Iterator[Problem]:
                 "rm /dev/net/tun && mknod -m 666 /dev/net/tun c 10 200",
             )
     except FileNotFoundError:
-        yield Problem("/dev/net/tun is missing: no tap can be made", "modprobe tun")
+        yield Problem("/dev/net/tun is missing: no tap can be made", tun.REMEDY)
     except OSError as error:
         yield Problem(
             f"/dev/net/tun cannot be opened: {error.strerror}",

@@ -257,7 +257,7 @@ def _tun_failure(error: OSError, action: str) -> HostError:
     if error.errno in _NO_TUN:
         return HostError(
             f"{tun.DEVICE} is missing or another device ({error.strerror}): "
-            "modprobe tun, or make it with: mknod /dev/net/tun c 10 200"
+            f"{tun.REMEDY}"
         )
     opening = error.filename == tun.DEVICE
     return failure(error, f"opening {tun.DEVICE}" if opening else action)

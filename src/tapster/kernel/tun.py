@@ -24,6 +24,10 @@ from errno import EBADFD, EBUSY
 from tapster.kernel.descriptors import closing_on_error
 
 DEVICE = "/dev/net/tun"
+REMEDY = (
+    f"modprobe tun; in a container: mkdir -p /dev/net && mknod -m 666 {DEVICE} c 10 200"
+)
+"""What to do where the device is missing."""
 LOOPBACK = 1
 """The index of `lo`, which each network namespace has: LOOPBACK_IFINDEX, net/flow.h."""
 
