@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What asks virsh, with a virsh that does as the real one does, and changes nothing."""
 
+import fcntl
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from select import select
 
 import pytest
 
@@ -19,6 +21,8 @@ from tapster.libvirt.hook import owner_of
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("world")]
 
+PIDS = Path("/run/libvirt/qemu")
+
 VIRSH = """#!/bin/sh
 case "$*" in
     *list*--uuid*) echo "{web} web"; echo "{seven} 7"; exit ;;
@@ -30,6 +34,7 @@ esac
 case "$*" in
     *domstate*) echo running ;;
     *dumpxml*) exec cat {folder}/$name.xml ;;
+    *metadata*) echo "$*" > {folder}/metadata ;;
 esac
 """
 """A number is an id before it is a name: domain web has the id 7."""
@@ -48,9 +53,8 @@ def running(
     (tmp_path / "7.xml").write_text(adopted("7", "dev='seven0' bridge='br0'"))
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    pids = Path("/run/libvirt/qemu")
-    pids.mkdir(parents=True)
-    (pids / "web.pid").write_text(str(os.getpid()))
+    PIDS.mkdir(parents=True)
+    (PIDS / "web.pid").write_text(str(os.getpid()))
 
 
 def attach(*command: str) -> "subprocess.CompletedProcess[str]":
@@ -66,6 +70,37 @@ def test_a_lease_that_cannot_be_repaired_hinders_no_other_domain(ledger: Path) -
     command = [TAPSTER, "libvirt", "detach", "web", attached.stdout.strip()]
     subprocess.run(command, check=True)
     assert iproute.ports() == set()
+
+
+def test_two_devices_that_are_attached_at_once_are_both_in_the_metadata(
+    tmp_path: Path,
+) -> None:
+    """The second attach took the first one's nic for one that was unplugged."""
+    with (PIDS / "web.pid").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # as the first attach does
+        words = [TAPSTER, "libvirt", "attach", "web", "--bridge", "br0"]
+        with subprocess.Popen(words, stdout=subprocess.PIPE) as second:
+            wait_until_it_waits(second)
+            first = adopted("web", "dev='first' plugged='yes' bridge='br0'")
+            (tmp_path / "web.xml").write_text(first)
+            fcntl.flock(held, fcntl.LOCK_UN)
+            (name,) = second.communicate()[0].decode().split()
+    metadata = (tmp_path / "metadata").read_text()
+    assert metadata.count("plugged=") == 2
+    assert name in metadata
+    assert "first" in metadata
+
+
+def wait_until_it_waits(process: "subprocess.Popen[bytes]") -> None:
+    """Wait until a process waits for a lock, or has ended."""
+    ended = os.pidfd_open(process.pid)
+    try:
+        while not select([ended], [], [], 0.01)[0]:
+            for line in Path("/proc/locks").read_text().splitlines():
+                if "->" in line and f" {process.pid} " in line:
+                    return
+    finally:
+        os.close(ended)
 
 
 def test_a_libvirtd_that_is_stopped_is_given_up(

@@ -542,6 +542,7 @@ ROOMS = [
         (
             "tapster.errors",
             "tapster.host",
+            "tapster.kernel.lock",
             "tapster.libvirt.adoption",
             "tapster.libvirt.domain",
             "tapster.libvirt.hook",

@@ -23,10 +23,10 @@ import fcntl
 import os
 import struct
 
-from tapster.errors import LedgerError
+from tapster.errors import HostError, LedgerError
 from tapster.kernel import files
 from tapster.kernel.boot import boottime
-from tapster.light import NamedTuple, suppress
+from tapster.light import Iterator, NamedTuple, contextmanager, suppress
 
 # include/uapi/asm-generic/fcntl.h; the fcntl module has no names for them.
 F_OFD_GETLK = 36
@@ -176,3 +176,20 @@ class LockFile:
 
     def _failure(self, error: OSError) -> LedgerError:
         return LedgerError(f"lock file {self._path!r}: {error.strerror}")
+
+
+@contextmanager
+def held(path: str) -> Iterator[None]:
+    """Have a file to oneself, among those who ask here: flock(2).
+
+    Other kinds of lock, such as QEMU's on its pid file, do not count. Raise HostError.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostError(f"{path!r} cannot be locked: {error.strerror}") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)

@@ -6,10 +6,11 @@ from xml.sax.saxutils import quoteattr
 
 from tapster.errors import HostError, RequestError
 from tapster.host import Host
+from tapster.kernel import lock
 from tapster.libvirt import domain, virsh
 from tapster.libvirt.adoption import nics_element
 from tapster.libvirt.domain import NicRequest
-from tapster.libvirt.hook import LABEL, leases_of, owner_of, qemu_pid
+from tapster.libvirt.hook import LABEL, PID_FILE, leases_of, owner_of, qemu_pid
 from tapster.model import Lease, Spec
 
 
@@ -32,6 +33,22 @@ def attach(
     pid = qemu_pid(name)
     if pid is None:
         raise HostError(f"the process of domain {name!r} was not found")
+    # libvirt replaces the metadata as a whole: another attach must not change it
+    # between the look and the change, nor find a nic that no interface opens yet.
+    with lock.held(PID_FILE.format(name=name)):
+        return _attach(host, virsh.live(uuid), pid, spec, attributes, model, dev)
+
+
+def _attach(
+    host: Host,
+    xml: bytes,
+    pid: int,
+    spec: Spec,
+    attributes: Mapping[str, str],
+    model: str,
+    dev: str | None,
+) -> str:
+    uuid, name = domain.uuid_of(xml), domain.name_of(xml)
     taken = {lease.name for lease in host.leases()}
     taken |= {interface.dev for interface in domain.targets(xml)}
     spec = spec._replace(
