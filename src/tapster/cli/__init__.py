@@ -354,7 +354,7 @@ def declare(parser: Any) -> None:
 def _declare_common(parser: Any, before: Options) -> None:
     """Declare the options that may stand before and after the verb."""
     option = parser.add_argument
-    option("--ledger", default=before.ledger, help=_LEDGER_HELP)
+    option("--ledger", default=before.ledger, metavar="PATH", help=_LEDGER_HELP)
     option("--socket", default=before.socket, metavar="PATH", help=_SOCKET_HELP)
     option(
         "-v", "--verbose", action="store_true", default=before.verbose, help=_VERBOSE
