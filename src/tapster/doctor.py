@@ -37,6 +37,7 @@ def examine(operations: Operations) -> list[Problem]:
         checks = [
             _privileges(),
             _tun(),
+            _writable(ledger.path),
             _damages(operations),
             _unrepaired(operations),
             _undetermined(operations, links, here),
@@ -63,6 +64,23 @@ def _found(check: Iterator[Problem]) -> Iterator[Problem]:
 def _damages(operations: Operations) -> Iterator[Problem]:
     for damage in operations.context.ledger.check():
         yield Problem(f"the ledger is damaged: {damage}", "restore it from a backup")
+
+
+def _writable(ledger: str) -> Iterator[Problem]:
+    """Report what of a ledger every user may change.
+
+    SQLite gives the files beside a ledger the ledger's mode. In a directory as /tmp
+    nobody can replace the files of others.
+    """
+    for path in (os.path.dirname(ledger), ledger, f"{ledger}.lock"):
+        with suppress(OSError):
+            mode = os.stat(path).st_mode
+            if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+                yield Problem(
+                    f"{path} can be changed by every user of the host: a user can "
+                    "change each lease, and so the devices of all VMs",
+                    f"chmod o-w {path}",
+                )
 
 
 def _privileges() -> Iterator[Problem]:

@@ -48,6 +48,23 @@ def test_each_fault_of_the_settings_is_a_problem() -> None:
     assert "tapster.toml: line 3: allow[0]: the rule is for nobody" in text
 
 
+@pytest.mark.parametrize("part", ["ledger.db", "ledger.db.lock", ""])
+def test_a_ledger_that_every_user_may_change(ledger: Path, part: str) -> None:
+    tapster("ls")
+    path = ledger.parent / part
+    path.chmod(path.stat().st_mode | 0o022)
+    ((problem, remedy),) = problems()
+    assert problem.startswith(f"{path} can be changed by every user")
+    shell.sh(remedy)
+    assert problems() == []
+
+
+def test_a_ledger_in_a_directory_as_tmp(ledger: Path) -> None:
+    ledger.parent.chmod(0o1777)
+    tapster("ls")
+    assert problems() == []
+
+
 def test_a_spanning_tree_keeps_a_new_vm_waiting() -> None:
     tapster("add", "--bridge", "br0")
     assert problems() == []
