@@ -79,12 +79,16 @@ class Redirect:
                     f"device {outer.name!r} is redirected already: see "
                     f"tc filter show dev {outer.name} ingress"
                 ) from error
+            # The kernel's interface knows the devices by their indexes alone.
+            named = KernelError(
+                error.errno, f"redirecting {outer.name!r}", error.args[2]
+            )
             if error.errno in (ENOENT, EOPNOTSUPP):
                 raise HostError(
-                    f"{error}. A redirection needs cls_matchall and act_mirred: "
+                    f"{named}. A redirection needs cls_matchall and act_mirred: "
                     "modprobe -a sch_ingress cls_matchall act_mirred"
                 ) from error
-            raise
+            raise named from error
 
     def restore(self, namespace: Namespace, leases: Sequence[Lease]) -> frozenset[str]:
         """Do nothing: each device is attached by itself."""
