@@ -163,20 +163,24 @@ def test_a_wrong_configuration_is_refused_by_every_command(
         ({"ipam": "host-local"}, Code.CONFIGURATION, "ipam must be an object"),
         ({"ipam": {"x": 1}}, Code.CONFIGURATION, "ipam.type is None"),
         ({"ipam": {"type": "../x"}}, Code.CONFIGURATION, "ipam.type is '../x'"),
-        ({"vlan": 5}, Code.CONFIGURATION, "vlan needs bridge: 5"),
-        ({"filter": True}, Code.CONFIGURATION, "filter needs bridge: True"),
+        ({"vlan": 5}, Code.CONFIGURATION, "vlan needs the key bridge"),
+        ({"filter": True}, Code.CONFIGURATION, "filter needs the key bridge"),
         (
             {"redirect": True, "bridge": "br0"},
             Code.CONFIGURATION,
-            "bridge does not go with redirect: 'br0'",
+            "bridge does not go with the key redirect",
         ),
-        ({"mode": "vepa"}, Code.CONFIGURATION, "mode needs link: 'vepa'"),
+        ({"mode": "vepa"}, Code.CONFIGURATION, "mode needs the key link"),
         (
             {"link": "eth0", "bridge": "br0"},
             Code.CONFIGURATION,
-            "bridge does not go with link: 'br0'",
+            "bridge does not go with the key link",
         ),
-        ({"link": "eth0", "uid": 5}, Code.CONFIGURATION, "uid does not go with link"),
+        (
+            {"link": "eth0", "uid": 5},
+            Code.CONFIGURATION,
+            "uid does not go with the key link",
+        ),
     ],
 )
 def test_what_cannot_be_made_is_refused(
@@ -207,7 +211,7 @@ def test_what_cannot_be_made_is_refused(
         ({"runtimeConfig": {"bandwidth": 5}}, "bandwidth must be an object, not 5"),
         (
             {"link": "eth0", "runtimeConfig": {"bandwidth": {"egressRate": 8000}}},
-            "runtimeConfig.bandwidth does not go with link",
+            "runtimeConfig.bandwidth does not go with the key link",
         ),
         ({"ipam": {"type": "absent"}}, "there is no IPAM plugin 'absent'"),
     ],

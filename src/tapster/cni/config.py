@@ -171,19 +171,17 @@ def _check_combination(network: Network) -> None:
         for key in TAP_KEYS:
             if key in keys:
                 raise CniFailure(
-                    Code.CONFIGURATION, f"{key} does not go with link: {keys[key]!r}"
+                    Code.CONFIGURATION, f"{key} does not go with the key link"
                 )
         return
     if network.redirects and "bridge" in keys:
-        raise CniFailure(
-            Code.CONFIGURATION, f"bridge does not go with redirect: {keys['bridge']!r}"
-        )
+        raise CniFailure(Code.CONFIGURATION, "bridge does not go with the key redirect")
     for key in ("mode", "linkInContainer"):
         if key in keys:
-            raise CniFailure(Code.CONFIGURATION, f"{key} needs link: {keys[key]!r}")
+            raise CniFailure(Code.CONFIGURATION, f"{key} needs the key link")
     for key in WIRING_KEYS:
         if key in keys and "bridge" not in keys:
-            raise CniFailure(Code.CONFIGURATION, f"{key} needs bridge: {keys[key]!r}")
+            raise CniFailure(Code.CONFIGURATION, f"{key} needs the key bridge")
 
 
 def _check_previous(previous: Mapping[str, Any]) -> None:
@@ -264,7 +262,7 @@ def spec_of(network: Network, call: CniCall) -> Spec:
         )
     if inbound or outbound:
         raise CniFailure(
-            Code.CONFIGURATION, "runtimeConfig.bandwidth does not go with link"
+            Code.CONFIGURATION, "runtimeConfig.bandwidth does not go with the key link"
         )
     mode = keys.get("mode", Mode.BRIDGE)
     if mode not in [str(known) for known in Mode]:
