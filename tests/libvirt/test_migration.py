@@ -29,7 +29,7 @@ GUEST = domain(
     f"<mac address='{MAC}'/><model type='rtl8139'/><boot order='1'/></interface>",
     metadata="<metadata><t:nics xmlns:t='urn:tapster:libvirt:1'>"
     "<t:nic dev='mover0' bridge='br0'/></t:nics></metadata>",
-)
+).replace("<devices>", "<features><acpi/></features><devices>")  # it can be plugged
 
 
 class Far(NamedTuple):
@@ -140,6 +140,22 @@ def test_a_vm_that_arrives_takes_its_device_and_leaves_the_other(
     assert ping.answers(address, TIMEOUT), "it is on the network there"
 
 
+def test_a_device_that_was_plugged_in_arrives_too(near: Place, far: Far) -> None:
+    near.libvirt.define(GUEST)
+    virsh("start mover")
+    plugged = near.tapster("libvirt attach mover --bridge br0 --isolated").strip()
+    assert migrate(far).wait(TIMEOUT) == 0
+    wait_for_arrival()
+    assert near.released(plugged)
+    taken = {
+        lease["name"]: (lease["state"], lease["standby"]) for lease in far.leases()
+    }
+    assert taken == {"mover0": ("active", False), plugged: ("active", False)}
+    shown = far.host.sh(f"bridge -j -d link show dev {plugged}")
+    (port,) = json.loads(shown)
+    assert (port["master"], port["isolated"]) == ("br0", True)
+
+
 def port_of_guest(fdb: str) -> str:
     """Return the port to which a bridge sends frames for the guest."""
     (port,) = [entry["ifname"] for entry in json.loads(fdb) if entry["mac"] == MAC]
@@ -148,12 +164,17 @@ def port_of_guest(fdb: str) -> str:
 
 def wait_taken(far: Far) -> None:
     """Wait until the device that was on standby is in use."""
+    wait_for_arrival()
+    (lease,) = [one for one in far.leases() if one["state"] == "active"]
+    assert not lease["standby"]
+    assert far.link("mover0")["master"] == "br0"
+
+
+def wait_for_arrival() -> None:
+    """Wait until the hook's program that takes the devices has ended."""
     program = f"tapster.libvirt.arrival {libvirt.uuid_of('mover')}"
     found = subprocess.run(
         ["pgrep", "-f", program], capture_output=True, text=True, check=False
     )
     for pid in found.stdout.split():
         libvirt.wait_ended(int(pid))
-    (lease,) = [one for one in far.leases() if one["state"] == "active"]
-    assert not lease["standby"]
-    assert far.link("mover0")["master"] == "br0"
