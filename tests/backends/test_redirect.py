@@ -270,6 +270,9 @@ def test_recover_removes_what_belongs_to_no_lease(host: Host, ledger: Path) -> N
         shutil.copy(ledger.with_suffix(".old"), ledger)
         with inside(POD_PATH), Host(ledger, reaper=no_reaper) as restored:
             restored.recover()
+            assert filters("eth1", POD), "the VM of the lost lease has its tap"
+            sh(f"ip -n {POD} link delete tap1")
+            restored.recover()
             assert redirections("eth0", POD) == {PREFERENCE: "tap0"}
             assert not filters("eth1", POD)
             assert restored.differences(first) == {}
