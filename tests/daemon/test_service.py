@@ -776,6 +776,39 @@ def test_who_takes_anothers_mac_with_new_taps_gets_none_for_a_minute(
     library.close_all(victim, bob.acquire(BR0))
 
 
+@pytest.mark.parametrize("by", ["release", "exit"])
+def test_who_takes_anothers_mac_and_ends_the_lease_gets_none_for_a_minute(
+    daemon: Daemon, alice: Client, bob: Client, by: str
+) -> None:
+    """The device may be gone before the daemon looks at it."""
+    victim = bob.acquire(BR0)
+    mac = bytes.fromhex(victim.mac.replace(":", ""))
+    events = daemon.events(ALICE)
+    changes = 0
+
+    def change_with_new_taps() -> None:
+        nonlocal changes
+        while changes < 2 * MOST_FOREIGN_MACS:
+            mallory = alice.acquire(BR0._replace(fin_wait=0))
+            process = companion(ALICE)
+            if by == "exit":
+                alice.bind([mallory], process.pid)
+            request = struct.pack("16sH6s16x", mallory.name.encode(), ARPHRD_ETHER, mac)
+            fcntl.ioctl(mallory.fds[0], SIOCSIFHWADDR, request)
+            mallory.close()
+            changes += 1
+            process.communicate()
+            if by == "release":
+                alice.release(mallory.id)
+            while next(events).event != "released":
+                pass
+
+    with pytest.raises(ConflictError, match="changed the MACs"):
+        change_with_new_taps()
+    assert changes <= MOST_FOREIGN_MACS
+    victim.close()
+
+
 def test_users_hear_of_their_own_leases_alone(daemon: Daemon, alice: Client) -> None:
     events = daemon.events(BOB)
     alice.acquire(BR0).close()

@@ -112,9 +112,9 @@ class Upkeep:
         self._next_switch = clock()
         """When to look at these ports again."""
         self._pace = Pace()
+        """Of putting back a foreign MAC, alias or name."""
         self._foreign_macs = Pace(MOST_FOREIGN_MACS)
         """How often devices of each user had a foreign MAC."""
-        """Of putting back a foreign MAC, alias or name."""
         self._told = Pace()
         """Of reporting changes of a device."""
         self._turns = Turns(submit, clock)
@@ -507,7 +507,7 @@ class Upkeep:
         """Restore what another program changed, but not again and again at once."""
         how = self._reconnecting(lease)
         if foreign_mac:
-            self._foreign_macs.allows(str(lease.caller_uid), self._clock())
+            self._count_foreign_mac(lease)
         if foreign_mac and self._pace.is_spent(lease.id, self._clock()):
             self._taken_off.add(lease.id)
             self._repairs.add_later(lease.id, how, SECONDS)
@@ -517,6 +517,19 @@ class Upkeep:
             self._repairs.add([lease.id], how)
         else:
             self._repairs.add_later(lease.id, how, FIRST_RETRY)
+
+    def look_before_end(self, lease: Lease) -> None:
+        """Count a foreign MAC of a device whose lease is about to end.
+
+        The device may be gone before `look_at` looks at it.
+        """
+        with suppress(TapsterError):
+            link = self._operations.look.device(lease)
+            if link is not None and _has_foreign_mac(lease, link):
+                self._count_foreign_mac(lease)
+
+    def _count_foreign_mac(self, lease: Lease) -> None:
+        self._foreign_macs.allows(str(lease.caller_uid), self._clock())
 
     def may_acquire(self, uid: int) -> bool:
         """Return whether a user may have new devices.
@@ -654,7 +667,11 @@ class Upkeep:
     def processes_ended(self, processes: Iterable[Process]) -> None:
         """Release the leases that were bound to processes, which have ended."""
         for process in processes:
-            self._repairs.add(self._bound.take(process), Repairing(EXIT))
+            ids = self._bound.take(process)
+            for id in ids:
+                with suppress(TapsterError):
+                    self.look_before_end(self._operations.look.lease(id))
+            self._repairs.add(ids, Repairing(EXIT))
         self._turns.run()
 
 

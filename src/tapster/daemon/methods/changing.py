@@ -93,6 +93,7 @@ class Changing:
 
         def check(lease: Lease) -> None:
             self._access.permit_end(call.caller, lease)
+            self._upkeep.look_before_end(lease)
             found.append(lease)
 
         try:
