@@ -24,6 +24,7 @@ from tapster.fleet.etcd import Etcd, EtcdRefusal
 from tapster.fleet.fleet import Overview
 from tapster.fleet.keys import Keys
 from tapster.fleet.registration import Registration
+from tapster.fleet.steps import NoPermit
 from tapster.fleet.store import FleetUnavailable, FleetUnclear, MacRegistered
 from tests.fleet.clusters import seconds_until, store_of
 from tests.fleet.hosts import MAC, FleetHost, X
@@ -246,6 +247,28 @@ def test_the_store_is_set_back_to_a_backup(
     assert owned is not None
     assert owned.host == "a"
     assert {owner.host for _, owner in hosts.fleet.blocks()} == {"a", "b"}
+
+
+def test_the_store_has_lost_its_data(hosts: Hosts, etcd: Cluster) -> None:
+    running = hosts.a.add(MAC, X)
+    hosts.a.member.sync()
+    blocks = {block: owner.host for block, owner in hosts.fleet.blocks()}
+    for node in etcd.nodes:
+        node.kill()
+    for node in etcd.nodes:
+        shutil.rmtree(node.data)
+    etcd.start()
+    for host in (hosts.a, hosts.b):
+        with pytest.raises(NoPermit, match="tapster fleet join"):
+            host.member.sync()
+    check_that_vms_start_and_end(hosts.b)
+    hosts.fleet.init("0a:54:00")
+    for host in (hosts.a, hosts.b):
+        host.start().join()
+    registration = hosts.registration()
+    assert registration is not None
+    assert (registration.host, registration.lease) == ("a", running.id)
+    assert {block: owner.host for block, owner in hosts.fleet.blocks()} == blocks
 
 
 def restore(node: Node, backup: Path) -> None:
