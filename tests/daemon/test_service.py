@@ -776,7 +776,7 @@ def test_who_takes_anothers_mac_with_new_taps_gets_none_for_a_minute(
     library.close_all(victim, bob.acquire(BR0))
 
 
-@pytest.mark.parametrize("by", ["release", "exit"])
+@pytest.mark.parametrize("by", ["release", "exit", "close"])
 def test_who_takes_anothers_mac_and_ends_the_lease_gets_none_for_a_minute(
     daemon: Daemon, alice: Client, bob: Client, by: str
 ) -> None:
@@ -789,7 +789,8 @@ def test_who_takes_anothers_mac_and_ends_the_lease_gets_none_for_a_minute(
     def change_with_new_taps() -> None:
         nonlocal changes
         while changes < 2 * MOST_FOREIGN_MACS:
-            mallory = alice.acquire(BR0._replace(fin_wait=0))
+            spec = BR0._replace(fin_wait=0)
+            mallory = alice.acquire(spec, on_close=by == "close")
             process = companion(ALICE)
             if by == "exit":
                 alice.bind([mallory], process.pid)
