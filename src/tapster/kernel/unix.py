@@ -105,9 +105,12 @@ def listen(path: str, *, mode: int) -> "socket.socket":
     answers there, or if something else than a socket is there.
     """
     directory = os.path.dirname(path)
-    if directory and not os.path.isdir(directory):
-        os.makedirs(directory, exist_ok=True)
-        os.chmod(directory, 0o755)  # noqa: S103 - users go through it, whatever the umask
+    if directory:
+        umask = os.umask(0o022)  # users go through each directory that is made here
+        try:
+            os.makedirs(directory, exist_ok=True)
+        finally:
+            os.umask(umask)
     try:
         there = os.lstat(path)
     except FileNotFoundError:
