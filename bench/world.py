@@ -62,7 +62,7 @@ class BenchWorld:
         """Delete every device, so that the next measurement does not wait for
         deletions.
 
-        Some may end meanwhile with a namespace that is being deleted.
+        The kernel may delete some of them meanwhile, with the namespace of a pod.
         """
         names = [name for _, name in socket.if_nameindex() if name != "lo"]
         for first in range(0, len(names), GROUP):

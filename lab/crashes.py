@@ -50,7 +50,7 @@ class Crashes:
     def _numbers(self, call: str, arguments: tuple[str, ...]) -> list[int]:
         """Run the command to its end; return which of these calls to kill it at.
 
-        Of looks that follow each other that is the first: between them nothing changes.
+        Nothing changes between two looks, so a row of looks has one kill: at its first.
         """
         self._run(call, [], arguments)
         lines = self._calls.read_text().splitlines()

@@ -189,7 +189,7 @@ def test_a_closed_standard_input_is_named(plugin: Plugin) -> None:
 
 
 def test_without_standard_output_nothing_is_made(plugin: Plugin) -> None:
-    """The runtime could not learn what there is."""
+    """The plugin could not tell the runtime what it has made."""
     plugin.command = ["sh", "-c", 'exec "$@" >&-', "sh", *plugin.command]
     process = plugin.start("ADD")
     _, complaint = process.communicate(timeout=60)

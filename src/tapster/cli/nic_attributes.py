@@ -58,9 +58,9 @@ def request(name: str, attributes: Mapping[str, str]) -> Spec:
 
 
 def attributes_of(spec: Spec) -> dict[str, str]:
-    """Return attributes of which `request` makes this request again.
+    """Return the attributes from which `request` makes an equal request.
 
-    Without those that the interface of a domain determines, such as the MAC.
+    They lack what the interface of a domain determines, such as the MAC.
     """
     found: dict[str, object] = {
         wire.OPTIONS[field].replace("_", "-"): value
